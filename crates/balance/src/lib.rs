@@ -1,0 +1,1 @@
+//! Endpoint choice: load balancers, priorities, outlier detection, circuit breakers. No sockets.

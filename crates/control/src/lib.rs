@@ -1,0 +1,1 @@
+//! The live control plane: sources, push queue, serving, debug endpoints.

@@ -1,0 +1,10 @@
+//! Names, SPIFFE ids, labels, drain and readiness: what every stage of the path shares.
+pub mod spiffe;
+
+/// Labels of a workload, a resource or a selector, ordered so that equal sets print alike.
+pub type Labels = std::collections::BTreeMap<String, String>;
+
+/// Whether every label of `selector` stands in `labels`; an empty selector selects everything.
+pub fn selects(selector: &Labels, labels: &Labels) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}

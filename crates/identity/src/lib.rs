@@ -1,0 +1,1 @@
+//! Certificate authority, CSR service, rotation, SDS and TLS configuration.

@@ -1,0 +1,1 @@
+//! Istio and Kubernetes resources as typed values with positions.

@@ -1,0 +1,1 @@
+//! Pods as processes in network namespaces: capture, names, cluster addresses, logs.

@@ -1,0 +1,1 @@
+//! Sharded counters and histograms, Istio standard metrics, access logs.

@@ -1,0 +1,1 @@
+//! A pure function from world and proxy view to xDS resources.

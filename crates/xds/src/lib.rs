@@ -1,0 +1,1 @@
+//! The ADS protocol as state machines, and client and server shells.
