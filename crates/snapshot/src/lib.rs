@@ -1,1 +1,58 @@
-//! Envoy resources compiled into what a request reads: chain and route matching, explain. No sockets.
+//! Envoy resources in the form that a request reads: everything that can be settled when the
+//! configuration changes is settled here. No sockets, no tasks.
+//!
+//! On the path of a change this stands between the xDS client and the workers: [`compile`] turns
+//! listeners, routes, clusters, endpoints and secrets into a [`Snapshot`], refusing by field path
+//! what it cannot honour; the main thread publishes it and each worker reads it without a lock.
+//! On the path of a request it answers which chain, which route, which cluster.
+pub mod cluster;
+pub mod header;
+pub mod http;
+pub mod listener;
+pub mod matcher;
+pub mod route;
+pub mod tls;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+pub use cluster::Cluster;
+pub use listener::Listener;
+pub use route::RouteTable;
+
+/// Index of a cluster in every snapshot; a name keeps its id for the life of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClusterId(pub u32);
+
+/// Index of a route configuration in every snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RouteTableId(pub u32);
+
+/// All the configuration of a proxy at one moment. Immutable; parts that did not change are shared
+/// with the snapshot before, so comparing pointers tells what did.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    pub version: u64,
+    /// Only warmed listeners: everything they refer to has arrived once.
+    pub listeners: Vec<Arc<Listener>>,
+    /// By [`ClusterId`]; `None` for a name that is referred to but not (or no longer) known.
+    pub clusters: Vec<Option<Arc<Cluster>>>,
+    /// By [`RouteTableId`].
+    pub routes: Vec<Option<Arc<RouteTable>>>,
+    pub cluster_ids: Arc<HashMap<Arc<str>, ClusterId>>,
+}
+
+impl Snapshot {
+    pub fn cluster(&self, id: ClusterId) -> Option<&Arc<Cluster>> {
+        self.clusters.get(id.0 as usize)?.as_ref()
+    }
+
+    pub fn cluster_named(&self, name: &str) -> Option<(ClusterId, &Arc<Cluster>)> {
+        let id = *self.cluster_ids.get(name)?;
+        Some((id, self.cluster(id)?))
+    }
+
+    pub fn route_table(&self, id: RouteTableId) -> Option<&Arc<RouteTable>> {
+        self.routes.get(id.0 as usize)?.as_ref()
+    }
+}

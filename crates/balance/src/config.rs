@@ -1,0 +1,65 @@
+//! How a cluster balances: the runtime form of Envoy's `lb_policy` and `common_lb_config`.
+
+use std::time::Duration;
+
+/// The load-balancing policy (Envoy cluster.proto `LbPolicy`).
+#[derive(Clone, Debug, PartialEq)]
+pub enum LbPolicy {
+    /// Weighted round robin.
+    RoundRobin,
+    /// The least loaded of `choices` random hosts; with unequal weights, weighted by current load.
+    LeastRequest { choices: u32, active_request_bias: f64 },
+    /// A random host, by weight.
+    Random,
+    /// Consistent hashing on a ring; sizes are numbers of points.
+    RingHash { minimum_size: u64, maximum_size: u64 },
+    /// Consistent hashing through a Maglev table of `table_size` entries (a prime).
+    Maglev { table_size: u64 },
+    /// The connection's original destination is the host (Envoy `ORIGINAL_DST`).
+    OriginalDestination,
+}
+
+/// What surrounds the policy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    pub policy: LbPolicy,
+    /// Below this share of healthy hosts (0-100) health is ignored; Envoy's default is 50, Istio sets 0.
+    pub panic_threshold_percent: f64,
+    /// Whether localities get their `load_balancing_weight` share (Envoy `locality_weighted_lb_config`).
+    pub locality_weighted: bool,
+    /// How much more than its share a healthy priority may take, in percent (Envoy default 140).
+    pub overprovisioning_percent: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { policy: LbPolicy::RoundRobin, panic_threshold_percent: 50.0, locality_weighted: false, overprovisioning_percent: 140 }
+    }
+}
+
+/// Envoy `OutlierDetection`; zero switches a detector off.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutlierSettings {
+    pub consecutive_5xx: u32,
+    pub consecutive_gateway_failure: u32,
+    pub consecutive_local_origin_failure: u32,
+    pub split_external_local_origin_errors: bool,
+    pub enforcing_consecutive_5xx: u32,
+    pub enforcing_consecutive_gateway_failure: u32,
+    pub enforcing_consecutive_local_origin_failure: u32,
+    pub enforcing_success_rate: u32,
+    pub success_rate_minimum_hosts: u32,
+    pub success_rate_request_volume: u32,
+    /// In thousandths (Envoy default 1900 = 1.9 standard deviations).
+    pub success_rate_stdev_factor: u32,
+    pub enforcing_failure_percentage: u32,
+    pub failure_percentage_threshold: u32,
+    pub failure_percentage_minimum_hosts: u32,
+    pub failure_percentage_request_volume: u32,
+    pub interval: Duration,
+    pub base_ejection_time: Duration,
+    pub max_ejection_time: Duration,
+    pub max_ejection_time_jitter: Duration,
+    pub max_ejection_percent: u32,
+    pub always_eject_one_host: bool,
+}

@@ -1,0 +1,155 @@
+//! Clusters: what is upstream, how it is discovered, reached, balanced and protected.
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use lateen_balance::config::OutlierSettings;
+use lateen_balance::{Breakers, HostSet, Limits, Settings};
+
+use crate::http::Http2Options;
+use crate::tls::ClientTls;
+
+/// A cluster at one moment: its configuration, its members, and what outlives updates.
+#[derive(Debug)]
+pub struct Cluster {
+    pub config: Arc<ClusterConfig>,
+    pub hosts: Arc<HostSet>,
+    /// Survives configuration and membership updates of the same name.
+    pub live: Arc<ClusterLive>,
+}
+
+/// State shared by all workers and all versions of a cluster.
+#[derive(Debug)]
+pub struct ClusterLive {
+    /// Default and high priority.
+    pub breakers: [Breakers; 2],
+}
+
+/// Envoy `Cluster`.
+#[derive(Debug)]
+pub struct ClusterConfig {
+    pub name: Arc<str>,
+    /// Name in statistics; the cluster's name unless `alt_stat_name`.
+    pub stat_name: Arc<str>,
+    pub discovery: Discovery,
+    pub balance: Settings,
+    /// Envoy default 5 s.
+    pub connect_timeout: Duration,
+    pub http: UpstreamHttp,
+    /// Idle pooled HTTP connections are closed after this; Envoy default 1 h.
+    pub idle_timeout: Option<Duration>,
+    pub max_connection_duration: Option<Duration>,
+    /// 1 means no keep-alive.
+    pub max_requests_per_connection: Option<u32>,
+    /// Default and high priority.
+    pub limits: [Limits; 2],
+    pub outlier: Option<OutlierSettings>,
+    /// Transport sockets: `transport_socket_matches` in order, then the default; hosts point in by index.
+    pub transports: Vec<Transport>,
+    pub tcp_keepalive: Option<TcpKeepalive>,
+    /// Local address to connect from (`upstream_bind_config`), e.g. 127.0.0.6 for inbound pass-through.
+    pub bind_source: Option<std::net::SocketAddr>,
+    pub socket_options: Vec<(i32, i32, i32)>,
+    pub health_checks: Vec<HealthCheck>,
+    pub close_connections_on_host_health_failure: bool,
+    /// Close HTTP connections to hosts that left the membership when idle; open requests finish.
+    pub drain_on_host_removal: bool,
+    /// Istio's description of the destination, from cluster metadata: (host, name, namespace).
+    pub istio_service: Option<IstioService>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IstioService {
+    pub host: Arc<str>,
+    pub name: Arc<str>,
+    pub namespace: Arc<str>,
+}
+
+#[derive(Debug, Clone)]
+pub enum Discovery {
+    Static,
+    /// Endpoint discovery under this service name.
+    Eds(Arc<str>),
+    StrictDns(DnsTargets),
+    LogicalDns(DnsTargets),
+    OriginalDst {
+        use_header: bool,
+    },
+}
+
+/// What a DNS cluster resolves.
+#[derive(Debug, Clone)]
+pub struct DnsTargets {
+    /// (name, port, weight, priority, locality index)
+    pub targets: Vec<DnsTarget>,
+    pub refresh: Duration,
+    pub respect_ttl: bool,
+    pub family: DnsFamily,
+}
+
+#[derive(Debug, Clone)]
+pub struct DnsTarget {
+    pub name: Arc<str>,
+    pub port: u16,
+    pub weight: u32,
+    pub priority: u32,
+    pub locality: lateen_balance::Locality,
+    pub transport: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DnsFamily {
+    Auto,
+    V4Only,
+    V6Only,
+    V4Preferred,
+    All,
+}
+
+/// Which HTTP version goes upstream (Envoy `HttpProtocolOptions`).
+#[derive(Clone, Debug)]
+pub enum UpstreamHttp {
+    Http1,
+    Http2(Http2Options),
+    /// The version of the downstream request.
+    Downstream(Http2Options),
+    /// What ALPN settles.
+    Auto(Http2Options),
+}
+
+/// How a host is reached.
+#[derive(Debug, Clone)]
+pub struct Transport {
+    pub name: Arc<str>,
+    /// `None` is plaintext.
+    pub tls: Option<Arc<ClientTls>>,
+    pub proxy_protocol: Option<ProxyProtocolVersion>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyProtocolVersion {
+    V1,
+    V2,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpKeepalive {
+    pub probes: Option<u32>,
+    pub time: Option<Duration>,
+    pub interval: Option<Duration>,
+}
+
+#[derive(Debug, Clone)]
+pub struct HealthCheck {
+    pub timeout: Duration,
+    pub interval: Duration,
+    pub healthy_threshold: u32,
+    pub unhealthy_threshold: u32,
+    pub kind: HealthCheckKind,
+}
+
+#[derive(Debug, Clone)]
+pub enum HealthCheckKind {
+    Http { host: Arc<str>, path: Arc<str>, expected: Vec<std::ops::Range<u16>> },
+    Grpc { service: Arc<str>, authority: Arc<str> },
+    Tcp,
+}

@@ -1,0 +1,305 @@
+//! The HTTP connection manager and its filters, compiled.
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::header::HeaderMutations;
+use crate::matcher::{Fraction, Rbac, StringMatcher, ValueMatcher};
+use crate::{ClusterId, RouteTable, RouteTableId};
+
+/// Envoy `codec_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Codec {
+    /// ALPN, else the first bytes.
+    Auto,
+    Http1,
+    Http2,
+}
+
+/// Envoy `HttpConnectionManager`.
+#[derive(Debug)]
+pub struct HttpConnectionManager {
+    pub stat_prefix: Arc<str>,
+    pub codec: Codec,
+    pub http1: Http1Options,
+    pub http2: Http2Options,
+    pub routes: RouteSource,
+    /// In order; the router is last and implied by its entry.
+    pub filters: Vec<HttpFilter>,
+    pub access_logs: Vec<Arc<AccessLog>>,
+    /// `server` response header (default `envoy`; Istio `istio-envoy`).
+    pub server_name: Arc<str>,
+    pub server_header: ServerHeader,
+    /// Trust the connection's address for `x-forwarded-for`, as edge proxies do.
+    pub use_remote_address: bool,
+    pub xff_num_trusted_hops: u32,
+    pub skip_xff_append: bool,
+    pub generate_request_id: bool,
+    pub preserve_external_request_id: bool,
+    pub always_set_request_id_in_response: bool,
+    pub forward_client_cert: ForwardClientCert,
+    pub set_current_client_cert: CurrentClientCert,
+    pub path: PathNormalization,
+    /// Upgrade names accepted (lower case), e.g. `websocket`, `CONNECT`.
+    pub upgrades: Vec<Arc<str>>,
+    /// Time between bytes of a stream; default 5 min, `None` unlimited (Istio).
+    pub stream_idle_timeout: Option<Duration>,
+    /// Whole request must have arrived by then; `None` unlimited.
+    pub request_timeout: Option<Duration>,
+    pub request_headers_timeout: Option<Duration>,
+    /// An idle downstream connection is closed after this; default 1 h.
+    pub idle_timeout: Option<Duration>,
+    pub max_connection_duration: Option<Duration>,
+    pub max_stream_duration: Option<Duration>,
+    pub max_requests_per_connection: Option<u32>,
+    pub max_request_headers_kb: u32,
+    pub max_headers_count: u32,
+    pub drain_timeout: Duration,
+    pub delayed_close_timeout: Duration,
+    /// `via` entry to append, if any.
+    pub via: Option<Arc<str>>,
+    pub merge_slashes: bool,
+    pub strip_matching_host_port: bool,
+    pub strip_any_host_port: bool,
+    pub tracing: Option<Arc<Tracing>>,
+    pub suppress_envoy_headers: bool,
+    /// Body format of local replies is Envoy's plain text unless mapped; mappings are refused for now.
+    pub normalize_underscores: Underscores,
+}
+
+/// Where the routes are.
+#[derive(Debug, Clone)]
+pub enum RouteSource {
+    Inline(Arc<RouteTable>),
+    /// Discovered: look it up in the current snapshot at each request.
+    Discovered(RouteTableId),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ServerHeader {
+    #[default]
+    Overwrite,
+    AppendIfAbsent,
+    PassThrough,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Underscores {
+    #[default]
+    Allow,
+    RejectRequest,
+    DropHeader,
+}
+
+/// Envoy `forward_client_cert_details`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ForwardClientCert {
+    #[default]
+    Sanitize,
+    ForwardOnly,
+    AppendForward,
+    SanitizeSet,
+    AlwaysForwardOnly,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CurrentClientCert {
+    pub subject: bool,
+    pub cert: bool,
+    pub chain: bool,
+    pub dns: bool,
+    pub uri: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathNormalization {
+    /// Dot segments removed, backslashes turned (RFC 3986).
+    pub normalize: bool,
+    pub escaped_slashes: EscapedSlashes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum EscapedSlashes {
+    #[default]
+    Keep,
+    Reject,
+    UnescapeAndRedirect,
+    UnescapeAndForward,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Http1Options {
+    pub accept_http_10: bool,
+    pub allow_absolute_url: bool,
+    pub allow_chunked_length: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Http2Options {
+    /// Envoy's default is 1024 since 1.3x.
+    pub max_concurrent_streams: u32,
+    /// Bytes; Envoy default 16 MiB.
+    pub initial_stream_window_size: u32,
+    /// Bytes; Envoy default 24 MiB.
+    pub initial_connection_window_size: u32,
+    pub allow_connect: bool,
+    pub keepalive_interval: Option<Duration>,
+    pub keepalive_timeout: Duration,
+}
+
+/// An HTTP filter, in its listener-wide configuration; routes may override (see [`PerRoute`]).
+#[derive(Debug, Clone)]
+pub enum HttpFilter {
+    Router(Arc<Router>),
+    Fault(Arc<Fault>),
+    Cors,
+    GrpcStats,
+    Rbac(Arc<Rbac>),
+    /// Istio's ALPN override by downstream protocol.
+    IstioAlpn(Arc<AlpnOverrides>),
+    IstioStats(Arc<IstioStats>),
+    PeerMetadata(Arc<PeerMetadata>),
+}
+
+/// Envoy `Router` filter.
+#[derive(Debug, Default)]
+pub struct Router {
+    pub suppress_envoy_headers: bool,
+    pub start_child_span: bool,
+    pub respect_expected_rq_timeout: bool,
+}
+
+/// ALPN lists to offer upstream by the downstream protocol.
+#[derive(Debug, Default)]
+pub struct AlpnOverrides {
+    pub http10: Vec<Vec<u8>>,
+    pub http11: Vec<Vec<u8>>,
+    pub http2: Vec<Vec<u8>>,
+}
+
+/// Istio's standard metrics, HTTP and TCP.
+#[derive(Debug)]
+pub struct IstioStats {
+    /// `source` for client sidecars and gateways, `destination` for servers.
+    pub reporter_source: bool,
+    pub disable_host_header_fallback: bool,
+}
+
+/// Istio's peer metadata exchange over headers.
+#[derive(Debug, Default)]
+pub struct PeerMetadata {
+    pub discover_downstream: bool,
+    pub discover_upstream: bool,
+    pub propagate_downstream: bool,
+    pub propagate_upstream: bool,
+}
+
+/// Fault injection (Envoy `HTTPFault`).
+#[derive(Debug, Clone)]
+pub struct Fault {
+    pub delay: Option<FaultDelay>,
+    pub abort: Option<FaultAbort>,
+    /// Applies only to requests for this upstream cluster, when set.
+    pub upstream_cluster: Option<Arc<str>>,
+    /// Applies only to requests with these headers.
+    pub headers: Vec<crate::matcher::HeaderMatcher>,
+    pub max_active_faults: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct FaultDelay {
+    pub duration: Duration,
+    pub fraction: Fraction,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct FaultAbort {
+    pub kind: AbortKind,
+    pub fraction: Fraction,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AbortKind {
+    Http(u16),
+    Grpc(u32),
+}
+
+/// CORS policy (Envoy `CorsPolicy`).
+#[derive(Debug, Clone, Default)]
+pub struct Cors {
+    pub allow_origins: Vec<StringMatcher>,
+    pub allow_methods: Option<::http::HeaderValue>,
+    pub allow_headers: Option<::http::HeaderValue>,
+    pub expose_headers: Option<::http::HeaderValue>,
+    pub max_age: Option<::http::HeaderValue>,
+    pub allow_credentials: bool,
+    pub forward_not_matching_preflights: bool,
+    pub enabled: Option<Fraction>,
+}
+
+/// Per-filter configuration of a route, virtual host or weighted cluster: most specific wins.
+#[derive(Debug, Clone, Default)]
+pub struct PerRoute {
+    pub fault: Option<Arc<Fault>>,
+    pub cors: Option<Arc<Cors>>,
+    pub rbac: Option<Arc<RbacPerRoute>>,
+    /// Names of filters that the route switches off.
+    pub disabled: Vec<Arc<str>>,
+}
+
+#[derive(Debug)]
+pub enum RbacPerRoute {
+    Disabled,
+    Override(Arc<Rbac>),
+}
+
+/// A log to write when a request or connection ends.
+#[derive(Debug)]
+pub struct AccessLog {
+    pub path: Arc<str>,
+    pub format: LogFormat,
+    pub filter: Option<LogFilter>,
+}
+
+/// The format as configured; the proxy compiles it with `lateen-telemetry` when it opens the sink.
+#[derive(Debug, Clone)]
+pub enum LogFormat {
+    /// Envoy's default text format.
+    Default,
+    Text(Arc<str>),
+    Json(Arc<serde_json::Value>),
+}
+
+#[derive(Debug, Clone)]
+pub enum LogFilter {
+    StatusCode(ValueMatcher),
+    Duration(ValueMatcher),
+    /// Only requests with one of these short flags; empty means any flag.
+    ResponseFlags(Vec<Arc<str>>),
+    And(Vec<LogFilter>),
+    Or(Vec<LogFilter>),
+    NotHealthCheck,
+    Header(crate::matcher::HeaderMatcher),
+}
+
+/// Tracing decisions; the exporters are the proxy's.
+#[derive(Debug)]
+pub struct Tracing {
+    pub client_sampling: Fraction,
+    pub random_sampling: Fraction,
+    pub overall_sampling: Fraction,
+    pub max_path_tag_length: u32,
+    pub provider: Option<Provider>,
+}
+
+#[derive(Debug)]
+pub enum Provider {
+    Zipkin { cluster: ClusterId, endpoint: Arc<str>, shared_span_context: bool, trace_id_128bit: bool },
+    OpenTelemetry { cluster: ClusterId, service_name: Arc<str> },
+}
+
+/// Headers that a stage adds, sets or removes on the way up and down.
+#[derive(Debug, Clone, Default)]
+pub struct HeaderChanges {
+    pub request: HeaderMutations,
+    pub response: HeaderMutations,
+}

@@ -1,0 +1,153 @@
+//! Matchers of Envoy's `type.matcher.v3` and RBAC, compiled: strings, headers, numbers, addresses.
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::HeaderName;
+use regex::Regex;
+
+/// A string matcher (Envoy string.proto).
+#[derive(Debug, Clone)]
+pub enum StringMatcher {
+    Exact {
+        text: Box<str>,
+        ignore_case: bool,
+    },
+    Prefix {
+        text: Box<str>,
+        ignore_case: bool,
+    },
+    Suffix {
+        text: Box<str>,
+        ignore_case: bool,
+    },
+    Contains {
+        text: Box<str>,
+        ignore_case: bool,
+    },
+    /// Anchored at both ends: the whole value must match.
+    Regex(Regex),
+}
+
+/// A header matcher (Envoy route_components.proto `HeaderMatcher`).
+#[derive(Debug, Clone)]
+pub struct HeaderMatcher {
+    pub name: HeaderKey,
+    pub predicate: HeaderPredicate,
+    pub invert: bool,
+    /// A missing header is treated as the empty string.
+    pub missing_as_empty: bool,
+}
+
+/// A header, or one of HTTP/2's pseudo headers that Envoy configurations may name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeaderKey {
+    Name(HeaderName),
+    Method,
+    Path,
+    Authority,
+    Scheme,
+}
+
+#[derive(Debug, Clone)]
+pub enum HeaderPredicate {
+    Present(bool),
+    String(StringMatcher),
+    Range { start: i64, end: i64 },
+}
+
+/// A query parameter matcher.
+#[derive(Debug, Clone)]
+pub struct QueryMatcher {
+    pub name: Box<str>,
+    /// `None`: the parameter must be present.
+    pub value: Option<StringMatcher>,
+}
+
+/// `numerator` of `denominator` requests (Envoy `FractionalPercent`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fraction {
+    pub numerator: u32,
+    /// 100, 10 000 or 1 000 000.
+    pub denominator: u32,
+}
+
+impl Fraction {
+    pub const ALL: Self = Self { numerator: 100, denominator: 100 };
+    pub const NONE: Self = Self { numerator: 0, denominator: 100 };
+
+    /// Whether a die roll (any uniformly distributed number) falls in.
+    pub fn hits(self, roll: u32) -> bool {
+        self.numerator > 0 && roll % self.denominator < self.numerator
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ValueMatcher {
+    Equal(u64),
+    GreaterOrEqual(u64),
+    LessOrEqual(u64),
+    NotEqual(u64),
+}
+
+/// An address block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Cidr {
+    pub address: IpAddr,
+    pub length: u8,
+}
+
+/// Role-based access control (Envoy rbac.proto), HTTP and network.
+#[derive(Debug)]
+pub struct Rbac {
+    pub action: RbacAction,
+    /// By name, in Envoy's (sorted) order.
+    pub policies: Vec<RbacPolicy>,
+    /// Whether there were any rules at all: a filter without rules enforces nothing.
+    pub enforced: bool,
+    pub stat_prefix: Arc<str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RbacAction {
+    Allow,
+    Deny,
+    Log,
+}
+
+#[derive(Debug)]
+pub struct RbacPolicy {
+    pub name: Arc<str>,
+    pub permissions: Vec<Permission>,
+    pub principals: Vec<Principal>,
+}
+
+#[derive(Debug)]
+pub enum Permission {
+    Any,
+    And(Vec<Permission>),
+    Or(Vec<Permission>),
+    Not(Box<Permission>),
+    Header(HeaderMatcher),
+    UrlPath(StringMatcher),
+    DestinationIp(Cidr),
+    DestinationPort(u16),
+    DestinationPortRange(std::ops::Range<u16>),
+    RequestedServerName(StringMatcher),
+}
+
+#[derive(Debug)]
+pub enum Principal {
+    Any,
+    And(Vec<Principal>),
+    Or(Vec<Principal>),
+    Not(Box<Principal>),
+    /// Mutual TLS peer; `None` matches any authenticated peer.
+    Authenticated(Option<StringMatcher>),
+    /// Peer after PROXY protocol.
+    DirectRemoteIp(Cidr),
+    /// Peer after `x-forwarded-for`.
+    RemoteIp(Cidr),
+    SourceIp(Cidr),
+    Header(HeaderMatcher),
+    UrlPath(StringMatcher),
+}

@@ -1,0 +1,293 @@
+//! Route tables: virtual hosts by domain, routes in order, and what a matched route does.
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, StatusCode};
+use regex::Regex;
+
+use crate::ClusterId;
+use crate::http::{HeaderChanges, PerRoute};
+use crate::matcher::{Fraction, HeaderMatcher, QueryMatcher, StringMatcher};
+
+/// Envoy `RouteConfiguration`.
+#[derive(Debug)]
+pub struct RouteTable {
+    pub name: Arc<str>,
+    pub virtual_hosts: Vec<VirtualHost>,
+    /// Lower-case domains (ports kept unless `ignore_port`) to indices of virtual hosts.
+    pub exact: HashMap<Box<str>, u32>,
+    /// `*.suffix` entries, longest first: (suffix with its dot, index).
+    pub suffixes: Vec<(Box<str>, u32)>,
+    /// `prefix.*` entries, longest first.
+    pub prefixes: Vec<(Box<str>, u32)>,
+    /// The `*` virtual host.
+    pub catch_all: Option<u32>,
+    pub ignore_port_in_host: bool,
+    pub headers: HeaderChanges,
+    pub most_specific_header_mutations_wins: bool,
+}
+
+#[derive(Debug)]
+pub struct VirtualHost {
+    pub name: Arc<str>,
+    pub routes: Vec<Arc<Route>>,
+    pub headers: HeaderChanges,
+    pub per_route: PerRoute,
+    pub require_tls: RequireTls,
+    pub retry: Option<Arc<RetryPolicy>>,
+    pub include_request_attempt_count: bool,
+    pub include_attempt_count_in_response: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RequireTls {
+    #[default]
+    None,
+    ExternalOnly,
+    All,
+}
+
+/// One route.
+#[derive(Debug)]
+pub struct Route {
+    /// `default` and the like; empty when unnamed.
+    pub name: Arc<str>,
+    pub matches: RouteMatch,
+    pub action: Action,
+    pub headers: HeaderChanges,
+    pub per_route: PerRoute,
+    /// Operation name for spans and `x-envoy-decorator-operation`.
+    pub decorator: Option<Arc<str>>,
+    /// `filter_metadata.istio.config`, our provenance text, for explanations.
+    pub provenance: Option<Arc<str>>,
+}
+
+#[derive(Debug)]
+pub struct RouteMatch {
+    pub path: PathMatch,
+    /// For exact and prefix only.
+    pub case_sensitive: bool,
+    pub headers: Vec<HeaderMatcher>,
+    pub query: Vec<QueryMatcher>,
+    pub grpc_only: bool,
+    pub fraction: Option<Fraction>,
+}
+
+#[derive(Debug)]
+pub enum PathMatch {
+    Prefix(Box<str>),
+    Exact(Box<str>),
+    /// The whole path (without query) must match.
+    Regex(Regex),
+    /// Prefix that ends at a `/` or the path's end.
+    PathSeparatedPrefix(Box<str>),
+    Connect,
+}
+
+#[derive(Debug)]
+pub enum Action {
+    Forward(Box<Forward>),
+    Redirect(Box<Redirect>),
+    Direct(Box<DirectResponse>),
+    /// For gateways' AUTO_PASSTHROUGH and the like: nothing to do but 404.
+    NonForwarding,
+}
+
+/// Envoy `RouteAction`.
+#[derive(Debug)]
+pub struct Forward {
+    pub cluster: ClusterChoice,
+    /// Status when the cluster is unknown (Envoy default 503).
+    pub cluster_not_found_status: StatusCode,
+    pub path_rewrite: Option<PathRewrite>,
+    pub host_rewrite: Option<HostRewrite>,
+    /// Append `x-forwarded-host` when the host is rewritten.
+    pub append_x_forwarded_host: bool,
+    /// Whole response; Envoy's default is 15 s, Istio sends 0 (`None`).
+    pub timeout: Option<Duration>,
+    pub idle_timeout: Option<Duration>,
+    pub max_stream_duration: Option<Duration>,
+    pub max_grpc_timeout: Option<Duration>,
+    pub grpc_timeout_offset: Option<Duration>,
+    pub retry: Option<Arc<RetryPolicy>>,
+    pub mirrors: Vec<Mirror>,
+    pub hash: Vec<HashPolicy>,
+    pub cors: Option<Arc<crate::http::Cors>>,
+    /// High-priority circuit breakers are used.
+    pub high_priority: bool,
+    /// Per-route switch of upgrades: (lower-case name, allowed).
+    pub upgrades: Vec<(Arc<str>, bool)>,
+}
+
+#[derive(Debug)]
+pub enum ClusterChoice {
+    One(ClusterId),
+    Weighted(WeightedClusters),
+    /// The cluster is named by this request header.
+    Header(HeaderName),
+}
+
+#[derive(Debug)]
+pub struct WeightedClusters {
+    pub total: u64,
+    /// With cumulative upper bounds: the first entry whose bound exceeds the roll is chosen.
+    pub entries: Vec<WeightedCluster>,
+}
+
+#[derive(Debug)]
+pub struct WeightedCluster {
+    pub cluster: ClusterId,
+    pub bound: u64,
+    pub headers: HeaderChanges,
+    pub per_route: PerRoute,
+    pub host_rewrite: Option<Box<str>>,
+}
+
+#[derive(Debug)]
+pub enum PathRewrite {
+    /// Replaces what the route's prefix (or exact path) matched.
+    Prefix(Box<str>),
+    Regex {
+        pattern: Regex,
+        substitution: Box<str>,
+    },
+    Full(Box<str>),
+}
+
+#[derive(Debug)]
+pub enum HostRewrite {
+    Literal(::http::HeaderValue),
+    Header(HeaderName),
+    /// The chosen endpoint's hostname.
+    Auto,
+}
+
+#[derive(Debug)]
+pub struct Redirect {
+    pub https: bool,
+    pub scheme: Option<Box<str>>,
+    pub host: Option<Box<str>>,
+    pub port: Option<u16>,
+    pub path: RedirectPath,
+    pub status: StatusCode,
+    pub strip_query: bool,
+}
+
+#[derive(Debug)]
+pub enum RedirectPath {
+    Same,
+    Full(Box<str>),
+    Prefix(Box<str>),
+    Regex { pattern: Regex, substitution: Box<str> },
+}
+
+#[derive(Debug)]
+pub struct DirectResponse {
+    pub status: StatusCode,
+    pub body: Bytes,
+}
+
+/// Envoy `RetryPolicy`, conditions as bits.
+#[derive(Debug, Clone)]
+pub struct RetryPolicy {
+    pub on: RetryOn,
+    /// Retries after the first try.
+    pub num_retries: u32,
+    pub per_try_timeout: Option<Duration>,
+    pub per_try_idle_timeout: Option<Duration>,
+    pub retriable_status_codes: Vec<u16>,
+    pub retriable_headers: Vec<HeaderMatcher>,
+    pub back_off_base: Duration,
+    pub back_off_max: Duration,
+    /// Hosts already tried are avoided (Envoy `previous_hosts` predicate).
+    pub avoid_previous_hosts: bool,
+    pub host_selection_attempts: u32,
+}
+
+/// Retry conditions (Envoy `x-envoy-retry-on`, `x-envoy-retry-grpc-on`) as a set of bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RetryOn(pub u32);
+
+impl RetryOn {
+    pub const FIVE_XX: Self = Self(1);
+    pub const GATEWAY_ERROR: Self = Self(1 << 1);
+    pub const RESET: Self = Self(1 << 2);
+    pub const CONNECT_FAILURE: Self = Self(1 << 3);
+    pub const REFUSED_STREAM: Self = Self(1 << 4);
+    pub const RETRIABLE_4XX: Self = Self(1 << 5);
+    pub const RETRIABLE_STATUS_CODES: Self = Self(1 << 6);
+    pub const RETRIABLE_HEADERS: Self = Self(1 << 7);
+    pub const ENVOY_RATELIMITED: Self = Self(1 << 8);
+    pub const RESET_BEFORE_REQUEST: Self = Self(1 << 9);
+    pub const HTTP3_POST_CONNECT_FAILURE: Self = Self(1 << 10);
+    pub const GRPC_CANCELLED: Self = Self(1 << 16);
+    pub const GRPC_DEADLINE_EXCEEDED: Self = Self(1 << 17);
+    pub const GRPC_INTERNAL: Self = Self(1 << 18);
+    pub const GRPC_RESOURCE_EXHAUSTED: Self = Self(1 << 19);
+    pub const GRPC_UNAVAILABLE: Self = Self(1 << 20);
+
+    pub fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+#[derive(Debug)]
+pub struct Mirror {
+    pub cluster: ClusterId,
+    pub fraction: Fraction,
+    /// Append `-shadow` to the host (off in Istio by default).
+    pub append_shadow: bool,
+    pub host_rewrite: Option<Box<str>>,
+}
+
+#[derive(Debug)]
+pub struct HashPolicy {
+    pub source: HashSource,
+    /// Stop when this policy yielded a hash.
+    pub terminal: bool,
+}
+
+#[derive(Debug)]
+pub enum HashSource {
+    Header {
+        name: HeaderName,
+    },
+    /// With a lifetime, the cookie is made on demand.
+    Cookie {
+        name: Box<str>,
+        ttl: Option<Duration>,
+        path: Box<str>,
+        attributes: Box<str>,
+    },
+    SourceIp,
+    QueryParameter(Box<str>),
+}
+
+/// A request's head as routing sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestHead<'a> {
+    pub method: &'a str,
+    /// Host with port, as received.
+    pub authority: &'a str,
+    pub scheme: &'a str,
+    /// Path with query, after normalisation.
+    pub path_and_query: &'a str,
+    pub headers: &'a ::http::HeaderMap,
+}
+
+impl<'a> RequestHead<'a> {
+    /// The path without query and fragment.
+    pub fn path(&self) -> &'a str {
+        self.path_and_query.split(['?', '#']).next().unwrap_or("")
+    }
+}
+
+/// A cluster's matcher reused for hosts in tests and explanations.
+pub type Hosts = Vec<StringMatcher>;
