@@ -1,0 +1,385 @@
+//! The client's half of the protocol without sockets: subscriptions, versions, nonces, what to send next.
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::fmt::Write;
+
+use lateen_proto::envoy::config::core::v3::Node;
+use lateen_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse};
+use lateen_proto::google::rpc::Status;
+
+use super::{Handler, Rejected};
+use crate::resource::{Resource, content_version, name_inside};
+use crate::types::{WILDCARD, is_full_state, rank, short_name};
+
+/// gRPC's INVALID_ARGUMENT, the code of every NACK.
+const INVALID_ARGUMENT: i32 = 3;
+/// A NACK names rejected resources up to this many bytes: a server may cap what it reads.
+const MAX_ERROR_BYTES: usize = 16 * 1024;
+
+/// Which variant of the protocol a stream speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Only what changed travels, each resource with its own version.
+    Delta,
+    /// Each response holds the whole state of the type.
+    Sotw,
+}
+
+/// A message to the server.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Request {
+    Delta(DeltaDiscoveryRequest),
+    Sotw(DiscoveryRequest),
+}
+
+/// A message from the server.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Response {
+    Delta(DeltaDiscoveryResponse),
+    Sotw(DiscoveryResponse),
+}
+
+impl From<DeltaDiscoveryResponse> for Response {
+    fn from(response: DeltaDiscoveryResponse) -> Self {
+        Self::Delta(response)
+    }
+}
+
+impl From<DiscoveryResponse> for Response {
+    fn from(response: DiscoveryResponse) -> Self {
+        Self::Sotw(response)
+    }
+}
+
+/// Everything a client knows: what it wants, what it accepted, and where the current stream stands.
+#[derive(Clone, Debug)]
+pub struct ClientState {
+    mode: Mode,
+    node: Node,
+    node_sent: bool,
+    types: Vec<TypeState>,
+}
+
+/// One resource type. What is wanted and accepted outlives a stream; the rest does not.
+#[derive(Clone, Debug, Default)]
+struct TypeState {
+    type_url: String,
+    wildcard: bool,
+    names: BTreeSet<String>,
+    /// Versions by name of what the handler has in use.
+    accepted: BTreeMap<String, String>,
+    /// State of the world: the version of the last response accepted in full.
+    version: String,
+
+    /// Whether a request of this type went out on the current stream.
+    opened: bool,
+    /// Changes not sent yet.
+    subscribe: BTreeSet<String>,
+    unsubscribe: BTreeSet<String>,
+    /// State of the world: the names changed since the last request.
+    names_changed: bool,
+    /// ACKs and NACKs not sent yet, oldest first.
+    feedback: VecDeque<Feedback>,
+    /// State of the world: nonce of the last response, which every later request repeats.
+    nonce: String,
+}
+
+#[derive(Clone, Debug)]
+struct Feedback {
+    nonce: String,
+    error: Option<Status>,
+}
+
+impl ClientState {
+    /// A client that wants nothing yet. `node` goes into the first request of each stream.
+    pub fn new(mode: Mode, node: Node) -> Self {
+        Self { mode, node, node_sent: false, types: Vec::new() }
+    }
+
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Subscribes to every resource of the type.
+    pub fn subscribe_wildcard(&mut self, type_url: &str) {
+        let state = self.entry(type_url);
+        if !state.wildcard {
+            state.wildcard = true;
+            state.names_changed = true;
+            if state.opened {
+                state.subscribe.insert(WILDCARD.to_owned());
+            }
+        }
+    }
+
+    /// Adds names; those subscribed already are asked for again.
+    pub fn subscribe(&mut self, type_url: &str, names: impl IntoIterator<Item = String>) {
+        let state = self.entry(type_url);
+        for name in names {
+            state.add(name);
+        }
+    }
+
+    /// Takes names away.
+    pub fn unsubscribe(&mut self, type_url: &str, names: &[String]) {
+        let state = self.entry(type_url);
+        for name in names {
+            state.take(name);
+        }
+    }
+
+    /// Makes the named subscription exactly `names`.
+    pub fn set(&mut self, type_url: &str, names: impl IntoIterator<Item = String>) {
+        let wanted: BTreeSet<String> = names.into_iter().collect();
+        let state = self.entry(type_url);
+        let gone: Vec<String> = state.names.difference(&wanted).cloned().collect();
+        gone.iter().for_each(|name| state.take(name));
+        let new: Vec<String> = wanted.difference(&state.names).cloned().collect();
+        new.into_iter().for_each(|name| state.add(name));
+    }
+
+    /// Versions by name of what is in use, for `config_dump` and tests.
+    pub fn accepted(&self, type_url: &str) -> Option<&BTreeMap<String, String>> {
+        self.types.iter().find(|t| t.type_url == type_url).map(|t| &t.accepted)
+    }
+
+    /// A new stream begins: everything that belonged to the old one is forgotten, what was accepted is not.
+    pub fn on_connect(&mut self) {
+        self.node_sent = false;
+        for state in &mut self.types {
+            state.opened = false;
+            state.subscribe.clear();
+            state.unsubscribe.clear();
+            state.names_changed = false;
+            state.feedback.clear();
+            state.nonce.clear();
+        }
+    }
+
+    /// Hands a response to `handler` and notes what has to be answered.
+    pub fn on_response(&mut self, response: impl Into<Response>, handler: &mut (impl Handler + ?Sized)) {
+        match response.into() {
+            Response::Delta(response) => self.on_delta(response, handler),
+            Response::Sotw(response) => self.on_sotw(response, handler),
+        }
+    }
+
+    /// Whether [`Self::poll_request`] has something to say.
+    pub fn has_request(&self) -> bool {
+        self.types.iter().any(|t| t.has_request(self.mode))
+    }
+
+    /// The next message to send, clusters before what refers to them.
+    pub fn poll_request(&mut self) -> Option<Request> {
+        let mode = self.mode;
+        let state = self.types.iter_mut().find(|t| t.has_request(mode))?;
+        let node = (!self.node_sent).then(|| self.node.clone());
+        self.node_sent = true;
+        Some(match mode {
+            Mode::Delta => Request::Delta(DeltaDiscoveryRequest { node, ..state.delta_request() }),
+            Mode::Sotw => Request::Sotw(DiscoveryRequest { node, ..state.sotw_request() }),
+        })
+    }
+
+    fn entry(&mut self, type_url: &str) -> &mut TypeState {
+        let at = match self.types.iter().position(|t| t.type_url == type_url) {
+            Some(at) => at,
+            None => {
+                let key = (rank(type_url), type_url);
+                let at = self.types.partition_point(|t| (rank(&t.type_url), t.type_url.as_str()) < key);
+                self.types.insert(at, TypeState { type_url: type_url.to_owned(), ..TypeState::default() });
+                at
+            }
+        };
+        &mut self.types[at]
+    }
+
+    fn on_delta(&mut self, response: DeltaDiscoveryResponse, handler: &mut (impl Handler + ?Sized)) {
+        let Some(state) = self.types.iter_mut().find(|t| t.type_url == response.type_url && t.opened) else {
+            tracing::warn!(type_url = response.type_url, "a response of a type that was not asked for is ignored");
+            return;
+        };
+        let mut rejected = Vec::new();
+        let mut seen = HashSet::new();
+        let mut updates = Vec::with_capacity(response.resources.len());
+        for resource in response.resources {
+            let name = resource.name;
+            if !state.wants(&name) {
+                // It crossed our unsubscription on the way.
+                continue;
+            }
+            match resource.resource {
+                None => rejected.push(Rejected { name, reason: "the resource has no content".into() }),
+                Some(body) if body.type_url != state.type_url => {
+                    rejected.push(Rejected { name, reason: format!("is a {}, not a {}", body.type_url, state.type_url) });
+                }
+                Some(_) if !seen.insert(name.clone()) => {
+                    rejected.push(Rejected { name, reason: "the name occurs twice in one response".into() });
+                }
+                Some(body) => updates.push(Resource { name, version: resource.version, body }),
+            }
+        }
+        let removed: Vec<String> = response.removed_resources.into_iter().filter(|n| state.wants(n) && !seen.contains(n)).collect();
+        rejected.extend(state.hand_over(updates, removed, handler));
+        state.feedback.push_back(Feedback { nonce: response.nonce, error: nack(&state.type_url, &rejected) });
+    }
+
+    fn on_sotw(&mut self, response: DiscoveryResponse, handler: &mut (impl Handler + ?Sized)) {
+        let Some(state) = self.types.iter_mut().find(|t| t.type_url == response.type_url && t.opened) else {
+            tracing::warn!(type_url = response.type_url, "a response of a type that was not asked for is ignored");
+            return;
+        };
+        let mut rejected = Vec::new();
+        let mut seen = BTreeSet::new();
+        let mut updates = Vec::new();
+        for body in response.resources {
+            let name = name_inside(&body).unwrap_or_default();
+            if body.type_url != state.type_url {
+                rejected.push(Rejected { name, reason: format!("is a {}, not a {}", body.type_url, state.type_url) });
+            } else if !seen.insert(name.clone()) {
+                rejected.push(Rejected { name, reason: "the name occurs twice in one response".into() });
+            } else if state.wants(&name) {
+                let version = content_version(&body);
+                // What is in use already is not applied again: a state of the world repeats everything.
+                if state.accepted.get(&name) != Some(&version) {
+                    updates.push(Resource { name, version, body });
+                }
+            }
+        }
+        let removed = if is_full_state(&state.type_url) {
+            state.accepted.keys().filter(|name| !seen.contains(*name)).cloned().collect()
+        } else {
+            Vec::new()
+        };
+        if !updates.is_empty() || !removed.is_empty() || state.version.is_empty() {
+            rejected.extend(state.hand_over(updates, removed, handler));
+        }
+        let error = nack(&state.type_url, &rejected);
+        if error.is_none() {
+            state.version = response.version_info;
+        }
+        state.nonce.clone_from(&response.nonce);
+        state.feedback.push_back(Feedback { nonce: response.nonce, error });
+    }
+}
+
+impl TypeState {
+    fn wants(&self, name: &str) -> bool {
+        self.wildcard || self.names.contains(name)
+    }
+
+    fn add(&mut self, name: String) {
+        self.unsubscribe.remove(&name);
+        self.names_changed |= self.names.insert(name.clone());
+        if self.opened {
+            self.subscribe.insert(name);
+        }
+    }
+
+    fn take(&mut self, name: &str) {
+        if !self.names.remove(name) {
+            return;
+        }
+        self.names_changed = true;
+        self.subscribe.remove(name);
+        if !self.wildcard {
+            // The handler forgets it too; were the version kept, a later subscription would claim to hold it.
+            self.accepted.remove(name);
+        }
+        if self.opened {
+            self.unsubscribe.insert(name.to_owned());
+        }
+    }
+
+    /// Lets the handler apply, and remembers versions of what it accepted.
+    fn hand_over(&mut self, updates: Vec<Resource>, removed: Vec<String>, handler: &mut (impl Handler + ?Sized)) -> Vec<Rejected> {
+        let versions: Vec<(String, String)> = updates.iter().map(|r| (r.name.clone(), r.version.clone())).collect();
+        for name in &removed {
+            self.accepted.remove(name);
+        }
+        let rejected = handler.apply(&self.type_url, updates, removed);
+        let refused: HashSet<&str> = rejected.iter().map(|r| r.name.as_str()).collect();
+        for (name, version) in versions {
+            if !refused.contains(name.as_str()) {
+                self.accepted.insert(name, version);
+            }
+        }
+        rejected
+    }
+
+    fn has_request(&self, mode: Mode) -> bool {
+        if !self.opened {
+            return self.wildcard || !self.names.is_empty();
+        }
+        let changed = match mode {
+            Mode::Delta => !self.subscribe.is_empty() || !self.unsubscribe.is_empty(),
+            // A repeated wish for a name cannot be said in this mode: the server would answer nothing.
+            Mode::Sotw => self.names_changed,
+        };
+        changed || !self.feedback.is_empty()
+    }
+
+    fn delta_request(&mut self) -> DeltaDiscoveryRequest {
+        let mut request = DeltaDiscoveryRequest { type_url: self.type_url.clone(), ..Default::default() };
+        if self.opened {
+            request.resource_names_subscribe = std::mem::take(&mut self.subscribe).into_iter().collect();
+            request.resource_names_unsubscribe = std::mem::take(&mut self.unsubscribe).into_iter().collect();
+            if let Some(feedback) = self.feedback.pop_front() {
+                request.response_nonce = feedback.nonce;
+                request.error_detail = feedback.error;
+            }
+        } else {
+            self.opened = true;
+            request.resource_names_subscribe = self.all_names();
+            request.initial_resource_versions = self.accepted.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
+        }
+        request
+    }
+
+    fn sotw_request(&mut self) -> DiscoveryRequest {
+        let feedback = if self.opened { self.feedback.pop_front() } else { None };
+        self.opened = true;
+        self.names_changed = false;
+        self.subscribe.clear();
+        self.unsubscribe.clear();
+        let (nonce, error_detail) = match feedback {
+            Some(feedback) => (feedback.nonce, feedback.error),
+            None => (self.nonce.clone(), None),
+        };
+        DiscoveryRequest {
+            type_url: self.type_url.clone(),
+            resource_names: self.all_names(),
+            version_info: self.version.clone(),
+            response_nonce: nonce,
+            error_detail,
+            ..Default::default()
+        }
+    }
+
+    /// A wildcard alone is said by naming nothing, which every server knows; `*` only next to names.
+    fn all_names(&self) -> Vec<String> {
+        let star = (self.wildcard && !self.names.is_empty()).then(|| WILDCARD.to_owned());
+        star.into_iter().chain(self.names.iter().cloned()).collect()
+    }
+}
+
+/// The NACK that names every rejected resource and its reason; `None` when there is nothing to reject.
+fn nack(type_url: &str, rejected: &[Rejected]) -> Option<Status> {
+    if rejected.is_empty() {
+        return None;
+    }
+    let mut message = String::new();
+    for (at, Rejected { name, reason }) in rejected.iter().enumerate() {
+        if message.len() + name.len() + reason.len() > MAX_ERROR_BYTES && at > 0 {
+            let _ = write!(message, "; and {} more", rejected.len() - at);
+            break;
+        }
+        let separator = if at == 0 { "" } else { "; " };
+        let room: String = reason.chars().take(MAX_ERROR_BYTES).collect();
+        let _ = write!(message, "{separator}{} {name}: {room}", short_name(type_url));
+    }
+    Some(Status { code: INVALID_ARGUMENT, message, ..Default::default() })
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

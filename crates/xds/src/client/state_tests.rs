@@ -1,0 +1,271 @@
+//! Tables for the client state machine.
+use super::*;
+use crate::types::{CLUSTER, ENDPOINT, LISTENER};
+use lateen_proto::any::pack;
+use lateen_proto::envoy::config::cluster::v3::Cluster;
+use lateen_proto::envoy::service::discovery::v3::Resource as WireResource;
+
+/// Applies everything except names that start with `bad`.
+#[derive(Default)]
+struct Recorder {
+    updates: Vec<String>,
+    removed: Vec<String>,
+}
+
+impl Handler for Recorder {
+    fn apply(&mut self, _: &str, updates: Vec<Resource>, removed: Vec<String>) -> Vec<Rejected> {
+        self.removed.extend(removed);
+        let (bad, good): (Vec<_>, Vec<_>) = updates.into_iter().partition(|r| r.name.starts_with("bad"));
+        self.updates.extend(good.into_iter().map(|r| format!("{}@{}", r.name, r.version)));
+        bad.into_iter().map(|r| Rejected { name: r.name, reason: "unknown filter".into() }).collect()
+    }
+}
+
+fn cluster(name: &str, note: &str) -> lateen_proto::Any {
+    pack(&Cluster { name: name.into(), alt_stat_name: note.into(), ..Default::default() })
+}
+
+fn delta(type_url: &str, nonce: &str, resources: &[(&str, &str)], removed: &[&str]) -> DeltaDiscoveryResponse {
+    let resource = |(name, version): &(&str, &str)| WireResource {
+        name: (*name).to_owned(),
+        version: (*version).to_owned(),
+        resource: Some(lateen_proto::Any { type_url: type_url.to_owned(), value: Vec::new() }),
+        ..Default::default()
+    };
+    DeltaDiscoveryResponse {
+        type_url: type_url.to_owned(),
+        nonce: nonce.to_owned(),
+        resources: resources.iter().map(resource).collect(),
+        removed_resources: removed.iter().map(|s| (*s).to_owned()).collect(),
+        ..Default::default()
+    }
+}
+
+fn sotw(nonce: &str, version: &str, resources: Vec<lateen_proto::Any>) -> DiscoveryResponse {
+    DiscoveryResponse { type_url: CLUSTER.into(), nonce: nonce.into(), version_info: version.into(), resources, ..Default::default() }
+}
+
+fn client(mode: Mode) -> ClientState {
+    ClientState::new(mode, Node { id: "sidecar~10.0.0.1~a.default~default.svc.cluster.local".into(), ..Default::default() })
+}
+
+fn next_delta(state: &mut ClientState) -> DeltaDiscoveryRequest {
+    state.poll_request().unwrap().try_into().unwrap()
+}
+
+fn next_sotw(state: &mut ClientState) -> DiscoveryRequest {
+    state.poll_request().unwrap().try_into().unwrap()
+}
+
+fn names(list: &[&str]) -> Vec<String> {
+    list.iter().map(|s| (*s).to_owned()).collect()
+}
+
+#[test]
+fn only_the_first_request_of_a_stream_carries_the_node_and_clusters_come_first() {
+    let mut state = client(Mode::Delta);
+    state.subscribe_wildcard(LISTENER);
+    state.subscribe_wildcard(CLUSTER);
+    let first = next_delta(&mut state);
+    assert_eq!((first.type_url.as_str(), first.node.is_some()), (CLUSTER, true));
+    assert!(first.resource_names_subscribe.is_empty(), "a wildcard alone is said by naming nothing");
+    let second = next_delta(&mut state);
+    assert_eq!((second.type_url.as_str(), second.node.is_some()), (LISTENER, false));
+    assert!(state.poll_request().is_none());
+}
+
+#[test]
+fn a_response_is_acknowledged_with_its_nonce_together_with_new_subscriptions() {
+    let mut state = client(Mode::Delta);
+    state.subscribe(ENDPOINT, names(&["a"]));
+    assert_eq!(next_delta(&mut state).resource_names_subscribe, ["a"]);
+    state.on_response(delta(ENDPOINT, "n1", &[("a", "1")], &[]), &mut Recorder::default());
+    state.subscribe(ENDPOINT, names(&["b"]));
+    state.unsubscribe(ENDPOINT, &names(&["a"]));
+    let ack = next_delta(&mut state);
+    assert_eq!(ack.response_nonce, "n1");
+    assert_eq!(ack.error_detail, None);
+    assert_eq!((ack.resource_names_subscribe, ack.resource_names_unsubscribe), (names(&["b"]), names(&["a"])));
+    assert!(state.poll_request().is_none());
+}
+
+#[test]
+fn a_bad_resource_is_named_while_the_good_ones_apply_and_only_their_versions_are_kept() {
+    let mut state = client(Mode::Delta);
+    state.subscribe_wildcard(CLUSTER);
+    next_delta(&mut state);
+    let mut recorder = Recorder::default();
+    state.on_response(delta(CLUSTER, "n1", &[("good", "1"), ("bad", "1")], &[]), &mut recorder);
+    assert_eq!(recorder.updates, ["good@1"]);
+    let nack = next_delta(&mut state);
+    assert_eq!(nack.response_nonce, "n1");
+    let error = nack.error_detail.unwrap();
+    assert_eq!((error.code, error.message.as_str()), (INVALID_ARGUMENT, "cds bad: unknown filter"));
+
+    state.on_connect();
+    let again = next_delta(&mut state);
+    assert_eq!(again.initial_resource_versions.into_iter().collect::<Vec<_>>(), [("good".to_owned(), "1".to_owned())]);
+}
+
+#[test]
+fn an_update_that_is_rejected_leaves_the_older_version_remembered() {
+    let mut state = client(Mode::Delta);
+    state.subscribe_wildcard(CLUSTER);
+    next_delta(&mut state);
+    let mut pass = Recorder::default();
+    state.on_response(delta(CLUSTER, "n1", &[("x", "1")], &[]), &mut pass);
+    struct Never;
+    impl Handler for Never {
+        fn apply(&mut self, _: &str, updates: Vec<Resource>, _: Vec<String>) -> Vec<Rejected> {
+            updates.into_iter().map(|r| Rejected { name: r.name, reason: "no".into() }).collect()
+        }
+    }
+    state.on_response(delta(CLUSTER, "n2", &[("x", "2")], &[]), &mut Never);
+    assert_eq!(state.accepted(CLUSTER).unwrap()["x"], "1");
+    assert_eq!(next_delta(&mut state).response_nonce, "n1", "answers keep their order");
+    assert!(next_delta(&mut state).error_detail.is_some());
+}
+
+#[test]
+fn malformed_resources_are_rejected_by_name_before_the_handler_sees_them() {
+    let mut state = client(Mode::Delta);
+    state.subscribe_wildcard(CLUSTER);
+    next_delta(&mut state);
+    let mut response = delta(CLUSTER, "n1", &[("empty", "1"), ("wrong", "1"), ("twice", "1"), ("twice", "2")], &[]);
+    response.resources[0].resource = None;
+    response.resources[1].resource.as_mut().unwrap().type_url = LISTENER.into();
+    let mut recorder = Recorder::default();
+    state.on_response(response, &mut recorder);
+    assert_eq!(recorder.updates, ["twice@1"]);
+    let message = next_delta(&mut state).error_detail.unwrap().message;
+    for part in ["empty: the resource has no content", "wrong: is a ", "twice: the name occurs twice"] {
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn what_crosses_an_unsubscription_is_dropped() {
+    let mut state = client(Mode::Delta);
+    state.subscribe(ENDPOINT, names(&["a", "b"]));
+    next_delta(&mut state);
+    state.unsubscribe(ENDPOINT, &names(&["a"]));
+    let mut recorder = Recorder::default();
+    state.on_response(delta(ENDPOINT, "n1", &[("a", "1"), ("b", "1")], &[]), &mut recorder);
+    assert_eq!(recorder.updates, ["b@1"]);
+    assert!(!state.accepted(ENDPOINT).unwrap().contains_key("a"));
+}
+
+#[test]
+fn a_name_dropped_and_wanted_again_before_anything_was_sent_is_asked_for_again() {
+    let mut state = client(Mode::Delta);
+    state.subscribe(ENDPOINT, names(&["a"]));
+    next_delta(&mut state);
+    state.on_response(delta(ENDPOINT, "n1", &[("a", "1")], &[]), &mut Recorder::default());
+    next_delta(&mut state);
+    state.unsubscribe(ENDPOINT, &names(&["a"]));
+    state.subscribe(ENDPOINT, names(&["a"]));
+    let request = next_delta(&mut state);
+    assert_eq!(request.resource_names_subscribe, ["a"]);
+    assert!(request.resource_names_unsubscribe.is_empty());
+}
+
+#[test]
+fn set_sends_only_the_difference() {
+    let mut state = client(Mode::Delta);
+    state.set(ENDPOINT, names(&["a", "b"]));
+    assert_eq!(next_delta(&mut state).resource_names_subscribe, ["a", "b"]);
+    state.set(ENDPOINT, names(&["b", "c"]));
+    let request = next_delta(&mut state);
+    assert_eq!((request.resource_names_subscribe, request.resource_names_unsubscribe), (names(&["c"]), names(&["a"])));
+    state.set(ENDPOINT, names(&["b", "c"]));
+    assert!(state.poll_request().is_none());
+}
+
+#[test]
+fn removals_reach_the_handler_and_forget_the_version() {
+    let mut state = client(Mode::Delta);
+    state.subscribe_wildcard(CLUSTER);
+    next_delta(&mut state);
+    let mut recorder = Recorder::default();
+    state.on_response(delta(CLUSTER, "n1", &[("a", "1")], &[]), &mut recorder);
+    state.on_response(delta(CLUSTER, "n2", &[], &["a"]), &mut recorder);
+    assert_eq!(recorder.removed, ["a"]);
+    assert!(state.accepted(CLUSTER).unwrap().is_empty());
+}
+
+#[test]
+fn a_type_that_was_not_asked_for_is_neither_applied_nor_answered() {
+    let mut state = client(Mode::Delta);
+    let mut recorder = Recorder::default();
+    state.on_response(delta(CLUSTER, "n1", &[("a", "1")], &[]), &mut recorder);
+    assert!(recorder.updates.is_empty());
+    assert!(state.poll_request().is_none());
+}
+
+#[test]
+fn after_a_reconnect_old_answers_are_not_sent_and_names_are_subscribed_anew() {
+    let mut state = client(Mode::Delta);
+    state.subscribe(ENDPOINT, names(&["a"]));
+    next_delta(&mut state);
+    state.on_response(delta(ENDPOINT, "n1", &[("a", "1")], &[]), &mut Recorder::default());
+    state.subscribe(ENDPOINT, names(&["b"]));
+    state.on_connect();
+    let first = next_delta(&mut state);
+    assert_eq!(first.response_nonce, "");
+    assert_eq!(first.resource_names_subscribe, ["a", "b"]);
+    assert_eq!(first.initial_resource_versions.len(), 1);
+    assert!(first.node.is_some());
+    assert!(state.poll_request().is_none());
+}
+
+#[test]
+fn a_state_of_the_world_without_a_cluster_removes_it_and_repeats_nothing_to_the_handler() {
+    let mut state = client(Mode::Sotw);
+    state.subscribe_wildcard(CLUSTER);
+    let first = next_sotw(&mut state);
+    assert!(first.version_info.is_empty() && first.response_nonce.is_empty());
+    let mut recorder = Recorder::default();
+    state.on_response(sotw("n1", "v1", vec![cluster("a", ""), cluster("b", "")]), &mut recorder);
+    assert_eq!(recorder.updates.len(), 2);
+    let ack = next_sotw(&mut state);
+    assert_eq!((ack.version_info.as_str(), ack.response_nonce.as_str()), ("v1", "n1"));
+    state.on_response(sotw("n2", "v2", vec![cluster("b", "")]), &mut recorder);
+    assert_eq!((recorder.updates.len(), recorder.removed.as_slice()), (2, &names(&["a"])[..]));
+}
+
+#[test]
+fn a_refused_state_of_the_world_keeps_the_accepted_version_and_what_was_in_use() {
+    let mut state = client(Mode::Sotw);
+    state.subscribe_wildcard(CLUSTER);
+    next_sotw(&mut state);
+    let mut recorder = Recorder::default();
+    state.on_response(sotw("n1", "v1", vec![cluster("a", "")]), &mut recorder);
+    next_sotw(&mut state);
+    state.on_response(sotw("n2", "v2", vec![cluster("a", "changed"), cluster("bad", "")]), &mut recorder);
+    let nack = next_sotw(&mut state);
+    assert_eq!((nack.version_info.as_str(), nack.response_nonce.as_str()), ("v1", "n2"));
+    assert!(nack.error_detail.unwrap().message.contains("cds bad: unknown filter"));
+    assert_eq!(recorder.updates.len(), 2, "the good one of the same response applies");
+    assert!(recorder.removed.is_empty());
+}
+
+#[test]
+fn in_state_of_the_world_a_change_of_names_repeats_all_of_them_with_the_last_nonce() {
+    let mut state = client(Mode::Sotw);
+    state.subscribe(ENDPOINT, names(&["a"]));
+    next_sotw(&mut state);
+    let response = DiscoveryResponse { type_url: ENDPOINT.into(), nonce: "n1".into(), version_info: "v1".into(), ..Default::default() };
+    state.on_response(response, &mut Recorder::default());
+    next_sotw(&mut state);
+    state.subscribe(ENDPOINT, names(&["b"]));
+    let change = next_sotw(&mut state);
+    assert_eq!((change.resource_names.as_slice(), change.response_nonce.as_str()), (&names(&["a", "b"])[..], "n1"));
+    assert!(state.poll_request().is_none());
+}
+
+#[test]
+fn a_thousand_rejections_make_a_bounded_message() {
+    let rejected: Vec<Rejected> = (0..1000).map(|i| Rejected { name: format!("bad{i}"), reason: "x".repeat(100) }).collect();
+    let message = nack(CLUSTER, &rejected).unwrap().message;
+    assert!(message.len() < MAX_ERROR_BYTES + 1024 && message.ends_with(" more"), "{}", message.len());
+}
