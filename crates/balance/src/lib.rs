@@ -1,15 +1,18 @@
 //! Endpoint choice: which host of a cluster gets the next request. No sockets, no clock of its own.
 //!
 //! On the path of a request this stands between the cluster and the connection. [`HostSet`] is the
-//! shared, immutable membership with live health flags; [`balancer`] is one worker's choice
-//! among them; [`outlier`] takes hosts out and [`breaker`] says when a cluster is full.
+//! shared, immutable membership with live health flags; [`Balancer`] is one worker's choice among
+//! them; [`outlier`] takes hosts out and [`breaker`] says when a cluster is full.
 pub mod balancer;
 pub mod breaker;
 pub mod config;
+mod edf;
+mod hashing;
 pub mod host;
 pub mod outlier;
+mod plan;
 
-pub use balancer::{Choice, Context};
+pub use balancer::{Balancer, Choice, Context};
 pub use breaker::{Breakers, Limits};
-pub use config::{LbPolicy, Settings};
+pub use config::{LbPolicy, OutlierSettings, Settings};
 pub use host::{Address, Host, HostSet, Locality, LocalityHosts, Priority};
