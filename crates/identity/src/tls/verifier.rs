@@ -1,0 +1,447 @@
+//! Deciding about a peer's certificate: chain, usage, validity, revocation, then its names.
+//!
+//! A mesh peer is known by its SPIFFE id, so no DNS name is asked for unless the caller says so. A
+//! refusal is a [`PeerRefused`], which rides inside the rustls error; [`refusal`] gets its text out
+//! for the log, while the peer only sees a TLS alert.
+use super::peer::PeerIdentity;
+use super::provider;
+use super::san::{SanKind, SanMatcher, dns_name_covers};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, ServerName, TrustAnchor, UnixTime};
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+use webpki::{
+    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList, RevocationCheckDepth, RevocationOptionsBuilder,
+    UnknownStatusPolicy, anchor_from_trusted_cert,
+};
+
+/// Why a peer's certificate was not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PeerRefused {
+    #[error("the certificate is malformed: {0}")]
+    Malformed(String),
+    #[error("the certificate expired {} s ago", now.saturating_sub(*not_after))]
+    Expired { not_after: u64, now: u64 },
+    #[error("the certificate is not valid for another {} s", not_before.saturating_sub(*now))]
+    NotYetValid { not_before: u64, now: u64 },
+    #[error("the certificate does not chain to a trusted root (issuer `{issuer}`)")]
+    UnknownIssuer { issuer: String },
+    #[error("the certificate's extended key usage does not allow {0}")]
+    WrongUsage(Usage),
+    #[error("the certificate is revoked")]
+    Revoked,
+    #[error("no current revocation list covers the certificate")]
+    RevocationUnknown,
+    #[error("the certificate chain is not acceptable: {0}")]
+    Chain(String),
+    #[error("the certificate has no {kind} subject alternative name; wanted {wanted}")]
+    NoSan { kind: SanKind, wanted: String },
+    #[error("trust domain `{found}` is not accepted; wanted `{wanted}`")]
+    WrongTrustDomain { found: String, wanted: String },
+    #[error("no subject alternative name matches: the certificate has {found}; wanted {wanted}")]
+    WrongSan { found: String, wanted: String },
+    #[error("the certificate has {0} URI subject alternative names; a SPIFFE certificate has exactly one")]
+    SeveralUris(usize),
+    #[error("the certificate matches none of the configured hashes")]
+    NotPinned,
+    #[error("the certificate is not valid for `{0}`")]
+    WrongHost(String),
+}
+
+/// What the peer uses its certificate for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Usage {
+    Client,
+    Server,
+}
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Client => "client authentication",
+            Self::Server => "server authentication",
+        })
+    }
+}
+
+impl From<PeerRefused> for rustls::Error {
+    /// Picks the TLS alert that fits, and keeps the reason for [`refusal`].
+    fn from(refused: PeerRefused) -> Self {
+        let error = match &refused {
+            PeerRefused::Malformed(_) => CertificateError::BadEncoding,
+            PeerRefused::Expired { not_after, now } => CertificateError::ExpiredContext { time: unix(*now), not_after: unix(*not_after) },
+            PeerRefused::NotYetValid { not_before, now } => {
+                CertificateError::NotValidYetContext { time: unix(*now), not_before: unix(*not_before) }
+            }
+            PeerRefused::UnknownIssuer { .. } => CertificateError::UnknownIssuer,
+            PeerRefused::Revoked => CertificateError::Revoked,
+            PeerRefused::RevocationUnknown => CertificateError::UnknownRevocationStatus,
+            _ => CertificateError::Other(OtherError(Arc::new(refused.clone()))),
+        };
+        tracing::debug!(reason = %refused, "peer certificate refused");
+        rustls::Error::InvalidCertificate(error)
+    }
+}
+
+fn unix(seconds: u64) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(seconds))
+}
+
+/// The reason of a failed handshake as text for logs: our own for a refused certificate, else what rustls says.
+pub fn refusal(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut next = Some(error);
+    while let Some(current) = next {
+        if let Some(rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(reason)))) = current.downcast_ref() {
+            return reason.to_string();
+        }
+        if let Some(tls) = current.downcast_ref::<rustls::Error>() {
+            return tls.to_string();
+        }
+        // `io::Error` hides what it wraps from `source()`.
+        let inner = current.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        next = match inner {
+            Some(inner) => Some(inner),
+            None => current.source(),
+        };
+    }
+    error.to_string()
+}
+
+/// Trusted roots and revocation lists, ready to check chains.
+pub struct ChainVerifier {
+    roots: Vec<CertificateDer<'static>>,
+    anchors: Vec<TrustAnchor<'static>>,
+    revocation: Vec<CertRevocationList<'static>>,
+    leaf_only: bool,
+}
+
+/// A root or revocation list that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidTrust {
+    #[error("there are no trusted roots; name at least one CA certificate")]
+    NoRoots,
+    #[error("trusted root {position} cannot be used: {reason}")]
+    Root { position: usize, reason: String },
+    #[error("certificate revocation list {position} cannot be used: {reason}")]
+    RevocationList { position: usize, reason: String },
+}
+
+impl ChainVerifier {
+    /// Prepares `roots` (DER certificates) as trust anchors.
+    ///
+    /// # Errors
+    /// When there is none, or one does not parse.
+    pub fn new(roots: &[CertificateDer<'static>]) -> Result<Self, InvalidTrust> {
+        if roots.is_empty() {
+            return Err(InvalidTrust::NoRoots);
+        }
+        let anchor = |(index, root)| {
+            anchor_from_trusted_cert(root)
+                .map(|a| a.to_owned())
+                .map_err(|e| InvalidTrust::Root { position: index + 1, reason: e.to_string() })
+        };
+        let anchors = roots.iter().enumerate().map(anchor).collect::<Result<_, _>>()?;
+        Ok(Self { roots: roots.to_vec(), anchors, revocation: Vec::new(), leaf_only: false })
+    }
+
+    /// Checks every certificate of the chain, or only the leaf, against `lists`. As in Envoy, a
+    /// certificate whose issuer has no current list is refused once there is any list.
+    ///
+    /// # Errors
+    /// When a list does not parse.
+    pub fn with_revocation(mut self, lists: &[CertificateRevocationListDer<'static>], leaf_only: bool) -> Result<Self, InvalidTrust> {
+        let parse = |(index, list): (usize, &CertificateRevocationListDer<'static>)| {
+            OwnedCertRevocationList::from_der(list)
+                .map(CertRevocationList::from)
+                .map_err(|e| InvalidTrust::RevocationList { position: index + 1, reason: e.to_string() })
+        };
+        self.revocation = lists.iter().enumerate().map(parse).collect::<Result<_, _>>()?;
+        self.leaf_only = leaf_only;
+        Ok(self)
+    }
+
+    /// Whether `leaf` chains to a root, is valid at `now`, not revoked, and allowed for `usage`.
+    ///
+    /// # Errors
+    /// The reason why not.
+    pub fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        usage: Usage,
+        now: UnixTime,
+    ) -> Result<(), PeerRefused> {
+        if self.roots.iter().any(|root| root.as_ref() == leaf.as_ref()) {
+            return verify_trusted_leaf(leaf, usage, now);
+        }
+        let parsed = EndEntityCert::try_from(leaf).map_err(|e| PeerRefused::Malformed(e.to_string()))?;
+        let lists: Vec<&CertRevocationList<'_>> = self.revocation.iter().collect();
+        let depth = if self.leaf_only { RevocationCheckDepth::EndEntity } else { RevocationCheckDepth::Chain };
+        let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
+            options
+                .with_depth(depth)
+                .with_status_policy(UnknownStatusPolicy::Deny)
+                .with_expiration_policy(ExpirationPolicy::Enforce)
+                .build()
+        });
+        let wanted = match usage {
+            Usage::Client => KeyUsage::client_auth(),
+            Usage::Server => KeyUsage::server_auth(),
+        };
+        let algorithms = provider().signature_verification_algorithms.all;
+        parsed
+            .verify_for_usage(algorithms, &self.anchors, intermediates, now, wanted, revocation, None)
+            .map(|_| ())
+            .map_err(|e| explain(&e, leaf, usage))
+    }
+
+    fn subjects(&self) -> Vec<DistinguishedName> {
+        self.anchors.iter().map(|a| DistinguishedName::in_sequence(a.subject.as_ref())).collect()
+    }
+}
+
+/// A leaf that itself stands among the trusted certificates needs no issuer (as in OpenSSL): the
+/// usual self-signed server of a test set-up.
+fn verify_trusted_leaf(leaf: &CertificateDer<'_>, usage: Usage, now: UnixTime) -> Result<(), PeerRefused> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(leaf).map_err(|e| PeerRefused::Malformed(e.to_string()))?;
+    let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
+    let (not_before, not_after) = (seconds(certificate.validity().not_before), seconds(certificate.validity().not_after));
+    let now = now.as_secs();
+    if now > not_after {
+        return Err(PeerRefused::Expired { not_after, now });
+    }
+    if now < not_before {
+        return Err(PeerRefused::NotYetValid { not_before, now });
+    }
+    match certificate.extended_key_usage() {
+        Ok(Some(eku))
+            if !(eku.value.any
+                || matches!(usage, Usage::Client) && eku.value.client_auth
+                || matches!(usage, Usage::Server) && eku.value.server_auth) =>
+        {
+            Err(PeerRefused::WrongUsage(usage))
+        }
+        Ok(_) => Ok(()),
+        Err(e) => Err(PeerRefused::Malformed(e.to_string())),
+    }
+}
+
+fn explain(error: &webpki::Error, leaf: &CertificateDer<'_>, usage: Usage) -> PeerRefused {
+    use webpki::Error;
+    match error {
+        Error::CertExpired { time, not_after } => PeerRefused::Expired { not_after: not_after.as_secs(), now: time.as_secs() },
+        Error::CertNotValidYet { time, not_before } => PeerRefused::NotYetValid { not_before: not_before.as_secs(), now: time.as_secs() },
+        Error::UnknownIssuer => PeerRefused::UnknownIssuer { issuer: PeerIdentity::from_der(leaf).map(|i| i.issuer).unwrap_or_default() },
+        Error::RequiredEkuNotFoundContext(_) => PeerRefused::WrongUsage(usage),
+        Error::CertRevoked => PeerRefused::Revoked,
+        Error::UnknownRevocationStatus | Error::CrlExpired { .. } => PeerRefused::RevocationUnknown,
+        Error::EndEntityUsedAsCa => PeerRefused::Chain("it was issued by a certificate that is not a CA".to_owned()),
+        Error::CaUsedAsEndEntity => PeerRefused::Chain("a CA certificate was presented as the peer's own".to_owned()),
+        Error::BadDer | Error::BadDerTime | Error::TrailingData(_) => PeerRefused::Malformed(error.to_string()),
+        other => PeerRefused::Chain(other.to_string()),
+    }
+}
+
+/// Everything demanded of a peer's certificate.
+pub(super) struct PeerPolicy {
+    /// `None` accepts any chain: the peer then only proves that it has the key.
+    pub(super) chain: Option<ChainVerifier>,
+    /// One must match, unless the list is empty.
+    pub(super) san_matchers: Vec<SanMatcher>,
+    /// SHA-256 of acceptable public keys (SPKI) and certificates; one must match, unless both lists are empty.
+    pub(super) key_pins: Vec<[u8; 32]>,
+    pub(super) certificate_pins: Vec<[u8; 32]>,
+    /// Whether the name that the client asked for must be covered.
+    pub(super) check_host: bool,
+}
+
+impl PeerPolicy {
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        usage: Usage,
+        now: UnixTime,
+    ) -> Result<PeerIdentity, PeerRefused> {
+        if let Some(chain) = &self.chain {
+            chain.verify(leaf, rest, usage, now)?;
+        }
+        let identity = PeerIdentity::from_der(leaf).map_err(|e| PeerRefused::Malformed(e.to_string()))?;
+        self.check_pins(leaf)?;
+        self.check_names(&identity)?;
+        Ok(identity)
+    }
+
+    fn check_pins(&self, leaf: &CertificateDer<'_>) -> Result<(), PeerRefused> {
+        if self.key_pins.is_empty() && self.certificate_pins.is_empty() {
+            return Ok(());
+        }
+        let (_, certificate) = x509_parser::parse_x509_certificate(leaf).map_err(|e| PeerRefused::Malformed(e.to_string()))?;
+        let key: [u8; 32] = Sha256::digest(certificate.public_key().raw).into();
+        let whole: [u8; 32] = Sha256::digest(leaf).into();
+        if self.key_pins.contains(&key) || self.certificate_pins.contains(&whole) { Ok(()) } else { Err(PeerRefused::NotPinned) }
+    }
+
+    fn check_names(&self, identity: &PeerIdentity) -> Result<(), PeerRefused> {
+        // X.509-SVID, section 2: more than one URI name makes the identity ambiguous.
+        if identity.uri_sans.len() > 1 && identity.uri_sans.iter().any(|u| u.starts_with("spiffe://")) {
+            return Err(PeerRefused::SeveralUris(identity.uri_sans.len()));
+        }
+        if self.san_matchers.is_empty() || self.san_matchers.iter().any(|m| m.matches(identity)) {
+            return Ok(());
+        }
+        Err(self.name_mismatch(identity))
+    }
+
+    fn name_mismatch(&self, identity: &PeerIdentity) -> PeerRefused {
+        let wanted = abridge(self.san_matchers.iter().map(ToString::to_string));
+        let found: Vec<String> =
+            [(SanKind::Uri, &identity.uri_sans), (SanKind::Dns, &identity.dns_sans), (SanKind::Email, &identity.email_sans)]
+                .into_iter()
+                .flat_map(|(kind, names)| names.iter().map(move |n| format!("{kind} {n}")))
+                .chain(identity.ip_sans.iter().map(|ip| format!("IP {ip}")))
+                .collect();
+        let kind = self.san_matchers.first().map_or(SanKind::Uri, SanMatcher::kind);
+        if found.is_empty() || kind == SanKind::Uri && identity.uri_sans.is_empty() {
+            return PeerRefused::NoSan { kind, wanted };
+        }
+        let domains: Option<Vec<&str>> = self.san_matchers.iter().map(SanMatcher::demanded_trust_domain).collect();
+        let theirs = identity.uri_sans.first().and_then(|u| u.strip_prefix("spiffe://")).and_then(|r| r.split('/').next());
+        match (theirs, domains) {
+            (Some(theirs), Some(domains)) if !domains.contains(&theirs) => {
+                let mut domains = domains;
+                domains.dedup();
+                PeerRefused::WrongTrustDomain { found: theirs.to_owned(), wanted: abridge(domains.into_iter().map(str::to_owned)) }
+            }
+            _ => PeerRefused::WrongSan { found: abridge(found.into_iter()), wanted },
+        }
+    }
+}
+
+/// The first few of a list: a service may have hundreds of acceptable identities.
+fn abridge(mut names: impl Iterator<Item = String>) -> String {
+    let mut shown: Vec<String> = names.by_ref().take(4).collect();
+    match names.count() {
+        0 => {}
+        more => shown.push(format!("{more} more")),
+    }
+    shown.join(", ")
+}
+
+/// The part of a client's configuration that judges servers, and the other way round.
+pub(super) struct PeerVerifier {
+    policy: PeerPolicy,
+    mandatory: bool,
+    subjects: Vec<DistinguishedName>,
+}
+
+impl PeerVerifier {
+    pub(super) fn new(policy: PeerPolicy, mandatory: bool) -> Arc<Self> {
+        let subjects = policy.chain.as_ref().map(ChainVerifier::subjects).unwrap_or_default();
+        Arc::new(Self { policy, mandatory, subjects })
+    }
+}
+
+impl std::fmt::Debug for PeerVerifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PeerVerifier").field("san_matchers", &self.policy.san_matchers).finish_non_exhaustive()
+    }
+}
+
+impl ServerCertVerifier for PeerVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let identity = self.policy.verify(leaf, intermediates, Usage::Server, now)?;
+        if self.policy.check_host && !covers(&identity, server_name) {
+            return Err(PeerRefused::WrongHost(server_name.to_str().into_owned()).into());
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &provider().signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &provider().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl ClientCertVerifier for PeerVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.mandatory
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.subjects
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.policy.verify(leaf, intermediates, Usage::Client, now)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &provider().signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &provider().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+fn covers(identity: &PeerIdentity, name: &ServerName<'_>) -> bool {
+    match name {
+        ServerName::DnsName(host) => identity.dns_sans.iter().any(|san| dns_name_covers(san, host.as_ref())),
+        ServerName::IpAddress(ip) => identity.ip_sans.contains(&(*ip).into()),
+        _ => false,
+    }
+}
+
+/// The wall clock in the unit that [`ChainVerifier::verify`] takes.
+pub fn unix_time(now: std::time::SystemTime) -> UnixTime {
+    UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
