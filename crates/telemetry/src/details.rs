@@ -1,0 +1,149 @@
+//! Envoy's response code details: the sentence-in-a-word that says who made a response and why.
+//!
+//! Values are those of Envoy's `ResponseCodeDetailValues` and of its filters; a detail may carry more
+//! in braces, for which the functions below write Envoy's form (spaces become underscores, since access
+//! logs split at spaces).
+use std::borrow::Cow;
+
+/// The status came from the upstream.
+pub const VIA_UPSTREAM: &str = "via_upstream";
+/// No route matched.
+pub const ROUTE_NOT_FOUND: &str = "route_not_found";
+/// The connection manager has no route configuration (yet).
+pub const ROUTE_CONFIGURATION_NOT_FOUND: &str = "route_configuration_not_found";
+/// The route's cluster is unknown.
+pub const CLUSTER_NOT_FOUND: &str = "cluster_not_found";
+/// The cluster has no usable endpoint.
+pub const NO_HEALTHY_UPSTREAM: &str = "no_healthy_upstream";
+/// A `direct_response` route.
+pub const DIRECT_RESPONSE: &str = "direct_response";
+/// The fault filter answered.
+pub const FAULT_FILTER_ABORT: &str = "fault_filter_abort";
+/// The fault filter's limit of active faults was reached.
+pub const FAULT_FILTER_OVERFLOW: &str = "fault_filter_overflow";
+/// The route's timeout passed.
+pub const RESPONSE_TIMEOUT: &str = "response_timeout";
+/// The last try's timeout passed.
+pub const UPSTREAM_PER_TRY_TIMEOUT: &str = "upstream_per_try_timeout";
+/// The last try was idle for too long.
+pub const UPSTREAM_PER_TRY_IDLE_TIMEOUT: &str = "upstream_per_try_idle_timeout";
+/// The whole request did not arrive in time (`request_timeout` of the connection manager).
+pub const REQUEST_OVERALL_TIMEOUT: &str = "request_overall_timeout";
+/// The request's headers did not arrive in time.
+pub const REQUEST_HEADER_TIMEOUT: &str = "request_header_timeout";
+/// The stream was idle for too long.
+pub const STREAM_IDLE_TIMEOUT: &str = "stream_idle_timeout";
+/// The stream reached its longest allowed duration.
+pub const MAX_DURATION_TIMEOUT: &str = "max_duration_timeout";
+/// The upstream stream reached its longest allowed duration.
+pub const UPSTREAM_MAX_STREAM_DURATION_REACHED: &str = "upstream_max_stream_duration_reached";
+/// The connection reached its longest allowed duration.
+pub const DURATION_TIMEOUT: &str = "duration_timeout";
+/// Reset before response headers; see [`reset_before_response`].
+pub const UPSTREAM_RESET_BEFORE_RESPONSE_STARTED: &str = "upstream_reset_before_response_started";
+/// Reset after response headers; see [`reset_after_response`].
+pub const UPSTREAM_RESET_AFTER_RESPONSE_STARTED: &str = "upstream_reset_after_response_started";
+/// The caller went away.
+pub const DOWNSTREAM_REMOTE_DISCONNECT: &str = "downstream_remote_disconnect";
+/// We closed the caller's connection; see [`local_disconnect`].
+pub const DOWNSTREAM_LOCAL_DISCONNECT: &str = "downstream_local_disconnect";
+/// No filter chain matched.
+pub const FILTER_CHAIN_NOT_FOUND: &str = "filter_chain_not_found";
+/// A filter needed the whole request body and it was too large.
+pub const REQUEST_PAYLOAD_TOO_LARGE: &str = "request_payload_too_large";
+/// A filter needed the whole response body and it was too large.
+pub const RESPONSE_PAYLOAD_TOO_LARGE: &str = "response_payload_too_large";
+/// The body outgrew the retry buffer.
+pub const REQUEST_PAYLOAD_EXCEEDED_RETRY_BUFFER_LIMIT: &str = "request_payload_exceeded_retry_buffer_limit";
+/// HTTP/1.1 without `Host`, HTTP/2 without `:authority`.
+pub const MISSING_HOST_HEADER: &str = "missing_host_header";
+/// No path.
+pub const MISSING_PATH: &str = "missing_path_rejected";
+/// A path that is no path.
+pub const INVALID_PATH: &str = "invalid_path";
+/// An absolute URL where none is allowed.
+pub const ABSOLUTE_PATH_REJECTED: &str = "absolute_path_rejected";
+/// The path could not be normalised.
+pub const PATH_NORMALIZATION_FAILED: &str = "path_normalization_failed";
+/// HTTP/1.0 is not enabled.
+pub const LOW_VERSION: &str = "low_version";
+/// The upgrade is not enabled on this route.
+pub const UPGRADE_FAILED: &str = "upgrade_failed";
+/// The upstream did not switch protocols.
+pub const WEBSOCKET_HANDSHAKE_UNSUCCESSFUL: &str = "websocket_handshake_unsuccessful";
+/// The local rate limiter said no.
+pub const LOCAL_RATE_LIMITED: &str = "local_rate_limited";
+/// The rate limit service said no.
+pub const REQUEST_RATE_LIMITED: &str = "request_rate_limited";
+/// The external authorizer said no.
+pub const EXT_AUTHZ_DENIED: &str = "ext_authz_denied";
+/// The external authorizer could not be asked.
+pub const EXT_AUTHZ_ERROR: &str = "ext_authz_error";
+/// A CORS preflight was answered by the filter.
+pub const CORS_RESPONSE: &str = "cors_response";
+/// The overload manager said no.
+pub const OVERLOAD: &str = "overload";
+/// Answered by the admin server.
+pub const ADMIN_FILTER_RESPONSE: &str = "admin_filter_response";
+
+/// `upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused}`.
+///
+/// `reason` is Envoy's name of the reset (`connection_termination`, `remote_reset`, `connection_timeout` …),
+/// `transport_failure` what the socket or TLS said.
+pub fn reset_before_response(reason: &str, transport_failure: &str) -> String {
+    with_braces(UPSTREAM_RESET_BEFORE_RESPONSE_STARTED, reason, transport_failure)
+}
+
+/// As [`reset_before_response`], once response headers had been sent.
+pub fn reset_after_response(reason: &str, transport_failure: &str) -> String {
+    with_braces(UPSTREAM_RESET_AFTER_RESPONSE_STARTED, reason, transport_failure)
+}
+
+/// `downstream_local_disconnect(on_idle_timeout)`.
+pub fn local_disconnect(reason: &str) -> String {
+    format!("{DOWNSTREAM_LOCAL_DISCONNECT}({})", underscored(reason))
+}
+
+/// `rbac_access_denied_matched_policy[ns[default]-policy[deny-all]-rule[0]]`; `none` when no ALLOW policy matched.
+pub fn rbac_denied(policy: Option<&str>) -> String {
+    format!("rbac_access_denied_matched_policy[{}]", underscored(policy.unwrap_or("none")))
+}
+
+/// `jwt_authn_access_denied{Jwt_is_expired}`.
+pub fn jwt_denied(reason: &str) -> String {
+    format!("jwt_authn_access_denied{{{}}}", underscored(reason))
+}
+
+/// Spaces and control characters become `_`, so that a detail stays one word of an access log line.
+pub fn underscored(text: &str) -> Cow<'_, str> {
+    if text.bytes().any(|b| b.is_ascii_whitespace() || b.is_ascii_control()) {
+        Cow::Owned(text.chars().map(|c| if c.is_whitespace() || c.is_control() { '_' } else { c }).collect())
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
+fn with_braces(detail: &str, reason: &str, transport_failure: &str) -> String {
+    if transport_failure.is_empty() {
+        format!("{detail}{{{}}}", underscored(reason))
+    } else {
+        format!("{detail}{{{}|{}}}", underscored(reason), underscored(transport_failure))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn details_are_written_as_envoy_writes_them() {
+        assert_eq!(
+            reset_before_response("remote_connection_failure", "delayed connect error: Connection refused"),
+            "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused}"
+        );
+        assert_eq!(reset_after_response("remote_reset", ""), "upstream_reset_after_response_started{remote_reset}");
+        assert_eq!(rbac_denied(None), "rbac_access_denied_matched_policy[none]");
+        assert_eq!(jwt_denied("Jwt is expired"), "jwt_authn_access_denied{Jwt_is_expired}");
+        assert_eq!(local_disconnect("on idle\ntimeout"), "downstream_local_disconnect(on_idle_timeout)");
+    }
+}

@@ -1,0 +1,419 @@
+//! Envoy's metric names, as tables of definitions for blocks, with typed handles into them.
+//!
+//! Each module is one table: `DEFS` for [`Registry::block`](crate::Registry::block), and one constant per
+//! metric for the calls that count. Names are those of Envoy 1.40; a metric stands here when this proxy
+//! can count it truthfully, so a dashboard never reads a zero that nobody maintains.
+use crate::stats::{ENVOY_MS, ENVOY_MS_FINE};
+
+macro_rules! table {
+    ($(#[$doc:meta])* $module:ident { $($kind:ident $(($buckets:expr))? $(?$hide:ident)? $id:ident = $name:literal;)* }) => {
+        $(#[$doc])*
+        pub mod $module {
+            #[allow(unused_imports)]
+            use super::*;
+            use crate::stats::{MetricDef, cell_of};
+            #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
+            enum At { $($id),* }
+            /// The table itself.
+            pub static DEFS: &[MetricDef] = TABLE;
+            const TABLE: &[MetricDef] = &[$(MetricDef { name: $name, kind: table!(@kind $kind $(($buckets))?), hide_zero: table!(@hide $($hide)?) }),*];
+            $(#[doc = concat!("`", $name, "`")] pub const $id: table!(@type $kind) = table!(@handle $kind $(($buckets))?, cell_of(TABLE, At::$id as usize));)*
+        }
+    };
+    (@kind counter) => { crate::stats::Kind::Counter };
+    (@kind gauge) => { crate::stats::Kind::Gauge };
+    (@kind histogram ($buckets:expr)) => { crate::stats::Kind::Histogram(&$buckets) };
+    (@type counter) => { crate::stats::Counter };
+    (@type gauge) => { crate::stats::Gauge };
+    (@type histogram) => { crate::stats::Histogram };
+    (@handle counter, $cell:expr) => { crate::stats::Counter($cell) };
+    (@handle gauge, $cell:expr) => { crate::stats::Gauge($cell) };
+    (@handle histogram ($buckets:expr), $cell:expr) => { crate::stats::Histogram($cell, &$buckets) };
+    (@hide) => { false };
+    (@hide hidden) => { true };
+}
+
+table! {
+    /// Traffic of one cluster, under `cluster.<name>.`; written by workers. Times are recorded in microseconds.
+    cluster {
+        gauge UPSTREAM_CX_ACTIVE = "upstream_cx_active";
+        counter UPSTREAM_CX_TOTAL = "upstream_cx_total";
+        counter UPSTREAM_CX_HTTP1_TOTAL = "upstream_cx_http1_total";
+        counter UPSTREAM_CX_HTTP2_TOTAL = "upstream_cx_http2_total";
+        counter UPSTREAM_CX_CONNECT_FAIL = "upstream_cx_connect_fail";
+        counter UPSTREAM_CX_CONNECT_TIMEOUT = "upstream_cx_connect_timeout";
+        counter UPSTREAM_CX_CONNECT_ATTEMPTS_EXCEEDED = "upstream_cx_connect_attempts_exceeded";
+        counter UPSTREAM_CX_OVERFLOW = "upstream_cx_overflow";
+        counter UPSTREAM_CX_POOL_OVERFLOW = "upstream_cx_pool_overflow";
+        counter UPSTREAM_CX_DESTROY = "upstream_cx_destroy";
+        counter UPSTREAM_CX_DESTROY_LOCAL = "upstream_cx_destroy_local";
+        counter UPSTREAM_CX_DESTROY_REMOTE = "upstream_cx_destroy_remote";
+        counter UPSTREAM_CX_DESTROY_WITH_ACTIVE_RQ = "upstream_cx_destroy_with_active_rq";
+        counter UPSTREAM_CX_DESTROY_LOCAL_WITH_ACTIVE_RQ = "upstream_cx_destroy_local_with_active_rq";
+        counter UPSTREAM_CX_DESTROY_REMOTE_WITH_ACTIVE_RQ = "upstream_cx_destroy_remote_with_active_rq";
+        counter UPSTREAM_CX_CLOSE_NOTIFY = "upstream_cx_close_notify";
+        counter UPSTREAM_CX_IDLE_TIMEOUT = "upstream_cx_idle_timeout";
+        counter UPSTREAM_CX_MAX_REQUESTS = "upstream_cx_max_requests";
+        counter UPSTREAM_CX_MAX_DURATION_REACHED = "upstream_cx_max_duration_reached";
+        counter UPSTREAM_CX_NONE_HEALTHY = "upstream_cx_none_healthy";
+        counter UPSTREAM_CX_PROTOCOL_ERROR = "upstream_cx_protocol_error";
+        counter UPSTREAM_CX_RX_BYTES_TOTAL = "upstream_cx_rx_bytes_total";
+        counter UPSTREAM_CX_TX_BYTES_TOTAL = "upstream_cx_tx_bytes_total";
+        gauge UPSTREAM_RQ_ACTIVE = "upstream_rq_active";
+        counter UPSTREAM_RQ_TOTAL = "upstream_rq_total";
+        counter UPSTREAM_RQ_COMPLETED = "upstream_rq_completed";
+        gauge UPSTREAM_RQ_PENDING_ACTIVE = "upstream_rq_pending_active";
+        counter UPSTREAM_RQ_PENDING_TOTAL = "upstream_rq_pending_total";
+        counter UPSTREAM_RQ_PENDING_OVERFLOW = "upstream_rq_pending_overflow";
+        counter UPSTREAM_RQ_PENDING_FAILURE_EJECT = "upstream_rq_pending_failure_eject";
+        counter UPSTREAM_RQ_ACTIVE_OVERFLOW = "upstream_rq_active_overflow";
+        counter UPSTREAM_RQ_CANCELLED = "upstream_rq_cancelled";
+        counter UPSTREAM_RQ_TIMEOUT = "upstream_rq_timeout";
+        counter UPSTREAM_RQ_PER_TRY_TIMEOUT = "upstream_rq_per_try_timeout";
+        counter UPSTREAM_RQ_PER_TRY_IDLE_TIMEOUT = "upstream_rq_per_try_idle_timeout";
+        counter UPSTREAM_RQ_MAX_DURATION_REACHED = "upstream_rq_max_duration_reached";
+        counter UPSTREAM_RQ_RX_RESET = "upstream_rq_rx_reset";
+        counter UPSTREAM_RQ_TX_RESET = "upstream_rq_tx_reset";
+        counter UPSTREAM_RQ_RETRY = "upstream_rq_retry";
+        counter UPSTREAM_RQ_RETRY_BACKOFF_EXPONENTIAL = "upstream_rq_retry_backoff_exponential";
+        counter UPSTREAM_RQ_RETRY_LIMIT_EXCEEDED = "upstream_rq_retry_limit_exceeded";
+        counter UPSTREAM_RQ_RETRY_SUCCESS = "upstream_rq_retry_success";
+        counter UPSTREAM_RQ_RETRY_OVERFLOW = "upstream_rq_retry_overflow";
+        counter RETRY_OR_SHADOW_ABANDONED = "retry_or_shadow_abandoned";
+        counter ?hidden UPSTREAM_RQ_1XX = "upstream_rq_1xx";
+        counter ?hidden UPSTREAM_RQ_2XX = "upstream_rq_2xx";
+        counter ?hidden UPSTREAM_RQ_3XX = "upstream_rq_3xx";
+        counter ?hidden UPSTREAM_RQ_4XX = "upstream_rq_4xx";
+        counter ?hidden UPSTREAM_RQ_5XX = "upstream_rq_5xx";
+        counter ?hidden UPSTREAM_RQ_200 = "upstream_rq_200";
+        counter ?hidden UPSTREAM_RQ_201 = "upstream_rq_201";
+        counter ?hidden UPSTREAM_RQ_204 = "upstream_rq_204";
+        counter ?hidden UPSTREAM_RQ_206 = "upstream_rq_206";
+        counter ?hidden UPSTREAM_RQ_301 = "upstream_rq_301";
+        counter ?hidden UPSTREAM_RQ_302 = "upstream_rq_302";
+        counter ?hidden UPSTREAM_RQ_304 = "upstream_rq_304";
+        counter ?hidden UPSTREAM_RQ_400 = "upstream_rq_400";
+        counter ?hidden UPSTREAM_RQ_401 = "upstream_rq_401";
+        counter ?hidden UPSTREAM_RQ_403 = "upstream_rq_403";
+        counter ?hidden UPSTREAM_RQ_404 = "upstream_rq_404";
+        counter ?hidden UPSTREAM_RQ_408 = "upstream_rq_408";
+        counter ?hidden UPSTREAM_RQ_409 = "upstream_rq_409";
+        counter ?hidden UPSTREAM_RQ_418 = "upstream_rq_418";
+        counter ?hidden UPSTREAM_RQ_429 = "upstream_rq_429";
+        counter ?hidden UPSTREAM_RQ_500 = "upstream_rq_500";
+        counter ?hidden UPSTREAM_RQ_501 = "upstream_rq_501";
+        counter ?hidden UPSTREAM_RQ_502 = "upstream_rq_502";
+        counter ?hidden UPSTREAM_RQ_503 = "upstream_rq_503";
+        counter ?hidden UPSTREAM_RQ_504 = "upstream_rq_504";
+        counter LB_HEALTHY_PANIC = "lb_healthy_panic";
+        counter DEFAULT_TOTAL_MATCH_COUNT = "default.total_match_count";
+        histogram (ENVOY_MS_FINE) ?hidden UPSTREAM_RQ_TIME = "upstream_rq_time";
+        histogram (ENVOY_MS) UPSTREAM_CX_CONNECT_MS = "upstream_cx_connect_ms";
+        histogram (ENVOY_MS) UPSTREAM_CX_LENGTH_MS = "upstream_cx_length_ms";
+    }
+}
+
+/// Counts a response of an upstream by its code: the class always, the code itself where it has a counter.
+pub fn count_upstream_code(stats: &crate::Local, code: u16) {
+    use cluster as c;
+    stats.inc(c::UPSTREAM_RQ_COMPLETED);
+    match code / 100 {
+        1 => stats.inc(c::UPSTREAM_RQ_1XX),
+        2 => stats.inc(c::UPSTREAM_RQ_2XX),
+        3 => stats.inc(c::UPSTREAM_RQ_3XX),
+        4 => stats.inc(c::UPSTREAM_RQ_4XX),
+        5 => stats.inc(c::UPSTREAM_RQ_5XX),
+        _ => {}
+    }
+    let counter = match code {
+        200 => c::UPSTREAM_RQ_200,
+        201 => c::UPSTREAM_RQ_201,
+        204 => c::UPSTREAM_RQ_204,
+        206 => c::UPSTREAM_RQ_206,
+        301 => c::UPSTREAM_RQ_301,
+        302 => c::UPSTREAM_RQ_302,
+        304 => c::UPSTREAM_RQ_304,
+        400 => c::UPSTREAM_RQ_400,
+        401 => c::UPSTREAM_RQ_401,
+        403 => c::UPSTREAM_RQ_403,
+        404 => c::UPSTREAM_RQ_404,
+        408 => c::UPSTREAM_RQ_408,
+        409 => c::UPSTREAM_RQ_409,
+        418 => c::UPSTREAM_RQ_418,
+        429 => c::UPSTREAM_RQ_429,
+        500 => c::UPSTREAM_RQ_500,
+        501 => c::UPSTREAM_RQ_501,
+        502 => c::UPSTREAM_RQ_502,
+        503 => c::UPSTREAM_RQ_503,
+        504 => c::UPSTREAM_RQ_504,
+        _ => return,
+    };
+    stats.inc(counter);
+}
+
+/// Counts a response to a caller by its class, in an [`http`] table.
+pub fn count_downstream_code(stats: &crate::Local, code: u16) {
+    stats.inc(http::DOWNSTREAM_RQ_COMPLETED);
+    match code / 100 {
+        1 => stats.inc(http::DOWNSTREAM_RQ_1XX),
+        2 => stats.inc(http::DOWNSTREAM_RQ_2XX),
+        3 => stats.inc(http::DOWNSTREAM_RQ_3XX),
+        4 => stats.inc(http::DOWNSTREAM_RQ_4XX),
+        5 => stats.inc(http::DOWNSTREAM_RQ_5XX),
+        _ => {}
+    }
+}
+
+table! {
+    /// What the main thread knows of a cluster, under the same prefix as [`cluster`]: membership, updates, ejections.
+    cluster_state {
+        gauge MEMBERSHIP_TOTAL = "membership_total";
+        gauge MEMBERSHIP_HEALTHY = "membership_healthy";
+        gauge MEMBERSHIP_DEGRADED = "membership_degraded";
+        gauge MEMBERSHIP_EXCLUDED = "membership_excluded";
+        counter MEMBERSHIP_CHANGE = "membership_change";
+        counter UPDATE_ATTEMPT = "update_attempt";
+        counter UPDATE_SUCCESS = "update_success";
+        counter UPDATE_FAILURE = "update_failure";
+        counter UPDATE_EMPTY = "update_empty";
+        counter UPDATE_NO_REBUILD = "update_no_rebuild";
+        counter ASSIGNMENT_STALE = "assignment_stale";
+        gauge VERSION = "version";
+        gauge CIRCUIT_CX_OPEN = "circuit_breakers.default.cx_open";
+        gauge CIRCUIT_RQ_PENDING_OPEN = "circuit_breakers.default.rq_pending_open";
+        gauge CIRCUIT_RQ_OPEN = "circuit_breakers.default.rq_open";
+        gauge CIRCUIT_RQ_RETRY_OPEN = "circuit_breakers.default.rq_retry_open";
+    }
+}
+
+table! {
+    /// Outlier detection of one cluster, under `cluster.<name>.`; registered only where it is configured.
+    outlier {
+        gauge EJECTIONS_ACTIVE = "outlier_detection.ejections_active";
+        counter EJECTIONS_ENFORCED_TOTAL = "outlier_detection.ejections_enforced_total";
+        counter EJECTIONS_OVERFLOW = "outlier_detection.ejections_overflow";
+        counter EJECTIONS_DETECTED_CONSECUTIVE_5XX = "outlier_detection.ejections_detected_consecutive_5xx";
+        counter EJECTIONS_ENFORCED_CONSECUTIVE_5XX = "outlier_detection.ejections_enforced_consecutive_5xx";
+        counter EJECTIONS_DETECTED_CONSECUTIVE_GATEWAY_FAILURE = "outlier_detection.ejections_detected_consecutive_gateway_failure";
+        counter EJECTIONS_ENFORCED_CONSECUTIVE_GATEWAY_FAILURE = "outlier_detection.ejections_enforced_consecutive_gateway_failure";
+        counter EJECTIONS_DETECTED_CONSECUTIVE_LOCAL_ORIGIN_FAILURE = "outlier_detection.ejections_detected_consecutive_local_origin_failure";
+        counter EJECTIONS_ENFORCED_CONSECUTIVE_LOCAL_ORIGIN_FAILURE = "outlier_detection.ejections_enforced_consecutive_local_origin_failure";
+    }
+}
+
+table! {
+    /// TLS of one cluster (`cluster.<name>.`) or listener (`listener.<address>.`).
+    ssl {
+        counter HANDSHAKE = "ssl.handshake";
+        counter CONNECTION_ERROR = "ssl.connection_error";
+        counter FAIL_VERIFY_ERROR = "ssl.fail_verify_error";
+        counter FAIL_VERIFY_NO_CERT = "ssl.fail_verify_no_cert";
+        counter FAIL_VERIFY_SAN = "ssl.fail_verify_san";
+        counter NO_CERTIFICATE = "ssl.no_certificate";
+        counter SESSION_REUSED = "ssl.session_reused";
+    }
+}
+
+table! {
+    /// One HTTP connection manager, under `http.<stat prefix>.`.
+    http {
+        gauge DOWNSTREAM_CX_ACTIVE = "downstream_cx_active";
+        gauge DOWNSTREAM_CX_HTTP1_ACTIVE = "downstream_cx_http1_active";
+        gauge DOWNSTREAM_CX_HTTP2_ACTIVE = "downstream_cx_http2_active";
+        gauge DOWNSTREAM_CX_SSL_ACTIVE = "downstream_cx_ssl_active";
+        gauge DOWNSTREAM_CX_UPGRADES_ACTIVE = "downstream_cx_upgrades_active";
+        counter DOWNSTREAM_CX_TOTAL = "downstream_cx_total";
+        counter DOWNSTREAM_CX_HTTP1_TOTAL = "downstream_cx_http1_total";
+        counter DOWNSTREAM_CX_HTTP2_TOTAL = "downstream_cx_http2_total";
+        counter DOWNSTREAM_CX_SSL_TOTAL = "downstream_cx_ssl_total";
+        counter DOWNSTREAM_CX_UPGRADES_TOTAL = "downstream_cx_upgrades_total";
+        counter DOWNSTREAM_CX_DESTROY = "downstream_cx_destroy";
+        counter DOWNSTREAM_CX_DESTROY_LOCAL = "downstream_cx_destroy_local";
+        counter DOWNSTREAM_CX_DESTROY_REMOTE = "downstream_cx_destroy_remote";
+        counter DOWNSTREAM_CX_DESTROY_ACTIVE_RQ = "downstream_cx_destroy_active_rq";
+        counter DOWNSTREAM_CX_DRAIN_CLOSE = "downstream_cx_drain_close";
+        counter DOWNSTREAM_CX_IDLE_TIMEOUT = "downstream_cx_idle_timeout";
+        counter DOWNSTREAM_CX_MAX_DURATION_REACHED = "downstream_cx_max_duration_reached";
+        counter DOWNSTREAM_CX_MAX_REQUESTS_REACHED = "downstream_cx_max_requests_reached";
+        counter DOWNSTREAM_CX_PROTOCOL_ERROR = "downstream_cx_protocol_error";
+        counter DOWNSTREAM_CX_RX_BYTES_TOTAL = "downstream_cx_rx_bytes_total";
+        counter DOWNSTREAM_CX_TX_BYTES_TOTAL = "downstream_cx_tx_bytes_total";
+        gauge DOWNSTREAM_RQ_ACTIVE = "downstream_rq_active";
+        counter DOWNSTREAM_RQ_TOTAL = "downstream_rq_total";
+        counter DOWNSTREAM_RQ_HTTP1_TOTAL = "downstream_rq_http1_total";
+        counter DOWNSTREAM_RQ_HTTP2_TOTAL = "downstream_rq_http2_total";
+        counter DOWNSTREAM_RQ_COMPLETED = "downstream_rq_completed";
+        counter DOWNSTREAM_RQ_1XX = "downstream_rq_1xx";
+        counter DOWNSTREAM_RQ_2XX = "downstream_rq_2xx";
+        counter DOWNSTREAM_RQ_3XX = "downstream_rq_3xx";
+        counter DOWNSTREAM_RQ_4XX = "downstream_rq_4xx";
+        counter DOWNSTREAM_RQ_5XX = "downstream_rq_5xx";
+        counter DOWNSTREAM_RQ_RX_RESET = "downstream_rq_rx_reset";
+        counter DOWNSTREAM_RQ_TX_RESET = "downstream_rq_tx_reset";
+        counter DOWNSTREAM_RQ_TIMEOUT = "downstream_rq_timeout";
+        counter DOWNSTREAM_RQ_IDLE_TIMEOUT = "downstream_rq_idle_timeout";
+        counter DOWNSTREAM_RQ_HEADER_TIMEOUT = "downstream_rq_header_timeout";
+        counter DOWNSTREAM_RQ_MAX_DURATION_REACHED = "downstream_rq_max_duration_reached";
+        counter DOWNSTREAM_RQ_TOO_LARGE = "downstream_rq_too_large";
+        counter DOWNSTREAM_RQ_RESPONSE_BEFORE_RQ_COMPLETE = "downstream_rq_response_before_rq_complete";
+        counter DOWNSTREAM_RQ_WS_ON_NON_WS_ROUTE = "downstream_rq_ws_on_non_ws_route";
+        counter DOWNSTREAM_RQ_FAILED_PATH_NORMALIZATION = "downstream_rq_failed_path_normalization";
+        counter NO_ROUTE = "no_route";
+        counter NO_CLUSTER = "no_cluster";
+        counter RQ_TOTAL = "rq_total";
+        counter RQ_REDIRECT = "rq_redirect";
+        counter RQ_DIRECT_RESPONSE = "rq_direct_response";
+        counter RQ_RESET_AFTER_DOWNSTREAM_RESPONSE_STARTED = "rq_reset_after_downstream_response_started";
+        counter RS_TOO_LARGE = "rs_too_large";
+        histogram (ENVOY_MS_FINE) DOWNSTREAM_RQ_TIME = "downstream_rq_time";
+        histogram (ENVOY_MS) DOWNSTREAM_CX_LENGTH_MS = "downstream_cx_length_ms";
+    }
+}
+
+table! {
+    /// The fault filter, under `http.<stat prefix>.`.
+    fault {
+        counter ABORTS_INJECTED = "fault.aborts_injected";
+        counter DELAYS_INJECTED = "fault.delays_injected";
+        counter FAULTS_OVERFLOW = "fault.faults_overflow";
+        gauge ACTIVE_FAULTS = "fault.active_faults";
+    }
+}
+
+table! {
+    /// An RBAC filter, under `http.<stat prefix>.rbac.` or `<stat prefix>rbac.` of a network filter.
+    rbac {
+        counter ALLOWED = "allowed";
+        counter DENIED = "denied";
+        counter SHADOW_ALLOWED = "shadow_allowed";
+        counter SHADOW_DENIED = "shadow_denied";
+    }
+}
+
+table! {
+    /// The CORS filter, under `http.<stat prefix>.`.
+    cors {
+        counter ORIGIN_VALID = "cors.origin_valid";
+        counter ORIGIN_INVALID = "cors.origin_invalid";
+    }
+}
+
+table! {
+    /// A local rate limiter, under `<stat prefix>.`.
+    local_rate_limit {
+        counter ENABLED = "http_local_rate_limit.enabled";
+        counter ENFORCED = "http_local_rate_limit.enforced";
+        counter OK = "http_local_rate_limit.ok";
+        counter RATE_LIMITED = "http_local_rate_limit.rate_limited";
+    }
+}
+
+table! {
+    /// The JWT filter, under `http.<stat prefix>.`.
+    jwt_authn {
+        counter ALLOWED = "jwt_authn.allowed";
+        counter DENIED = "jwt_authn.denied";
+        counter CORS_PREFLIGHT_BYPASSED = "jwt_authn.cors_preflight_bypassed";
+        counter JWKS_FETCH_SUCCESS = "jwt_authn.jwks_fetch_success";
+        counter JWKS_FETCH_FAILED = "jwt_authn.jwks_fetch_failed";
+    }
+}
+
+table! {
+    /// One listener, under `listener.<address>.`.
+    listener {
+        gauge DOWNSTREAM_CX_ACTIVE = "downstream_cx_active";
+        counter DOWNSTREAM_CX_TOTAL = "downstream_cx_total";
+        counter DOWNSTREAM_CX_DESTROY = "downstream_cx_destroy";
+        counter DOWNSTREAM_CX_OVERFLOW = "downstream_cx_overflow";
+        counter DOWNSTREAM_CX_TRANSPORT_SOCKET_CONNECT_TIMEOUT = "downstream_cx_transport_socket_connect_timeout";
+        counter DOWNSTREAM_GLOBAL_CX_OVERFLOW = "downstream_global_cx_overflow";
+        counter DOWNSTREAM_LISTENER_FILTER_ERROR = "downstream_listener_filter_error";
+        counter DOWNSTREAM_LISTENER_FILTER_REMOTE_CLOSE = "downstream_listener_filter_remote_close";
+        gauge DOWNSTREAM_PRE_CX_ACTIVE = "downstream_pre_cx_active";
+        counter DOWNSTREAM_PRE_CX_TIMEOUT = "downstream_pre_cx_timeout";
+        counter NO_FILTER_CHAIN_MATCH = "no_filter_chain_match";
+        histogram (ENVOY_MS) DOWNSTREAM_CX_LENGTH_MS = "downstream_cx_length_ms";
+    }
+}
+
+table! {
+    /// A TCP proxy, under `tcp.<stat prefix>.`.
+    tcp {
+        counter DOWNSTREAM_CX_TOTAL = "downstream_cx_total";
+        counter DOWNSTREAM_CX_NO_ROUTE = "downstream_cx_no_route";
+        counter DOWNSTREAM_CX_RX_BYTES_TOTAL = "downstream_cx_rx_bytes_total";
+        counter DOWNSTREAM_CX_TX_BYTES_TOTAL = "downstream_cx_tx_bytes_total";
+        counter IDLE_TIMEOUT = "idle_timeout";
+        counter MAX_DOWNSTREAM_CONNECTION_DURATION = "max_downstream_connection_duration";
+    }
+}
+
+table! {
+    /// The cluster manager, under `cluster_manager.`; written by the main thread.
+    cluster_manager {
+        gauge ACTIVE_CLUSTERS = "active_clusters";
+        gauge WARMING_CLUSTERS = "warming_clusters";
+        counter CLUSTER_ADDED = "cluster_added";
+        counter CLUSTER_MODIFIED = "cluster_modified";
+        counter CLUSTER_REMOVED = "cluster_removed";
+        counter CLUSTER_UPDATED = "cluster_updated";
+        counter CDS_UPDATE_ATTEMPT = "cds.update_attempt";
+        counter CDS_UPDATE_SUCCESS = "cds.update_success";
+        counter CDS_UPDATE_REJECTED = "cds.update_rejected";
+    }
+}
+
+table! {
+    /// The listener manager, under `listener_manager.`; written by the main thread.
+    listener_manager {
+        gauge TOTAL_LISTENERS_ACTIVE = "total_listeners_active";
+        gauge TOTAL_LISTENERS_WARMING = "total_listeners_warming";
+        gauge TOTAL_LISTENERS_DRAINING = "total_listeners_draining";
+        gauge WORKERS_STARTED = "workers_started";
+        counter LISTENER_ADDED = "listener_added";
+        counter LISTENER_MODIFIED = "listener_modified";
+        counter LISTENER_REMOVED = "listener_removed";
+        counter LISTENER_CREATE_SUCCESS = "listener_create_success";
+        counter LISTENER_CREATE_FAILURE = "listener_create_failure";
+        counter LDS_UPDATE_ATTEMPT = "lds.update_attempt";
+        counter LDS_UPDATE_SUCCESS = "lds.update_success";
+        counter LDS_UPDATE_REJECTED = "lds.update_rejected";
+    }
+}
+
+table! {
+    /// The process, under `server.`; written by the main thread.
+    server {
+        gauge CONCURRENCY = "concurrency";
+        gauge LIVE = "live";
+        gauge STATE = "state";
+        gauge UPTIME = "uptime";
+        gauge MEMORY_ALLOCATED = "memory_allocated";
+        gauge MEMORY_HEAP_SIZE = "memory_heap_size";
+        gauge MEMORY_PHYSICAL_SIZE = "memory_physical_size";
+        gauge TOTAL_CONNECTIONS = "total_connections";
+        gauge PARENT_CONNECTIONS = "parent_connections";
+        gauge DAYS_UNTIL_FIRST_CERT_EXPIRING = "days_until_first_cert_expiring";
+        gauge VERSION = "version";
+    }
+}
+
+table! {
+    /// The connection to the control plane, under `control_plane.`; written by the main thread.
+    control_plane {
+        gauge CONNECTED_STATE = "connected_state";
+        gauge PENDING_REQUESTS = "pending_requests";
+        counter RATE_LIMIT_ENFORCED = "rate_limit_enforced";
+    }
+}
+
+table! {
+    /// An SDS subscription, under `sds.<secret name>.`.
+    sds {
+        counter UPDATE_ATTEMPT = "update_attempt";
+        counter UPDATE_SUCCESS = "update_success";
+        counter UPDATE_REJECTED = "update_rejected";
+        counter UPDATE_FAILURE = "update_failure";
+    }
+}

@@ -1,0 +1,330 @@
+//! Blocks of cells, and the handles that workers write through.
+use super::histogram::HistogramValue;
+use super::metric::{Counter, Gauge, Histogram, Kind, MetricDef, cell_of, cells_of};
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+
+pub(crate) type Cells = Arc<[AtomicU64]>;
+
+pub(crate) fn new_cells(count: usize) -> Cells {
+    (0..count).map(|_| AtomicU64::new(0)).collect()
+}
+
+/// Adds without a locked instruction. Correct because a cell has one writer; a scrape reads a value
+/// that is at most one addition old.
+#[inline]
+pub(crate) fn bump(cell: &AtomicU64, by: u64) {
+    cell.store(cell.load(Relaxed).wrapping_add(by), Relaxed);
+}
+
+#[inline]
+fn bump_at(cells: &[AtomicU64], index: usize, by: u64) {
+    if let Some(cell) = cells.get(index) {
+        bump(cell, by);
+    }
+}
+
+#[inline]
+fn record_at(cells: &[AtomicU64], histogram: Histogram, raw: u64) {
+    let Histogram(first, buckets) = histogram;
+    let first = first as usize;
+    bump_at(cells, first + buckets.index(raw), 1);
+    bump_at(cells, first + buckets.bounds.len() + 1, raw);
+}
+
+/// A label that Envoy's tag extraction takes out of a name: `cluster_name`, without the `envoy_` that the
+/// Prometheus output may put in front.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tag {
+    pub key: &'static str,
+    pub value: String,
+}
+
+/// The name of a block: what stands before the metric's own name, in Envoy's dotted form and in Prometheus' form.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockName {
+    /// `cluster.outbound|80||x.`, with the dot; empty for names that stand alone.
+    pub(crate) dotted: String,
+    /// `cluster_`: the same with the tags taken out and dots as underscores.
+    pub(crate) flat: String,
+    pub(crate) tags: Vec<Tag>,
+}
+
+impl BlockName {
+    /// Any name: `dotted` (without the last dot) with `tags` being the parts of it that become labels.
+    /// `flat` is the rest of the name.
+    pub fn new(dotted: impl Into<String>, flat: impl Into<String>, tags: Vec<Tag>) -> Self {
+        let (mut dotted, mut flat) = (dotted.into(), flat.into());
+        if !dotted.is_empty() {
+            dotted.push('.');
+        }
+        if !flat.is_empty() {
+            flat.push('_');
+        }
+        Self { dotted, flat, tags }
+    }
+
+    /// `cluster.<name>.`: `name` is the cluster's `alt_stat_name` if it has one.
+    pub fn cluster(name: &str) -> Self {
+        Self::new(format!("cluster.{name}"), "cluster", vec![Tag { key: "cluster_name", value: name.to_owned() }])
+    }
+
+    /// `http.<stat prefix>.` of an HTTP connection manager.
+    pub fn http(stat_prefix: &str) -> Self {
+        Self::new(format!("http.{stat_prefix}"), "http", vec![Tag { key: "http_conn_manager_prefix", value: stat_prefix.to_owned() }])
+    }
+
+    /// `http.<stat prefix>.<filter>.`: a filter's metrics under its connection manager (`fault`, `rbac`, `jwt_authn`).
+    pub fn http_filter(stat_prefix: &str, filter: &str) -> Self {
+        let mut name = Self::http(stat_prefix);
+        name.dotted.push_str(filter);
+        name.dotted.push('.');
+        name.flat.push_str(filter);
+        name.flat.push('_');
+        name
+    }
+
+    /// `listener.<address>.`: `0.0.0.0_15001`, or the listener's `stat_prefix`.
+    pub fn listener(address: &str) -> Self {
+        let address = address.replace(':', "_");
+        Self::new(format!("listener.{address}"), "listener", vec![Tag { key: "listener_address", value: address }])
+    }
+
+    /// `listener.<address>.http.<stat prefix>.`: the response classes of one connection manager on one listener.
+    pub fn listener_http(address: &str, stat_prefix: &str) -> Self {
+        let address = address.replace(':', "_");
+        let tags = vec![
+            Tag { key: "http_conn_manager_prefix", value: stat_prefix.to_owned() },
+            Tag { key: "listener_address", value: address.clone() },
+        ];
+        Self::new(format!("listener.{address}.http.{stat_prefix}"), "listener_http", tags)
+    }
+
+    /// `tcp.<stat prefix>.` of a TCP proxy.
+    pub fn tcp(stat_prefix: &str) -> Self {
+        Self::new(format!("tcp.{stat_prefix}"), "tcp", vec![Tag { key: "tcp_prefix", value: stat_prefix.to_owned() }])
+    }
+
+    /// A name without labels: `server`, `cluster_manager`, `listener_manager`, or empty for none.
+    pub fn plain(name: &str) -> Self {
+        Self::new(name, name.replace(['.', '-'], "_"), Vec::new())
+    }
+
+    /// The dotted prefix, with its dot.
+    pub fn dotted(&self) -> &str {
+        &self.dotted
+    }
+}
+
+pub(crate) struct Inner {
+    pub(crate) defs: &'static [MetricDef],
+    pub(crate) name: BlockName,
+    /// One set of cells per shard, made when that shard first writes: a cluster nobody calls costs no cells.
+    /// The last set belongs to the shared writer.
+    shards: Box<[OnceLock<Cells>]>,
+}
+
+/// A handle on a block. Clone it freely; the block's cells are freed with the last handle.
+#[derive(Clone)]
+pub struct Block(pub(crate) Arc<Inner>);
+
+impl Block {
+    pub(crate) fn new(defs: &'static [MetricDef], name: BlockName, shards: usize) -> Self {
+        Self(Arc::new(Inner { defs, name, shards: (0..shards).map(|_| OnceLock::new()).collect() }))
+    }
+
+    /// The block's name.
+    pub fn name(&self) -> &BlockName {
+        &self.0.name
+    }
+
+    fn cells(&self, shard: usize) -> Option<&Cells> {
+        self.0.shards.get(shard).map(|slot| slot.get_or_init(|| new_cells(cells_of(self.0.defs))))
+    }
+
+    /// Sets a gauge that only the main thread writes (membership, versions). Takes no lock; last writer wins.
+    pub fn set(&self, gauge: Gauge, value: u64) {
+        if let Some(cell) = self.cells(self.0.shards.len() - 1).and_then(|cells| cells.get(gauge.0 as usize)) {
+            cell.store(value, Relaxed);
+        }
+    }
+
+    /// Adds to a counter from a thread that has no shard (xDS, health checks): a locked addition, off the hot path.
+    pub fn add_shared(&self, counter: Counter, by: u64) {
+        if let Some(cell) = self.cells(self.0.shards.len() - 1).and_then(|cells| cells.get(counter.0 as usize)) {
+            cell.fetch_add(by, Relaxed);
+        }
+    }
+
+    /// As [`Self::add_shared`] for a gauge; `by` may be negative.
+    pub fn add_gauge_shared(&self, gauge: Gauge, by: i64) {
+        if let Some(cell) = self.cells(self.0.shards.len() - 1).and_then(|cells| cells.get(gauge.0 as usize)) {
+            cell.fetch_add(by as u64, Relaxed);
+        }
+    }
+
+    /// The sum over all shards of one counter.
+    pub fn counter(&self, counter: Counter) -> u64 {
+        self.0.sum(counter.0 as usize)
+    }
+
+    /// The net value over all shards of one gauge; a momentary negative (two shards read apart) counts as 0.
+    pub fn gauge(&self, gauge: Gauge) -> u64 {
+        (self.0.sum(gauge.0 as usize) as i64).max(0) as u64
+    }
+
+    /// The sum over all shards of one histogram.
+    pub fn histogram(&self, histogram: Histogram) -> HistogramValue {
+        self.0.histogram(histogram)
+    }
+}
+
+impl Inner {
+    pub(crate) fn sum(&self, cell: usize) -> u64 {
+        let cells = self.shards.iter().filter_map(|shard| shard.get());
+        cells.filter_map(|cells| cells.get(cell)).fold(0, |sum, cell| sum.wrapping_add(cell.load(Relaxed)))
+    }
+
+    pub(crate) fn histogram(&self, Histogram(first, buckets): Histogram) -> HistogramValue {
+        let first = first as usize;
+        let counts = (0..=buckets.bounds.len()).map(|bucket| self.sum(first + bucket)).collect();
+        HistogramValue { buckets, counts, sum: self.sum(first + buckets.bounds.len() + 1) }
+    }
+
+    /// Whether any shard has ever written.
+    pub(crate) fn touched(&self) -> bool {
+        self.shards.iter().any(|shard| shard.get().is_some())
+    }
+
+    /// The definitions with their first cells.
+    pub(crate) fn metrics(&self) -> impl Iterator<Item = (&'static MetricDef, u16)> {
+        let defs = self.defs;
+        defs.iter().enumerate().map(move |(index, def)| (def, cell_of(defs, index)))
+    }
+}
+
+/// One worker's right to write. There is one for each worker and it is not `Sync`: move it into the worker's
+/// thread before taking [`Local`]s from it.
+pub struct Shard {
+    index: usize,
+    not_sync: PhantomData<Cell<()>>,
+}
+
+impl Shard {
+    pub(crate) fn new(index: usize) -> Self {
+        Self { index, not_sync: PhantomData }
+    }
+
+    /// The worker's number, from 0.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// This worker's cells of a block, resolved once so that each count is one load and one store. Keep it
+    /// beside the worker's own cluster, listener or filter object.
+    pub fn local(&self, block: &Block) -> Local {
+        let cells = block.cells(self.index).cloned().unwrap_or_else(|| new_cells(0));
+        Local { block: block.clone(), cells, not_send: PhantomData }
+    }
+
+    #[inline]
+    pub fn inc(&self, block: &Block, counter: Counter) {
+        self.add(block, counter, 1);
+    }
+
+    #[inline]
+    pub fn add(&self, block: &Block, counter: Counter, by: u64) {
+        if let Some(cells) = block.cells(self.index) {
+            bump_at(cells, counter.0 as usize, by);
+        }
+    }
+
+    #[inline]
+    pub fn gauge_add(&self, block: &Block, gauge: Gauge, by: i64) {
+        if let Some(cells) = block.cells(self.index) {
+            bump_at(cells, gauge.0 as usize, by as u64);
+        }
+    }
+
+    /// Records into a histogram, in its raw unit: microseconds for `_ms` and `_time`, bytes for sizes.
+    #[inline]
+    pub fn record(&self, block: &Block, histogram: Histogram, raw: u64) {
+        if let Some(cells) = block.cells(self.index) {
+            record_at(cells, histogram, raw);
+        }
+    }
+}
+
+/// One worker's cells of one block. Not `Send`: it must stay with its writer.
+#[derive(Clone)]
+pub struct Local {
+    block: Block,
+    cells: Cells,
+    not_send: PhantomData<Rc<()>>,
+}
+
+impl Local {
+    #[inline]
+    pub fn inc(&self, counter: Counter) {
+        bump_at(&self.cells, counter.0 as usize, 1);
+    }
+
+    #[inline]
+    pub fn add(&self, counter: Counter, by: u64) {
+        bump_at(&self.cells, counter.0 as usize, by);
+    }
+
+    #[inline]
+    pub fn gauge_inc(&self, gauge: Gauge) {
+        bump_at(&self.cells, gauge.0 as usize, 1);
+    }
+
+    #[inline]
+    pub fn gauge_dec(&self, gauge: Gauge) {
+        bump_at(&self.cells, gauge.0 as usize, u64::MAX);
+    }
+
+    #[inline]
+    pub fn gauge_add(&self, gauge: Gauge, by: i64) {
+        bump_at(&self.cells, gauge.0 as usize, by as u64);
+    }
+
+    /// See [`Shard::record`].
+    #[inline]
+    pub fn record(&self, histogram: Histogram, raw: u64) {
+        record_at(&self.cells, histogram, raw);
+    }
+
+    /// Raises a gauge until the guard is dropped: active requests, active connections.
+    pub fn hold(&self, gauge: Gauge) -> Held {
+        self.gauge_inc(gauge);
+        Held { local: self.clone(), gauge }
+    }
+
+    /// The block behind.
+    pub fn block(&self) -> &Block {
+        &self.block
+    }
+}
+
+/// A raised gauge; falls when dropped.
+pub struct Held {
+    local: Local,
+    gauge: Gauge,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.local.gauge_dec(self.gauge);
+    }
+}
+
+pub(crate) fn histogram_of(def: &MetricDef, cell: u16) -> Option<Histogram> {
+    match def.kind {
+        Kind::Histogram(buckets) => Some(Histogram(cell, buckets)),
+        Kind::Counter | Kind::Gauge => None,
+    }
+}

@@ -1,0 +1,20 @@
+//! Counters, gauges and histograms, sharded by worker.
+//!
+//! Metrics come in [`Block`]s: a static table of definitions plus one name (`cluster.outbound|80||x.`).
+//! Each worker owns one [`Shard`] and writes only cells of its own, so a count is a plain load and store;
+//! a scrape adds the shards up. Blocks are made when configuration changes and freed with their last handle.
+mod block;
+mod histogram;
+mod metric;
+mod prometheus;
+mod registry;
+mod render;
+mod sample;
+
+pub use block::{Block, BlockName, Local, Shard, Tag};
+pub use histogram::{Buckets, ENVOY_BYTES, ENVOY_MS, ENVOY_MS_FINE, HistogramValue};
+pub use metric::{Counter, Gauge, Histogram, Kind, MetricDef, cell_of, cells_of};
+pub use prometheus::prometheus;
+pub use registry::{Registry, Source, TagStyle};
+pub use render::{Format, InvalidQuery, Query, TypeFilter};
+pub use sample::{Sample, Value};

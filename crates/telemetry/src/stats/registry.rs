@@ -1,0 +1,125 @@
+//! The registry: knows every living block, and adds the shards up when somebody asks.
+use super::block::{Block, BlockName, Inner, Shard, histogram_of};
+use super::metric::{Kind, MetricDef};
+use super::sample::{Sample, Value, label_key, split_code};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+pub use super::sample::TagStyle;
+
+/// Metrics that live elsewhere: computed at scrape time, or kept in a store of their own.
+pub trait Source: Send + Sync {
+    /// Calls `emit` with each metric.
+    fn collect(&self, emit: &mut dyn FnMut(Sample));
+}
+
+/// A block's identity: its prefix and its table, so that two tables may share a prefix.
+type Key = (String, usize);
+
+/// Knows all metrics of a process. Registration happens when configuration changes, never on a request's path.
+pub struct Registry {
+    shards: usize,
+    style: TagStyle,
+    blocks: Mutex<HashMap<Key, Weak<Inner>>>,
+    sources: Mutex<Vec<Arc<dyn Source>>>,
+}
+
+impl Registry {
+    /// A registry for `workers` workers, with the shard of each.
+    pub fn new(workers: usize, style: TagStyle) -> (Arc<Self>, Vec<Shard>) {
+        let registry = Self { shards: workers + 1, style, blocks: Mutex::default(), sources: Mutex::default() };
+        (Arc::new(registry), (0..workers).map(Shard::new).collect())
+    }
+
+    /// The number of workers it was made for.
+    pub fn workers(&self) -> usize {
+        self.shards - 1
+    }
+
+    pub fn tag_style(&self) -> TagStyle {
+        self.style
+    }
+
+    /// The block of this name and table: the living one if there is one, so that an update keeps its counts.
+    pub fn block(&self, defs: &'static [MetricDef], name: BlockName) -> Block {
+        let key = (name.dotted.clone(), defs.as_ptr() as usize);
+        let mut blocks = lock(&self.blocks);
+        if let Some(inner) = blocks.get(&key).and_then(Weak::upgrade) {
+            return Block(inner);
+        }
+        // Dead entries go when the map would grow anyway, so that churn cannot make it grow without bound.
+        if blocks.len() == blocks.capacity() {
+            blocks.retain(|_, inner| inner.strong_count() > 0);
+        }
+        let block = Block::new(defs, name, self.shards);
+        blocks.insert(key, Arc::downgrade(&block.0));
+        block
+    }
+
+    /// Adds a source of metrics.
+    pub fn add_source(&self, source: Arc<dyn Source>) {
+        lock(&self.sources).push(source);
+    }
+
+    /// The number of living blocks.
+    pub fn blocks(&self) -> usize {
+        lock(&self.blocks).values().filter(|inner| inner.strong_count() > 0).count()
+    }
+
+    /// Every metric whose Envoy name `keep` accepts, in no particular order.
+    pub fn scrape(&self, keep: &dyn Fn(&str) -> bool) -> Vec<Sample> {
+        let mut out = Vec::new();
+        let blocks: Vec<Arc<Inner>> = lock(&self.blocks).values().filter_map(Weak::upgrade).collect();
+        for block in blocks {
+            self.scrape_block(&block, keep, &mut out);
+        }
+        let sources = lock(&self.sources).clone();
+        for source in sources {
+            source.collect(&mut |sample| {
+                if keep(&sample.name) {
+                    out.push(sample);
+                }
+            });
+        }
+        out
+    }
+
+    fn scrape_block(&self, block: &Inner, keep: &dyn Fn(&str) -> bool, out: &mut Vec<Sample>) {
+        let touched = block.touched();
+        for (def, cell) in block.metrics() {
+            if def.hide_zero && !touched {
+                continue;
+            }
+            let value = match (def.kind, histogram_of(def, cell)) {
+                (_, Some(histogram)) => Value::Histogram(block.histogram(histogram)),
+                (Kind::Counter, _) => Value::Counter(block.sum(cell as usize)),
+                _ => Value::Gauge((block.sum(cell as usize) as i64).max(0) as u64),
+            };
+            if def.hide_zero && value.is_unused() {
+                continue;
+            }
+            let name = format!("{}{}", block.name.dotted, def.name);
+            if keep(&name) {
+                out.push(self.sample(block, def, name, value));
+            }
+        }
+    }
+
+    fn sample(&self, block: &Inner, def: &MetricDef, name: String, value: Value) -> Sample {
+        let (stem, code) = split_code(def.name, self.style);
+        let family = format!("envoy_{}{}", block.name.flat, sanitized(&stem));
+        let tags = code.iter().chain(&block.name.tags);
+        let labels = tags.map(|tag| (label_key(tag, self.style), tag.value.clone())).collect();
+        Sample { name, family, labels, value }
+    }
+}
+
+/// Prometheus allows letters, digits, `_` and `:` in names; Envoy turns all else into `_`.
+pub(crate) fn sanitized(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' || c == ':' { c } else { '_' }).collect()
+}
+
+/// A panic elsewhere must not end all metrics: the maps are valid after any interruption.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
