@@ -1,1 +1,17 @@
-//! Istio and Kubernetes resources as typed values with positions.
+//! Istio and Kubernetes resources as typed values with positions: the first stage of the path of a change.
+//!
+//! [`load`] reads folders, [`yaml`] turns bytes into a positioned tree, [`schema`] decodes the tree into the types of
+//! [`kinds`] and reports every mistake at its line, `validate` and [`analyze`] check what a type cannot say, and
+//! [`set`] keeps the result indexed. Nothing here does network or async work.
+#[macro_use]
+pub mod schema;
+pub mod diagnostic;
+pub mod kinds;
+pub mod resource;
+pub mod set;
+pub mod yaml;
+
+pub use diagnostic::{Diagnostic, ResourceId, Severity};
+pub use kinds::Kind;
+pub use resource::{AnyResource, ObjectMeta, Origin, Resource};
+pub use set::ResourceSet;

@@ -1,0 +1,221 @@
+//! A resource: its metadata, its typed spec, and where each of its fields was written.
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lateen_core::Labels;
+use serde_json::{Map, Value as Json};
+
+use crate::diagnostic::{Diagnostic, ResourceId, Severity};
+use crate::kinds::*;
+use crate::schema::path::locate;
+use crate::schema::{Decode, Message, Shape};
+use crate::yaml::{Node, Position, Value};
+
+message! {
+    /// The metadata of Kubernetes that Lateen uses.
+    pub struct ObjectMeta "ObjectMeta" tolerant {
+        name: String = honoured,
+        /// Empty for cluster-scoped kinds; filled in with the default namespace when the file has none.
+        namespace: String = honoured,
+        labels: Labels = honoured,
+        annotations: BTreeMap<String, String> = honoured,
+        /// RFC 3339. Orders conflicting rules: the oldest wins.
+        creation_timestamp: Option<String> = honoured,
+        uid: Option<String> = honoured,
+        resource_version: Option<String> = honoured,
+        generation: Option<i64> = honoured,
+    }
+}
+
+/// Where a resource was written, with the written document.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Origin {
+    pub file: Arc<str>,
+    document: Arc<Node>,
+}
+
+impl Origin {
+    pub fn new(file: Arc<str>, document: Node) -> Self {
+        Self { file, document: Arc::new(document) }
+    }
+
+    /// The line of the document's first key, counted from 1.
+    pub fn line(&self) -> u32 {
+        self.document.at.line
+    }
+
+    /// The place of a field, e.g. `spec.http[0].route[0].destination.subset`. When it is not written, the place of the
+    /// deepest parent that is.
+    pub fn at(&self, path: &str) -> Position {
+        locate(&self.document, path).1
+    }
+
+    /// Whether a field is written.
+    pub fn has(&self, path: &str) -> bool {
+        locate(&self.document, path).2
+    }
+
+    /// The document as it was written.
+    pub fn document(&self) -> &Node {
+        &self.document
+    }
+}
+
+/// What a [`Resource`] can hold.
+pub trait Spec: Decode + Default + Clone + std::fmt::Debug + PartialEq + Send + Sync + 'static {
+    const KIND: Kind;
+
+    fn message() -> &'static Message;
+}
+
+/// A resource of one kind.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resource<S> {
+    pub meta: ObjectMeta,
+    pub spec: S,
+    pub origin: Origin,
+}
+
+impl<S: Spec> Resource<S> {
+    pub fn id(&self) -> ResourceId {
+        ResourceId { kind: S::KIND.as_str().to_owned(), namespace: self.meta.namespace.clone(), name: self.meta.name.clone() }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.meta.name
+    }
+
+    pub fn namespace(&self) -> &str {
+        &self.meta.namespace
+    }
+
+    /// A message about a field of this resource, at its place.
+    pub fn report(&self, severity: Severity, path: &str, message: impl Into<String>) -> Diagnostic {
+        Diagnostic::new(severity, &self.origin.file, self.origin.at(path), message).with_resource(self.id()).with_path(path)
+    }
+
+    /// The document with `apiVersion`, `kind`, `metadata` (namespace filled in) first and in this order.
+    pub fn raw(&self) -> Json {
+        raw(S::KIND, &self.meta, &self.origin)
+    }
+}
+
+fn raw(kind: Kind, meta: &ObjectMeta, origin: &Origin) -> Json {
+    let mut out = Map::new();
+    let written = match origin.document.to_json() {
+        Json::Object(map) => map,
+        _ => Map::new(),
+    };
+    out.insert("apiVersion".into(), written.get("apiVersion").cloned().unwrap_or_else(|| Json::from(kind.api_version())));
+    out.insert("kind".into(), Json::from(kind.as_str()));
+    let mut metadata = Map::new();
+    metadata.insert("name".into(), Json::from(meta.name.as_str()));
+    if kind.is_namespaced() {
+        metadata.insert("namespace".into(), Json::from(meta.namespace.as_str()));
+    }
+    if let Some(Json::Object(written)) = written.get("metadata") {
+        metadata.extend(written.iter().filter(|(key, _)| *key != "name" && *key != "namespace").map(|(k, v)| (k.clone(), v.clone())));
+    }
+    out.insert("metadata".into(), Json::Object(metadata));
+    out.extend(written.into_iter().filter(|(key, _)| !matches!(key.as_str(), "apiVersion" | "kind" | "metadata")));
+    Json::Object(out)
+}
+
+macro_rules! kinds {
+    ($($kind:ident),* $(,)?) => {
+        $(impl Spec for $kind {
+            const KIND: Kind = Kind::$kind;
+
+            fn message() -> &'static Message {
+                const { &$kind::MESSAGE }
+            }
+        })*
+
+        /// A resource of any kind.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum AnyResource {
+            $($kind(Arc<Resource<$kind>>),)*
+        }
+
+        impl AnyResource {
+            pub fn kind(&self) -> Kind {
+                match self { $(Self::$kind(_) => Kind::$kind,)* }
+            }
+
+            pub fn meta(&self) -> &ObjectMeta {
+                match self { $(Self::$kind(resource) => &resource.meta,)* }
+            }
+
+            pub fn origin(&self) -> &Origin {
+                match self { $(Self::$kind(resource) => &resource.origin,)* }
+            }
+        }
+
+        $(impl From<Resource<$kind>> for AnyResource {
+            fn from(resource: Resource<$kind>) -> Self {
+                Self::$kind(Arc::new(resource))
+            }
+        })*
+
+        /// The message of a kind's spec (or of its fields at the top).
+        pub fn message_of(kind: Kind) -> &'static Message {
+            match kind { $(Kind::$kind => $kind::message(),)* }
+        }
+
+        /// Decodes the spec of a kind.
+        pub(crate) fn decode_spec(
+            kind: Kind, node: &Node, cx: &mut crate::schema::Context<'_>,
+        ) -> impl FnOnce(ObjectMeta, Origin) -> AnyResource + use<> {
+            enum AnySpec { $($kind(Box<$kind>),)* }
+            let spec = match kind {
+                $(Kind::$kind => AnySpec::$kind(Box::new($kind::decode(node, cx).unwrap_or_default())),)*
+            };
+            move |meta, origin| match spec {
+                $(AnySpec::$kind(spec) => AnyResource::from(Resource { meta, spec: *spec, origin }),)*
+            }
+        }
+    };
+}
+
+kinds!(
+    Namespace,
+    ServiceAccount,
+    ConfigMap,
+    Secret,
+    Service,
+    Deployment,
+    Pod,
+    Gateway,
+    VirtualService,
+    DestinationRule,
+    ServiceEntry,
+    PeerAuthentication,
+);
+
+impl AnyResource {
+    pub fn id(&self) -> ResourceId {
+        let meta = self.meta();
+        ResourceId { kind: self.kind().as_str().to_owned(), namespace: meta.namespace.clone(), name: meta.name.clone() }
+    }
+
+    /// See [`Resource::raw`].
+    pub fn raw(&self) -> Json {
+        raw(self.kind(), self.meta(), self.origin())
+    }
+
+    /// A message about a field of this resource, at its place.
+    pub fn report(&self, severity: Severity, path: &str, message: impl Into<String>) -> Diagnostic {
+        let origin = self.origin();
+        Diagnostic::new(severity, &origin.file, origin.at(path), message).with_resource(self.id()).with_path(path)
+    }
+}
+
+/// The shape of a whole document of a kind, which field paths start in.
+pub(crate) fn document_shape(kind: Kind) -> Shape {
+    Shape::Message(message_of(kind))
+}
+
+/// Whether a node has nothing to say.
+pub(crate) fn is_null(node: &Node) -> bool {
+    node.value == Value::Null
+}
