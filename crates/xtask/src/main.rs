@@ -1,0 +1,58 @@
+//! Tasks of this repository: `cargo xtask test` installs the foreign peers and runs every test.
+mod peers;
+
+use std::env;
+use std::process::{Command, ExitCode};
+
+const HELP: &str = "\
+Usage: cargo xtask <TASK>
+
+Tasks:
+  test [ARGS…]   install the foreign peers (Envoy, gRPC) below target/peers and run every test
+  peers          install the foreign peers only
+  lint           formatting and clippy, as continuous integration runs them";
+
+fn main() -> ExitCode {
+    let mut args = env::args().skip(1);
+    let outcome = match args.next().as_deref() {
+        Some("test") => test(args),
+        Some("peers") => peers::install().map(|_| ()),
+        Some("lint") => lint(),
+        _ => {
+            println!("{HELP}");
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn test(args: impl Iterator<Item = String>) -> Result<(), String> {
+    let peers = peers::install()?;
+    let mut cargo = cargo();
+    cargo.args(["test", "--workspace"]).args(args);
+    for (key, value) in peers.environment() {
+        cargo.env(key, value);
+    }
+    run(&mut cargo)
+}
+
+fn lint() -> Result<(), String> {
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}
+
+fn cargo() -> Command {
+    Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// Runs a command to its end, its output going where ours goes.
+fn run(command: &mut Command) -> Result<(), String> {
+    let status = command.status().map_err(|e| format!("{} does not start: {e}", command.get_program().display()))?;
+    if status.success() { Ok(()) } else { Err(format!("{} ended with {status}", command.get_program().display())) }
+}
