@@ -7,11 +7,23 @@
 pub mod schema;
 pub mod diagnostic;
 pub mod kinds;
+pub mod load;
+pub mod mesh_config;
+pub mod names;
+pub mod parse;
+pub mod protocol;
 pub mod resource;
 pub mod set;
+pub mod validate;
 pub mod yaml;
 
 pub use diagnostic::{Diagnostic, ResourceId, Severity};
 pub use kinds::Kind;
+pub use load::{Loaded, load_paths};
+pub use mesh_config::MeshConfig;
+pub use names::{ExportTo, GatewayRef, Host};
+pub use parse::{Parsed, parse, parse_in};
+pub use protocol::Protocol;
 pub use resource::{AnyResource, ObjectMeta, Origin, Resource};
-pub use set::ResourceSet;
+pub use set::{ResourceKey, ResourceSet};
+pub use yaml::Limits;

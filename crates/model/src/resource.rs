@@ -8,8 +8,8 @@ use serde_json::{Map, Value as Json};
 use crate::diagnostic::{Diagnostic, ResourceId, Severity};
 use crate::kinds::*;
 use crate::schema::path::locate;
-use crate::schema::{Decode, Message, Shape};
-use crate::yaml::{Node, Position, Value};
+use crate::schema::{Decode, Message};
+use crate::yaml::{Node, Position};
 
 message! {
     /// The metadata of Kubernetes that Lateen uses.
@@ -208,14 +208,4 @@ impl AnyResource {
         let origin = self.origin();
         Diagnostic::new(severity, &origin.file, origin.at(path), message).with_resource(self.id()).with_path(path)
     }
-}
-
-/// The shape of a whole document of a kind, which field paths start in.
-pub(crate) fn document_shape(kind: Kind) -> Shape {
-    Shape::Message(message_of(kind))
-}
-
-/// Whether a node has nothing to say.
-pub(crate) fn is_null(node: &Node) -> bool {
-    node.value == Value::Null
 }

@@ -13,17 +13,17 @@ use crate::yaml::{Entry, Node, Position, Value};
 pub struct Context<'a> {
     file: &'a Arc<str>,
     resource: ResourceId,
-    /// The shape of the whole resource, to say where a misplaced field belongs.
-    root: Shape,
+    /// The message of the kind and the path it stands under, to say where a misplaced field belongs.
+    root: (&'static str, &'static Message),
     path: FieldPath,
     diagnostics: Vec<Diagnostic>,
     unused: BTreeSet<String>,
 }
 
 impl<'a> Context<'a> {
-    /// `root` is the shape that paths start in.
-    pub fn new(file: &'a Arc<str>, resource: ResourceId, root: Shape) -> Self {
-        Self { file, resource, root, path: FieldPath::default(), diagnostics: Vec::new(), unused: BTreeSet::new() }
+    /// `root` is the message of the kind's fields, and `under` the path it stands at: `spec` or nothing.
+    pub fn new(file: &'a Arc<str>, resource: ResourceId, under: &'static str, root: &'static Message) -> Self {
+        Self { file, resource, root: (under, root), path: FieldPath::default(), diagnostics: Vec::new(), unused: BTreeSet::new() }
     }
 
     /// The messages, and the fields that a tolerant message does not know (each once, without indices).
@@ -34,6 +34,11 @@ impl<'a> Context<'a> {
     /// Whether anything has been reported that keeps the resource out.
     pub fn failed(&self) -> bool {
         self.diagnostics.iter().any(Diagnostic::is_error)
+    }
+
+    /// Drops what was noted as unused under a path.
+    pub(crate) fn forget_unused(&mut self, under: &str) {
+        self.unused.retain(|path| !path.starts_with(under));
     }
 
     fn diagnostic(&self, severity: Severity, at: Position, message: String) -> Diagnostic {
@@ -127,7 +132,7 @@ impl<'a> Context<'a> {
         self.diagnostics.push(diagnostic);
     }
 
-    fn unknown_field(&mut self, entry: &Entry, message: &'static Message) {
+    pub(crate) fn unknown_field(&mut self, entry: &Entry, message: &'static Message) {
         let known: Vec<String> = message.fields.iter().map(Field::json_name).collect();
         let near = nearest(&entry.key, known.iter().map(String::as_str));
         let elsewhere = self.where_it_belongs(&entry.key);
@@ -162,7 +167,8 @@ impl<'a> Context<'a> {
     /// The place of a field of this name elsewhere in the kind: the one that shares most with the current path.
     fn where_it_belongs(&self, key: &str) -> Option<String> {
         let mut places = Vec::new();
-        find_field(self.root, key, "", 0, &mut places);
+        let (under, root) = self.root;
+        find_field(Shape::Message(root), key, under, 0, &mut places);
         let here = without_indices(self.path.as_str());
         let nearest = places.into_iter().filter(|place| *place != here).max_by_key(|place| (common_prefix(place, &here), std::cmp::Reverse(place.len())))?;
         Some(if nearest.is_empty() { "the top of the document".to_owned() } else { nearest })
