@@ -1,0 +1,152 @@
+//! Log lines as JSON objects, one a line, keys sorted as Envoy sorts them.
+use super::compile::InvalidFormat;
+use super::op::{Found, Op};
+use super::record::Record;
+use super::text::TextFormat;
+use std::collections::BTreeMap;
+use std::io::Write as _;
+
+/// A compiled JSON format.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JsonFormat {
+    root: Node,
+    omit_missing: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Node {
+    Object(Vec<(String, Node)>),
+    List(Vec<Node>),
+    /// A whole value that is one operator keeps its type; a template is a string.
+    Template(TextFormat),
+    /// Ready JSON: numbers, booleans, null of the configuration.
+    Fixed(String),
+}
+
+/// Deeper formats are refused: they come from outside and would be walked recursively.
+const MAX_DEPTH: usize = 16;
+
+impl JsonFormat {
+    /// Compiles Envoy's `json_format`: an object whose strings are formats.
+    ///
+    /// # Errors
+    /// [`InvalidFormat`] naming the operator at fault.
+    pub fn compile(format: &serde_json::Value) -> Result<Self, InvalidFormat> {
+        Ok(Self { root: Node::compile(format, 0)?, omit_missing: false })
+    }
+
+    /// Compiles pairs of key and format.
+    ///
+    /// # Errors
+    /// As [`Self::compile`].
+    pub fn from_pairs(pairs: &[(&str, &str)]) -> Result<Self, InvalidFormat> {
+        let object = pairs.iter().map(|(key, format)| ((*key).to_owned(), serde_json::Value::from(*format))).collect();
+        Self::compile(&serde_json::Value::Object(object))
+    }
+
+    /// Leaves keys of missing values out, instead of printing null (`omit_empty_values` of Envoy).
+    pub fn omit_missing(mut self) -> Self {
+        self.omit_missing = true;
+        self
+    }
+
+    /// Appends the object and a line feed.
+    pub fn write<R: Record + ?Sized>(&self, record: &R, out: &mut Vec<u8>) {
+        self.root.write(record, self.omit_missing, out);
+        out.push(b'\n');
+    }
+}
+
+impl Node {
+    fn compile(value: &serde_json::Value, depth: usize) -> Result<Self, InvalidFormat> {
+        use serde_json::Value;
+        if depth > MAX_DEPTH {
+            return Err(InvalidFormat::TooDeep(MAX_DEPTH));
+        }
+        Ok(match value {
+            Value::Object(map) => {
+                let sorted: BTreeMap<&String, &Value> = map.iter().collect();
+                let fields = sorted.into_iter().map(|(key, value)| Ok((key.clone(), Self::compile(value, depth + 1)?)));
+                Self::Object(fields.collect::<Result<_, _>>()?)
+            }
+            Value::Array(items) => Self::List(items.iter().map(|item| Self::compile(item, depth + 1)).collect::<Result<_, _>>()?),
+            Value::String(format) => Self::Template(TextFormat::compile(format)?),
+            Value::Number(_) | Value::Bool(_) | Value::Null => Self::Fixed(value.to_string()),
+        })
+    }
+
+    /// Appends the value; false when it was missing and nothing was appended.
+    fn write<R: Record + ?Sized>(&self, record: &R, omit: bool, out: &mut Vec<u8>) -> bool {
+        match self {
+            Self::Object(fields) => {
+                out.push(b'{');
+                let first = out.len();
+                for (key, value) in fields {
+                    let start = out.len();
+                    if start > first {
+                        out.push(b',');
+                    }
+                    push_string(key.as_bytes(), out);
+                    out.push(b':');
+                    if !value.write(record, omit, out) {
+                        out.truncate(start);
+                    }
+                }
+                out.push(b'}');
+                true
+            }
+            Self::List(items) => {
+                out.push(b'[');
+                for (index, item) in items.iter().enumerate() {
+                    if index > 0 {
+                        out.push(b',');
+                    }
+                    item.write(record, false, out);
+                }
+                out.push(b']');
+                true
+            }
+            Self::Template(format) => write_template(format, record, omit, out),
+            Self::Fixed(json) => {
+                out.extend_from_slice(json.as_bytes());
+                true
+            }
+        }
+    }
+}
+
+fn write_template<R: Record + ?Sized>(format: &TextFormat, record: &R, omit: bool, out: &mut Vec<u8>) -> bool {
+    let mut value = Vec::new();
+    if let Some(Op::Field(field, limit)) = format.single() {
+        match field.write(record, *limit, &mut value) {
+            Found::Number => out.extend_from_slice(&value),
+            Found::Text => push_string(&value, out),
+            Found::Missing if omit => return false,
+            Found::Missing => out.extend_from_slice(b"null"),
+        }
+    } else {
+        format.write(record, &mut value);
+        push_string(&value, out);
+    }
+    true
+}
+
+/// Appends a JSON string; bytes that are not UTF-8 become the replacement character.
+fn push_string(bytes: &[u8], out: &mut Vec<u8>) {
+    out.push(b'"');
+    for c in String::from_utf8_lossy(bytes).chars() {
+        match c {
+            '"' => out.extend_from_slice(b"\\\""),
+            '\\' => out.extend_from_slice(b"\\\\"),
+            '\n' => out.extend_from_slice(b"\\n"),
+            '\r' => out.extend_from_slice(b"\\r"),
+            '\t' => out.extend_from_slice(b"\\t"),
+            c if (c as u32) < 0x20 => {
+                // Writing to a Vec cannot fail.
+                let _ = write!(out, "\\u{:04x}", c as u32);
+            }
+            c => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+    out.push(b'"');
+}

@@ -1,0 +1,263 @@
+//! `strftime` in UTC, with the sub-second forms that Envoy adds (`%3f`, `%6f`, `%E4S`).
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+const MONTHS: [&str; 12] =
+    ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"];
+const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+
+/// A compiled time format.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TimeFormat(Vec<Part>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Part {
+    Literal(String),
+    Field(char),
+    /// The first so many digits of the fraction.
+    Fraction(u8),
+    /// Seconds with so many digits of fraction; none gives no point.
+    Seconds(u8),
+    /// Seconds since 1970.
+    Epoch,
+    /// The offset, with a colon.
+    OffsetColon,
+}
+
+/// A moment in the UTC calendar.
+struct Civil {
+    year: i64,
+    month: u32,
+    day: u32,
+    /// From 0.
+    day_of_year: u32,
+    /// Sunday is 0.
+    weekday: u32,
+    hour: u32,
+    minute: u32,
+    second: u32,
+}
+
+impl TimeFormat {
+    /// Compiles a format.
+    ///
+    /// # Errors
+    /// The conversion that is not known.
+    pub fn compile(format: &str) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut literal = String::new();
+        let mut rest = format;
+        while let Some(at) = rest.find('%') {
+            literal.push_str(&rest[..at]);
+            let (part, used) = conversion(&rest[at + 1..])?;
+            match part {
+                Part::Literal(text) => literal.push_str(&text),
+                part => {
+                    if !literal.is_empty() {
+                        parts.push(Part::Literal(std::mem::take(&mut literal)));
+                    }
+                    parts.push(part);
+                }
+            }
+            rest = &rest[at + 1 + used..];
+        }
+        literal.push_str(rest);
+        if !literal.is_empty() {
+            parts.push(Part::Literal(literal));
+        }
+        Ok(Self(parts))
+    }
+
+    /// Envoy's default: `2026-11-21T02:54:23.844Z`.
+    pub fn iso8601() -> Self {
+        let text = |text: &str| Part::Literal(text.to_owned());
+        Self(vec![Part::Field('F'), text("T"), Part::Field('T'), text("."), Part::Fraction(3), text("Z")])
+    }
+
+    /// Appends `time`; times before 1970 count as 1970.
+    pub fn write(&self, time: SystemTime, out: &mut Vec<u8>) {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let civil = civil(since.as_secs());
+        for part in &self.0 {
+            match part {
+                Part::Literal(text) => out.extend_from_slice(text.as_bytes()),
+                Part::Field(field) => write_field(*field, &civil, since, out),
+                Part::Fraction(digits) => push_fraction(out, since.subsec_nanos(), *digits),
+                Part::Seconds(digits) => {
+                    push_padded(out, civil.second.into(), 2, b'0');
+                    if *digits > 0 {
+                        out.push(b'.');
+                        push_fraction(out, since.subsec_nanos(), *digits);
+                    }
+                }
+                Part::Epoch => push_padded(out, since.as_secs(), 1, b'0'),
+                Part::OffsetColon => out.extend_from_slice(b"+00:00"),
+            }
+        }
+    }
+}
+
+/// Reads what follows a `%`: the part and how many bytes it took.
+fn conversion(rest: &str) -> Result<(Part, usize), String> {
+    let mut chars = rest.chars();
+    let unknown = |text: &str| Err(format!("%{text} is not a time conversion"));
+    match chars.next() {
+        None => unknown(""),
+        Some('%') => Ok((Part::Literal("%".to_owned()), 1)),
+        Some('n') => Ok((Part::Literal("\n".to_owned()), 1)),
+        Some('t') => Ok((Part::Literal("\t".to_owned()), 1)),
+        Some('s') => Ok((Part::Epoch, 1)),
+        Some('f') => Ok((Part::Fraction(9), 1)),
+        Some(c @ ('Y' | 'y' | 'C' | 'm' | 'd' | 'e' | 'H' | 'I' | 'M' | 'S' | 'p' | 'j' | 'a' | 'A' | 'b' | 'B' | 'h')) => {
+            Ok((Part::Field(c), 1))
+        }
+        Some(c @ ('F' | 'T' | 'D' | 'R' | 'c' | 'u' | 'w' | 'z' | 'Z')) => Ok((Part::Field(c), 1)),
+        Some(digit @ '1'..='9') if chars.next() == Some('f') => Ok((Part::Fraction(digit as u8 - b'0'), 2)),
+        Some('E') => match (chars.next(), chars.next()) {
+            (Some('z'), _) => Ok((Part::OffsetColon, 2)),
+            (Some(digit @ '0'..='9'), Some('S')) => Ok((Part::Seconds(digit as u8 - b'0'), 3)),
+            (Some(digit @ '1'..='9'), Some('f')) => Ok((Part::Fraction(digit as u8 - b'0'), 3)),
+            (Some('*'), Some('S')) => Ok((Part::Seconds(9), 3)),
+            (Some('*'), Some('f')) => Ok((Part::Fraction(9), 3)),
+            _ => unknown("E"),
+        },
+        Some(other) => unknown(&other.to_string()),
+    }
+}
+
+/// Days and seconds since 1970 turned into a date, by the 400-year cycle of the Gregorian calendar.
+fn civil(seconds: u64) -> Civil {
+    let (days, of_day) = ((seconds / 86_400) as i64, (seconds % 86_400) as u32);
+    // Count from 1 March of year 0, so that leap days end a year.
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let from_march = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_month = (5 * from_march + 2) / 153;
+    let day = (from_march - (153 * march_month + 2) / 5 + 1) as u32;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 } as u32;
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let before_month = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334][(month - 1) as usize];
+    let day_of_year = before_month + day - 1 + u32::from(leap && month > 2);
+    let weekday = (days + 4).rem_euclid(7) as u32;
+    Civil { year, month, day, day_of_year, weekday, hour: of_day / 3600, minute: of_day / 60 % 60, second: of_day % 60 }
+}
+
+fn write_field(field: char, at: &Civil, since: Duration, out: &mut Vec<u8>) {
+    let month = MONTHS[(at.month - 1) as usize];
+    let day = DAYS[at.weekday as usize];
+    let mut two = |value: u32| push_padded(out, value.into(), 2, b'0');
+    match field {
+        'm' => two(at.month),
+        'd' => two(at.day),
+        'H' => two(at.hour),
+        'I' => two(if at.hour % 12 == 0 { 12 } else { at.hour % 12 }),
+        'M' => two(at.minute),
+        'S' => two(at.second),
+        'C' => two((at.year / 100) as u32),
+        'y' => two((at.year % 100) as u32),
+        'e' => push_padded(out, at.day.into(), 2, b' '),
+        'j' => push_padded(out, u64::from(at.day_of_year) + 1, 3, b'0'),
+        'Y' => push_padded(out, at.year as u64, 4, b'0'),
+        'u' => push_padded(out, if at.weekday == 0 { 7 } else { at.weekday.into() }, 1, b'0'),
+        'w' => push_padded(out, at.weekday.into(), 1, b'0'),
+        'p' => out.extend_from_slice(if at.hour < 12 { b"AM" } else { b"PM" }),
+        'a' => out.extend_from_slice(&day.as_bytes()[..3]),
+        'A' => out.extend_from_slice(day.as_bytes()),
+        'b' | 'h' => out.extend_from_slice(&month.as_bytes()[..3]),
+        'B' => out.extend_from_slice(month.as_bytes()),
+        'z' => out.extend_from_slice(b"+0000"),
+        'Z' => out.extend_from_slice(b"UTC"),
+        'F' => write_all("Y-m-d", at, since, out),
+        'T' => write_all("H:M:S", at, since, out),
+        'R' => write_all("H:M", at, since, out),
+        'D' => write_all("m/d/y", at, since, out),
+        'c' => write_all("a b e T Y", at, since, out),
+        // `conversion` lets no other field through.
+        _ => {}
+    }
+}
+
+/// Letters are fields, all else is itself.
+fn write_all(fields: &str, at: &Civil, since: Duration, out: &mut Vec<u8>) {
+    for c in fields.chars() {
+        if c.is_ascii_alphabetic() { write_field(c, at, since, out) } else { out.push(c as u8) }
+    }
+}
+
+fn push_fraction(out: &mut Vec<u8>, nanos: u32, digits: u8) {
+    let digits = u32::from(digits.clamp(1, 9));
+    push_padded(out, u64::from(nanos / 10u32.pow(9 - digits)), digits as usize, b'0');
+}
+
+/// Appends a number, padded on the left.
+pub(super) fn push_padded(out: &mut Vec<u8>, mut value: u64, width: usize, pad: u8) {
+    let mut digits = [0u8; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (value % 10) as u8;
+        value /= 10;
+        if value == 0 {
+            break;
+        }
+    }
+    for _ in digits.len() - at..width {
+        out.push(pad);
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn print(format: &str, secs: u64, nanos: u32) -> String {
+        let mut out = Vec::new();
+        TimeFormat::compile(format).unwrap().write(UNIX_EPOCH + Duration::new(secs, nanos), &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_forms_envoy_prints() {
+        assert_eq!(
+            print("%Y %3f %6f %9f %s %s.%3f %E4S %H:%M:%E3S%Ez", 1_795_229_663, 844_312_000),
+            "2026 844 844312 844312000 1795229663 1795229663.844 23.8443 02:54:23.844+00:00"
+        );
+        let mut out = Vec::new();
+        TimeFormat::iso8601().write(UNIX_EPOCH + Duration::new(1_795_229_663, 844_312_000), &mut out);
+        assert_eq!(out, b"2026-11-21T02:54:23.844Z");
+    }
+
+    #[test]
+    fn calendars_agree_at_their_edges() {
+        // Against `date -u -d @… +'%a %b %d %Y %j %H:%M:%S'`.
+        for (secs, expected) in [
+            (0, "Thu Jan 01 1970 001 00:00:00"),
+            (951_782_399, "Mon Feb 28 2000 059 23:59:59"),
+            (951_782_400, "Tue Feb 29 2000 060 00:00:00"),
+            (1_709_251_199, "Thu Feb 29 2024 060 23:59:59"),
+            (1_735_689_599, "Tue Dec 31 2024 366 23:59:59"),
+            (4_107_542_400, "Mon Mar 01 2100 060 00:00:00"),
+        ] {
+            assert_eq!(print("%a %b %d %Y %j %T", secs, 0), expected);
+        }
+    }
+
+    #[test]
+    fn dates_agree_with_another_implementation() {
+        for day in (0..40_000).step_by(97) {
+            let secs = day * 86_400 + 3_661;
+            let theirs = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(secs));
+            assert_eq!(print("%a, %d %b %Y %H:%M:%S GMT", secs, 0), theirs);
+        }
+    }
+
+    #[test]
+    fn unknown_conversions_are_named() {
+        assert_eq!(TimeFormat::compile("%Y %Q").unwrap_err(), "%Q is not a time conversion");
+        assert!(TimeFormat::compile("%").is_err());
+        assert!(TimeFormat::compile("%E").is_err());
+    }
+}
