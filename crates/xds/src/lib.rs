@@ -6,7 +6,14 @@ pub mod backoff;
 pub mod canonical;
 pub mod client;
 pub mod resource;
+pub mod server;
 pub mod types;
 
 pub use client::{Client, ClientState, ConnectionEvent, Connector, Handler, Mode, Options, Rejected, Service, Subscriptions};
 pub use resource::Resource;
+pub use server::{Backend, Discovery, Hub};
+
+#[cfg(test)]
+mod convergence_tests;
+#[cfg(test)]
+mod loopback_tests;
