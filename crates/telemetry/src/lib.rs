@@ -6,6 +6,7 @@ pub mod access_log;
 pub mod details;
 pub mod envoy_names;
 pub mod flags;
+pub mod istio;
 pub mod stats;
 
 pub use flags::ResponseFlags;

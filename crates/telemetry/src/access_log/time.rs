@@ -152,7 +152,7 @@ fn write_field(field: char, at: &Civil, since: Duration, out: &mut Vec<u8>) {
         'm' => two(at.month),
         'd' => two(at.day),
         'H' => two(at.hour),
-        'I' => two(if at.hour % 12 == 0 { 12 } else { at.hour % 12 }),
+        'I' => two((at.hour + 11) % 12 + 1),
         'M' => two(at.minute),
         'S' => two(at.second),
         'C' => two((at.year / 100) as u32),

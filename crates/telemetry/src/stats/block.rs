@@ -1,39 +1,12 @@
 //! Blocks of cells, and the handles that workers write through.
+use super::cells::{Cells, bump_at, new_cells, record_at};
 use super::histogram::HistogramValue;
 use super::metric::{Counter, Gauge, Histogram, Kind, MetricDef, cell_of, cells_of};
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
-
-pub(crate) type Cells = Arc<[AtomicU64]>;
-
-pub(crate) fn new_cells(count: usize) -> Cells {
-    (0..count).map(|_| AtomicU64::new(0)).collect()
-}
-
-/// Adds without a locked instruction. Correct because a cell has one writer; a scrape reads a value
-/// that is at most one addition old.
-#[inline]
-pub(crate) fn bump(cell: &AtomicU64, by: u64) {
-    cell.store(cell.load(Relaxed).wrapping_add(by), Relaxed);
-}
-
-#[inline]
-fn bump_at(cells: &[AtomicU64], index: usize, by: u64) {
-    if let Some(cell) = cells.get(index) {
-        bump(cell, by);
-    }
-}
-
-#[inline]
-fn record_at(cells: &[AtomicU64], histogram: Histogram, raw: u64) {
-    let Histogram(first, buckets) = histogram;
-    let first = first as usize;
-    bump_at(cells, first + buckets.index(raw), 1);
-    bump_at(cells, first + buckets.bounds.len() + 1, raw);
-}
 
 /// A label that Envoy's tag extraction takes out of a name: `cluster_name`, without the `envoy_` that the
 /// Prometheus output may put in front.

@@ -4,6 +4,7 @@
 //! Each worker owns one [`Shard`] and writes only cells of its own, so a count is a plain load and store;
 //! a scrape adds the shards up. Blocks are made when configuration changes and freed with their last handle.
 mod block;
+pub(crate) mod cells;
 mod histogram;
 mod metric;
 mod prometheus;

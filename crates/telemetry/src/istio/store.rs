@@ -1,0 +1,341 @@
+//! The series themselves: one set of cells per series and worker, found by one hash lookup.
+use super::intern::{DestinationId, Interner, PeerId, PrincipalId};
+use super::labels::{Destination, Labels, Parts, Reporter, overflow_labels};
+use super::peer::PeerMetadata;
+use super::series::{HttpOutcome, Kind, NumberHash, Series, StreamLabels};
+use crate::ResponseFlags;
+use crate::stats::cells::{Cells, bump_at, new_cells, record_at};
+use crate::stats::{Counter, ENVOY_BYTES, ENVOY_MS, Histogram, HistogramValue, MetricDef, Sample, Source, Value, cell_of, cells_of};
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+const fn counter(name: &'static str) -> MetricDef {
+    MetricDef { name, kind: crate::stats::Kind::Counter, hide_zero: false }
+}
+
+const HTTP: &[MetricDef] = &[
+    counter("istio_requests_total"),
+    MetricDef { name: "istio_request_duration_milliseconds", kind: crate::stats::Kind::Histogram(&ENVOY_MS), hide_zero: false },
+    MetricDef { name: "istio_request_bytes", kind: crate::stats::Kind::Histogram(&ENVOY_BYTES), hide_zero: false },
+    MetricDef { name: "istio_response_bytes", kind: crate::stats::Kind::Histogram(&ENVOY_BYTES), hide_zero: false },
+];
+const REQUESTS: Counter = Counter(0);
+const DURATION: Histogram = Histogram(cell_of(HTTP, 1), &ENVOY_MS);
+const REQUEST_BYTES: Histogram = Histogram(cell_of(HTTP, 2), &ENVOY_BYTES);
+const RESPONSE_BYTES: Histogram = Histogram(cell_of(HTTP, 3), &ENVOY_BYTES);
+
+const MESSAGES: &[MetricDef] = &[counter("istio_request_messages_total"), counter("istio_response_messages_total")];
+
+const TCP: &[MetricDef] = &[
+    counter("istio_tcp_connections_opened_total"),
+    counter("istio_tcp_connections_closed_total"),
+    counter("istio_tcp_sent_bytes_total"),
+    counter("istio_tcp_received_bytes_total"),
+];
+
+fn defs(kind: Kind) -> &'static [MetricDef] {
+    match kind {
+        Kind::Http => HTTP,
+        Kind::Messages => MESSAGES,
+        Kind::Tcp => TCP,
+    }
+}
+
+/// What Istio's metrics of one proxy need to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The own workload.
+    pub local: PeerMetadata,
+    /// The label `tag` of `istio_build`.
+    pub version: String,
+    /// At most so many series over all workers; what comes after counts into one series named `overflow`.
+    /// A series costs about half a kilobyte per worker.
+    pub max_series: usize,
+    /// At most so many peers, principals and destinations each.
+    pub max_names: usize,
+}
+
+impl Config {
+    /// The defaults for a workload: 8192 series, 4096 names of each sort.
+    pub fn new(local: PeerMetadata) -> Self {
+        Self { local, version: "unknown".to_owned(), max_series: 8192, max_names: 4096 }
+    }
+}
+
+/// One series' cells, by worker; a worker that never counted has none.
+type PerWorker = Vec<Option<Cells>>;
+
+/// Istio's metrics of one process: what the workers share. Add it to the [`Registry`](crate::Registry) as a source.
+pub struct IstioMetrics {
+    config: Config,
+    workers: usize,
+    peers: Interner<PeerMetadata>,
+    principals: Interner<String>,
+    destinations: Interner<Destination>,
+    series: Mutex<HashMap<Series, PerWorker, NumberHash>>,
+    overflow: Mutex<HashMap<(u8, u8), (Series, PerWorker)>>,
+    overflowed: AtomicU64,
+}
+
+impl IstioMetrics {
+    /// The shared part, and a shard for each worker.
+    pub fn new(config: Config, workers: usize) -> (Arc<Self>, Vec<IstioShard>) {
+        let shared = Arc::new(Self {
+            peers: Interner::new(config.max_names),
+            principals: Interner::new(config.max_names),
+            destinations: Interner::new(config.max_names),
+            config,
+            workers,
+            series: Mutex::default(),
+            overflow: Mutex::default(),
+            overflowed: AtomicU64::new(0),
+        });
+        let shards = (0..workers).map(|index| IstioShard::new(shared.clone(), index)).collect();
+        (shared, shards)
+    }
+
+    /// The own workload.
+    pub fn local(&self) -> &PeerMetadata {
+        &self.config.local
+    }
+
+    /// Interns a peer known from configuration (endpoint metadata).
+    pub fn peer(&self, peer: PeerMetadata) -> PeerId {
+        PeerId(self.peers.intern(peer.without_instance()))
+    }
+
+    /// Interns a principal: once per connection.
+    pub fn principal(&self, principal: &str) -> PrincipalId {
+        PrincipalId(self.principals.intern(principal.to_owned()))
+    }
+
+    /// Interns a cluster's service.
+    pub fn destination(&self, destination: Destination) -> DestinationId {
+        DestinationId(self.destinations.intern(destination))
+    }
+
+    /// How many times something was counted into an overflow series because the limit was reached.
+    pub fn overflowed(&self) -> u64 {
+        self.overflowed.load(Relaxed)
+    }
+
+    /// The number of series.
+    pub fn len(&self) -> usize {
+        self.series.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The worker's cells of a series, made on first sight; `None` when the series is new and the store full.
+    fn cells(&self, series: Series, worker: usize) -> Option<Cells> {
+        let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        if !all.contains_key(&series) && all.len() >= self.config.max_series {
+            return None;
+        }
+        let slots = all.entry(series).or_insert_with(|| vec![None; self.workers]);
+        slots.get_mut(worker).map(|slot| slot.get_or_insert_with(|| new_cells(cells_of(defs(series.kind)))).clone())
+    }
+
+    fn overflow_cells(&self, series: Series, worker: usize) -> Cells {
+        let mut all = self.overflow.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (series.kind as u8, series.stream.reporter as u8);
+        let (_, slots) = all.entry(key).or_insert_with(|| (series, vec![None; self.workers]));
+        let made = || new_cells(cells_of(defs(series.kind)));
+        slots.get_mut(worker).map_or_else(made, |slot| slot.get_or_insert_with(made).clone())
+    }
+
+    fn labels(&self, series: &Series) -> Labels {
+        let stream = &series.stream;
+        let parts = Parts {
+            local: &self.config.local,
+            peer: &self.peers.get(stream.peer.0),
+            peer_principal: &self.principals.get(stream.peer_principal.0),
+            local_principal: &self.principals.get(stream.local_principal.0),
+            destination: &self.destinations.get(stream.destination.0),
+        };
+        parts.labels(series)
+    }
+}
+
+impl Source for IstioMetrics {
+    fn collect(&self, emit: &mut dyn FnMut(Sample)) {
+        let all: Vec<(Series, PerWorker)> = {
+            let series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+            series.iter().map(|(series, cells)| (*series, cells.clone())).collect()
+        };
+        for (series, cells) in all {
+            emit_series(&series, &self.labels(&series), &cells, emit);
+        }
+        let overflow = self.overflow.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (series, cells) in overflow.values() {
+            emit_series(series, &overflow_labels(series), cells, emit);
+        }
+        let build = vec![(Cow::Borrowed("component"), "proxy".to_owned()), (Cow::Borrowed("tag"), self.config.version.clone())];
+        emit(sample("istio_build", build, Value::Gauge(1)));
+        emit(sample("lateen_istio_series_overflow_total", Vec::new(), Value::Counter(self.overflowed())));
+    }
+}
+
+fn emit_series(series: &Series, labels: &Labels, shards: &[Option<Cells>], emit: &mut dyn FnMut(Sample)) {
+    let sum = |cell: usize| shards.iter().flatten().filter_map(|cells| cells.get(cell)).map(|cell| cell.load(Relaxed)).sum();
+    let defs = defs(series.kind);
+    for (index, def) in defs.iter().enumerate() {
+        let first = usize::from(cell_of(defs, index));
+        let value = match def.kind {
+            crate::stats::Kind::Histogram(buckets) => {
+                let counts: Vec<u64> = (0..=buckets.bounds.len()).map(|bucket| sum(first + bucket)).collect();
+                Value::Histogram(HistogramValue { buckets, counts, sum: sum(first + buckets.bounds.len() + 1) })
+            }
+            _ => Value::Counter(sum(first)),
+        };
+        emit(sample(def.name, labels.clone(), value));
+    }
+}
+
+/// In `/stats` Envoy shows these under its custom namespace, with each label's key and value as parts of the name.
+fn sample(family: &str, labels: Labels, value: Value) -> Sample {
+    let mut name = format!("istiocustom.{family}");
+    for (key, value) in &labels {
+        name.push('.');
+        name.push_str(key);
+        name.push('.');
+        name.push_str(value);
+    }
+    Sample { name, family: family.to_owned(), labels, value }
+}
+
+/// Entries of a worker's caches of peers and hosts, which callers can fill at will.
+const CACHE: usize = 1024;
+
+/// One worker's part. It is not `Sync`; move it into the worker's thread.
+pub struct IstioShard {
+    shared: Arc<IstioMetrics>,
+    worker: usize,
+    series: RefCell<HashMap<Series, Cells, NumberHash>>,
+    peers: RefCell<HashMap<Box<[u8]>, PeerId>>,
+    last_peer: RefCell<(Vec<u8>, PeerId)>,
+    hosts: RefCell<HashMap<Box<[u8]>, DestinationId>>,
+}
+
+impl IstioShard {
+    fn new(shared: Arc<IstioMetrics>, worker: usize) -> Self {
+        Self {
+            shared,
+            worker,
+            series: RefCell::default(),
+            peers: RefCell::default(),
+            last_peer: RefCell::default(),
+            hosts: RefCell::default(),
+        }
+    }
+
+    /// The shared part, for interning.
+    pub fn shared(&self) -> &Arc<IstioMetrics> {
+        &self.shared
+    }
+
+    /// Counts a finished HTTP or gRPC stream.
+    pub fn http(&self, stream: StreamLabels, outcome: &HttpOutcome) {
+        let series = Series::http(stream, outcome);
+        self.with(series, |cells| {
+            bump_at(cells, usize::from(REQUESTS.0), 1);
+            record_at(cells, DURATION, outcome.duration_micros);
+            record_at(cells, REQUEST_BYTES, outcome.request_bytes);
+            record_at(cells, RESPONSE_BYTES, outcome.response_bytes);
+        });
+    }
+
+    /// Counts gRPC messages, at intervals of a long stream or at its end.
+    pub fn grpc_messages(&self, stream: StreamLabels, requests: u64, responses: u64) {
+        self.with(Series::messages(stream), |cells| {
+            bump_at(cells, 0, requests);
+            bump_at(cells, 1, responses);
+        });
+    }
+
+    /// Counts a TCP connection as opened; the handle counts its bytes and its end.
+    pub fn tcp(&self, stream: StreamLabels, flags: ResponseFlags) -> TcpSeries {
+        let cells = self.with(Series::tcp(stream, flags), Cells::clone);
+        bump_at(&cells, 0, 1);
+        TcpSeries(Rc::new(cells))
+    }
+
+    /// The peer that a metadata header names; unknown when it does not decode.
+    pub fn peer_of_header(&self, value: &[u8]) -> PeerId {
+        if self.last_peer.borrow().0 == value {
+            return self.last_peer.borrow().1;
+        }
+        let cached = self.peers.borrow().get(value).copied();
+        let id = cached.unwrap_or_else(|| {
+            let id = PeerMetadata::decode(value).map_or(PeerId::default(), |peer| self.shared.peer(peer));
+            remember(&self.peers, value, id);
+            id
+        });
+        *self.last_peer.borrow_mut() = (value.to_vec(), id);
+        id
+    }
+
+    /// The destination for a cluster without service metadata: the host that was asked for.
+    pub fn destination_of_host(&self, host: &[u8]) -> DestinationId {
+        if let Some(id) = self.hosts.borrow().get(host) {
+            return *id;
+        }
+        let text = std::str::from_utf8(host).ok().filter(|host| host.len() <= 253);
+        let id = text.map_or(DestinationId::default(), |host| self.shared.destination(Destination::from_host(host)));
+        remember(&self.hosts, host, id);
+        id
+    }
+
+    fn with<T>(&self, series: Series, then: impl FnOnce(&Cells) -> T) -> T {
+        if let Some(cells) = self.series.borrow().get(&series) {
+            return then(cells);
+        }
+        if let Some(cells) = self.shared.cells(series, self.worker) {
+            return then(self.series.borrow_mut().entry(series).or_insert(cells));
+        }
+        self.shared.overflowed.fetch_add(1, Relaxed);
+        then(&self.shared.overflow_cells(series, self.worker))
+    }
+}
+
+fn remember<T>(cache: &RefCell<HashMap<Box<[u8]>, T>>, key: &[u8], value: T) {
+    let mut cache = cache.borrow_mut();
+    if cache.len() >= CACHE {
+        cache.clear();
+    }
+    cache.insert(key.into(), value);
+}
+
+/// The counters of one open TCP connection. Dropping it does not count the end: call [`Self::closed`].
+#[derive(Clone)]
+pub struct TcpSeries(Rc<Cells>);
+
+impl TcpSeries {
+    pub fn closed(&self) {
+        bump_at(&self.0, 1, 1);
+    }
+
+    /// Sent to the caller since the last call.
+    pub fn sent(&self, bytes: u64) {
+        bump_at(&self.0, 2, bytes);
+    }
+
+    /// Received from the caller since the last call.
+    pub fn received(&self, bytes: u64) {
+        bump_at(&self.0, 3, bytes);
+    }
+}
+
+/// So that a source can be told from a destination in one place.
+impl Reporter {
+    /// By the listener's direction: an inbound one reports as destination.
+    pub fn of_inbound(inbound: bool) -> Self {
+        if inbound { Self::Destination } else { Self::Source }
+    }
+}
