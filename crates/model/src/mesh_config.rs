@@ -37,6 +37,7 @@ message! {
         tcp_keepalive: Option<TcpKeepalive> = honoured,
         protocol_detection_timeout: Option<Duration> = honoured,
         default_http_retry_policy: Option<HttpRetry> = honoured,
+        default_inbound_http_retry_policy: Option<HttpRetry> = warned("has no effect yet: the server's side does not retry"),
         path_normalization: Option<PathNormalization> = honoured,
         h2_upgrade_policy: H2UpgradePolicy = honoured,
         default_service_export_to: Vec<String> = honoured,

@@ -103,6 +103,12 @@ impl<'a> Reading<'a> {
         let at = root.get("kind").map_or(root.at, |kind| kind.at);
         match known_kind(header.api_version, header.kind) {
             Support::Read(kind) => self.resource(file, kind, root),
+            Support::ReadOld(kind) => {
+                let at = root.get("apiVersion").map_or(root.at, |version| version.at);
+                let message = format!("apiVersion {} is retired; it is read as {}", header.api_version, kind.api_version());
+                self.report(Diagnostic::new(Severity::Warning, file, at, message).with_resource(id));
+                self.resource(file, kind, root);
+            }
             Support::WrongVersion { kind, suggestion } => {
                 let at = root.get("apiVersion").map_or(root.at, |version| version.at);
                 let message = format!("{kind} is not read in apiVersion {}", header.api_version);
@@ -157,7 +163,7 @@ impl<'a> Reading<'a> {
         if failed {
             return;
         }
-        let resource = build(meta, Origin::new(Arc::clone(file), root));
+        let resource = with_default_selector(build(meta, Origin::new(Arc::clone(file), root)));
         let problems = crate::validate::validate(&resource);
         if !problems.iter().any(Diagnostic::is_error) {
             self.parsed.resources.push(resource);
@@ -177,6 +183,22 @@ impl<'a> Reading<'a> {
         }
         meta
     }
+}
+
+/// In the retired versions a Deployment without a selector selects by its template's labels.
+fn with_default_selector(resource: AnyResource) -> AnyResource {
+    match resource {
+        AnyResource::Deployment(deployment) if !deployment.origin.has("spec.selector") && is_retired(&deployment.origin) => {
+            let mut deployment = Arc::unwrap_or_clone(deployment);
+            deployment.spec.selector.match_labels = deployment.spec.template.metadata.labels.clone();
+            deployment.into()
+        }
+        other => other,
+    }
+}
+
+fn is_retired(origin: &Origin) -> bool {
+    origin.document().get("apiVersion").and_then(Node::as_str) != Some("apps/v1")
 }
 
 /// The entries that every resource has.

@@ -10,6 +10,7 @@ message! {
     /// A port by its number.
     pub struct PortSelector "PortSelector" {
         number: u16 = honoured,
+        name: Option<String> = refused("was removed from Istio; give the port's number"),
     }
 }
 

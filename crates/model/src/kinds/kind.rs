@@ -163,6 +163,8 @@ impl FromStr for Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Support {
     Read(Kind),
+    /// A group or version that Kubernetes has retired, whose shape is still the current one.
+    ReadOld(Kind),
     /// The kind is read, but not in this version.
     WrongVersion { kind: Kind, suggestion: String },
     /// A known kind without support; the note says what to do.
@@ -248,15 +250,15 @@ const NOT_SUPPORTED: &[(&str, &[&str], &str)] = &[
 /// Tells what an `apiVersion` and `kind` are.
 pub fn known_kind(api_version: &str, kind: &str) -> Support {
     let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+    // Before 2018 Deployments stood in other groups with the same shape.
+    if kind == "Deployment" && matches!(api_version, "extensions/v1beta1" | "apps/v1beta1" | "apps/v1beta2") {
+        return Support::ReadOld(Kind::Deployment);
+    }
     if let Some(found) = Kind::ALL.into_iter().find(|known| known.as_str() == kind && known.group() == group) {
         if found.versions().contains(&version) {
             return Support::Read(found);
         }
         return Support::WrongVersion { kind: found, suggestion: format!("write apiVersion: {}", found.api_version()) };
-    }
-    // Before 2018 Deployments stood in other groups with the same shape.
-    if kind == "Deployment" && (group == "extensions" || group == "apps") {
-        return Support::WrongVersion { kind: Kind::Deployment, suggestion: "write apiVersion: apps/v1".to_owned() };
     }
     let listed = NOT_SUPPORTED.iter().find(|(known, kinds, _)| *known == group && (kinds.contains(&kind) || kinds.contains(&"*")));
     if let Some((_, _, note)) = listed {
@@ -281,7 +283,7 @@ mod tests {
         assert!(matches!(known_kind("gateway.networking.k8s.io/v1", "Gateway"), Support::NotYet(_)));
         assert!(matches!(known_kind("config.istio.io/v1alpha2", "denier"), Support::NotYet(_)));
         assert!(matches!(known_kind("networking.istio.io/v2", "VirtualService"), Support::WrongVersion { kind: Kind::VirtualService, .. }));
-        assert!(matches!(known_kind("extensions/v1beta1", "Deployment"), Support::WrongVersion { kind: Kind::Deployment, .. }));
+        assert_eq!(known_kind("extensions/v1beta1", "Deployment"), Support::ReadOld(Kind::Deployment));
         let Support::Unknown { suggestion: Some(suggestion) } = known_kind("networking.istio.io/v1", "VirtualServise") else { panic!() };
         assert_eq!(suggestion, "did you mean \"VirtualService\"?");
         let Support::Unknown { suggestion: Some(suggestion) } = known_kind("v1", "VirtualService") else { panic!() };

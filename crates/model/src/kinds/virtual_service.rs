@@ -44,6 +44,12 @@ message! {
         mirror_percentage: Option<Percent> = honoured,
         cors_policy: Option<CorsPolicy> = honoured,
         headers: Option<Headers> = honoured,
+        websocket_upgrade: Option<bool> = warned("was removed from Istio: WebSocket upgrades always work"),
+        append_headers: BTreeMap<String, String> = refused("was removed from Istio; write headers.request.add"),
+        append_request_headers: BTreeMap<String, String> = refused("was removed from Istio; write headers.request.add"),
+        append_response_headers: BTreeMap<String, String> = refused("was removed from Istio; write headers.response.add"),
+        remove_request_headers: Vec<String> = refused("was removed from Istio; write headers.request.remove"),
+        remove_response_headers: Vec<String> = refused("was removed from Istio; write headers.response.remove"),
     }
 }
 
@@ -129,6 +135,10 @@ message! {
         /// Shares of the sum of all weights; a single destination needs none.
         weight: u32 = honoured,
         headers: Option<Headers> = honoured,
+        append_request_headers: BTreeMap<String, String> = refused("was removed from Istio; write headers.request.add"),
+        append_response_headers: BTreeMap<String, String> = refused("was removed from Istio; write headers.response.add"),
+        remove_request_headers: Vec<String> = refused("was removed from Istio; write headers.request.remove"),
+        remove_response_headers: Vec<String> = refused("was removed from Istio; write headers.response.remove"),
     }
 }
 
@@ -289,6 +299,7 @@ message! {
 
 message! {
     pub struct FaultAbort "HTTPFaultInjection.Abort" {
+        percent: Option<u32> = refused("was removed from Istio; write percentage with value under it"),
         http_status: Option<u16> = honoured,
         /// A name such as `UNAVAILABLE`.
         grpc_status: Option<String> = honoured,

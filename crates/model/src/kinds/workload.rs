@@ -38,12 +38,8 @@ message! {
     }
 }
 
-message! {
-    /// A Pod that stands alone.
-    pub struct Pod "Pod" tolerant {
-        spec: PodSpec = honoured,
-    }
-}
+/// The spec of a Pod that stands alone.
+pub type Pod = PodSpec;
 
 message! {
     pub struct PodSpec "PodSpec" tolerant {
