@@ -1,4 +1,5 @@
 //! Certificate signing requests: what comes from a workload that nobody trusts yet.
+use super::signature::{self, Verdict};
 use rcgen::SubjectPublicKeyInfo;
 use rustls_pki_types::CertificateSigningRequestDer;
 use rustls_pki_types::pem::PemObject;
@@ -52,8 +53,12 @@ impl SigningRequest {
         }
         let key = &request.certification_request_info.subject_pki;
         check_key(key)?;
-        check_algorithm(&request.signature_algorithm.algorithm.to_id_string())?;
-        request.verify_signature().map_err(|_| InvalidCsr::Signature)?;
+        let algorithm = &request.signature_algorithm.algorithm;
+        match signature::verify(algorithm, key, request.certification_request_info.raw, &request.signature_value.data) {
+            Verdict::Good => {}
+            Verdict::Bad => return Err(InvalidCsr::Signature),
+            Verdict::UnknownAlgorithm => return Err(InvalidCsr::SignatureAlgorithm),
+        }
         let public_key = SubjectPublicKeyInfo::from_der(key.raw).map_err(|e| InvalidCsr::Key(e.to_string()))?;
         Ok(Self { public_key })
     }
@@ -70,17 +75,4 @@ fn check_key(key: &ParsedKey<'_>) -> Result<(), InvalidCsr> {
         Ok(_) => Err(InvalidCsr::Key(format!("algorithm {}", key.algorithm.algorithm))),
         Err(e) => Err(InvalidCsr::Key(e.to_string())),
     }
-}
-
-fn check_algorithm(oid: &str) -> Result<(), InvalidCsr> {
-    const ACCEPTED: [&str; 7] = [
-        "1.2.840.10045.4.3.2",   // ECDSA with SHA-256
-        "1.2.840.10045.4.3.3",   // ECDSA with SHA-384
-        "1.2.840.10045.4.3.4",   // ECDSA with SHA-512
-        "1.2.840.113549.1.1.11", // RSA with SHA-256
-        "1.2.840.113549.1.1.12", // RSA with SHA-384
-        "1.2.840.113549.1.1.13", // RSA with SHA-512
-        "1.2.840.113549.1.1.10", // RSA PSS
-    ];
-    if ACCEPTED.contains(&oid) { Ok(()) } else { Err(InvalidCsr::SignatureAlgorithm) }
 }

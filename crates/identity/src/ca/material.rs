@@ -1,4 +1,5 @@
 //! A signing certificate with its key, chain and roots, checked to belong together.
+use super::signature::{self, Verdict};
 use crate::pem::InvalidPem;
 use crate::tls::peer::{PeerIdentity, hex, system_time};
 use rcgen::{Issuer, KeyPair, PublicKeyData};
@@ -117,5 +118,11 @@ fn path_to_root(
 fn signed_by(certificate: &CertificateDer<'_>, issuer: &CertificateDer<'_>) -> bool {
     let parsed = (x509_parser::parse_x509_certificate(certificate), x509_parser::parse_x509_certificate(issuer));
     let (Ok((_, certificate)), Ok((_, issuer))) = parsed else { return false };
-    certificate.issuer().as_raw() == issuer.subject().as_raw() && certificate.verify_signature(Some(issuer.public_key())).is_ok()
+    certificate.issuer().as_raw() == issuer.subject().as_raw()
+        && signature::verify(
+            &certificate.signature_algorithm.algorithm,
+            issuer.public_key(),
+            certificate.tbs_certificate.as_ref(),
+            &certificate.signature_value.data,
+        ) == Verdict::Good
 }

@@ -8,7 +8,9 @@ mod issue;
 mod material;
 mod plugged;
 pub mod server_certificate;
+mod signature;
 mod state;
+pub(crate) use state::write_private;
 #[cfg(test)]
 mod tests;
 

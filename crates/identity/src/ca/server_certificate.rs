@@ -32,12 +32,13 @@ pub fn serve_certificate(
     names: Vec<String>,
     ttl: Duration,
 ) -> Result<watch::Receiver<Option<Arc<WorkloadSecrets>>>, SignError> {
+    // Before the first certificate is made: a change in between must not be missed.
+    let mut changes = ca.changes();
     let first = ca.issue_server(&names, ttl, SystemTime::now())?;
     let mut schedule = Schedule::new(Policy::default(), rand::random());
     schedule.renewed(first.expiry(), SystemTime::now());
     let (publish, receiver) = watch::channel(Some(Arc::new(first)));
     tokio::spawn(async move {
-        let mut changes = ca.changes();
         loop {
             tokio::select! {
                 () = publish.closed() => return,

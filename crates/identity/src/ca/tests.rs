@@ -213,7 +213,21 @@ fn openssl_accepts_the_chain_and_its_keys_are_accepted_in_every_form() {
         (["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"], "ec"),
     ] {
         run(&[&["genpkey"], &kind[..], &["-out", "plain.pem"]].concat());
-        run(&["req", "-x509", "-new", "-key", "plain.pem", "-subj", "/O=Istio/CN=Root CA", "-days", "30", "-out", "ca-cert.pem"]);
+        run(&[
+            "req",
+            "-x509",
+            "-new",
+            "-key",
+            "plain.pem",
+            "-subj",
+            "/O=Istio/CN=Root CA",
+            "-addext",
+            "keyUsage=critical,keyCertSign",
+            "-days",
+            "30",
+            "-out",
+            "ca-cert.pem",
+        ]);
         run(&[form, "-in", "plain.pem", "-out", "ca-key.pem"]);
         std::fs::copy(folder.path().join("ca-cert.pem"), folder.path().join("root-cert.pem")).unwrap();
         let ca = CertificateAuthority::plugged_in(folder.path(), now).unwrap();
