@@ -1,0 +1,68 @@
+//! What a connection tells its shell.
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode};
+
+use crate::StreamId;
+use crate::frame::Reason;
+
+/// A request's head. `host` is not among the headers: it is the authority.
+#[derive(Clone, Debug, Default)]
+pub struct RequestHead {
+    pub method: Method,
+    /// As sent, normally `http` or `https`; empty for plain CONNECT.
+    pub scheme: Bytes,
+    /// Visible ASCII or UTF-8 without spaces; empty when neither `:authority` nor `host` came.
+    pub authority: Bytes,
+    /// With query; empty for plain CONNECT.
+    pub path: Bytes,
+    /// The protocol of an extended CONNECT (RFC 8441).
+    pub protocol: Option<Bytes>,
+    pub headers: HeaderMap,
+    /// Decoded size: names, values and 32 for each field.
+    pub size: usize,
+}
+
+/// Something happened on a stream or on the connection.
+#[derive(Debug)]
+pub enum Event {
+    /// A client opened a stream.
+    Request { id: StreamId, head: Box<RequestHead>, end: bool },
+    /// A request's headers were over the limit: answer 431 and reset the stream.
+    HeadersTooLarge { id: StreamId },
+    /// The final response's head.
+    Response { id: StreamId, status: StatusCode, headers: HeaderMap, end: bool, size: usize },
+    /// A 1xx response; 101 does not exist in HTTP/2.
+    Informational { id: StreamId, status: StatusCode, headers: HeaderMap },
+    /// Part of a body. Its bytes count against the windows until [`crate::Connection::release`] is called.
+    Data { id: StreamId, data: Bytes, end: bool },
+    /// The fields after the body; the peer sends nothing more on the stream.
+    Trailers { id: StreamId, headers: HeaderMap },
+    /// The stream is gone, by the peer or because the peer broke a rule on it.
+    Reset { id: StreamId, reason: Reason },
+    /// A stream that had wanted to send more can.
+    Capacity { id: StreamId },
+    /// The peer takes no new streams after `last`; those beyond it were not processed and may be retried.
+    GoAway { last: StreamId, reason: Reason },
+    /// The peer's settings arrived or changed: [`crate::Connection::can_open`] may answer differently.
+    Settings,
+    /// The answer to [`crate::Connection::ping`].
+    Pong,
+}
+
+/// The peer broke a rule of the connection: a GOAWAY is in the output; write it and close.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("HTTP/2 connection error {reason:?}: {text}")]
+pub struct ConnectionError {
+    pub reason: Reason,
+    pub text: &'static str,
+}
+
+impl ConnectionError {
+    pub(crate) fn protocol(text: &'static str) -> Self {
+        Self { reason: Reason::PROTOCOL_ERROR, text }
+    }
+
+    pub(crate) fn calm(text: &'static str) -> Self {
+        Self { reason: Reason::ENHANCE_YOUR_CALM, text }
+    }
+}
