@@ -228,7 +228,8 @@ fn tls_connector(
     address: &str,
     config: Arc<ClientConfig>,
     server_name: &str,
-) -> impl tower::Service<http::Uri, Response = TlsIo, Error = std::io::Error, Future = BoxFuture<'static, std::io::Result<TlsIo>>> + Send + 'static {
+) -> impl tower::Service<http::Uri, Response = TlsIo, Error = std::io::Error, Future = BoxFuture<'static, std::io::Result<TlsIo>>> + Send + 'static
+{
     let (address, server_name) = (address.to_owned(), server_name.to_owned());
     tower::service_fn(move |_: http::Uri| {
         let (address, server_name, connector) = (address.clone(), server_name.clone(), TlsConnector::from(config.clone()));
@@ -289,11 +290,8 @@ mod tests {
             let now = SystemTime::now();
             let ca = Arc::new(CertificateAuthority::in_memory("cluster.local", now).unwrap());
             let issuer = TokenIssuer::generate(DEFAULT_ISSUER).unwrap();
-            let config = JwtConfig {
-                issuer: DEFAULT_ISSUER.into(),
-                audiences: vec!["istio-ca".into()],
-                trust_domain: "cluster.local".into(),
-            };
+            let config =
+                JwtConfig { issuer: DEFAULT_ISSUER.into(), audiences: vec!["istio-ca".into()], trust_domain: "cluster.local".into() };
             let jwt = JwtAuthenticator::from_jwks(config, &issuer.jwks()).unwrap();
             let certificate = CertificateAuthenticator::new(ca.clone(), vec!["cluster.local".into()]);
             let ways = Authenticators::new(vec![Arc::new(certificate), Arc::new(jwt)]);
@@ -316,10 +314,7 @@ mod tests {
             std::fs::write(&file, token).unwrap();
             CsrClient::new(CsrClientConfig {
                 address: self.address.clone(),
-                transport: Transport::Tls {
-                    server_name: "istiod.istio-system.svc".into(),
-                    roots: RootsSource::Given(self.ca.roots()),
-                },
+                transport: Transport::Tls { server_name: "istiod.istio-system.svc".into(), roots: RootsSource::Given(self.ca.roots()) },
                 token_file: Some(file),
                 expected: None,
                 ttl: DEFAULT_TTL,

@@ -17,7 +17,7 @@ pub mod csr_client;
 pub mod csr_service;
 pub mod pem;
 pub mod rotation;
-//pub mod sds;
+pub mod sds;
 pub mod secrets;
 pub mod tls;
 pub mod token;

@@ -7,6 +7,8 @@ pub mod params;
 pub mod peer;
 pub mod san;
 pub mod suites;
+#[cfg(test)]
+mod tests;
 pub mod verifier;
 
 pub use key::{CertificateSet, RotatingKey};

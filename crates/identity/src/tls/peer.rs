@@ -58,7 +58,7 @@ impl PeerIdentity {
         let mut identity = Self {
             subject: rfc2253(certificate.subject()),
             issuer: rfc2253(certificate.issuer()),
-            fingerprint: hex(&Sha256::digest(der)),
+            fingerprint: sha256_hex(der),
             serial: serial(&certificate),
             not_before: system_time(certificate.validity().not_before),
             not_after: system_time(certificate.validity().not_after),
@@ -138,6 +138,10 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
 }
 
 fn serial(certificate: &X509Certificate<'_>) -> String {

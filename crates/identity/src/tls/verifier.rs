@@ -235,7 +235,10 @@ fn explain(error: &webpki::Error, leaf: &CertificateDer<'_>, usage: Usage) -> Pe
     match error {
         Error::CertExpired { time, not_after } => PeerRefused::Expired { not_after: not_after.as_secs(), now: time.as_secs() },
         Error::CertNotValidYet { time, not_before } => PeerRefused::NotYetValid { not_before: not_before.as_secs(), now: time.as_secs() },
-        Error::UnknownIssuer => PeerRefused::UnknownIssuer { issuer: PeerIdentity::from_der(leaf).map(|i| i.issuer).unwrap_or_default() },
+        // A root of the same name with another key: to the reader, just another root.
+        Error::UnknownIssuer | Error::InvalidSignatureForPublicKey => {
+            PeerRefused::UnknownIssuer { issuer: PeerIdentity::from_der(leaf).map(|i| i.issuer).unwrap_or_default() }
+        }
         Error::RequiredEkuNotFoundContext(_) => PeerRefused::WrongUsage(usage),
         Error::CertRevoked => PeerRefused::Revoked,
         Error::UnknownRevocationStatus | Error::CrlExpired { .. } => PeerRefused::RevocationUnknown,

@@ -1,0 +1,380 @@
+//! Two endpoints shaking hands: who is accepted, who is refused and with which reason.
+use super::params::{certificate_pin, key_pin};
+use super::*;
+use crate::ca::CertificateAuthority;
+use crate::secrets::{PrivateKey, WorkloadSecrets, certified_key};
+use base64::Engine;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, NamedGroup, ProtocolVersion, ServerConfig, ServerConnection};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use sha2::{Digest, Sha256};
+use std::io::{Read, Write};
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A root that signs what no sane authority would.
+struct Forge {
+    params: CertificateParams,
+    key: KeyPair,
+    root: CertificateDer<'static>,
+}
+
+impl Forge {
+    fn new(name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().unwrap();
+        let root = params.self_signed(&key).unwrap().der().clone();
+        Self { params, key, root }
+    }
+
+    fn leaf(&self, uris: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Arc<CertifiedKey> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = uris.iter().map(|u| SanType::URI((*u).try_into().unwrap())).collect();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.is_ca = IsCa::ExplicitNoCa;
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &Issuer::from_params(&self.params, &self.key)).unwrap();
+        assemble(vec![certificate.der().clone()], &key)
+    }
+
+    fn roots(&self) -> Vec<CertificateDer<'static>> {
+        vec![self.root.clone()]
+    }
+}
+
+fn assemble(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Arc<CertifiedKey> {
+    let key = PrivateKey::from(PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())));
+    Arc::new(certified_key(chain, &key).unwrap())
+}
+
+type Pair = (ClientConnection, ServerConnection);
+
+/// Passes bytes to and fro until both are done, or one refuses; then says which one and why.
+fn handshake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> Result<Pair, (&'static str, String)> {
+    let name = ServerName::try_from("reviews.default.svc").unwrap();
+    let mut client = ClientConnection::new(client.clone(), name).unwrap();
+    let mut server = ServerConnection::new(server.clone()).unwrap();
+    for _ in 0..10 {
+        let mut wire = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut wire).unwrap();
+        }
+        server.read_tls(&mut wire.as_slice()).unwrap();
+        server.process_new_packets().map_err(|e| ("server", refusal(&e)))?;
+        let mut wire = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut wire).unwrap();
+        }
+        client.read_tls(&mut wire.as_slice()).unwrap();
+        client.process_new_packets().map_err(|e| ("client", refusal(&e)))?;
+    }
+    assert!(!client.is_handshaking() && !server.is_handshaking());
+    Ok((client, server))
+}
+
+fn echo((client, server): &mut Pair) {
+    client.writer().write_all(b"ping").unwrap();
+    let mut wire = Vec::new();
+    client.write_tls(&mut wire).unwrap();
+    server.read_tls(&mut wire.as_slice()).unwrap();
+    server.process_new_packets().unwrap();
+    let mut text = [0; 4];
+    server.reader().read_exact(&mut text).unwrap();
+    assert_eq!(&text, b"ping");
+}
+
+fn mesh() -> Vec<SanMatcher> {
+    vec![SanMatcher::trust_domain("td")]
+}
+
+fn server(key: &Arc<CertifiedKey>, roots: Vec<CertificateDer<'static>>) -> ServerParams {
+    let mut params = ServerParams::new(vec![key.clone()]);
+    params.client_auth = ClientAuth::Required;
+    params.verification = Verification::roots(roots, mesh());
+    params
+}
+
+fn client(key: &Arc<CertifiedKey>, roots: Vec<CertificateDer<'static>>) -> ClientParams {
+    ClientParams::new(Verification::roots(roots, mesh())).with_key(key.clone())
+}
+
+/// What the server says to a client that shows `key`.
+fn server_refuses(forge: &Forge, key: &Arc<CertifiedKey>) -> String {
+    let good = forge.leaf(&["spiffe://td/ns/a/sa/server"], |_| {});
+    let outcome = handshake(&client(key, forge.roots()).build().unwrap(), &server(&good, forge.roots()).build().unwrap());
+    let (side, reason) = outcome.err().expect("a refusal");
+    assert_eq!(side, "server", "{reason}");
+    reason
+}
+
+#[test]
+fn mesh_peers_speak_tls13_with_hybrid_key_exchange_and_know_each_other() {
+    let ca = CertificateAuthority::in_memory("td", SystemTime::now()).unwrap();
+    let issue = |account: &str| {
+        ca.issue_workload(&format!("spiffe://td/ns/default/sa/{account}").parse().unwrap(), HOUR, SystemTime::now()).unwrap()
+    };
+    let (reviews, productpage) = (issue("reviews"), issue("productpage"));
+    let mut server = server(&reviews.certified_key(), ca.roots());
+    server.alpn = vec![b"istio-http/1.1".to_vec(), b"istio".to_vec()];
+    let mut client = client(&productpage.certified_key(), ca.roots());
+    client.alpn = vec![b"istio".to_vec()];
+    client.verification.san_matchers = vec![SanMatcher::exact(SanKind::Uri, "spiffe://td/ns/default/sa/reviews")];
+    let (c, s) = handshake(&client.build().unwrap(), &server.build().unwrap()).unwrap();
+    assert_eq!(s.protocol_version(), Some(ProtocolVersion::TLSv1_3));
+    assert_eq!(s.negotiated_key_exchange_group().map(|g| g.name()), Some(NamedGroup::X25519MLKEM768));
+    assert_eq!(s.alpn_protocol(), Some(&b"istio"[..]));
+    assert_eq!(s.server_name(), Some("reviews.default.svc"));
+    let peer = PeerIdentity::of_connection(&s).unwrap();
+    assert_eq!(peer.spiffe.unwrap().service_account(), "productpage");
+    assert_eq!(peer.fingerprint, productpage.leaf().fingerprint);
+    assert_eq!(PeerIdentity::of_connection(&c).unwrap().uri_sans, ["spiffe://td/ns/default/sa/reviews"]);
+
+    client.verification.san_matchers = vec![SanMatcher::exact(SanKind::Uri, "spiffe://td/ns/default/sa/ratings")];
+    let (side, reason) = handshake(&client.build().unwrap(), &server.build().unwrap()).err().unwrap();
+    assert_eq!(side, "client");
+    assert!(reason.contains("no subject alternative name matches: the certificate has URI spiffe://td/ns/default/sa/reviews"), "{reason}");
+}
+
+#[test]
+fn certificates_that_a_mesh_must_not_accept_are_refused_with_the_reason() {
+    let forge = Forge::new("Root");
+    let good = "spiffe://td/ns/a/sa/b";
+    let refused = |key: Arc<CertifiedKey>, expected: &str| {
+        let reason = server_refuses(&forge, &key);
+        assert!(reason.contains(expected), "{reason}");
+    };
+    refused(forge.leaf(&["spiffe://other/ns/a/sa/b"], |_| {}), "trust domain `other` is not accepted; wanted `td`");
+    refused(forge.leaf(&["spiffe://td.evil/ns/a/sa/b"], |_| {}), "trust domain `td.evil`");
+    refused(forge.leaf(&[good], |p| p.not_after = rcgen::date_time_ymd(2020, 1, 1)), "expired");
+    refused(forge.leaf(&[good], |p| p.not_before = rcgen::date_time_ymd(2100, 1, 1)), "not valid yet");
+    refused(forge.leaf(&[], |_| {}), "the certificate has no URI subject alternative name");
+    refused(forge.leaf(&[good, "spiffe://td/ns/a/sa/admin"], |_| {}), "has 2 URI subject alternative names");
+    refused(
+        forge.leaf(&[good], |p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
+        "does not allow client authentication",
+    );
+    refused(Forge::new("Stranger").leaf(&[good], |_| {}), "UnknownIssuer");
+    refused(Forge::new("Root").leaf(&[good], |_| {}), "UnknownIssuer");
+
+    // A workload that signs for others with its own certificate.
+    let mut middle = CertificateParams::default();
+    middle.distinguished_name.push(DnType::CommonName, "workload");
+    middle.is_ca = IsCa::ExplicitNoCa;
+    let middle_key = KeyPair::generate().unwrap();
+    let middle_cert = middle.signed_by(&middle_key, &Issuer::from_params(&forge.params, &forge.key)).unwrap();
+    let mut leaf = CertificateParams::default();
+    leaf.subject_alt_names = vec![SanType::URI(good.try_into().unwrap())];
+    let leaf_key = KeyPair::generate().unwrap();
+    let leaf_cert = leaf.signed_by(&leaf_key, &Issuer::from_params(&middle, &middle_key)).unwrap();
+    refused(assemble(vec![leaf_cert.der().clone(), middle_cert.der().clone()], &leaf_key), "not a CA");
+}
+
+#[test]
+fn a_required_certificate_that_is_not_shown_ends_the_handshake() {
+    let forge = Forge::new("Root");
+    let key = forge.leaf(&["spiffe://td/ns/a/sa/b"], |_| {});
+    let anonymous = ClientParams::new(Verification::roots(forge.roots(), mesh())).build().unwrap();
+    let mut params = server(&key, forge.roots());
+    assert!(handshake(&anonymous, &params.build().unwrap()).is_err());
+    params.client_auth = ClientAuth::Optional;
+    let (_, s) = handshake(&anonymous, &params.build().unwrap()).unwrap();
+    assert!(PeerIdentity::of_connection(&s).is_none());
+}
+
+#[test]
+fn a_server_is_refused_by_the_client_for_the_same_reasons() {
+    let forge = Forge::new("Root");
+    let mine = forge.leaf(&["spiffe://td/ns/a/sa/client"], |_| {});
+    let refused = |key: Arc<CertifiedKey>, expected: &str| {
+        let outcome = handshake(&client(&mine, forge.roots()).build().unwrap(), &server(&key, forge.roots()).build().unwrap());
+        let (side, reason) = outcome.err().unwrap();
+        assert!(side == "client" && reason.contains(expected), "{side}: {reason}");
+    };
+    refused(forge.leaf(&["spiffe://other/ns/a/sa/b"], |_| {}), "trust domain `other`");
+    refused(
+        forge.leaf(&["spiffe://td/ns/a/sa/b"], |p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]),
+        "does not allow server authentication",
+    );
+}
+
+#[test]
+fn hosts_are_checked_where_asked_and_a_trusted_self_signed_server_is_accepted() {
+    let forge = Forge::new("Root");
+    let dns = |name: &str| forge.leaf(&[], |p| p.subject_alt_names = vec![SanType::DnsName(name.try_into().unwrap())]);
+    let verify = ClientParams::new(Verification::host(forge.roots())).build().unwrap();
+    let serve = |key: Arc<CertifiedKey>| ServerParams::new(vec![key]).build().unwrap();
+    handshake(&verify, &serve(dns("*.default.svc"))).unwrap();
+    let (_, reason) = handshake(&verify, &serve(dns("ratings.default.svc"))).err().unwrap();
+    assert!(reason.contains("not valid for `reviews.default.svc`"), "{reason}");
+    // SNI chooses between several certificates.
+    let both = ServerParams::new(vec![dns("ratings.default.svc"), dns("reviews.default.svc")]).build().unwrap();
+    handshake(&verify, &both).unwrap();
+
+    let key = KeyPair::generate().unwrap();
+    let own = CertificateParams::new(vec!["reviews.default.svc".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let trusting = ClientParams::new(Verification::host(vec![own.der().clone()])).build().unwrap();
+    handshake(&trusting, &serve(assemble(vec![own.der().clone()], &key))).unwrap();
+    let insecure = ClientParams::new(Verification::anyone()).build().unwrap();
+    handshake(&insecure, &serve(assemble(vec![own.der().clone()], &key))).unwrap();
+}
+
+#[test]
+fn pins_accept_one_key_or_certificate_only() {
+    let forge = Forge::new("Root");
+    let key = forge.leaf(&["spiffe://td/ns/a/sa/b"], |_| {});
+    let serve = ServerParams::new(vec![key.clone()]).build().unwrap();
+    let hash: [u8; 32] = Sha256::digest(&key.cert[0]).into();
+    let (_, parsed) = x509_parser::parse_x509_certificate(&key.cert[0]).unwrap();
+    let spki = base64::engine::general_purpose::STANDARD.encode(Sha256::digest(parsed.public_key().raw));
+    let with = |keys: Vec<[u8; 32]>, certificates: Vec<[u8; 32]>| {
+        let verification = Verification { key_pins: keys, certificate_pins: certificates, ..Verification::anyone() };
+        handshake(&ClientParams::new(verification).build().unwrap(), &serve)
+    };
+    let text: Vec<String> = hash.iter().map(|b| format!("{b:02X}")).collect();
+    assert!(with(vec![], vec![certificate_pin(&text.join(":")).unwrap()]).is_ok());
+    assert!(with(vec![key_pin(&spki).unwrap()], vec![[0; 32]]).is_ok());
+    assert!(with(vec![[1; 32]], vec![]).err().unwrap().1.contains("none of the configured hashes"));
+    assert!(certificate_pin("abc").is_err() && key_pin("####").is_err());
+}
+
+#[test]
+fn revoked_certificates_are_refused_and_a_list_must_cover_the_peer() {
+    let forge = Forge::new("Root");
+    let serial = SerialNumber::from_slice(&[0x42; 8]);
+    let revoked = forge.leaf(&["spiffe://td/ns/a/sa/b"], |p| p.serial_number = Some(serial.clone()));
+    let good = forge.leaf(&["spiffe://td/ns/a/sa/c"], |_| {});
+    let list = |next_update| CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2020, 1, 1),
+        next_update,
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: vec![RevokedCertParams {
+            serial_number: serial.clone(),
+            revocation_time: rcgen::date_time_ymd(2020, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        }],
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let sign = |next_update| {
+        let signed = list(next_update).signed_by(&Issuer::from_params(&forge.params, &forge.key)).unwrap();
+        CertificateRevocationListDer::from(signed.der().to_vec())
+    };
+    let against = |key: &Arc<CertifiedKey>, list: CertificateRevocationListDer<'static>| {
+        let mut params = server(&good, forge.roots());
+        params.verification.revocation_lists = vec![list];
+        handshake(&client(key, forge.roots()).build().unwrap(), &params.build().unwrap())
+    };
+    let current = sign(rcgen::date_time_ymd(2090, 1, 1));
+    assert!(against(&good, current.clone()).is_ok());
+    assert!(against(&revoked, current).err().unwrap().1.contains("Revoked"));
+    assert!(against(&good, sign(rcgen::date_time_ymd(2021, 1, 1))).err().unwrap().1.contains("RevocationStatus"));
+}
+
+#[test]
+fn sessions_are_resumed_only_without_client_certificates() {
+    let forge = Forge::new("Root");
+    let key = forge.leaf(&["spiffe://td/ns/a/sa/b"], |_| {});
+    let kinds = |client: Arc<ClientConfig>, server: Arc<ServerConfig>| {
+        let kind = || handshake(&client, &server).unwrap().1.handshake_kind().unwrap();
+        (kind(), kind())
+    };
+    let mutual = kinds(client(&key, forge.roots()).build().unwrap(), server(&key, forge.roots()).build().unwrap());
+    assert_eq!(mutual.1, HandshakeKind::Full);
+    let simple = ClientParams::new(Verification::roots(forge.roots(), mesh())).build().unwrap();
+    let plain = kinds(simple.clone(), ServerParams::new(vec![key.clone()]).build().unwrap());
+    assert_eq!(plain.1, HandshakeKind::Resumed);
+    // Another configuration, as after a change of trust, knows nothing of the session.
+    let fresh = handshake(&simple, &ServerParams::new(vec![key]).build().unwrap()).unwrap();
+    assert_eq!(fresh.1.handshake_kind(), Some(HandshakeKind::Full));
+}
+
+#[test]
+fn versions_and_suites_are_kept_to() {
+    let forge = Forge::new("Root");
+    let key = forge.leaf(&["spiffe://td/ns/a/sa/b"], |_| {});
+    let mut server = ServerParams::new(vec![key]);
+    server.max_version = TlsVersion::V1_2;
+    server.cipher_suites = vec!["ECDHE-ECDSA-AES128-GCM-SHA256".to_owned()];
+    let client = ClientParams::new(Verification::roots(forge.roots(), mesh()));
+    let (_, s) = handshake(&client.build().unwrap(), &server.build().unwrap()).unwrap();
+    assert_eq!(s.protocol_version(), Some(ProtocolVersion::TLSv1_2));
+    assert_eq!(s.negotiated_cipher_suite().map(|c| suites::openssl_name(c.suite())), Some("ECDHE-ECDSA-AES128-GCM-SHA256"));
+    let strict = ClientParams { min_version: TlsVersion::V1_3, ..client };
+    assert!(handshake(&strict.build().unwrap(), &server.build().unwrap()).is_err());
+    server.min_version = TlsVersion::V1_3;
+    assert_eq!(server.build().err(), Some(InvalidTlsParams::Versions));
+}
+
+#[test]
+fn inputs_that_protect_nothing_are_refused() {
+    let forge = Forge::new("Root");
+    let build = |verification| ClientParams::new(verification).build().err();
+    let names = Verification { san_matchers: mesh(), ..Verification::anyone() };
+    assert_eq!(build(names), Some(InvalidTlsParams::NamesWithoutRoots));
+    assert!(build(Verification::roots(Vec::new(), mesh())).unwrap().to_string().contains("no trusted roots"));
+    let broken = vec![forge.root.clone(), CertificateDer::from(vec![1, 2, 3])];
+    assert!(build(Verification::roots(broken, mesh())).unwrap().to_string().contains("trusted root 2"));
+    assert_eq!(ServerParams::new(Vec::new()).build().err(), Some(InvalidTlsParams::NoCertificate));
+}
+
+#[test]
+fn rotation_serves_new_connections_and_leaves_open_ones_alone() {
+    let ca = CertificateAuthority::in_memory("td", SystemTime::now()).unwrap();
+    let issue = || Arc::new(ca.issue_workload(&"spiffe://td/ns/a/sa/b".parse().unwrap(), HOUR, SystemTime::now()).unwrap());
+    let first = issue();
+    let (publish, secrets) = watch::channel(Some(first.clone()));
+    let resolver = RotatingKey::new(secrets);
+    let mut server = ServerParams::with_resolver(resolver.clone());
+    server.client_auth = ClientAuth::Required;
+    server.verification = Verification::roots(ca.roots(), mesh());
+    let server = server.build().unwrap();
+    let client = ClientParams::new(Verification::roots(ca.roots(), mesh())).with_resolver(resolver).build().unwrap();
+    let mut open = handshake(&client, &server).unwrap();
+    for _ in 0..5 {
+        let next: Arc<WorkloadSecrets> = issue();
+        publish.send_replace(Some(next.clone()));
+        echo(&mut open);
+        let mut new = handshake(&client, &server).unwrap();
+        echo(&mut new);
+        assert_eq!(PeerIdentity::of_connection(&new.0).unwrap().serial, next.leaf().serial);
+        assert_eq!(PeerIdentity::of_connection(&new.1).unwrap().serial, next.leaf().serial);
+    }
+    assert_eq!(PeerIdentity::of_connection(&open.0).unwrap().serial, first.leaf().serial);
+}
+
+#[test]
+fn no_debug_output_shows_a_key() {
+    let ca = CertificateAuthority::in_memory("td", SystemTime::now()).unwrap();
+    let secrets = ca.issue_workload(&"spiffe://td/ns/a/sa/b".parse().unwrap(), HOUR, SystemTime::now()).unwrap();
+    let server = server(&secrets.certified_key(), ca.roots());
+    let client = client(&secrets.certified_key(), ca.roots());
+    let issuer = crate::token::TokenIssuer::generate("i").unwrap();
+    let shown = format!(
+        "{ca:?} {secrets:?} {:?} {server:?} {client:?} {:?} {:?} {issuer:?}",
+        secrets.key(),
+        server.build().unwrap(),
+        client.build().unwrap()
+    );
+    // The private scalar of a P-256 key in PKCS#8 stands at octets 36 to 68.
+    let der = secrets.key().der().secret_der();
+    let scalar = &der[36..68];
+    let decimal = format!("{scalar:?}");
+    let encoded = secrets.key().to_pem().lines().nth(1).unwrap().to_owned();
+    for secret in [peer::hex(scalar), decimal.trim_matches(['[', ']']).to_owned(), encoded] {
+        assert!(!shown.contains(&secret), "a key is visible");
+    }
+    assert!(shown.contains("PrivateKey(elided)"));
+}
