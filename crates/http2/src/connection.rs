@@ -332,6 +332,14 @@ impl Connection {
         }
     }
 
+    /// Asks the peer to open no more streams without refusing those that are on their way: the first half
+    /// of a graceful shutdown. Follow with [`Self::go_away`] when a round trip has passed.
+    pub fn announce_shutdown(&mut self) {
+        if self.going_away.is_none() && !self.dead {
+            frame::put_goaway(self.out.buffer(), i32::MAX as u32, Reason::NO_ERROR, "");
+        }
+    }
+
     /// Whether the connection has nothing left to do but to write its output and close.
     pub fn is_finished(&self) -> bool {
         self.dead || ((self.going_away.is_some() || self.peer_going_away) && self.streams.is_empty())

@@ -1,4 +1,5 @@
-//! HTTP/2 connections as state machines: bytes and calls in, events and bytes out. No sockets, no clock.
+//! HTTP/2 connections as state machines: bytes and calls in, events and bytes out. No clock; sockets only
+//! in [`shell`], which drives a connection over any byte stream on one thread.
 //!
 //! On the path of a request this stands between a connection's bytes and the proxy's messages, on both
 //! sides. A shell reads into a buffer, hands it to [`Connection::receive`], acts on the [`Event`]s and
@@ -13,6 +14,7 @@ mod frame;
 mod hpack;
 mod output;
 mod receive;
+pub mod shell;
 mod stream;
 
 pub use connection::{Config, Connection, Refused, Role};

@@ -1,0 +1,135 @@
+//! Moving bytes between the state machine and the byte stream.
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+
+use super::session::Session;
+use crate::event::Event;
+
+/// A read asks for up to this much: one full frame and its header, twice.
+const READ: usize = 32 * 1024;
+/// While this much waits to be written nothing more is read, so that a peer that does not read
+/// cannot make us answer without end.
+const WRITE_HIGH: usize = 1 << 20;
+
+/// A byte stream with its connection.
+pub(super) struct Pump<Io> {
+    pub(super) io: Io,
+    pub(super) session: Session,
+    input: BytesMut,
+    events: Vec<Event>,
+    read_closed: bool,
+}
+
+/// How a turn ended.
+pub(super) enum Turn {
+    /// Everything that could be done is done; wakers are set.
+    Waiting,
+    /// The connection is over.
+    Over,
+}
+
+impl<Io: AsyncRead + AsyncWrite + Unpin> Pump<Io> {
+    /// `ahead` holds bytes that were read before.
+    pub(super) fn new(io: Io, session: Session, ahead: BytesMut) -> Self {
+        Self { io, session, input: ahead, events: Vec::new(), read_closed: false }
+    }
+
+    /// Reads what is there, then writes what there is to say. Called again after the handles had
+    /// their say in the same turn, it only writes.
+    pub(super) fn turn(&mut self, cx: &mut Context<'_>) -> Turn {
+        {
+            let mut inner = self.session.0.borrow_mut();
+            inner.driver_woken = false;
+            if inner.driver.as_ref().is_none_or(|w| !w.will_wake(cx.waker())) {
+                inner.driver = Some(cx.waker().clone());
+            }
+        }
+        let reading = self.read(cx);
+        let writing = self.write(cx);
+        if reading.is_err() || writing.is_err() {
+            self.session.0.borrow_mut().close();
+            return Turn::Over;
+        }
+        let finished = {
+            let inner = self.session.0.borrow();
+            inner.connection.output().is_empty() && (inner.connection.is_finished() || self.read_closed)
+        };
+        if finished {
+            self.session.0.borrow_mut().close();
+            return Turn::Over;
+        }
+        Turn::Waiting
+    }
+
+    fn read(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let mut inner = self.session.0.borrow_mut();
+        if !self.input.is_empty() {
+            let _ = inner.connection.receive(&mut self.input, &mut self.events);
+            inner.dispatch(&mut self.events);
+        }
+        while !self.read_closed && inner.connection.output().len() < WRITE_HIGH {
+            if self.input.capacity() - self.input.len() < READ / 2 {
+                self.input.reserve(READ);
+            }
+            let count = match poll_read(&mut self.io, cx, &mut self.input) {
+                Poll::Ready(count) => count?,
+                Poll::Pending => {
+                    if self.input.is_empty() {
+                        // An idle connection keeps no buffer.
+                        self.input = BytesMut::new();
+                    }
+                    break;
+                }
+            };
+            if count == 0 {
+                self.read_closed = true;
+                break;
+            }
+            let outcome = inner.connection.receive(&mut self.input, &mut self.events);
+            inner.dispatch(&mut self.events);
+            if outcome.is_err() {
+                // The GOAWAY that says why is in the output.
+                self.read_closed = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes until nothing is left or the stream is full.
+    pub(super) fn write(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let mut inner = self.session.0.borrow_mut();
+        let mut wrote = false;
+        while !inner.connection.output().is_empty() {
+            let written = {
+                let mut slices = [IoSlice::new(&[]); 16];
+                let filled = inner.connection.output().slices(&mut slices);
+                match Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..filled]) {
+                    Poll::Ready(written) => written?,
+                    Poll::Pending => break,
+                }
+            };
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            inner.connection.written(written);
+            wrote = true;
+        }
+        if wrote {
+            if let Poll::Ready(Err(error)) = Pin::new(&mut self.io).poll_flush(cx) {
+                return Err(error);
+            }
+            inner.wake_stalled();
+        }
+        Ok(())
+    }
+}
+
+/// Reads once into the buffer's spare room.
+fn poll_read(io: &mut (impl AsyncRead + Unpin), cx: &mut Context<'_>, input: &mut BytesMut) -> Poll<io::Result<usize>> {
+    std::pin::pin!(io.read_buf(input)).poll(cx)
+}

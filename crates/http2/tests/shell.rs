@@ -1,0 +1,151 @@
+//! The shells of both sides over an in-memory pipe.
+use std::future::poll_fn;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Method, StatusCode};
+use lateen_http2::shell::{Accepted, Failure, Piece, Sender, Server, Stream, connect};
+use lateen_http2::{Config, Reason, RequestHead};
+use tokio::task::{LocalSet, spawn_local};
+
+fn post() -> RequestHead {
+    RequestHead {
+        method: Method::POST,
+        scheme: Bytes::from_static(b"http"),
+        authority: Bytes::from_static(b"a"),
+        path: Bytes::from_static(b"/"),
+        ..RequestHead::default()
+    }
+}
+
+/// Sends back what comes in, as it comes in.
+async fn echo(accepted: Accepted) {
+    let mut stream = accepted.stream;
+    stream.send_response(StatusCode::OK, &HeaderMap::new(), false);
+    while let Some(Ok(Piece::Data(data))) = poll_fn(|cx| stream.poll_piece(cx)).await {
+        stream.send_data(data);
+        if poll_fn(|cx| stream.poll_room(cx)).await.is_err() {
+            return;
+        }
+    }
+    stream.send_end(Some(HeaderMap::from_iter([("x-end".parse().unwrap(), "yes".parse().unwrap())])));
+    let _ = poll_fn(|cx| stream.poll_room(cx)).await;
+}
+
+async fn serve(io: tokio::io::DuplexStream) {
+    let mut server = Server::new(io, Config::default(), BytesMut::new());
+    while let Some(accepted) = poll_fn(|cx| server.poll_accept(cx)).await {
+        spawn_local(echo(accepted));
+    }
+}
+
+fn pair() -> Sender {
+    let (a, b) = tokio::io::duplex(10_000);
+    spawn_local(serve(b));
+    let (sender, driver) = connect(a, Config { stream_window: 70_000, connection_window: 200_000, ..Config::default() });
+    spawn_local(driver);
+    sender
+}
+
+/// Reads the whole answer.
+async fn collect(stream: &mut Stream) -> Result<(usize, bool), Failure> {
+    let head = poll_fn(|cx| stream.poll_response(cx)).await?;
+    assert_eq!(head.status, 200);
+    let (mut size, mut trailers) = (0, false);
+    while let Some(piece) = poll_fn(|cx| stream.poll_piece(cx)).await {
+        match piece? {
+            Piece::Data(data) => size += data.len(),
+            Piece::Trailers(t) => trailers = t["x-end"] == "yes",
+        }
+    }
+    Ok((size, trailers))
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    LocalSet::new().block_on(&runtime, async {
+        tokio::time::timeout(std::time::Duration::from_secs(20), test).await.expect("the exchange hangs");
+    });
+}
+
+#[test]
+fn bodies_larger_than_every_window_pass_both_ways_at_once_on_many_streams() {
+    run(async {
+        let sender = pair();
+        let one = |n: usize| {
+            let sender = sender.clone();
+            async move {
+                let stream = std::rc::Rc::new(std::cell::RefCell::new(sender.send(&post(), false).unwrap()));
+                let writer = std::rc::Rc::clone(&stream);
+                spawn_local(async move {
+                    for _ in 0..n {
+                        writer.borrow_mut().send_data(Bytes::from(vec![1; 50_000]));
+                        poll_fn(|cx| writer.borrow_mut().poll_room(cx)).await.unwrap();
+                    }
+                    writer.borrow_mut().send_end(None);
+                });
+                let head = poll_fn(|cx| stream.borrow_mut().poll_response(cx)).await.unwrap();
+                assert_eq!(head.status, 200);
+                let mut size = 0;
+                while let Some(piece) = poll_fn(|cx| stream.borrow_mut().poll_piece(cx)).await {
+                    size += if let Piece::Data(data) = piece.unwrap() { data.len() } else { 0 };
+                }
+                assert_eq!(size, n * 50_000);
+            }
+        };
+        let all: Vec<_> = (1..20).map(|n| spawn_local(one(n))).collect();
+        for task in all {
+            task.await.unwrap();
+        }
+        assert_eq!(sender.open_streams(), 0);
+    });
+}
+
+#[test]
+fn a_dropped_handle_resets_its_stream_and_no_other() {
+    run(async {
+        let sender = pair();
+        let mut kept = sender.send(&post(), false).unwrap();
+        let dropped = sender.send(&post(), false).unwrap();
+        drop(dropped);
+        kept.send_data(Bytes::from_static(b"hello"));
+        kept.send_end(None);
+        assert_eq!(collect(&mut kept).await, Ok((5, true)));
+        drop(kept);
+        assert_eq!(sender.open_streams(), 0);
+    });
+}
+
+#[test]
+fn when_the_connection_ends_waiting_streams_fail_and_new_ones_are_refused() {
+    run(async {
+        let (a, b) = tokio::io::duplex(10_000);
+        let (sender, driver) = connect(a, Config::default());
+        spawn_local(driver);
+        let mut stream = sender.send(&post(), true).unwrap();
+        drop(b);
+        assert_eq!(poll_fn(|cx| stream.poll_response(cx)).await.unwrap_err(), Failure::Closed);
+        assert!(sender.send(&post(), true).is_err() && sender.is_closed());
+    });
+}
+
+#[test]
+fn a_server_that_goes_away_lets_open_streams_finish() {
+    run(async {
+        let (a, b) = tokio::io::duplex(10_000);
+        let (sender, driver) = connect(a, Config::default());
+        let client = spawn_local(driver);
+        let mut server = Server::new(b, Config::default(), BytesMut::new());
+        let mut stream = sender.send(&post(), false).unwrap();
+        let accepted = poll_fn(|cx| server.poll_accept(cx)).await.unwrap();
+        server.go_away(Reason::NO_ERROR);
+        spawn_local(echo(accepted));
+        let served = spawn_local(async move { poll_fn(|cx| server.poll_accept(cx)).await.is_none() });
+        tokio::task::yield_now().await;
+        stream.send_data(Bytes::from_static(b"last"));
+        stream.send_end(None);
+        assert_eq!(collect(&mut stream).await, Ok((4, true)));
+        drop(stream);
+        assert!(served.await.unwrap(), "the server ends when its last stream has");
+        client.await.unwrap();
+    });
+}
