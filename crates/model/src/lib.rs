@@ -5,6 +5,8 @@
 //! [`set`] keeps the result indexed. Nothing here does network or async work.
 #[macro_use]
 pub mod schema;
+pub mod analyze;
+pub mod coverage;
 pub mod diagnostic;
 pub mod kinds;
 pub mod load;
@@ -17,6 +19,7 @@ pub mod set;
 pub mod validate;
 pub mod yaml;
 
+pub use analyze::analyze;
 pub use diagnostic::{Diagnostic, ResourceId, Severity};
 pub use kinds::Kind;
 pub use load::{Loaded, load_paths};

@@ -344,7 +344,8 @@ fn parse_message<T: Decode + Default>(
 ) -> (T, Vec<Diagnostic>) {
     let id = crate::diagnostic::ResourceId { kind: kind.to_owned(), namespace: String::new(), name: String::new() };
     let mut diagnostics = Vec::new();
-    let mut report = |at: Position, text: String| diagnostics.push(Diagnostic::new(Severity::Error, file, at, text).with_resource(id.clone()));
+    let mut report =
+        |at: Position, text: String| diagnostics.push(Diagnostic::new(Severity::Error, file, at, text).with_resource(id.clone()));
     let mut value = None;
     match read(text.as_bytes(), &Limits::default()) {
         Ok(documents) => {

@@ -8,6 +8,9 @@ pub const DEFAULT_DOMAIN: &str = "cluster.local";
 /// The reserved gateway name that stands for all sidecars.
 pub const MESH_GATEWAY: &str = "mesh";
 
+/// The annotation of a Service that says where it is visible, as a comma-separated `exportTo` list.
+pub const EXPORT_TO_ANNOTATION: &str = "networking.istio.io/exportTo";
+
 /// A host name or wildcard (`*`, `*.example.com`), in lower case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Host(String);
@@ -132,7 +135,10 @@ impl ExportTo {
 pub enum GatewayRef {
     /// All sidecars.
     Mesh,
-    Named { namespace: String, name: String },
+    Named {
+        namespace: String,
+        name: String,
+    },
 }
 
 impl GatewayRef {

@@ -155,7 +155,8 @@ impl<'a> Reading<'a> {
             }
         };
         let failed = cx.failed();
-        let (diagnostics, unused) = cx.finish();
+        let (mut diagnostics, unused) = cx.finish();
+        diagnostics.sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));
         self.parsed.diagnostics.extend(diagnostics);
         if !unused.is_empty() {
             self.unused.entry(kind).or_insert_with(|| (Arc::clone(file), BTreeSet::new())).1.extend(unused);
@@ -164,7 +165,8 @@ impl<'a> Reading<'a> {
             return;
         }
         let resource = with_default_selector(build(meta, Origin::new(Arc::clone(file), root)));
-        let problems = crate::validate::validate(&resource);
+        let mut problems = crate::validate::validate(&resource);
+        problems.sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));
         if !problems.iter().any(Diagnostic::is_error) {
             self.parsed.resources.push(resource);
         }

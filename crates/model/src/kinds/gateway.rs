@@ -1,7 +1,6 @@
 //! Gateway: the listeners of gateway proxies (`istio.io/api/networking/v1alpha3/gateway.proto`).
 use lateen_core::Labels;
 
-
 message! {
     pub struct Gateway "Gateway" {
         servers: Vec<Server> = honoured,

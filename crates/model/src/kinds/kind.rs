@@ -69,7 +69,9 @@ impl Kind {
     /// The accepted versions, the current one first.
     pub const fn versions(self) -> &'static [&'static str] {
         match self {
-            Self::Namespace | Self::ServiceAccount | Self::ConfigMap | Self::Secret | Self::Service | Self::Pod | Self::Deployment => &["v1"],
+            Self::Namespace | Self::ServiceAccount | Self::ConfigMap | Self::Secret | Self::Service | Self::Pod | Self::Deployment => {
+                &["v1"]
+            }
             Self::Gateway | Self::VirtualService | Self::DestinationRule | Self::ServiceEntry => &["v1", "v1beta1", "v1alpha3"],
             Self::PeerAuthentication => &["v1", "v1beta1"],
         }
@@ -166,11 +168,16 @@ pub enum Support {
     /// A group or version that Kubernetes has retired, whose shape is still the current one.
     ReadOld(Kind),
     /// The kind is read, but not in this version.
-    WrongVersion { kind: Kind, suggestion: String },
+    WrongVersion {
+        kind: Kind,
+        suggestion: String,
+    },
     /// A known kind without support; the note says what to do.
     NotYet(String),
     /// Nobody's kind, as far as is known here; perhaps with the name that was meant.
-    Unknown { suggestion: Option<String> },
+    Unknown {
+        suggestion: Option<String>,
+    },
 }
 
 /// Kinds known by name, with their group (`*` for any) and what to say beyond "not supported yet".
@@ -208,11 +215,7 @@ const NOT_SUPPORTED: &[(&str, &[&str], &str)] = &[
     ("networking.k8s.io", &["Ingress", "IngressClass"], "write a Gateway and a VirtualService of networking.istio.io"),
     ("networking.k8s.io", &["NetworkPolicy"], "it protects nothing in Lateen"),
     ("extensions", &["Ingress"], "write a Gateway and a VirtualService of networking.istio.io"),
-    (
-        "apps",
-        &["StatefulSet", "DaemonSet", "ReplicaSet", "ControllerRevision"],
-        "write a Deployment to have its pods run",
-    ),
+    ("apps", &["StatefulSet", "DaemonSet", "ReplicaSet", "ControllerRevision"], "write a Deployment to have its pods run"),
     ("batch", &["Job", "CronJob"], "write a Deployment to have its pods run"),
     (
         "",

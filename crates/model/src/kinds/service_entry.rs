@@ -3,7 +3,6 @@ use std::collections::BTreeMap;
 
 use lateen_core::Labels;
 
-
 message! {
     pub struct ServiceEntry "ServiceEntry" {
         hosts: Vec<String> = honoured,

@@ -151,7 +151,11 @@ impl<'a> Context<'a> {
                 }
             }
         } else if let Some(place) = exact_elsewhere {
-            self.error_with(entry.key_at, format!("this field does not belong here (in {})", message.name), format!("it belongs under {place}"));
+            self.error_with(
+                entry.key_at,
+                format!("this field does not belong here (in {})", message.name),
+                format!("it belongs under {place}"),
+            );
         } else if let Some(near) = near {
             self.error_with(entry.key_at, "unknown field", format!("did you mean \"{near}\"?"));
         } else {
@@ -170,7 +174,10 @@ impl<'a> Context<'a> {
         let (under, root) = self.root;
         find_field(Shape::Message(root), key, under, 0, &mut places);
         let here = without_indices(self.path.as_str());
-        let nearest = places.into_iter().filter(|place| *place != here).max_by_key(|place| (common_prefix(place, &here), std::cmp::Reverse(place.len())))?;
+        let nearest = places
+            .into_iter()
+            .filter(|place| *place != here)
+            .max_by_key(|place| (common_prefix(place, &here), std::cmp::Reverse(place.len())))?;
         Some(if nearest.is_empty() { "the top of the document".to_owned() } else { nearest })
     }
 

@@ -33,7 +33,11 @@ impl Decode for String {
             Value::Null => None,
             Value::String(text) => Some(text.clone()),
             Value::Number(number) => {
-                cx.error_with(node.at, format!("wants a string, not the number `{}`", number.text), format!("write \"{}\" in quotes", number.text));
+                cx.error_with(
+                    node.at,
+                    format!("wants a string, not the number `{}`", number.text),
+                    format!("write \"{}\" in quotes", number.text),
+                );
                 None
             }
             Value::Bool(_, text) => {
@@ -226,6 +230,9 @@ impl<T: Decode> Decode for Option<T> {
     }
 }
 
+/// Items of one list. Checks compare items with each other, so without a bound a file of a few MiB could cost minutes.
+const MAX_LIST_ITEMS: usize = 10_000;
+
 impl<T: Decode> Decode for Vec<T> {
     fn shape() -> Shape {
         Shape::List(T::shape)
@@ -244,6 +251,10 @@ impl<T: Decode> Decode for Vec<T> {
                 return None;
             }
         };
+        if items.len() > MAX_LIST_ITEMS {
+            cx.error(node.at, format!("the list has {} items; at most {MAX_LIST_ITEMS} are read", items.len()));
+            return None;
+        }
         let mut list = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
             cx.within_item(index, |cx| match item.value {

@@ -79,13 +79,19 @@ fn gateway_host(host: &str) -> Result<(), String> {
 fn tls_fits(server: &Server, protocol: Protocol, path: &str, check: &mut Checker<'_>) {
     let at = join(path, "tls");
     match &server.tls {
-        None if protocol.is_tls() => check.error_with(path, format!("protocol {protocol} needs tls"), "add tls with mode and credentialName"),
+        None if protocol.is_tls() => {
+            check.error_with(path, format!("protocol {protocol} needs tls"), "add tls with mode and credentialName")
+        }
         None => {}
         Some(_) if protocol.is_tls() => {}
         Some(tls) if protocol.is_http() => {
             let passive = matches!(tls.mode, ServerTlsMode::Passthrough | ServerTlsMode::AutoPassthrough);
             if !passive || tls.server_certificate.is_some() || tls.private_key.is_some() || tls.ca_certificates.is_some() {
-                check.error_with(&at, format!("protocol {protocol} is plain text and takes only httpsRedirect here"), "write protocol: HTTPS");
+                check.error_with(
+                    &at,
+                    format!("protocol {protocol} is plain text and takes only httpsRedirect here"),
+                    "write protocol: HTTPS",
+                );
             }
         }
         Some(_) => check.error_with(&at, format!("protocol {protocol} takes no tls"), "write protocol: TLS"),

@@ -9,9 +9,8 @@ use crate::schema::path::join;
 /// The name, the namespace and the labels.
 pub(super) fn metadata(resource: &AnyResource, check: &mut Checker<'_>) {
     let meta = resource.meta();
-    let is_subdomain = |name: &str| {
-        name.len() <= 253 && name.split('.').all(text::is_label) && !name.bytes().any(|byte| byte.is_ascii_uppercase())
-    };
+    let is_subdomain =
+        |name: &str| name.len() <= 253 && name.split('.').all(text::is_label) && !name.bytes().any(|byte| byte.is_ascii_uppercase());
     if meta.name.is_empty() {
         check.error("metadata", "name is required");
     } else if !is_subdomain(&meta.name) {

@@ -38,7 +38,11 @@ fn hosts(entry: &ServiceEntry, check: &mut Checker<'_>) {
         }
         let by_dns = matches!(entry.resolution, Resolution::Dns | Resolution::DnsRoundRobin);
         if by_dns && entry.endpoints.is_empty() && entry.workload_selector.is_none() && host.starts_with('*') {
-            check.error_with(&path, format!("a wildcard cannot be resolved (resolution {})", entry.resolution), "give endpoints, or resolution: NONE");
+            check.error_with(
+                &path,
+                format!("a wildcard cannot be resolved (resolution {})", entry.resolution),
+                "give endpoints, or resolution: NONE",
+            );
         }
         if entry.resolution == Resolution::DynamicDns && !host.starts_with('*') {
             check.error(&path, "resolution DYNAMIC_DNS is for wildcards");
@@ -90,7 +94,11 @@ fn endpoints(entry: &ServiceEntry, check: &mut Checker<'_>) {
             if !entry.endpoints.is_empty() || !entry.addresses.is_empty() {
                 check.error("spec.resolution", "resolution DYNAMIC_DNS takes no endpoints and no addresses");
             }
-            check.error_with("spec.resolution", "DYNAMIC_DNS is not supported yet", "write resolution: NONE, or name the hosts with resolution: DNS");
+            check.error_with(
+                "spec.resolution",
+                "DYNAMIC_DNS is not supported yet",
+                "write resolution: NONE, or name the hosts with resolution: DNS",
+            );
         }
         Resolution::DnsRoundRobin if entry.endpoints.len() > 1 => {
             check.error("spec.endpoints", "resolution DNS_ROUND_ROBIN takes at most one endpoint");

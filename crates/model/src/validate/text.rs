@@ -93,7 +93,7 @@ pub(super) fn duration(duration: Duration) -> Check {
     if duration < Duration::from_millis(1) {
         return Err("the duration must be at least 1ms".to_owned());
     }
-    if duration.subsec_nanos() % 1_000_000 != 0 {
+    if !duration.subsec_nanos().is_multiple_of(1_000_000) {
         return Err("the duration must be in whole milliseconds".to_owned());
     }
     Ok(())

@@ -77,7 +77,12 @@ fn load_balancer(settings: &LoadBalancerSettings, path: &str, check: &mut Checke
     }
     let Some(hash) = &settings.consistent_hash else { return };
     let path = join(path, "consistentHash");
-    let keys = [hash.http_header_name.is_some(), hash.http_cookie.is_some(), hash.use_source_ip == Some(true), hash.http_query_parameter_name.is_some()];
+    let keys = [
+        hash.http_header_name.is_some(),
+        hash.http_cookie.is_some(),
+        hash.use_source_ip == Some(true),
+        hash.http_query_parameter_name.is_some(),
+    ];
     if !keys.contains(&true) {
         check.error(&path, "one of httpHeaderName, httpCookie, useSourceIp: true, httpQueryParameterName is required");
     }
@@ -113,7 +118,7 @@ fn load_balancer(settings: &LoadBalancerSettings, path: &str, check: &mut Checke
 
 /// For numbers below [`MAX_MAGLEV_TABLE`]: at most a thousand divisions.
 fn is_prime(number: u64) -> bool {
-    number > 1 && (2..).take_while(|factor| factor * factor <= number).all(|factor| number % factor != 0)
+    number > 1 && (2..).take_while(|factor| factor * factor <= number).all(|factor| !number.is_multiple_of(factor))
 }
 
 fn connection_pool(settings: &ConnectionPoolSettings, path: &str, check: &mut Checker<'_>) {

@@ -1,4 +1,7 @@
 //! Rules of a VirtualService that no request can reach: IST0130 and IST0131.
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use super::checker::Checker;
 use crate::kinds::VirtualService;
 use crate::kinds::common::StringMatch;
@@ -17,9 +20,10 @@ pub(super) fn check(rule: &VirtualService, check: &mut Checker<'_>) {
 }
 
 /// Routes behind a route without matches, and matches that were given before.
-fn unreachable<M: PartialEq>(field: &str, routes: &[Vec<M>], check: &mut Checker<'_>) {
+fn unreachable<M: std::fmt::Debug>(field: &str, routes: &[Vec<M>], check: &mut Checker<'_>) {
     let mut catch_all = None;
-    let mut seen: Vec<(usize, &M)> = Vec::new();
+    // The debug form says everything a match has, in one order.
+    let mut seen: HashMap<String, usize> = HashMap::new();
     for (index, matches) in routes.iter().enumerate() {
         let path = format!("spec.{field}[{index}]");
         if let Some(before) = catch_all {
@@ -32,13 +36,16 @@ fn unreachable<M: PartialEq>(field: &str, routes: &[Vec<M>], check: &mut Checker
         }
         let mut duplicates = 0;
         for (number, found) in matches.iter().enumerate() {
-            match seen.iter().find(|(_, before)| *before == found) {
-                Some((before, _)) => {
+            match seen.entry(format!("{found:?}")) {
+                Entry::Occupied(before) => {
                     duplicates += 1;
+                    let before = before.get();
                     let text = format!("is never used: spec.{field}[{before}] has the same match");
                     check.coded_warning("IST0131", &format!("{path}.match[{number}]"), text);
                 }
-                None => seen.push((index, found)),
+                Entry::Vacant(place) => {
+                    place.insert(index);
+                }
             }
         }
         if duplicates == matches.len() {
@@ -47,12 +54,18 @@ fn unreachable<M: PartialEq>(field: &str, routes: &[Vec<M>], check: &mut Checker
     }
 }
 
+/// Prefixes that are compared with each other; beyond that the advice is not worth the time.
+const MAX_COMPARED_PREFIXES: usize = 500;
+
 /// A prefix behind a shorter one that is matched under no further condition than the same ones.
 fn covered_prefixes(routes: &[Vec<HttpMatchRequest>], check: &mut Checker<'_>) {
     let mut earlier: Vec<(usize, &str, &HttpMatchRequest)> = Vec::new();
     for (index, matches) in routes.iter().enumerate() {
         for (number, found) in matches.iter().enumerate() {
             let Some(StringMatch::Prefix(prefix)) = &found.uri else { continue };
+            if earlier.len() >= MAX_COMPARED_PREFIXES {
+                return;
+            }
             let covering = earlier.iter().find(|(before, shorter, wider)| {
                 *before != index && prefix.starts_with(shorter) && prefix != shorter && is_wider(wider, found)
             });

@@ -41,9 +41,7 @@ pub(super) fn check(resource: &Resource<VirtualService>, check: &mut Checker<'_>
 
 fn delegate(rule: &VirtualService, check: &mut Checker<'_>) {
     let without_hosts = "a VirtualService without hosts is a delegate and cannot have";
-    for (field, present) in
-        [("gateways", !rule.gateways.is_empty()), ("tls", !rule.tls.is_empty()), ("tcp", !rule.tcp.is_empty())]
-    {
+    for (field, present) in [("gateways", !rule.gateways.is_empty()), ("tls", !rule.tls.is_empty()), ("tcp", !rule.tcp.is_empty())] {
         if present {
             check.error_with(&format!("spec.{field}"), format!("{without_hosts} {field}"), "give it hosts, or take this away");
         }
