@@ -44,7 +44,7 @@ impl Outside {
     /// When the runtime cannot watch it.
     pub fn new(line: OwnedFd) -> io::Result<Self> {
         nix::fcntl::fcntl(&line, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
-        let shared = Shared { line: AsyncFd::register(line)?, waiting: Mutex::default(), next: AtomicU64::new(1), stops: watch::channel(0).0 };
+        let shared = Shared { line: watched(line)?, waiting: Mutex::default(), next: AtomicU64::new(1), stops: watch::channel(0).0 };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -109,6 +109,12 @@ impl Outside {
             _ => Err(io::Error::other("the process outside gave no socket")),
         }
     }
+}
+
+#[allow(unsafe_code)]
+fn watched(line: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the AsyncFd owns the descriptor and drops its registration before closing it.
+    Ok(unsafe { AsyncFd::register(line) }?)
 }
 
 impl Forwarder for Outside {
