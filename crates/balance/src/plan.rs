@@ -77,7 +77,8 @@ fn everyone(set: &HostSet, counts: &[Counts], settings: &Settings) -> Vec<Group>
     let mut left = 100;
     let mut groups = Vec::new();
     for (priority, counts) in set.priorities.iter().zip(counts) {
-        let share = if total == 0 { 0 } else { u32::try_from(counts.all * 100 / total).unwrap_or(100).min(left) };
+        let percent = (counts.all * 100).checked_div(total).unwrap_or(0);
+        let share = u32::try_from(percent).unwrap_or(100).min(left);
         if share > 0 {
             left -= share;
             groups.push(group(priority, Class::All, share, settings));
