@@ -5,11 +5,18 @@
 //! listeners, routes, clusters, endpoints and secrets into a [`Snapshot`], refusing by field path
 //! what it cannot honour; the main thread publishes it and each worker reads it without a lock.
 //! On the path of a request it answers which chain, which route, which cluster.
+pub mod authorize;
+pub mod chain;
 pub mod cluster;
+pub mod compile;
 pub mod header;
 pub mod http;
 pub mod listener;
+pub mod lookup;
 pub mod matcher;
+pub mod matching;
+pub mod normalize;
+pub mod rewrite;
 pub mod route;
 pub mod tls;
 

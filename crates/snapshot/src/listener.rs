@@ -33,9 +33,11 @@ pub struct Listener {
     pub transparent: bool,
     pub freebind: bool,
     pub inspectors: Inspectors,
-    /// In the order of the resource; see [`chain::ChainIndex`](crate::listener) for the matching rules.
+    /// In the order of the resource; see [`ChainIndex`](crate::chain::ChainIndex) for the matching rules.
     pub chains: Vec<Arc<FilterChain>>,
     pub default_chain: Option<Arc<FilterChain>>,
+    /// Finds the chain of a connection; made from `chains` by [`ChainIndex::build`](crate::chain::ChainIndex::build).
+    pub index: crate::chain::ChainIndex,
     /// Socket options to set on the listening socket: (level, name, value).
     pub socket_options: Vec<(i32, i32, i32)>,
     pub tcp_backlog: u32,

@@ -1,5 +1,5 @@
 //! Matchers of Envoy's `type.matcher.v3` and RBAC, compiled: strings, headers, numbers, addresses.
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use http::HeaderName;
@@ -94,6 +94,38 @@ pub enum ValueMatcher {
 pub struct Cidr {
     pub address: IpAddr,
     pub length: u8,
+}
+
+impl Cidr {
+    /// A block; bits below the prefix are cleared.
+    pub fn new(address: IpAddr, length: u8) -> Self {
+        let address = address.to_canonical();
+        let length = length.min(if address.is_ipv4() { 32 } else { 128 });
+        Self { address: Self::mask(address, length), length }
+    }
+
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        address.is_ipv4() == self.address.is_ipv4() && Self::mask(address, self.length) == self.address
+    }
+
+    /// `address` with all bits after the first `length` cleared.
+    pub(crate) fn mask(address: IpAddr, length: u8) -> IpAddr {
+        match address {
+            IpAddr::V4(v4) => {
+                IpAddr::from(Ipv4Addr::from_bits(v4.to_bits() & u32::MAX.checked_shl(32 - u32::from(length.min(32))).unwrap_or(0)))
+            }
+            IpAddr::V6(v6) => {
+                IpAddr::from(Ipv6Addr::from_bits(v6.to_bits() & u128::MAX.checked_shl(128 - u32::from(length.min(128))).unwrap_or(0)))
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Cidr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
 }
 
 /// Role-based access control (Envoy rbac.proto), HTTP and network.

@@ -291,3 +291,12 @@ impl<'a> RequestHead<'a> {
 
 /// A cluster's matcher reused for hosts in tests and explanations.
 pub type Hosts = Vec<StringMatcher>;
+
+impl RouteTable {
+    /// Puts wildcard domains in the order in which they are searched.
+    pub(crate) fn sort_wildcards(&mut self) {
+        let order = |a: &(Box<str>, u32), b: &(Box<str>, u32)| b.0.len().cmp(&a.0.len()).then_with(|| a.0.cmp(&b.0));
+        self.suffixes.sort_by(order);
+        self.prefixes.sort_by(order);
+    }
+}

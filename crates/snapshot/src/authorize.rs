@@ -1,0 +1,93 @@
+//! RBAC: whether a request or connection may go on. A pure function of facts.
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use lateen_identity::PeerIdentity;
+
+use crate::matcher::{Permission, Principal, Rbac, RbacAction, RbacPolicy};
+use crate::route::RequestHead;
+
+/// What rules may ask about.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// `None` for network filters: rules about requests then match nothing.
+    pub head: Option<&'a RequestHead<'a>>,
+    /// The address the connection was accepted on, restored to the original destination.
+    pub destination: SocketAddr,
+    /// The peer of the socket.
+    pub direct_remote: IpAddr,
+    /// The peer after `x-forwarded-for` or PROXY protocol.
+    pub remote: IpAddr,
+    /// The verified peer certificate, if the connection is mutual TLS.
+    pub peer: Option<&'a PeerIdentity>,
+    pub server_name: Option<&'a str>,
+}
+
+/// The outcome, with the policy that decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    pub allowed: bool,
+    /// The policy that matched. A denial without one means that no ALLOW policy matched.
+    pub policy: Option<Arc<str>>,
+}
+
+impl Rbac {
+    /// Whether to let through. `Log` never denies.
+    pub fn evaluate(&self, facts: &Facts<'_>) -> Verdict {
+        if !self.enforced {
+            return Verdict { allowed: true, policy: None };
+        }
+        let policy = self.policies.iter().find(|p| p.matches(facts)).map(|p| p.name.clone());
+        let allowed = match self.action {
+            RbacAction::Allow => policy.is_some(),
+            RbacAction::Deny => policy.is_none(),
+            RbacAction::Log => true,
+        };
+        Verdict { allowed, policy }
+    }
+}
+
+impl RbacPolicy {
+    fn matches(&self, facts: &Facts<'_>) -> bool {
+        self.permissions.iter().any(|p| p.matches(facts)) && self.principals.iter().any(|p| p.matches(facts))
+    }
+}
+
+impl Permission {
+    fn matches(&self, facts: &Facts<'_>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::And(all) => all.iter().all(|p| p.matches(facts)),
+            Self::Or(any) => any.iter().any(|p| p.matches(facts)),
+            Self::Not(rule) => !rule.matches(facts),
+            Self::Header(matcher) => facts.head.is_some_and(|head| matcher.matches_any_value(head)),
+            Self::UrlPath(matcher) => facts.head.is_some_and(|head| matcher.matches(head.path())),
+            Self::DestinationIp(block) => block.contains(facts.destination.ip()),
+            Self::DestinationPort(port) => facts.destination.port() == *port,
+            Self::DestinationPortRange(range) => range.contains(&facts.destination.port()),
+            Self::RequestedServerName(matcher) => matcher.matches(facts.server_name.unwrap_or_default()),
+        }
+    }
+}
+
+impl Principal {
+    fn matches(&self, facts: &Facts<'_>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::And(all) => all.iter().all(|p| p.matches(facts)),
+            Self::Or(any) => any.iter().any(|p| p.matches(facts)),
+            Self::Not(rule) => !rule.matches(facts),
+            Self::Authenticated(None) => facts.peer.is_some(),
+            Self::Authenticated(Some(matcher)) => facts.peer.is_some_and(|peer| has_name(peer, |name| matcher.matches(name))),
+            Self::DirectRemoteIp(block) | Self::SourceIp(block) => block.contains(facts.direct_remote),
+            Self::RemoteIp(block) => block.contains(facts.remote),
+            Self::Header(matcher) => facts.head.is_some_and(|head| matcher.matches_any_value(head)),
+            Self::UrlPath(matcher) => facts.head.is_some_and(|head| matcher.matches(head.path())),
+        }
+    }
+}
+
+/// Envoy compares the URI names, then the DNS names, then the subject.
+fn has_name(peer: &PeerIdentity, matches: impl Fn(&str) -> bool) -> bool {
+    peer.uri_sans.iter().chain(&peer.dns_sans).any(|name| matches(name)) || matches(&peer.subject)
+}

@@ -1,0 +1,372 @@
+//! What a matched route does: cluster, rewrites, timeouts, retries, mirrors, hashing.
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderValue, StatusCode};
+use lateen_proto::Any;
+use lateen_proto::any;
+use lateen_proto::envoy::config::core::v3 as core;
+use lateen_proto::envoy::config::route::v3::{self as proto, retry_policy, route_action, weighted_cluster};
+use lateen_proto::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+use route_action::{ClusterSpecifier, HostRewriteSpecifier, hash_policy};
+
+use super::common::{duration, limit, runtime_fraction};
+use super::context::Context;
+use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::route::{Inherited, clean};
+use super::{filter, header, matcher};
+use crate::http::HeaderChanges;
+use crate::matcher::Fraction;
+use crate::route::{
+    ClusterChoice, Forward, HashPolicy, HashSource, HostRewrite, Mirror, PathRewrite, RetryOn, RetryPolicy, WeightedCluster,
+    WeightedClusters,
+};
+
+/// Envoy's default when a route sets no timeout.
+const ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
+
+pub(crate) fn forward(value: proto::RouteAction, inherited: &Inherited, context: &mut Context<'_>) -> Result<Forward> {
+    let proto::RouteAction {
+        cluster_not_found_response_code,
+        metadata_match,
+        prefix_rewrite,
+        regex_rewrite,
+        path_rewrite_policy,
+        path_rewrite,
+        append_x_forwarded_host,
+        timeout,
+        idle_timeout,
+        flush_timeout,
+        early_data_policy,
+        retry_policy,
+        retry_policy_typed_config,
+        request_mirror_policies,
+        priority,
+        rate_limits,
+        include_vh_rate_limits,
+        hash_policy,
+        cors,
+        max_grpc_timeout,
+        grpc_timeout_offset,
+        upgrade_configs,
+        internal_redirect_policy,
+        internal_redirect_action,
+        max_internal_redirects,
+        hedge_policy,
+        max_stream_duration,
+        cluster_specifier,
+        host_rewrite_specifier,
+    } = value;
+    harmless!(early_data_policy, include_vh_rate_limits, max_internal_redirects);
+    refuse!(metadata_match, path_rewrite_policy, flush_timeout, retry_policy_typed_config, rate_limits);
+    refuse!(internal_redirect_policy, internal_redirect_action, hedge_policy);
+    let streams = max_stream_duration.unwrap_or_default();
+    let route_action::MaxStreamDuration { max_stream_duration, grpc_timeout_header_max, grpc_timeout_header_offset } = streams;
+    let mirrors = if request_mirror_policies.is_empty() { inherited.mirrors.clone() } else { request_mirror_policies };
+    let mirrors = mirrors
+        .into_iter()
+        .enumerate()
+        .map(|(i, m)| mirror(m, context).within_item("request_mirror_policies", i))
+        .filter_map(Result::transpose)
+        .collect::<Result<_>>()?;
+    Ok(Forward {
+        cluster: cluster(cluster_specifier, context)?,
+        cluster_not_found_status: not_found(cluster_not_found_response_code)?,
+        path_rewrite: self::path_rewrite(prefix_rewrite, regex_rewrite, path_rewrite)?,
+        host_rewrite: host_rewrite(host_rewrite_specifier)?,
+        append_x_forwarded_host,
+        timeout: limit(timeout.as_ref(), Some(ROUTE_TIMEOUT), "timeout")?,
+        idle_timeout: limit(idle_timeout.as_ref(), None, "idle_timeout")?,
+        max_stream_duration: limit(max_stream_duration.as_ref(), None, "max_stream_duration.max_stream_duration")?,
+        max_grpc_timeout: grpc_timeout_header_max.or(max_grpc_timeout).map(|d| duration(&d)).transpose().within("max_grpc_timeout")?,
+        grpc_timeout_offset: grpc_timeout_header_offset
+            .or(grpc_timeout_offset)
+            .map(|d| duration(&d))
+            .transpose()
+            .within("grpc_timeout_offset")?,
+        retry: retry_policy.map(|p| retry(p).map(Arc::new)).transpose().within("retry_policy")?,
+        mirrors,
+        hash: hash_policy.into_iter().enumerate().map(|(i, h)| hash(h).within_item("hash_policy", i)).collect::<Result<_>>()?,
+        cors: cors.map(|c| filter::route_cors(c).map(Arc::new)).transpose().within("cors")?,
+        high_priority: match core::RoutingPriority::try_from(priority) {
+            Ok(core::RoutingPriority::Default) => false,
+            Ok(core::RoutingPriority::High) => true,
+            Err(_) => return Err(Invalid::field("priority", format!("{priority} is not known"))),
+        },
+        upgrades: upgrade_configs
+            .into_iter()
+            .enumerate()
+            .map(|(i, u)| upgrade(u).within_item("upgrade_configs", i))
+            .collect::<Result<_>>()?,
+    })
+}
+
+fn not_found(code: i32) -> Result<StatusCode> {
+    use route_action::ClusterNotFoundResponseCode as Code;
+    match Code::try_from(code) {
+        Ok(Code::ServiceUnavailable) => Ok(StatusCode::SERVICE_UNAVAILABLE),
+        Ok(Code::NotFound) => Ok(StatusCode::NOT_FOUND),
+        Ok(Code::InternalServerError) => Ok(StatusCode::INTERNAL_SERVER_ERROR),
+        Err(_) => Err(Invalid::field("cluster_not_found_response_code", format!("{code} is not known"))),
+    }
+}
+
+fn cluster(value: Option<ClusterSpecifier>, context: &mut Context<'_>) -> Result<ClusterChoice> {
+    match value {
+        Some(ClusterSpecifier::Cluster(name)) if name.is_empty() => Err(Invalid::field("cluster", "is empty")),
+        Some(ClusterSpecifier::Cluster(name)) => Ok(ClusterChoice::One(context.cluster(&name))),
+        Some(ClusterSpecifier::ClusterHeader(name)) => Ok(ClusterChoice::Header(matcher::header_name(&name).within("cluster_header")?)),
+        Some(ClusterSpecifier::WeightedClusters(w)) => Ok(ClusterChoice::Weighted(weighted(w, context).within("weighted_clusters")?)),
+        Some(ClusterSpecifier::ClusterSpecifierPlugin(_)) => Err(Invalid::unsupported("cluster_specifier_plugin")),
+        Some(ClusterSpecifier::InlineClusterSpecifierPlugin(_)) => Err(Invalid::unsupported("inline_cluster_specifier_plugin")),
+        None => Err(Invalid::new("names no cluster; give cluster, weighted_clusters or cluster_header")),
+    }
+}
+
+fn weighted(value: proto::WeightedCluster, context: &mut Context<'_>) -> Result<WeightedClusters> {
+    let proto::WeightedCluster { clusters, total_weight, runtime_key_prefix, random_value_specifier } = value;
+    // The total is the sum of the weights; Envoy ignores the older field too.
+    harmless!(total_weight, runtime_key_prefix);
+    refuse!(random_value_specifier);
+    let mut result = WeightedClusters { total: 0, entries: Vec::with_capacity(clusters.len()) };
+    for (index, entry) in clusters.into_iter().enumerate() {
+        let weight = u64::from(entry.weight.unwrap_or(0));
+        result.total += weight;
+        let bound = result.total;
+        let entry = weighted_entry(entry, bound, context).within_item("clusters", index)?;
+        if weight > 0 {
+            result.entries.push(entry);
+        }
+    }
+    if result.total == 0 || result.total > u64::from(u32::MAX) {
+        return Err(Invalid::field("clusters", format!("the weights add up to {}; the sum must be 1 to {}", result.total, u32::MAX)));
+    }
+    Ok(result)
+}
+
+fn weighted_entry(value: weighted_cluster::ClusterWeight, bound: u64, context: &mut Context<'_>) -> Result<WeightedCluster> {
+    let weighted_cluster::ClusterWeight {
+        name,
+        cluster_header,
+        weight: _counted,
+        metadata_match,
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        typed_per_filter_config,
+        host_rewrite_specifier,
+    } = value;
+    refuse!(cluster_header, metadata_match);
+    if name.is_empty() {
+        return Err(Invalid::field("name", "is empty"));
+    }
+    let host_rewrite = host_rewrite_specifier
+        .map(|weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(host)| clean(host, "host_rewrite_literal"));
+    Ok(WeightedCluster {
+        cluster: context.cluster(&name),
+        bound,
+        headers: HeaderChanges {
+            request: header::mutations(request_headers_to_add, request_headers_to_remove, "request")?,
+            response: header::mutations(response_headers_to_add, response_headers_to_remove, "response")?,
+        },
+        per_route: filter::per_route(typed_per_filter_config)?,
+        host_rewrite: host_rewrite.transpose()?,
+    })
+}
+
+fn path_rewrite(
+    prefix: String,
+    regex: Option<lateen_proto::envoy::r#type::matcher::v3::RegexMatchAndSubstitute>,
+    full: String,
+) -> Result<Option<PathRewrite>> {
+    if usize::from(!prefix.is_empty()) + usize::from(regex.is_some()) + usize::from(!full.is_empty()) > 1 {
+        return Err(Invalid::new("has more than one of prefix_rewrite, regex_rewrite and path_rewrite; keep one"));
+    }
+    Ok(if let Some(r) = regex {
+        let (pattern, substitution) = matcher::substitution(r).within("regex_rewrite")?;
+        Some(PathRewrite::Regex { pattern, substitution })
+    } else if !prefix.is_empty() {
+        Some(PathRewrite::Prefix(clean(prefix, "prefix_rewrite")?))
+    } else if full.contains('%') {
+        // Envoy formats this text with access-log commands.
+        return Err(Invalid::field("path_rewrite", "`%` commands are not supported"));
+    } else if !full.is_empty() {
+        Some(PathRewrite::Full(clean(full, "path_rewrite")?))
+    } else {
+        None
+    })
+}
+
+fn host_rewrite(value: Option<HostRewriteSpecifier>) -> Result<Option<HostRewrite>> {
+    Ok(match value {
+        None | Some(HostRewriteSpecifier::AutoHostRewrite(false)) => None,
+        Some(HostRewriteSpecifier::AutoHostRewrite(true)) => Some(HostRewrite::Auto),
+        Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
+            let value = HeaderValue::try_from(host).map_err(|_| Invalid::field("host_rewrite_literal", "is not a header value"))?;
+            Some(HostRewrite::Literal(value))
+        }
+        Some(HostRewriteSpecifier::HostRewriteHeader(name)) => {
+            Some(HostRewrite::Header(matcher::header_name(&name).within("host_rewrite_header")?))
+        }
+        Some(HostRewriteSpecifier::HostRewritePathRegex(_)) => return Err(Invalid::unsupported("host_rewrite_path_regex")),
+        Some(HostRewriteSpecifier::HostRewrite(_)) => return Err(Invalid::unsupported("host_rewrite")),
+    })
+}
+
+fn upgrade(value: route_action::UpgradeConfig) -> Result<(Arc<str>, bool)> {
+    let route_action::UpgradeConfig { upgrade_type, enabled, connect_config } = value;
+    refuse!(connect_config);
+    if upgrade_type.is_empty() {
+        return Err(Invalid::field("upgrade_type", "is empty"));
+    }
+    Ok((upgrade_type.to_ascii_lowercase().into(), enabled.unwrap_or(true)))
+}
+
+/// `None` for a mirror that never happens.
+fn mirror(value: route_action::RequestMirrorPolicy, context: &mut Context<'_>) -> Result<Option<Mirror>> {
+    let route_action::RequestMirrorPolicy {
+        cluster,
+        cluster_header,
+        runtime_fraction: fraction,
+        trace_sampled,
+        disable_shadow_host_suffix_append,
+        request_headers_mutations,
+        host_rewrite_literal,
+    } = value;
+    harmless!(trace_sampled);
+    refuse!(cluster_header, request_headers_mutations);
+    if cluster.is_empty() {
+        return Err(Invalid::field("cluster", "is empty"));
+    }
+    let fraction = fraction.map(runtime_fraction).transpose().within("runtime_fraction")?.unwrap_or(Fraction::ALL);
+    let host_rewrite = (!host_rewrite_literal.is_empty()).then(|| clean(host_rewrite_literal, "host_rewrite_literal")).transpose()?;
+    let mirror = Mirror { cluster: context.cluster(&cluster), fraction, append_shadow: !disable_shadow_host_suffix_append, host_rewrite };
+    Ok((fraction.numerator > 0).then_some(mirror))
+}
+
+fn hash(value: route_action::HashPolicy) -> Result<HashPolicy> {
+    use hash_policy::PolicySpecifier;
+    let route_action::HashPolicy { terminal, policy_specifier } = value;
+    let source = match policy_specifier {
+        Some(PolicySpecifier::Header(hash_policy::Header { header_name, regex_rewrite })) => {
+            refuse!(regex_rewrite);
+            HashSource::Header { name: matcher::header_name(&header_name).within("header.header_name")? }
+        }
+        Some(PolicySpecifier::Cookie(hash_policy::Cookie { name, ttl, path, attributes })) => {
+            let attributes: String = attributes.iter().fold(String::new(), |text, a| match a.value.as_str() {
+                "" => text + "; " + &a.name,
+                value => text + "; " + &a.name + "=" + value,
+            });
+            HashSource::Cookie {
+                name: clean(name, "cookie.name")?,
+                ttl: ttl.map(|d| duration(&d)).transpose().within("cookie.ttl")?,
+                path: clean(path, "cookie.path")?,
+                attributes: clean(attributes, "cookie.attributes")?,
+            }
+        }
+        Some(PolicySpecifier::ConnectionProperties(p)) if p.source_ip => HashSource::SourceIp,
+        Some(PolicySpecifier::QueryParameter(p)) => HashSource::QueryParameter(p.name.into()),
+        Some(PolicySpecifier::ConnectionProperties(_)) => return Err(Invalid::field("connection_properties.source_ip", "must be true")),
+        Some(PolicySpecifier::FilterState(_)) => return Err(Invalid::unsupported("filter_state")),
+        None => return Err(Invalid::new("has no source to hash")),
+    };
+    Ok(HashPolicy { source, terminal })
+}
+
+pub(crate) fn retry(value: proto::RetryPolicy) -> Result<RetryPolicy> {
+    let proto::RetryPolicy {
+        retry_on,
+        num_retries,
+        per_try_timeout,
+        per_try_idle_timeout,
+        retry_priority,
+        retry_host_predicate,
+        retry_options_predicates,
+        host_selection_retry_max_attempts,
+        retriable_status_codes,
+        retry_back_off,
+        rate_limited_retry_back_off,
+        retriable_headers,
+        retriable_request_headers,
+        refresh_cluster_on_retry,
+    } = value;
+    refuse!(retry_priority, retry_options_predicates, rate_limited_retry_back_off, retriable_request_headers, refresh_cluster_on_retry);
+    let (back_off_base, back_off_max) = back_off(retry_back_off).within("retry_back_off")?;
+    let mut avoid_previous_hosts = false;
+    for (index, predicate) in retry_host_predicate.into_iter().enumerate() {
+        avoid_previous_hosts |= previous_hosts(predicate).within_item("retry_host_predicate", index)?;
+    }
+    let mut codes = Vec::with_capacity(retriable_status_codes.len());
+    for (index, code) in retriable_status_codes.into_iter().enumerate() {
+        let code = u16::try_from(code)
+            .map_err(|_| Invalid::new(format!("{code} is not a status")))
+            .within_item("retriable_status_codes", index)?;
+        codes.push(code);
+    }
+    Ok(RetryPolicy {
+        on: RetryOn::parse(&retry_on).map_err(|unknown| Invalid::field("retry_on", format!("`{unknown}` is not a retry condition")))?,
+        num_retries: num_retries.unwrap_or(1),
+        per_try_timeout: limit(per_try_timeout.as_ref(), None, "per_try_timeout")?,
+        per_try_idle_timeout: limit(per_try_idle_timeout.as_ref(), None, "per_try_idle_timeout")?,
+        retriable_status_codes: codes,
+        retriable_headers: matcher::headers(retriable_headers, "retriable_headers")?,
+        back_off_base,
+        back_off_max,
+        avoid_previous_hosts,
+        host_selection_attempts: u32::try_from(host_selection_retry_max_attempts.max(1)).unwrap_or(u32::MAX),
+    })
+}
+
+/// Envoy's defaults: 25 ms, at most ten times that.
+fn back_off(value: Option<retry_policy::RetryBackOff>) -> Result<(Duration, Duration)> {
+    let Some(retry_policy::RetryBackOff { base_interval, max_interval }) = value else {
+        return Ok((Duration::from_millis(25), Duration::from_millis(250)));
+    };
+    let base = base_interval.map_or_else(|| Err(Invalid::new("is missing")), |d| duration(&d)).within("base_interval")?;
+    let max = max_interval.map_or(Ok(base.saturating_mul(10)), |d| duration(&d)).within("max_interval")?;
+    if base.is_zero() || max < base {
+        return Err(Invalid::new("the intervals must be above zero and the maximum not below the base"));
+    }
+    Ok((base, max))
+}
+
+fn previous_hosts(value: retry_policy::RetryHostPredicate) -> Result<bool> {
+    let retry_policy::RetryHostPredicate { name, config_type } = value;
+    let config: Option<Any> = config_type.map(|retry_policy::retry_host_predicate::ConfigType::TypedConfig(c)| c);
+    if name == "envoy.retry_host_predicates.previous_hosts" || config.as_ref().is_some_and(any::is::<PreviousHostsPredicate>) {
+        return Ok(true);
+    }
+    Err(Invalid::new(format!("{name} is not supported; envoy.retry_host_predicates.previous_hosts is")))
+}
+
+impl RetryOn {
+    /// Reads a comma-separated list of conditions (Envoy `retry_on`, `x-envoy-retry-on`).
+    ///
+    /// # Errors
+    /// The first word that is not a condition.
+    pub fn parse(text: &str) -> std::result::Result<Self, String> {
+        text.split(',').map(str::trim).filter(|w| !w.is_empty()).try_fold(Self::default(), |set, word| {
+            RETRY_WORDS.iter().find(|(w, _)| *w == word).map(|(_, bit)| set.with(*bit)).ok_or_else(|| word.to_owned())
+        })
+    }
+}
+
+const RETRY_WORDS: [(&str, RetryOn); 16] = [
+    ("5xx", RetryOn::FIVE_XX),
+    ("gateway-error", RetryOn::GATEWAY_ERROR),
+    ("reset", RetryOn::RESET),
+    ("reset-before-request", RetryOn::RESET_BEFORE_REQUEST),
+    ("connect-failure", RetryOn::CONNECT_FAILURE),
+    ("refused-stream", RetryOn::REFUSED_STREAM),
+    ("retriable-4xx", RetryOn::RETRIABLE_4XX),
+    ("retriable-status-codes", RetryOn::RETRIABLE_STATUS_CODES),
+    ("retriable-headers", RetryOn::RETRIABLE_HEADERS),
+    ("envoy-ratelimited", RetryOn::ENVOY_RATELIMITED),
+    ("http3-post-connect-failure", RetryOn::HTTP3_POST_CONNECT_FAILURE),
+    ("cancelled", RetryOn::GRPC_CANCELLED),
+    ("deadline-exceeded", RetryOn::GRPC_DEADLINE_EXCEEDED),
+    ("internal", RetryOn::GRPC_INTERNAL),
+    ("resource-exhausted", RetryOn::GRPC_RESOURCE_EXHAUSTED),
+    ("unavailable", RetryOn::GRPC_UNAVAILABLE),
+];

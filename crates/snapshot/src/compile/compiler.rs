@@ -1,0 +1,628 @@
+//! The compiler: takes resources as they arrive, keeps the last good version of each, and makes
+//! snapshots in which everything that is referred to is there.
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use indexmap::IndexMap;
+use lateen_balance::{Address, Breakers, Host, HostSet};
+use lateen_identity::WorkloadSecrets;
+use lateen_proto::{Any, any, envoy};
+use prost::{Message, Name};
+
+use super::cluster::{self, Compiled};
+use super::context::{Context, Uses};
+use super::endpoint::{Assignment, EndpointAddress, Member, Members};
+use super::invalid::{Invalid, Result};
+use super::names::Names;
+use super::record::{Failure, Origin, Record};
+use super::secret::{SecretKey, SecretValue, Secrets};
+use super::source::SecretSource;
+use super::tls::Waiting;
+use super::warming::Versions;
+use super::{listener, route};
+use crate::cluster::{Cluster, ClusterLive, Discovery};
+use crate::{Listener, RouteTable, Snapshot};
+
+type ListenerProto = envoy::config::listener::v3::Listener;
+type RouteProto = envoy::config::route::v3::RouteConfiguration;
+type ClusterProto = envoy::config::cluster::v3::Cluster;
+type EndpointProto = envoy::config::endpoint::v3::ClusterLoadAssignment;
+type SecretProto = envoy::extensions::transport_sockets::tls::v3::Secret;
+
+/// A single resource larger than this is refused: a whole mesh's listener is a few megabytes.
+const MAX_RESOURCE_BYTES: usize = 64 << 20;
+
+/// A resource that arrived.
+#[derive(Clone, Debug)]
+pub struct Update {
+    pub name: String,
+    pub version: String,
+    pub body: Any,
+}
+
+/// A resource that was refused, and why: which field, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    pub name: String,
+    pub reason: String,
+}
+
+/// The names of resources that what is in use, or warming, refers to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    pub routes: BTreeSet<Arc<str>>,
+    pub endpoints: BTreeSet<Arc<str>>,
+    pub secrets: BTreeSet<SecretKey>,
+}
+
+/// One named resource of a type, with its versions.
+#[derive(Debug)]
+pub(crate) struct Entry<T> {
+    pub(crate) origin: Origin,
+    pub(crate) versions: Versions<T>,
+    pub(crate) failure: Option<Failure>,
+}
+
+impl<T> Entry<T> {
+    fn new(origin: Origin) -> Self {
+        Self { origin, versions: Versions::default(), failure: None }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct ListenerVersion {
+    listener: Arc<Listener>,
+    uses: Uses,
+}
+
+#[derive(Debug)]
+pub(crate) struct RouteVersion {
+    table: Arc<RouteTable>,
+    uses: Uses,
+}
+
+#[derive(Debug)]
+pub(crate) struct ClusterVersion {
+    compiled: Compiled,
+    uses: Uses,
+    /// As published; made when the version is put to use and again when members change.
+    cluster: Option<Arc<Cluster>>,
+}
+
+/// What names of a DNS cluster resolved to.
+type Resolved = HashMap<(Arc<str>, u16), Vec<IpAddr>>;
+
+/// The single owner of the configuration. Not shared: the main thread calls it and publishes its snapshots.
+#[derive(Debug, Default)]
+pub struct Compiler {
+    names: Names,
+    secrets: Secrets,
+    pub(crate) listeners: IndexMap<Arc<str>, Entry<ListenerVersion>>,
+    pub(crate) routes: HashMap<Arc<str>, Entry<RouteVersion>>,
+    pub(crate) clusters: IndexMap<Arc<str>, Entry<ClusterVersion>>,
+    pub(crate) endpoints: HashMap<Arc<str>, Entry<Arc<Assignment>>>,
+    /// Outlives the versions of a cluster.
+    live: HashMap<Arc<str>, Arc<ClusterLive>>,
+    resolved: HashMap<Arc<str>, Resolved>,
+    snapshot: Arc<Snapshot>,
+    dirty: bool,
+}
+
+impl Compiler {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes resources of the bootstrap in use. Unlike discovered ones they cannot be removed or replaced.
+    ///
+    /// # Errors
+    /// The first resource that is refused, with the reason.
+    pub fn add_static(&mut self, resources: Vec<Any>, now: Instant) -> std::result::Result<(), Rejected> {
+        let mut by_type: IndexMap<String, Vec<Update>> = IndexMap::new();
+        for body in resources {
+            let name = name_inside(&body);
+            by_type.entry(body.type_url.clone()).or_default().push(Update { name, version: String::new(), body });
+        }
+        for (type_url, updates) in by_type {
+            if let Some(rejected) = self.take(&type_url, updates, Origin::Static, &SecretSource::Static, now).into_iter().next() {
+                return Err(rejected);
+            }
+        }
+        self.settle(now);
+        Ok(())
+    }
+
+    /// Takes discovered resources of one type in use and forgets `removed`. What is refused leaves
+    /// the version before in use; everything else of the same batch is applied.
+    pub fn apply(&mut self, type_url: &str, updates: Vec<Update>, removed: &[String], now: Instant) -> Vec<Rejected> {
+        self.apply_from(&SecretSource::Ads, type_url, updates, removed, now)
+    }
+
+    /// [`Compiler::apply`], for secrets that come from elsewhere than the aggregated stream.
+    pub fn apply_from(
+        &mut self,
+        source: &SecretSource,
+        type_url: &str,
+        updates: Vec<Update>,
+        removed: &[String],
+        now: Instant,
+    ) -> Vec<Rejected> {
+        let rejected = self.take(type_url, updates, Origin::Dynamic, source, now);
+        self.remove(type_url, removed, source);
+        self.settle(now);
+        rejected
+    }
+
+    fn take(&mut self, type_url: &str, updates: Vec<Update>, origin: Origin, source: &SecretSource, now: Instant) -> Vec<Rejected> {
+        let mut rejected = Vec::new();
+        let mut seen = HashSet::with_capacity(updates.len());
+        let mut changed: HashSet<Arc<str>> = HashSet::new();
+        let type_name = any::name_of(type_url).to_owned();
+        for update in updates {
+            let name = update.name.clone();
+            let result = if update.body.value.len() > MAX_RESOURCE_BYTES {
+                Err(Invalid::new(format!("has {} bytes, more than {MAX_RESOURCE_BYTES}; split it", update.body.value.len())))
+            } else if !seen.insert(name.clone()) {
+                Err(Invalid::new("occurs twice in one response; names must differ"))
+            } else if type_name == ListenerProto::full_name() {
+                self.take_listener(update, origin, now)
+            } else if type_name == RouteProto::full_name() {
+                self.take_route(update, origin, now)
+            } else if type_name == ClusterProto::full_name() {
+                self.take_cluster(update, origin, now)
+            } else if type_name == EndpointProto::full_name() {
+                changed.insert(Arc::from(name.as_str()));
+                self.take_endpoints(update, origin, now)
+            } else if type_name == SecretProto::full_name() {
+                self.take_secret(&update, source)
+            } else {
+                Err(Invalid::new(format!("resources of type {type_name} are not supported")))
+            };
+            if let Err(invalid) = result {
+                rejected.push(Rejected { name, reason: invalid.to_string() });
+            }
+        }
+        self.refresh_members(|config| matches!(&config.discovery, Discovery::Eds(service) if changed.contains(service)));
+        rejected
+    }
+
+    fn take_listener(&mut self, update: Update, origin: Origin, now: Instant) -> Result<()> {
+        let Self { listeners, names, secrets, .. } = self;
+        let entry = listeners.entry(update.name.as_str().into()).or_insert_with(|| Entry::new(origin));
+        let taken = entry.take(update, origin, now, |proto: ListenerProto, name| {
+            same_name(&proto.name, name)?;
+            let mut context = Context { names, secrets, uses: Uses::default() };
+            let listener = Arc::new(listener::listener(proto, &mut context)?);
+            Ok(ListenerVersion { listener, uses: context.uses })
+        });
+        forget_if_empty(taken, listeners, |e| e.versions.newest().is_none() && e.origin == Origin::Static)
+    }
+
+    fn take_route(&mut self, update: Update, origin: Origin, now: Instant) -> Result<()> {
+        let Self { routes, names, secrets, .. } = self;
+        let name: Arc<str> = update.name.as_str().into();
+        let entry = routes.entry(name).or_insert_with(|| Entry::new(origin));
+        entry.take(update, origin, now, |proto: RouteProto, name| {
+            same_name(&proto.name, name)?;
+            let mut context = Context { names, secrets, uses: Uses::default() };
+            context.names.route_table(name);
+            let table = Arc::new(route::table(proto, &mut context)?);
+            Ok(RouteVersion { table, uses: context.uses })
+        })
+    }
+
+    fn take_cluster(&mut self, update: Update, origin: Origin, now: Instant) -> Result<()> {
+        let Self { clusters, names, secrets, .. } = self;
+        let entry = clusters.entry(update.name.as_str().into()).or_insert_with(|| Entry::new(origin));
+        entry.take(update, origin, now, |proto: ClusterProto, name| {
+            same_name(&proto.name, name)?;
+            let mut context = Context { names, secrets, uses: Uses::default() };
+            context.names.cluster(name);
+            let compiled = cluster::cluster(proto, &mut context)?;
+            Ok(ClusterVersion { compiled, uses: context.uses, cluster: None })
+        })
+    }
+
+    fn take_endpoints(&mut self, update: Update, origin: Origin, now: Instant) -> Result<()> {
+        let entry = self.endpoints.entry(update.name.as_str().into()).or_insert_with(|| Entry::new(origin));
+        entry.take(update, origin, now, |proto: EndpointProto, name| {
+            same_name(&proto.cluster_name, name)?;
+            cluster::load_assignment(proto).map(Arc::new)
+        })?;
+        // Endpoints wait for nothing.
+        entry.versions.promote(now, |_| true);
+        Ok(())
+    }
+
+    fn take_secret(&mut self, update: &Update, source: &SecretSource) -> Result<()> {
+        let proto: SecretProto = decode(&update.body)?;
+        same_name(&proto.name, &update.name)?;
+        let key = SecretKey { source: source.clone(), name: update.name.as_str().into() };
+        self.secrets.put(key.clone(), proto)?;
+        self.refresh_tls(&key)
+    }
+
+    /// Makes every TLS configuration again that uses the secret. One that fails keeps its last.
+    fn refresh_tls(&mut self, key: &SecretKey) -> Result<()> {
+        let mut result = Ok(());
+        for waiting in self.all_tls().filter(|w| w.needs(key)) {
+            if let Err(invalid) = waiting.refresh(&self.secrets) {
+                result = Err(invalid);
+            }
+        }
+        result
+    }
+
+    fn all_tls(&self) -> impl Iterator<Item = &Waiting> {
+        let listeners = self.listeners.values().flat_map(|e| e.versions.all()).flat_map(|v| &v.value.uses.tls);
+        let clusters = self.clusters.values().flat_map(|e| e.versions.all()).flat_map(|v| &v.value.uses.tls);
+        listeners.chain(clusters).filter(|w| w.is_alive())
+    }
+
+    fn remove(&mut self, type_url: &str, removed: &[String], source: &SecretSource) {
+        let type_name = any::name_of(type_url);
+        for name in removed {
+            let name = name.as_str();
+            if type_name == ListenerProto::full_name() {
+                self.dirty |= remove_dynamic(&mut self.listeners, name);
+            } else if type_name == ClusterProto::full_name() {
+                if remove_dynamic(&mut self.clusters, name) {
+                    self.live.remove(name);
+                    self.resolved.remove(name);
+                    self.dirty = true;
+                }
+            } else if type_name == RouteProto::full_name() {
+                // Envoy keeps the last routes while a listener wants them: nothing says what to do instead.
+                if !self.wanted().routes.contains(name) {
+                    self.dirty |= self.routes.remove(name).is_some();
+                }
+            } else if type_name == EndpointProto::full_name() {
+                self.endpoints.remove(name);
+                self.refresh_members(|config| matches!(&config.discovery, Discovery::Eds(service) if **service == *name));
+            } else if type_name == SecretProto::full_name() {
+                let key = SecretKey { source: source.clone(), name: name.into() };
+                if !self.all_tls().any(|w| w.needs(&key)) {
+                    self.secrets.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// The workload's own certificate and roots, as secrets `default` and `ROOTCA` of `source`.
+    ///
+    /// # Errors
+    /// When a TLS configuration cannot be made with them; the others are in use.
+    pub fn set_identity(&mut self, source: &SecretSource, identity: &WorkloadSecrets, now: Instant) -> std::result::Result<(), Invalid> {
+        let keys = self.secrets.set_identity(source, identity);
+        let results: Vec<_> = keys.iter().map(|key| self.refresh_tls(key)).collect();
+        self.settle(now);
+        results.into_iter().collect()
+    }
+
+    /// The files that secrets were read from.
+    pub fn files(&self) -> BTreeSet<PathBuf> {
+        self.secrets.files().map(Path::to_path_buf).collect()
+    }
+
+    /// Reads secrets in changed files again. Returns those that failed, which keep their last value.
+    pub fn reload_files(&mut self, changed: impl Fn(&Path) -> bool, now: Instant) -> Vec<Rejected> {
+        let mut rejected = Vec::new();
+        for (key, result) in self.secrets.reload(changed) {
+            if let Err(invalid) = result.and_then(|()| self.refresh_tls(&key)) {
+                rejected.push(Rejected { name: key.name.to_string(), reason: invalid.to_string() });
+            }
+        }
+        self.settle(now);
+        rejected
+    }
+
+    /// The addresses that a name of a DNS cluster resolved to. An empty list is a name without addresses;
+    /// a lookup that failed is not reported, so that the last addresses stay.
+    pub fn set_resolved(&mut self, cluster: &str, name: &str, port: u16, addresses: Vec<IpAddr>, now: Instant) {
+        self.resolved.entry(cluster.into()).or_default().insert((name.into(), port), addresses);
+        self.refresh_members(|config| *config.name == *cluster);
+        self.settle(now);
+    }
+
+    /// Whether there is an answer, even an empty one, for every name of the cluster.
+    fn is_resolved(&self, version: &ClusterVersion) -> bool {
+        let (Discovery::StrictDns(dns) | Discovery::LogicalDns(dns)) = &version.compiled.config.discovery else { return true };
+        let resolved = self.resolved.get(&version.compiled.config.name);
+        dns.targets.iter().all(|t| t.name.parse::<IpAddr>().is_ok() || resolved.is_some_and(|r| r.contains_key(&(t.name.clone(), t.port))))
+    }
+
+    fn has_members(&self, version: &ClusterVersion) -> bool {
+        match &version.compiled.config.discovery {
+            Discovery::Eds(service) => self.endpoints.contains_key(service),
+            Discovery::StrictDns(_) | Discovery::LogicalDns(_) => self.is_resolved(version),
+            Discovery::Static | Discovery::OriginalDst { .. } => true,
+        }
+    }
+
+    /// Puts to use what has become ready, in the order in which things refer to each other.
+    pub fn settle(&mut self, now: Instant) {
+        self.settle_clusters(now);
+        let waiting: HashSet<_> = self.waiting_clusters();
+        let arrived = |uses: &Uses| !uses.clusters.iter().any(|id| waiting.contains(id));
+        for entry in self.routes.values_mut() {
+            self.dirty |= entry.versions.promote(now, |v| arrived(&v.uses));
+        }
+        let routes = &self.routes;
+        let names = self.names.route_names();
+        let has_routes = |uses: &Uses| {
+            let active = |name: &Arc<str>| routes.get(name).is_some_and(|e| !e.versions.is_new());
+            uses.route_tables.iter().all(|id| names.get(id.0 as usize).is_some_and(active))
+        };
+        for entry in self.listeners.values_mut() {
+            let ready = |v: &ListenerVersion| has_routes(&v.uses) && arrived(&v.uses) && v.uses.tls.iter().all(Waiting::is_ready);
+            self.dirty |= entry.versions.promote(now, ready);
+        }
+        self.forget_unwanted();
+    }
+
+    fn settle_clusters(&mut self, now: Instant) {
+        let ready: Vec<bool> = self
+            .clusters
+            .values()
+            .map(|e| {
+                e.versions.warming.as_ref().is_some_and(|w| self.has_members(&w.value) && w.value.uses.tls.iter().all(Waiting::is_ready))
+            })
+            .collect();
+        let mut promoted = HashSet::new();
+        for ((name, entry), ready) in self.clusters.iter_mut().zip(ready) {
+            // The hosts of the version before live on in the next.
+            let before = entry.versions.active.as_ref().and_then(|v| v.value.cluster.clone());
+            if entry.versions.promote(now, |_| ready) {
+                if let Some(active) = &mut entry.versions.active {
+                    active.value.cluster = before;
+                }
+                promoted.insert(name.clone());
+            }
+        }
+        if !promoted.is_empty() {
+            self.refresh_members(|config| promoted.contains(&config.name));
+        }
+    }
+
+    /// Clusters that were announced but have never been usable: routes to them wait.
+    fn waiting_clusters(&mut self) -> HashSet<crate::ClusterId> {
+        let names = &mut self.names;
+        self.clusters
+            .iter()
+            .filter(|(_, e)| e.versions.is_new() && e.versions.warming.is_some())
+            .map(|(name, _)| names.cluster(name))
+            .collect()
+    }
+
+    /// Makes the published form of clusters again, with the members of the moment.
+    fn refresh_members(&mut self, which: impl Fn(&crate::cluster::ClusterConfig) -> bool) {
+        let Self { clusters, endpoints, resolved, live, .. } = self;
+        for (name, entry) in clusters.iter_mut() {
+            let Some(version) = entry.versions.active.as_mut().filter(|v| which(&v.value.compiled.config)) else { continue };
+            let version = &mut version.value;
+            let compiled = &version.compiled;
+            let config = compiled.config.clone();
+            let before = version.cluster.as_ref().map(|c| c.hosts.clone());
+            let hosts = Arc::new(members(compiled, endpoints, resolved.get(name), before.as_deref()));
+            let live = live.entry(name.clone()).or_insert_with(|| Arc::new(ClusterLive { breakers: config.limits.map(Breakers::new) }));
+            for (breakers, limits) in live.breakers.iter().zip(config.limits) {
+                breakers.set_limits(limits);
+            }
+            version.cluster = Some(Arc::new(Cluster { config, hosts, live: live.clone() }));
+            self.dirty = true;
+        }
+    }
+
+    fn forget_unwanted(&mut self) {
+        let wanted = self.wanted();
+        let Self { routes, endpoints, secrets, .. } = self;
+        // What was subscribed to and is no longer would be stale when it is wanted again.
+        let before = routes.len();
+        routes.retain(|name, e| e.origin == Origin::Static || wanted.routes.contains(name));
+        endpoints.retain(|name, e| e.origin == Origin::Static || wanted.endpoints.contains(name));
+        secrets.keep(|key| wanted.secrets.contains(key));
+        self.dirty |= routes.len() != before;
+    }
+
+    /// What must be subscribed to.
+    pub fn wanted(&self) -> Wanted {
+        let mut wanted = Wanted::default();
+        for version in self.listeners.values().flat_map(|e| e.versions.all()) {
+            let names = version.value.uses.route_tables.iter().filter_map(|id| self.names.route_names().get(id.0 as usize));
+            wanted.routes.extend(names.cloned());
+        }
+        for version in self.clusters.values().flat_map(|e| e.versions.all()) {
+            if let Discovery::Eds(service) = &version.value.compiled.config.discovery {
+                wanted.endpoints.insert(service.clone());
+            }
+        }
+        wanted.secrets.extend(self.all_tls().flat_map(Waiting::secrets).cloned());
+        wanted
+    }
+
+    /// When the next resource has waited long enough: call [`Compiler::settle`] then.
+    pub fn deadline(&self) -> Option<Instant> {
+        let listeners = self.listeners.values().filter_map(|e| e.versions.deadline());
+        let clusters = self.clusters.values().filter_map(|e| e.versions.deadline());
+        let routes = self.routes.values().filter_map(|e| e.versions.deadline());
+        listeners.chain(clusters).chain(routes).min()
+    }
+
+    /// Whether nothing waits for anything.
+    pub fn is_settled(&self) -> bool {
+        self.deadline().is_none()
+    }
+
+    /// Names of listeners that wait, with what for, for the operator.
+    pub fn waiting(&self) -> Vec<String> {
+        let listeners = self.listeners.iter().filter(|(_, e)| e.versions.warming.is_some()).map(|(n, _)| format!("listener {n}"));
+        let clusters = self.clusters.iter().filter(|(_, e)| e.versions.warming.is_some()).map(|(n, _)| format!("cluster {n}"));
+        let routes = self.routes.iter().filter(|(_, e)| e.versions.warming.is_some()).map(|(n, _)| format!("routes {n}"));
+        listeners.chain(clusters).chain(routes).collect()
+    }
+
+    /// The configuration of the moment. The same value as before when nothing changed.
+    pub fn snapshot(&mut self) -> Arc<Snapshot> {
+        if !self.dirty {
+            return self.snapshot.clone();
+        }
+        let cluster = |name: &Arc<str>| self.clusters.get(name)?.versions.active.as_ref()?.value.cluster.clone();
+        let table = |name: &Arc<str>| Some(self.routes.get(name)?.versions.active.as_ref()?.value.table.clone());
+        self.snapshot = Arc::new(Snapshot {
+            version: self.snapshot.version + 1,
+            listeners: self.listeners.values().filter_map(|e| Some(e.versions.active.as_ref()?.value.listener.clone())).collect(),
+            clusters: self.names.cluster_names().iter().map(cluster).collect(),
+            routes: self.names.route_names().iter().map(table).collect(),
+            cluster_ids: self.names.cluster_ids(),
+        });
+        self.dirty = false;
+        self.snapshot.clone()
+    }
+
+    /// The secrets known, for the admin pages.
+    pub fn secrets(&self) -> impl Iterator<Item = (&SecretKey, &SecretValue)> {
+        self.secrets.all()
+    }
+
+    /// Whether a secret has arrived.
+    pub fn knows_secret(&self, key: &SecretKey) -> bool {
+        self.secrets.knows(key)
+    }
+}
+
+impl<T> Entry<T> {
+    /// Decodes and compiles an update into the warming version; remembers a failure.
+    fn take<M: Message + Name + Default>(
+        &mut self,
+        update: Update,
+        origin: Origin,
+        now: Instant,
+        compile: impl FnOnce(M, &str) -> Result<T>,
+    ) -> Result<()> {
+        let Update { name, version, body } = update;
+        let record = Record { body: Arc::new(body), version: version.into(), updated: SystemTime::now() };
+        let result = if self.origin == Origin::Static && origin == Origin::Dynamic {
+            Err(Invalid::new("is part of the bootstrap and cannot be replaced; rename one of the two"))
+        } else if self.versions.newest().is_some_and(|v| v.record.body == record.body) {
+            // The same bytes again: nothing to do, and pointers that tell what changed stay equal.
+            self.failure = None;
+            return Ok(());
+        } else {
+            decode::<M>(&record.body).and_then(|proto| compile(proto, &name))
+        };
+        match result {
+            Ok(value) => {
+                self.failure = None;
+                self.versions.warm(value, record, now);
+                Ok(())
+            }
+            Err(invalid) => {
+                let Record { body, version, updated } = record;
+                self.failure = Some(Failure { body, version, at: updated, reason: invalid.to_string() });
+                Err(invalid)
+            }
+        }
+    }
+}
+
+fn decode<M: Message + Name + Default>(body: &Any) -> Result<M> {
+    any::open(body).map_err(|e| Invalid::new(e.to_string()))
+}
+
+fn same_name(inside: &str, outside: &str) -> Result<()> {
+    if inside == outside { Ok(()) } else { Err(Invalid::field("name", format!("is `{inside}`, but the resource was sent as `{outside}`"))) }
+}
+
+/// Every named resource keeps its name in field 1.
+fn name_inside(body: &Any) -> String {
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct Named {
+        #[prost(string, tag = "1")]
+        name: String,
+    }
+    Named::decode(body.value.as_slice()).map(|n| n.name).unwrap_or_default()
+}
+
+fn remove_dynamic<T>(entries: &mut IndexMap<Arc<str>, Entry<T>>, name: &str) -> bool {
+    match entries.get(name) {
+        Some(entry) if entry.origin == Origin::Dynamic => entries.shift_remove(name).is_some(),
+        _ => false,
+    }
+}
+
+fn forget_if_empty<T>(taken: Result<()>, entries: &mut IndexMap<Arc<str>, Entry<T>>, empty: impl Fn(&Entry<T>) -> bool) -> Result<()> {
+    if taken.is_err() {
+        entries.retain(|_, e| !empty(e));
+    }
+    taken
+}
+
+fn members(
+    compiled: &Compiled,
+    endpoints: &HashMap<Arc<str>, Entry<Arc<Assignment>>>,
+    resolved: Option<&Resolved>,
+    before: Option<&HostSet>,
+) -> HostSet {
+    let living = before.map(HostSet::by_address).unwrap_or_default();
+    match &compiled.config.discovery {
+        Discovery::Static => assigned(compiled, &compiled.members, &living),
+        Discovery::Eds(service) => match endpoints.get(service).and_then(|e| e.versions.active.as_ref()) {
+            Some(version) => assigned(compiled, &version.value, &living),
+            None => HostSet::default(),
+        },
+        Discovery::StrictDns(dns) => resolved_members(dns, resolved, usize::MAX, &living),
+        Discovery::LogicalDns(dns) => resolved_members(dns, resolved, 1, &living),
+        Discovery::OriginalDst { .. } => HostSet::default(),
+    }
+}
+
+fn assigned(compiled: &Compiled, assignment: &Assignment, living: &HashMap<&Address, &Arc<Host>>) -> HostSet {
+    let mut result = Members::default();
+    for locality in &assignment.localities {
+        for endpoint in &locality.endpoints {
+            let EndpointAddress::Fixed(address) = &endpoint.at else { continue };
+            let member = Member {
+                address: address.clone(),
+                hostname: endpoint.hostname.clone(),
+                weight: endpoint.weight,
+                locality: locality.locality.clone(),
+                transport: compiled.transport(endpoint.transport_match.as_ref()),
+                workload: endpoint.workload.clone(),
+                flags: endpoint.flags,
+            };
+            result.add(locality.priority, &locality.locality, locality.weight, member, living);
+        }
+    }
+    result.build()
+}
+
+/// The hosts of a DNS cluster: of each name, at most `most` addresses.
+fn resolved_members(
+    dns: &crate::cluster::DnsTargets,
+    resolved: Option<&Resolved>,
+    most: usize,
+    living: &HashMap<&Address, &Arc<Host>>,
+) -> HostSet {
+    let mut result = Members::default();
+    for target in &dns.targets {
+        let literal = target.name.parse::<IpAddr>().ok();
+        let looked_up = resolved.and_then(|r| r.get(&(target.name.clone(), target.port)));
+        let addresses = literal.iter().chain(looked_up.into_iter().flatten());
+        for ip in addresses.take(most) {
+            let member = Member {
+                address: Address::Socket(SocketAddr::new(*ip, target.port)),
+                hostname: target.name.clone(),
+                weight: target.weight,
+                locality: target.locality.clone(),
+                transport: target.transport,
+                workload: None,
+                flags: 0,
+            };
+            result.add(target.priority, &target.locality, 0, member, living);
+        }
+    }
+    result.build()
+}

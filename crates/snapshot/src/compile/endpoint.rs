@@ -1,0 +1,199 @@
+//! Endpoints: the members of a cluster, with live hosts carried over by address.
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use lateen_balance::host::{DEGRADED_EDS, FAILED_EDS};
+use lateen_balance::{Address, Host, HostSet, Locality, LocalityHosts, Priority};
+use lateen_proto::envoy::config::core::v3 as core;
+use lateen_proto::envoy::config::endpoint::v3::{self as proto, lb_endpoint, locality_lb_endpoints};
+
+use super::common::{Place, metadata_text, place};
+use super::invalid::{Invalid, Result, Within, harmless, refuse};
+
+/// More priorities than this are a mistake: each is a list of its own.
+const MAX_PRIORITIES: u32 = 128;
+
+/// A load assignment, checked, but not yet bound to a cluster's transport sockets.
+#[derive(Debug, Default)]
+pub(crate) struct Assignment {
+    pub(crate) localities: Vec<AssignedLocality>,
+    pub(crate) overprovisioning_percent: Option<u32>,
+}
+
+#[derive(Debug)]
+pub(crate) struct AssignedLocality {
+    pub(crate) locality: Locality,
+    pub(crate) weight: u32,
+    pub(crate) priority: u32,
+    pub(crate) endpoints: Vec<AssignedEndpoint>,
+}
+
+#[derive(Debug)]
+pub(crate) struct AssignedEndpoint {
+    pub(crate) at: EndpointAddress,
+    pub(crate) hostname: Arc<str>,
+    pub(crate) weight: u32,
+    pub(crate) flags: u32,
+    pub(crate) workload: Option<Arc<str>>,
+    /// `envoy.transport_socket_match` of the endpoint, over that of its locality.
+    pub(crate) transport_match: Option<prost_types::Struct>,
+}
+
+#[derive(Debug)]
+pub(crate) enum EndpointAddress {
+    Fixed(Address),
+    /// To be resolved: DNS clusters only.
+    Name(Arc<str>, u16),
+}
+
+pub(crate) fn assignment(value: proto::ClusterLoadAssignment) -> Result<Assignment> {
+    let proto::ClusterLoadAssignment { cluster_name: _, endpoints, named_endpoints, policy } = value;
+    refuse!(named_endpoints);
+    let overprovisioning_percent = policy.map(self::policy).transpose().within("policy")?.flatten();
+    let localities = endpoints.into_iter().enumerate().map(|(i, l)| locality(l).within_item("endpoints", i)).collect::<Result<_>>()?;
+    Ok(Assignment { localities, overprovisioning_percent })
+}
+
+fn policy(value: proto::cluster_load_assignment::Policy) -> Result<Option<u32>> {
+    let proto::cluster_load_assignment::Policy { drop_overloads, overprovisioning_factor, endpoint_stale_after, weighted_priority_health } =
+        value;
+    refuse!(drop_overloads, endpoint_stale_after, weighted_priority_health);
+    match overprovisioning_factor {
+        Some(0) => Err(Invalid::field("overprovisioning_factor", "must be above zero")),
+        other => Ok(other),
+    }
+}
+
+fn locality(value: proto::LocalityLbEndpoints) -> Result<AssignedLocality> {
+    let proto::LocalityLbEndpoints { locality, metadata, lb_endpoints, load_balancing_weight, priority, proximity, lb_config } = value;
+    harmless!(proximity);
+    if priority > MAX_PRIORITIES {
+        return Err(Invalid::field("priority", format!("{priority} is more than {MAX_PRIORITIES}")));
+    }
+    let endpoints = match lb_config {
+        None => lb_endpoints,
+        Some(locality_lb_endpoints::LbConfig::LoadBalancerEndpoints(list)) => list.lb_endpoints,
+        Some(locality_lb_endpoints::LbConfig::LedsClusterLocalityConfig(_)) => {
+            return Err(Invalid::unsupported("leds_cluster_locality_config"));
+        }
+    };
+    let inherited = transport_match(metadata.as_ref());
+    let endpoints = endpoints
+        .into_iter()
+        .enumerate()
+        .map(|(i, e)| endpoint(e, inherited.as_ref()).within_item("lb_endpoints", i))
+        .collect::<Result<_>>()?;
+    let core::Locality { region, zone, sub_zone } = locality.unwrap_or_default();
+    Ok(AssignedLocality {
+        locality: Locality { region: region.into(), zone: zone.into(), sub_zone: sub_zone.into() },
+        weight: load_balancing_weight.unwrap_or(0),
+        priority,
+        endpoints,
+    })
+}
+
+fn transport_match(metadata: Option<&core::Metadata>) -> Option<prost_types::Struct> {
+    metadata?.filter_metadata.get("envoy.transport_socket_match").cloned()
+}
+
+fn endpoint(value: proto::LbEndpoint, inherited: Option<&prost_types::Struct>) -> Result<AssignedEndpoint> {
+    let proto::LbEndpoint { health_status, metadata, load_balancing_weight, host_identifier } = value;
+    let endpoint = match host_identifier {
+        Some(lb_endpoint::HostIdentifier::Endpoint(e)) => e,
+        Some(lb_endpoint::HostIdentifier::EndpointName(_)) => return Err(Invalid::unsupported("endpoint_name")),
+        None => return Err(Invalid::field("endpoint", "is missing")),
+    };
+    let proto::Endpoint { address, health_check_config, hostname, additional_addresses, observability_name } = endpoint;
+    // Other addresses of the same host would only be tried when the first fails.
+    harmless!(observability_name, additional_addresses);
+    let proto::endpoint::HealthCheckConfig { port_value, hostname: check_hostname, address: check_address, disable_active_health_check } =
+        health_check_config.unwrap_or_default();
+    refuse!(port_value, check_hostname, check_address, disable_active_health_check);
+    let at = match place(address).within("endpoint.address")? {
+        Place::Socket(socket) => EndpointAddress::Fixed(Address::Socket(socket)),
+        Place::Pipe(path) => EndpointAddress::Fixed(Address::Pipe(path.into())),
+        Place::Name(name, port) => EndpointAddress::Name(name.into(), port),
+    };
+    if load_balancing_weight == Some(0) {
+        return Err(Invalid::field("load_balancing_weight", "must be at least 1"));
+    }
+    let flags = match core::HealthStatus::try_from(health_status) {
+        Ok(core::HealthStatus::Unknown | core::HealthStatus::Healthy) => 0,
+        Ok(core::HealthStatus::Unhealthy | core::HealthStatus::Draining | core::HealthStatus::Timeout) => FAILED_EDS,
+        Ok(core::HealthStatus::Degraded) => DEGRADED_EDS,
+        Err(_) => return Err(Invalid::field("health_status", format!("{health_status} is not known"))),
+    };
+    Ok(AssignedEndpoint {
+        at,
+        hostname: hostname.into(),
+        weight: load_balancing_weight.unwrap_or(1),
+        flags,
+        workload: metadata_text(metadata.as_ref(), "istio", "workload").map(Into::into),
+        transport_match: transport_match(metadata.as_ref()).or_else(|| inherited.cloned()),
+    })
+}
+
+/// A member as it should be; [`host`] finds or makes the live one.
+pub(crate) struct Member {
+    pub(crate) address: Address,
+    pub(crate) hostname: Arc<str>,
+    pub(crate) weight: u32,
+    pub(crate) locality: Locality,
+    pub(crate) transport: u32,
+    pub(crate) workload: Option<Arc<str>>,
+    pub(crate) flags: u32,
+}
+
+/// The host that lives at the member's address already, if nothing fixed about it changed, so that its
+/// load, health and ejection go on; else a new one.
+pub(crate) fn host(member: Member, living: &HashMap<&Address, &Arc<Host>>) -> Arc<Host> {
+    let Member { address, hostname, weight, locality, transport, workload, flags } = member;
+    let same = |h: &Host| {
+        h.hostname == hostname && h.weight == weight && h.locality == locality && h.transport == transport && h.workload == workload
+    };
+    let host = match living.get(&address) {
+        Some(host) if same(host) => Arc::clone(host),
+        _ => {
+            let mut host = Host::new(address);
+            host.hostname = hostname;
+            host.weight = weight;
+            host.locality = locality;
+            host.transport = transport;
+            host.workload = workload;
+            Arc::new(host)
+        }
+    };
+    host.set_flag(FAILED_EDS, flags & FAILED_EDS != 0);
+    host.set_flag(DEGRADED_EDS, flags & DEGRADED_EDS != 0);
+    host
+}
+
+/// Collects members by priority and locality.
+#[derive(Default)]
+pub(crate) struct Members {
+    priorities: Vec<Priority>,
+    seen: std::collections::HashSet<Address>,
+}
+
+impl Members {
+    pub(crate) fn add(&mut self, priority: u32, locality: &Locality, weight: u32, member: Member, living: &HashMap<&Address, &Arc<Host>>) {
+        // The same address twice would count one host's load double; the first one named wins.
+        if !self.seen.insert(member.address.clone()) {
+            return;
+        }
+        let priority = priority as usize;
+        if self.priorities.len() <= priority {
+            self.priorities.resize_with(priority + 1, Priority::default);
+        }
+        let Some(priority) = self.priorities.get_mut(priority) else { return };
+        let host = host(member, living);
+        match priority.localities.iter_mut().find(|l| l.locality == *locality) {
+            Some(entry) => entry.hosts.push(host),
+            None => priority.localities.push(LocalityHosts { locality: locality.clone(), weight, hosts: vec![host] }),
+        }
+    }
+
+    pub(crate) fn build(self) -> HostSet {
+        HostSet::new(self.priorities)
+    }
+}

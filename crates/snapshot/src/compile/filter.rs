@@ -1,0 +1,323 @@
+//! HTTP filters, listener-wide and per route.
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+use lateen_proto::envoy::config::route::v3::{self as route, cors_policy};
+use lateen_proto::envoy::extensions::filters::common::fault::v3::{self as common_fault, fault_delay};
+use lateen_proto::envoy::extensions::filters::http as proto;
+use lateen_proto::envoy::extensions::filters::network::http_connection_manager::v3::{self as hcm, http_filter};
+use lateen_proto::istio::envoy::config::filter::http::alpn::v2alpha1 as istio_alpn;
+use lateen_proto::{Any, any};
+use proto::fault::v3::{self as fault, fault_abort};
+
+use super::common::{duration, fraction, open, runtime_fraction};
+use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::matcher::{headers, strings};
+use super::{istio, rbac};
+use crate::http::{AbortKind, AlpnOverrides, Cors, Fault, FaultAbort, FaultDelay, HttpFilter, PerRoute, RbacPerRoute, Router};
+use crate::matcher::Fraction;
+
+/// What is supported, for the error about everything else.
+const SUPPORTED: &str =
+    "router, fault, cors, grpc_stats, rbac, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
+
+/// The filters of a connection manager. The last must be the router.
+pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str) -> Result<Vec<HttpFilter>> {
+    let mut filters = Vec::with_capacity(values.len());
+    let mut names: Vec<String> = Vec::with_capacity(values.len());
+    let last = values.len().wrapping_sub(1);
+    for (index, value) in values.into_iter().enumerate() {
+        let name = value.name.clone();
+        if names.contains(&name) {
+            return Err(Invalid::new(format!("the name {name} is used twice; filter names must differ"))).within_item(field, index);
+        }
+        let Some(filter) = filter(value).within_item(field, index)? else { continue };
+        if matches!(filter, HttpFilter::Router(_)) != (index == last) {
+            let reason = format!("{name}: the router must be the last filter, and the last filter must be the router");
+            return Err(Invalid::new(reason)).within_item(field, index);
+        }
+        names.push(name);
+        filters.push(filter);
+    }
+    if filters.is_empty() {
+        return Err(Invalid::field(field, "is empty; end it with envoy.filters.http.router"));
+    }
+    Ok(filters)
+}
+
+/// `None` for a filter that is switched off or optional and unknown.
+fn filter(value: hcm::HttpFilter) -> Result<Option<HttpFilter>> {
+    let hcm::HttpFilter { name, is_optional, disabled, config_type } = value;
+    let config = match config_type {
+        Some(http_filter::ConfigType::TypedConfig(config)) => config,
+        Some(http_filter::ConfigType::ConfigDiscovery(_)) if is_optional || disabled => return Ok(None),
+        Some(http_filter::ConfigType::ConfigDiscovery(_)) => return Err(Invalid::unsupported("config_discovery")),
+        None => return Err(Invalid::field("typed_config", format!("is missing for {name}"))),
+    };
+    // A route could switch it on again; that is refused where a route does.
+    if disabled {
+        return Ok(None);
+    }
+    match typed(&name, &config) {
+        Err(e) if is_optional && e.path.is_empty() => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+fn typed(name: &str, config: &Any) -> Result<HttpFilter> {
+    if any::is::<proto::router::v3::Router>(config) {
+        router(open(config)?)
+    } else if any::is::<fault::HttpFault>(config) {
+        Ok(HttpFilter::Fault(Arc::new(http_fault(open(config)?)?)))
+    } else if any::is::<proto::cors::v3::Cors>(config) {
+        let proto::cors::v3::Cors {} = open(config)?;
+        Ok(HttpFilter::Cors)
+    } else if any::is::<proto::grpc_stats::v3::FilterConfig>(config) {
+        grpc_stats(open(config)?)
+    } else if any::is::<proto::rbac::v3::Rbac>(config) {
+        Ok(HttpFilter::Rbac(Arc::new(http_rbac(open(config)?)?)))
+    } else if any::is::<istio_alpn::FilterConfig>(config) {
+        alpn(open(config)?)
+    } else if let Some(filter) = istio::http_filter(config)? {
+        Ok(filter)
+    } else {
+        Err(Invalid::new(format!("{name} ({}) is not supported; supported are {SUPPORTED}", istio::type_name(config))))
+    }
+}
+
+fn router(value: proto::router::v3::Router) -> Result<HttpFilter> {
+    let proto::router::v3::Router {
+        dynamic_stats,
+        start_child_span,
+        upstream_log,
+        upstream_log_options,
+        suppress_envoy_headers,
+        strict_check_headers,
+        respect_expected_rq_timeout,
+        suppress_grpc_request_failure_code_stats,
+        upstream_http_filters,
+        reject_connect_request_early_data,
+    } = value;
+    harmless!(dynamic_stats, upstream_log_options, suppress_grpc_request_failure_code_stats, reject_connect_request_early_data);
+    refuse!(upstream_log, strict_check_headers, upstream_http_filters);
+    Ok(HttpFilter::Router(Arc::new(Router { suppress_envoy_headers, start_child_span, respect_expected_rq_timeout })))
+}
+
+fn grpc_stats(value: proto::grpc_stats::v3::FilterConfig) -> Result<HttpFilter> {
+    use proto::grpc_stats::v3::filter_config::PerMethodStatSpecifier as Spec;
+    let proto::grpc_stats::v3::FilterConfig {
+        emit_filter_state,
+        enable_upstream_stats,
+        replace_dots_in_grpc_service_name,
+        per_method_stat_specifier,
+    } = value;
+    harmless!(emit_filter_state, replace_dots_in_grpc_service_name);
+    refuse!(enable_upstream_stats);
+    match per_method_stat_specifier {
+        None | Some(Spec::StatsForAllMethods(false)) => Ok(HttpFilter::GrpcStats),
+        Some(Spec::StatsForAllMethods(true)) => Err(Invalid::unsupported("stats_for_all_methods")),
+        Some(Spec::IndividualMethodStatsAllowlist(_)) => Err(Invalid::unsupported("individual_method_stats_allowlist")),
+    }
+}
+
+pub(crate) fn http_rbac(value: proto::rbac::v3::Rbac) -> Result<crate::matcher::Rbac> {
+    let proto::rbac::v3::Rbac {
+        rules,
+        rules_stat_prefix,
+        matcher,
+        shadow_rules,
+        shadow_matcher,
+        shadow_rules_stat_prefix,
+        track_per_rule_stats,
+    } = value;
+    refuse!(matcher, shadow_matcher, shadow_rules);
+    harmless!(shadow_rules_stat_prefix, track_per_rule_stats);
+    rbac::rules(rules, &rules_stat_prefix).within("rules")
+}
+
+fn http_fault(value: fault::HttpFault) -> Result<Fault> {
+    let fault::HttpFault {
+        delay,
+        abort,
+        upstream_cluster,
+        headers: header_matchers,
+        downstream_nodes,
+        max_active_faults,
+        response_rate_limit,
+        delay_percent_runtime,
+        abort_percent_runtime,
+        delay_duration_runtime,
+        abort_http_status_runtime,
+        max_active_faults_runtime,
+        response_rate_limit_percent_runtime,
+        abort_grpc_status_runtime,
+        disable_downstream_cluster_stats,
+        filter_metadata,
+    } = value;
+    harmless!(delay_percent_runtime, abort_percent_runtime, delay_duration_runtime, abort_http_status_runtime, max_active_faults_runtime);
+    harmless!(response_rate_limit_percent_runtime, abort_grpc_status_runtime, disable_downstream_cluster_stats, filter_metadata);
+    refuse!(downstream_nodes, response_rate_limit);
+    Ok(Fault {
+        delay: delay.map(fault_delay).transpose().within("delay")?.flatten(),
+        abort: abort.map(fault_abort).transpose().within("abort")?,
+        upstream_cluster: (!upstream_cluster.is_empty()).then(|| upstream_cluster.into()),
+        headers: headers(header_matchers, "headers")?,
+        max_active_faults,
+    })
+}
+
+fn fault_delay(value: common_fault::FaultDelay) -> Result<Option<FaultDelay>> {
+    let common_fault::FaultDelay { percentage, fault_delay_secifier } = value;
+    let fraction = share(percentage)?;
+    match fault_delay_secifier {
+        Some(fault_delay::FaultDelaySecifier::FixedDelay(d)) => {
+            let duration = duration(&d).within("fixed_delay")?;
+            Ok((duration > Duration::ZERO).then_some(FaultDelay { duration, fraction }))
+        }
+        Some(fault_delay::FaultDelaySecifier::HeaderDelay(_)) => Err(Invalid::unsupported("header_delay")),
+        None => Err(Invalid::new("has no fixed_delay")),
+    }
+}
+
+fn fault_abort(value: fault::FaultAbort) -> Result<FaultAbort> {
+    let fault::FaultAbort { percentage, response_body, error_type } = value;
+    refuse!(response_body);
+    let kind = match error_type {
+        Some(fault_abort::ErrorType::HttpStatus(s)) => match u16::try_from(s) {
+            Ok(status @ 200..600) => AbortKind::Http(status),
+            _ => return Err(Invalid::field("http_status", format!("{s} is not between 200 and 599"))),
+        },
+        Some(fault_abort::ErrorType::GrpcStatus(s)) => AbortKind::Grpc(s),
+        Some(fault_abort::ErrorType::HeaderAbort(_)) => return Err(Invalid::unsupported("header_abort")),
+        None => return Err(Invalid::new("has no http_status or grpc_status")),
+    };
+    Ok(FaultAbort { kind, fraction: share(percentage)? })
+}
+
+/// Envoy takes a missing percentage as zero.
+fn share(value: Option<lateen_proto::envoy::r#type::v3::FractionalPercent>) -> Result<Fraction> {
+    value.map_or(Ok(Fraction::NONE), |v| fraction(v).within("percentage"))
+}
+
+fn alpn(value: istio_alpn::FilterConfig) -> Result<HttpFilter> {
+    use istio_alpn::filter_config::Protocol;
+    let mut overrides = AlpnOverrides::default();
+    for (index, entry) in value.alpn_override.into_iter().enumerate() {
+        let list = entry.alpn_override.into_iter().map(String::into_bytes).collect();
+        match Protocol::try_from(entry.upstream_protocol) {
+            Ok(Protocol::Http10) => overrides.http10 = list,
+            Ok(Protocol::Http11) => overrides.http11 = list,
+            Ok(Protocol::Http2) => overrides.http2 = list,
+            Err(_) => return Err(Invalid::field("upstream_protocol", "is not known")).within_item("alpn_override", index),
+        }
+    }
+    Ok(HttpFilter::IstioAlpn(Arc::new(overrides)))
+}
+
+/// `typed_per_filter_config` of a route, virtual host or weighted cluster.
+pub(crate) fn per_route(values: HashMap<String, Any>) -> Result<PerRoute> {
+    let mut result = PerRoute::default();
+    // In the order of names, so that the same configuration always gives the same error.
+    let mut values: Vec<_> = values.into_iter().collect();
+    values.sort_by(|(a, _), (b, _)| a.cmp(b));
+    for (name, config) in values {
+        per_filter(&mut result, &name, config).within(&format!("typed_per_filter_config[\"{name}\"]"))?;
+    }
+    Ok(result)
+}
+
+fn per_filter(result: &mut PerRoute, name: &str, config: Any) -> Result<()> {
+    if any::is::<route::FilterConfig>(&config) {
+        let route::FilterConfig { config, is_optional, disabled } = open(&config)?;
+        if disabled {
+            result.disabled.push(name.into());
+            return Ok(());
+        }
+        return match config {
+            Some(config) => match per_filter(result, name, config) {
+                Err(e) if is_optional && e.path.is_empty() => Ok(()),
+                other => other.within("config"),
+            },
+            None => Ok(()),
+        };
+    }
+    if any::is::<fault::HttpFault>(&config) {
+        result.fault = Some(Arc::new(http_fault(open(&config)?)?));
+    } else if any::is::<proto::cors::v3::CorsPolicy>(&config) {
+        result.cors = Some(Arc::new(cors(open(&config)?)?));
+    } else if any::is::<proto::rbac::v3::RbacPerRoute>(&config) {
+        let proto::rbac::v3::RbacPerRoute { rbac } = open(&config)?;
+        result.rbac = Some(Arc::new(match rbac {
+            None => RbacPerRoute::Disabled,
+            Some(rbac) => RbacPerRoute::Override(Arc::new(http_rbac(rbac).within("rbac")?)),
+        }));
+    } else {
+        return Err(Invalid::new(format!("{name} ({}) is not supported per route; fault, cors and rbac are", istio::type_name(&config))));
+    }
+    Ok(())
+}
+
+fn cors(value: proto::cors::v3::CorsPolicy) -> Result<Cors> {
+    let proto::cors::v3::CorsPolicy {
+        allow_origin_string_match,
+        allow_methods,
+        allow_headers,
+        expose_headers,
+        max_age,
+        allow_credentials,
+        filter_enabled,
+        shadow_enabled,
+        allow_private_network_access,
+        forward_not_matching_preflights,
+    } = value;
+    harmless!(shadow_enabled);
+    refuse!(allow_private_network_access);
+    Ok(Cors {
+        allow_origins: strings(allow_origin_string_match, "allow_origin_string_match")?,
+        allow_methods: header_value(allow_methods, "allow_methods")?,
+        allow_headers: header_value(allow_headers, "allow_headers")?,
+        expose_headers: header_value(expose_headers, "expose_headers")?,
+        max_age: header_value(max_age, "max_age")?,
+        allow_credentials: allow_credentials.unwrap_or(false),
+        forward_not_matching_preflights: forward_not_matching_preflights.unwrap_or(true),
+        enabled: filter_enabled.map(runtime_fraction).transpose().within("filter_enabled")?,
+    })
+}
+
+/// The older form of the policy, in the route itself.
+pub(crate) fn route_cors(value: route::CorsPolicy) -> Result<Cors> {
+    let route::CorsPolicy {
+        allow_origin_string_match,
+        allow_methods,
+        allow_headers,
+        expose_headers,
+        max_age,
+        allow_credentials,
+        shadow_enabled,
+        allow_private_network_access,
+        forward_not_matching_preflights,
+        enabled_specifier,
+    } = value;
+    let filter_enabled = enabled_specifier.map(|cors_policy::EnabledSpecifier::FilterEnabled(f)| f);
+    cors(proto::cors::v3::CorsPolicy {
+        allow_origin_string_match,
+        allow_methods,
+        allow_headers,
+        expose_headers,
+        max_age,
+        allow_credentials,
+        filter_enabled,
+        shadow_enabled,
+        allow_private_network_access,
+        forward_not_matching_preflights,
+    })
+}
+
+fn header_value(text: String, field: &str) -> Result<Option<HeaderValue>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    HeaderValue::try_from(text).map(Some).map_err(|_| Invalid::field(field, "holds a character that a header value must not have"))
+}

@@ -1,0 +1,444 @@
+//! The HTTP connection manager.
+use std::sync::Arc;
+use std::time::Duration;
+
+use lateen_proto::any;
+use lateen_proto::envoy::config::core::v3 as core;
+use lateen_proto::envoy::config::trace::v3 as trace;
+use lateen_proto::envoy::extensions::filters::network::http_connection_manager::v3::{self as proto, http_connection_manager as inner};
+
+use super::common::{duration_or, limit, open, percent_fraction};
+use super::context::Context;
+use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::{access_log, filter, route};
+use crate::http::{
+    Codec, CurrentClientCert, EscapedSlashes, ForwardClientCert, Http1Options, Http2Options, HttpConnectionManager, PathNormalization,
+    Provider, RouteSource, ServerHeader, Tracing, Underscores,
+};
+use crate::matcher::Fraction;
+
+const FIVE_MINUTES: Duration = Duration::from_secs(300);
+const HOUR: Duration = Duration::from_secs(3600);
+
+pub(crate) fn manager(value: proto::HttpConnectionManager, context: &mut Context<'_>) -> Result<HttpConnectionManager> {
+    let proto::HttpConnectionManager {
+        codec_type,
+        stat_prefix,
+        http_filters,
+        add_user_agent,
+        tracing,
+        common_http_protocol_options,
+        http1_safe_max_connection_duration,
+        http_protocol_options,
+        http2_protocol_options,
+        http3_protocol_options,
+        server_name,
+        server_header_transformation,
+        scheme_header_transformation,
+        max_request_headers_kb,
+        stream_idle_timeout,
+        stream_flush_timeout,
+        request_timeout,
+        request_headers_timeout,
+        drain_timeout,
+        drain_timeout_jitter,
+        delayed_close_timeout,
+        access_log,
+        access_log_flush_interval,
+        flush_access_log_on_new_request,
+        access_log_options,
+        use_remote_address,
+        xff_num_trusted_hops,
+        original_ip_detection_extensions,
+        early_header_mutation_extensions,
+        internal_address_config,
+        skip_xff_append,
+        via,
+        generate_request_id,
+        preserve_external_request_id,
+        always_set_request_id_in_response,
+        forward_client_cert_details,
+        set_current_client_cert_details,
+        forward_client_cert_matcher,
+        proxy_100_continue,
+        represent_ipv4_remote_address_as_ipv4_mapped_ipv6,
+        upgrade_configs,
+        normalize_path,
+        merge_slashes,
+        path_with_escaped_slashes_action,
+        request_id_extension,
+        local_reply_config,
+        strip_matching_host_port,
+        stream_error_on_invalid_http_message,
+        path_normalization_options,
+        strip_trailing_host_dot,
+        proxy_status_config,
+        typed_header_validation_config,
+        append_x_forwarded_port,
+        append_local_overload,
+        add_proxy_protocol_connection_state,
+        forward_proto_config,
+        route_specifier,
+        strip_port_mode,
+    } = value;
+    // An invalid message closes the connection in either case; 100-continue is always passed on;
+    // jitter and flush intervals only spread work in time.
+    harmless!(http1_safe_max_connection_duration, stream_flush_timeout, drain_timeout_jitter, proxy_100_continue);
+    harmless!(stream_error_on_invalid_http_message, add_proxy_protocol_connection_state, access_log_flush_interval);
+    harmless!(represent_ipv4_remote_address_as_ipv4_mapped_ipv6, internal_address_config, typed_header_validation_config);
+    refuse!(add_user_agent, http3_protocol_options, scheme_header_transformation, flush_access_log_on_new_request);
+    refuse!(original_ip_detection_extensions, early_header_mutation_extensions, forward_client_cert_matcher, path_normalization_options);
+    refuse!(strip_trailing_host_dot, proxy_status_config, append_x_forwarded_port, append_local_overload, forward_proto_config);
+    refuse_log_options(access_log_options).within("access_log_options")?;
+    request_ids(request_id_extension).within("request_id_extension")?;
+    local_replies(local_reply_config).within("local_reply_config")?;
+    let common = common_http_protocol_options.unwrap_or_default();
+    let core::HttpProtocolOptions {
+        idle_timeout,
+        max_connection_duration,
+        max_connection_duration_jitter,
+        max_headers_count,
+        max_response_headers_kb,
+        max_stream_duration,
+        headers_with_underscores_action,
+        max_requests_per_connection,
+    } = common;
+    harmless!(max_connection_duration_jitter, max_response_headers_kb);
+    if stat_prefix.is_empty() {
+        return Err(Invalid::field("stat_prefix", "is empty; give a name for statistics"));
+    }
+    let strip_any_host_port = matches!(strip_port_mode, Some(inner::StripPortMode::StripAnyHostPort(true)));
+    let max_request_headers_kb = max_request_headers_kb.unwrap_or(60);
+    if !(1..=8192).contains(&max_request_headers_kb) {
+        return Err(Invalid::field("max_request_headers_kb", format!("{max_request_headers_kb} is not between 1 and 8192")));
+    }
+    let filters = filter::chain(http_filters, "http_filters")?;
+    let suppress_envoy_headers = filters.iter().any(|f| matches!(f, crate::http::HttpFilter::Router(r) if r.suppress_envoy_headers));
+    Ok(HttpConnectionManager {
+        stat_prefix: stat_prefix.into(),
+        codec: codec(codec_type)?,
+        http1: http1(http_protocol_options.unwrap_or_default()).within("http_protocol_options")?,
+        http2: http2(http2_protocol_options.unwrap_or_default()).within("http2_protocol_options")?,
+        routes: routes(route_specifier, context)?,
+        filters,
+        access_logs: access_log::logs(access_log, "access_log")?,
+        server_name: if server_name.is_empty() { "envoy".into() } else { route::clean(server_name, "server_name")?.into() },
+        server_header: server_header(server_header_transformation)?,
+        use_remote_address: use_remote_address.unwrap_or(false),
+        xff_num_trusted_hops,
+        skip_xff_append,
+        generate_request_id: generate_request_id.unwrap_or(true),
+        preserve_external_request_id,
+        always_set_request_id_in_response,
+        forward_client_cert: forward_client_cert(forward_client_cert_details)?,
+        set_current_client_cert: current_client_cert(set_current_client_cert_details).within("set_current_client_cert_details")?,
+        path: PathNormalization {
+            normalize: normalize_path.unwrap_or(false),
+            escaped_slashes: escaped_slashes(path_with_escaped_slashes_action)?,
+        },
+        upgrades: upgrade_configs
+            .into_iter()
+            .enumerate()
+            .map(|(i, u)| upgrade(u).within_item("upgrade_configs", i))
+            .filter_map(Result::transpose)
+            .collect::<Result<_>>()?,
+        stream_idle_timeout: limit(stream_idle_timeout.as_ref(), Some(FIVE_MINUTES), "stream_idle_timeout")?,
+        request_timeout: limit(request_timeout.as_ref(), None, "request_timeout")?,
+        request_headers_timeout: limit(request_headers_timeout.as_ref(), None, "request_headers_timeout")?,
+        idle_timeout: limit(idle_timeout.as_ref(), Some(HOUR), "common_http_protocol_options.idle_timeout")?,
+        max_connection_duration: limit(max_connection_duration.as_ref(), None, "common_http_protocol_options.max_connection_duration")?,
+        max_stream_duration: limit(max_stream_duration.as_ref(), None, "common_http_protocol_options.max_stream_duration")?,
+        max_requests_per_connection: max_requests_per_connection.filter(|n| *n > 0),
+        max_request_headers_kb,
+        max_headers_count: max_headers_count.unwrap_or(100),
+        drain_timeout: duration_or(drain_timeout.as_ref(), Duration::from_secs(5), "drain_timeout")?,
+        delayed_close_timeout: duration_or(delayed_close_timeout.as_ref(), Duration::from_secs(1), "delayed_close_timeout")?,
+        via: (!via.is_empty()).then(|| route::clean(via, "via").map(Into::into)).transpose()?,
+        merge_slashes,
+        strip_matching_host_port,
+        strip_any_host_port,
+        tracing: tracing.map(|t| self::tracing(t, context).map(Arc::new)).transpose().within("tracing")?,
+        suppress_envoy_headers,
+        normalize_underscores: underscores(headers_with_underscores_action)?,
+    })
+}
+
+fn routes(value: Option<inner::RouteSpecifier>, context: &mut Context<'_>) -> Result<RouteSource> {
+    match value {
+        Some(inner::RouteSpecifier::RouteConfig(config)) => {
+            Ok(RouteSource::Inline(Arc::new(route::table(config, context).within("route_config")?)))
+        }
+        Some(inner::RouteSpecifier::Rds(proto::Rds { config_source, route_config_name })) => {
+            if route_config_name.is_empty() {
+                return Err(Invalid::field("rds.route_config_name", "is empty"));
+            }
+            super::source::ads_only(config_source).within("rds.config_source")?;
+            Ok(RouteSource::Discovered(context.route_table(&route_config_name)))
+        }
+        Some(inner::RouteSpecifier::ScopedRoutes(_)) => Err(Invalid::unsupported("scoped_routes")),
+        None => Err(Invalid::new("has no routes; give rds or route_config")),
+    }
+}
+
+fn codec(value: i32) -> Result<Codec> {
+    match inner::CodecType::try_from(value) {
+        Ok(inner::CodecType::Auto) => Ok(Codec::Auto),
+        Ok(inner::CodecType::Http1) => Ok(Codec::Http1),
+        Ok(inner::CodecType::Http2) => Ok(Codec::Http2),
+        _ => Err(Invalid::field("codec_type", "is not supported; use AUTO, HTTP1 or HTTP2")),
+    }
+}
+
+pub(crate) fn http1(value: core::Http1ProtocolOptions) -> Result<Http1Options> {
+    let core::Http1ProtocolOptions {
+        allow_absolute_url,
+        accept_http_10,
+        default_host_for_http_10,
+        header_key_format,
+        enable_trailers,
+        allow_chunked_length,
+        override_stream_error_on_invalid_http_message,
+        send_fully_qualified_url,
+        use_balsa_parser,
+        allow_custom_methods,
+        ignore_http_11_upgrade,
+    } = value;
+    // Trailers and unusual methods are always passed on.
+    harmless!(enable_trailers, override_stream_error_on_invalid_http_message, use_balsa_parser, allow_custom_methods);
+    refuse!(default_host_for_http_10, header_key_format, send_fully_qualified_url, ignore_http_11_upgrade);
+    Ok(Http1Options { accept_http_10, allow_absolute_url: allow_absolute_url.unwrap_or(true), allow_chunked_length })
+}
+
+pub(crate) fn http2(value: core::Http2ProtocolOptions) -> Result<Http2Options> {
+    let core::Http2ProtocolOptions {
+        hpack_table_size,
+        max_concurrent_streams,
+        initial_stream_window_size,
+        initial_connection_window_size,
+        allow_connect,
+        allow_metadata,
+        max_outbound_frames,
+        max_outbound_control_frames,
+        max_consecutive_inbound_frames_with_empty_payload,
+        max_inbound_priority_frames_per_stream,
+        max_inbound_window_update_frames_per_data_frame_sent,
+        stream_error_on_invalid_http_messaging,
+        override_stream_error_on_invalid_http_message,
+        custom_settings_parameters,
+        connection_keepalive,
+        use_oghttp2_codec,
+        max_metadata_size,
+        enable_huffman_encoding,
+        max_header_field_size_kb,
+        disallow_obs_text,
+        stream_reset_burst,
+        stream_reset_rate,
+    } = value;
+    // The codec has flood limits of its own that cannot be lifted; encoding choices are not visible to callers.
+    harmless!(hpack_table_size, max_outbound_frames, max_outbound_control_frames, max_consecutive_inbound_frames_with_empty_payload);
+    harmless!(max_inbound_priority_frames_per_stream, max_inbound_window_update_frames_per_data_frame_sent);
+    harmless!(stream_error_on_invalid_http_messaging, override_stream_error_on_invalid_http_message, use_oghttp2_codec);
+    harmless!(
+        max_metadata_size,
+        enable_huffman_encoding,
+        max_header_field_size_kb,
+        disallow_obs_text,
+        stream_reset_burst,
+        stream_reset_rate
+    );
+    refuse!(allow_metadata, custom_settings_parameters);
+    let window = |value: Option<u32>, default: u32, field: &str| match value.unwrap_or(default) {
+        size @ 65_535..=2_147_483_647 => Ok(size),
+        size => Err(Invalid::field(field, format!("{size} is not between 65535 and 2147483647"))),
+    };
+    let core::KeepaliveSettings { interval, timeout, interval_jitter, connection_idle_interval } = connection_keepalive.unwrap_or_default();
+    harmless!(interval_jitter, connection_idle_interval);
+    let max_concurrent_streams = max_concurrent_streams.unwrap_or(1024);
+    if !(1..=2_147_483_647).contains(&max_concurrent_streams) {
+        return Err(Invalid::field("max_concurrent_streams", format!("{max_concurrent_streams} is not between 1 and 2147483647")));
+    }
+    Ok(Http2Options {
+        max_concurrent_streams,
+        initial_stream_window_size: window(initial_stream_window_size, 16 << 20, "initial_stream_window_size")?,
+        initial_connection_window_size: window(initial_connection_window_size, 24 << 20, "initial_connection_window_size")?,
+        allow_connect,
+        keepalive_interval: limit(interval.as_ref(), None, "connection_keepalive.interval")?,
+        keepalive_timeout: duration_or(timeout.as_ref(), Duration::from_secs(10), "connection_keepalive.timeout")?,
+    })
+}
+
+fn server_header(value: i32) -> Result<ServerHeader> {
+    use inner::ServerHeaderTransformation as Transformation;
+    match Transformation::try_from(value) {
+        Ok(Transformation::Overwrite) => Ok(ServerHeader::Overwrite),
+        Ok(Transformation::AppendIfAbsent) => Ok(ServerHeader::AppendIfAbsent),
+        Ok(Transformation::PassThrough) => Ok(ServerHeader::PassThrough),
+        Err(_) => Err(Invalid::field("server_header_transformation", format!("{value} is not known"))),
+    }
+}
+
+fn forward_client_cert(value: i32) -> Result<ForwardClientCert> {
+    use inner::ForwardClientCertDetails as Details;
+    match Details::try_from(value) {
+        Ok(Details::Sanitize) => Ok(ForwardClientCert::Sanitize),
+        Ok(Details::ForwardOnly) => Ok(ForwardClientCert::ForwardOnly),
+        Ok(Details::AppendForward) => Ok(ForwardClientCert::AppendForward),
+        Ok(Details::SanitizeSet) => Ok(ForwardClientCert::SanitizeSet),
+        Ok(Details::AlwaysForwardOnly) => Ok(ForwardClientCert::AlwaysForwardOnly),
+        Err(_) => Err(Invalid::field("forward_client_cert_details", format!("{value} is not known"))),
+    }
+}
+
+fn current_client_cert(value: Option<inner::SetCurrentClientCertDetails>) -> Result<CurrentClientCert> {
+    let Some(inner::SetCurrentClientCertDetails { subject, cert, chain, dns, uri, issuer, format }) = value else {
+        return Ok(CurrentClientCert::default());
+    };
+    refuse!(issuer, format);
+    Ok(CurrentClientCert { subject: subject.unwrap_or(false), cert, chain, dns, uri })
+}
+
+fn escaped_slashes(value: i32) -> Result<EscapedSlashes> {
+    use inner::PathWithEscapedSlashesAction as Action;
+    match Action::try_from(value) {
+        Ok(Action::ImplementationSpecificDefault | Action::KeepUnchanged) => Ok(EscapedSlashes::Keep),
+        Ok(Action::RejectRequest) => Ok(EscapedSlashes::Reject),
+        Ok(Action::UnescapeAndRedirect) => Ok(EscapedSlashes::UnescapeAndRedirect),
+        Ok(Action::UnescapeAndForward) => Ok(EscapedSlashes::UnescapeAndForward),
+        Err(_) => Err(Invalid::field("path_with_escaped_slashes_action", format!("{value} is not known"))),
+    }
+}
+
+fn underscores(value: i32) -> Result<Underscores> {
+    use core::http_protocol_options::HeadersWithUnderscoresAction as Action;
+    match Action::try_from(value) {
+        Ok(Action::Allow) => Ok(Underscores::Allow),
+        Ok(Action::RejectRequest) => Ok(Underscores::RejectRequest),
+        Ok(Action::DropHeader) => Ok(Underscores::DropHeader),
+        Err(_) => Err(Invalid::field("common_http_protocol_options.headers_with_underscores_action", format!("{value} is not known"))),
+    }
+}
+
+/// `None` for an upgrade that is switched off.
+fn upgrade(value: inner::UpgradeConfig) -> Result<Option<Arc<str>>> {
+    let inner::UpgradeConfig { upgrade_type, filters, enabled } = value;
+    refuse!(filters);
+    if upgrade_type.is_empty() {
+        return Err(Invalid::field("upgrade_type", "is empty"));
+    }
+    Ok(enabled.unwrap_or(true).then(|| upgrade_type.to_ascii_lowercase().into()))
+}
+
+fn refuse_log_options(value: Option<inner::HcmAccessLogOptions>) -> Result<()> {
+    let inner::HcmAccessLogOptions {
+        access_log_flush_interval,
+        flush_access_log_on_new_request,
+        flush_log_on_tunnel_successfully_established,
+    } = value.unwrap_or_default();
+    harmless!(access_log_flush_interval);
+    refuse!(flush_access_log_on_new_request, flush_log_on_tunnel_successfully_established);
+    Ok(())
+}
+
+/// UUIDs are the only request ids; Istio names their extension to keep trace reasons out of them, as we do.
+fn request_ids(value: Option<proto::RequestIdExtension>) -> Result<()> {
+    match value.and_then(|r| r.typed_config) {
+        None => Ok(()),
+        Some(c) if any::name_of(&c.type_url) == "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig" => Ok(()),
+        Some(c) => Err(Invalid::new(format!("{} is not supported", any::name_of(&c.type_url)))),
+    }
+}
+
+fn local_replies(value: Option<proto::LocalReplyConfig>) -> Result<()> {
+    let proto::LocalReplyConfig { mappers, body_format } = value.unwrap_or_default();
+    refuse!(mappers, body_format);
+    Ok(())
+}
+
+fn tracing(value: inner::Tracing, context: &mut Context<'_>) -> Result<Tracing> {
+    let inner::Tracing {
+        client_sampling,
+        random_sampling,
+        overall_sampling,
+        verbose,
+        max_path_tag_length,
+        custom_tags,
+        provider,
+        spawn_upstream_span,
+        operation,
+        upstream_operation,
+        no_context_propagation,
+    } = value;
+    harmless!(verbose, spawn_upstream_span);
+    refuse!(operation, upstream_operation, no_context_propagation);
+    let share = |value: Option<_>, field: &str| value.map_or(Ok(Fraction::ALL), |v| percent_fraction(v).within(field));
+    let provider = provider.map(|p| self::provider(p, context)).transpose().within("provider")?;
+    if provider.is_some() {
+        refuse!(custom_tags);
+    }
+    Ok(Tracing {
+        client_sampling: share(client_sampling, "client_sampling")?,
+        random_sampling: share(random_sampling, "random_sampling")?,
+        overall_sampling: share(overall_sampling, "overall_sampling")?,
+        max_path_tag_length: max_path_tag_length.unwrap_or(256),
+        provider,
+    })
+}
+
+fn provider(value: trace::tracing::Http, context: &mut Context<'_>) -> Result<Provider> {
+    let trace::tracing::Http { name, config_type } = value;
+    let Some(trace::tracing::http::ConfigType::TypedConfig(config)) = config_type else {
+        return Err(Invalid::field("typed_config", "is missing"));
+    };
+    if any::is::<trace::ZipkinConfig>(&config) {
+        zipkin(open(&config)?, context)
+    } else if any::is::<trace::OpenTelemetryConfig>(&config) {
+        opentelemetry(open(&config)?, context)
+    } else {
+        Err(Invalid::new(format!("{name} ({}) is not supported; zipkin and opentelemetry are", any::name_of(&config.type_url))))
+    }
+}
+
+fn zipkin(value: trace::ZipkinConfig, context: &mut Context<'_>) -> Result<Provider> {
+    let trace::ZipkinConfig {
+        collector_cluster,
+        collector_endpoint,
+        trace_id_128bit,
+        shared_span_context,
+        collector_endpoint_version,
+        collector_hostname,
+        split_spans_for_request,
+        trace_context_option,
+        collector_service,
+        timestamp_trace_ids,
+    } = value;
+    harmless!(collector_hostname, timestamp_trace_ids);
+    refuse!(split_spans_for_request, trace_context_option, collector_service);
+    if collector_endpoint_version != trace::zipkin_config::CollectorEndpointVersion::HttpJson as i32 {
+        return Err(Invalid::field("collector_endpoint_version", "only HTTP_JSON is supported"));
+    }
+    Ok(Provider::Zipkin {
+        cluster: context.cluster(&collector_cluster),
+        endpoint: collector_endpoint.into(),
+        shared_span_context: shared_span_context.unwrap_or(true),
+        trace_id_128bit,
+    })
+}
+
+fn opentelemetry(value: trace::OpenTelemetryConfig, context: &mut Context<'_>) -> Result<Provider> {
+    let trace::OpenTelemetryConfig {
+        grpc_service,
+        http_service,
+        exporter,
+        service_name,
+        resource_detectors,
+        sampler,
+        max_cache_size,
+        set_telemetry_sdk_resource_attributes,
+        set_service_name_resource_attribute,
+        set_instrumentation_scope,
+    } = value;
+    harmless!(max_cache_size, set_telemetry_sdk_resource_attributes, set_service_name_resource_attribute, set_instrumentation_scope);
+    refuse!(http_service, exporter, resource_detectors, sampler);
+    let cluster = super::source::grpc_cluster(grpc_service).within("grpc_service")?;
+    Ok(Provider::OpenTelemetry { cluster: context.cluster(&cluster), service_name: service_name.into() })
+}

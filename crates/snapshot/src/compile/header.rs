@@ -1,0 +1,64 @@
+//! Header additions and removals.
+use http::{HeaderName, HeaderValue};
+use lateen_proto::envoy::config::core::v3::{self as core, header_value_option::HeaderAppendAction};
+
+use super::invalid::{Invalid, Result, Within};
+use super::matcher::header_name;
+use crate::header::{AppendAction, HeaderAddition, HeaderMutations, HeaderTemplate};
+
+pub(crate) fn mutations(add: Vec<core::HeaderValueOption>, remove: Vec<String>, direction: &str) -> Result<HeaderMutations> {
+    let add = add
+        .into_iter()
+        .enumerate()
+        .map(|(i, v)| addition(v).within_item(&format!("{direction}_headers_to_add"), i))
+        .collect::<Result<_>>()?;
+    let remove = remove
+        .into_iter()
+        .enumerate()
+        .map(|(i, v)| removal(&v).within_item(&format!("{direction}_headers_to_remove"), i))
+        .collect::<Result<_>>()?;
+    Ok(HeaderMutations { remove, add })
+}
+
+/// Envoy refuses to remove `host` and pseudo headers, which would make the request malformed.
+fn removal(name: &str) -> Result<HeaderName> {
+    match name {
+        _ if name.starts_with(':') || name.eq_ignore_ascii_case("host") => Err(Invalid::new(format!("`{name}` cannot be removed"))),
+        _ => header_name(name),
+    }
+}
+
+fn addition(option: core::HeaderValueOption) -> Result<HeaderAddition> {
+    let core::HeaderValueOption { header, append, append_action, keep_empty_value } = option;
+    let core::HeaderValue { key, value, raw_value } = header.ok_or_else(|| Invalid::field("header", "is missing"))?;
+    if key.starts_with(':') || key.eq_ignore_ascii_case("host") {
+        return Err(Invalid::field("header.key", format!("`{key}` cannot be changed here; use a host or path rewrite of the route")));
+    }
+    let action = match (append, HeaderAppendAction::try_from(append_action)) {
+        (Some(false), _) => AppendAction::OverwriteIfExistsOrAdd,
+        (_, Ok(HeaderAppendAction::AppendIfExistsOrAdd)) => AppendAction::AppendIfExistsOrAdd,
+        (_, Ok(HeaderAppendAction::AddIfAbsent)) => AppendAction::AddIfAbsent,
+        (_, Ok(HeaderAppendAction::OverwriteIfExistsOrAdd)) => AppendAction::OverwriteIfExistsOrAdd,
+        (_, Ok(HeaderAppendAction::OverwriteIfExists)) => AppendAction::OverwriteIfExists,
+        (_, Err(_)) => return Err(Invalid::field("append_action", format!("{append_action} is not known"))),
+    };
+    let value = if raw_value.is_empty() { template(&value) } else { fixed(&raw_value) }.within("header.value")?;
+    Ok(HeaderAddition { name: header_name(&key).within("header.key")?, value, action, keep_empty: keep_empty_value })
+}
+
+/// `%%` is a literal percent sign; any other `%` starts a command.
+pub(crate) fn template(value: &str) -> Result<HeaderTemplate> {
+    if !value.replace("%%", "").contains('%') {
+        return fixed(value.replace("%%", "%").as_bytes());
+    }
+    if value.replace("%%", "").matches('%').count() % 2 != 0 {
+        return Err(Invalid::new(format!("`{value}`: a `%` without its partner; write `%%` for a percent sign")));
+    }
+    Ok(HeaderTemplate::Format(value.into()))
+}
+
+fn fixed(value: &[u8]) -> Result<HeaderTemplate> {
+    HeaderValue::from_bytes(value)
+        .map(HeaderTemplate::Fixed)
+        .map_err(|_| Invalid::new("holds a character that a header value must not have"))
+}

@@ -1,0 +1,36 @@
+//! Compiling: Envoy's v3 resources into the runtime form of this crate.
+//!
+//! Each message is taken apart field by field, so that the compiler asks for a decision about every
+//! field there is: honoured, accepted because nothing a caller can observe depends on it
+//! (`harmless!`), or refused (`refuse!`). A refusal names the field by its path and says what to do.
+#![allow(deprecated)] // Older fields of the messages still arrive and must be judged like any other.
+mod access_log;
+mod action;
+mod balance;
+mod cluster;
+mod common;
+mod compiler;
+mod context;
+mod endpoint;
+mod filter;
+mod hcm;
+mod header;
+mod invalid;
+mod istio;
+mod listener;
+mod matcher;
+mod names;
+mod network;
+mod rbac;
+mod record;
+mod route;
+mod secret;
+mod source;
+mod tls;
+mod warming;
+
+pub use compiler::{Compiler, Rejected, Update, Wanted};
+pub use invalid::Invalid;
+pub use record::{Failure, Origin, Record};
+pub use secret::{Certificate, SecretKey, SecretValue, Validation};
+pub use source::SecretSource;

@@ -1,0 +1,55 @@
+//! Names to ids: what a request would otherwise look up by text is an index.
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::{ClusterId, RouteTableId};
+
+/// The ids given so far. A name keeps its id for the life of the process.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    clusters: Arc<HashMap<Arc<str>, ClusterId>>,
+    cluster_names: Vec<Arc<str>>,
+    routes: HashMap<Arc<str>, RouteTableId>,
+    route_names: Vec<Arc<str>>,
+}
+
+impl Names {
+    pub(crate) fn cluster(&mut self, name: &str) -> ClusterId {
+        if let Some(id) = self.clusters.get(name) {
+            return *id;
+        }
+        let id = ClusterId(u32::try_from(self.cluster_names.len()).unwrap_or(u32::MAX));
+        let name: Arc<str> = Arc::from(name);
+        self.cluster_names.push(name.clone());
+        Arc::make_mut(&mut self.clusters).insert(name, id);
+        id
+    }
+
+    pub(crate) fn route_table(&mut self, name: &str) -> RouteTableId {
+        if let Some(id) = self.routes.get(name) {
+            return *id;
+        }
+        let id = RouteTableId(u32::try_from(self.route_names.len()).unwrap_or(u32::MAX));
+        let name: Arc<str> = Arc::from(name);
+        self.route_names.push(name.clone());
+        self.routes.insert(name, id);
+        id
+    }
+
+    pub(crate) fn cluster_name(&self, id: ClusterId) -> Option<&Arc<str>> {
+        self.cluster_names.get(id.0 as usize)
+    }
+
+    pub(crate) fn cluster_names(&self) -> &[Arc<str>] {
+        &self.cluster_names
+    }
+
+    pub(crate) fn route_names(&self) -> &[Arc<str>] {
+        &self.route_names
+    }
+
+    /// Shared with every snapshot; copied only when a name is added while a snapshot holds it.
+    pub(crate) fn cluster_ids(&self) -> Arc<HashMap<Arc<str>, ClusterId>> {
+        self.clusters.clone()
+    }
+}

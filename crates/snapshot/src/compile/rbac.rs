@@ -1,0 +1,136 @@
+//! Role-based access control, for the HTTP and the network filter.
+use std::sync::Arc;
+
+use lateen_proto::envoy::config::rbac::v3::{self as proto, permission, principal, rbac};
+use lateen_proto::envoy::r#type::matcher::v3::{self as matcher, path_matcher};
+use lateen_proto::envoy::r#type::v3::Int32Range;
+
+use super::common::{cidr, port};
+use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::matcher::{header, string};
+use crate::matcher::{Permission, Principal, Rbac, RbacAction, RbacPolicy, StringMatcher};
+
+/// Rules nested deeper than this are refused: evaluation recurses, and no real policy comes near.
+const MAX_DEPTH: u32 = 32;
+
+/// `None` rules make a filter that enforces nothing.
+pub(crate) fn rules(value: Option<proto::Rbac>, stat_prefix: &str) -> Result<Rbac> {
+    let stat_prefix: Arc<str> = stat_prefix.into();
+    let Some(proto::Rbac { action, policies, audit_logging_options }) = value else {
+        return Ok(Rbac { action: RbacAction::Allow, policies: Vec::new(), enforced: false, stat_prefix });
+    };
+    refuse!(audit_logging_options);
+    let action = match rbac::Action::try_from(action) {
+        Ok(rbac::Action::Allow) => RbacAction::Allow,
+        Ok(rbac::Action::Deny) => RbacAction::Deny,
+        Ok(rbac::Action::Log) => RbacAction::Log,
+        Err(_) => return Err(Invalid::field("action", format!("{action} is not known"))),
+    };
+    let mut policies: Vec<_> = policies.into_iter().collect();
+    // Evaluation in the order of names, as Envoy does, so that the policy named in logs is always the same.
+    policies.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let policies =
+        policies.into_iter().map(|(name, p)| policy(&name, p).within(&format!("policies[\"{name}\"]"))).collect::<Result<_>>()?;
+    Ok(Rbac { action, policies, enforced: true, stat_prefix })
+}
+
+fn policy(name: &str, value: proto::Policy) -> Result<RbacPolicy> {
+    let proto::Policy { permissions, principals, condition, checked_condition, cel_config } = value;
+    refuse!(condition, checked_condition);
+    harmless!(cel_config);
+    if permissions.is_empty() || principals.is_empty() {
+        return Err(Invalid::new("needs at least one permission and one principal; use `any: true` for all"));
+    }
+    Ok(RbacPolicy {
+        name: name.into(),
+        permissions: all_permissions(permissions, "permissions", 0)?,
+        principals: all_principals(principals, "principals", 0)?,
+    })
+}
+
+fn all_permissions(values: Vec<proto::Permission>, field: &str, depth: u32) -> Result<Vec<Permission>> {
+    values.into_iter().enumerate().map(|(i, v)| permission(v, depth + 1).within_item(field, i)).collect()
+}
+
+fn permission(value: proto::Permission, depth: u32) -> Result<Permission> {
+    use permission::Rule;
+    check_depth(depth)?;
+    Ok(match value.rule {
+        Some(Rule::Any(true)) => Permission::Any,
+        Some(Rule::AndRules(set)) => Permission::And(all_permissions(set.rules, "and_rules.rules", depth)?),
+        Some(Rule::OrRules(set)) => Permission::Or(all_permissions(set.rules, "or_rules.rules", depth)?),
+        Some(Rule::NotRule(rule)) => Permission::Not(Box::new(permission(*rule, depth + 1).within("not_rule")?)),
+        Some(Rule::Header(h)) => Permission::Header(header(h).within("header")?),
+        Some(Rule::UrlPath(p)) => Permission::UrlPath(path(p).within("url_path")?),
+        Some(Rule::DestinationIp(c)) => Permission::DestinationIp(cidr(c).within("destination_ip")?),
+        Some(Rule::DestinationPort(p)) => Permission::DestinationPort(port(p).within("destination_port")?),
+        Some(Rule::DestinationPortRange(r)) => Permission::DestinationPortRange(port_range(r).within("destination_port_range")?),
+        Some(Rule::RequestedServerName(s)) => Permission::RequestedServerName(string(s).within("requested_server_name")?),
+        Some(Rule::Any(false)) => return Err(Invalid::field("any", "must be true")),
+        Some(Rule::Metadata(_)) => return Err(Invalid::unsupported("metadata")),
+        Some(Rule::SourcedMetadata(_)) => return Err(Invalid::unsupported("sourced_metadata")),
+        Some(Rule::Matcher(_)) => return Err(Invalid::unsupported("matcher")),
+        Some(Rule::UriTemplate(_)) => return Err(Invalid::unsupported("uri_template")),
+        None => return Err(Invalid::new("has no rule")),
+    })
+}
+
+fn all_principals(values: Vec<proto::Principal>, field: &str, depth: u32) -> Result<Vec<Principal>> {
+    values.into_iter().enumerate().map(|(i, v)| principal(v, depth + 1).within_item(field, i)).collect()
+}
+
+fn principal(value: proto::Principal, depth: u32) -> Result<Principal> {
+    use principal::Identifier as Id;
+    check_depth(depth)?;
+    Ok(match value.identifier {
+        Some(Id::Any(true)) => Principal::Any,
+        Some(Id::AndIds(set)) => Principal::And(all_principals(set.ids, "and_ids.ids", depth)?),
+        Some(Id::OrIds(set)) => Principal::Or(all_principals(set.ids, "or_ids.ids", depth)?),
+        Some(Id::NotId(id)) => Principal::Not(Box::new(principal(*id, depth + 1).within("not_id")?)),
+        Some(Id::Authenticated(a)) => {
+            Principal::Authenticated(a.principal_name.map(string).transpose().within("authenticated.principal_name")?)
+        }
+        Some(Id::SourceIp(c)) => Principal::SourceIp(cidr(c).within("source_ip")?),
+        Some(Id::DirectRemoteIp(c)) => Principal::DirectRemoteIp(cidr(c).within("direct_remote_ip")?),
+        Some(Id::RemoteIp(c)) => Principal::RemoteIp(cidr(c).within("remote_ip")?),
+        Some(Id::Header(h)) => Principal::Header(header(h).within("header")?),
+        Some(Id::UrlPath(p)) => Principal::UrlPath(path(p).within("url_path")?),
+        Some(Id::Any(false)) => return Err(Invalid::field("any", "must be true")),
+        Some(Id::FilterState(f)) => filter_state(f).within("filter_state")?,
+        Some(Id::Metadata(_)) => return Err(Invalid::unsupported("metadata")),
+        Some(Id::SourcedMetadata(_)) => return Err(Invalid::unsupported("sourced_metadata")),
+        Some(Id::Custom(_)) => return Err(Invalid::unsupported("custom")),
+        None => return Err(Invalid::new("has no identifier")),
+    })
+}
+
+/// Istio names the peer through filter state instead of the certificate where traffic is tunnelled;
+/// on a direct connection both say the same.
+fn filter_state(value: matcher::FilterStateMatcher) -> Result<Principal> {
+    use matcher::filter_state_matcher::Matcher;
+    let matcher::FilterStateMatcher { key, matcher } = value;
+    match (key.as_str(), matcher) {
+        ("io.istio.peer_principal", Some(Matcher::StringMatch(s))) => Ok(Principal::Authenticated(Some(string(s).within("string_match")?))),
+        ("io.istio.peer_principal", _) => Err(Invalid::new("needs a string_match")),
+        _ => Err(Invalid::field("key", format!("`{key}` is not supported; only io.istio.peer_principal is"))),
+    }
+}
+
+fn path(value: matcher::PathMatcher) -> Result<StringMatcher> {
+    match value.rule {
+        Some(path_matcher::Rule::Path(s)) => string(s).within("path"),
+        None => Err(Invalid::new("has no path")),
+    }
+}
+
+fn port_range(value: Int32Range) -> Result<std::ops::Range<u16>> {
+    match (u16::try_from(value.start), u16::try_from(value.end)) {
+        (Ok(start), Ok(end)) if start < end => Ok(start..end),
+        // Half open, so 65536 is the one end that does not fit; it means up to and with 65535.
+        _ => Err(Invalid::new(format!("{}..{} is not a range of ports; the start must be less than the end", value.start, value.end))),
+    }
+}
+
+fn check_depth(depth: u32) -> Result<()> {
+    if depth > MAX_DEPTH { Err(Invalid::new(format!("is nested more than {MAX_DEPTH} deep; simplify the policy"))) } else { Ok(()) }
+}

@@ -1,0 +1,30 @@
+//! What arrived and when, kept for `config_dump` and for telling whether an update changes anything.
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use lateen_proto::Any;
+
+/// Whether a resource is part of the bootstrap or was discovered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Origin {
+    #[default]
+    Static,
+    Dynamic,
+}
+
+/// A resource as it arrived.
+#[derive(Clone, Debug)]
+pub struct Record {
+    pub body: Arc<Any>,
+    pub version: Arc<str>,
+    pub updated: SystemTime,
+}
+
+/// The last update of a resource that was refused; the one before it stays in use.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub body: Arc<Any>,
+    pub version: Arc<str>,
+    pub at: SystemTime,
+    pub reason: String,
+}

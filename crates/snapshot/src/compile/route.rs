@@ -1,0 +1,343 @@
+//! Route configurations: virtual hosts, their domains and routes.
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::StatusCode;
+use lateen_proto::envoy::config::core::v3 as core;
+use lateen_proto::envoy::config::route::v3::{self as proto, redirect_action, route, route_match, virtual_host};
+
+use super::common::{data, metadata_text, port, runtime_fraction};
+use super::context::Context;
+use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::{action, filter, header, matcher};
+use crate::http::HeaderChanges;
+use crate::route::{Action, DirectResponse, PathMatch, Redirect, RedirectPath, RequireTls, Route, RouteMatch, RouteTable, VirtualHost};
+
+/// Envoy's default for `max_direct_response_body_size_bytes`.
+const DIRECT_BODY_BYTES: u32 = 4096;
+
+/// What routes inherit from the table and virtual host around them.
+pub(crate) struct Inherited {
+    pub(crate) mirrors: Vec<proto::route_action::RequestMirrorPolicy>,
+    pub(crate) direct_body_limit: usize,
+}
+
+pub(crate) fn table(value: proto::RouteConfiguration, context: &mut Context<'_>) -> Result<RouteTable> {
+    let proto::RouteConfiguration {
+        name,
+        virtual_hosts,
+        vhds,
+        internal_only_headers,
+        response_headers_to_add,
+        response_headers_to_remove,
+        request_headers_to_add,
+        request_headers_to_remove,
+        most_specific_header_mutations_wins,
+        validate_clusters,
+        max_direct_response_body_size_bytes,
+        cluster_specifier_plugins,
+        request_mirror_policies,
+        ignore_port_in_host_matching,
+        vhost_header,
+        ignore_path_parameters_in_path_matching,
+        typed_per_filter_config,
+        metadata,
+        route_specifiers,
+    } = value;
+    // A route to an unknown cluster answers 503 (or as configured) whether clusters are validated or not.
+    harmless!(validate_clusters, metadata);
+    refuse!(vhds, internal_only_headers, cluster_specifier_plugins, vhost_header, ignore_path_parameters_in_path_matching);
+    refuse!(typed_per_filter_config, route_specifiers);
+    let inherited = Inherited {
+        mirrors: request_mirror_policies,
+        direct_body_limit: max_direct_response_body_size_bytes.unwrap_or(DIRECT_BODY_BYTES) as usize,
+    };
+    let request = header::mutations(request_headers_to_add, request_headers_to_remove, "request")?;
+    let response = header::mutations(response_headers_to_add, response_headers_to_remove, "response")?;
+    let mut table = RouteTable {
+        name: name.into(),
+        virtual_hosts: Vec::with_capacity(virtual_hosts.len()),
+        exact: HashMap::new(),
+        suffixes: Vec::new(),
+        prefixes: Vec::new(),
+        catch_all: None,
+        ignore_port_in_host: ignore_port_in_host_matching,
+        headers: HeaderChanges { request, response },
+        most_specific_header_mutations_wins,
+    };
+    let mut names = std::collections::HashSet::with_capacity(virtual_hosts.len());
+    for (index, mut host) in virtual_hosts.into_iter().enumerate() {
+        if !names.insert(host.name.clone()) {
+            return Err(Invalid::field("name", format!("`{}` is used by two virtual hosts; names must differ", host.name)))
+                .within_item("virtual_hosts", index);
+        }
+        let domains = std::mem::take(&mut host.domains);
+        let id = u32::try_from(index).unwrap_or(u32::MAX);
+        add_domains(&mut table, domains, id).within_item("virtual_hosts", index)?;
+        let host = one_virtual_host(host, &inherited, context).within_item("virtual_hosts", index)?;
+        table.virtual_hosts.push(host);
+    }
+    table.sort_wildcards();
+    Ok(table)
+}
+
+fn add_domains(table: &mut RouteTable, domains: Vec<String>, id: u32) -> Result<()> {
+    if domains.is_empty() {
+        return Err(Invalid::field("domains", "is empty; name at least one domain, or `*`"));
+    }
+    for (index, domain) in domains.into_iter().enumerate() {
+        add_domain(table, &domain.to_ascii_lowercase(), id).within_item("domains", index)?;
+    }
+    Ok(())
+}
+
+fn add_domain(table: &mut RouteTable, domain: &str, id: u32) -> Result<()> {
+    let twice = || Invalid::new(format!("`{domain}` is already a domain of another virtual host; a domain may occur once"));
+    if domain == "*" {
+        if table.catch_all.is_some() {
+            return Err(Invalid::new("only one virtual host may have the domain `*`"));
+        }
+        table.catch_all = Some(id);
+    } else if let Some(suffix) = domain.strip_prefix('*') {
+        if suffix.contains('*') {
+            return Err(Invalid::new(format!("`{domain}` has two wildcards; one is allowed, at the start or the end")));
+        }
+        table.suffixes.push((suffix.into(), id));
+    } else if let Some(prefix) = domain.strip_suffix('*') {
+        if prefix.contains('*') {
+            return Err(Invalid::new(format!("`{domain}` has two wildcards; one is allowed, at the start or the end")));
+        }
+        table.prefixes.push((prefix.into(), id));
+    } else if domain.is_empty() {
+        return Err(Invalid::new("is empty"));
+    } else if table.exact.insert(domain.into(), id).is_some() {
+        return Err(twice());
+    }
+    Ok(())
+}
+
+fn one_virtual_host(value: proto::VirtualHost, inherited: &Inherited, context: &mut Context<'_>) -> Result<VirtualHost> {
+    let proto::VirtualHost {
+        name,
+        domains: _taken,
+        routes,
+        matcher,
+        require_tls,
+        virtual_clusters,
+        rate_limits,
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        cors,
+        typed_per_filter_config,
+        include_request_attempt_count,
+        include_attempt_count_in_response,
+        retry_policy,
+        retry_policy_typed_config,
+        hedge_policy,
+        include_is_timeout_retry_header,
+        per_request_buffer_limit_bytes,
+        request_body_buffer_limit,
+        request_mirror_policies,
+        metadata,
+        route_specifiers,
+    } = value;
+    // Virtual clusters only name statistics; nothing is buffered for retries beyond the connection's limit.
+    harmless!(virtual_clusters, per_request_buffer_limit_bytes, request_body_buffer_limit, metadata);
+    refuse!(matcher, rate_limits, retry_policy_typed_config, hedge_policy, include_is_timeout_retry_header, route_specifiers);
+    let request = header::mutations(request_headers_to_add, request_headers_to_remove, "request")?;
+    let response = header::mutations(response_headers_to_add, response_headers_to_remove, "response")?;
+    let mut per_route = filter::per_route(typed_per_filter_config)?;
+    if let Some(cors) = cors {
+        per_route.cors = Some(Arc::new(filter::route_cors(cors).within("cors")?));
+    }
+    let nested;
+    let inherited = if request_mirror_policies.is_empty() {
+        inherited
+    } else {
+        nested = Inherited { mirrors: request_mirror_policies, direct_body_limit: inherited.direct_body_limit };
+        &nested
+    };
+    let retry = retry_policy.map(|p| action::retry(p).map(Arc::new)).transpose().within("retry_policy")?;
+    let routes = routes
+        .into_iter()
+        .enumerate()
+        .map(|(i, r)| one_route(r, inherited, context).map(Arc::new).within_item("routes", i))
+        .collect::<Result<_>>()?;
+    Ok(VirtualHost {
+        name: name.into(),
+        routes,
+        headers: HeaderChanges { request, response },
+        per_route,
+        require_tls: match virtual_host::TlsRequirementType::try_from(require_tls) {
+            Ok(virtual_host::TlsRequirementType::None) => RequireTls::None,
+            Ok(virtual_host::TlsRequirementType::ExternalOnly) => RequireTls::ExternalOnly,
+            Ok(virtual_host::TlsRequirementType::All) => RequireTls::All,
+            Err(_) => return Err(Invalid::field("require_tls", format!("{require_tls} is not known"))),
+        },
+        retry,
+        include_request_attempt_count,
+        include_attempt_count_in_response,
+    })
+}
+
+fn one_route(value: proto::Route, inherited: &Inherited, context: &mut Context<'_>) -> Result<Route> {
+    let proto::Route {
+        name,
+        r#match,
+        metadata,
+        decorator,
+        typed_per_filter_config,
+        request_headers_to_add,
+        request_headers_to_remove,
+        response_headers_to_add,
+        response_headers_to_remove,
+        tracing,
+        per_request_buffer_limit_bytes,
+        stat_prefix,
+        request_body_buffer_limit,
+        route_specifiers,
+        action,
+    } = value;
+    harmless!(per_request_buffer_limit_bytes, stat_prefix, request_body_buffer_limit);
+    refuse!(tracing, route_specifiers);
+    let request = header::mutations(request_headers_to_add, request_headers_to_remove, "request")?;
+    let response = header::mutations(response_headers_to_add, response_headers_to_remove, "response")?;
+    let matches = r#match.ok_or_else(|| Invalid::field("match", "is missing; use `prefix: /` for everything"))?;
+    let matches = route_match(matches).within("match")?;
+    let action = match action {
+        Some(route::Action::Route(a)) => Action::Forward(Box::new(action::forward(*a, inherited, context).within("route")?)),
+        Some(route::Action::Redirect(r)) => Action::Redirect(Box::new(redirect(r).within("redirect")?)),
+        Some(route::Action::DirectResponse(r)) => {
+            Action::Direct(Box::new(direct(r, inherited.direct_body_limit).within("direct_response")?))
+        }
+        Some(route::Action::NonForwardingAction(_)) => Action::NonForwarding,
+        Some(route::Action::FilterAction(_)) => return Err(Invalid::unsupported("filter_action")),
+        None => return Err(Invalid::new("has no action; give route, redirect or direct_response")),
+    };
+    let decorator = decorator.map(|proto::Decorator { operation, propagate }| {
+        harmless!(propagate);
+        operation.into()
+    });
+    let provenance = metadata_text(metadata.as_ref(), "istio", "config").map(Into::into);
+    Ok(Route {
+        name: name.into(),
+        matches,
+        action,
+        headers: HeaderChanges { request, response },
+        per_route: filter::per_route(typed_per_filter_config)?,
+        decorator,
+        provenance,
+    })
+}
+
+fn route_match(value: proto::RouteMatch) -> Result<RouteMatch> {
+    use route_match::PathSpecifier;
+    let proto::RouteMatch {
+        case_sensitive,
+        runtime_fraction: fraction,
+        headers,
+        query_parameters,
+        cookies,
+        grpc,
+        tls_context,
+        dynamic_metadata,
+        filter_state,
+        path_specifier,
+    } = value;
+    refuse!(cookies, tls_context, dynamic_metadata, filter_state);
+    let case_sensitive = case_sensitive.unwrap_or(true);
+    let fold = |text: String| if case_sensitive { text } else { text.to_ascii_lowercase() }.into_boxed_str();
+    let path = match path_specifier {
+        Some(PathSpecifier::Prefix(text)) => PathMatch::Prefix(fold(text)),
+        Some(PathSpecifier::Path(text)) => PathMatch::Exact(fold(text)),
+        Some(PathSpecifier::SafeRegex(r)) => PathMatch::Regex(matcher::whole(r).within("safe_regex")?),
+        Some(PathSpecifier::ConnectMatcher(_)) => PathMatch::Connect,
+        Some(PathSpecifier::PathSeparatedPrefix(text)) => PathMatch::PathSeparatedPrefix(separated(fold(text))?),
+        Some(PathSpecifier::PathMatchPolicy(_)) => return Err(Invalid::unsupported("path_match_policy")),
+        None => return Err(Invalid::new("has no path; use `prefix: /` for everything")),
+    };
+    Ok(RouteMatch {
+        path,
+        case_sensitive,
+        headers: matcher::headers(headers, "headers")?,
+        query: matcher::queries(query_parameters, "query_parameters")?,
+        grpc_only: grpc.is_some(),
+        fraction: fraction.map(runtime_fraction).transpose().within("runtime_fraction")?,
+    })
+}
+
+fn separated(text: Box<str>) -> Result<Box<str>> {
+    if text.len() > 1 && text.starts_with('/') && !text.ends_with('/') && !text.contains(['?', '#']) {
+        return Ok(text);
+    }
+    Err(Invalid::field("path_separated_prefix", format!("`{text}` must begin with a slash, end without one, and hold no `?` or `#`")))
+}
+
+fn redirect(value: proto::RedirectAction) -> Result<Redirect> {
+    use redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
+    let proto::RedirectAction {
+        host_redirect,
+        port_redirect,
+        response_code,
+        strip_query,
+        scheme_rewrite_specifier,
+        path_rewrite_specifier,
+    } = value;
+    let (https, scheme) = match scheme_rewrite_specifier {
+        None => (false, None),
+        Some(SchemeRewriteSpecifier::HttpsRedirect(https)) => (https, None),
+        Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) => (false, Some(scheme.to_ascii_lowercase().into_boxed_str())),
+    };
+    let path = match path_rewrite_specifier {
+        None => RedirectPath::Same,
+        Some(PathRewriteSpecifier::PathRedirect(path)) if path.is_empty() => RedirectPath::Same,
+        Some(PathRewriteSpecifier::PathRedirect(path)) => RedirectPath::Full(clean(path, "path_redirect")?),
+        Some(PathRewriteSpecifier::PrefixRewrite(path)) => RedirectPath::Prefix(clean(path, "prefix_rewrite")?),
+        Some(PathRewriteSpecifier::RegexRewrite(r)) => {
+            let (pattern, substitution) = matcher::substitution(r).within("regex_rewrite")?;
+            RedirectPath::Regex { pattern, substitution }
+        }
+        Some(PathRewriteSpecifier::PathRewrite(_)) => return Err(Invalid::unsupported("path_rewrite")),
+    };
+    let status = match RedirectResponseCode::try_from(response_code) {
+        Ok(RedirectResponseCode::MovedPermanently) => StatusCode::MOVED_PERMANENTLY,
+        Ok(RedirectResponseCode::Found) => StatusCode::FOUND,
+        Ok(RedirectResponseCode::SeeOther) => StatusCode::SEE_OTHER,
+        Ok(RedirectResponseCode::TemporaryRedirect) => StatusCode::TEMPORARY_REDIRECT,
+        Ok(RedirectResponseCode::PermanentRedirect) => StatusCode::PERMANENT_REDIRECT,
+        Err(_) => return Err(Invalid::field("response_code", format!("{response_code} is not known"))),
+    };
+    let host = (!host_redirect.is_empty()).then(|| clean(host_redirect, "host_redirect")).transpose()?;
+    let port = (port_redirect != 0).then(|| port(port_redirect).within("port_redirect")).transpose()?;
+    Ok(Redirect { https, scheme, host, port, path, status, strip_query })
+}
+
+/// Text that becomes part of a header or request line must not end it.
+pub(crate) fn clean(text: String, field: &str) -> Result<Box<str>> {
+    if text.bytes().any(|b| b < 0x20 || b == 0x7f) {
+        return Err(Invalid::field(field, "holds a control character"));
+    }
+    Ok(text.into_boxed_str())
+}
+
+fn direct(value: proto::DirectResponseAction, limit: usize) -> Result<DirectResponse> {
+    let proto::DirectResponseAction { status, body, body_format } = value;
+    refuse!(body_format);
+    let status = u16::try_from(status)
+        .ok()
+        .filter(|s| (200..600).contains(s))
+        .and_then(|s| StatusCode::from_u16(s).ok())
+        .ok_or_else(|| Invalid::field("status", format!("{status} is not between 200 and 599")))?;
+    let body = match body {
+        None | Some(core::DataSource { specifier: None, .. }) => Bytes::new(),
+        Some(source) => Bytes::from(data(source).within("body")?.bytes),
+    };
+    if body.len() > limit {
+        let reason = format!("has {} bytes, more than the {limit} of max_direct_response_body_size_bytes", body.len());
+        return Err(Invalid::field("body", reason));
+    }
+    Ok(DirectResponse { status, body })
+}

@@ -1,0 +1,329 @@
+//! Secrets: certificates and validation contexts by name, and the files they were read from.
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lateen_identity::tls::params::{certificate_pin, key_pin};
+use lateen_identity::tls::{SanKind, SanMatcher, Trust, Verification};
+use lateen_identity::{PrivateKey, WorkloadSecrets, pem};
+use lateen_proto::envoy::config::core::v3 as core;
+use lateen_proto::envoy::extensions::transport_sockets::tls::v3 as proto;
+use proto::certificate_validation_context::TrustChainVerification;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
+
+use super::common::data;
+use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::source::SecretSource;
+use super::tls::{Given, san, san_of};
+
+/// A secret by where it comes from and its name there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SecretKey {
+    pub source: SecretSource,
+    pub name: Arc<str>,
+}
+
+/// A certificate with its key.
+#[derive(Debug)]
+pub struct Certificate {
+    pub key: Arc<rustls::sign::CertifiedKey>,
+}
+
+/// What is demanded of a peer, as one message says it.
+#[derive(Clone, Debug, Default)]
+pub struct Validation {
+    roots: Option<Vec<CertificateDer<'static>>>,
+    sans: Vec<SanMatcher>,
+    key_pins: Vec<[u8; 32]>,
+    certificate_pins: Vec<[u8; 32]>,
+    revocation_lists: Vec<CertificateRevocationListDer<'static>>,
+    leaf_only: bool,
+    accept_untrusted: bool,
+}
+
+impl Validation {
+    /// Trust in these roots alone.
+    pub fn roots(roots: Vec<CertificateDer<'static>>) -> Self {
+        Self { roots: Some(roots), ..Self::default() }
+    }
+
+    /// The trusted roots, for the admin page.
+    pub fn trusted(&self) -> &[CertificateDer<'static>] {
+        self.roots.as_deref().unwrap_or_default()
+    }
+
+    /// Protobuf's merge: later single values replace, lists are appended.
+    pub(crate) fn merged<'a>(parts: impl Iterator<Item = &'a Self>) -> Self {
+        parts.fold(Self::default(), |mut all, part| {
+            if part.roots.is_some() {
+                all.roots.clone_from(&part.roots);
+            }
+            all.sans.extend(part.sans.iter().cloned());
+            all.key_pins.extend(&part.key_pins);
+            all.certificate_pins.extend(&part.certificate_pins);
+            all.revocation_lists.extend(part.revocation_lists.iter().cloned());
+            all.leaf_only |= part.leaf_only;
+            all.accept_untrusted |= part.accept_untrusted;
+            all
+        })
+    }
+
+    pub(crate) fn verification(self, check_host: bool) -> Verification {
+        let trust = match self.roots {
+            Some(roots) if !self.accept_untrusted => Trust::Roots(roots),
+            _ => Trust::Anyone,
+        };
+        // Names without roots prove nothing: making the configuration then fails, as Envoy's does.
+        Verification {
+            trust,
+            san_matchers: self.sans,
+            key_pins: self.key_pins,
+            certificate_pins: self.certificate_pins,
+            revocation_lists: self.revocation_lists,
+            revocation_leaf_only: self.leaf_only,
+            check_host,
+        }
+    }
+}
+
+/// What a name stands for at the moment.
+#[derive(Clone, Debug)]
+pub enum SecretValue {
+    Certificate(Arc<Certificate>),
+    Validation(Arc<Validation>),
+}
+
+/// All secrets known, and those that were read from files and can be read again.
+#[derive(Debug, Default)]
+pub(crate) struct Secrets {
+    values: HashMap<SecretKey, SecretValue>,
+    from_files: HashMap<SecretKey, FromFiles>,
+}
+
+/// A secret whose content is in files.
+#[derive(Debug)]
+struct FromFiles {
+    secret: proto::Secret,
+    files: Vec<PathBuf>,
+}
+
+impl Secrets {
+    pub(crate) fn certificate(&self, key: &SecretKey) -> Option<Arc<Certificate>> {
+        match self.values.get(key)? {
+            SecretValue::Certificate(certificate) => Some(certificate.clone()),
+            SecretValue::Validation(_) => None,
+        }
+    }
+
+    pub(crate) fn validation(&self, key: &SecretKey) -> Option<Arc<Validation>> {
+        match self.values.get(key)? {
+            SecretValue::Validation(validation) => Some(validation.clone()),
+            SecretValue::Certificate(_) => None,
+        }
+    }
+
+    fn set(&mut self, key: SecretKey, value: SecretValue) {
+        self.values.insert(key, value);
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&SecretKey, &SecretValue)> {
+        self.values.iter()
+    }
+
+    pub(crate) fn knows(&self, key: &SecretKey) -> bool {
+        self.values.contains_key(key)
+    }
+
+    /// Forgets everything that is neither wanted nor of a source that is given once and for all.
+    pub(crate) fn keep(&mut self, wanted: impl Fn(&SecretKey) -> bool) {
+        let keep = |key: &SecretKey| key.source == SecretSource::Static || wanted(key);
+        self.values.retain(|key, _| keep(key));
+        self.from_files.retain(|key, _| keep(key));
+    }
+
+    pub(crate) fn remove(&mut self, key: &SecretKey) {
+        self.values.remove(key);
+        self.from_files.remove(key);
+    }
+
+    /// Takes a secret in use.
+    pub(crate) fn put(&mut self, key: SecretKey, secret: proto::Secret) -> Result<()> {
+        let (value, files) = open(secret.clone())?;
+        if files.is_empty() {
+            self.from_files.remove(&key);
+        } else {
+            self.from_files.insert(key.clone(), FromFiles { secret, files });
+        }
+        self.values.insert(key, value);
+        Ok(())
+    }
+
+    /// A certificate inside a TLS context. One in files is kept as a secret of its own, so that it can be read again.
+    pub(crate) fn inline_certificate(&mut self, value: proto::TlsCertificate) -> Result<Given<Certificate>> {
+        self.inline(proto::secret::Type::TlsCertificate(value), |value| match value {
+            SecretValue::Certificate(certificate) => Some(certificate),
+            SecretValue::Validation(_) => None,
+        })
+    }
+
+    /// A validation context inside a TLS context.
+    pub(crate) fn inline_validation(&mut self, value: proto::CertificateValidationContext) -> Result<Given<Validation>> {
+        self.inline(proto::secret::Type::ValidationContext(value), |value| match value {
+            SecretValue::Validation(validation) => Some(validation),
+            SecretValue::Certificate(_) => None,
+        })
+    }
+
+    fn inline<T>(&mut self, content: proto::secret::Type, pick: fn(SecretValue) -> Option<Arc<T>>) -> Result<Given<T>> {
+        let secret = proto::Secret { name: String::new(), r#type: Some(content) };
+        let (value, files) = open(secret.clone()).map_err(Invalid::without_first_segment)?;
+        if files.is_empty() {
+            return pick(value).map(Given::Inline).ok_or_else(|| Invalid::new("is of the wrong kind"));
+        }
+        let known = self.from_files.iter().find(|(k, f)| matches!(k.source, SecretSource::Files) && f.secret == secret);
+        let key = match known {
+            Some((key, _)) => key.clone(),
+            None => {
+                let names: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
+                let number = self.from_files.len();
+                let key = SecretKey { source: SecretSource::Files, name: format!("{}#{number}", names.join(",")).into() };
+                self.from_files.insert(key.clone(), FromFiles { secret, files });
+                key
+            }
+        };
+        self.values.insert(key.clone(), value);
+        Ok(Given::Discovered(key))
+    }
+
+    /// Every file that a secret was read from.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+        self.from_files.values().flat_map(|f| &f.files).map(PathBuf::as_path)
+    }
+
+    /// Reads the secrets in these files again; those that cannot be read keep their last value.
+    pub(crate) fn reload(&mut self, changed: impl Fn(&Path) -> bool) -> Vec<(SecretKey, Result<()>)> {
+        let mut results = Vec::new();
+        for (key, from) in self.from_files.iter().filter(|(_, from)| from.files.iter().any(|f| changed(f))) {
+            let result = open(from.secret.clone()).map(|(value, _)| {
+                self.values.insert(key.clone(), value);
+            });
+            results.push((key.clone(), result));
+        }
+        results
+    }
+
+    /// The workload's own certificate and roots, under a source.
+    pub(crate) fn set_identity(&mut self, source: &SecretSource, identity: &WorkloadSecrets) -> [SecretKey; 2] {
+        let key = |name: &str| SecretKey { source: source.clone(), name: name.into() };
+        let certificate = Certificate { key: identity.certified_key() };
+        self.set(key("default"), SecretValue::Certificate(Arc::new(certificate)));
+        self.set(key("ROOTCA"), SecretValue::Validation(Arc::new(Validation::roots(identity.roots().to_vec()))));
+        [key("default"), key("ROOTCA")]
+    }
+}
+
+/// What a secret holds, and the files that it came from.
+fn open(secret: proto::Secret) -> Result<(SecretValue, Vec<PathBuf>)> {
+    let mut files = Vec::new();
+    let value = match secret.r#type {
+        Some(proto::secret::Type::TlsCertificate(c)) => {
+            SecretValue::Certificate(Arc::new(certificate(c, &mut files).within("tls_certificate")?))
+        }
+        Some(proto::secret::Type::ValidationContext(v)) => {
+            SecretValue::Validation(Arc::new(validation(v, &mut files).within("validation_context")?))
+        }
+        Some(proto::secret::Type::SessionTicketKeys(_)) => return Err(Invalid::unsupported("session_ticket_keys")),
+        Some(proto::secret::Type::GenericSecret(_)) => return Err(Invalid::unsupported("generic_secret")),
+        None => return Err(Invalid::new("is empty; give tls_certificate or validation_context")),
+    };
+    Ok((value, files))
+}
+
+/// The bytes of a source, remembering a file.
+fn read(source: Option<core::DataSource>, files: &mut Vec<PathBuf>, field: &str) -> Result<Vec<u8>> {
+    let data = source.ok_or_else(|| Invalid::new("is missing")).and_then(data).within(field)?;
+    files.extend(data.file.as_deref().map(Path::to_path_buf));
+    Ok(data.bytes)
+}
+
+fn certificate(value: proto::TlsCertificate, files: &mut Vec<PathBuf>) -> Result<Certificate> {
+    let proto::TlsCertificate {
+        certificate_chain,
+        private_key,
+        pkcs12,
+        watched_directory,
+        private_key_provider,
+        password,
+        ocsp_staple,
+        signed_certificate_timestamp,
+        tls_params,
+    } = value;
+    harmless!(watched_directory, signed_certificate_timestamp);
+    refuse!(pkcs12, private_key_provider, password, ocsp_staple, tls_params);
+    let chain = read(certificate_chain, files, "certificate_chain")?;
+    let key = read(private_key, files, "private_key")?;
+    let chain = pem::certificates(&chain, "certificate_chain").map_err(|e| Invalid::new(e.to_string()))?;
+    let key = PrivateKey::from_pem(&key, "private_key").map_err(|e| Invalid::new(e.to_string()))?;
+    let key = lateen_identity::secrets::certified_key(chain, &key).map_err(|e| Invalid::new(e.to_string()))?;
+    Ok(Certificate { key: Arc::new(key) })
+}
+
+fn validation(value: proto::CertificateValidationContext, files: &mut Vec<PathBuf>) -> Result<Validation> {
+    let proto::CertificateValidationContext {
+        trusted_ca,
+        ca_certificate_provider_instance,
+        system_root_certs,
+        watched_directory,
+        verify_certificate_spki,
+        verify_certificate_hash,
+        match_typed_subject_alt_names,
+        match_subject_alt_names,
+        require_signed_certificate_timestamp,
+        crl,
+        allow_expired_certificate,
+        trust_chain_verification,
+        custom_validator_config,
+        only_verify_leaf_cert_crl,
+        max_verify_depth,
+        suppress_client_ca_list,
+    } = value;
+    harmless!(watched_directory, suppress_client_ca_list);
+    refuse!(ca_certificate_provider_instance, require_signed_certificate_timestamp, allow_expired_certificate, max_verify_depth);
+    refuse!(system_root_certs);
+    if let Some(config) = &custom_validator_config {
+        // Istio's SPIFFE validator maps trust domains to roots; with one of them the plain check is not the same.
+        return Err(Invalid::field("custom_validator_config", format!("{} is not supported", config.name)));
+    }
+    let roots = trusted_ca.map(|ca| read(Some(ca), files, "trusted_ca")).transpose()?;
+    let roots = roots.map(|r| pem::certificates(&r, "trusted_ca").map_err(|e| Invalid::new(e.to_string()))).transpose()?;
+    let lists = crl.map(|c| read(Some(c), files, "crl")).transpose()?;
+    let lists = lists.map(|l| pem::revocation_lists(&l, "crl").map_err(|e| Invalid::new(e.to_string()))).transpose()?;
+    let mut sans = Vec::new();
+    for (index, matcher) in match_typed_subject_alt_names.into_iter().enumerate() {
+        sans.push(san(matcher).within_item("match_typed_subject_alt_names", index)?);
+    }
+    for (index, matcher) in match_subject_alt_names.into_iter().enumerate() {
+        // The older form looks at every kind of name.
+        for kind in [SanKind::Uri, SanKind::Dns, SanKind::Email, SanKind::Ip] {
+            sans.push(san_of(kind, matcher.clone()).within_item("match_subject_alt_names", index)?);
+        }
+    }
+    let pins =
+        |texts: Vec<String>, read: fn(&str) -> std::result::Result<[u8; 32], lateen_identity::tls::InvalidTlsParams>, field: &str| {
+            texts
+                .iter()
+                .enumerate()
+                .map(|(i, t)| read(t).map_err(|e| Invalid::new(e.to_string())).within_item(field, i))
+                .collect::<Result<Vec<_>>>()
+        };
+    let accept_untrusted = trust_chain_verification == TrustChainVerification::AcceptUntrusted as i32;
+    Ok(Validation {
+        roots,
+        sans,
+        key_pins: pins(verify_certificate_spki, key_pin, "verify_certificate_spki")?,
+        certificate_pins: pins(verify_certificate_hash, certificate_pin, "verify_certificate_hash")?,
+        revocation_lists: lists.unwrap_or_default(),
+        leaf_only: only_verify_leaf_cert_crl,
+        accept_untrusted,
+    })
+}

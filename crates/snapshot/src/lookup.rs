@@ -1,0 +1,72 @@
+//! From a request's host to its virtual host, and on to its route.
+use std::sync::Arc;
+
+use crate::route::{RequestHead, Route, RouteTable, VirtualHost};
+
+/// Hosts up to this length are lower-cased on the stack.
+const SHORT: usize = 255;
+
+impl RouteTable {
+    /// The virtual host and route of a request. `roll` is any uniformly distributed number: one per request.
+    pub fn find(&self, head: &RequestHead<'_>, roll: u64) -> Option<(&VirtualHost, &Arc<Route>)> {
+        let host = self.virtual_host(head.authority)?;
+        let path = head.path();
+        let route = host.routes.iter().find(|r| r.matches.check(head, path, roll).is_ok())?;
+        Some((host, route))
+    }
+
+    /// The virtual host of an authority (Envoy route_components.proto `domains`): its exact domain, else
+    /// the longest `*suffix`, else the longest `prefix*`, else `*`. Case does not count.
+    pub fn virtual_host(&self, authority: &str) -> Option<&VirtualHost> {
+        let host = if self.ignore_port_in_host { without_port(authority) } else { authority };
+        let index = if host.bytes().any(|b| b.is_ascii_uppercase()) { self.search_lowered(host) } else { self.search(host) };
+        self.virtual_hosts.get(index? as usize)
+    }
+
+    fn search_lowered(&self, host: &str) -> Option<u32> {
+        let mut buffer = [0u8; SHORT];
+        match buffer.get_mut(..host.len()) {
+            Some(lower) => {
+                lower.copy_from_slice(host.as_bytes());
+                lower.make_ascii_lowercase();
+                self.search(std::str::from_utf8(lower).ok()?)
+            }
+            None => self.search(&host.to_ascii_lowercase()),
+        }
+    }
+
+    fn search(&self, host: &str) -> Option<u32> {
+        if let Some(index) = self.exact.get(host) {
+            return Some(*index);
+        }
+        let suffix = |length: usize| host.len().checked_sub(length).and_then(|at| host.as_bytes().get(at..));
+        let prefix = |length: usize| host.as_bytes().get(..length);
+        longest(&self.suffixes, host.len(), suffix).or_else(|| longest(&self.prefixes, host.len(), prefix)).or(self.catch_all)
+    }
+}
+
+/// The longest entry that equals the part of its length. Entries are sorted by length, longest first,
+/// then by text, so each length that occurs costs two binary searches, however many entries it has.
+fn longest<'a>(entries: &[(Box<str>, u32)], host_length: usize, part: impl Fn(usize) -> Option<&'a [u8]>) -> Option<u32> {
+    // A wildcard stands for at least one character.
+    let mut rest = entries.get(entries.partition_point(|(text, _)| text.len() >= host_length)..)?;
+    while let Some((first, _)) = rest.first() {
+        let length = first.len();
+        let (group, shorter) = rest.split_at(rest.partition_point(|(text, _)| text.len() == length));
+        if let Some(wanted) = part(length) {
+            if let Ok(found) = group.binary_search_by(|(text, _)| text.as_bytes().cmp(wanted)) {
+                return group.get(found).map(|(_, index)| *index);
+            }
+        }
+        rest = shorter;
+    }
+    None
+}
+
+/// The host without its port, if what follows the last colon is one. Leaves `[::1]` and `::1` alone.
+pub fn without_port(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) && (host.ends_with(']') || !host.contains(':')) => host,
+        _ => authority,
+    }
+}
