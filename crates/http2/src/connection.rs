@@ -3,7 +3,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode};
 
 use crate::StreamId;
-use crate::event::{ConnectionError, RequestHead};
+use crate::event::{ConnectionError, RequestRef};
 use crate::flood::Flood;
 use crate::frame::{self, Reason, flag, kind, setting};
 use crate::hpack::{Decoder, Encoder};
@@ -205,27 +205,30 @@ impl Connection {
     ///
     /// # Errors
     /// When the peer takes no more streams, now or ever.
-    pub fn send_request(&mut self, head: &RequestHead, end: bool) -> Result<StreamId, Refused> {
+    pub fn send_request(&mut self, head: RequestRef<'_>, end: bool) -> Result<StreamId, Refused> {
         self.can_open()?;
         let id = self.next_id;
         self.next_id += 2;
         let mut block = std::mem::take(&mut self.block);
         self.encoder.begin(&mut block);
-        self.encoder.method(&head.method, &mut block);
-        if head.method != Method::CONNECT || head.protocol.is_some() {
-            self.encoder.scheme(&head.scheme, &mut block);
-            self.encoder.pseudo(b":path", &head.path, &mut block);
+        self.encoder.method(head.method, &mut block);
+        if *head.method != Method::CONNECT || head.protocol.is_some() {
+            self.encoder.scheme(head.scheme, &mut block);
+            self.encoder.pseudo(b":path", head.path, &mut block);
         }
         if !head.authority.is_empty() {
-            self.encoder.pseudo(b":authority", &head.authority, &mut block);
+            self.encoder.pseudo(b":authority", head.authority, &mut block);
         }
-        if let Some(protocol) = &head.protocol {
+        if let Some(protocol) = head.protocol {
             self.encoder.pseudo(b":protocol", protocol, &mut block);
         }
-        self.encoder.headers(&head.headers, &mut block);
+        self.encoder.headers(head.headers, &mut block);
+        for (name, value) in head.more {
+            self.encoder.pseudo(name.as_bytes(), value, &mut block);
+        }
         let mut stream = Stream::new(self.peer.initial_window, self.config.stream_window);
         stream.sending = !end;
-        stream.bodiless = head.method == Method::HEAD;
+        stream.bodiless = *head.method == Method::HEAD;
         self.streams.insert(id, stream);
         self.flood.streams += 1;
         self.put_block(id, block, end);

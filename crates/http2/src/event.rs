@@ -22,6 +22,34 @@ pub struct RequestHead {
     pub size: usize,
 }
 
+impl RequestHead {
+    pub fn as_ref(&self) -> RequestRef<'_> {
+        RequestRef {
+            method: &self.method,
+            scheme: &self.scheme,
+            authority: &self.authority,
+            path: &self.path,
+            protocol: self.protocol.as_deref(),
+            headers: &self.headers,
+            more: &[],
+        }
+    }
+}
+
+/// A request's head on its way out, borrowed from wherever it lives.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestRef<'a> {
+    pub method: &'a Method,
+    pub scheme: &'a [u8],
+    pub authority: &'a [u8],
+    /// With query; left out for plain CONNECT.
+    pub path: &'a [u8],
+    pub protocol: Option<&'a [u8]>,
+    pub headers: &'a HeaderMap,
+    /// Lower-case names and values to send after `headers`.
+    pub more: &'a [(&'static str, &'a [u8])],
+}
+
 /// Something happened on a stream or on the connection.
 #[derive(Debug)]
 pub enum Event {

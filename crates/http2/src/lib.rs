@@ -18,7 +18,7 @@ pub mod shell;
 mod stream;
 
 pub use connection::{Config, Connection, Refused, Role};
-pub use event::{ConnectionError, Event, RequestHead};
+pub use event::{ConnectionError, Event, RequestHead, RequestRef};
 pub use frame::Reason;
 pub use output::Output;
 

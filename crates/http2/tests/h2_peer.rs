@@ -83,7 +83,7 @@ async fn our_client_is_answered_by_their_server() {
             path: Bytes::from(format!("/{n}")),
             ..RequestHead::default()
         };
-        client.send_request(&head, true).unwrap();
+        client.send_request(head.as_ref(), true).unwrap();
         let (mut size, mut done) = (0, false);
         while !done {
             for event in turn(&mut client, &mut ours, &mut bytes).await {

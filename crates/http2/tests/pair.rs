@@ -67,7 +67,7 @@ fn header(name: &'static str, value: &'static str) -> HeaderMap {
 #[test]
 fn a_request_is_answered_with_body_and_trailers_and_leaves_nothing_behind() {
     let mut pair = Pair::new(Config::default());
-    let id = pair.client.send_request(&RequestHead { headers: header("x-a", "1"), ..get("/r/0?x=1") }, true).unwrap();
+    let id = pair.client.send_request(RequestHead { headers: header("x-a", "1"), ..get("/r/0?x=1") }.as_ref(), true).unwrap();
     pair.exchange();
     let (seen, head) = pair.last_request();
     assert_eq!((seen, &head.path[..], &head.authority[..]), (id, &b"/r/0?x=1"[..], &b"reviews:9080"[..]));
@@ -86,7 +86,7 @@ fn a_request_is_answered_with_body_and_trailers_and_leaves_nothing_behind() {
 #[test]
 fn a_large_body_stops_at_the_window_and_goes_on_when_it_is_read() {
     let mut pair = Pair::new(Config { stream_window: 65_535, connection_window: 65_535, ..Config::default() });
-    let id = pair.client.send_request(&get("/"), true).unwrap();
+    let id = pair.client.send_request(get("/").as_ref(), true).unwrap();
     pair.exchange();
     pair.server.send_response(id, StatusCode::OK, &HeaderMap::new(), false);
     let mut body = Bytes::from(vec![7; 200_000]);
@@ -117,21 +117,21 @@ fn body_bytes(events: &[Event]) -> usize {
 #[test]
 fn streams_beyond_the_limit_are_refused_before_they_are_sent() {
     let mut pair = Pair::new(Config { max_concurrent_streams: 2, ..Config::default() });
-    let first = pair.client.send_request(&get("/"), true).unwrap();
-    pair.client.send_request(&get("/"), true).unwrap();
-    assert_eq!(pair.client.send_request(&get("/"), true), Err(Refused::Full));
+    let first = pair.client.send_request(get("/").as_ref(), true).unwrap();
+    pair.client.send_request(get("/").as_ref(), true).unwrap();
+    assert_eq!(pair.client.send_request(get("/").as_ref(), true), Err(Refused::Full));
     pair.exchange();
     pair.server.send_response(first, StatusCode::NO_CONTENT, &HeaderMap::new(), true);
     pair.exchange();
-    assert!(pair.client.send_request(&get("/"), true).is_ok());
+    assert!(pair.client.send_request(get("/").as_ref(), true).is_ok());
 }
 
 #[test]
 fn going_away_finishes_what_is_open_and_refuses_what_came_too_late() {
     let mut pair = Pair::new(Config::default());
-    let open = pair.client.send_request(&get("/"), true).unwrap();
+    let open = pair.client.send_request(get("/").as_ref(), true).unwrap();
     pair.exchange();
-    let late = pair.client.send_request(&get("/late"), true).unwrap();
+    let late = pair.client.send_request(get("/late").as_ref(), true).unwrap();
     pair.server.go_away(Reason::NO_ERROR);
     let mut bytes = drain(&mut pair.server);
     pair.client.receive(&mut bytes, &mut pair.at_client).unwrap();
@@ -198,7 +198,7 @@ fn floods_end_the_connection() {
 fn honest_traffic_is_no_flood() {
     let mut pair = Pair::new(Config::default());
     for _ in 0..5000 {
-        let id = pair.client.send_request(&get("/"), true).unwrap();
+        let id = pair.client.send_request(get("/").as_ref(), true).unwrap();
         pair.exchange();
         pair.server.send_response(id, StatusCode::OK, &header("server", "x"), false);
         pair.server.send_data(id, &mut Bytes::from_static(&[1; 1000]), true);
@@ -261,7 +261,7 @@ proptest! {
     #[test]
     fn any_bytes_are_survived(garbage in prop::collection::vec(any::<u8>(), 0..600), kinds in prop::collection::vec((0u8..11, any::<u8>(), 0u32..8, prop::collection::vec(any::<u8>(), 0..40)), 0..30)) {
         for mut connection in [Connection::server(Config::default()), Connection::client(Config::default())] {
-            let _ = connection.send_request(&get("/"), false);
+            let _ = connection.send_request(get("/").as_ref(), false);
             let mut bytes = drain(&mut Connection::client(Config::default()));
             for (kind, flags, id, payload) in &kinds {
                 frame(&mut bytes, *kind, *flags, *id, payload);

@@ -74,7 +74,7 @@ fn bodies_larger_than_every_window_pass_both_ways_at_once_on_many_streams() {
         let one = |n: usize| {
             let sender = sender.clone();
             async move {
-                let stream = std::rc::Rc::new(std::cell::RefCell::new(sender.send(&post(), false).unwrap()));
+                let stream = std::rc::Rc::new(std::cell::RefCell::new(sender.send(post().as_ref(), false).unwrap()));
                 let writer = std::rc::Rc::clone(&stream);
                 spawn_local(async move {
                     for _ in 0..n {
@@ -104,8 +104,8 @@ fn bodies_larger_than_every_window_pass_both_ways_at_once_on_many_streams() {
 fn a_dropped_handle_resets_its_stream_and_no_other() {
     run(async {
         let sender = pair();
-        let mut kept = sender.send(&post(), false).unwrap();
-        let dropped = sender.send(&post(), false).unwrap();
+        let mut kept = sender.send(post().as_ref(), false).unwrap();
+        let dropped = sender.send(post().as_ref(), false).unwrap();
         drop(dropped);
         kept.send_data(Bytes::from_static(b"hello"));
         kept.send_end(None);
@@ -121,10 +121,10 @@ fn when_the_connection_ends_waiting_streams_fail_and_new_ones_are_refused() {
         let (a, b) = tokio::io::duplex(10_000);
         let (sender, driver) = connect(a, Config::default());
         spawn_local(driver);
-        let mut stream = sender.send(&post(), true).unwrap();
+        let mut stream = sender.send(post().as_ref(), true).unwrap();
         drop(b);
         assert_eq!(poll_fn(|cx| stream.poll_response(cx)).await.unwrap_err(), Failure::Closed);
-        assert!(sender.send(&post(), true).is_err() && sender.is_closed());
+        assert!(sender.send(post().as_ref(), true).is_err() && sender.is_closed());
     });
 }
 
@@ -135,7 +135,7 @@ fn a_server_that_goes_away_lets_open_streams_finish() {
         let (sender, driver) = connect(a, Config::default());
         let client = spawn_local(driver);
         let mut server = Server::new(b, Config::default(), BytesMut::new());
-        let mut stream = sender.send(&post(), false).unwrap();
+        let mut stream = sender.send(post().as_ref(), false).unwrap();
         let accepted = poll_fn(|cx| server.poll_accept(cx)).await.unwrap();
         server.go_away(Reason::NO_ERROR);
         spawn_local(echo(accepted));

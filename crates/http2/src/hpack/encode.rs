@@ -123,6 +123,7 @@ impl Encoder {
         }
     }
 
+    /// Any field whose name is known to be lower case: pseudo headers and fixed names.
     pub(crate) fn pseudo(&mut self, name: &[u8], value: &[u8], out: &mut BytesMut) {
         if name == b":path" && value == b"/" {
             out.put_u8(0x84);

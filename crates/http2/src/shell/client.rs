@@ -10,7 +10,7 @@ use super::driver::{Pump, Turn};
 use super::session::{Session, Slot};
 use super::stream::Stream;
 use crate::connection::{Config, Connection, Refused};
-use crate::event::RequestHead;
+use crate::event::RequestRef;
 use crate::frame::Reason;
 
 /// Starts a client connection on `io`: spawn the driver, send through the sender.
@@ -42,7 +42,7 @@ impl Sender {
     ///
     /// # Errors
     /// When the peer takes no more streams, now ([`Refused::Full`]) or ever.
-    pub fn send(&self, head: &RequestHead, end: bool) -> Result<Stream, Refused> {
+    pub fn send(&self, head: RequestRef<'_>, end: bool) -> Result<Stream, Refused> {
         let mut inner = self.0.0.borrow_mut();
         if inner.closed {
             return Err(Refused::Closing);
