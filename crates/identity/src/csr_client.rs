@@ -358,6 +358,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_rotation_renews_before_the_end_and_outlives_its_token() {
+        let mesh = Mesh::start(Limits::default()).await;
+        let mut client = mesh.client("reviews");
+        client.config.ttl = Duration::from_secs(3);
+        let rotation = crate::rotation::Rotation::start(Arc::new(client), crate::rotation::Policy::default());
+        let mut current = rotation.ready(Duration::from_secs(10)).await.unwrap();
+        std::fs::remove_file(mesh.folder.path().join("reviews")).unwrap();
+        let mut secrets = rotation.secrets();
+        secrets.mark_unchanged();
+        for _ in 0..2 {
+            tokio::time::timeout(Duration::from_secs(5), secrets.changed()).await.unwrap().unwrap();
+            assert!(SystemTime::now() < current.expiry(), "the old certificate was still good when the new one came");
+            let next = secrets.borrow_and_update().clone().unwrap();
+            assert_ne!(next.leaf().serial, current.leaf().serial);
+            current = next;
+        }
+        assert_eq!(rotation.status().borrow().failures, 0);
+    }
+
+    #[tokio::test]
     async fn bad_tokens_get_an_opaque_answer() {
         let mesh = Mesh::start(Limits::default()).await;
         let client = mesh.client("reviews");

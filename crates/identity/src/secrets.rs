@@ -78,6 +78,7 @@ pub struct WorkloadSecrets {
     key: PrivateKey,
     roots: Vec<CertificateDer<'static>>,
     leaf: PeerIdentity,
+    expiry: SystemTime,
     certified: Arc<CertifiedKey>,
 }
 
@@ -93,7 +94,9 @@ impl WorkloadSecrets {
         let leaf = chain.first().ok_or(InvalidSecrets::NoCertificate)?;
         let leaf = PeerIdentity::from_der(leaf).map_err(|e| InvalidSecrets::Leaf(e.to_string()))?;
         let certified = Arc::new(certified_key(chain.clone(), &key)?);
-        Ok(Self { chain, key, roots, leaf, certified })
+        let ends = chain.iter().filter_map(|c| PeerIdentity::from_der(c).ok()).map(|c| c.not_after);
+        let expiry = ends.min().unwrap_or(leaf.not_after);
+        Ok(Self { chain, key, roots, leaf, expiry, certified })
     }
 
     /// Reads an identity from PEM texts.
@@ -146,7 +149,7 @@ impl WorkloadSecrets {
 
     /// When the earliest certificate of the chain ends, usually the leaf.
     pub fn expiry(&self) -> SystemTime {
-        self.leaf.not_after
+        self.expiry
     }
 
     /// Chain and key as rustls wants them; shared, so that handing it out is cheap.

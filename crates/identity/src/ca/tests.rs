@@ -206,7 +206,6 @@ fn openssl_accepts_the_chain_and_its_keys_are_accepted_in_every_form() {
         assert!(output.status.success(), "openssl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    let now = SystemTime::now();
     // A root as `make root-ca` of Istio's tools writes it: RSA, PKCS#1.
     for (kind, form) in [
         (["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"], "rsa"),
@@ -230,6 +229,7 @@ fn openssl_accepts_the_chain_and_its_keys_are_accepted_in_every_form() {
         ]);
         run(&[form, "-in", "plain.pem", "-out", "ca-key.pem"]);
         std::fs::copy(folder.path().join("ca-cert.pem"), folder.path().join("root-cert.pem")).unwrap();
+        let now = SystemTime::now();
         let ca = CertificateAuthority::plugged_in(folder.path(), now).unwrap();
 
         run(&["req", "-new", "-newkey", "rsa:2048", "-nodes", "-keyout", "w.key", "-subj", "/CN=ignored", "-out", "w.csr"]);
@@ -261,4 +261,21 @@ async fn the_control_planes_certificate_follows_the_authority() {
     let second = served.borrow().clone().unwrap();
     assert_eq!(second.roots(), ca.roots());
     assert_ne!(second.roots(), first.roots());
+}
+
+#[test]
+fn damaged_requests_never_panic_and_never_get_another_key_signed() {
+    let request = CertificateParams::default().serialize_request(&KeyPair::generate().unwrap()).unwrap();
+    let good = request.der().to_vec();
+    let key = SigningRequest::from_pem(&request.pem().unwrap()).unwrap().public_key;
+    for position in 0..good.len() {
+        for change in [0x01, 0x80, 0xff] {
+            let mut der = good.clone();
+            der[position] ^= change;
+            // Tags around the signed part are covered by no signature; what counts is the key.
+            let outcome = SigningRequest::from_pem(&pem::encode("CERTIFICATE REQUEST", &der));
+            assert!(outcome.map_or(true, |r| r.public_key == key), "octet {position}");
+        }
+        assert!(SigningRequest::from_pem(&pem::encode("CERTIFICATE REQUEST", &good[..position])).is_err());
+    }
 }

@@ -114,7 +114,7 @@ fn client(key: &Arc<CertifiedKey>, roots: Vec<CertificateDer<'static>>) -> Clien
 fn server_refuses(forge: &Forge, key: &Arc<CertifiedKey>) -> String {
     let good = forge.leaf(&["spiffe://td/ns/a/sa/server"], |_| {});
     let outcome = handshake(&client(key, forge.roots()).build().unwrap(), &server(&good, forge.roots()).build().unwrap());
-    let (side, reason) = outcome.err().expect("a refusal");
+    let (side, reason) = outcome.expect_err("a refusal");
     assert_eq!(side, "server", "{reason}");
     reason
 }
@@ -377,4 +377,24 @@ fn no_debug_output_shows_a_key() {
         assert!(!shown.contains(&secret), "a key is visible");
     }
     assert!(shown.contains("PrivateKey(elided)"));
+}
+
+#[test]
+fn damaged_certificates_never_panic() {
+    let forge = Forge::new("Root");
+    let key = forge.leaf(&["spiffe://td/ns/a/sa/b"], |p| p.distinguished_name.push(DnType::CommonName, "x"));
+    let verifier = ChainVerifier::new(&forge.roots()).unwrap();
+    let now = verifier::unix_time(SystemTime::now());
+    let good = key.cert[0].to_vec();
+    for position in 0..good.len() {
+        for change in [0x01, 0x80, 0xff] {
+            let mut der = good.clone();
+            der[position] ^= change;
+            let der = CertificateDer::from(der);
+            let _ = PeerIdentity::from_der(&der);
+            assert!(verifier.verify(&der, &[], Usage::Client, now).is_err(), "octet {position}");
+        }
+        let cut = CertificateDer::from(good[..position].to_vec());
+        assert!(PeerIdentity::from_der(&cut).is_err() && verifier.verify(&cut, &[], Usage::Client, now).is_err());
+    }
 }
