@@ -144,12 +144,18 @@ impl<P, S: Clone> Hub<P, S> {
     /// Makes `snapshot` the current one and tells everyone; `types` bounds what can have changed,
     /// `since` is when.
     pub fn publish(&self, snapshot: S, types: Types, since: Instant) {
+        self.publish_with(snapshot, since, |_| types.clone());
+    }
+
+    /// As [`Hub::publish`], where the types that can have changed depend on the client.
+    pub fn publish_with(&self, snapshot: S, since: Instant, types: impl Fn(&P) -> Types) {
         let mut inner = lock(&self.inner);
         // A client that waits for the first snapshot has nothing of any type.
-        let types = if inner.latest.is_none() { Types::All } else { types };
+        let is_first = inner.latest.is_none();
         inner.latest = Some(snapshot.clone());
         for connection in inner.connections.values() {
-            connection.offer(Push { snapshot: snapshot.clone(), types: types.clone(), since });
+            let types = if is_first { Types::All } else { types(&connection.proxy) };
+            connection.offer(Push { snapshot: snapshot.clone(), types, since });
         }
     }
 
