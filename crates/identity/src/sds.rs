@@ -74,7 +74,7 @@ pub struct Subscription {
 /// What a request asks of the server.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Reaction {
-    /// Send what is due, see [`Subscription::due`].
+    /// Send what is due: [`Subscription::response`] or [`Subscription::delta_response`].
     Send,
     /// The client took, or with a reason did not take, the last response.
     Acknowledged(Option<String>),

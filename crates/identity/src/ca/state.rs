@@ -19,6 +19,9 @@ const KEY: &str = "ca-key.pem";
 /// Reads the authority in `folder`, or makes one when neither file is there.
 pub(super) fn open(folder: &Path, trust_domain: &str, now: SystemTime) -> Result<SigningMaterial, CaError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|e| io(folder, e))?;
+    // Two processes that start at once must end up with one root. The lock goes with the handle.
+    let handle = fs::File::open(folder).map_err(|e| io(folder, e))?;
+    handle.lock().map_err(|e| io(folder, e))?;
     let (certificate, key) = (folder.join(CERTIFICATE), folder.join(KEY));
     // Both are looked for: a lone key or certificate is the trace of a mishap, not of a first start.
     if !certificate.exists() && !key.exists() {

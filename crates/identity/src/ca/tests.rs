@@ -144,6 +144,17 @@ fn the_state_folder_is_private_and_reused() {
 }
 
 #[test]
+fn processes_that_start_together_share_one_root() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || CertificateAuthority::self_signed(folder.path(), "td", SystemTime::now()).unwrap().roots();
+    let roots: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    assert!(roots.iter().all(|r| *r == roots[0]));
+}
+
+#[test]
 fn plugged_in_files_sign_and_are_reloaded_when_they_change() {
     let folder = tempfile::tempdir().unwrap();
     write_cacerts(folder.path(), "Root A");

@@ -398,3 +398,53 @@ fn damaged_certificates_never_panic() {
         assert!(PeerIdentity::from_der(&cut).is_err() && verifier.verify(&cut, &[], Usage::Client, now).is_err());
     }
 }
+
+/// Shows `key` to a server of ours with the openssl program; what it printed and what the server saw.
+fn openssl_client(forge: &Forge, account: &str) -> Option<(bool, Result<PeerIdentity, String>)> {
+    let folder = tempfile::tempdir().unwrap();
+    let own = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = vec![SanType::URI(account.try_into().unwrap())];
+    let own_cert = params.signed_by(&own, &Issuer::from_params(&forge.params, &forge.key)).unwrap();
+    std::fs::write(folder.path().join("own.pem"), own_cert.pem()).unwrap();
+    std::fs::write(folder.path().join("own.key"), own.serialize_pem()).unwrap();
+    std::fs::write(folder.path().join("root.pem"), crate::pem::encode_certificates(&forge.roots())).unwrap();
+
+    let config = server(&forge.leaf(&["spiffe://td/ns/a/sa/server"], |_| {}), forge.roots()).build().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let mut client = std::process::Command::new("openssl")
+        .args(["s_client", "-connect", &address, "-tls1_3", "-cert", "own.pem", "-key", "own.key", "-CAfile", "root.pem"])
+        .args(["-verify_return_error", "-quiet", "-no_ign_eof"])
+        .current_dir(folder.path())
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .ok()?;
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut connection = ServerConnection::new(config).unwrap();
+    let outcome = connection.complete_io(&mut stream).map_err(|e| refusal(&e));
+    let peer = outcome.map(|_| PeerIdentity::of_connection(&connection).unwrap());
+    if peer.is_ok() {
+        connection.writer().write_all(b"hello from the mesh").unwrap();
+        connection.send_close_notify();
+    }
+    let _ = connection.complete_io(&mut stream);
+    drop((stream, client.stdin.take()));
+    let output = client.wait_with_output().unwrap();
+    Some((String::from_utf8_lossy(&output.stdout).contains("hello from the mesh"), peer))
+}
+
+#[test]
+fn openssl_as_a_mesh_peer_is_served_or_refused_by_its_identity() {
+    let forge = Forge::new("Root");
+    let Some((served, peer)) = openssl_client(&forge, "spiffe://td/ns/default/sa/legacy") else { return };
+    assert_eq!(peer.unwrap().spiffe.unwrap().service_account(), "legacy");
+    assert!(served);
+    let (served, peer) = openssl_client(&forge, "spiffe://other/ns/default/sa/legacy").unwrap();
+    assert!(!served);
+    assert!(peer.unwrap_err().contains("trust domain `other`"));
+}
