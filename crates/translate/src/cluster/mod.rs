@@ -282,8 +282,8 @@ fn inbound_cluster(world: &World, view: &ProxyView, port: u16, targets: &[Servic
     policy::apply_connection_pool(&mut draft, &world.mesh, own.connection_pool.as_ref());
     if to_pod {
         draft.cluster.lb_policy = cluster_v3::cluster::LbPolicy::ClusterProvided as i32;
-        // The workload's address never changes: forgetting it would only cut idle connections.
-        draft.cluster.cleanup_interval = Some(wire::duration(Duration::from_secs(9_223_372_036)));
+        // Ten years: the workload's address never changes, and forgetting it would only cut idle connections.
+        draft.cluster.cleanup_interval = Some(wire::duration(Duration::from_secs(315_360_000)));
         draft.cluster.upstream_bind_config = Some(bind_to_workload(view.ip_mode()));
     } else {
         let address = wire::address(view.ip_mode().localhosts()[0], u32::from(port));
