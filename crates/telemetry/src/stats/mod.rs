@@ -12,7 +12,7 @@ mod registry;
 mod render;
 mod sample;
 
-pub use block::{Block, BlockName, Local, Shard, Tag};
+pub use block::{Block, BlockName, Held, Local, Shard, Tag};
 pub use histogram::{Buckets, ENVOY_BYTES, ENVOY_MS, ENVOY_MS_FINE, HistogramValue};
 pub use metric::{Counter, Gauge, Histogram, Kind, MetricDef, cell_of, cells_of};
 pub use prometheus::prometheus;
