@@ -3,7 +3,7 @@ pub mod certificate;
 pub mod jwt;
 
 pub use certificate::CertificateAuthenticator;
-pub use jwt::{InvalidKeys, JwtAuthenticator, JwtConfig};
+pub use jwt::{AUDIENCE, InvalidKeys, JwtAuthenticator, JwtConfig};
 
 use futures_util::future::BoxFuture;
 use lateen_core::spiffe::SpiffeId;

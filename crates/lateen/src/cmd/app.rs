@@ -1,12 +1,12 @@
 //! `lateen app`: the built-in sample service, its load generator and its small curl.
 
 /// The options; see `lateen app --help`.
-pub use lateen_app::AppArgs as Args;
+pub(crate) use lateen_app::AppArgs as Args;
 
 /// Serves, loads or gets, as the options say.
 ///
 /// # Errors
 /// When a port is taken, an address is wrong, or nothing answered.
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     lateen_app::run(args)
 }
