@@ -6,6 +6,7 @@
 //! what it cannot honour; the main thread publishes it and each worker reads it without a lock.
 //! On the path of a request it answers which chain, which route, which cluster.
 pub mod authorize;
+pub mod bootstrap;
 pub mod chain;
 pub mod cluster;
 pub mod compile;

@@ -8,7 +8,7 @@ use lateen_proto::envoy::extensions::access_loggers::stream::v3 as stream;
 use lateen_proto::{Any, any};
 
 use super::common::{data, open, struct_json};
-use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::invalid::{Invalid, Result, Within, harmless};
 use super::matcher::header;
 use crate::http::{AccessLog, LogFilter, LogFormat};
 use crate::matcher::ValueMatcher;
@@ -117,4 +117,13 @@ fn comparison(value: Option<proto::ComparisonFilter>) -> Result<ValueMatcher> {
         Ok(Op::Ne) => Ok(ValueMatcher::NotEqual(value)),
         Err(_) => Err(Invalid::field("op", format!("{op} is not known"))),
     }
+}
+
+/// The admin server's own log is not written, and says so instead of being silently empty.
+pub(crate) fn refuse_admin_logs(values: &[proto::AccessLog]) -> Result<()> {
+    let is_null = |log: &proto::AccessLog| match &log.config_type {
+        Some(access_log::ConfigType::TypedConfig(config)) => any::open::<FileAccessLog>(config).is_ok_and(|file| file.path == "/dev/null"),
+        None => true,
+    };
+    if values.iter().all(is_null) { Ok(()) } else { Err(Invalid::unsupported("access_log")) }
 }

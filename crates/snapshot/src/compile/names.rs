@@ -36,10 +36,6 @@ impl Names {
         id
     }
 
-    pub(crate) fn cluster_name(&self, id: ClusterId) -> Option<&Arc<str>> {
-        self.cluster_names.get(id.0 as usize)
-    }
-
     pub(crate) fn cluster_names(&self) -> &[Arc<str>] {
         &self.cluster_names
     }

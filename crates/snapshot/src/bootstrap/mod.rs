@@ -1,0 +1,325 @@
+//! Bootstrap files: Envoy's YAML or JSON, judged field by field like any other message.
+#![allow(deprecated)] // Older fields still occur in files and must be judged like any other.
+mod shape;
+pub mod stats;
+pub mod yaml;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use lateen_proto::any;
+use lateen_proto::envoy::config::bootstrap::v3::{self as proto, bootstrap, runtime_layer};
+use lateen_proto::envoy::config::core::v3::{self as core, api_config_source::ApiType, config_source::ConfigSourceSpecifier};
+use lateen_proto::json::Codec;
+use lateen_proto::{Any, Struct};
+
+pub use stats::StatsMatcher;
+
+use crate::compile::Invalid;
+use crate::compile::parts::{Place, Within, api_cluster, harmless, place, refuse, refuse_admin_logs};
+
+type Result<T> = std::result::Result<T, Invalid>;
+
+/// What a bootstrap says, apart from the resources in it.
+#[derive(Clone, Debug)]
+pub struct Bootstrap {
+    pub node: core::Node,
+    /// The admin server's address; `None` runs none.
+    pub admin: Option<AdminAddress>,
+    /// Static secrets, clusters and listeners, in the order in which they must be taken in use.
+    pub resources: Vec<Any>,
+    pub listeners: Option<DynamicSource>,
+    pub clusters: Option<DynamicSource>,
+    pub ads: Option<Ads>,
+    /// Which statistics are shown.
+    pub stats: StatsMatcher,
+    pub stats_flush_interval: Option<Duration>,
+    /// The file itself, for `config_dump`.
+    pub encoded: Any,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminAddress {
+    Socket(SocketAddr),
+    Pipe(String),
+}
+
+/// Where listeners or clusters come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DynamicSource {
+    Ads,
+    /// A file that holds a discovery response, watched.
+    Path(String),
+    /// A discovery service of its own behind this static cluster.
+    Cluster {
+        cluster: String,
+        delta: bool,
+    },
+}
+
+/// The aggregated stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ads {
+    /// A static cluster.
+    pub cluster: String,
+    pub delta: bool,
+    pub authority: Option<String>,
+    /// Sent with the stream, e.g. `ClusterID`.
+    pub metadata: Vec<(String, String)>,
+}
+
+/// A bootstrap that cannot be used. The text names file, line and field.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidBootstrap(String);
+
+/// Reads and judges a bootstrap file, YAML or JSON.
+///
+/// # Errors
+/// When it cannot be read, a field is unknown, or one would change behaviour and is not honoured.
+pub fn load(path: &Path) -> std::result::Result<Bootstrap, InvalidBootstrap> {
+    let text = std::fs::read_to_string(path).map_err(|e| InvalidBootstrap(format!("{}: {e}", path.display())))?;
+    parse(&text, &path.display().to_string())
+}
+
+/// [`load`] for a text; `origin` is named in errors.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse(text: &str, origin: &str) -> std::result::Result<Bootstrap, InvalidBootstrap> {
+    // JSON is YAML, but its own reader is ten times as fast and big bootstraps are JSON.
+    let json = match serde_json::from_str(text) {
+        Ok(json) => json,
+        Err(_) => yaml::read(text).map_err(|e| InvalidBootstrap(format!("{origin}: {e}")))?,
+    };
+    let proto: proto::Bootstrap = shape::read(&Codec::new(), &json).map_err(|misfit| {
+        let line = yaml::line_of(text, &misfit.path).map(|l| format!("{l}:")).unwrap_or_default();
+        let shown = misfit.shown();
+        let shown = if shown.is_empty() { shown } else { shown + ": " };
+        InvalidBootstrap(format!("{origin}:{line} {shown}{}", misfit.reason))
+    })?;
+    drop(json);
+    judge(proto).map_err(|invalid| InvalidBootstrap(format!("{origin}: {invalid}")))
+}
+
+/// Judges a bootstrap that is there as a message already.
+///
+/// # Errors
+/// When a field would change behaviour and is not honoured.
+pub fn judge(value: proto::Bootstrap) -> Result<Bootstrap> {
+    let encoded = any::pack(&value);
+    let proto::Bootstrap {
+        node,
+        node_context_params,
+        static_resources,
+        dynamic_resources,
+        cluster_manager,
+        hds_config,
+        flags_path,
+        stats_sinks,
+        deferred_stat_options,
+        stats_config,
+        stats_flush_interval,
+        watchdog,
+        watchdogs,
+        tracing,
+        layered_runtime,
+        admin,
+        overload_manager,
+        enable_dispatcher_stats,
+        header_prefix,
+        stats_server_version_override,
+        use_tcp_for_dns_lookups,
+        dns_resolution_config,
+        typed_dns_resolver_config,
+        bootstrap_extensions,
+        fatal_actions,
+        config_sources,
+        default_config_source,
+        default_socket_interface,
+        certificate_provider_instances,
+        inline_headers,
+        perf_tracing_file_path,
+        default_regex_engine,
+        xds_delegate_extension,
+        xds_config_tracker_extension,
+        listener_manager,
+        application_log_config,
+        grpc_async_client_manager_config,
+        memory_allocator_manager,
+        enable_worker_cpu_affinity,
+        stats_flush,
+        stats_eviction,
+    } = value;
+    // How the process runs, not what it answers.
+    harmless!(node_context_params, flags_path, deferred_stat_options, watchdog, watchdogs, enable_dispatcher_stats);
+    harmless!(stats_server_version_override, fatal_actions, perf_tracing_file_path, memory_allocator_manager, enable_worker_cpu_affinity);
+    harmless!(
+        stats_flush,
+        stats_eviction,
+        grpc_async_client_manager_config,
+        application_log_config,
+        typed_dns_resolver_config,
+        inline_headers
+    );
+    refuse!(hds_config, stats_sinks, tracing, header_prefix, use_tcp_for_dns_lookups, dns_resolution_config, config_sources);
+    refuse!(default_config_source, default_socket_interface, certificate_provider_instances, default_regex_engine);
+    refuse!(xds_delegate_extension, xds_config_tracker_extension, listener_manager);
+    extensions(bootstrap_extensions)?;
+    overload(overload_manager.map(|o| o.actions.len() + o.loadshed_points.len()).unwrap_or(0))?;
+    runtime(layered_runtime).within("layered_runtime")?;
+    self::cluster_manager(cluster_manager).within("cluster_manager")?;
+    let dynamic = dynamic_resources.unwrap_or_default();
+    let bootstrap::DynamicResources { lds_config, lds_resources_locator, cds_config, cds_resources_locator, ads_config } = dynamic;
+    let checked = || -> Result<_> {
+        refuse!(lds_resources_locator, cds_resources_locator);
+        let ads = ads_config.map(ads).transpose().within("ads_config")?;
+        let listeners = lds_config.map(|c| source(c, ads.is_some())).transpose().within("lds_config")?;
+        let clusters = cds_config.map(|c| source(c, ads.is_some())).transpose().within("cds_config")?;
+        Ok((ads, listeners, clusters))
+    };
+    let (ads, listeners, clusters) = checked().within("dynamic_resources")?;
+    Ok(Bootstrap {
+        node: node.unwrap_or_default(),
+        admin: admin.map(self::admin).transpose().within("admin")?.flatten(),
+        resources: resources(static_resources.unwrap_or_default()),
+        listeners,
+        clusters,
+        ads,
+        stats: StatsMatcher::compile(stats_config).within("stats_config")?,
+        stats_flush_interval: stats_flush_interval.and_then(|d| Duration::try_from(d).ok()),
+        encoded,
+    })
+}
+
+fn resources(value: bootstrap::StaticResources) -> Vec<Any> {
+    let bootstrap::StaticResources { listeners, clusters, secrets } = value;
+    secrets.iter().map(any::pack).chain(clusters.iter().map(any::pack)).chain(listeners.iter().map(any::pack)).collect()
+}
+
+fn admin(value: proto::Admin) -> Result<Option<AdminAddress>> {
+    let proto::Admin { access_log, access_log_path, profile_path, address, socket_options, ignore_global_conn_limit, allow_paths } = value;
+    harmless!(profile_path, ignore_global_conn_limit, socket_options);
+    refuse!(allow_paths);
+    refuse_admin_logs(&access_log)?;
+    if !access_log_path.is_empty() && access_log_path != "/dev/null" {
+        refuse!(access_log_path);
+    }
+    if address.is_none() {
+        return Ok(None);
+    }
+    match place(address).within("address")? {
+        Place::Socket(address) => Ok(Some(AdminAddress::Socket(address))),
+        Place::Pipe(path) => Ok(Some(AdminAddress::Pipe(path))),
+        Place::Name(name, _) => Err(Invalid { path: "address".into(), reason: format!("`{name}` is not an IP address") }),
+    }
+}
+
+fn ads(value: core::ApiConfigSource) -> Result<Ads> {
+    let delta = value.api_type == ApiType::DeltaGrpc as i32;
+    let service = value.grpc_services.first();
+    let authority = service.and_then(|s| match &s.target_specifier {
+        Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(e)) if !e.authority.is_empty() => Some(e.authority.clone()),
+        _ => None,
+    });
+    let metadata: Vec<(String, String)> =
+        service.map(|s| s.initial_metadata.iter().map(|h| (h.key.clone(), h.value.clone())).collect()).unwrap_or_default();
+    let mut value = value;
+    for service in &mut value.grpc_services {
+        service.initial_metadata.clear();
+    }
+    Ok(Ads { cluster: api_cluster(value)?, delta, authority, metadata })
+}
+
+fn source(value: core::ConfigSource, has_ads: bool) -> Result<DynamicSource> {
+    let core::ConfigSource { authorities, initial_fetch_timeout, resource_api_version, config_source_specifier } = value;
+    harmless!(initial_fetch_timeout, resource_api_version);
+    refuse!(authorities);
+    match config_source_specifier {
+        Some(ConfigSourceSpecifier::Ads(_)) if has_ads => Ok(DynamicSource::Ads),
+        Some(ConfigSourceSpecifier::Ads(_)) => {
+            Err(Invalid { path: "ads".into(), reason: "there is no dynamic_resources.ads_config".into() })
+        }
+        Some(ConfigSourceSpecifier::Path(path)) => Ok(DynamicSource::Path(path)),
+        Some(ConfigSourceSpecifier::PathConfigSource(source)) => Ok(DynamicSource::Path(source.path)),
+        Some(ConfigSourceSpecifier::ApiConfigSource(source)) => {
+            let delta = source.api_type == ApiType::DeltaGrpc as i32;
+            Ok(DynamicSource::Cluster { cluster: api_cluster(source).within("api_config_source")?, delta })
+        }
+        Some(ConfigSourceSpecifier::Self_(_)) => {
+            Err(Invalid { path: "self".into(), reason: "has no meaning in a bootstrap; use ads".into() })
+        }
+        None => Err(Invalid { path: String::new(), reason: "names no source; use ads or path".into() }),
+    }
+}
+
+fn extensions(values: Vec<core::TypedExtensionConfig>) -> Result<()> {
+    for (index, value) in values.into_iter().enumerate() {
+        // Internal listeners and the Wasm service matter only once something refers to them, which is refused there.
+        let known = ["envoy.bootstrap.internal_listener", "envoy.bootstrap.wasm"];
+        if !known.contains(&value.name.as_str()) {
+            return Err(Invalid { path: String::new(), reason: format!("{} is not supported; remove it", value.name) })
+                .within_item("bootstrap_extensions", index);
+        }
+    }
+    Ok(())
+}
+
+/// Monitors without actions change nothing.
+fn overload(actions: usize) -> Result<()> {
+    if actions > 0 {
+        return Err(Invalid {
+            path: "overload_manager".into(),
+            reason: "actions and load-shed points are not supported; remove them".into(),
+        });
+    }
+    Ok(())
+}
+
+/// Runtime keys steer Envoy's internals; the few that change what a proxy answers would be fractions
+/// of routes and filters, whose keys have no values here.
+fn runtime(value: Option<proto::LayeredRuntime>) -> Result<()> {
+    for (index, layer) in value.unwrap_or_default().layers.into_iter().enumerate() {
+        match layer.layer_specifier {
+            None | Some(runtime_layer::LayerSpecifier::AdminLayer(_)) => {}
+            Some(runtime_layer::LayerSpecifier::StaticLayer(values)) => static_layer(&values).within_item("layers", index)?,
+            Some(runtime_layer::LayerSpecifier::DiskLayer(_)) => {
+                return Err(Invalid { path: "disk_layer".into(), reason: "is not supported; remove it".into() })
+                    .within_item("layers", index);
+            }
+            Some(runtime_layer::LayerSpecifier::RtdsLayer(_)) => {
+                return Err(Invalid { path: "rtds_layer".into(), reason: "is not supported; remove it".into() })
+                    .within_item("layers", index);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn static_layer(values: &Struct) -> Result<()> {
+    for key in values.fields.keys() {
+        let internal = ["envoy", "overload", "re2", "deprecated_features", "upstream", "tracing"];
+        if !internal.contains(&key.split('.').next().unwrap_or(key)) {
+            tracing::warn!("bootstrap: runtime key {key} has no effect");
+        }
+    }
+    Ok(())
+}
+
+fn cluster_manager(value: Option<proto::ClusterManager>) -> Result<()> {
+    let proto::ClusterManager {
+        local_cluster_name,
+        outlier_detection,
+        upstream_bind_config,
+        load_stats_config,
+        enable_deferred_cluster_creation,
+    } = value.unwrap_or_default();
+    // Zone-aware routing is off without a local cluster; ejections are logged with the other messages.
+    harmless!(local_cluster_name, outlier_detection, enable_deferred_cluster_creation);
+    refuse!(upstream_bind_config, load_stats_config);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
