@@ -1,8 +1,10 @@
 //! Keeps the world current: collects changes of all sources, builds the next snapshot, hands it to the streams.
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use futures_util::future::select_all;
+use lateen_model::analyze::analyze_with;
 use lateen_model::yaml::Position;
 use lateen_model::{Diagnostic, MeshConfig, ResourceSet, Severity};
 use lateen_translate::world::{Live, World};
@@ -17,6 +19,9 @@ use crate::config::Debounce;
 use crate::metrics::Metrics;
 use crate::snapshot::Snapshot;
 use crate::source::{Source, State, join};
+
+/// Messages about the configuration that one change may log; a wrong folder could hold any number.
+const MAX_LOGGED: usize = 50;
 
 /// Follows the sources.
 pub(crate) struct Keeper {
@@ -149,6 +154,7 @@ impl Keeper {
             reach = ?Shown(&reach),
             "the world changed"
         );
+        report_new(previous.as_deref(), &next);
         match reach {
             Reach::Nothing => {}
             Reach::Everything => self.streams.publish(next.clone(), Types::All, since),
@@ -175,6 +181,19 @@ impl Keeper {
 fn mark(dirty: &mut [bool], at: usize) {
     if let Some(flag) = dirty.get_mut(at) {
         *flag = true;
+    }
+}
+
+/// Logs what there is to say about the configuration that was not said before.
+fn report_new(previous: Option<&Snapshot>, next: &Snapshot) {
+    let known: HashSet<String> = previous.into_iter().flat_map(|p| &p.diagnostics).map(ToString::to_string).collect();
+    let new = next.diagnostics.iter().filter(|d| d.severity >= Severity::Warning && !known.contains(&d.to_string()));
+    for (at, diagnostic) in new.enumerate() {
+        if at == MAX_LOGGED {
+            tracing::warn!("more messages at /debug/diagnostics");
+            break;
+        }
+        tracing::warn!("{diagnostic}");
     }
 }
 
@@ -206,5 +225,9 @@ fn world_of(resources: &ResourceSet, live: &Live, fallback: &MeshConfig) -> (Wor
     };
     let world = World::build_with(resources, live, (&mesh).into());
     diagnostics.extend(world.diagnostics.iter().cloned());
+    // Building and analysis can find the same thing; the builder knows its effect.
+    let place = |d: &Diagnostic| (d.file.clone(), d.line, d.column, d.field_path.clone());
+    let known: HashSet<_> = diagnostics.iter().map(place).collect();
+    diagnostics.extend(analyze_with(resources, &mesh).into_iter().filter(|d| !known.contains(&place(d))));
     (world, diagnostics)
 }

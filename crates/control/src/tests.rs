@@ -499,14 +499,52 @@ async fn the_certificate_service_answers_on_the_same_port() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_are_not_given_to_those_without_identity() {
-    let (_keep, path) = folder(&[("mesh.yaml", SERVICE)]);
-    let plane = Plane::over(&path).await;
+async fn keys_are_given_only_to_those_with_an_identity_of_their_namespace() {
+    const SECRET_YAML: &str = "
+apiVersion: v1
+kind: Secret
+metadata: {name: shop, namespace: NAMESPACE}
+stringData: {tls.crt: certificate, tls.key: key}
+";
+    let text = format!("{SERVICE}---{}---{}", SECRET_YAML.replace("NAMESPACE", "books"), SECRET_YAML.replace("NAMESPACE", "bank"));
+    let (_keep, path) = folder(&[("mesh.yaml", &text)]);
+    let (identity, _) = identity();
+    let ca = identity.ca.clone();
+    let plane = Plane::start(config(), vec![files(&path)], Some(identity)).await;
+    let names = || ["kubernetes://shop".to_owned(), "kubernetes://bank/shop".to_owned()];
+
     let connector = Connector::tcp(plane.addresses.xds_plain.unwrap().to_string());
-    let (proxy, subscriptions, task) = Proxy::start(Mode::Delta, node("a", "10.0.0.1"), connector, "");
-    subscriptions.subscribe(SECRET, ["kubernetes://shop".to_owned()]);
-    proxy.until_logged("removed kubernetes://shop").await;
+    let (nobody, subscriptions, task) = Proxy::start(Mode::Delta, node("a", "10.0.0.1"), connector, "");
+    subscriptions.subscribe(SECRET, names());
+    nobody.until_logged("removed kubernetes://shop").await;
+    assert!(nobody.held.borrow().is_empty());
     task.abort();
+
+    let connector = over_tls(plane.addresses.xds_tls.unwrap(), &ca, Some(("books", "reviews")));
+    let (proxy, subscriptions, task) = Proxy::start(Mode::Delta, node("b", "10.0.0.2"), connector, "");
+    subscriptions.subscribe(SECRET, names());
+    proxy.until("its own namespace's key", |h| has(h, SECRET, "kubernetes://shop")).await;
+    proxy.until_logged("removed kubernetes://bank/shop").await;
+    assert_eq!(proxy.held.borrow().len(), 1);
+    // Not in the pages either.
+    let (_, dump) = plane.get("/debug/config_dump?proxyID=b.books").await;
+    let (_, configuration) = plane.get("/debug/configz").await;
+    assert!(!dump.contains("certificate_chain") && !configuration.contains("stringData"));
+    task.abort();
+    plane.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_that_never_pause_are_taken_up_all_the_same() {
+    let (given, source) = Given::new("test");
+    let restless = Config { debounce: Debounce { quiet: Duration::from_millis(200), max: Duration::from_millis(400) }, ..config() };
+    let plane = Plane::start(restless, vec![Box::new(source)], None).await;
+    let end = Instant::now() + Duration::from_millis(1500);
+    while Instant::now() < end {
+        given.modify(|_| {});
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(plane.handle.metrics().worlds() >= 2, "{}", plane.handle.metrics().worlds());
     plane.stop().await;
 }
 

@@ -60,7 +60,6 @@ pub(super) fn config_dump(context: &Context, snapshot: &Snapshot, stream: &Conne
                     version_info: e.resource.version.clone(),
                     listener: Some(e.resource.body.clone()),
                     last_updated: at,
-                    ..Default::default()
                 }),
                 ..Default::default()
             })

@@ -149,6 +149,8 @@ fn sync_status(context: &Context, stream: &Stream) -> Value {
 /// SYNCED, STALE, NOT SENT as `istioctl proxy-status` says them, and REJECTED.
 fn state(status: &TypeStatus) -> &'static str {
     match (&status.sent, &status.acked, &status.nacked) {
+        // It reconnected with all it needs.
+        (None, ..) if status.holds > 0 => "SYNCED",
         (None, ..) => "NOT SENT",
         (Some(_), _, Some(_)) => "REJECTED",
         (Some(sent), Some(acked), None) if sent.nonce == acked.nonce => "SYNCED",
@@ -272,6 +274,7 @@ mod tests {
         let at = SystemTime::now();
         let sent = |nonce: &str| Some(Sent { nonce: nonce.into(), at });
         let status = |sent, acked, nacked| TypeStatus { type_url: LISTENER.into(), names: Names::default(), holds: 0, sent, acked, nacked };
+        assert_eq!(state(&TypeStatus { holds: 3, ..status(None, None, None) }), "SYNCED", "reconnected with all of it");
         let refused = Some(Nacked { nonce: "1".into(), at, message: "no".into() });
         assert_eq!(state(&status(None, None, None)), "NOT SENT");
         assert_eq!(state(&status(sent("1"), None, None)), "STALE");
