@@ -282,3 +282,21 @@ fn a_writer_that_falls_behind_costs_lines_not_waiting() {
     assert!(sink.dropped() > 700, "{}", sink.dropped());
     drop(reader);
 }
+
+proptest::proptest! {
+    /// Formats come from users: whatever they write compiles or is refused, and what compiles can be written.
+    #[test]
+    fn any_format_is_survived(format in "(%[A-Z_]{0,12}(\\([^%]{0,8}\\))?(:[0-9]{1,9})?%?|[ -~ü]){0,6}") {
+        if let Ok(compiled) = TextFormat::compile(&format) {
+            let mut out = Vec::new();
+            compiled.write(&request(), &mut out);
+        }
+    }
+
+    #[test]
+    fn any_time_format_is_survived(format in "(%[A-Za-z0-9*%]{1,3}|.){0,8}", secs in 0u64..20_000_000_000) {
+        if let Ok(compiled) = TimeFormat::compile(&format) {
+            compiled.write(UNIX_EPOCH + Duration::from_secs(secs), &mut Vec::new());
+        }
+    }
+}

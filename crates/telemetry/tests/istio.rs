@@ -260,3 +260,17 @@ fn bad_peer_headers_cost_labels_only() {
     let another_pod = PeerMetadata { instance: "b-v1-xyz".into(), ..workload("b", "v1") };
     assert_eq!(shards[0].peer_of_header(another_pod.encode().as_bytes()), id, "pods of one workload share a series");
 }
+
+proptest::proptest! {
+    /// The header is a caller's: any bytes decode or are refused.
+    #[test]
+    fn any_peer_header_is_survived(header in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+        let _ = PeerMetadata::decode(&header);
+    }
+
+    #[test]
+    fn any_metadata_survives_the_header(workload in "\\PC{0,40}", namespace in "[a-z-]{0,20}", version in "\\PC{0,10}") {
+        let peer = PeerMetadata { workload, namespace, version, ..PeerMetadata::default() };
+        proptest::prop_assert_eq!(PeerMetadata::decode(peer.encode().as_bytes()).unwrap(), peer);
+    }
+}

@@ -202,3 +202,15 @@ fn hostile_names_cannot_break_the_page() {
     assert_eq!(page.lines().count(), 2);
     assert!(page.contains("envoy_cluster_name=\"a\\\"}\\n\\\\b\""), "{page}");
 }
+
+#[test]
+fn a_matcher_decides_what_exists() {
+    let (registry, shards) = Registry::new(1, TagStyle::Istio);
+    let kept = registry.block(cluster::DEFS, BlockName::cluster("xds-grpc"));
+    let other = registry.block(cluster::DEFS, BlockName::cluster("other"));
+    shards[0].inc(&kept, cluster::UPSTREAM_RQ_TOTAL);
+    shards[0].inc(&other, cluster::UPSTREAM_RQ_TOTAL);
+    registry.show_only(std::sync::Arc::new(|name| name.starts_with("cluster.xds-grpc")));
+    assert_eq!(answer(&registry, "usedonly"), "cluster.xds-grpc.upstream_rq_total: 1\n");
+    assert_eq!(answer(&registry, "filter=other"), "");
+}

@@ -151,14 +151,7 @@ fn address(address: Option<Address<'_>>, half: Half, out: &mut Vec<u8>) -> Found
     }
     // Writing to a Vec cannot fail. The IPv4 case, which is nearly every line, avoids the formatter.
     match socket.ip() {
-        IpAddr::V4(ip) => {
-            for (index, octet) in ip.octets().into_iter().enumerate() {
-                if index > 0 {
-                    out.push(b'.');
-                }
-                push_padded(out, octet.into(), 1, b'0');
-            }
-        }
+        IpAddr::V4(ip) => push_ipv4(out, ip.octets()),
         IpAddr::V6(ip) if half == Half::Both => {
             let _ = write!(out, "[{ip}]");
         }
@@ -173,6 +166,22 @@ fn address(address: Option<Address<'_>>, half: Half, out: &mut Vec<u8>) -> Found
     Found::Text
 }
 
+fn push_ipv4(out: &mut Vec<u8>, octets: [u8; 4]) {
+    let mut text = [0; 16];
+    let mut at = 0;
+    for octet in octets {
+        for (scale, least) in [(100, 100), (10, 10), (1, 0)] {
+            if octet >= least {
+                text[at] = b'0' + octet / scale % 10;
+                at += 1;
+            }
+        }
+        text[at] = b'.';
+        at += 1;
+    }
+    out.extend_from_slice(&text[..at - 1]);
+}
+
 /// `grpc-status` of the trailers, else of the headers of a response without a body.
 fn grpc_status<R: Record + ?Sized>(record: &R) -> Option<u16> {
     let key = HeaderKey::Named(http::HeaderName::from_static("grpc-status"));
@@ -182,4 +191,18 @@ fn grpc_status<R: Record + ?Sized>(record: &R) -> Option<u16> {
 
 fn grpc_name(code: u16) -> &'static str {
     GRPC_NAMES.get(usize::from(code)).copied().unwrap_or("InvalidCode")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_print_as_the_standard_library_prints_them() {
+        for octets in [[0, 0, 0, 0], [10, 0, 0, 1], [255, 255, 255, 255], [100, 99, 9, 109], [1, 20, 200, 101]] {
+            let mut out = Vec::new();
+            push_ipv4(&mut out, octets);
+            assert_eq!(String::from_utf8(out).unwrap(), std::net::Ipv4Addr::from(octets).to_string());
+        }
+    }
 }

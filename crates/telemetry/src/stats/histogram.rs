@@ -59,7 +59,7 @@ const fn fine() -> [u64; 19 * PARTS] {
 pub static ENVOY_MS: Buckets = Buckets { bounds: &ENVOY_MILLI, scale: 1000, step: 1 };
 /// As [`ENVOY_MS`] outside, four times finer inside.
 pub static ENVOY_MS_FINE: Buckets = Buckets { bounds: &FINE_MILLI, scale: 1000, step: PARTS };
-/// Sizes recorded in thousandths of a byte would be silly: bytes, with Envoy's default bounds (0.5 rounds to 0).
+/// Sizes in whole bytes, with Envoy's default bounds; a count cannot lie between 0 and 0.5, so that bound is 0.
 pub static ENVOY_BYTES: Buckets = Buckets {
     bounds: &[0, 1, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 300_000, 600_000, 1_800_000, 3_600_000],
     scale: 1,

@@ -13,6 +13,9 @@ pub trait Source: Send + Sync {
     fn collect(&self, emit: &mut dyn FnMut(Sample));
 }
 
+/// Decides by Envoy's name whether a metric exists at all (`stats_config.stats_matcher` of a bootstrap).
+pub type Matcher = dyn Fn(&str) -> bool + Send + Sync;
+
 /// A block's identity: its prefix and its table, so that two tables may share a prefix.
 type Key = (String, usize);
 
@@ -22,12 +25,13 @@ pub struct Registry {
     style: TagStyle,
     blocks: Mutex<HashMap<Key, Weak<Inner>>>,
     sources: Mutex<Vec<Arc<dyn Source>>>,
+    matcher: Mutex<Option<Arc<Matcher>>>,
 }
 
 impl Registry {
     /// A registry for `workers` workers, with the shard of each.
     pub fn new(workers: usize, style: TagStyle) -> (Arc<Self>, Vec<Shard>) {
-        let registry = Self { shards: workers + 1, style, blocks: Mutex::default(), sources: Mutex::default() };
+        let registry = Self { shards: workers + 1, style, blocks: Mutex::default(), sources: Mutex::default(), matcher: Mutex::default() };
         (Arc::new(registry), (0..workers).map(Shard::new).collect())
     }
 
@@ -61,22 +65,30 @@ impl Registry {
         lock(&self.sources).push(source);
     }
 
+    /// Shows only metrics whose Envoy name `matcher` accepts, as Istio's bootstrap asks for with `proxyStatsMatcher`.
+    /// Cells are made only where something is counted, so what is not shown costs little.
+    pub fn show_only(&self, matcher: Arc<Matcher>) {
+        *lock(&self.matcher) = Some(matcher);
+    }
+
     /// The number of living blocks.
     pub fn blocks(&self) -> usize {
         lock(&self.blocks).values().filter(|inner| inner.strong_count() > 0).count()
     }
 
-    /// Every metric whose Envoy name `keep` accepts, in no particular order.
-    pub fn scrape(&self, keep: &dyn Fn(&str) -> bool) -> Vec<Sample> {
+    /// Every metric whose Envoy name `keep` accepts, in no particular order; without those never counted if `used_only`.
+    pub fn scrape(&self, used_only: bool, keep: &dyn Fn(&str) -> bool) -> Vec<Sample> {
+        let matcher = lock(&self.matcher).clone();
+        let keep = |name: &str| matcher.as_ref().is_none_or(|matcher| matcher(name)) && keep(name);
         let mut out = Vec::new();
         let blocks: Vec<Arc<Inner>> = lock(&self.blocks).values().filter_map(Weak::upgrade).collect();
         for block in blocks {
-            self.scrape_block(&block, keep, &mut out);
+            self.scrape_block(&block, used_only, &keep, &mut out);
         }
         let sources = lock(&self.sources).clone();
         for source in sources {
             source.collect(&mut |sample| {
-                if keep(&sample.name) {
+                if keep(&sample.name) && !(used_only && sample.value.is_unused()) {
                     out.push(sample);
                 }
             });
@@ -84,18 +96,17 @@ impl Registry {
         out
     }
 
-    fn scrape_block(&self, block: &Inner, keep: &dyn Fn(&str) -> bool, out: &mut Vec<Sample>) {
-        let touched = block.touched();
+    fn scrape_block(&self, block: &Inner, used_only: bool, keep: &dyn Fn(&str) -> bool, out: &mut Vec<Sample>) {
+        if used_only && !block.touched() {
+            return;
+        }
         for (def, cell) in block.metrics() {
-            if def.hide_zero && !touched {
-                continue;
-            }
             let value = match (def.kind, histogram_of(def, cell)) {
                 (_, Some(histogram)) => Value::Histogram(block.histogram(histogram)),
                 (Kind::Counter, _) => Value::Counter(block.sum(cell as usize)),
                 _ => Value::Gauge((block.sum(cell as usize) as i64).max(0) as u64),
             };
-            if def.hide_zero && value.is_unused() {
+            if (def.hide_zero || used_only) && value.is_unused() {
                 continue;
             }
             let name = format!("{}{}", block.name.dotted, def.name);

@@ -102,7 +102,7 @@ impl Query {
 
     /// The metrics asked for, sorted as Envoy sorts: texts, then counters and gauges together, then histograms, each by name.
     pub fn samples(&self, registry: &Registry) -> Vec<Sample> {
-        let mut samples = registry.scrape(&|name| self.filter.as_ref().is_none_or(|filter| filter.is_match(name)));
+        let mut samples = registry.scrape(self.used_only, &|name| self.filter.as_ref().is_none_or(|filter| filter.is_match(name)));
         samples.retain(|sample| self.wants(&sample.value));
         samples.sort_by(|a, b| rank(&a.value).cmp(&rank(&b.value)).then_with(|| a.name.cmp(&b.name)));
         samples
@@ -119,14 +119,13 @@ impl Query {
     }
 
     fn wants(&self, value: &Value) -> bool {
-        let kind = match self.types {
+        match self.types {
             TypeFilter::All => true,
             TypeFilter::Counters => matches!(value, Value::Counter(_)),
             TypeFilter::Gauges => matches!(value, Value::Gauge(_)),
             TypeFilter::Histograms => matches!(value, Value::Histogram(_)),
             TypeFilter::TextReadouts => matches!(value, Value::Text(_)),
-        };
-        kind && !(self.used_only && value.is_unused())
+        }
     }
 }
 
