@@ -10,6 +10,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    // The first process inside a mesh's namespaces is this program again.
+    lateen_runner::up::become_inside_if_told();
     let cli = cmd::Cli::parse();
     match cli.command.run() {
         Ok(code) => code,

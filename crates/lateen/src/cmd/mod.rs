@@ -2,6 +2,7 @@
 mod analyze;
 mod app;
 mod control;
+mod demo;
 
 use std::process::ExitCode;
 
@@ -24,6 +25,8 @@ Examples:
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// A live mesh of sample services to play with
+    Demo(demo::Args),
     /// Check YAML without running it
     Analyze(analyze::Args),
     /// The control plane and certificate authority
@@ -35,6 +38,7 @@ pub(crate) enum Command {
 impl Command {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
+            Self::Demo(args) => demo::run(&args),
             Self::Analyze(args) => analyze::run(&args),
             Self::Control(args) => control::run(&args),
             Self::App(args) => app::run(args).map(|()| ExitCode::SUCCESS),
