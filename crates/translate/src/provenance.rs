@@ -4,7 +4,7 @@ use std::sync::Arc;
 use lateen_model::resource::Spec;
 use lateen_model::{Origin, Resource};
 
-use crate::wire::{Struct, Value, core_v3, object, string};
+use crate::wire::{Value, core_v3, object, string};
 
 /// One piece of configuration behind a generated resource.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,7 +53,7 @@ pub(crate) const ISTIO: &str = "istio";
 /// Adds fields to the `istio` namespace of a resource's metadata.
 pub(crate) fn annotate(metadata: &mut Option<core_v3::Metadata>, fields: impl IntoIterator<Item = (&'static str, Value)>) {
     let metadata = metadata.get_or_insert_with(Default::default);
-    let entry = metadata.filter_metadata.entry(ISTIO.to_owned()).or_insert_with(Struct::default);
+    let entry = metadata.filter_metadata.entry(ISTIO.to_owned()).or_default();
     entry.fields.extend(fields.into_iter().map(|(key, value)| (key.to_owned(), value)));
 }
 

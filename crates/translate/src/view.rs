@@ -207,11 +207,10 @@ pub(crate) fn locality_text(locality: &core_v3::Locality) -> String {
     text.trim_end_matches('/').to_owned()
 }
 
-/// Lateen has all of them; any other client lists its extensions, and only what is listed is used.
+/// Clients list their extensions, and only what is listed is used: what is not would be refused with all the rest.
 fn capabilities(node: &core_v3::Node) -> Capabilities {
     let names: BTreeSet<&str> = node.extensions.iter().filter(|e| !e.disabled).map(|e| e.name.as_str()).collect();
-    let ours = node.user_agent_name.eq_ignore_ascii_case("lateen") && names.is_empty();
-    let has = |name: &str| ours || names.contains(name);
+    let has = |name: &str| names.contains(name);
     Capabilities { alpn: has("istio.alpn"), stats: has("istio.stats"), metadata_exchange: has("istio.metadata_exchange") }
 }
 
@@ -304,13 +303,9 @@ mod tests {
     #[test]
     fn a_stock_envoy_is_never_offered_istios_filters() {
         let mut stock = node("sidecar~1.1.1.1~a.b~b.svc.cluster.local");
-        stock.user_agent_name = "envoy".to_owned();
         stock.extensions = vec![core_v3::Extension { name: "envoy.filters.http.router".to_owned(), ..Default::default() }];
         assert_eq!(ProxyView::from_node(&stock).unwrap().capabilities, Capabilities::default());
         stock.extensions.push(core_v3::Extension { name: "istio.alpn".to_owned(), ..Default::default() });
         assert!(ProxyView::from_node(&stock).unwrap().capabilities.alpn);
-        let mut ours = node("sidecar~1.1.1.1~a.b~b.svc.cluster.local");
-        ours.user_agent_name = "lateen".to_owned();
-        assert!(ProxyView::from_node(&ours).unwrap().capabilities.metadata_exchange);
     }
 }

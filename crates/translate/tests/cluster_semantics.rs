@@ -27,7 +27,9 @@ fn kind(cluster: &Cluster) -> Option<DiscoveryType> {
 
 fn rule(host: &str, spec: &str) -> String {
     let indented: String = spec.lines().map(|line| format!("  {line}\n")).collect();
-    format!("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: r, namespace: books}}\nspec:\n  host: {host}\n{indented}")
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: r, namespace: books}}\nspec:\n  host: {host}\n{indented}"
+    )
 }
 
 fn context(socket: &TransportSocket) -> UpstreamTlsContext {
@@ -89,7 +91,9 @@ fn a_namespace_that_disables_mutual_tls_is_called_in_plaintext() {
     let cluster = cluster(&world, &client(), REVIEWS);
     assert!(cluster.transport_socket_matches.is_empty() && cluster.transport_socket.is_none());
     let assignment = endpoints(&world, &client(), REVIEWS);
-    assert!(!assignment.endpoints[0].lb_endpoints[0].metadata.as_ref().unwrap().filter_metadata.contains_key("envoy.transport_socket_match"));
+    assert!(
+        !assignment.endpoints[0].lb_endpoints[0].metadata.as_ref().unwrap().filter_metadata.contains_key("envoy.transport_socket_match")
+    );
 }
 
 #[test]
@@ -103,7 +107,10 @@ fn a_subset_is_a_cluster_with_its_own_endpoints_and_policy() {
     let v2 = cluster(&world, &client(), "outbound|9080|v2|reviews.books.svc.cluster.local");
     assert_eq!((v1.lb_policy, v2.lb_policy), (LbPolicy::Random as i32, LbPolicy::RoundRobin as i32));
     assert_eq!(v2.circuit_breakers.unwrap().thresholds[0].max_connections, Some(7), "what the subset leaves out is inherited");
-    assert_eq!(context(v1.transport_socket_matches[0].transport_socket.as_ref().unwrap()).sni, "outbound_.9080_.v1_.reviews.books.svc.cluster.local");
+    assert_eq!(
+        context(v1.transport_socket_matches[0].transport_socket.as_ref().unwrap()).sni,
+        "outbound_.9080_.v1_.reviews.books.svc.cluster.local"
+    );
     let of = |subset: &str| addresses(&endpoints(&world, &client(), &format!("outbound|9080|{subset}|reviews.books.svc.cluster.local")));
     assert_eq!((of("v1"), of("v2"), of("v9")), (vec!["10.0.0.2:8080".to_owned()], vec!["10.0.0.3:8080".to_owned()], vec![]));
 }
@@ -124,7 +131,10 @@ fn port_settings_replace_the_whole_policy() {
 
 #[test]
 fn ejection_follows_the_rule_and_has_no_panic_by_default() {
-    let yaml = rule("reviews", "trafficPolicy:\n  outlierDetection: {consecutive5xxErrors: 1, interval: 5s, baseEjectionTime: 2m, maxEjectionPercent: 100}");
+    let yaml = rule(
+        "reviews",
+        "trafficPolicy:\n  outlierDetection: {consecutive5xxErrors: 1, interval: 5s, baseEjectionTime: 2m, maxEjectionPercent: 100}",
+    );
     let cluster = cluster(&books(&yaml), &client(), REVIEWS);
     let outlier = cluster.outlier_detection.unwrap();
     assert_eq!((outlier.consecutive_5xx, outlier.enforcing_consecutive_5xx), (Some(1), Some(100)));
@@ -174,7 +184,9 @@ fn tls_outside_the_mesh_verifies_the_host_by_itself() {
 #[test]
 fn the_clients_namespace_decides_then_the_services_then_the_root() {
     let in_namespace = |namespace: &str, host: &str, most: u32| {
-        format!("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: d, namespace: {namespace}}}\nspec:\n  host: '{host}'\n  trafficPolicy: {{connectionPool: {{tcp: {{maxConnections: {most}}}}}}}\n")
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: d, namespace: {namespace}}}\nspec:\n  host: '{host}'\n  trafficPolicy: {{connectionPool: {{tcp: {{maxConnections: {most}}}}}}}\n"
+        )
     };
     let limit = |yaml: String, namespace: &str| {
         let mut view = client();
@@ -226,14 +238,18 @@ fn pods_that_are_not_ready_get_nothing() {
 fn equal_worlds_give_equal_bytes() {
     let yaml = include_str!("data/everything.yaml");
     for url in type_url::ALL {
-        let bytes = |_| all(&books(yaml), &client(), url).into_iter().map(|g| (g.name.clone(), g.message.encode().value)).collect::<Vec<_>>();
+        let bytes =
+            |_| all(&books(yaml), &client(), url).into_iter().map(|g| (g.name.clone(), g.message.encode().value)).collect::<Vec<_>>();
         assert_eq!(bytes(1), bytes(2), "{url}");
     }
 }
 
 #[test]
 fn idle_timeouts_of_http_beat_those_of_tcp() {
-    let yaml = rule("reviews", "trafficPolicy:\n  connectionPool: {tcp: {idleTimeout: 30s}, http: {idleTimeout: 20s, maxRequestsPerConnection: 1}}");
+    let yaml = rule(
+        "reviews",
+        "trafficPolicy:\n  connectionPool: {tcp: {idleTimeout: 30s}, http: {idleTimeout: 20s, maxRequestsPerConnection: 1}}",
+    );
     let common = http_options(&cluster(&books(&yaml), &client(), REVIEWS)).common_http_protocol_options.unwrap();
     assert_eq!(Duration::from_secs(common.idle_timeout.unwrap().seconds.try_into().unwrap()), Duration::from_secs(20));
     assert_eq!(common.max_requests_per_connection, Some(1));

@@ -55,7 +55,9 @@ fn describe(listener: &Listener) -> Vec<String> {
 }
 
 fn peer(mode: &str) -> String {
-    format!("apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: p, namespace: books}}\nspec: {{mtls: {{mode: {mode}}}}}\n")
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: p, namespace: books}}\nspec: {{mtls: {{mode: {mode}}}}}\n"
+    )
 }
 
 fn inbound_of_port(yaml: &str, port: &str) -> Vec<String> {
@@ -95,15 +97,11 @@ fn a_tcp_port_waits_for_nobody() {
 
 #[test]
 fn permissive_takes_mesh_peers_and_plaintext() {
-    assert_eq!(inbound_of_port("", "7070"), [
-        "7070 tls istio terminates http inbound|7070||",
-        "7070 raw_buffer http inbound|7070||",
-    ]);
-    assert_eq!(inbound_of_port("", "7071"), [
-        "7071 tls istio terminates tcp inbound|7071||",
-        "7071 tls tcp inbound|7071||",
-        "7071 raw_buffer tcp inbound|7071||",
-    ]);
+    assert_eq!(inbound_of_port("", "7070"), ["7070 tls istio terminates http inbound|7070||", "7070 raw_buffer http inbound|7070||",]);
+    assert_eq!(
+        inbound_of_port("", "7071"),
+        ["7071 tls istio terminates tcp inbound|7071||", "7071 tls tcp inbound|7071||", "7071 raw_buffer tcp inbound|7071||",]
+    );
 }
 
 #[test]
@@ -130,7 +128,10 @@ fn one_port_may_differ_from_its_workload() {
 
 #[test]
 fn inspectors_stay_away_from_ports_that_need_none() {
-    let yaml = format!("{}---\napiVersion: v1\nkind: Service\nmetadata: {{name: db, namespace: books}}\nspec: {{selector: {{app: ratings}}, ports: [{{name: mysql, port: 3306}}]}}\n", peer("DISABLE"));
+    let yaml = format!(
+        "{}---\napiVersion: v1\nkind: Service\nmetadata: {{name: db, namespace: books}}\nspec: {{selector: {{app: ratings}}, ports: [{{name: mysql, port: 3306}}]}}\n",
+        peer("DISABLE")
+    );
     let view = stock("ratings", "10.0.0.4", &[("app", "ratings")]);
     let listener = listener(&books(&yaml), &view, "virtualInbound");
     let http = listener.listener_filters.iter().find(|filter| filter.name.ends_with("http_inspector")).unwrap();
@@ -158,23 +159,25 @@ fn tcp_rules_split_connections() {
 #[test]
 fn tls_hosts_without_an_address_are_told_apart_by_name() {
     let entry = |host: &str| {
-        format!("apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {}, namespace: books}}\nspec:\n  hosts: [{host}]\n  resolution: DNS\n  ports: [{{number: 443, name: tls, protocol: TLS}}]\n", host.replace('.', "-"))
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {}, namespace: books}}\nspec:\n  hosts: [{host}]\n  resolution: DNS\n  ports: [{{number: 443, name: tls, protocol: TLS}}]\n",
+            host.replace('.', "-")
+        )
     };
     let world = books(&format!("{}---\n{}", entry("a.example.com"), entry("b.example.com")));
-    assert_eq!(describe(&listener(&world, &client(), "0.0.0.0_443")), [
-        "a.example.com tcp outbound|443||a.example.com",
-        "b.example.com tcp outbound|443||b.example.com",
-        "tcp PassthroughCluster",
-    ]);
+    assert_eq!(
+        describe(&listener(&world, &client(), "0.0.0.0_443")),
+        ["a.example.com tcp outbound|443||a.example.com", "b.example.com tcp outbound|443||b.example.com", "tcp PassthroughCluster",]
+    );
 }
 
 #[test]
 fn http_and_tcp_share_a_port_by_looking_at_the_bytes() {
     let yaml = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: t, namespace: books}\nspec:\n  hosts: [tcp.example.com]\n  resolution: DNS\n  ports: [{number: 9080, name: tcp, protocol: TCP}]\n";
-    assert_eq!(describe(&listener(&books(yaml), &client(), "0.0.0.0_9080")), [
-        "raw_buffer http/1.1 http 9080",
-        "tcp outbound|9080||tcp.example.com",
-    ]);
+    assert_eq!(
+        describe(&listener(&books(yaml), &client(), "0.0.0.0_9080")),
+        ["raw_buffer http/1.1 http 9080", "tcp outbound|9080||tcp.example.com",]
+    );
 }
 
 #[test]
@@ -200,10 +203,13 @@ fn a_gateway_opens_a_port_with_a_chain_for_every_certificate() {
     let world = books(ENTRY);
     let names = listener_names(&world, &gateway());
     assert_eq!(names, ["0.0.0.0_31400", "0.0.0.0_443", "0.0.0.0_80", "0.0.0.0_8081", "0.0.0.0_8443", "0.0.0.0_9443"]);
-    assert_eq!(describe(&listener(&world, &gateway(), "0.0.0.0_443")), [
-        "reviews.example.com terminates http https.443.https.entry.books",
-        "mutual.example.com terminates http https.443.https-mutual.entry.books",
-    ]);
+    assert_eq!(
+        describe(&listener(&world, &gateway(), "0.0.0.0_443")),
+        [
+            "reviews.example.com terminates http https.443.https.entry.books",
+            "mutual.example.com terminates http https.443.https-mutual.entry.books",
+        ]
+    );
     assert_eq!(describe(&listener(&world, &gateway(), "0.0.0.0_8443")), ["api.example.com tcp outbound|443||api.example.com"]);
     assert_eq!(describe(&listener(&world, &gateway(), "0.0.0.0_31400")), ["tcp outbound|7071||ratings.books.svc.cluster.local"]);
 }
@@ -223,7 +229,9 @@ fn a_gateway_routes_the_hosts_that_rules_claim() {
 
 #[test]
 fn a_gateway_listens_on_its_services_target_port() {
-    let yaml = format!("{ENTRY}\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: gw, namespace: books}}\nspec: {{selector: {{istio: ingressgateway}}, ports: [{{name: http, port: 80, targetPort: 8080}}]}}\n");
+    let yaml = format!(
+        "{ENTRY}\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: gw, namespace: books}}\nspec: {{selector: {{istio: ingressgateway}}, ports: [{{name: http, port: 80, targetPort: 8080}}]}}\n"
+    );
     let mut live = common::live();
     live.workloads.push(common::pod("gateway", &[("istio", "ingressgateway")], "10.0.0.9"));
     let world = lateen_translate::World::build(&common::resources(&format!("{}\n---\n{yaml}", common::BOOKS)), &live);
@@ -244,12 +252,21 @@ fn conflicting_servers_are_reported_and_the_older_stays() {
 #[test]
 fn secrets_are_given_only_to_their_own_namespace() {
     let secret = |namespace: &str| {
-        format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: cert, namespace: {namespace}}}\ntype: kubernetes.io/tls\nstringData: {{tls.crt: CERT, tls.key: KEY, ca.crt: ROOT}}\n")
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: cert, namespace: {namespace}}}\ntype: kubernetes.io/tls\nstringData: {{tls.crt: CERT, tls.key: KEY, ca.crt: ROOT}}\n"
+        )
     };
     let world = books(&format!("{}---\n{}", secret("books"), secret("other")));
-    let names: Vec<String> = ["kubernetes://cert", "kubernetes://cert-cacert", "kubernetes-gateway://books/cert", "kubernetes://other/cert", "kubernetes://missing", "default"]
-        .map(str::to_owned)
-        .to_vec();
+    let names: Vec<String> = [
+        "kubernetes://cert",
+        "kubernetes://cert-cacert",
+        "kubernetes-gateway://books/cert",
+        "kubernetes://other/cert",
+        "kubernetes://missing",
+        "default",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     let given: Vec<String> = generate(&world, &gateway(), type_url::SECRET, Names::Only(&names)).into_iter().map(|g| g.name).collect();
     assert_eq!(given, ["kubernetes-gateway://books/cert", "kubernetes://cert", "kubernetes://cert-cacert"]);
     assert!(generate(&world, &gateway(), type_url::SECRET, Names::All).is_empty(), "a key is never handed out unasked");
@@ -271,6 +288,7 @@ fn a_grpc_library_gets_an_api_listener_with_its_own_routes() {
     let config = routes(&world, &view, &rds.route_config_name);
     assert_eq!(config.virtual_hosts[0].domains, ["*"]);
     assert!(config.virtual_hosts[0].routes[0].typed_per_filter_config.is_empty(), "the library has no CORS filter");
-    let names = ["outbound|7070|v1|ratings.books.svc.cluster.local".to_owned(), "outbound|7070|v9|ratings.books.svc.cluster.local".to_owned()];
+    let names =
+        ["outbound|7070|v1|ratings.books.svc.cluster.local".to_owned(), "outbound|7070|v9|ratings.books.svc.cluster.local".to_owned()];
     assert_eq!(generate(&world, &view, type_url::CLUSTER, Names::Only(&names)).len(), 1);
 }

@@ -3,13 +3,13 @@ mod common;
 
 use std::time::Duration;
 
+use lateen_proto::any;
 use lateen_proto::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use lateen_proto::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
 use lateen_proto::envoy::config::route::v3::route::Action;
 use lateen_proto::envoy::config::route::v3::route_action::{ClusterSpecifier, HostRewriteSpecifier};
 use lateen_proto::envoy::config::route::v3::route_match::PathSpecifier;
 use lateen_proto::envoy::extensions::filters::http::fault::v3::HttpFault;
-use lateen_proto::any;
 
 use common::{books, client, forward, reviews_routes, routes, virtual_host};
 
@@ -25,7 +25,14 @@ fn a_service_without_rules_has_istios_default_route() {
     let vhost = virtual_host(&config, "reviews.books.svc.cluster.local:9080");
     assert_eq!(
         vhost.domains,
-        ["reviews.books.svc.cluster.local", "reviews.books.svc.cluster.local.", "reviews", "reviews.books.svc", "reviews.books", "10.96.0.10"]
+        [
+            "reviews.books.svc.cluster.local",
+            "reviews.books.svc.cluster.local.",
+            "reviews",
+            "reviews.books.svc",
+            "reviews.books",
+            "10.96.0.10"
+        ]
     );
     let route = &vhost.routes[0];
     assert_eq!(route.name, "default");
@@ -181,7 +188,9 @@ fn a_route_says_where_it_comes_from() {
 #[test]
 fn the_oldest_rule_of_a_host_wins_and_private_rules_come_first() {
     let rule = |name: &str, subset: &str, export: &str| {
-        format!("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}, namespace: books}}\nspec:\n  hosts: [reviews]\n  exportTo: [{export}]\n  http: [{{route: [{{destination: {{host: reviews, subset: {subset}}}}}]}}]\n")
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}, namespace: books}}\nspec:\n  hosts: [reviews]\n  exportTo: [{export}]\n  http: [{{route: [{{destination: {{host: reviews, subset: {subset}}}}}]}}]\n"
+        )
     };
     let subset_of = |yaml: &str| {
         let world = books(yaml);

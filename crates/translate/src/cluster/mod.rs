@@ -105,17 +105,14 @@ pub(crate) fn cluster(input: &ClusterInput<'_>, subset: Option<&Subset>) -> Opti
     let (own, _) = PortPolicy::of(input.rule.and_then(|rule| rule.spec.traffic_policy.as_ref()), port.number);
     let policy = own.overridden_by(subset.and_then(|subset| subset.traffic_policy.as_ref()), port.number);
     let mut draft = Draft::new(&name, discovery(service, input.kind));
-    match draft.kind() {
-        Some(DiscoveryType::StrictDns | DiscoveryType::LogicalDns) => {
-            apply_dns(&mut draft.cluster, input);
-            let localities = endpoints::localities(&input.endpoints, subset);
-            if localities.is_empty() {
-                return None;
-            }
-            draft.cluster.load_assignment =
-                Some(endpoint_v3::ClusterLoadAssignment { cluster_name: name.clone(), endpoints: localities, ..Default::default() });
+    if matches!(draft.kind(), Some(DiscoveryType::StrictDns | DiscoveryType::LogicalDns)) {
+        apply_dns(&mut draft.cluster, input);
+        let localities = endpoints::localities(&input.endpoints, subset);
+        if localities.is_empty() {
+            return None;
         }
-        _ => {}
+        draft.cluster.load_assignment =
+            Some(endpoint_v3::ClusterLoadAssignment { cluster_name: name.clone(), endpoints: localities, ..Default::default() });
     }
     if port.protocol.is_http2() {
         draft.force_http2();

@@ -176,6 +176,17 @@ pub(crate) fn follow_client() -> http_v3::http_protocol_options::UpstreamProtoco
     })
 }
 
+/// How long a keep-alive probe may go unanswered when the rule does not say; gRPC's own default.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Envoy refuses a cluster for a zero where time is needed; it counts as left out.
+fn positive(duration: Option<Duration>) -> Option<Duration> {
+    duration.filter(|duration| !duration.is_zero())
+}
+
+/// The largest ring Envoy builds.
+const MAX_RING: u64 = 8_388_608;
+
 /// Whether a port that is not HTTP/2 already is spoken to in HTTP/2.
 fn upgrades_to_http2(pool: Option<&ConnectionPoolSettings>, protocol: Protocol, mesh: &Mesh) -> bool {
     if let Some(http) = pool.and_then(|pool| pool.http.as_ref()) {
@@ -207,7 +218,7 @@ pub(crate) fn apply_connection_pool(draft: &mut Draft, mesh: &Mesh, pool: Option
         }],
         ..Default::default()
     });
-    let connect = tcp.and_then(|tcp| tcp.connect_timeout).unwrap_or(mesh.connect_timeout);
+    let connect = positive(tcp.and_then(|tcp| tcp.connect_timeout)).unwrap_or(mesh.connect_timeout);
     draft.cluster.connect_timeout = Some(wire::duration(connect));
     apply_keepalive(draft, mesh.tcp_keepalive.as_ref());
     apply_keepalive(draft, tcp.and_then(|tcp| tcp.tcp_keepalive.as_ref()));
@@ -227,8 +238,9 @@ pub(crate) fn apply_connection_pool(draft: &mut Draft, mesh: &Mesh, pool: Option
         http2.max_concurrent_streams = http.max_concurrent_streams.map(NonZeroU32::get).or(http2.max_concurrent_streams);
         if let Some(keepalive) = &http.http2_keep_alive {
             http2.connection_keepalive = Some(core_v3::KeepaliveSettings {
-                interval: keepalive.interval.map(wire::duration),
-                timeout: keepalive.timeout.map(wire::duration),
+                interval: positive(keepalive.interval).map(wire::duration),
+                // Envoy wants it set where there is an interval.
+                timeout: Some(wire::duration(positive(keepalive.timeout).unwrap_or(KEEPALIVE_TIMEOUT))),
                 ..Default::default()
             });
         }
@@ -271,9 +283,9 @@ fn apply_outlier_detection(cluster: &mut cluster_v3::Cluster, outlier: &OutlierD
         enforcing_consecutive_5xx: enforcing(outlier.consecutive_5xx_errors),
         consecutive_gateway_failure: outlier.consecutive_gateway_errors,
         enforcing_consecutive_gateway_failure: enforcing(outlier.consecutive_gateway_errors),
-        interval: outlier.interval.map(wire::duration),
-        base_ejection_time: outlier.base_ejection_time.map(wire::duration),
-        max_ejection_percent: outlier.max_ejection_percent.map(NonZeroU32::get),
+        interval: positive(outlier.interval).map(wire::duration),
+        base_ejection_time: positive(outlier.base_ejection_time).map(wire::duration),
+        max_ejection_percent: outlier.max_ejection_percent.map(|percent| percent.get().min(100)),
         split_external_local_origin_errors: split,
         consecutive_local_origin_failure: local,
         enforcing_consecutive_local_origin_failure: local.map(|_| 100),
@@ -281,7 +293,7 @@ fn apply_outlier_detection(cluster: &mut cluster_v3::Cluster, outlier: &OutlierD
         ..Default::default()
     });
     // Unset means no panic: with the few endpoints of a service, Envoy's 50 % would readmit ejected ones at once.
-    let threshold = f64::from(outlier.min_health_percent.map_or(0, NonZeroU32::get));
+    let threshold = f64::from(outlier.min_health_percent.map_or(0, |percent| percent.get().min(100)));
     cluster.common_lb_config.get_or_insert_with(Default::default).healthy_panic_threshold = Some(type_v3::Percent { value: threshold });
 }
 
@@ -314,7 +326,7 @@ pub(crate) fn apply_consistent_hash(cluster: &mut cluster_v3::Cluster, hash: &Co
         cluster.lb_config = maglev
             .table_size
             .filter(|size| *size > 0)
-            .map(|size| LbConfig::MaglevLbConfig(MaglevLbConfig { table_size: Some(size), ..Default::default() }));
+            .map(|size| LbConfig::MaglevLbConfig(MaglevLbConfig { table_size: Some(size) }));
         return;
     }
     let size = match &hash.ring_hash {
@@ -323,5 +335,5 @@ pub(crate) fn apply_consistent_hash(cluster: &mut cluster_v3::Cluster, hash: &Co
     };
     cluster.lb_policy = LbPolicy::RingHash as i32;
     cluster.lb_config =
-        size.map(|size| LbConfig::RingHashLbConfig(RingHashLbConfig { minimum_ring_size: Some(size), ..Default::default() }));
+        size.map(|size| LbConfig::RingHashLbConfig(RingHashLbConfig { minimum_ring_size: Some(size.min(MAX_RING)), ..Default::default() }));
 }

@@ -126,7 +126,12 @@ impl<'a> Builder<'a> {
         if kind == ListenerProtocol::Http && reserved.contains(&port.number) {
             return;
         }
-        let request = |bind: String, cidrs: Vec<String>| Request { service, port, bind, extra: Vec::new(), cidrs };
+        // On any address of one family means on any of the other, too.
+        let families: Vec<String> = self.view.ip_mode().wildcards()[1..].iter().map(|address| (*address).to_owned()).collect();
+        let request = |bind: String, cidrs: Vec<String>| {
+            let extra = if bind == any { families.clone() } else { Vec::new() };
+            Request { service, port, bind, extra, cidrs }
+        };
         if kind == ListenerProtocol::Http {
             self.add(kind, request(any.to_owned(), Vec::new()));
             return;
@@ -155,9 +160,7 @@ impl<'a> Builder<'a> {
             self.add(kind, request(plain_address(address), Vec::new()));
         }
         if service.addresses.is_empty() {
-            let mut request = request(any.to_owned(), Vec::new());
-            request.extra = self.view.ip_mode().wildcards()[1..].iter().map(|address| (*address).to_owned()).collect();
-            self.add(kind, request);
+            self.add(kind, request(any.to_owned(), Vec::new()));
         }
     }
 
@@ -249,6 +252,10 @@ impl<'a> Builder<'a> {
         to: &[lateen_model::kinds::virtual_service::RouteDestination],
     ) -> Option<Chain> {
         let origin = rule.origin()?;
+        // A range that cannot be read would otherwise leave a chain that takes everything.
+        if !cidrs.is_empty() && !cidrs.iter().any(|range| parse_cidr(range).is_some()) {
+            return None;
+        }
         Some(Chain {
             sni,
             cidrs,

@@ -234,7 +234,7 @@ pub(crate) fn retry_policy(retries: Option<&HttpRetry>, hashed: bool) -> Option<
     if let Some(ignore) = retries.retry_ignore_previous_hosts {
         policy.retry_host_predicate = if ignore { elsewhere } else { Vec::new() };
     }
-    if let Some(base) = retries.backoff {
+    if let Some(base) = retries.backoff.filter(|base| !base.is_zero()) {
         policy.retry_back_off =
             Some(route_v3::retry_policy::RetryBackOff { base_interval: Some(wire::duration(base)), max_interval: None });
     }

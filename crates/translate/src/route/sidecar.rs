@@ -21,12 +21,12 @@ pub(crate) struct Built {
 }
 
 /// `80` is shared by all services of the port; `host:80` is of one service whose protocol was not declared.
-pub(crate) fn build(world: &World, view: &ProxyView, name: &str) -> Option<Built> {
+pub(crate) fn build<'a>(world: &'a World, view: &'a ProxyView, name: &'a str) -> Option<Built> {
     let (host, port) = match name.rsplit_once(':') {
         Some((host, port)) => (Some(host), port.parse().ok()?),
         None => (None, name.parse::<u16>().ok()?),
     };
-    let mut table = Table::new(world, view, port);
+    let mut table = Table::new(world, view, port, host);
     table.fill();
     let mut virtual_hosts = table.virtual_hosts;
     if let Some(host) = host {
@@ -37,7 +37,8 @@ pub(crate) fn build(world: &World, view: &ProxyView, name: &str) -> Option<Built
         }
     }
     virtual_hosts.sort_by(|a, b| a.name.cmp(&b.name));
-    if host.is_none() {
+    // A rule for `*` takes its place: Envoy takes a domain only once.
+    if host.is_none() && !virtual_hosts.iter().any(|vhost| vhost.domains.iter().any(|domain| domain == "*")) {
         virtual_hosts.push(catch_all(world.mesh.outbound));
     }
     let config = route_v3::RouteConfiguration {
@@ -84,6 +85,8 @@ struct Table<'a> {
     world: &'a World,
     view: &'a ProxyView,
     port: u16,
+    /// Whether it is of all services of the port.
+    shared: bool,
     /// The services that have the port and may speak HTTP on it, by host.
     services: BTreeMap<&'a str, &'a Arc<Service>>,
     virtual_hosts: Vec<route_v3::VirtualHost>,
@@ -93,13 +96,17 @@ struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
-    fn new(world: &'a World, view: &'a ProxyView, port: u16) -> Self {
-        let services = world
-            .visible_services(&view.namespace)
-            .filter(|service| service.port(port).is_some())
-            .map(|service| (service.host.as_str(), service))
-            .collect();
+    /// With a host, only of that service: with many undeclared ports, all of them for each would take for ever.
+    fn new(world: &'a World, view: &'a ProxyView, port: u16, host: Option<&'a str>) -> Self {
+        let all = |service: &&Arc<Service>| service.port(port).is_some();
+        let services = match host {
+            Some(host) => {
+                world.service(&view.namespace, host).filter(all).map(|service| (service.host.as_str(), service)).into_iter().collect()
+            }
+            None => world.visible_services(&view.namespace).filter(all).map(|service| (service.host.as_str(), service)).collect(),
+        };
         Self {
+            shared: host.is_none(),
             world,
             view,
             port,
@@ -115,7 +122,7 @@ impl<'a> Table<'a> {
         let bound = self.world.virtual_services.bound(MESH_GATEWAY, &self.view.namespace);
         let narrowest = VirtualServices::most_specific_wildcard(&bound, self.services.values().copied());
         // Hosts outside the registry get a virtual host on port 80 only, where nothing else could tell their port.
-        let relevant = bound.iter().filter(|vs| self.port == 80 || self.claims_a_service(vs));
+        let relevant = bound.iter().filter(|vs| (self.shared && self.port == 80) || self.claims_a_service(vs));
         let mut routed: HashSet<String> = HashSet::new();
         let mut pending = Vec::new();
         for virtual_service in relevant {

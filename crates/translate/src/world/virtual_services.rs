@@ -159,14 +159,16 @@ fn check(resource: &Resource<Spec>, service: &VirtualService, diagnostics: &mut 
     }
     for (at, route) in service.spec.http.iter().enumerate() {
         if does_nothing(route) {
-            let text = "the route has no destination, redirect, directResponse or delegate, and is left out";
+            let text = "the route has no destination of any weight, redirect, directResponse or delegate, and is left out";
             diagnostics.push(resource.report(Severity::Error, &format!("spec.http[{at}]"), text));
         }
     }
 }
 
+/// Whether nobody could say where a request goes.
 pub(crate) fn does_nothing(route: &HttpRoute) -> bool {
-    route.route.is_empty() && route.redirect.is_none() && route.direct_response.is_none() && route.delegate.is_none()
+    let nowhere = route.route.is_empty() || (route.route.len() > 1 && route.route.iter().all(|to| to.weight == 0));
+    nowhere && route.redirect.is_none() && route.direct_response.is_none() && route.delegate.is_none()
 }
 
 fn matches_everything(block: &HttpMatchRequest) -> bool {

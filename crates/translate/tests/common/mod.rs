@@ -87,11 +87,13 @@ fn text(value: &str) -> Value {
 
 pub fn node(kind: &str, name: &str, ip: &str, labels: &[(&str, &str)], lateen: bool) -> Node {
     let labels = Struct { fields: labels.iter().map(|(k, v)| ((*k).to_owned(), text(v))).collect() };
+    let stock = ["envoy.filters.http.router"];
+    let ours = ["envoy.filters.http.router", "istio.alpn", "istio.stats", "istio.metadata_exchange"];
+    let names: &[&str] = if lateen { &ours } else { &stock };
     Node {
         id: format!("{kind}~{ip}~{name}.books~books.svc.cluster.local"),
         metadata: Some(Struct { fields: [("LABELS".to_owned(), Value { kind: Some(Kind::StructValue(labels)) })].into() }),
-        user_agent_name: if lateen { "lateen" } else { "envoy" }.to_owned(),
-        extensions: if lateen { Vec::new() } else { vec![Extension { name: "envoy.filters.http.router".into(), ..Default::default() }] },
+        extensions: names.iter().map(|name| Extension { name: (*name).to_owned(), ..Default::default() }).collect(),
         ..Default::default()
     }
 }
