@@ -1,1 +1,16 @@
-//! The data plane: workers, listeners, filters, upstream connections, admin.
+//! The data plane: workers, listeners, filters, routing, upstream connections, admin.
+//!
+//! Folders follow the path of a request: [`worker`] owns the threads, `listener` accepts and inspects,
+//! `tls` secures, `filter` and `http` act on connections and requests, `router` chooses and retries,
+//! `upstream` connects. The main thread compiles configuration and publishes snapshots to the workers;
+//! a request reads its worker's own copy and takes no lock.
+mod filter;
+mod http;
+mod io;
+mod listener;
+mod router;
+mod tls;
+mod upstream;
+pub mod worker;
+
+pub use worker::{LogFiles, WorkerConfig, WorkerHandle};

@@ -1,0 +1,48 @@
+//! Istio's exchange of workload metadata in headers: each end tells who it is, so that metrics can name both.
+use http::header::{HeaderMap, HeaderValue};
+use lateen_snapshot::http::PeerMetadata;
+
+use crate::http::Exchange;
+use crate::http::headers::{PEER_METADATA, PEER_METADATA_ID};
+use crate::http::message::Response;
+
+pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &PeerMetadata) {
+    if config.discover_downstream {
+        let (id, metadata) = take(&mut exchange.request.headers, exchange.request.hints.envoy);
+        if let Some(metadata) = metadata {
+            exchange.info.peer = exchange.worker.istio.peer_of_header(metadata.as_bytes());
+        }
+        exchange.info.peer_asked = id.is_some();
+    }
+    if config.propagate_upstream {
+        put(exchange.worker, &mut exchange.request.headers);
+    }
+}
+
+pub(super) fn on_response(exchange: &mut Exchange<'_>, config: &PeerMetadata, response: &mut Response) {
+    if config.discover_upstream {
+        let (_, metadata) = take(&mut response.headers, true);
+        if let Some(metadata) = metadata {
+            exchange.info.peer = exchange.worker.istio.peer_of_header(metadata.as_bytes());
+        }
+    }
+    // Only callers that told us who they are know what to do with our answer.
+    if config.propagate_downstream && exchange.info.peer_asked {
+        put(exchange.worker, &mut response.headers);
+    }
+}
+
+/// Takes both headers off: they are for this hop.
+fn take(map: &mut HeaderMap, may_be_there: bool) -> (Option<HeaderValue>, Option<HeaderValue>) {
+    if may_be_there { (map.remove(PEER_METADATA_ID), map.remove(PEER_METADATA)) } else { (None, None) }
+}
+
+fn put(worker: &crate::worker::Worker, map: &mut HeaderMap) {
+    let node = &worker.node_headers;
+    if let Some(id) = &node.id {
+        map.insert(PEER_METADATA_ID, id.clone());
+    }
+    if let Some(metadata) = &node.metadata {
+        map.insert(PEER_METADATA, metadata.clone());
+    }
+}

@@ -1,0 +1,3 @@
+//! Filters: of connections, and of requests. One file each.
+pub(crate) mod http;
+pub(crate) mod network;

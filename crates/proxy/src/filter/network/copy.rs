@@ -1,0 +1,89 @@
+//! Bytes both ways between two connections, with half-close, until both directions are done.
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::io::Io;
+
+/// A quiet connection costs this much per direction while bytes are under way.
+const SMALL: usize = 16 * 1024;
+/// A busy one gets this much.
+const LARGE: usize = 256 * 1024;
+
+/// One direction.
+pub(super) struct Direction {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    eof: bool,
+    closed: bool,
+    needs_flush: bool,
+    full_reads: u32,
+    /// Bytes moved.
+    pub(super) moved: u64,
+}
+
+impl Direction {
+    pub(super) fn new() -> Self {
+        Self { buffer: Vec::new(), start: 0, end: 0, eof: false, closed: false, needs_flush: false, full_reads: 0, moved: 0 }
+    }
+
+    pub(super) fn done(&self) -> bool {
+        self.closed
+    }
+
+    /// Moves bytes until one side is not ready; ready at the end of the direction.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, from: &mut Io, to: &mut Io) -> Poll<std::io::Result<()>> {
+        while !self.closed {
+            while self.start < self.end {
+                let piece = self.buffer.get(self.start..self.end).unwrap_or_default();
+                let n = ready!(Pin::new(&mut *to).poll_write(cx, piece))?;
+                if n == 0 {
+                    return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
+                }
+                self.start += n;
+                self.moved += n as u64;
+                self.needs_flush = true;
+            }
+            (self.start, self.end) = (0, 0);
+            if self.eof {
+                ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
+                self.closed = true;
+                break;
+            }
+            self.make_room();
+            let mut read = ReadBuf::new(&mut self.buffer);
+            match Pin::new(&mut *from).poll_read(cx, &mut read) {
+                Poll::Ready(Ok(())) => {
+                    let n = read.filled().len();
+                    self.end = n;
+                    self.eof = n == 0;
+                    self.full_reads = if n == self.buffer.len() { self.full_reads + 1 } else { 0 };
+                }
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+                Poll::Pending => {
+                    if self.needs_flush {
+                        ready!(Pin::new(&mut *to).poll_flush(cx))?;
+                        self.needs_flush = false;
+                    }
+                    // Idle connections hold no buffer.
+                    if self.buffer.len() <= SMALL {
+                        self.buffer = Vec::new();
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn make_room(&mut self) {
+        if self.buffer.is_empty() {
+            self.buffer = vec![0; SMALL];
+        } else if self.full_reads >= 2 && self.buffer.len() < LARGE {
+            self.buffer.resize((self.buffer.len() * 4).min(LARGE), 0);
+            self.full_reads = 0;
+        }
+    }
+}

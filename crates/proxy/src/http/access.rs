@@ -1,0 +1,352 @@
+//! Access logs of requests and connections: what is logged where, and the facts that formats ask for.
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use lateen_snapshot::http::{AccessLog, LogFilter, LogFormat};
+use lateen_snapshot::listener::ConnectionInfo;
+use lateen_snapshot::matcher::ValueMatcher;
+use lateen_telemetry::access_log::{
+    Address, AddressOf, Bytes, ENVOY_TEXT, HeaderKey, HeadersOf, JsonFormat, LogWriter, Record, Span, Text, TextFormat,
+};
+use lateen_telemetry::{ResponseFlags, details};
+use tokio::time::Instant;
+
+use super::Exchange;
+use super::exchange::Info;
+use super::message::Request;
+use crate::listener::{Conn, ListenerState};
+use crate::upstream::ClusterState;
+use crate::worker::Worker;
+
+enum Format {
+    Text(TextFormat),
+    Json(JsonFormat),
+}
+
+struct Log {
+    config: Arc<AccessLog>,
+    format: Format,
+    writer: Rc<RefCell<LogWriter>>,
+}
+
+/// The logs of a listener, connection manager or TCP proxy.
+pub(crate) struct LogSet(Vec<Log>);
+
+impl LogSet {
+    pub(crate) fn new(worker: &Worker, configs: &[Arc<AccessLog>]) -> Self {
+        let open = |config: &Arc<AccessLog>| {
+            let format = match &config.format {
+                LogFormat::Default => TextFormat::compile(ENVOY_TEXT).map(Format::Text),
+                LogFormat::Text(text) => TextFormat::compile(text).map(Format::Text),
+                LogFormat::Json(value) => JsonFormat::compile(value).map(Format::Json),
+            };
+            match format {
+                Ok(format) => Some(Log { format, writer: worker.logs.writer(&config.path)?, config: Arc::clone(config) }),
+                Err(e) => {
+                    tracing::error!("access log {}: {e}", config.path);
+                    None
+                }
+            }
+        };
+        Self(configs.iter().filter_map(open).collect())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether response headers must be kept for a line.
+    pub(crate) fn wants_headers(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    pub(crate) fn request(&self, exchange: &Exchange<'_>) {
+        let record = RequestRecord { info: &exchange.info, request: &exchange.request, conn: exchange.conn };
+        self.write(&record, Some(&exchange.request));
+    }
+
+    pub(crate) fn connection(&self, record: &ConnectionRecord<'_>) {
+        self.write(record, None);
+    }
+
+    fn write<R: Record>(&self, record: &R, request: Option<&Request>) {
+        for log in &self.0 {
+            if log.config.filter.as_ref().is_some_and(|f| !passes(f, record, request)) {
+                continue;
+            }
+            log.writer.borrow_mut().line(|out| match &log.format {
+                Format::Text(format) => format.write(record, out),
+                Format::Json(format) => format.write(record, out),
+            });
+        }
+    }
+}
+
+fn passes<R: Record>(filter: &LogFilter, record: &R, request: Option<&Request>) -> bool {
+    let value = |matcher: &ValueMatcher, value: u64| match matcher {
+        ValueMatcher::Equal(n) => value == *n,
+        ValueMatcher::GreaterOrEqual(n) => value >= *n,
+        ValueMatcher::LessOrEqual(n) => value <= *n,
+        ValueMatcher::NotEqual(n) => value != *n,
+    };
+    match filter {
+        LogFilter::StatusCode(matcher) => value(matcher, u64::from(record.response_code())),
+        LogFilter::Duration(matcher) => value(matcher, record.span(Span::Whole).map_or(0, |d| d.as_millis() as u64)),
+        LogFilter::ResponseFlags(names) if names.is_empty() => !record.flags().is_empty(),
+        LogFilter::ResponseFlags(names) => {
+            names.iter().filter_map(|n| ResponseFlags::from_short(n)).any(|flag| record.flags().contains(flag))
+        }
+        LogFilter::And(all) => all.iter().all(|f| passes(f, record, request)),
+        LogFilter::Or(any) => any.iter().any(|f| passes(f, record, request)),
+        LogFilter::NotHealthCheck => true,
+        LogFilter::Header(matcher) => request.is_some_and(|r| crate::router::lookup::header_matches(matcher, r)),
+    }
+}
+
+/// A finished request.
+pub(crate) struct RequestRecord<'a> {
+    pub(crate) info: &'a Info,
+    pub(crate) request: &'a Request,
+    pub(crate) conn: &'a Conn,
+}
+
+fn tls_text<'a>(conn: &'a Conn, of: Text) -> Option<&'a str> {
+    let tls = conn.tls.as_ref()?;
+    let text = match of {
+        Text::DownstreamPeerUriSan => tls.peer.as_ref()?.uri_sans.first()?.as_str(),
+        Text::DownstreamPeerSubject => tls.peer.as_ref()?.subject.as_str(),
+        Text::DownstreamTlsVersion => tls.version,
+        Text::DownstreamTlsCipher => tls.cipher,
+        _ => return None,
+    };
+    Some(text)
+}
+
+fn non_empty(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
+}
+
+fn address_of<'a>(
+    conn: &Conn,
+    remote: SocketAddr,
+    host: Option<&'a lateen_balance::Host>,
+    local: Option<SocketAddr>,
+    of: AddressOf,
+) -> Option<Address<'a>> {
+    match of {
+        AddressOf::UpstreamHost => host.map(|h| match &h.address {
+            lateen_balance::Address::Socket(a) => Address::Socket(*a),
+            lateen_balance::Address::Pipe(path) => Address::Named(path),
+        }),
+        AddressOf::UpstreamLocal => local.map(Address::Socket),
+        AddressOf::DownstreamLocal => Some(Address::Socket(conn.local)),
+        AddressOf::DownstreamRemote => Some(Address::Socket(remote)),
+        AddressOf::DownstreamDirectRemote => Some(Address::Socket(conn.direct_remote)),
+    }
+}
+
+fn cluster_text(cluster: Option<&Rc<ClusterState>>, of: Text) -> Option<&str> {
+    let config = &cluster?.cluster.config;
+    Some(if of == Text::UpstreamCluster { &config.stat_name } else { &config.name })
+}
+
+impl Record for RequestRecord<'_> {
+    fn start_time(&self) -> SystemTime {
+        self.info.start_time
+    }
+
+    fn header(&self, of: HeadersOf, key: &HeaderKey) -> Option<&[u8]> {
+        let request = self.request;
+        match (of, key) {
+            (HeadersOf::Request, HeaderKey::Method) => Some(request.method.as_str().as_bytes()),
+            (HeadersOf::Request, HeaderKey::Path) => non_empty(&request.path).map(str::as_bytes),
+            (HeadersOf::Request, HeaderKey::Authority) => non_empty(&request.authority).map(str::as_bytes),
+            (HeadersOf::Request, HeaderKey::Scheme) => Some(request.scheme.as_bytes()),
+            (HeadersOf::Request, HeaderKey::Named(name)) => request.headers.get(name).map(http::HeaderValue::as_bytes),
+            (HeadersOf::Response, HeaderKey::Named(name)) => {
+                self.info.response_headers.as_ref()?.get(name).map(http::HeaderValue::as_bytes)
+            }
+            (HeadersOf::ResponseTrailers, HeaderKey::Named(name)) => {
+                self.info.response_trailers.as_ref()?.get(name).map(http::HeaderValue::as_bytes)
+            }
+            _ => None,
+        }
+    }
+
+    fn text(&self, of: Text) -> Option<&str> {
+        let info = self.info;
+        match of {
+            Text::Protocol => Some(self.request.version.name()),
+            Text::RouteName => non_empty(&info.route.as_ref()?.route.name),
+            Text::VirtualHostName => Some(&info.route.as_ref()?.virtual_host()?.name),
+            Text::FilterChainName => non_empty(&self.conn.chain.chain.name),
+            Text::ResponseCodeDetails => non_empty(&info.details),
+            Text::UpstreamTransportFailureReason => non_empty(&info.transport_failure),
+            Text::UpstreamCluster | Text::UpstreamClusterRaw => cluster_text(info.cluster.as_ref(), of),
+            Text::RequestedServerName => self.conn.server_name.as_deref(),
+            Text::LocalReplyBody => info.reply_body.as_deref(),
+            other => tls_text(self.conn, other),
+        }
+    }
+
+    fn address(&self, of: AddressOf) -> Option<Address<'_>> {
+        address_of(self.conn, self.info.remote, self.info.host.as_deref(), self.info.upstream_local, of)
+    }
+
+    fn span(&self, of: Span) -> Option<Duration> {
+        let info = self.info;
+        match of {
+            Span::Whole => Some(info.start.elapsed()),
+            Span::Request => info.request_done,
+            Span::Response => info.response_at,
+            Span::ResponseTx => info.response_at.map(|at| info.start.elapsed().saturating_sub(at)),
+        }
+    }
+
+    fn bytes(&self, of: Bytes) -> u64 {
+        let info = self.info;
+        match of {
+            Bytes::Received => info.body_received,
+            Bytes::Sent => info.body_sent,
+            Bytes::DownstreamWireReceived => info.body_received + self.request.head_bytes,
+            Bytes::DownstreamWireSent => info.body_sent + info.head_sent,
+            Bytes::UpstreamWireReceived => info.body_sent,
+            Bytes::UpstreamWireSent => info.body_received,
+        }
+    }
+
+    fn response_code(&self) -> u16 {
+        self.info.status
+    }
+
+    fn flags(&self) -> ResponseFlags {
+        self.info.flags
+    }
+
+    fn connection_id(&self) -> Option<u64> {
+        Some(self.conn.connected.id)
+    }
+
+    fn attempts(&self) -> u32 {
+        self.info.attempts
+    }
+}
+
+/// A finished TCP connection.
+pub(crate) struct ConnectionRecord<'a> {
+    pub(crate) conn: &'a Conn,
+    pub(crate) cluster: Option<&'a Rc<ClusterState>>,
+    pub(crate) host: Option<&'a lateen_balance::Host>,
+    pub(crate) upstream_local: Option<SocketAddr>,
+    pub(crate) received: u64,
+    pub(crate) sent: u64,
+    pub(crate) flags: ResponseFlags,
+    pub(crate) transport_failure: &'a str,
+}
+
+impl Record for ConnectionRecord<'_> {
+    fn start_time(&self) -> SystemTime {
+        self.conn.start_time
+    }
+
+    fn header(&self, _: HeadersOf, _: &HeaderKey) -> Option<&[u8]> {
+        None
+    }
+
+    fn text(&self, of: Text) -> Option<&str> {
+        match of {
+            Text::FilterChainName => non_empty(&self.conn.chain.chain.name),
+            Text::UpstreamTransportFailureReason => non_empty(self.transport_failure),
+            Text::UpstreamCluster | Text::UpstreamClusterRaw => cluster_text(self.cluster, of),
+            Text::RequestedServerName => self.conn.server_name.as_deref(),
+            other => tls_text(self.conn, other),
+        }
+    }
+
+    fn address(&self, of: AddressOf) -> Option<Address<'_>> {
+        address_of(self.conn, self.conn.remote, self.host, self.upstream_local, of)
+    }
+
+    fn span(&self, of: Span) -> Option<Duration> {
+        (of == Span::Whole).then(|| self.conn.start.elapsed())
+    }
+
+    fn bytes(&self, of: Bytes) -> u64 {
+        match of {
+            Bytes::Received | Bytes::DownstreamWireReceived | Bytes::UpstreamWireSent => self.received,
+            Bytes::Sent | Bytes::DownstreamWireSent | Bytes::UpstreamWireReceived => self.sent,
+        }
+    }
+
+    fn response_code(&self) -> u16 {
+        0
+    }
+
+    fn flags(&self) -> ResponseFlags {
+        self.flags
+    }
+
+    fn connection_id(&self) -> Option<u64> {
+        Some(self.conn.connected.id)
+    }
+}
+
+/// A connection that no chain wanted.
+struct RefusedRecord<'a> {
+    info: &'a ConnectionInfo,
+    start: Instant,
+    flags: ResponseFlags,
+}
+
+impl Record for RefusedRecord<'_> {
+    fn start_time(&self) -> SystemTime {
+        SystemTime::now() - self.start.elapsed()
+    }
+
+    fn header(&self, _: HeadersOf, _: &HeaderKey) -> Option<&[u8]> {
+        None
+    }
+
+    fn text(&self, of: Text) -> Option<&str> {
+        match of {
+            Text::RequestedServerName => self.info.server_name.as_deref(),
+            Text::ResponseCodeDetails => Some(details::FILTER_CHAIN_NOT_FOUND),
+            _ => None,
+        }
+    }
+
+    fn address(&self, of: AddressOf) -> Option<Address<'_>> {
+        match of {
+            AddressOf::DownstreamLocal => Some(Address::Socket(self.info.destination)),
+            AddressOf::DownstreamRemote => Some(Address::Socket(self.info.source)),
+            AddressOf::DownstreamDirectRemote => Some(Address::Socket(self.info.direct_source)),
+            AddressOf::UpstreamHost | AddressOf::UpstreamLocal => None,
+        }
+    }
+
+    fn span(&self, of: Span) -> Option<Duration> {
+        (of == Span::Whole).then(|| self.start.elapsed())
+    }
+
+    fn bytes(&self, _: Bytes) -> u64 {
+        0
+    }
+
+    fn response_code(&self) -> u16 {
+        0
+    }
+
+    fn flags(&self) -> ResponseFlags {
+        self.flags
+    }
+}
+
+/// Logs a connection that matched no chain.
+pub(crate) fn log_refused(_: &Worker, listener: &ListenerState, info: &ConnectionInfo, start: Instant, flags: ResponseFlags) {
+    if !listener.logs.is_empty() {
+        listener.logs.write(&RefusedRecord { info, start, flags }, None);
+    }
+}

@@ -1,0 +1,226 @@
+//! One request and its response, from head to log line.
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::HeaderMap;
+use lateen_balance::Host;
+use lateen_snapshot::RouteTable;
+use lateen_snapshot::http::RouteSource;
+use lateen_snapshot::route::{Route, VirtualHost};
+use lateen_telemetry::istio::PeerId;
+use lateen_telemetry::{ResponseFlags, details};
+use tokio::time::Instant;
+
+use super::message::{Request, Response};
+use super::reply::{self, Reply};
+use super::stream::Downstream;
+use super::{Hcm, normalize, report, sanitize};
+use crate::filter;
+use crate::io::Timer;
+use crate::listener::Conn;
+use crate::router;
+use crate::upstream::ClusterState;
+use crate::worker::{Live, Worker};
+
+/// Why an exchange did not simply complete.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// We answer ourselves.
+    Reply(Box<Reply>),
+    /// The caller went away: nobody to answer.
+    Gone,
+    /// The response had begun when it broke: all we can do is to cut it off.
+    Cut,
+}
+
+impl From<Reply> for End {
+    fn from(reply: Reply) -> Self {
+        Self::Reply(Box::new(reply))
+    }
+}
+
+/// The route that a request took, kept alive by its table.
+#[derive(Clone)]
+pub(crate) struct Matched {
+    pub(crate) table: Arc<RouteTable>,
+    pub(crate) virtual_host: usize,
+    pub(crate) route: Arc<Route>,
+    /// Index into the route's weighted clusters, once chosen.
+    pub(crate) weighted: Option<usize>,
+}
+
+impl Matched {
+    pub(crate) fn virtual_host(&self) -> Option<&VirtualHost> {
+        self.table.virtual_hosts.get(self.virtual_host)
+    }
+}
+
+/// What is learnt on the way and told at the end.
+pub(crate) struct Info {
+    pub(crate) start: Instant,
+    pub(crate) start_time: SystemTime,
+    pub(crate) flags: ResponseFlags,
+    pub(crate) details: Cow<'static, str>,
+    /// 0 until a response begins.
+    pub(crate) status: u16,
+    pub(crate) body_received: u64,
+    pub(crate) body_sent: u64,
+    pub(crate) head_sent: u64,
+    pub(crate) route: Option<Matched>,
+    pub(crate) cluster: Option<Rc<ClusterState>>,
+    pub(crate) host: Option<Arc<Host>>,
+    pub(crate) upstream_local: Option<SocketAddr>,
+    pub(crate) attempts: u32,
+    pub(crate) transport_failure: String,
+    pub(crate) request_done: Option<Duration>,
+    pub(crate) response_at: Option<Duration>,
+    pub(crate) response_headers: Option<HeaderMap>,
+    pub(crate) response_trailers: Option<Box<HeaderMap>>,
+    pub(crate) grpc: bool,
+    pub(crate) grpc_status: Option<u16>,
+    /// The other end's metadata: the caller's when inbound, the upstream's when outbound.
+    pub(crate) peer: PeerId,
+    /// The caller after `x-forwarded-for`.
+    pub(crate) remote: SocketAddr,
+    pub(crate) internal: bool,
+    pub(crate) reply_body: Option<Cow<'static, str>>,
+    /// Value for `set-cookie` that makes later requests go to the same host.
+    pub(crate) affinity_cookie: Option<http::HeaderValue>,
+    pub(crate) cors_origin: Option<http::HeaderValue>,
+    /// The caller sent its own metadata and expects ours.
+    pub(crate) peer_asked: bool,
+}
+
+/// The exchange.
+pub(crate) struct Exchange<'a> {
+    pub(crate) worker: &'a Rc<Worker>,
+    pub(crate) hcm: &'a Rc<Hcm>,
+    pub(crate) conn: &'a Rc<Conn>,
+    pub(crate) live: Rc<Live>,
+    pub(crate) request: Request,
+    pub(crate) down: &'a mut Downstream,
+    pub(crate) timer: &'a mut Timer,
+    pub(crate) info: Info,
+}
+
+impl<'a> Exchange<'a> {
+    pub(crate) fn new(
+        worker: &'a Rc<Worker>,
+        hcm: &'a Rc<Hcm>,
+        conn: &'a Rc<Conn>,
+        request: Request,
+        down: &'a mut Downstream,
+        timer: &'a mut Timer,
+    ) -> Self {
+        let info = Info {
+            start: Instant::now(),
+            start_time: SystemTime::now(),
+            flags: ResponseFlags::NONE,
+            details: Cow::Borrowed(""),
+            status: 0,
+            body_received: 0,
+            body_sent: 0,
+            head_sent: 0,
+            route: None,
+            cluster: None,
+            host: None,
+            upstream_local: None,
+            attempts: 0,
+            transport_failure: String::new(),
+            request_done: None,
+            response_at: None,
+            response_headers: None,
+            response_trailers: None,
+            grpc: request.is_grpc(),
+            grpc_status: None,
+            peer: PeerId::default(),
+            remote: conn.remote,
+            internal: false,
+            reply_body: None,
+            affinity_cookie: None,
+            cors_origin: None,
+            peer_asked: false,
+        };
+        Self { worker, hcm, conn, live: worker.live(), request, down, timer, info }
+    }
+
+    /// Serves the request to its end, whatever that is.
+    pub(crate) async fn run(mut self) {
+        report::begin(&self);
+        match self.steps().await {
+            Ok(()) => {}
+            Err(End::Reply(reply)) => reply::send(&mut self, *reply).await,
+            Err(End::Gone) => {
+                self.info.flags.insert(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
+                self.info.details = Cow::Borrowed(details::DOWNSTREAM_REMOTE_DISCONNECT);
+                self.down.abort();
+            }
+            Err(End::Cut) => self.down.abort(),
+        }
+        self.timer.set(None);
+        report::end(&self);
+    }
+
+    async fn steps(&mut self) -> Result<(), End> {
+        if let Err(reply) = normalize::run(self) {
+            return Err(reply.into());
+        }
+        sanitize::run(self)?;
+        self.find_route()?;
+        filter::http::on_request(self).await?;
+        router::run(self).await
+    }
+
+    /// The route; a missing one is answered by the router, after the filters had their say.
+    fn find_route(&mut self) -> Result<(), End> {
+        let table = match &self.hcm.config.routes {
+            RouteSource::Inline(table) => Some(Arc::clone(table)),
+            RouteSource::Discovered(id) => self.live.snapshot.route_table(*id).cloned(),
+        };
+        let Some(table) = table else {
+            return Err(Reply::new(404, "", details::ROUTE_CONFIGURATION_NOT_FOUND, ResponseFlags::NO_ROUTE_FOUND).into());
+        };
+        self.info.route = router::lookup::find(&table, &self.request, self.worker.roll64());
+        Ok(())
+    }
+
+    /// Whether this connection is to end after the response.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.conn.draining(self.worker)
+    }
+
+    /// Sends the response's head to the caller, finished off with what every response carries.
+    pub(crate) fn send_head(&mut self, mut response: Response, end: bool) {
+        let hcm = self.hcm;
+        super::hcm::set_server(hcm, &mut response.headers);
+        let worker = self.worker;
+        let now = self.info.start_time;
+        super::headers::insert_if_absent(&mut response.headers, http::header::DATE, || worker.date(now));
+        if hcm.config.always_set_request_id_in_response
+            && let Some(id) = self.request.headers.get(super::headers::REQUEST_ID)
+        {
+            response.headers.insert(super::headers::REQUEST_ID, id.clone());
+        }
+        if self.is_draining() {
+            self.down.close_after();
+        }
+        self.info.status = response.status.as_u16();
+        self.info.head_sent = response.headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 4).sum::<usize>() as u64 + 19;
+        if self.info.grpc {
+            self.note_grpc_status(&response.headers);
+        }
+        if hcm.logs.wants_headers() {
+            self.info.response_headers = Some(response.headers.clone());
+        }
+        self.down.send_head(response, end);
+    }
+
+    pub(crate) fn note_grpc_status(&mut self, map: &HeaderMap) {
+        if let Some(status) = super::headers::number(map, &super::headers::GRPC_STATUS) {
+            self.info.grpc_status = u16::try_from(status).ok();
+        }
+    }
+}

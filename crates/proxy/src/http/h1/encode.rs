@@ -1,0 +1,119 @@
+//! Heads and chunk framing as bytes.
+use bytes::BytesMut;
+use http::{HeaderMap, StatusCode};
+
+use crate::http::message::{Length, Request};
+
+fn header(out: &mut BytesMut, name: &[u8], value: &[u8]) {
+    out.reserve(name.len() + value.len() + 4);
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+pub(super) fn headers(out: &mut BytesMut, map: &HeaderMap) {
+    for (name, value) in map {
+        header(out, name.as_str().as_bytes(), value.as_bytes());
+    }
+}
+
+/// How a message's body is framed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// No body, and no header that says so.
+    None,
+    Length(u64),
+    /// Says a length, but sends no body: the answer to HEAD.
+    LengthOnly(u64),
+    Chunked,
+    /// Ends with the connection (HTTP/1.0), or raw bytes after a switch of protocols.
+    UntilClose,
+}
+
+fn framing(out: &mut BytesMut, framing: Framing) {
+    match framing {
+        Framing::Length(n) | Framing::LengthOnly(n) => header(out, b"content-length", itoa::Buffer::new().format(n).as_bytes()),
+        Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+        Framing::None | Framing::UntilClose => {}
+    }
+}
+
+/// A request's head; returns how its body will be framed.
+pub(super) fn request(out: &mut BytesMut, request: &Request) -> Framing {
+    out.reserve(256);
+    out.extend_from_slice(request.method.as_str().as_bytes());
+    out.extend_from_slice(b" ");
+    let connect = request.method == http::Method::CONNECT;
+    out.extend_from_slice(if connect { request.authority.as_bytes() } else { request.path.as_bytes() });
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    header(out, b"host", request.authority.as_bytes());
+    headers(out, &request.headers);
+    let kind = match (request.length, &request.upgrade) {
+        (_, Some(upgrade)) => {
+            if !connect {
+                out.extend_from_slice(b"connection: upgrade\r\n");
+                header(out, b"upgrade", upgrade.as_bytes());
+            }
+            match request.length {
+                Length::Known(n) => Framing::Length(n),
+                _ => Framing::None,
+            }
+        }
+        (Length::Known(n), None) => Framing::Length(n),
+        (Length::Unknown, None) => Framing::Chunked,
+        // Servers may wait for a body of these methods unless told that there is none.
+        (Length::None, None) if matches!(request.method, http::Method::POST | http::Method::PUT | http::Method::PATCH) => {
+            Framing::Length(0)
+        }
+        (Length::None, None) => Framing::None,
+    };
+    framing(out, kind);
+    if request.accepts_trailers {
+        out.extend_from_slice(b"te: trailers\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    kind
+}
+
+/// A response's head.
+pub(super) fn response(out: &mut BytesMut, status: StatusCode, map: &HeaderMap, kind: Framing, http10: bool, connection: &[u8]) {
+    out.reserve(256);
+    out.extend_from_slice(if http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.extend_from_slice(b" ");
+    out.extend_from_slice(status.canonical_reason().unwrap_or("Unknown").as_bytes());
+    out.extend_from_slice(b"\r\n");
+    headers(out, map);
+    framing(out, kind);
+    if !connection.is_empty() {
+        header(out, b"connection", connection);
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// `SIZE CRLF` of a chunk.
+pub(super) fn chunk_head(size: usize) -> ([u8; 18], usize) {
+    let mut line = [0u8; 18];
+    let digits = (usize::BITS - size.leading_zeros()).div_ceil(4).max(1) as usize;
+    for (i, slot) in line.iter_mut().take(digits).enumerate() {
+        let nibble = (size >> (4 * (digits - 1 - i))) & 0xf;
+        *slot = b"0123456789abcdef"[nibble];
+    }
+    line[digits] = b'\r';
+    line[digits + 1] = b'\n';
+    (line, digits + 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunk_sizes_are_hexadecimal() {
+        for (size, text) in [(1, "1\r\n"), (15, "f\r\n"), (16, "10\r\n"), (65536, "10000\r\n")] {
+            let (line, n) = chunk_head(size);
+            assert_eq!(&line[..n], text.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! HTTP/1, both sides. Strict where leniency lets requests be smuggled: every rule names what it prevents.
+mod body;
+mod client;
+mod encode;
+mod parse;
+mod server;
+
+pub(crate) use body::Decoder;
+pub(crate) use client::H1Client;
+pub(crate) use parse::{HeadLimits, InvalidHead};
+pub(crate) use server::{H1Server, NoRequest};

@@ -1,0 +1,434 @@
+//! Heads of HTTP/1 messages: bytes to [`Request`] and [`Response`], refusing whatever two parsers could
+//! read in two ways (RFC 9112 sections 3, 5 and 6).
+use std::mem::MaybeUninit;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+
+use super::Decoder;
+use crate::http::message::{Hints, Length, Request, Response, Version};
+use crate::io::Text;
+
+/// How large a head may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeadLimits {
+    pub(crate) bytes: usize,
+    pub(crate) count: usize,
+    pub(crate) accept_http_10: bool,
+}
+
+impl HeadLimits {
+    /// Envoy's defaults for responses: 60 KiB, 100 headers.
+    pub(crate) const RESPONSE: Self = Self { bytes: 60 * 1024, count: 100, accept_http_10: true };
+}
+
+/// Why a head was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum InvalidHead {
+    #[error("the head is not HTTP/1")]
+    Syntax,
+    #[error("the head is too large")]
+    TooLarge,
+    #[error("there are too many headers")]
+    TooMany,
+    #[error("HTTP/1.0 is not enabled")]
+    OldVersion,
+    #[error("Host is missing, empty or given twice")]
+    Host,
+    #[error("the request target is not valid")]
+    Target,
+    #[error("Content-Length is not one number")]
+    ContentLength,
+    #[error("Transfer-Encoding is not exactly chunked, or comes with Content-Length")]
+    TransferEncoding,
+}
+
+/// What a request's head says about its connection.
+pub(crate) struct RequestFraming {
+    pub(crate) keep_alive: bool,
+    pub(crate) decoder: Decoder,
+}
+
+const MOST_HEADERS: usize = 128;
+
+/// How far `input` has been looked through for the end of a head, so that a slow sender costs no rescans.
+#[derive(Default)]
+pub(crate) struct HeadScan(usize);
+
+impl HeadScan {
+    /// Whether the blank line that ends a head is there.
+    fn complete(&mut self, input: &[u8]) -> bool {
+        let mut at = self.0;
+        while let Some(found) = input.get(at..).and_then(|rest| rest.iter().position(|b| *b == b'\n')) {
+            let end = at + found;
+            match (input.get(end + 1), input.get(end + 2)) {
+                (Some(b'\n'), _) | (Some(b'\r'), Some(b'\n')) => return true,
+                (None, _) | (Some(b'\r'), None) => {
+                    self.0 = end;
+                    return false;
+                }
+                _ => at = end + 1,
+            }
+        }
+        self.0 = input.len();
+        false
+    }
+
+    fn reset(&mut self) {
+        self.0 = 0;
+    }
+}
+
+/// Reads a request's head off the front of `input`; `None` until it is all there.
+pub(crate) fn request(
+    input: &mut BytesMut,
+    scan: &mut HeadScan,
+    limits: HeadLimits,
+    https: bool,
+) -> Result<Option<(Request, RequestFraming)>, InvalidHead> {
+    skip_blank_lines(input, scan);
+    if !scan.complete(input) {
+        return if input.len() > limits.bytes { Err(InvalidHead::TooLarge) } else { Ok(None) };
+    }
+    let mut slots = [const { MaybeUninit::uninit() }; MOST_HEADERS];
+    let mut parsed = httparse::Request::new(&mut []);
+    let size = match parsed.parse_with_uninit_headers(input, &mut slots) {
+        Ok(httparse::Status::Complete(size)) => size,
+        Ok(httparse::Status::Partial) => return if input.len() > limits.bytes { Err(InvalidHead::TooLarge) } else { Ok(None) },
+        Err(httparse::Error::TooManyHeaders) => return Err(InvalidHead::TooMany),
+        Err(_) => return Err(InvalidHead::Syntax),
+    };
+    if size > limits.bytes {
+        return Err(InvalidHead::TooLarge);
+    }
+    if parsed.headers.len() > limits.count {
+        return Err(InvalidHead::TooMany);
+    }
+    let base = input.as_ptr() as usize;
+    let range = |part: &[u8]| {
+        let start = part.as_ptr() as usize - base;
+        start..start + part.len()
+    };
+    let version = if parsed.version == Some(1) { Version::Http11 } else { Version::Http10 };
+    if version == Version::Http10 && !limits.accept_http_10 {
+        return Err(InvalidHead::OldVersion);
+    }
+    let method = method(parsed.method.unwrap_or_default())?;
+    let target = range(parsed.path.unwrap_or_default().as_bytes());
+    let count = parsed.headers.len();
+    let mut spans = [Span::default(); MOST_HEADERS];
+    for (slot, header) in spans.iter_mut().zip(parsed.headers.iter()) {
+        *slot = span(base, header);
+    }
+    let head = input.split_to(size).freeze();
+    scan.reset();
+    let mut fields = Fields::new(count);
+    for span in spans.iter().take(count) {
+        let (name, value) = ranges(*span);
+        fields.add(&head, name, value)?;
+    }
+    let target = Text::new(head.slice(target)).ok_or(InvalidHead::Target)?;
+    fields.into_request(method, target, version, https, size)
+}
+
+/// Where a header's name and value lie in the head: start and length of each.
+type Span = [u32; 4];
+
+fn span(base: usize, header: &httparse::Header<'_>) -> Span {
+    let at = |part: &[u8]| (part.as_ptr() as usize).wrapping_sub(base) as u32;
+    [at(header.name.as_bytes()), header.name.len() as u32, at(header.value), header.value.len() as u32]
+}
+
+fn ranges([name, name_len, value, value_len]: Span) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
+    let range = |start: u32, len: u32| start as usize..start as usize + len as usize;
+    (range(name, name_len), range(value, value_len))
+}
+
+/// Clients that send a stray CRLF after a body are tolerated (RFC 9112 2.2), within reason.
+fn skip_blank_lines(input: &mut BytesMut, scan: &mut HeadScan) {
+    let blank = input.iter().take(8).take_while(|b| matches!(b, b'\r' | b'\n')).count();
+    if blank > 0 {
+        bytes::Buf::advance(input, blank);
+        scan.reset();
+    }
+}
+
+/// Methods are case-sensitive, and all registered ones are upper case: `get` is no method.
+fn method(text: &str) -> Result<Method, InvalidHead> {
+    if text.bytes().any(|b| b.is_ascii_lowercase()) {
+        return Err(InvalidHead::Syntax);
+    }
+    Method::from_bytes(text.as_bytes()).map_err(|_| InvalidHead::Syntax)
+}
+
+/// Headers on their way into a message.
+struct Fields {
+    headers: HeaderMap,
+    host: Option<Text>,
+    content_length: Option<u64>,
+    transfer_encoding: Option<bool>,
+    close: bool,
+    keep_alive: bool,
+    upgrade_wanted: bool,
+    upgrade: Option<Text>,
+    expects_continue: bool,
+    accepts_trailers: bool,
+    /// Other names in `Connection`: those headers belong to this hop.
+    nominated: Vec<HeaderName>,
+    hints: Hints,
+}
+
+impl Fields {
+    fn new(count: usize) -> Self {
+        Self {
+            headers: HeaderMap::with_capacity(count + 8),
+            host: None,
+            content_length: None,
+            transfer_encoding: None,
+            close: false,
+            keep_alive: false,
+            upgrade_wanted: false,
+            upgrade: None,
+            expects_continue: false,
+            accepts_trailers: false,
+            nominated: Vec::new(),
+            hints: Hints::default(),
+        }
+    }
+
+    fn add(&mut self, head: &Bytes, name: std::ops::Range<usize>, value: std::ops::Range<usize>) -> Result<(), InvalidHead> {
+        let name = HeaderName::from_bytes(&head[name]).map_err(|_| InvalidHead::Syntax)?;
+        let bytes = &head[value.clone()];
+        match name {
+            header::HOST => {
+                let host = Text::new(head.slice(value)).filter(|h| valid_host(h));
+                if self.host.is_some() || host.is_none() {
+                    return Err(InvalidHead::Host);
+                }
+                self.host = host;
+            }
+            header::CONTENT_LENGTH => {
+                let length = content_length(bytes)?;
+                if self.content_length.is_some_and(|other| other != length) {
+                    return Err(InvalidHead::ContentLength);
+                }
+                self.content_length = Some(length);
+            }
+            header::TRANSFER_ENCODING => {
+                // A second header, a list, or any other coding: some parser reads that differently.
+                if self.transfer_encoding.is_some() || !bytes.eq_ignore_ascii_case(b"chunked") {
+                    return Err(InvalidHead::TransferEncoding);
+                }
+                self.transfer_encoding = Some(true);
+            }
+            header::CONNECTION => self.connection(bytes),
+            header::UPGRADE => {
+                self.upgrade = std::str::from_utf8(bytes).ok().map(|t| Text::from(t.to_ascii_lowercase()));
+            }
+            header::EXPECT if bytes.eq_ignore_ascii_case(b"100-continue") => self.expects_continue = true,
+            header::TE => self.accepts_trailers |= tokens(bytes).any(|t| t.eq_ignore_ascii_case(b"trailers")),
+            name if name == "keep-alive" || name == "proxy-connection" => {}
+            name => {
+                self.hints.note(name.as_str().as_bytes());
+                let value = HeaderValue::from_maybe_shared(head.slice(value)).map_err(|_| InvalidHead::Syntax)?;
+                self.headers.append(name, value);
+            }
+        }
+        Ok(())
+    }
+
+    fn connection(&mut self, value: &[u8]) {
+        for token in tokens(value) {
+            if token.eq_ignore_ascii_case(b"close") {
+                self.close = true;
+            } else if token.eq_ignore_ascii_case(b"keep-alive") {
+                self.keep_alive = true;
+            } else if token.eq_ignore_ascii_case(b"upgrade") {
+                self.upgrade_wanted = true;
+            } else if self.nominated.len() < 16
+                && let Ok(name) = HeaderName::from_bytes(token)
+            {
+                self.nominated.push(name);
+            }
+        }
+    }
+
+    fn into_request(
+        mut self,
+        method: Method,
+        target: Text,
+        version: Version,
+        https: bool,
+        size: usize,
+    ) -> Result<Option<(Request, RequestFraming)>, InvalidHead> {
+        self.drop_nominated();
+        let (authority, path, scheme) = self.target(&method, target, version)?;
+        let (decoder, length) = match (self.transfer_encoding, self.content_length) {
+            (Some(_), Some(_)) => return Err(InvalidHead::TransferEncoding),
+            // HTTP/1.0 knows no chunks: an old proxy on the way would take them for the body.
+            (Some(_), None) if version == Version::Http10 => return Err(InvalidHead::TransferEncoding),
+            (Some(_), None) => (Decoder::chunked(), Length::Unknown),
+            (None, Some(0)) => (Decoder::Done, Length::Known(0)),
+            (None, Some(n)) => (Decoder::Length(n), Length::Known(n)),
+            (None, None) => (Decoder::Done, Length::None),
+        };
+        let keep_alive = match version {
+            Version::Http10 => self.keep_alive && !self.close,
+            _ => !self.close,
+        };
+        let upgrade = if method == Method::CONNECT {
+            Some(Text::fixed("connect"))
+        } else {
+            self.upgrade.take().filter(|_| self.upgrade_wanted && version != Version::Http10 && !self.upgrade_to_h2())
+        };
+        let request = Request {
+            method,
+            authority,
+            scheme: scheme.unwrap_or(if https { "https" } else { "http" }),
+            path,
+            headers: self.headers,
+            version,
+            length: if length == Length::Known(0) { Length::None } else { length },
+            upgrade,
+            expects_continue: self.expects_continue && version == Version::Http11,
+            accepts_trailers: self.accepts_trailers,
+            hints: self.hints,
+            head_bytes: size as u64,
+        };
+        Ok(Some((request, RequestFraming { keep_alive, decoder })))
+    }
+
+    /// `Upgrade: h2c` asks for a switch we do not make: the request is served as it is.
+    fn upgrade_to_h2(&self) -> bool {
+        self.upgrade.as_ref().is_some_and(|u| u.as_str() == "h2c")
+    }
+
+    fn drop_nominated(&mut self) {
+        for name in std::mem::take(&mut self.nominated) {
+            self.headers.remove(name);
+        }
+    }
+
+    /// Splits the request target: origin form, absolute form, authority form (CONNECT) or `*`.
+    fn target(&mut self, method: &Method, target: Text, version: Version) -> Result<(Text, Text, Option<&'static str>), InvalidHead> {
+        if target.bytes().any(|b| b <= b' ' || b == 0x7f) {
+            return Err(InvalidHead::Target);
+        }
+        if *method == Method::CONNECT {
+            return if valid_host(&target) && !target.is_empty() { Ok((target, Text::EMPTY, None)) } else { Err(InvalidHead::Target) };
+        }
+        let host = match (self.host.take(), version) {
+            (Some(host), _) => host,
+            (None, Version::Http10) => Text::EMPTY,
+            (None, _) => {
+                // The absolute form names a host, but RFC 9112 3.2 demands the header all the same.
+                return Err(InvalidHead::Host);
+            }
+        };
+        if target.starts_with('/') || (target.as_str() == "*" && *method == Method::OPTIONS) {
+            return Ok((host, without_fragment(target), None));
+        }
+        let (scheme, rest) = target.split_once("://").ok_or(InvalidHead::Target)?;
+        let scheme = match scheme {
+            s if s.eq_ignore_ascii_case("http") => "http",
+            s if s.eq_ignore_ascii_case("https") => "https",
+            _ => return Err(InvalidHead::Target),
+        };
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(end);
+        if authority.is_empty() || !valid_host(authority) {
+            return Err(InvalidHead::Target);
+        }
+        let path = if path.starts_with('/') { Text::from(path) } else { Text::from(format!("/{path}")) };
+        Ok((Text::from(authority), without_fragment(path), Some(scheme)))
+    }
+}
+
+/// A fragment never belongs into a request: policies and upstreams would disagree on where the path ends.
+fn without_fragment(path: Text) -> Text {
+    match path.find('#') {
+        Some(at) => Text::from(path.split_at(at).0),
+        None => path,
+    }
+}
+
+fn valid_host(host: &str) -> bool {
+    host.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b'?' | b'#' | b'@' | b'\\' | b'<' | b'>' | b'"' | b',' | b' '))
+}
+
+/// Digits only: `+5`, `0x5`, `5, 5` and the like are how requests are smuggled.
+pub(super) fn content_length(value: &[u8]) -> Result<u64, InvalidHead> {
+    if value.is_empty() || value.len() > 19 || !value.iter().all(u8::is_ascii_digit) {
+        return Err(InvalidHead::ContentLength);
+    }
+    Ok(value.iter().fold(0, |n, d| n * 10 + u64::from(d - b'0')))
+}
+
+fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|t| !t.is_empty())
+}
+
+/// What a response's head says about its connection.
+pub(crate) struct ResponseFraming {
+    pub(crate) keep_alive: bool,
+    pub(crate) decoder: Decoder,
+}
+
+/// Reads a response's head; `head_request` and the status decide whether a body may follow.
+pub(crate) fn response(
+    input: &mut BytesMut,
+    scan: &mut HeadScan,
+    head_request: bool,
+) -> Result<Option<(Response, ResponseFraming)>, InvalidHead> {
+    let limits = HeadLimits::RESPONSE;
+    if !scan.complete(input) {
+        return if input.len() > limits.bytes { Err(InvalidHead::TooLarge) } else { Ok(None) };
+    }
+    let mut slots = [const { MaybeUninit::uninit() }; MOST_HEADERS];
+    let mut parsed = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let size = match config.parse_response_with_uninit_headers(&mut parsed, input, &mut slots) {
+        Ok(httparse::Status::Complete(size)) => size,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => return Err(InvalidHead::TooMany),
+        Err(_) => return Err(InvalidHead::Syntax),
+    };
+    if size > limits.bytes || parsed.headers.len() > limits.count {
+        return Err(InvalidHead::TooLarge);
+    }
+    let base = input.as_ptr() as usize;
+    let http11 = parsed.version == Some(1);
+    let status = StatusCode::from_u16(parsed.code.unwrap_or(0)).map_err(|_| InvalidHead::Syntax)?;
+    let count = parsed.headers.len();
+    let mut spans = [Span::default(); MOST_HEADERS];
+    for (slot, header) in spans.iter_mut().zip(parsed.headers.iter()) {
+        *slot = span(base, header);
+    }
+    let head = input.split_to(size).freeze();
+    scan.reset();
+    let mut fields = Fields::new(count);
+    for span in spans.iter().take(count) {
+        let (name, value) = ranges(*span);
+        if head[name.clone()].eq_ignore_ascii_case(b"host") {
+            continue;
+        }
+        fields.add(&head, name, value)?;
+    }
+    fields.drop_nominated();
+    let bodiless = head_request || status.is_informational() || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
+    let switching = status == StatusCode::SWITCHING_PROTOCOLS;
+    let (decoder, length) = match (fields.transfer_encoding, fields.content_length) {
+        (Some(_), Some(_)) => return Err(InvalidHead::TransferEncoding),
+        (_, length) if bodiless => (Decoder::Done, length.map_or(Length::None, Length::Known)),
+        (Some(_), None) => (Decoder::chunked(), Length::Unknown),
+        (None, Some(0)) => (Decoder::Done, Length::Known(0)),
+        (None, Some(n)) => (Decoder::Length(n), Length::Known(n)),
+        (None, None) => (Decoder::UntilClose, Length::Unknown),
+    };
+    let until_close = matches!(decoder, Decoder::UntilClose);
+    let keep_alive = !fields.close && (http11 || fields.keep_alive) && !until_close && !switching;
+    let upgrade = if switching { Some(fields.upgrade.take().unwrap_or(Text::EMPTY)) } else { None };
+    let response = Response { status, headers: fields.headers, length, upgrade, head_bytes: size as u64 };
+    Ok(Some((response, ResponseFraming { keep_alive, decoder })))
+}

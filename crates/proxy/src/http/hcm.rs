@@ -1,0 +1,80 @@
+//! A connection manager bound to one worker's counters and logs.
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::HeaderValue;
+use lateen_snapshot::Listener;
+use lateen_snapshot::http::{HttpConnectionManager, HttpFilter, Router};
+use lateen_snapshot::listener::Direction;
+use lateen_telemetry::access_log::TextFormat;
+use lateen_telemetry::envoy_names::{cors, fault, http as names, rbac};
+use lateen_telemetry::{BlockName, Local};
+
+use super::h1::HeadLimits;
+use super::{LogSet, headers};
+use crate::worker::Worker;
+
+/// The connection manager as a worker runs it.
+pub(crate) struct Hcm {
+    pub(crate) config: Arc<HttpConnectionManager>,
+    pub(crate) inbound: bool,
+    pub(crate) stats: Local,
+    pub(crate) fault: Local,
+    pub(crate) cors: Local,
+    pub(crate) rbac: Local,
+    pub(crate) logs: LogSet,
+    pub(crate) limits: HeadLimits,
+    pub(crate) server: HeaderValue,
+    pub(crate) router: Arc<Router>,
+    /// Whether any filter wants to see the response.
+    pub(crate) response_filters: bool,
+    formats: RefCell<HashMap<usize, Option<Rc<TextFormat>>>>,
+}
+
+impl Hcm {
+    pub(crate) fn new(worker: &Worker, listener: &Listener, config: Arc<HttpConnectionManager>) -> Rc<Self> {
+        let prefix = &config.stat_prefix;
+        let local = |defs, name| worker.shard.local(&worker.registry.block(defs, name));
+        let router = config.filters.iter().find_map(|f| if let HttpFilter::Router(r) = f { Some(Arc::clone(r)) } else { None });
+        let sees_response = |f: &HttpFilter| matches!(f, HttpFilter::Cors | HttpFilter::PeerMetadata(_) | HttpFilter::IstioStats(_));
+        Rc::new(Self {
+            inbound: listener.direction == Direction::Inbound,
+            stats: local(names::DEFS, BlockName::http(prefix)),
+            fault: local(fault::DEFS, BlockName::http(prefix)),
+            cors: local(cors::DEFS, BlockName::http(prefix)),
+            rbac: local(rbac::DEFS, BlockName::http_filter(prefix, "rbac")),
+            logs: LogSet::new(worker, &config.access_logs),
+            limits: HeadLimits {
+                bytes: config.max_request_headers_kb as usize * 1024,
+                count: config.max_headers_count as usize,
+                accept_http_10: config.http1.accept_http_10,
+            },
+            server: HeaderValue::from_str(&config.server_name).unwrap_or(HeaderValue::from_static("envoy")),
+            router: router.unwrap_or_default(),
+            response_filters: config.filters.iter().any(sees_response),
+            formats: RefCell::default(),
+            config,
+        })
+    }
+
+    /// The compiled form of a header template; `None` for one that does not compile (refused with the configuration).
+    pub(crate) fn format(&self, text: &Arc<str>) -> Option<Rc<TextFormat>> {
+        let key = text.as_ptr() as usize;
+        let mut formats = self.formats.borrow_mut();
+        formats.entry(key).or_insert_with(|| TextFormat::compile(text).ok().map(Rc::new)).clone()
+    }
+}
+
+/// Sets the `server` header as configured.
+pub(crate) fn set_server(hcm: &Hcm, map: &mut http::HeaderMap) {
+    use lateen_snapshot::http::ServerHeader;
+    match hcm.config.server_header {
+        ServerHeader::Overwrite => {
+            map.insert(http::header::SERVER, hcm.server.clone());
+        }
+        ServerHeader::AppendIfAbsent => headers::insert_if_absent(map, http::header::SERVER, || hcm.server.clone()),
+        ServerHeader::PassThrough => {}
+    }
+}

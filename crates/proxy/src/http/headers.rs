@@ -1,0 +1,68 @@
+//! Header names of Envoy's and Istio's, and small operations on header maps.
+use http::header::{Entry, HeaderMap, HeaderName, HeaderValue};
+
+macro_rules! names {
+    ($($id:ident = $text:literal;)*) => { $(pub(crate) const $id: HeaderName = HeaderName::from_static($text);)* };
+}
+
+names! {
+    ALT_STAT_NAME = "x-envoy-upstream-alt-stat-name";
+    ATTEMPT_COUNT = "x-envoy-attempt-count";
+    DECORATOR = "x-envoy-decorator-operation";
+    DOWNSTREAM_CLUSTER = "x-envoy-downstream-service-cluster";
+    DOWNSTREAM_NODE = "x-envoy-downstream-service-node";
+    EXPECTED_TIMEOUT = "x-envoy-expected-rq-timeout-ms";
+    FORCE_TRACE = "x-envoy-force-trace";
+    FORWARDED_FOR = "x-forwarded-for";
+    FORWARDED_HOST = "x-forwarded-host";
+    FORWARDED_PROTO = "x-forwarded-proto";
+    FORWARDED_CLIENT_CERT = "x-forwarded-client-cert";
+    GRPC_MESSAGE = "grpc-message";
+    GRPC_STATUS = "grpc-status";
+    GRPC_TIMEOUT = "grpc-timeout";
+    INTERNAL = "x-envoy-internal";
+    IP_TAGS = "x-envoy-ip-tags";
+    MAX_RETRIES = "x-envoy-max-retries";
+    ORIGINAL_PATH = "x-envoy-original-path";
+    ORIGINAL_HOST = "x-envoy-original-host";
+    ORIGINAL_URL = "x-envoy-original-url";
+    OVERLOADED = "x-envoy-overloaded";
+    PEER_METADATA = "x-envoy-peer-metadata";
+    PEER_METADATA_ID = "x-envoy-peer-metadata-id";
+    PER_TRY_TIMEOUT = "x-envoy-upstream-rq-per-try-timeout-ms";
+    RATE_LIMITED = "x-envoy-ratelimited";
+    REQUEST_ID = "x-request-id";
+    RETRIABLE_HEADERS = "x-envoy-retriable-header-names";
+    RETRIABLE_STATUS_CODES = "x-envoy-retriable-status-codes";
+    RETRY_GRPC_ON = "x-envoy-retry-grpc-on";
+    RETRY_ON = "x-envoy-retry-on";
+    SERVICE_TIME = "x-envoy-upstream-service-time";
+    TIMEOUT = "x-envoy-upstream-rq-timeout-ms";
+    TIMEOUT_ALT_RESPONSE = "x-envoy-upstream-rq-timeout-alt-response";
+}
+
+pub(crate) fn insert_if_absent(map: &mut HeaderMap, name: HeaderName, value: impl FnOnce() -> HeaderValue) {
+    if let Entry::Vacant(slot) = map.entry(name) {
+        slot.insert(value());
+    }
+}
+
+/// Adds to a comma-separated header.
+pub(crate) fn append_list(map: &mut HeaderMap, name: HeaderName, item: &str) {
+    let value = match map.get(&name) {
+        Some(before) if !before.is_empty() => [before.as_bytes(), b",", item.as_bytes()].concat(),
+        _ => item.as_bytes().to_vec(),
+    };
+    if let Ok(value) = HeaderValue::from_bytes(&value) {
+        map.insert(name, value);
+    }
+}
+
+/// A header that is one number.
+pub(crate) fn number(map: &HeaderMap, name: &HeaderName) -> Option<u64> {
+    map.get(name)?.to_str().ok()?.trim().parse().ok()
+}
+
+pub(crate) fn text<'a>(map: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    map.get(name)?.to_str().ok()
+}

@@ -1,0 +1,119 @@
+//! Requests and responses between the codecs: parsed once, the same for every HTTP version.
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode};
+
+use crate::io::Text;
+
+/// The version a message came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Version {
+    Http10,
+    Http11,
+    Http2,
+}
+
+impl Version {
+    /// Envoy's `%PROTOCOL%`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Http10 => "HTTP/1.0",
+            Self::Http11 => "HTTP/1.1",
+            Self::Http2 => "HTTP/2",
+        }
+    }
+}
+
+/// How long a body is, as far as the head tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Length {
+    None,
+    Known(u64),
+    /// Chunked, until close, or an HTTP/2 stream.
+    Unknown,
+}
+
+/// What the parser noticed, so that most requests skip most sanitising.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Hints {
+    /// Some header starts with `x-envoy-`.
+    pub(crate) envoy: bool,
+    /// `x-forwarded-for`, `-proto`, `-host`, `-client-cert` or `x-request-id` is there.
+    pub(crate) forwarded: bool,
+    /// A header name contains `_`.
+    pub(crate) underscore: bool,
+}
+
+impl Hints {
+    pub(crate) fn note(&mut self, name: &[u8]) {
+        if let [b'x', b'-', rest @ ..] = name {
+            self.envoy |= rest.starts_with(b"envoy-");
+            self.forwarded |= rest.starts_with(b"forwarded-") || rest == b"request-id";
+        }
+        self.underscore |= name.contains(&b'_');
+    }
+}
+
+/// A request's head. `host`, `connection`, `transfer-encoding` and their kin are not among the headers:
+/// they belong to one hop, and what they said is in the other fields.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) method: Method,
+    pub(crate) authority: Text,
+    /// `http` or `https`, from the wire or the connection.
+    pub(crate) scheme: &'static str,
+    /// With query; empty for CONNECT.
+    pub(crate) path: Text,
+    pub(crate) headers: HeaderMap,
+    pub(crate) version: Version,
+    pub(crate) length: Length,
+    /// The protocol to upgrade to, in lower case.
+    pub(crate) upgrade: Option<Text>,
+    /// The caller waits for `100 Continue`.
+    pub(crate) expects_continue: bool,
+    /// `te: trailers`.
+    pub(crate) accepts_trailers: bool,
+    pub(crate) hints: Hints,
+    /// Size of the head on the wire.
+    pub(crate) head_bytes: u64,
+}
+
+impl Request {
+    pub(crate) fn is_grpc(&self) -> bool {
+        is_grpc(&self.headers)
+    }
+
+    pub(crate) fn has_body(&self) -> bool {
+        self.length != Length::None
+    }
+}
+
+/// `application/grpc` and `application/grpc+x`, but not `application/grpc-web`.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    let Some(kind) = headers.get(http::header::CONTENT_TYPE) else { return false };
+    kind.as_bytes().strip_prefix(b"application/grpc").is_some_and(|rest| rest.is_empty() || matches!(rest[0], b'+' | b';'))
+}
+
+/// A response's head.
+#[derive(Debug)]
+pub(crate) struct Response {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) length: Length,
+    /// The peer switched to this protocol: bytes follow in both directions.
+    pub(crate) upgrade: Option<Text>,
+    pub(crate) head_bytes: u64,
+}
+
+impl Response {
+    pub(crate) fn new(status: StatusCode) -> Self {
+        Self { status, headers: HeaderMap::new(), length: Length::None, upgrade: None, head_bytes: 0 }
+    }
+}
+
+/// A piece of a body.
+#[derive(Clone, Debug)]
+pub(crate) enum Frame {
+    Data(Bytes),
+    /// Ends the body.
+    Trailers(Box<HeaderMap>),
+}

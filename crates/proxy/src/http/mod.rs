@@ -1,0 +1,23 @@
+//! HTTP: codecs, the connection manager, the steps of a request that come before routing, the answer's end.
+pub(crate) mod access;
+mod downstream;
+mod exchange;
+pub(crate) mod h1;
+pub(crate) mod h2;
+mod hcm;
+pub(crate) mod headers;
+mod host_port;
+pub(crate) mod message;
+mod normalize;
+pub(crate) mod reply;
+mod report;
+mod sanitize;
+pub(crate) mod stream;
+mod xfcc;
+
+pub(crate) use access::{ConnectionRecord, LogSet, log_refused};
+pub(crate) use downstream::serve;
+pub(crate) use exchange::{End, Exchange, Matched};
+pub(crate) use hcm::Hcm;
+pub(crate) use host_port::host as host_of;
+pub(crate) use report::{destination_of, endpoint_peer};

@@ -1,0 +1,176 @@
+//! Responses that we make ourselves: texts and statuses as Envoy gives them, in gRPC's form for gRPC callers.
+use std::borrow::Cow;
+use std::future::poll_fn;
+use std::task::Poll;
+
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{self, HeaderName, HeaderValue};
+use lateen_telemetry::ResponseFlags;
+
+use super::Exchange;
+use super::headers;
+use super::message::{Frame, Length, Response, Version};
+
+/// A local reply.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Cow<'static, [u8]>,
+    pub(crate) details: Cow<'static, str>,
+    pub(crate) flags: ResponseFlags,
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
+    pub(crate) grpc_status: Option<u32>,
+    /// A `direct_response` or redirect: sent as it is, also to gRPC callers that get a success or redirect.
+    pub(crate) content_type: Option<HeaderValue>,
+}
+
+impl Reply {
+    pub(crate) fn new(
+        status: u16,
+        body: impl Into<Cow<'static, str>>,
+        details: impl Into<Cow<'static, str>>,
+        flags: ResponseFlags,
+    ) -> Self {
+        let body = match body.into() {
+            Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+            Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+        };
+        Self {
+            status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+            body,
+            details: details.into(),
+            flags,
+            headers: Vec::new(),
+            grpc_status: None,
+            content_type: None,
+        }
+    }
+
+    #[must_use]
+    pub(crate) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+}
+
+/// gRPC's status for an HTTP status (grpc.io "HTTP to gRPC status code mapping").
+fn grpc_status(status: StatusCode) -> u32 {
+    match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502 | 503 | 504 => 14,
+        _ => 2,
+    }
+}
+
+/// Sends a local reply and ends the exchange.
+pub(crate) async fn send(exchange: &mut Exchange<'_>, reply: Reply) {
+    let info = &mut exchange.info;
+    info.flags.insert(reply.flags);
+    info.details = reply.details;
+    let mut response = Response::new(reply.status);
+    for (name, value) in reply.headers {
+        response.headers.append(name, value);
+    }
+    let grpc = info.grpc && (reply.grpc_status.is_some() || !reply.status.is_redirection());
+    let body = if grpc {
+        as_grpc(&mut response, reply.status, reply.grpc_status, &reply.body);
+        Bytes::new()
+    } else {
+        Bytes::from(reply.body.into_owned())
+    };
+    if let Ok(text) = String::from_utf8(body.to_vec()) {
+        info.reply_body = Some(Cow::Owned(text));
+    }
+    if !body.is_empty() {
+        let kind = reply.content_type.unwrap_or(HeaderValue::from_static("text/plain"));
+        headers::insert_if_absent(&mut response.headers, header::CONTENT_TYPE, || kind);
+    }
+    crate::filter::http::on_response(exchange, &mut response);
+    crate::router::finalize::response_headers(exchange, &mut response.headers);
+    let bodiless = exchange.request.method == http::Method::HEAD || matches!(reply.status.as_u16(), 204 | 304);
+    response.length = if exchange.request.version == Version::Http2 && grpc { Length::None } else { Length::Known(body.len() as u64) };
+    // What is left of the request's body either has arrived and is dropped, or the connection ends:
+    // the caller must hear of that before it sends the next request.
+    let end = bodiless || body.is_empty();
+    drain_arrived(exchange).await;
+    if !exchange.down.request_done() {
+        exchange.down.close_after();
+    }
+    exchange.send_head(response, end);
+    if !end {
+        exchange.info.body_sent += body.len() as u64;
+        exchange.down.send_data(body);
+        exchange.down.send_end(None);
+    }
+    let down = &mut exchange.down;
+    let timer = &mut exchange.timer;
+    timer.after(Some(std::time::Duration::from_secs(15)));
+    let _ = poll_fn(|cx| match down.poll_flush(cx) {
+        Poll::Pending => timer.poll(cx).map(|()| Ok(())),
+        ready => ready,
+    })
+    .await;
+}
+
+/// Takes off the wire what of the body is there already, at most this much.
+async fn drain_arrived(exchange: &mut Exchange<'_>) {
+    const MOST: usize = 256 * 1024;
+    if exchange.request.expects_continue {
+        return;
+    }
+    let mut taken = 0;
+    let down = &mut exchange.down;
+    poll_fn(|cx| {
+        while taken < MOST && !down.request_done() {
+            match down.poll_frame(cx) {
+                Poll::Ready(Some(Ok(Frame::Data(data)))) => taken += data.len(),
+                Poll::Ready(Some(Ok(Frame::Trailers(_))) | None | Some(Err(_))) | Poll::Pending => break,
+            }
+        }
+        Poll::Ready(())
+    })
+    .await;
+}
+
+/// Trailers-only form: everything in the head.
+fn as_grpc(response: &mut Response, status: StatusCode, code: Option<u32>, body: &[u8]) {
+    response.status = StatusCode::OK;
+    response.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response.headers.insert(headers::GRPC_STATUS, code.unwrap_or_else(|| grpc_status(status)).into());
+    if !body.is_empty()
+        && let Ok(message) = HeaderValue::from_bytes(&percent(body))
+    {
+        response.headers.insert(headers::GRPC_MESSAGE, message);
+    }
+}
+
+/// gRPC's message encoding: bytes outside printable ASCII, and `%`, as `%XX`.
+fn percent(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    for byte in text {
+        if (b' '..=b'~').contains(byte) && *byte != b'%' {
+            out.push(*byte);
+        } else {
+            out.extend_from_slice(format!("%{byte:02X}").as_bytes());
+        }
+    }
+    out
+}
+
+/// The status and headers of a request that never became one (malformed HTTP/1).
+pub(crate) fn malformed(status: StatusCode) -> (Response, &'static [u8]) {
+    let mut response = Response::new(status);
+    let body: &[u8] = match status {
+        StatusCode::UPGRADE_REQUIRED | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => b"",
+        _ => b"Bad Request",
+    };
+    response.length = Length::Known(body.len() as u64);
+    if !body.is_empty() {
+        response.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    }
+    (response, body)
+}

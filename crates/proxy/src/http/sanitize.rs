@@ -1,0 +1,141 @@
+//! What a request may claim about itself (Envoy `ConnectionManagerUtility::mutateRequestHeaders`): forwarding
+//! headers are extended or trusted, internal ones stripped where they come from outside.
+use std::net::{IpAddr, SocketAddr};
+
+use http::HeaderMap;
+use http::header::{HeaderName, HeaderValue};
+
+use super::exchange::{End, Exchange};
+use super::headers as names;
+use super::reply::Reply;
+use super::{host_port, xfcc};
+use lateen_snapshot::http::Underscores;
+use lateen_telemetry::ResponseFlags;
+
+/// Stripped from every request that is not internal.
+const INTERNAL_ONLY: [HeaderName; 13] = [
+    names::RETRIABLE_STATUS_CODES,
+    names::RETRIABLE_HEADERS,
+    names::RETRY_ON,
+    names::RETRY_GRPC_ON,
+    names::MAX_RETRIES,
+    names::ALT_STAT_NAME,
+    names::TIMEOUT,
+    names::PER_TRY_TIMEOUT,
+    names::TIMEOUT_ALT_RESPONSE,
+    names::EXPECTED_TIMEOUT,
+    names::FORCE_TRACE,
+    names::IP_TAGS,
+    names::ORIGINAL_URL,
+];
+/// Stripped at the edge besides: what only another proxy of ours could know.
+const EDGE_ONLY: [HeaderName; 5] =
+    [names::DECORATOR, names::DOWNSTREAM_CLUSTER, names::DOWNSTREAM_NODE, names::ORIGINAL_PATH, names::ORIGINAL_HOST];
+
+pub(crate) fn run(exchange: &mut Exchange<'_>) -> Result<(), End> {
+    let config = &exchange.hcm.config;
+    if exchange.request.hints.underscore {
+        underscores(exchange, config.normalize_underscores)?;
+    }
+    if config.strip_any_host_port || config.strip_matching_host_port {
+        host_port::strip(&mut exchange.request, config.strip_any_host_port, exchange.conn.local.port());
+    }
+    remote_address(exchange);
+    let config = &exchange.hcm.config;
+    let edge = config.use_remote_address && !exchange.info.internal;
+    let hints = exchange.request.hints;
+    let map = &mut exchange.request.headers;
+    if exchange.info.internal {
+        map.insert(names::INTERNAL, HeaderValue::from_static("true"));
+    } else if hints.envoy {
+        map.remove(names::INTERNAL);
+        INTERNAL_ONLY.iter().for_each(|name| drop(map.remove(name)));
+        if edge {
+            EDGE_ONLY.iter().for_each(|name| drop(map.remove(name)));
+        }
+    }
+    if config.generate_request_id {
+        let keep = !edge || config.preserve_external_request_id;
+        if !keep || !hints.forwarded || !map.contains_key(names::REQUEST_ID) {
+            map.insert(names::REQUEST_ID, request_id(exchange.worker.random_bytes()));
+        }
+    }
+    if let Some(via) = &config.via {
+        names::append_list(map, http::header::VIA, via);
+    }
+    xfcc::run(exchange);
+    Ok(())
+}
+
+fn underscores(exchange: &mut Exchange<'_>, rule: Underscores) -> Result<(), End> {
+    let has = |name: &HeaderName| name.as_str().contains('_');
+    match rule {
+        Underscores::Allow => Ok(()),
+        Underscores::RejectRequest => Err(Reply::new(400, "", "unexpected_underscore", ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR).into()),
+        Underscores::DropHeader => {
+            let found: Vec<HeaderName> = exchange.request.headers.keys().filter(|n| has(n)).cloned().collect();
+            for name in found {
+                exchange.request.headers.remove(name);
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Settles who the caller is, and writes `x-forwarded-for` and `x-forwarded-proto`.
+fn remote_address(exchange: &mut Exchange<'_>) {
+    let config = &exchange.hcm.config;
+    let tls = exchange.conn.is_tls();
+    let direct = exchange.conn.remote;
+    let forwarded = exchange.request.hints.forwarded;
+    let map = &mut exchange.request.headers;
+    let hops = config.xff_num_trusted_hops as usize;
+    let trusts_proto = if config.use_remote_address {
+        let before = if hops > 0 && forwarded { last_address(map, hops - 1) } else { None };
+        exchange.info.remote = before.map_or(direct, |ip| SocketAddr::new(ip, 0));
+        if !config.skip_xff_append {
+            let address = direct.ip();
+            names::append_list(map, names::FORWARDED_FOR, &address.to_string());
+        }
+        hops > 0 && map.contains_key(names::FORWARDED_PROTO)
+    } else {
+        if forwarded && let Some(ip) = last_address(map, hops) {
+            exchange.info.remote = SocketAddr::new(ip, 0);
+            exchange.info.internal = is_private(ip) && is_single(map);
+        }
+        forwarded && map.contains_key(names::FORWARDED_PROTO)
+    };
+    if !trusts_proto {
+        map.insert(names::FORWARDED_PROTO, HeaderValue::from_static(if tls { "https" } else { "http" }));
+    } else if let Some(proto) = map.get(names::FORWARDED_PROTO) {
+        // Policies compare the scheme, so its case must not matter.
+        exchange.request.scheme = if proto.as_bytes().eq_ignore_ascii_case(b"https") { "https" } else { "http" };
+    }
+}
+
+/// The address `skip` places before the last one of `x-forwarded-for`.
+fn last_address(map: &HeaderMap, skip: usize) -> Option<IpAddr> {
+    let all: Vec<&str> = map.get_all(names::FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).collect();
+    let text = all.len().checked_sub(skip + 1).and_then(|i| all.get(i))?.trim();
+    text.parse::<IpAddr>().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|a| a.ip()))
+}
+
+fn is_single(map: &HeaderMap) -> bool {
+    let mut values = map.get_all(names::FORWARDED_FOR).iter();
+    values.next().is_some_and(|v| !v.as_bytes().contains(&b',')) && values.next().is_none()
+}
+
+fn is_private(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_private() || v4.is_loopback(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local(),
+    }
+}
+
+/// A random UUID.
+fn request_id(bytes: [u8; 16]) -> HeaderValue {
+    let id = uuid::Builder::from_random_bytes(bytes).into_uuid();
+    let mut text = [0u8; uuid::fmt::Hyphenated::LENGTH];
+    let text: &str = id.hyphenated().encode_lower(&mut text);
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("-"))
+}

@@ -1,0 +1,180 @@
+//! One accepted connection: original destination, inspection, chain, TLS, then the chain's filters.
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use lateen_identity::tls::PeerIdentity;
+use lateen_snapshot::listener::ConnectionInfo;
+use lateen_telemetry::ResponseFlags;
+use lateen_telemetry::envoy_names::listener as names;
+use lateen_telemetry::istio::PrincipalId;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::inspect::{self, Inspected};
+use super::{ChainState, ListenerState, TerminalState, socket};
+use crate::filter::network::{self, Verdict};
+use crate::io::{Io, Raw, Socket};
+use crate::worker::{Connected, Worker};
+use crate::{http, tls};
+
+/// A handshake that takes longer is given up even where the configuration sets no limit.
+const LONGEST_HANDSHAKE: Duration = Duration::from_secs(15);
+
+/// What is known of a connection; shared by its requests.
+pub(crate) struct Conn {
+    pub(crate) connected: Connected,
+    pub(crate) listener: Rc<ListenerState>,
+    pub(crate) chain: Rc<ChainState>,
+    /// The (original) destination.
+    pub(crate) local: SocketAddr,
+    /// Whether `local` was restored from a redirection.
+    pub(crate) redirected: bool,
+    pub(crate) remote: SocketAddr,
+    pub(crate) direct_remote: SocketAddr,
+    pub(crate) server_name: Option<Arc<str>>,
+    pub(crate) tls: Option<TlsInfo>,
+    pub(crate) start: Instant,
+    pub(crate) start_time: SystemTime,
+    /// The caller's identity among the principals of Istio's metrics.
+    pub(crate) peer_principal: PrincipalId,
+    pub(crate) local_principal: PrincipalId,
+}
+
+/// What a TLS session settled.
+pub(crate) struct TlsInfo {
+    /// The caller's verified certificate, if it showed one.
+    pub(crate) peer: Option<PeerIdentity>,
+    pub(crate) alpn: Option<Vec<u8>>,
+    pub(crate) version: &'static str,
+    pub(crate) cipher: &'static str,
+}
+
+impl Conn {
+    pub(crate) fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    pub(crate) fn peer(&self) -> Option<&PeerIdentity> {
+        self.tls.as_ref()?.peer.as_ref()
+    }
+
+    pub(crate) fn draining(&self, worker: &Worker) -> bool {
+        self.listener.drain.is_draining() || worker.drain.is_draining()
+    }
+}
+
+/// Counts a connection of a listener while it lives.
+struct Active(Rc<ListenerState>, Instant);
+
+impl Active {
+    fn new(listener: &Rc<ListenerState>, start: Instant) -> Self {
+        listener.stats.inc(names::DOWNSTREAM_CX_TOTAL);
+        listener.stats.gauge_inc(names::DOWNSTREAM_CX_ACTIVE);
+        listener.active.set(listener.active.get() + 1);
+        Self(Rc::clone(listener), start)
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.stats.inc(names::DOWNSTREAM_CX_DESTROY);
+        self.0.stats.gauge_dec(names::DOWNSTREAM_CX_ACTIVE);
+        self.0.stats.record(names::DOWNSTREAM_CX_LENGTH_MS, self.1.elapsed().as_micros() as u64);
+        self.0.active.set(self.0.active.get() - 1);
+    }
+}
+
+/// Serves one connection to its end.
+pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, stream: TcpStream, remote: SocketAddr) {
+    let start = Instant::now();
+    crate::upstream::tune_accepted(&stream);
+    let Some(local) = stream.local_addr().ok().map(socket::plain) else { return };
+    let remote = socket::plain(remote);
+    let (listener, destination) = hand_over(&worker, listener, &stream, local);
+    let redirected = destination.is_some_and(|d| d != local);
+    let active = Active::new(&listener, start);
+    let mut stream = stream;
+    let wish = ConnectionInfo {
+        destination: destination.unwrap_or(local),
+        source: remote,
+        direct_source: remote,
+        server_name: None,
+        application_protocols: Vec::new(),
+        transport_protocol: "raw_buffer",
+    };
+    let Some(Inspected { info, ahead }) = inspect::run(&listener, &mut stream, wish).await else { return };
+    let Some(chain) = listener.listener.choose_chain(&info).cloned() else {
+        listener.stats.inc(names::NO_FILTER_CHAIN_MATCH);
+        http::log_refused(&worker, &listener, &info, start, ResponseFlags::NO_ROUTE_FOUND);
+        return;
+    };
+    let chain = listener.chain(&worker, &chain);
+    let socket = Socket { ahead: ahead.freeze(), raw: Raw::Tcp(stream) };
+    let io = match &chain.chain.tls {
+        None => Io::Plain(socket),
+        Some(server) => {
+            let limit = chain.chain.transport_connect_timeout.unwrap_or(LONGEST_HANDSHAKE);
+            match tls::accept(server, socket, limit, &listener).await {
+                Some(io) => io,
+                None => return,
+            }
+        }
+    };
+    let tls = io.tls().map(tls::describe);
+    let metrics = worker.istio.shared();
+    let principal = |text: Option<&str>| text.map_or(PrincipalId::default(), |text| metrics.principal(text));
+    let peer_uri = tls.as_ref().and_then(|t| t.peer.as_ref()).and_then(|p| p.uri_sans.first());
+    let conn = Rc::new(Conn {
+        connected: worker.connection(),
+        local: info.destination,
+        redirected,
+        remote: info.source,
+        direct_remote: info.direct_source,
+        server_name: info.server_name,
+        peer_principal: principal(peer_uri.map(String::as_str)),
+        local_principal: PrincipalId::default(),
+        tls,
+        start,
+        start_time: SystemTime::now(),
+        chain: Rc::clone(&chain),
+        listener: Rc::clone(&listener),
+    });
+    dispatch(&worker, &conn, io).await;
+    drop(active);
+}
+
+/// The listener that serves the connection, and where the connection wanted to go.
+fn hand_over(
+    worker: &Worker,
+    listener: Rc<ListenerState>,
+    stream: &TcpStream,
+    local: SocketAddr,
+) -> (Rc<ListenerState>, Option<SocketAddr>) {
+    let config = &listener.listener;
+    if !config.inspectors.original_dst && !config.use_original_dst {
+        return (listener, None);
+    }
+    let destination = socket::original_destination(stream, local).map(socket::plain);
+    if config.use_original_dst
+        && let Some(destination) = destination
+        && let Some(other) = worker.listeners.find(destination)
+    {
+        return (other, Some(destination));
+    }
+    (listener, destination)
+}
+
+async fn dispatch(worker: &Rc<Worker>, conn: &Rc<Conn>, io: Io) {
+    let _metrics = match network::run(worker, conn) {
+        Verdict::Continue(state) => state,
+        Verdict::Close => return,
+    };
+    match &conn.chain.terminal {
+        TerminalState::Http(hcm) => Box::pin(http::serve(worker, hcm, conn, io)).await,
+        TerminalState::Tcp(tcp) => Box::pin(network::tcp_proxy(worker, tcp, conn, io, _metrics)).await,
+        TerminalState::Direct(bytes) => network::direct_response(io, bytes).await,
+        TerminalState::Echo => network::echo(io).await,
+    }
+}

@@ -1,0 +1,114 @@
+//! Listeners of the current snapshot: sockets stay open across updates, connections of what changed drain.
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use lateen_snapshot::Snapshot;
+
+use super::{ListenerState, accept, socket};
+use crate::worker::Worker;
+
+/// Which listener a socket's connections are for: changed in place by updates.
+pub(super) type Current = Rc<RefCell<Rc<ListenerState>>>;
+
+struct Bound {
+    current: Current,
+    local: SocketAddr,
+    accepting: tokio::task::AbortHandle,
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// One worker's listeners.
+#[derive(Default)]
+pub(crate) struct Manager {
+    by_name: RefCell<HashMap<Arc<str>, Rc<ListenerState>>>,
+    sockets: RefCell<HashMap<SocketAddr, Bound>>,
+    /// For hand-over by original destination; bound or not.
+    by_address: RefCell<HashMap<SocketAddr, Rc<ListenerState>>>,
+}
+
+impl Manager {
+    pub(crate) fn apply(&self, worker: &Rc<Worker>, snapshot: &Snapshot) {
+        let mut by_name = HashMap::with_capacity(snapshot.listeners.len());
+        let mut by_address = HashMap::with_capacity(snapshot.listeners.len());
+        for listener in &snapshot.listeners {
+            let kept = self.by_name.borrow().get(&listener.name).filter(|s| Arc::ptr_eq(&s.listener, listener)).cloned();
+            let state = kept.unwrap_or_else(|| ListenerState::new(worker, Arc::clone(listener)));
+            for address in &listener.addresses {
+                by_address.insert(*address, Rc::clone(&state));
+            }
+            by_name.insert(Arc::clone(&listener.name), state);
+        }
+        let before = std::mem::replace(&mut *self.by_name.borrow_mut(), by_name);
+        *self.by_address.borrow_mut() = by_address;
+        let problems = self.bind(worker, snapshot);
+        for (name, state) in before {
+            if !self.by_name.borrow().get(&name).is_some_and(|now| Rc::ptr_eq(now, &state)) {
+                state.drain.start();
+            }
+        }
+        let bound = self.sockets.borrow().values().map(|b| (Arc::clone(&b.current.borrow().listener.name), b.local)).collect();
+        worker.report_listeners(bound, problems);
+    }
+
+    fn bind(&self, worker: &Rc<Worker>, snapshot: &Snapshot) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut wanted = HashSet::new();
+        for listener in snapshot.listeners.iter().filter(|l| l.bind) {
+            let Some(state) = self.by_name.borrow().get(&listener.name).cloned() else { continue };
+            for address in &listener.addresses {
+                wanted.insert(*address);
+                if let Some(bound) = self.sockets.borrow().get(address) {
+                    *bound.current.borrow_mut() = Rc::clone(&state);
+                    continue;
+                }
+                match self.open(worker, &state, *address) {
+                    Ok(bound) => {
+                        self.sockets.borrow_mut().insert(*address, bound);
+                    }
+                    Err(e) => {
+                        tracing::error!("listener {} cannot listen on {address}: {e}", listener.name);
+                        problems.push(format!("listener {} cannot listen on {address}: {e}", listener.name));
+                    }
+                }
+            }
+        }
+        self.sockets.borrow_mut().retain(|address, _| wanted.contains(address));
+        problems
+    }
+
+    fn open(&self, worker: &Rc<Worker>, state: &Rc<ListenerState>, address: SocketAddr) -> std::io::Result<Bound> {
+        let socket = tokio::net::TcpListener::from_std(socket::listen(&state.listener, address)?)?;
+        let local = socket.local_addr()?;
+        let current = Rc::new(RefCell::new(Rc::clone(state)));
+        let task = tokio::task::spawn_local(accept::run(Rc::clone(worker), Rc::clone(&current), socket));
+        Ok(Bound { current, local, accepting: task.abort_handle() })
+    }
+
+    /// The listener for an original destination: its own address, else the wildcard of its port.
+    pub(super) fn find(&self, destination: SocketAddr) -> Option<Rc<ListenerState>> {
+        let by_address = self.by_address.borrow();
+        let wildcard: IpAddr = match destination {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let wildcard = SocketAddr::new(wildcard, destination.port());
+        let both = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), destination.port());
+        let found = by_address.get(&destination).or_else(|| by_address.get(&wildcard)).or_else(|| by_address.get(&both))?;
+        Some(Rc::clone(found))
+    }
+
+    pub(crate) fn stop_accepting(&self) {
+        self.sockets.borrow_mut().clear();
+        for state in self.by_name.borrow().values() {
+            state.drain.start();
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Where connections come in: sockets, inspection of first bytes, choice of the filter chain.
+mod accept;
+mod chain;
+mod connection;
+mod hello;
+mod inspect;
+mod manager;
+pub(crate) mod proxy_header;
+mod socket;
+
+pub(crate) use chain::{ChainState, ListenerState, TerminalState};
+pub(crate) use connection::{Conn, TlsInfo};
+pub(crate) use manager::Manager;
+pub(crate) use socket::set_option;

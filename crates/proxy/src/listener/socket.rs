@@ -1,0 +1,86 @@
+//! System calls about sockets that the standard library lacks.
+#![allow(unsafe_code)]
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::AsRawFd;
+
+use lateen_snapshot::Listener;
+use socket2::{Domain, Protocol, Socket, Type};
+
+const SO_ORIGINAL_DST: libc::c_int = 80;
+
+/// A listening socket that shares its port with those of the other workers.
+pub(super) fn listen(listener: &Listener, address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        // `[::]` accepts IPv4 too unless another listener wants that port, as Envoy's `ipv4_compat` decides.
+        let both = listener.addresses.iter().all(|a| a.is_ipv6()) && address.ip() == IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
+        socket.set_only_v6(!both)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    if listener.transparent {
+        match address {
+            SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+            SocketAddr::V6(_) => set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, 1)?,
+        }
+    }
+    if listener.freebind {
+        match address {
+            SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+            SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
+        }
+    }
+    for (level, name, value) in &listener.socket_options {
+        set_option(&socket, *level, *name, *value)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(i32::try_from(listener.tcp_backlog.clamp(128, 65_535)).unwrap_or(1024))?;
+    Ok(socket.into())
+}
+
+/// Sets an integer socket option by number, as listeners and clusters configure them.
+pub(crate) fn set_option(socket: &Socket, level: i32, name: i32, value: i32) -> io::Result<()> {
+    // SAFETY: the pointer and length describe `value`, which outlives the call; the descriptor is open.
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), size_of::<i32>() as libc::socklen_t) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Where a redirected connection wanted to go; `None` when it was not redirected.
+pub(super) fn original_destination(stream: &tokio::net::TcpStream, local: SocketAddr) -> Option<SocketAddr> {
+    // An IPv4 connection on a dual-stack socket keeps its destination with the IPv4 tables.
+    let v4 = local.is_ipv4() || matches!(local.ip(), IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
+    if v4 {
+        let address: libc::sockaddr_in = get_option(stream, libc::SOL_IP, SO_ORIGINAL_DST)?;
+        let ip = u32::from_be(address.sin_addr.s_addr);
+        Some(SocketAddr::V4(SocketAddrV4::new(ip.into(), u16::from_be(address.sin_port))))
+    } else {
+        let address: libc::sockaddr_in6 = get_option(stream, libc::SOL_IPV6, SO_ORIGINAL_DST)?;
+        let ip = address.sin6_addr.s6_addr.into();
+        Some(SocketAddr::V6(SocketAddrV6::new(ip, u16::from_be(address.sin6_port), 0, 0)))
+    }
+}
+
+fn get_option<T: Copy>(stream: &tokio::net::TcpStream, level: libc::c_int, name: libc::c_int) -> Option<T> {
+    let mut value = MaybeUninit::<T>::zeroed();
+    let mut size = size_of::<T>() as libc::socklen_t;
+    // SAFETY: `value` has room for `size` bytes, and the callers' types are plain C structures for which any
+    // bytes, also fewer than asked for over zeroes, are valid.
+    unsafe {
+        let result = libc::getsockopt(stream.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut size);
+        (result == 0).then(|| value.assume_init())
+    }
+}
+
+/// IPv4 addresses seen through an IPv6 socket, as IPv4.
+pub(super) fn plain(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
+            Some(v4) => SocketAddr::new(v4.into(), v6.port()),
+            None => address,
+        },
+        SocketAddr::V4(_) => address,
+    }
+}

@@ -1,0 +1,186 @@
+//! Discovery streams: the aggregated one, and secret services of their own.
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use lateen_identity::WorkloadSecrets;
+use lateen_snapshot::bootstrap::DynamicSource;
+use lateen_snapshot::compile::{SecretSource, Update, Wanted};
+use lateen_xds::client::{Service, TokenSource};
+use lateen_xds::{Client, ConnectionEvent, Connector, Handler, Mode, Options, Rejected, Resource, Subscriptions, types};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::Main;
+
+/// The cluster under which Istio's bootstrap names the agent's secret service: in the sidecar, that is us.
+pub(super) const OWN_SECRETS: &str = "sds-grpc";
+
+/// Applies what a stream brings.
+struct Applier {
+    main: Arc<Main>,
+    source: SecretSource,
+    name: String,
+}
+
+impl Handler for Applier {
+    fn apply(&mut self, type_url: &str, updates: Vec<Resource>, removed: Vec<String>) -> Vec<Rejected> {
+        let updates = updates.into_iter().map(|Resource { name, version, body }| Update { name, version, body }).collect();
+        let rejected = self.main.apply(&self.source, type_url, updates, &removed);
+        rejected.into_iter().map(|r| Rejected { name: r.name, reason: r.reason }).collect()
+    }
+
+    fn connection(&mut self, event: ConnectionEvent) {
+        match event {
+            ConnectionEvent::Connected => tracing::info!(cluster = self.name, "discovery stream is up"),
+            ConnectionEvent::Disconnected { reason, retry_in } => {
+                tracing::warn!(cluster = self.name, ?retry_in, "discovery stream is down: {reason}");
+            }
+        }
+    }
+}
+
+/// Runs the aggregated stream, if the bootstrap has one.
+pub(super) fn aggregated(main: &Arc<Main>, token: Option<TokenSource>, tasks: &mut JoinSet<()>) {
+    let Some(ads) = main.bootstrap.ads.clone() else { return };
+    let mode = if ads.delta { Mode::Delta } else { Mode::Sotw };
+    let authority = ads.authority.clone().unwrap_or_else(|| ads.cluster.clone());
+    let client = client(main, Service::Aggregated, mode, &ads.cluster, authority, token);
+    let subscriptions = client.subscriptions();
+    if main.bootstrap.clusters == Some(DynamicSource::Ads) {
+        subscriptions.wildcard(types::CLUSTER);
+    }
+    if main.bootstrap.listeners == Some(DynamicSource::Ads) {
+        subscriptions.wildcard(types::LISTENER);
+    }
+    main.keep_stream(SecretSource::Ads, subscriptions.clone());
+    tasks.spawn(follow(main.wanted(), subscriptions));
+    let mut applier = Applier { main: main.clone(), source: SecretSource::Ads, name: ads.cluster };
+    tasks.spawn(async move { client.run(&mut applier).await });
+}
+
+/// Runs listener and cluster discovery services that are not aggregated.
+pub(super) fn single(main: &Arc<Main>, token: Option<TokenSource>, tasks: &mut JoinSet<()>) {
+    let sources = [
+        (main.bootstrap.clusters.clone(), Service::Cluster, types::CLUSTER),
+        (main.bootstrap.listeners.clone(), Service::Listener, types::LISTENER),
+    ];
+    for (source, service, type_url) in sources {
+        let Some(DynamicSource::Cluster { cluster, delta }) = source else { continue };
+        let mode = if delta { Mode::Delta } else { Mode::Sotw };
+        let client = client(main, service, mode, &cluster, cluster.clone(), token.clone());
+        client.subscriptions().wildcard(type_url);
+        let mut applier = Applier { main: main.clone(), source: SecretSource::Ads, name: cluster };
+        tasks.spawn(async move { client.run(&mut applier).await });
+    }
+}
+
+fn client(main: &Arc<Main>, service: Service, mode: Mode, cluster: &str, authority: String, token: Option<TokenSource>) -> Client {
+    let mut options = Options::new(main.bootstrap.node.clone(), http_authority(authority));
+    options.service = service;
+    options.mode = mode;
+    options.token = token;
+    let (dialing, name) = (main.clone(), cluster.to_owned());
+    let connector = Connector::new(move || {
+        let (main, cluster) = (dialing.clone(), name.clone());
+        async move { main.connect(&cluster).await }
+    });
+    Client::new(options, connector)
+}
+
+/// Cluster names may hold characters that an authority may not.
+fn http_authority(name: String) -> String {
+    if name.parse::<http::uri::Authority>().is_ok() { name } else { "localhost".to_owned() }
+}
+
+/// Keeps the aggregated stream subscribed to what the configuration refers to.
+async fn follow(mut wanted: watch::Receiver<Wanted>, subscriptions: Subscriptions) {
+    let mut before = Wanted::default();
+    loop {
+        let now = wanted.borrow_and_update().clone();
+        let names = |set: &BTreeSet<Arc<str>>| set.iter().map(ToString::to_string).collect::<Vec<_>>();
+        if now.endpoints != before.endpoints {
+            subscriptions.set(types::ENDPOINT, names(&now.endpoints));
+        }
+        if now.routes != before.routes {
+            subscriptions.set(types::ROUTE, names(&now.routes));
+        }
+        let secrets = |w: &Wanted| names_of(w, &SecretSource::Ads);
+        if secrets(&now) != secrets(&before) {
+            subscriptions.set(types::SECRET, secrets(&now));
+        }
+        before = now;
+        if wanted.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn names_of(wanted: &Wanted, source: &SecretSource) -> Vec<String> {
+    wanted.secrets.iter().filter(|k| k.source == *source).map(|k| k.name.to_string()).collect()
+}
+
+/// Serves secrets from wherever the configuration says: the workload's own identity for Istio's local
+/// secret service, a stream for every other.
+pub(super) async fn secrets(main: Arc<Main>, identity: Option<watch::Receiver<Option<Arc<WorkloadSecrets>>>>, token: Option<TokenSource>) {
+    let mut wanted = main.wanted();
+    let mut tasks = JoinSet::new();
+    loop {
+        let now = wanted.borrow_and_update().clone();
+        let sources: BTreeSet<_> = now.secrets.into_iter().map(|k| k.source).collect();
+        for source in sources {
+            let SecretSource::Cluster(cluster) = &source else { continue };
+            if main.has_stream(&source) {
+                continue;
+            }
+            match &identity {
+                Some(identity) if cluster == OWN_SECRETS => own_identity(&main, identity.clone(), source, &mut tasks),
+                _ => secret_stream(&main, cluster.clone(), token.clone(), &mut tasks),
+            }
+        }
+        if wanted.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn own_identity(main: &Arc<Main>, mut identity: watch::Receiver<Option<Arc<WorkloadSecrets>>>, source: SecretSource, tasks: &mut JoinSet<()>) {
+    // There is nothing to subscribe to, but the place is taken.
+    let client = client(main, Service::Secret, Mode::Delta, OWN_SECRETS, OWN_SECRETS.to_owned(), None);
+    main.keep_stream(source.clone(), client.subscriptions());
+    let main = main.clone();
+    tasks.spawn(async move {
+        loop {
+            let current = identity.borrow_and_update().clone();
+            if let Some(secrets) = current {
+                main.set_identity(&source, &secrets);
+            }
+            if identity.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+}
+
+fn secret_stream(main: &Arc<Main>, cluster: String, token: Option<TokenSource>, tasks: &mut JoinSet<()>) {
+    let source = SecretSource::Cluster(cluster.clone());
+    let client = client(main, Service::Secret, Mode::Sotw, &cluster, cluster.clone(), token);
+    let subscriptions = client.subscriptions();
+    main.keep_stream(source.clone(), subscriptions.clone());
+    let mut wanted = main.wanted();
+    let of = source.clone();
+    tasks.spawn(async move {
+        let mut before = Vec::new();
+        loop {
+            let names = names_of(&wanted.borrow_and_update(), &of);
+            if names != before {
+                subscriptions.set(types::SECRET, names.clone());
+                before = names;
+            }
+            if wanted.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    let mut applier = Applier { main: main.clone(), source, name: cluster };
+    tasks.spawn(async move { client.run(&mut applier).await });
+}

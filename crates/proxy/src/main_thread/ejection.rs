@@ -1,0 +1,36 @@
+//! The periodic part of outlier detection.
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lateen_balance::outlier;
+
+use super::Main;
+
+/// The finest interval that is kept.
+const STEP: Duration = Duration::from_millis(100);
+
+/// Ticks each cluster with outlier detection at its own interval.
+pub(super) async fn run(main: Arc<Main>) {
+    let mut due: HashMap<Arc<str>, Instant> = HashMap::new();
+    loop {
+        tokio::time::sleep(STEP).await;
+        let now = Instant::now();
+        let snapshot = main.snapshot();
+        due.retain(|name, _| snapshot.cluster_named(name).is_some());
+        for cluster in snapshot.clusters.iter().flatten() {
+            let Some(settings) = &cluster.config.outlier else { continue };
+            let at = due.entry(cluster.config.name.clone()).or_insert(now + settings.interval);
+            if now < *at {
+                continue;
+            }
+            *at = now + settings.interval;
+            let millis = u64::try_from(main.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let before = cluster.hosts.health_epoch();
+            outlier::tick(settings, &cluster.hosts, millis, rand::random::<u32>);
+            if cluster.hosts.health_epoch() != before {
+                tracing::info!(cluster = &*cluster.config.name, "outlier detection changed the health of hosts");
+            }
+        }
+    }
+}

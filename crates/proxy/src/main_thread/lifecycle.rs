@@ -1,0 +1,184 @@
+//! Starting the process: workers, main-thread tasks, admin server; and its end.
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lateen_identity::WorkloadSecrets;
+use lateen_snapshot::Snapshot;
+use lateen_snapshot::bootstrap::Bootstrap;
+use lateen_telemetry::Registry;
+use lateen_telemetry::istio::{Config as IstioConfig, IstioMetrics, PeerMetadata};
+use lateen_telemetry::stats::TagStyle;
+use lateen_xds::client::TokenSource;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::state::{Main, Parts, Publisher};
+use super::{discovery, dns, ejection, files, health};
+use crate::admin::{self, AdminOptions};
+use crate::worker::{LogFiles, NodeText, WorkerConfig, WorkerHandle};
+
+/// How a proxy process runs.
+pub struct Options {
+    pub bootstrap: Bootstrap,
+    /// Worker threads; at least 1.
+    pub concurrency: usize,
+    /// Pins each worker to a CPU.
+    pub pin: bool,
+    /// `SO_MARK` of connections upstream, so that capture lets them pass.
+    pub upstream_mark: Option<u32>,
+    /// The workload's identity, where the process is also the agent: answers for Istio's `sds-grpc`.
+    pub identity: Option<watch::Receiver<Option<Arc<WorkloadSecrets>>>>,
+    /// `authorization` of discovery streams.
+    pub token: Option<TokenSource>,
+    /// What this workload tells its peers and its metrics.
+    pub local: PeerMetadata,
+    pub admin: AdminOptions,
+}
+
+/// A running proxy.
+pub struct Process {
+    pub main: Arc<Main>,
+    logs: Arc<LogFiles>,
+    workers: Arc<Workers>,
+    tasks: JoinSet<()>,
+}
+
+/// The worker threads as receivers of snapshots.
+struct Workers(Vec<WorkerHandle>);
+
+impl Publisher for Arc<Workers> {
+    fn publish(&self, snapshot: Arc<Snapshot>) {
+        for worker in &self.0 {
+            worker.publish(snapshot.clone());
+        }
+    }
+
+    fn drain(&self) {
+        for worker in &self.0 {
+            worker.drain();
+        }
+    }
+
+    fn connections(&self) -> u64 {
+        self.0.iter().map(WorkerHandle::connections).sum()
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut all: Vec<String> = self.0.iter().flat_map(WorkerHandle::problems).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    fn has_applied(&self, version: u64) -> bool {
+        self.0.iter().all(|w| *w.applied().borrow() >= version)
+    }
+}
+
+/// Starts everything. The caller's runtime runs the main thread's tasks.
+///
+/// # Errors
+/// When a worker cannot start, a static resource is refused, or the admin address cannot be bound.
+pub async fn start(options: Options) -> anyhow::Result<Process> {
+    let Options { bootstrap, concurrency, pin, upstream_mark, identity, token, local, admin } = options;
+    let concurrency = concurrency.max(1);
+    let epoch = Instant::now();
+    let node = Arc::new(NodeText { id: bootstrap.node.id.clone(), metadata: local.encode() });
+    let (registry, shards) = Registry::new(concurrency, TagStyle::Istio);
+    let (istio, istio_shards) = IstioMetrics::new(IstioConfig::new(local), concurrency);
+    registry.add_source(istio);
+    let logs = Arc::new(LogFiles::default());
+    let mut handles = Vec::with_capacity(concurrency);
+    for (index, (shard, istio)) in shards.into_iter().zip(istio_shards).enumerate() {
+        handles.push(WorkerHandle::spawn(WorkerConfig {
+            index,
+            pin: pin.then_some(index),
+            shard,
+            registry: registry.clone(),
+            istio,
+            logs: logs.clone(),
+            upstream_mark,
+            node: node.clone(),
+            epoch,
+        })?);
+    }
+    let workers = Arc::new(Workers(handles));
+    let parts = Parts { bootstrap, registry, publisher: Box::new(workers.clone()), epoch, workers: concurrency, upstream_mark };
+    let main = Main::new(parts).map_err(|r| anyhow::anyhow!("{}: {}", r.name, r.reason))?;
+    let mut tasks = JoinSet::new();
+    admin::serve(&main, admin, &mut tasks).await?;
+    tasks.spawn(settle(main.clone()));
+    tasks.spawn(dns::run(main.clone()));
+    tasks.spawn(files::run(main.clone()));
+    tasks.spawn(health::run(main.clone()));
+    tasks.spawn(ejection::run(main.clone()));
+    tasks.spawn(discovery::secrets(main.clone(), identity, token.clone()));
+    discovery::single(&main, token.clone(), &mut tasks);
+    discovery::aggregated(&main, token, &mut tasks);
+    Ok(Process { main, logs, workers, tasks })
+}
+
+/// Puts to use what has waited long enough, when it has.
+async fn settle(main: Arc<Main>) {
+    let mut snapshots = main.snapshots();
+    let mut wanted = main.wanted();
+    loop {
+        let deadline = main.compiler().deadline();
+        let sleep = deadline.map_or(Duration::from_secs(1), |d| d.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), Duration::from_secs(1)));
+        tokio::select! {
+            changed = snapshots.changed() => if changed.is_err() { return },
+            changed = wanted.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(sleep) => if deadline.is_some_and(|d| d <= Instant::now()) { main.settle() },
+        }
+    }
+}
+
+impl Process {
+    /// Waits until the process serves; `false` when it does not within `timeout`.
+    pub async fn ready(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        while self.main.phase() != super::Phase::Live {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        true
+    }
+
+    /// Waits until the admin server is told to quit.
+    pub async fn quit(&self) {
+        let mut quit = self.main.quit.subscribe();
+        // An error would mean that the process state is gone already.
+        let _ = quit.wait_for(|q| *q).await;
+    }
+
+    /// Takes no new connections, lets open ones end for at most `grace`, then stops.
+    pub async fn shut_down(mut self, grace: Duration) {
+        self.main.drain();
+        let deadline = Instant::now() + grace;
+        while self.main.connections() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.tasks.shutdown().await;
+        for worker in &self.workers.0 {
+            worker.stop();
+        }
+        self.logs.flush(Duration::from_secs(1));
+    }
+
+    /// Reopens access logs after their rotation.
+    pub fn reopen_logs(&self) {
+        self.logs.reopen();
+    }
+}
+
+/// Reads a token from a file at each use: mounted tokens are replaced.
+pub fn token_file(path: PathBuf) -> TokenSource {
+    Arc::new(move || {
+        let read: io::Result<String> = std::fs::read_to_string(&path);
+        read.ok().map(|t| t.trim().to_owned()).filter(|t| !t.is_empty())
+    })
+}

@@ -1,0 +1,16 @@
+//! The main thread: everything about the configuration that is not a request's business.
+//!
+//! One owner of the compiler ([`state::Main`]) takes what arrives from the bootstrap file, the discovery
+//! stream, the certificate rotation, DNS and the file system, and publishes a snapshot to the workers.
+//! Around it run tasks of one idea each: [`discovery`], [`dns`], [`files`], [`health`], [`ejection`].
+mod discovery;
+mod dns;
+mod ejection;
+mod files;
+mod health;
+mod lifecycle;
+mod state;
+mod upstream;
+
+pub use lifecycle::{Options, Process, start};
+pub use state::{Main, Phase, Publisher};

@@ -1,0 +1,275 @@
+//! The state of the main thread: the compiler, the phase of the process, and who gets snapshots.
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use lateen_identity::WorkloadSecrets;
+use lateen_snapshot::Snapshot;
+use lateen_snapshot::bootstrap::{Bootstrap, DynamicSource};
+use lateen_snapshot::compile::{Compiler, Rejected, SecretSource, Update, Wanted};
+use lateen_telemetry::Registry;
+use lateen_xds::{Subscriptions, types};
+use tokio::sync::watch;
+
+/// Receives snapshots: the workers, or a test.
+pub trait Publisher: Send + Sync {
+    fn publish(&self, snapshot: Arc<Snapshot>);
+
+    /// Tells connections to come to an end and takes no new ones.
+    fn drain(&self) {}
+
+    /// Open downstream connections.
+    fn connections(&self) -> u64 {
+        0
+    }
+
+    /// Listeners that could not be bound, in words.
+    fn problems(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Whether this version of the snapshot is in force everywhere.
+    fn has_applied(&self, _version: u64) -> bool {
+        true
+    }
+}
+
+/// How far the process has come (Envoy `ServerInfo.State`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The first configuration has not arrived.
+    PreInitializing,
+    /// It has, but something in it still waits.
+    Initializing,
+    Live,
+    Draining,
+}
+
+/// Shared by the tasks of the main thread; no request ever waits for it.
+pub struct Main {
+    pub bootstrap: Bootstrap,
+    pub registry: Arc<Registry>,
+    pub started: Instant,
+    pub started_at: SystemTime,
+    /// Zero of the clock of outlier detection.
+    pub epoch: Instant,
+    pub workers: usize,
+    publisher: Box<dyn Publisher>,
+    compiler: Mutex<Compiler>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    /// What must be subscribed to; the discovery tasks follow it.
+    wanted: watch::Sender<Wanted>,
+    streams: Mutex<HashMap<SecretSource, Subscriptions>>,
+    has_listeners: AtomicBool,
+    has_clusters: AtomicBool,
+    was_ready: AtomicBool,
+    draining: AtomicBool,
+    failing_health_check: AtomicBool,
+    /// Stops the process.
+    pub quit: watch::Sender<bool>,
+    pub(crate) upstream_mark: Option<u32>,
+    rotation: AtomicU32,
+}
+
+/// What a [`Main`] is made from.
+pub struct Parts {
+    pub bootstrap: Bootstrap,
+    pub registry: Arc<Registry>,
+    pub publisher: Box<dyn Publisher>,
+    pub epoch: Instant,
+    pub workers: usize,
+    pub upstream_mark: Option<u32>,
+}
+
+impl Main {
+    /// Takes the static resources in use and publishes the first snapshot.
+    ///
+    /// # Errors
+    /// The static resource that is refused, and why.
+    pub fn new(parts: Parts) -> Result<Arc<Self>, Rejected> {
+        let Parts { mut bootstrap, registry, publisher, epoch, workers, upstream_mark } = parts;
+        let mut compiler = Compiler::new();
+        compiler.add_static(std::mem::take(&mut bootstrap.resources), Instant::now())?;
+        let main = Arc::new(Self {
+            has_listeners: AtomicBool::new(bootstrap.listeners.is_none()),
+            has_clusters: AtomicBool::new(bootstrap.clusters.is_none()),
+            bootstrap,
+            registry,
+            started: Instant::now(),
+            started_at: SystemTime::now(),
+            epoch,
+            workers,
+            publisher,
+            compiler: Mutex::new(compiler),
+            snapshots: watch::channel(Arc::new(Snapshot::default())).0,
+            wanted: watch::channel(Wanted::default()).0,
+            streams: Mutex::default(),
+            was_ready: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            failing_health_check: AtomicBool::new(false),
+            quit: watch::channel(false).0,
+            upstream_mark,
+            rotation: AtomicU32::new(0),
+        });
+        main.publish();
+        Ok(main)
+    }
+
+    /// The compiler. Held briefly: never across an await.
+    pub fn compiler(&self) -> MutexGuard<'_, Compiler> {
+        self.compiler.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The snapshots as they are published.
+    pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshots.subscribe()
+    }
+
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshots.borrow().clone()
+    }
+
+    pub(crate) fn wanted(&self) -> watch::Receiver<Wanted> {
+        self.wanted.subscribe()
+    }
+
+    /// Changes the configuration and publishes what came of it.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Compiler, Instant) -> T) -> T {
+        let result = change(&mut self.compiler(), Instant::now());
+        self.publish();
+        result
+    }
+
+    /// Resources from a discovery service.
+    pub(crate) fn apply(&self, source: &SecretSource, type_url: &str, updates: Vec<Update>, removed: &[String]) -> Vec<Rejected> {
+        let rejected = self.change(|compiler, now| compiler.apply_from(source, type_url, updates, removed, now));
+        match type_url {
+            types::LISTENER => self.has_listeners.store(true, Relaxed),
+            types::CLUSTER => self.has_clusters.store(true, Relaxed),
+            _ => {}
+        }
+        for Rejected { name, reason } in &rejected {
+            tracing::warn!(r#type = types::short_name(type_url), name, reason, "refused a resource; the version before stays in use");
+        }
+        rejected
+    }
+
+    pub(crate) fn set_identity(&self, source: &SecretSource, identity: &WorkloadSecrets) {
+        if let Err(invalid) = self.change(|compiler, now| compiler.set_identity(source, identity, now)) {
+            tracing::error!("the workload's certificate cannot be used: {invalid}");
+        }
+    }
+
+    /// Reads changed certificate files again.
+    pub(crate) fn reload_files(&self, changed: impl Fn(&Path) -> bool) {
+        for Rejected { name, reason } in self.change(|compiler, now| compiler.reload_files(changed, now)) {
+            tracing::error!(name, reason, "a changed certificate file cannot be used; the last one stays in use");
+        }
+    }
+
+    /// Puts to use what has waited long enough.
+    pub(crate) fn settle(&self) {
+        self.change(|compiler, now| compiler.settle(now));
+    }
+
+    fn publish(&self) {
+        let (snapshot, wanted) = {
+            let mut compiler = self.compiler();
+            (compiler.snapshot(), compiler.wanted())
+        };
+        self.wanted.send_if_modified(|before| {
+            let changed = *before != wanted;
+            *before = wanted;
+            changed
+        });
+        self.snapshots.send_if_modified(|before| {
+            let changed = !Arc::ptr_eq(before, &snapshot);
+            if changed {
+                self.publisher.publish(snapshot.clone());
+                *before = snapshot;
+            }
+            changed
+        });
+    }
+
+    /// Where the process stands. Once live it stays so: later trouble keeps the last good configuration.
+    pub fn phase(&self) -> Phase {
+        if self.draining.load(Relaxed) {
+            return Phase::Draining;
+        }
+        if self.was_ready.load(Relaxed) {
+            return Phase::Live;
+        }
+        if !self.has_listeners.load(Relaxed) || !self.has_clusters.load(Relaxed) {
+            return Phase::PreInitializing;
+        }
+        let settled = self.compiler().is_settled();
+        if settled && self.publisher.has_applied(self.snapshot().version) {
+            self.was_ready.store(true, Relaxed);
+            return Phase::Live;
+        }
+        Phase::Initializing
+    }
+
+    /// What is being waited for, for the operator.
+    pub fn waiting(&self) -> Vec<String> {
+        let mut waiting = Vec::new();
+        if !self.has_clusters.load(Relaxed) {
+            waiting.push(format!("clusters from {}", shown(self.bootstrap.clusters.as_ref())));
+        }
+        if !self.has_listeners.load(Relaxed) {
+            waiting.push(format!("listeners from {}", shown(self.bootstrap.listeners.as_ref())));
+        }
+        waiting.extend(self.compiler().waiting());
+        waiting.extend(self.publisher.problems());
+        waiting
+    }
+
+    /// Takes no new connections and tells open ones to end.
+    pub fn drain(&self) {
+        if !self.draining.swap(true, Relaxed) {
+            tracing::info!("draining");
+            self.publisher.drain();
+        }
+    }
+
+    pub fn connections(&self) -> u64 {
+        self.publisher.connections()
+    }
+
+    pub fn set_failing_health_check(&self, failing: bool) {
+        self.failing_health_check.store(failing, Relaxed);
+    }
+
+    pub fn is_failing_health_check(&self) -> bool {
+        self.failing_health_check.load(Relaxed)
+    }
+
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub(crate) fn keep_stream(&self, source: SecretSource, subscriptions: Subscriptions) {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner).insert(source, subscriptions);
+    }
+
+    pub(crate) fn has_stream(&self, source: &SecretSource) -> bool {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner).contains_key(source)
+    }
+
+    /// A number that goes round, to try the hosts of a discovery cluster in turn.
+    pub(crate) fn next_turn(&self) -> usize {
+        self.rotation.fetch_add(1, Relaxed) as usize
+    }
+}
+
+fn shown(source: Option<&DynamicSource>) -> String {
+    match source {
+        Some(DynamicSource::Ads) => "the aggregated stream".to_owned(),
+        Some(DynamicSource::Path(path)) => path.clone(),
+        Some(DynamicSource::Cluster { cluster, .. }) => format!("cluster {cluster}"),
+        None => "nowhere".to_owned(),
+    }
+}

@@ -1,0 +1,103 @@
+//! Connections of the main thread itself: to discovery services and for health checks.
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lateen_balance::{Address, Host};
+use lateen_snapshot::Cluster;
+use lateen_xds::client::Io;
+use rustls_pki_types::ServerName;
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
+
+use super::Main;
+
+/// How long to wait for a cluster to have a host at all, e.g. for its name to be resolved.
+const WAIT_FOR_HOST: Duration = Duration::from_secs(5);
+
+impl Main {
+    /// Connects to a host of a static cluster, another one each time.
+    ///
+    /// # Errors
+    /// When there is no such cluster, it has no host, or the host cannot be reached.
+    pub(crate) async fn connect(&self, cluster: &str) -> io::Result<Box<dyn Io>> {
+        let mut snapshots = self.snapshots();
+        let turn = self.next_turn();
+        let pick = |snapshot: &lateen_snapshot::Snapshot| {
+            let (_, cluster) = snapshot.cluster_named(cluster)?;
+            let hosts: Vec<_> = cluster.hosts.hosts().cloned().collect();
+            let host = hosts.get(turn.checked_rem(hosts.len())?)?;
+            Some((cluster.clone(), host.clone()))
+        };
+        let found = tokio::time::timeout(WAIT_FOR_HOST, snapshots.wait_for(|s| pick(s).is_some())).await;
+        let picked = match found {
+            Ok(Ok(snapshot)) => pick(&snapshot),
+            _ => None,
+        };
+        let Some((cluster, host)) = picked else {
+            return Err(io::Error::new(io::ErrorKind::NotFound, format!("cluster {cluster} has no host")));
+        };
+        connect_host(&cluster, &host, self.upstream_mark, None).await
+    }
+}
+
+/// Connects to a host as its transport socket demands. `alpn` replaces the protocols offered.
+pub(super) async fn connect_host(cluster: &Arc<Cluster>, host: &Arc<Host>, mark: Option<u32>, alpn: Option<&[Vec<u8>]>) -> io::Result<Box<dyn Io>> {
+    let timeout = cluster.config.connect_timeout;
+    let attempt = async {
+        let stream = match &host.address {
+            Address::Socket(address) => Stream::Tcp(tcp(*address, mark).await?),
+            Address::Pipe(path) => Stream::Unix(UnixStream::connect(&**path).await?),
+        };
+        let transport = cluster.config.transports.get(host.transport as usize);
+        let Some(tls) = transport.and_then(|t| t.tls.as_ref()) else { return Ok(stream.plain()) };
+        let missing = || io::Error::new(io::ErrorKind::NotFound, "a certificate of its TLS context has not arrived");
+        let config = tls.with_alpn(alpn).ok_or_else(missing)?;
+        let connector = tokio_rustls::TlsConnector::from(config);
+        let name = server_name(tls.sni.as_deref(), host)?;
+        Ok(match stream {
+            Stream::Tcp(stream) => Box::new(connector.connect(name, stream).await?) as Box<dyn Io>,
+            Stream::Unix(stream) => Box::new(connector.connect(name, stream).await?) as Box<dyn Io>,
+        })
+    };
+    let failed = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", host.address));
+    match tokio::time::timeout(timeout, attempt).await {
+        Ok(result) => result.map_err(failed),
+        Err(_) => Err(failed(io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {timeout:?}")))),
+    }
+}
+
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Stream {
+    fn plain(self) -> Box<dyn Io> {
+        match self {
+            Self::Tcp(stream) => Box::new(stream),
+            Self::Unix(stream) => Box::new(stream),
+        }
+    }
+}
+
+async fn tcp(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    if let Some(mark) = mark {
+        // Keeps our own connections out of the capture of the pod's traffic.
+        socket2::SockRef::from(&socket).set_mark(mark)?;
+    }
+    let stream = socket.connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn server_name(sni: Option<&str>, host: &Host) -> io::Result<ServerName<'static>> {
+    let name = match (sni, &*host.hostname, &host.address) {
+        (Some(sni), _, _) => sni.to_owned(),
+        (None, name, _) if !name.is_empty() => name.to_owned(),
+        (None, _, Address::Socket(address)) => address.ip().to_string(),
+        (None, _, Address::Pipe(_)) => "localhost".to_owned(),
+    };
+    ServerName::try_from(name).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))
+}

@@ -1,0 +1,319 @@
+//! One try: host, connection, request up, until a response's head comes or something gives.
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
+
+use http::StatusCode;
+use lateen_balance::host::ActiveRequest;
+use lateen_balance::outlier::Outcome;
+use lateen_balance::{Context, Host};
+use lateen_snapshot::route::{Forward, HostRewrite, RetryPolicy};
+use lateen_telemetry::envoy_names::cluster as names;
+use lateen_telemetry::envoy_names::count_upstream_code;
+use tokio::time::Instant;
+
+use super::finalize;
+use super::forward::Forwarding;
+use super::outcome::{Failed, Failure};
+use crate::http::message::{Response, Version};
+use crate::http::{End, Exchange};
+use crate::io::Text;
+use crate::upstream::{ClusterState, Lease, NoConnection, TargetWish};
+
+/// How a try ended.
+pub(super) enum Tried {
+    Response(Response, Lease, Began),
+    Failed {
+        failed: Failed,
+        /// It was a pooled connection that had been closed: repeating is free.
+        stale: bool,
+        /// Some of the request may have reached the host.
+        sent_any: bool,
+    },
+}
+
+/// What an exchange holds of a host while it lasts.
+pub(super) struct Began {
+    pub(super) active: ActiveRequest,
+    _permit: lateen_balance::breaker::Permit,
+    _gauge: lateen_telemetry::stats::Held,
+    pub(super) at: Instant,
+}
+
+fn failed(failure: impl Into<Failed>) -> Tried {
+    Tried::Failed { failed: failure.into(), stale: false, sent_any: false }
+}
+
+pub(super) async fn run(
+    exchange: &mut Exchange<'_>,
+    forward: &Forward,
+    forwarding: &mut Forwarding,
+    policy: Option<&Arc<RetryPolicy>>,
+) -> Result<Tried, End> {
+    let cluster = Rc::clone(&forwarding.cluster);
+    let stats = &cluster.stats;
+    let avoid: &[Arc<Host>] = if policy.is_some_and(|p| p.avoid_previous_hosts) { &forwarding.tried } else { &[] };
+    let context = Context { hash: forwarding.hash, avoid, reselect: policy.map_or(0, |p| p.host_selection_attempts) };
+    let Some(host) = cluster.choose(&context, Some(exchange.conn.local)) else {
+        stats.inc(names::UPSTREAM_CX_NONE_HEALTHY);
+        return Ok(failed(Failure::NoHealthyHost));
+    };
+    if policy.is_some() {
+        forwarding.tried.push(Arc::clone(&host));
+    }
+    exchange.info.host = Some(Arc::clone(&host));
+    if let Some(HostRewrite::Auto) = forward.host_rewrite
+        && !host.hostname.is_empty()
+    {
+        finalize::rewrite_host(exchange, forward, Text::from(&*host.hostname));
+    }
+    let Some(permit) = cluster.breakers(forwarding.high_priority).requests.take() else {
+        stats.inc(names::UPSTREAM_RQ_PENDING_OVERFLOW);
+        return Ok(failed(Failure::Overflow));
+    };
+    let wish = TargetWish {
+        downstream: exchange.request.version,
+        alpn: crate::filter::http::alpn_overrides(exchange),
+        authority: &exchange.request.authority,
+        upgrade: exchange.request.upgrade.is_some(),
+    };
+    let target = cluster.target(host, &wish);
+    let began =
+        Began { active: target.host.begin_request(), _permit: permit, _gauge: stats.hold(names::UPSTREAM_RQ_ACTIVE), at: Instant::now() };
+    if forwarding.body.complete() {
+        start_deadline(forwarding);
+    }
+    let lease = match target.pool.ready(&cluster) {
+        Some(lease) => Ok(lease),
+        None => connect(exchange, forwarding, &cluster, &target).await?,
+    };
+    let mut lease = match lease {
+        Ok(lease) => lease,
+        Err(why) => {
+            if why.failure.blames_host() {
+                cluster.report(
+                    exchange.worker,
+                    &target.host,
+                    if why.failure == Failure::ConnectionTimeout { Outcome::LocalTimeout } else { Outcome::LocalFailure },
+                );
+            }
+            target.host.counters.rq_error.fetch_add(1, Relaxed);
+            return Ok(failed(why));
+        }
+    };
+    exchange.info.upstream_local = lease.local_address;
+    stats.inc(names::UPSTREAM_RQ_TOTAL);
+    target.host.counters.rq_total.fetch_add(1, Relaxed);
+    if let Err(e) = lease.upstream.send_request(&exchange.request) {
+        return Ok(Tried::Failed { failed: e.into(), stale: lease.reused, sent_any: false });
+    }
+    let result = await_response(exchange, forwarding, &mut lease).await;
+    let response = match result {
+        Ok(response) => response,
+        Err(Stop::Gone) => {
+            stats.inc(names::UPSTREAM_RQ_CANCELLED);
+            return Err(End::Gone);
+        }
+        Err(Stop::Failed(why)) => {
+            note_failure(exchange, &cluster, &target.host, &why);
+            let closed = matches!(why.failure, Failure::ConnectionTermination | Failure::RefusedStream);
+            let untouched = lease.upstream.untouched();
+            let harmless = untouched || why.failure == Failure::RefusedStream || exchange.request.method.is_idempotent();
+            let stale = closed && lease.reused && harmless && !lease.upstream.answered();
+            return Ok(Tried::Failed { failed: why, stale, sent_any: !untouched });
+        }
+    };
+    let status = response.status.as_u16();
+    count_upstream_code(stats, status);
+    let counters = &target.host.counters;
+    if status >= 500 {
+        counters.rq_error.fetch_add(1, Relaxed)
+    } else {
+        counters.rq_success.fetch_add(1, Relaxed)
+    };
+    let judged = if exchange.info.grpc { grpc_as_http(&response).unwrap_or(status) } else { status };
+    cluster.report(exchange.worker, &target.host, Outcome::Response(judged));
+    stats.record(names::UPSTREAM_RQ_TIME, began.at.elapsed().as_micros() as u64);
+    Ok(Tried::Response(response, lease, began))
+}
+
+/// A trailers-only gRPC response carries its real status in a header.
+fn grpc_as_http(response: &Response) -> Option<u16> {
+    Some(match crate::http::headers::number(&response.headers, &crate::http::headers::GRPC_STATUS)? {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    })
+}
+
+fn note_failure(exchange: &Exchange<'_>, cluster: &Rc<ClusterState>, host: &Arc<Host>, why: &Failed) {
+    let stats = &cluster.stats;
+    host.counters.rq_error.fetch_add(1, Relaxed);
+    match why.failure {
+        Failure::PerTryTimeout => stats.inc(names::UPSTREAM_RQ_PER_TRY_TIMEOUT),
+        Failure::PerTryIdleTimeout => stats.inc(names::UPSTREAM_RQ_PER_TRY_IDLE_TIMEOUT),
+        Failure::StreamDuration => stats.inc(names::UPSTREAM_RQ_MAX_DURATION_REACHED),
+        Failure::RemoteReset | Failure::RefusedStream => stats.inc(names::UPSTREAM_RQ_RX_RESET),
+        Failure::ProtocolError => stats.inc(names::UPSTREAM_CX_PROTOCOL_ERROR),
+        Failure::ConnectionTermination => stats.inc(names::UPSTREAM_CX_DESTROY_REMOTE_WITH_ACTIVE_RQ),
+        _ => {}
+    }
+    if why.failure.is_timeout() {
+        host.counters.rq_timeout.fetch_add(1, Relaxed);
+    }
+    if why.failure.blames_host() {
+        cluster.report(exchange.worker, host, if why.failure.is_timeout() { Outcome::LocalTimeout } else { Outcome::LocalFailure });
+    }
+}
+
+fn start_deadline(forwarding: &mut Forwarding) {
+    if forwarding.deadline.is_none() {
+        forwarding.deadline = forwarding.timeouts.global.and_then(|limit| Instant::now().checked_add(limit));
+    }
+}
+
+/// Connects within the request's limits.
+async fn connect(
+    exchange: &mut Exchange<'_>,
+    forwarding: &Forwarding,
+    cluster: &Rc<ClusterState>,
+    target: &crate::upstream::Target,
+) -> Result<Result<Lease, Failed>, End> {
+    let limits = Limits::new(forwarding, Instant::now());
+    exchange.timer.set(limits.next());
+    let worker = exchange.worker;
+    let mut acquire = pin!(target.pool.acquire(worker, cluster, &target.host, forwarding.high_priority, &target.plan));
+    let (timer, down) = (&mut exchange.timer, &mut exchange.down);
+    poll_fn(|cx| {
+        if let Poll::Ready(result) = acquire.as_mut().poll(cx) {
+            return Poll::Ready(Ok(result.map_err(|e: NoConnection| Failed::from(e))));
+        }
+        if down.request_done() && down.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(End::Gone));
+        }
+        timer.poll(cx).map(|()| Ok(Err(limits.expired(Instant::now()).into())))
+    })
+    .await
+}
+
+enum Stop {
+    Gone,
+    Failed(Failed),
+}
+
+async fn await_response(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &mut Lease) -> Result<Response, Stop> {
+    let mut limits = Limits::new(forwarding, Instant::now());
+    exchange.timer.set(limits.next());
+    let start = exchange.info.start;
+    let (down, timer, info) = (&mut *exchange.down, &mut *exchange.timer, &mut exchange.info);
+    let http2 = exchange.request.version == Version::Http2;
+    poll_fn(|cx| {
+        let was_complete = forwarding.body.complete();
+        match forwarding.body.poll(cx, down, &mut lease.upstream) {
+            Ok(moved) => {
+                if moved && limits.idle.is_some() {
+                    limits.touch();
+                    timer.set(limits.next());
+                }
+            }
+            Err(_) => return Poll::Ready(Err(Stop::Gone)),
+        }
+        if forwarding.body.complete() {
+            if !was_complete {
+                info.request_done = Some(start.elapsed());
+                start_deadline(forwarding);
+                limits.deadline = forwarding.deadline;
+                timer.set(limits.next());
+            }
+        }
+        loop {
+            match lease.upstream.poll_response(cx) {
+                Poll::Ready(Ok(response)) if response.status.is_informational() && response.upgrade.is_none() => {
+                    // Our own 100 went out when the body was asked for.
+                    if response.status != StatusCode::CONTINUE {
+                        down.send_informational(response.status, &response.headers);
+                        let _ = down.poll_flush(cx);
+                    }
+                }
+                Poll::Ready(Ok(response)) => return Poll::Ready(Ok(response)),
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(Stop::Failed(e.into()))),
+                Poll::Pending => break,
+            }
+        }
+        if (forwarding.body.complete() || http2) && down.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(Stop::Gone));
+        }
+        timer.poll(cx).map(|()| Err(Stop::Failed(limits.expired(Instant::now()).into())))
+    })
+    .await
+}
+
+/// The deadlines in force during a try.
+pub(super) struct Limits {
+    pub(super) deadline: Option<Instant>,
+    stream: Option<Instant>,
+    try_ends: Option<Instant>,
+    idle: Option<(std::time::Duration, Instant, Failure)>,
+}
+
+impl Limits {
+    fn new(forwarding: &Forwarding, now: Instant) -> Self {
+        let timeouts = &forwarding.timeouts;
+        let idle = match (timeouts.per_try_idle, timeouts.idle) {
+            (Some(a), Some(b)) if b < a => Some((b, Failure::StreamIdle)),
+            (Some(a), _) => Some((a, Failure::PerTryIdleTimeout)),
+            (None, b) => b.map(|b| (b, Failure::StreamIdle)),
+        };
+        Self {
+            deadline: forwarding.deadline,
+            stream: forwarding.stream_deadline,
+            try_ends: timeouts.per_try.and_then(|limit| now.checked_add(limit)),
+            idle: idle.and_then(|(span, failure)| Some((span, now.checked_add(span)?, failure))),
+        }
+    }
+
+    /// Once the response has begun a try's own limits are off.
+    pub(super) fn while_relaying(forwarding: &Forwarding, now: Instant) -> Self {
+        Self { try_ends: None, ..Self::new(forwarding, now) }
+    }
+
+    pub(super) fn has_idle(&self) -> bool {
+        self.idle.is_some()
+    }
+
+    pub(super) fn touch(&mut self) {
+        if let Some((span, at, _)) = &mut self.idle {
+            *at = Instant::now() + *span;
+        }
+    }
+
+    pub(super) fn next(&self) -> Option<Instant> {
+        [self.deadline, self.stream, self.try_ends, self.idle.map(|i| i.1)].into_iter().flatten().min()
+    }
+
+    /// Which limit was reached.
+    pub(super) fn expired(&self, now: Instant) -> Failure {
+        let passed = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if passed(self.deadline) {
+            Failure::Timeout
+        } else if passed(self.stream) {
+            Failure::StreamDuration
+        } else if passed(self.try_ends) {
+            Failure::PerTryTimeout
+        } else {
+            self.idle.map_or(Failure::Timeout, |i| i.2)
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The last touches to heads: configured header changes, rewrites, and what the router itself adds.
+use http::header::{HeaderMap, HeaderValue};
+use lateen_snapshot::header::{AppendAction, HeaderMutations, HeaderTemplate};
+use lateen_snapshot::http::HeaderChanges;
+use lateen_snapshot::route::{Forward, HostRewrite};
+
+use super::lookup;
+use super::timeouts::Timeouts;
+use crate::http::access::RequestRecord;
+use crate::http::headers as names;
+use crate::http::{Exchange, Matched};
+use crate::io::Text;
+
+/// Visits the changes of weighted cluster, route, virtual host and table in Envoy's order.
+fn changes<'a>(matched: &'a Matched, visit: &mut dyn FnMut(&'a HeaderChanges)) {
+    let weighted = lookup::weighted(matched).map(|w| &w.headers);
+    let host = matched.virtual_host().map(|h| &h.headers);
+    let order = [weighted, Some(&matched.route.headers), host, Some(&matched.table.headers)];
+    let present = order.into_iter().flatten();
+    if matched.table.most_specific_header_mutations_wins {
+        present.rev().for_each(visit);
+    } else {
+        present.for_each(visit);
+    }
+}
+
+/// One mutation with its value settled.
+enum Change {
+    Remove(http::HeaderName),
+    Add(http::HeaderName, HeaderValue, AppendAction),
+}
+
+fn settle(exchange: &Exchange<'_>, mutations: &HeaderMutations, out: &mut Vec<Change>) {
+    out.extend(mutations.remove.iter().cloned().map(Change::Remove));
+    for addition in &mutations.add {
+        let value = match &addition.value {
+            HeaderTemplate::Fixed(value) => value.clone(),
+            HeaderTemplate::Format(text) => {
+                let Some(format) = exchange.hcm.format(text) else { continue };
+                let record = RequestRecord { info: &exchange.info, request: &exchange.request, conn: exchange.conn };
+                let mut bytes = Vec::new();
+                format.write(&record, &mut bytes);
+                if bytes == b"-" {
+                    bytes.clear();
+                }
+                match HeaderValue::from_bytes(&bytes) {
+                    Ok(value) => value,
+                    Err(_) => continue,
+                }
+            }
+        };
+        if !value.is_empty() || addition.keep_empty {
+            out.push(Change::Add(addition.name.clone(), value, addition.action));
+        }
+    }
+}
+
+fn apply(map: &mut HeaderMap, changes: Vec<Change>) {
+    for change in changes {
+        match change {
+            Change::Remove(name) => {
+                map.remove(name);
+            }
+            Change::Add(name, value, AppendAction::AppendIfExistsOrAdd) => {
+                map.append(name, value);
+            }
+            Change::Add(name, value, AppendAction::AddIfAbsent) => names::insert_if_absent(map, name, || value),
+            Change::Add(name, value, AppendAction::OverwriteIfExistsOrAdd) => {
+                map.insert(name, value);
+            }
+            Change::Add(name, value, AppendAction::OverwriteIfExists) => {
+                if map.contains_key(&name) {
+                    map.insert(name, value);
+                }
+            }
+        }
+    }
+}
+
+/// Turns the caller's request into the one that goes upstream.
+pub(super) fn request(exchange: &mut Exchange<'_>, matched: &Matched, forward: &Forward, timeouts: &Timeouts) {
+    let mut settled = Vec::new();
+    changes(matched, &mut |c| {
+        if !c.request.is_empty() {
+            settle(exchange, &c.request, &mut settled);
+        }
+    });
+    let suppress = exchange.hcm.router.suppress_envoy_headers || exchange.hcm.config.suppress_envoy_headers;
+    let request = &mut exchange.request;
+    if request.hints.envoy {
+        for name in [
+            names::TIMEOUT,
+            names::PER_TRY_TIMEOUT,
+            names::RETRY_ON,
+            names::RETRY_GRPC_ON,
+            names::MAX_RETRIES,
+            names::RETRIABLE_STATUS_CODES,
+        ] {
+            request.headers.remove(name);
+        }
+    }
+    apply(&mut request.headers, settled);
+    if let Some(expected) = timeouts.expected().filter(|_| !suppress) {
+        request.headers.insert(names::EXPECTED_TIMEOUT, HeaderValue::from(u64::try_from(expected.as_millis()).unwrap_or(u64::MAX)));
+    }
+    let weighted = lookup::weighted(matched).and_then(|w| w.host_rewrite.as_deref());
+    let host = match (weighted, &forward.host_rewrite) {
+        (Some(host), _) => Some(Text::from(host)),
+        (None, Some(HostRewrite::Literal(host))) => host.to_str().ok().map(Text::from),
+        (None, Some(HostRewrite::Header(name))) => names::text(&request.headers, name).map(Text::from),
+        (None, Some(HostRewrite::Auto) | None) => None,
+    };
+    if let Some(host) = host {
+        rewrite_host(exchange, forward, host);
+    }
+    let request = &mut exchange.request;
+    if let Some(rewrite) = &forward.path_rewrite {
+        let path = rewrite.apply(&matched.route.matches, &request.path);
+        if path != *request.path {
+            if !suppress && let Ok(original) = HeaderValue::from_maybe_shared(request.path.clone().into_bytes()) {
+                request.headers.insert(names::ORIGINAL_PATH, original);
+            }
+            request.path = Text::from(path);
+        }
+    }
+}
+
+/// Sends the request to another host name.
+pub(super) fn rewrite_host(exchange: &mut Exchange<'_>, forward: &Forward, host: Text) {
+    let request = &mut exchange.request;
+    if host == request.authority {
+        return;
+    }
+    let before = std::mem::replace(&mut request.authority, host);
+    if forward.append_x_forwarded_host {
+        names::append_list(&mut request.headers, names::FORWARDED_HOST, &before);
+    }
+}
+
+/// The configured changes to a response, ours or the upstream's.
+pub(crate) fn response_headers(exchange: &mut Exchange<'_>, map: &mut HeaderMap) {
+    let Some(matched) = exchange.info.route.clone() else { return };
+    let mut settled = Vec::new();
+    changes(&matched, &mut |c| {
+        if !c.response.is_empty() {
+            settle(exchange, &c.response, &mut settled);
+        }
+    });
+    apply(map, settled);
+    if matched.virtual_host().is_some_and(|h| h.include_attempt_count_in_response) && exchange.info.attempts > 0 {
+        map.insert(names::ATTEMPT_COUNT, exchange.info.attempts.into());
+    }
+    if let Some(cookie) = exchange.info.affinity_cookie.take() {
+        map.append(http::header::SET_COOKIE, cookie);
+    }
+    if exchange.hcm.config.tracing.is_some() {
+        // The server's side names the operation; the caller's sidecar keeps that to itself.
+        if exchange.hcm.inbound {
+            if let Some(value) = matched.route.decorator.as_deref().and_then(|d| HeaderValue::from_str(d).ok()) {
+                names::insert_if_absent(map, names::DECORATOR, || value);
+            }
+        } else {
+            map.remove(names::DECORATOR);
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Forwarding: picks the cluster, prepares the request, tries hosts until one answers, relays the answer.
+use std::borrow::Cow;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+use lateen_balance::Host;
+use lateen_snapshot::route::Forward;
+use lateen_telemetry::envoy_names::{cluster as cluster_names, http as names};
+use lateen_telemetry::{ResponseFlags, details};
+use tokio::time::Instant;
+
+use super::attempt::{self, Tried};
+use super::outcome::{Failed, Failure};
+use super::replay::Body;
+use super::retry::{Decision, Retries};
+use super::timeouts::Timeouts;
+use super::{finalize, hash, lookup, mirror, relay};
+use crate::http::headers as header_names;
+use crate::http::reply::Reply;
+use crate::http::{End, Exchange, Matched};
+use crate::upstream::ClusterState;
+
+/// Envoy's default for `per_connection_buffer_limit_bytes` bounds the kept body by 1 MiB; its retry buffer by
+/// 64 KiB where nothing else is said.
+const KEPT_BODY: usize = 64 * 1024;
+
+/// One forwarded request's state over its tries.
+pub(super) struct Forwarding {
+    pub(super) cluster: Rc<ClusterState>,
+    pub(super) body: Body,
+    pub(super) timeouts: Timeouts,
+    pub(super) hash: Option<u64>,
+    pub(super) tried: Vec<Arc<Host>>,
+    pub(super) high_priority: bool,
+    /// When the whole request must be over; set when the request has been received.
+    pub(super) deadline: Option<Instant>,
+    pub(super) stream_deadline: Option<Instant>,
+}
+
+pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward: &Forward) -> Result<(), End> {
+    let id = lookup::cluster_of(matched, &exchange.live.snapshot, &exchange.request);
+    let Some(cluster) = id.and_then(|id| exchange.live.cluster(exchange.worker, id)) else {
+        exchange.hcm.stats.inc(names::NO_CLUSTER);
+        let status = forward.cluster_not_found_status.as_u16();
+        return Err(Reply::new(status, "", details::CLUSTER_NOT_FOUND, ResponseFlags::NO_CLUSTER_FOUND).into());
+    };
+    exchange.info.cluster = Some(Rc::clone(&cluster));
+    check_upgrade(exchange, forward)?;
+    let policy = forward.retry.clone().or_else(|| matched.virtual_host().and_then(|h| h.retry.clone()));
+    let listener_idle = exchange.hcm.config.stream_idle_timeout;
+    let timeouts = Timeouts::new(&exchange.request, forward, policy.as_deref(), listener_idle);
+    let retries = Retries::new(policy, &exchange.request);
+    let hash = if forward.hash.is_empty() { None } else { hash::of(exchange, &forward.hash) };
+    finalize::request(exchange, matched, forward, &timeouts);
+    let mirrors = if forward.mirrors.is_empty() { mirror::Mirrors::default() } else { mirror::start(exchange, &forward.mirrors) };
+    let upgrade = exchange.request.upgrade.is_some();
+    let cap = if upgrade { 0 } else { KEPT_BODY.min(exchange.conn.listener.listener.per_connection_buffer_limit as usize) };
+    let start = exchange.info.start;
+    let mut forwarding = Forwarding {
+        body: Body::new(exchange.request.has_body(), upgrade, cap, mirrors),
+        stream_deadline: timeouts.stream.and_then(|limit| start.checked_add(limit)),
+        cluster,
+        timeouts,
+        hash,
+        tried: Vec::new(),
+        high_priority: forward.high_priority,
+        deadline: None,
+    };
+    let result = tries(exchange, matched, forward, &mut forwarding, retries).await;
+    exchange.info.body_received = forwarding.body.received;
+    result
+}
+
+/// Upgrades go where listener or route allow them; all else is refused before anything goes up.
+fn check_upgrade(exchange: &Exchange<'_>, forward: &Forward) -> Result<(), End> {
+    let Some(wanted) = &exchange.request.upgrade else { return Ok(()) };
+    let by_route = forward.upgrades.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, allowed)| *allowed);
+    let by_listener = || exchange.hcm.config.upgrades.iter().any(|name| name.eq_ignore_ascii_case(wanted));
+    if by_route.unwrap_or_else(by_listener) {
+        return Ok(());
+    }
+    exchange.hcm.stats.inc(names::DOWNSTREAM_RQ_WS_ON_NON_WS_ROUTE);
+    Err(Reply::new(403, "", details::UPGRADE_FAILED, ResponseFlags::NONE).into())
+}
+
+async fn tries(
+    exchange: &mut Exchange<'_>,
+    matched: &Matched,
+    forward: &Forward,
+    forwarding: &mut Forwarding,
+    mut retries: Retries,
+) -> Result<(), End> {
+    let count_attempts = matched.virtual_host().is_some_and(|h| h.include_request_attempt_count);
+    let mut free_repeats = 1;
+    loop {
+        exchange.info.attempts += 1;
+        if count_attempts {
+            exchange.request.headers.insert(header_names::ATTEMPT_COUNT, exchange.info.attempts.into());
+        }
+        let tried = attempt::run(exchange, forward, forwarding, retries.policy()).await?;
+        let (decision, outcome) = match tried {
+            Tried::Response(response, lease, began) => {
+                let decision = retries.after_response(&response, &exchange.request);
+                (decision, Ok((response, lease, began)))
+            }
+            Tried::Failed { failed, stale, sent_any } => {
+                // A pooled connection that its peer had closed says nothing about the host.
+                if stale && free_repeats > 0 && forwarding.body.repeatable() {
+                    free_repeats -= 1;
+                    exchange.info.attempts -= 1;
+                    forwarding.body.rewind();
+                    continue;
+                }
+                (retries.after_failure(failed.failure, sent_any), Err(failed))
+            }
+        };
+        let stats = &forwarding.cluster.stats;
+        if decision == Decision::Retry && forwarding.body.repeatable() {
+            let Some(_permit) = forwarding.cluster.breakers(forwarding.high_priority).retries.take() else {
+                stats.inc(cluster_names::UPSTREAM_RQ_RETRY_OVERFLOW);
+                exchange.info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
+                return conclude(exchange, forwarding, outcome, &retries).await;
+            };
+            stats.inc(cluster_names::UPSTREAM_RQ_RETRY);
+            stats.inc(cluster_names::UPSTREAM_RQ_RETRY_BACKOFF_EXPONENTIAL);
+            drop(outcome);
+            let wait = retries.take(exchange.worker.roll64());
+            back_off(exchange, forwarding, wait).await?;
+            forwarding.body.rewind();
+            continue;
+        }
+        if decision == Decision::Exhausted {
+            stats.inc(cluster_names::UPSTREAM_RQ_RETRY_LIMIT_EXCEEDED);
+            exchange.info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+        }
+        return conclude(exchange, forwarding, outcome, &retries).await;
+    }
+}
+
+async fn conclude(
+    exchange: &mut Exchange<'_>,
+    forwarding: &mut Forwarding,
+    outcome: Result<(crate::http::message::Response, crate::upstream::Lease, attempt::Began), Failed>,
+    retries: &Retries,
+) -> Result<(), End> {
+    match outcome {
+        Ok((response, lease, began)) => {
+            if retries.taken() > 0 && response.status.as_u16() < 500 {
+                forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_RETRY_SUCCESS);
+            }
+            relay::run(exchange, forwarding, response, lease, began).await
+        }
+        Err(failed) => {
+            exchange.info.transport_failure = failed.transport.clone();
+            if failed.failure == Failure::Timeout {
+                forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_TIMEOUT);
+            }
+            Err(failed.reply(retries.taken() > 0).into())
+        }
+    }
+}
+
+/// Waits before the next try, within the request's own limit.
+async fn back_off(exchange: &mut Exchange<'_>, forwarding: &Forwarding, wait: std::time::Duration) -> Result<(), End> {
+    let until = Instant::now() + wait;
+    let limit = [forwarding.deadline, forwarding.stream_deadline].into_iter().flatten().min();
+    exchange.timer.set(Some(limit.map_or(until, |limit| limit.min(until))));
+    let (timer, down) = (&mut exchange.timer, &mut exchange.down);
+    let gone = poll_fn(|cx| {
+        if down.request_done() && down.poll_gone(cx).is_ready() {
+            return Poll::Ready(true);
+        }
+        timer.poll(cx).map(|()| false)
+    })
+    .await;
+    if gone {
+        return Err(End::Gone);
+    }
+    if limit.is_some_and(|limit| limit <= Instant::now()) {
+        exchange.info.details = Cow::Borrowed(details::RESPONSE_TIMEOUT);
+        return Err(Failed::from(Failure::Timeout).reply(true).into());
+    }
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! The hash that consistent load balancing goes by (Envoy `HashPolicyImpl`, xxHash64).
+use http::HeaderValue;
+use lateen_snapshot::route::{HashPolicy, HashSource};
+use xxhash_rust::xxh64::xxh64;
+
+use crate::http::Exchange;
+
+/// The hash of a request; `None` when no policy yields one. A cookie that is to be made is noted in the exchange.
+pub(super) fn of(exchange: &mut Exchange<'_>, policies: &[HashPolicy]) -> Option<u64> {
+    let mut hash: Option<u64> = None;
+    for policy in policies {
+        let Some(new) = one(exchange, &policy.source) else { continue };
+        // Rotating keeps two equal parts from cancelling each other out.
+        hash = Some(hash.map_or(new, |old| old.rotate_left(1) ^ new));
+        if policy.terminal {
+            break;
+        }
+    }
+    hash
+}
+
+fn one(exchange: &mut Exchange<'_>, source: &HashSource) -> Option<u64> {
+    match source {
+        HashSource::Header { name } => {
+            let mut values: Vec<&[u8]> = exchange.request.headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
+            match values.len() {
+                0 if name == http::header::HOST => Some(xxh64(exchange.request.authority.as_bytes(), 0)),
+                0 => None,
+                1 => Some(xxh64(values[0], 0)),
+                _ => {
+                    values.sort_unstable();
+                    Some(values.iter().fold(0, |seed, value| xxh64(value, seed)))
+                }
+            }
+        }
+        HashSource::SourceIp => Some(xxh64(exchange.info.remote.ip().to_string().as_bytes(), 0)),
+        HashSource::QueryParameter(name) => {
+            let found = lateen_snapshot::matching::query_parameters(&exchange.request.path).find(|(key, _)| *key == &**name);
+            found.map(|(_, value)| xxh64(value.as_bytes(), 0))
+        }
+        HashSource::Cookie { name, ttl, path, attributes } => {
+            if let Some(value) = cookie(exchange, name) {
+                return Some(xxh64(value.as_bytes(), 0));
+            }
+            let ttl = (*ttl)?;
+            let value = format!("{:016x}", exchange.worker.roll64());
+            let mut set = format!("{name}=\"{value}\"");
+            if !ttl.is_zero() {
+                set.push_str(&format!("; Max-Age={}", ttl.as_secs()));
+            }
+            if !path.is_empty() {
+                set.push_str(&format!("; Path={path}"));
+            }
+            set.push_str(attributes);
+            set.push_str("; HttpOnly");
+            exchange.info.affinity_cookie = HeaderValue::from_str(&set).ok();
+            Some(xxh64(value.as_bytes(), 0))
+        }
+    }
+}
+
+fn cookie(exchange: &Exchange<'_>, name: &str) -> Option<String> {
+    let all = exchange.request.headers.get_all(http::header::COOKIE);
+    let pairs = all.iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(';'));
+    let found = pairs.filter_map(|pair| pair.trim().split_once('=')).find(|(key, _)| *key == name);
+    found.map(|(_, value)| value.trim_matches('"').to_owned())
+}

@@ -1,0 +1,82 @@
+//! Asking the snapshot about a request.
+use std::sync::Arc;
+
+use lateen_snapshot::matcher::HeaderMatcher;
+use lateen_snapshot::route::{Action, ClusterChoice, RequestHead, RouteTable, WeightedCluster};
+use lateen_snapshot::{ClusterId, Snapshot};
+
+use crate::http::Matched;
+use crate::http::message::Request;
+
+/// The request as matchers read it.
+pub(crate) fn head_of(request: &Request) -> RequestHead<'_> {
+    RequestHead {
+        method: request.method.as_str(),
+        authority: &request.authority,
+        scheme: request.scheme,
+        path_and_query: &request.path,
+        headers: &request.headers,
+    }
+}
+
+/// Virtual host and route, with the weighted cluster already chosen, as filters are configured by it.
+pub(crate) fn find(table: &Arc<RouteTable>, request: &Request, roll: u64) -> Option<Matched> {
+    let head = head_of(request);
+    let (host, route) = table.find(&head, roll)?;
+    let virtual_host = index_of(&table.virtual_hosts, host);
+    let weighted = match &route.action {
+        Action::Forward(forward) => match &forward.cluster {
+            ClusterChoice::Weighted(clusters) => {
+                // Other bits than the ones that matched fractions, or the two shares would go together.
+                clusters.choose(roll.rotate_left(32)).map(|entry| index_of(&clusters.entries, entry))
+            }
+            _ => None,
+        },
+        _ => None,
+    };
+    Some(Matched { virtual_host, route: Arc::clone(route), table: Arc::clone(table), weighted })
+}
+
+/// Where in `all` its element `one` stands.
+fn index_of<T>(all: &[T], one: &T) -> usize {
+    let offset = (std::ptr::from_ref(one) as usize).wrapping_sub(all.as_ptr() as usize);
+    offset / size_of::<T>().max(1)
+}
+
+/// The weighted cluster that was chosen.
+pub(crate) fn weighted(matched: &Matched) -> Option<&WeightedCluster> {
+    match &matched.route.action {
+        Action::Forward(forward) => match &forward.cluster {
+            ClusterChoice::Weighted(clusters) => clusters.entries.get(matched.weighted?),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// The cluster, where the route alone settles it.
+pub(crate) fn fixed_cluster(matched: &Matched) -> Option<ClusterId> {
+    match &matched.route.action {
+        Action::Forward(forward) => match &forward.cluster {
+            ClusterChoice::One(id) => Some(*id),
+            ClusterChoice::Weighted(_) => weighted(matched).map(|w| w.cluster),
+            ClusterChoice::Header(_) => None,
+        },
+        _ => None,
+    }
+}
+
+/// The cluster of a request.
+pub(crate) fn cluster_of(matched: &Matched, snapshot: &Snapshot, request: &Request) -> Option<ClusterId> {
+    if let Some(id) = fixed_cluster(matched) {
+        return Some(id);
+    }
+    let Action::Forward(forward) = &matched.route.action else { return None };
+    let ClusterChoice::Header(name) = &forward.cluster else { return None };
+    let name = request.headers.get(name)?.to_str().ok()?;
+    snapshot.cluster_named(name).map(|(id, _)| id)
+}
+
+pub(crate) fn header_matches(matcher: &HeaderMatcher, request: &Request) -> bool {
+    matcher.matches(&head_of(request))
+}

@@ -1,0 +1,132 @@
+//! Copies of requests for other clusters: sent and forgotten (Envoy request mirroring).
+use std::rc::Rc;
+
+use bytes::Bytes;
+use http::HeaderValue;
+use lateen_balance::Context;
+use lateen_snapshot::ClusterId;
+use lateen_snapshot::route::Mirror;
+use tokio::sync::mpsc;
+
+use crate::http::Exchange;
+use crate::http::headers as names;
+use crate::http::message::{Frame, Length, Request, Version};
+use crate::io::Text;
+use crate::upstream::TargetWish;
+use crate::worker::{Live, Worker};
+
+/// Pieces of a body that may wait for a slow mirror; a body that would exceed this is cut off there,
+/// never slowing the real request down.
+const WAITING: usize = 64;
+/// A mirror that does not answer in time is given up.
+const LONGEST: std::time::Duration = std::time::Duration::from_secs(15);
+
+/// The open ends of a request's copies.
+#[derive(Default)]
+pub(super) struct Mirrors(Vec<mpsc::Sender<Bytes>>);
+
+impl Mirrors {
+    pub(super) fn push(&mut self, data: &Bytes) {
+        // A full queue drops the copy: an incomplete body ends as a reset, not as a request.
+        self.0.retain(|sender| sender.try_send(data.clone()).is_ok());
+    }
+
+    /// The body is complete: an empty piece says so.
+    pub(super) fn end(&mut self) {
+        self.push(&Bytes::new());
+        self.0.clear();
+    }
+}
+
+/// Starts the copies that the dice call for.
+pub(super) fn start(exchange: &Exchange<'_>, mirrors: &[Mirror]) -> Mirrors {
+    let mut open = Mirrors::default();
+    for mirror in mirrors {
+        if !mirror.fraction.hits(exchange.worker.roll()) {
+            continue;
+        }
+        let copy = copy_of(exchange, mirror);
+        let (sender, receiver) = mpsc::channel(WAITING);
+        let has_body = copy.has_body();
+        let (worker, live) = (Rc::clone(exchange.worker), Rc::clone(&exchange.live));
+        let cluster = mirror.cluster;
+        tokio::task::spawn_local(async move {
+            let sending = send(&worker, &live, cluster, copy, receiver);
+            let _ = tokio::time::timeout(LONGEST, Box::pin(sending)).await;
+        });
+        if has_body {
+            open.0.push(sender);
+        }
+    }
+    open
+}
+
+fn copy_of(exchange: &Exchange<'_>, mirror: &Mirror) -> Request {
+    let request = &exchange.request;
+    let mut authority = match &mirror.host_rewrite {
+        Some(host) => Text::from(&**host),
+        None => request.authority.clone(),
+    };
+    if mirror.append_shadow {
+        let host = crate::http::host_of(&authority);
+        authority = Text::from(format!("{host}-shadow{}", &authority[host.len()..]));
+    }
+    let mut headers = request.headers.clone();
+    headers.remove(names::EXPECTED_TIMEOUT);
+    if let Ok(address) = HeaderValue::from_str(&exchange.conn.remote.ip().to_string()) {
+        headers.append(names::FORWARDED_FOR, address);
+    }
+    Request {
+        method: request.method.clone(),
+        authority,
+        scheme: request.scheme,
+        path: request.path.clone(),
+        headers,
+        version: request.version,
+        // Whatever the length said: a copy that is cut off must not look complete.
+        length: if request.has_body() { Length::Unknown } else { Length::None },
+        upgrade: None,
+        expects_continue: false,
+        accepts_trailers: request.accepts_trailers,
+        hints: request.hints,
+        head_bytes: 0,
+    }
+}
+
+async fn send(worker: &Rc<Worker>, live: &Rc<Live>, id: ClusterId, request: Request, mut body: mpsc::Receiver<Bytes>) -> Option<()> {
+    let cluster = live.cluster(worker, id)?;
+    let _permit = cluster.breakers(false).requests.take()?;
+    let host = cluster.choose(&Context::default(), None)?;
+    let wish = TargetWish { downstream: Version::Http11, alpn: None, authority: &request.authority, upgrade: false };
+    let target = cluster.target(host, &wish);
+    let _active = target.host.begin_request();
+    let mut lease = target.pool.acquire(worker, &cluster, &target.host, false, &target.plan).await.ok()?;
+    cluster.stats.inc(lateen_telemetry::envoy_names::cluster::UPSTREAM_RQ_TOTAL);
+    lease.upstream.send_request(&request).ok()?;
+    if request.has_body() {
+        loop {
+            let piece = body.recv().await?;
+            if piece.is_empty() {
+                break;
+            }
+            std::future::poll_fn(|cx| lease.upstream.poll_room(cx)).await.ok()?;
+            lease.upstream.send_data(piece);
+        }
+    }
+    lease.upstream.send_end(None);
+    std::future::poll_fn(|cx| lease.upstream.poll_flush(cx)).await.ok()?;
+    let response = loop {
+        let response = std::future::poll_fn(|cx| lease.upstream.poll_response(cx)).await.ok()?;
+        if !response.status.is_informational() {
+            break response;
+        }
+    };
+    lateen_telemetry::envoy_names::count_upstream_code(&cluster.stats, response.status.as_u16());
+    while let Some(frame) = std::future::poll_fn(|cx| lease.upstream.poll_frame(cx)).await {
+        if let Frame::Trailers(_) = frame.ok()? {
+            break;
+        }
+    }
+    lease.finish(cluster.cluster.config.max_requests_per_connection);
+    Some(())
+}

@@ -1,0 +1,146 @@
+//! How a try failed, and the words that the caller gets for it.
+use std::borrow::Cow;
+
+use http::HeaderValue;
+use lateen_telemetry::{ResponseFlags, details};
+
+use crate::http::headers::OVERLOADED;
+use crate::http::reply::Reply;
+use crate::http::stream::StreamError;
+use crate::upstream::{ConnectFailure, NoConnection};
+
+/// A try that brought no response (Envoy's stream reset reasons, and our timers).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    ConnectionFailure,
+    ConnectionTimeout,
+    ConnectionTermination,
+    RemoteReset,
+    RefusedStream,
+    ProtocolError,
+    Overflow,
+    /// The limit of the whole request.
+    Timeout,
+    PerTryTimeout,
+    PerTryIdleTimeout,
+    StreamDuration,
+    StreamIdle,
+    NoHealthyHost,
+}
+
+/// A failure with what the socket or TLS said.
+#[derive(Clone, Debug)]
+pub(super) struct Failed {
+    pub(super) failure: Failure,
+    pub(super) transport: String,
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Self {
+        Self { failure, transport: String::new() }
+    }
+}
+
+impl From<StreamError> for Failed {
+    fn from(error: StreamError) -> Self {
+        Self::from(match error {
+            StreamError::Closed => Failure::ConnectionTermination,
+            StreamError::Reset => Failure::RemoteReset,
+            StreamError::Refused => Failure::RefusedStream,
+            StreamError::Protocol => Failure::ProtocolError,
+        })
+    }
+}
+
+impl From<NoConnection> for Failed {
+    fn from(none: NoConnection) -> Self {
+        match none {
+            NoConnection::Overflow => Failure::Overflow.into(),
+            NoConnection::Failed(ConnectFailure::Timeout) => Failure::ConnectionTimeout.into(),
+            NoConnection::Failed(failure) => Self { failure: Failure::ConnectionFailure, transport: failure.reason() },
+        }
+    }
+}
+
+impl Failure {
+    /// Envoy's name of the reset.
+    fn reason(self) -> &'static str {
+        match self {
+            Self::ConnectionFailure => "remote connection failure",
+            Self::ConnectionTimeout => "connection timeout",
+            Self::ConnectionTermination => "connection termination",
+            Self::RemoteReset => "remote reset",
+            Self::RefusedStream => "remote refused stream reset",
+            Self::ProtocolError => "protocol error",
+            Self::Overflow => "overflow",
+            Self::Timeout
+            | Self::PerTryTimeout
+            | Self::PerTryIdleTimeout
+            | Self::StreamDuration
+            | Self::StreamIdle
+            | Self::NoHealthyHost => "local reset",
+        }
+    }
+
+    pub(super) fn flags(self) -> ResponseFlags {
+        match self {
+            Self::ConnectionFailure | Self::ConnectionTimeout => ResponseFlags::UPSTREAM_CONNECTION_FAILURE,
+            Self::ConnectionTermination => ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
+            Self::RemoteReset | Self::RefusedStream => ResponseFlags::UPSTREAM_REMOTE_RESET,
+            Self::ProtocolError => ResponseFlags::UPSTREAM_PROTOCOL_ERROR,
+            Self::Overflow => ResponseFlags::UPSTREAM_OVERFLOW,
+            Self::Timeout | Self::PerTryTimeout | Self::PerTryIdleTimeout => ResponseFlags::UPSTREAM_REQUEST_TIMEOUT,
+            Self::StreamDuration => ResponseFlags::UPSTREAM_MAX_STREAM_DURATION_REACHED,
+            Self::StreamIdle => ResponseFlags::STREAM_IDLE_TIMEOUT,
+            Self::NoHealthyHost => ResponseFlags::NO_HEALTHY_UPSTREAM,
+        }
+    }
+
+    /// Whether the host, rather than this proxy's own limits, failed.
+    pub(super) fn blames_host(self) -> bool {
+        !matches!(self, Self::Overflow | Self::NoHealthyHost | Self::StreamDuration | Self::StreamIdle)
+    }
+
+    pub(super) fn is_timeout(self) -> bool {
+        matches!(self, Self::Timeout | Self::PerTryTimeout | Self::PerTryIdleTimeout)
+    }
+}
+
+impl Failed {
+    /// The answer to the caller.
+    pub(super) fn reply(&self, retried: bool) -> Reply {
+        let flags = self.failure.flags();
+        let timeout = |details| Reply::new(504, "upstream request timeout", details, flags);
+        match self.failure {
+            Failure::Timeout => timeout(details::RESPONSE_TIMEOUT),
+            Failure::PerTryTimeout => timeout(details::UPSTREAM_PER_TRY_TIMEOUT),
+            Failure::PerTryIdleTimeout => timeout(details::UPSTREAM_PER_TRY_IDLE_TIMEOUT),
+            Failure::StreamDuration => {
+                Reply::new(504, "upstream max stream duration reached", details::UPSTREAM_MAX_STREAM_DURATION_REACHED, flags)
+            }
+            Failure::StreamIdle => Reply::new(504, "stream timeout", details::STREAM_IDLE_TIMEOUT, flags),
+            Failure::NoHealthyHost => Reply::new(503, "no healthy upstream", details::NO_HEALTHY_UPSTREAM, flags),
+            other => {
+                let status = if other == Failure::ProtocolError { 502 } else { 503 };
+                let reply = Reply::new(status, self.text(retried), details::reset_before_response(other.reason(), &self.transport), flags);
+                if other == Failure::Overflow { reply.with_header(OVERLOADED, HeaderValue::from_static("true")) } else { reply }
+            }
+        }
+    }
+
+    fn text(&self, retried: bool) -> Cow<'static, str> {
+        let latest = if retried { "retried and the latest " } else { "" };
+        let mut text =
+            format!("upstream connect error or disconnect/reset before headers. {latest}reset reason: {}", self.failure.reason());
+        if !self.transport.is_empty() {
+            text.push_str(", transport failure reason: ");
+            text.push_str(&self.transport);
+        }
+        Cow::Owned(text)
+    }
+
+    /// The detail once the response had begun.
+    pub(super) fn after_response(&self) -> String {
+        details::reset_after_response(self.failure.reason(), &self.transport)
+    }
+}

@@ -1,0 +1,151 @@
+//! The request's body on its way up: pulled from the caller once, kept as long as it may have to be sent again.
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::HeaderMap;
+
+use super::mirror::Mirrors;
+use crate::http::message::Frame;
+use crate::http::stream::{Downstream, StreamError, Upstream};
+
+/// The body. Memory is bounded by the cap: a body that outgrows it can no longer be sent again.
+pub(super) struct Body {
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    cap: usize,
+    keeps: bool,
+    /// The next kept piece to send in this try.
+    next: usize,
+    trailers: Option<Box<HeaderMap>>,
+    /// Everything has come from the caller.
+    complete: bool,
+    /// Everything has been handed to the upstream of this try.
+    sent: bool,
+    /// The stream stays open for an upgrade: not even an empty body is ended.
+    upgrade: bool,
+    /// Writing failed; the response, if there is one, tells why.
+    broken: bool,
+    pub(super) received: u64,
+    pub(super) mirrors: Mirrors,
+}
+
+impl Body {
+    pub(super) fn new(has_body: bool, upgrade: bool, cap: usize, mirrors: Mirrors) -> Self {
+        Self {
+            kept: Vec::new(),
+            kept_bytes: 0,
+            cap,
+            keeps: cap > 0,
+            next: 0,
+            trailers: None,
+            complete: !has_body,
+            sent: upgrade && !has_body,
+            upgrade: upgrade && !has_body,
+            broken: false,
+            received: 0,
+            mirrors,
+        }
+    }
+
+    /// Whether a new try could send everything that was sent so far.
+    pub(super) fn repeatable(&self) -> bool {
+        self.keeps || self.received == 0
+    }
+
+    pub(super) fn complete(&self) -> bool {
+        self.complete
+    }
+
+    pub(super) fn sent(&self) -> bool {
+        self.sent
+    }
+
+    /// For raw bytes after a switch of protocols.
+    pub(super) fn start_raw(&mut self) {
+        self.keeps = false;
+        self.kept.clear();
+        self.next = 0;
+        self.complete = false;
+        self.sent = false;
+    }
+
+    /// Starts over for the next try.
+    pub(super) fn rewind(&mut self) {
+        self.next = 0;
+        self.sent = self.upgrade;
+        self.broken = false;
+    }
+
+    /// Nothing will be sent again: the memory may go.
+    pub(super) fn forget(&mut self) {
+        self.keeps = false;
+        if self.next >= self.kept.len() {
+            self.kept = Vec::new();
+            self.next = 0;
+        }
+    }
+
+    /// Moves what can be moved. An error is the caller's.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, down: &mut Downstream, up: &mut Upstream) -> Result<bool, StreamError> {
+        let mut moved = false;
+        while !self.sent && !self.broken {
+            match up.poll_room(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => {
+                    self.broken = true;
+                    break;
+                }
+                Poll::Pending => break,
+            }
+            if let Some(piece) = self.kept.get(self.next) {
+                self.next += 1;
+                up.send_data(piece.clone());
+                moved = true;
+                continue;
+            }
+            if self.complete {
+                self.sent = true;
+                up.send_end(self.trailers.clone());
+                break;
+            }
+            match down.poll_frame(cx) {
+                Poll::Ready(Some(Ok(Frame::Data(data)))) => {
+                    moved = true;
+                    self.received += data.len() as u64;
+                    self.keep(&data);
+                    self.mirrors.push(&data);
+                    up.send_data(data);
+                }
+                Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => self.end(Some(trailers)),
+                Poll::Ready(None) => self.end(None),
+                Poll::Ready(Some(Err(e))) => return Err(e),
+                Poll::Pending => break,
+            }
+        }
+        if !self.broken && matches!(up.poll_flush(cx), Poll::Ready(Err(_))) {
+            self.broken = true;
+        }
+        Ok(moved)
+    }
+
+    fn end(&mut self, trailers: Option<Box<HeaderMap>>) {
+        self.complete = true;
+        self.trailers = trailers;
+        self.mirrors.end();
+    }
+
+    fn keep(&mut self, data: &Bytes) {
+        if !self.keeps {
+            return;
+        }
+        self.kept_bytes += data.len();
+        if self.kept_bytes > self.cap {
+            self.keeps = false;
+            self.kept = Vec::new();
+            self.next = 0;
+        } else {
+            self.kept.push(data.clone());
+            self.next = self.kept.len();
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! One worker's view of a cluster: its balancer, its counters, its pools.
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use lateen_balance::balancer::Balancer;
+use lateen_balance::outlier::{self, Detection, Detector, Ejection, Outcome};
+use lateen_balance::{Address, Breakers, Choice, Context, Host};
+use lateen_snapshot::cluster::{Discovery, UpstreamHttp};
+use lateen_snapshot::http::AlpnOverrides;
+use lateen_snapshot::{Cluster, ClusterId};
+use lateen_telemetry::envoy_names::{cluster as names, outlier as outlier_names};
+use lateen_telemetry::istio::{DestinationId, PeerId};
+use lateen_telemetry::{BlockName, Local};
+use tokio::time::Instant;
+
+use super::connect::ConnectPlan;
+use super::pool::{Pool, PoolKey, Wanted, tls_id};
+use crate::http::message::Version;
+use crate::worker::Worker;
+
+/// Pools by address: they outlive updates of the cluster, so that no update costs a connection.
+#[derive(Default)]
+pub(crate) struct Pools {
+    by_address: RefCell<HashMap<Address, Rc<HostPools>>>,
+    /// Hosts made up for original destinations.
+    dynamic: RefCell<HashMap<SocketAddr, Arc<Host>>>,
+}
+
+/// The pools of one address; nearly always one.
+#[derive(Default)]
+pub(crate) struct HostPools(RefCell<Vec<Rc<Pool>>>);
+
+impl HostPools {
+    fn pool(&self, key: PoolKey) -> Rc<Pool> {
+        let mut pools = self.0.borrow_mut();
+        if let Some(pool) = pools.iter().find(|p| p.key == key) {
+            return Rc::clone(pool);
+        }
+        let pool = Pool::new(key);
+        pools.push(Rc::clone(&pool));
+        pool
+    }
+}
+
+/// More destinations than this at once are not remembered between connections.
+const MOST_DYNAMIC_HOSTS: usize = 10_000;
+
+/// The cluster as one worker uses it.
+pub(crate) struct ClusterState {
+    pub(crate) id: ClusterId,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) stats: Local,
+    balancer: RefCell<Balancer>,
+    pools: Rc<Pools>,
+    by_host: RefCell<HashMap<*const Host, Rc<HostPools>>>,
+    /// The single pool most clusters ever use: host, key parts and pool of the last exchange.
+    last: RefCell<Option<(*const Host, usize, Rc<Pool>)>>,
+    pub(crate) istio_destination: Cell<Option<DestinationId>>,
+    /// Counters of outlier detection, where it is configured.
+    outlier: Option<Local>,
+    /// Workloads behind endpoints, as interned for Istio's metrics.
+    peers: RefCell<HashMap<*const Host, PeerId>>,
+}
+
+/// Where an exchange goes.
+pub(crate) struct Target {
+    pub(crate) host: Arc<Host>,
+    pub(crate) pool: Rc<Pool>,
+    pub(crate) plan: ConnectPlan,
+}
+
+/// What decides about transport and protocol, beside the host.
+pub(crate) struct TargetWish<'a> {
+    pub(crate) downstream: Version,
+    pub(crate) alpn: Option<&'a Arc<AlpnOverrides>>,
+    pub(crate) authority: &'a str,
+    pub(crate) upgrade: bool,
+}
+
+impl ClusterState {
+    pub(crate) fn new(worker: &Worker, id: ClusterId, cluster: Arc<Cluster>, pools: Rc<Pools>, seed: u64) -> Rc<Self> {
+        let block = worker.registry.block(names::DEFS, BlockName::cluster(&cluster.config.stat_name));
+        let balancer = Balancer::new(Arc::clone(&cluster.hosts), &cluster.config.balance, seed);
+        let outlier = cluster.config.outlier.as_ref().map(|_| {
+            let name = BlockName::cluster(&cluster.config.stat_name);
+            worker.shard.local(&worker.registry.block(outlier_names::DEFS, name))
+        });
+        Rc::new(Self {
+            id,
+            stats: worker.shard.local(&block),
+            balancer: RefCell::new(balancer),
+            cluster,
+            pools,
+            by_host: RefCell::default(),
+            last: RefCell::default(),
+            istio_destination: Cell::new(None),
+            outlier,
+            peers: RefCell::default(),
+        })
+    }
+
+    pub(crate) fn breakers(&self, high_priority: bool) -> &Breakers {
+        let [normal, high] = &self.cluster.live.breakers;
+        if high_priority { high } else { normal }
+    }
+
+    /// The workload behind a host, from its metadata.
+    pub(crate) fn peer_of(&self, worker: &Worker, host: &Arc<Host>) -> PeerId {
+        if host.workload.is_none() {
+            return PeerId::default();
+        }
+        let mut peers = self.peers.borrow_mut();
+        *peers.entry(Arc::as_ptr(host)).or_insert_with(|| crate::http::endpoint_peer(worker, host.workload.as_deref()))
+    }
+
+    /// Tells outlier detection how a connection attempt went.
+    pub(crate) fn report_connect(&self, worker: &Worker, host: &Arc<Host>, connected: bool) {
+        let outcome = if connected { Outcome::LocalSuccess } else { Outcome::LocalFailure };
+        self.report(worker, host, outcome);
+    }
+
+    /// Tells outlier detection how an exchange went.
+    pub(crate) fn report(&self, worker: &Worker, host: &Arc<Host>, outcome: Outcome) {
+        let Some(settings) = &self.cluster.config.outlier else { return };
+        if let Some(detection) = outlier::report(settings, &self.cluster.hosts, host, outcome, worker.millis(), worker.roll()) {
+            self.count_detection(&detection);
+        }
+    }
+
+    /// Counts what outlier detection found.
+    fn count_detection(&self, detection: &Detection) {
+        use outlier_names as n;
+        let Some(stats) = &self.outlier else { return };
+        let enforced = detection.result == Ejection::Ejected;
+        let (detected, by_kind) = match detection.detector {
+            Detector::Consecutive5xx => (n::EJECTIONS_DETECTED_CONSECUTIVE_5XX, n::EJECTIONS_ENFORCED_CONSECUTIVE_5XX),
+            Detector::ConsecutiveGatewayFailure => {
+                (n::EJECTIONS_DETECTED_CONSECUTIVE_GATEWAY_FAILURE, n::EJECTIONS_ENFORCED_CONSECUTIVE_GATEWAY_FAILURE)
+            }
+            Detector::ConsecutiveLocalOriginFailure => {
+                (n::EJECTIONS_DETECTED_CONSECUTIVE_LOCAL_ORIGIN_FAILURE, n::EJECTIONS_ENFORCED_CONSECUTIVE_LOCAL_ORIGIN_FAILURE)
+            }
+            // Found by the main thread's tick, and counted there.
+            Detector::SuccessRate | Detector::FailurePercentage => return,
+        };
+        stats.inc(detected);
+        if enforced {
+            stats.inc(by_kind);
+            stats.inc(n::EJECTIONS_ENFORCED_TOTAL);
+            tracing::info!("outlier detection took {} out of {}", detection.host.address, self.cluster.config.name);
+        } else if detection.result == Ejection::Overflow {
+            stats.inc(n::EJECTIONS_OVERFLOW);
+        }
+    }
+
+    /// A host by the cluster's policy; `original` is where the connection wanted to go.
+    pub(crate) fn choose(&self, context: &Context<'_>, original: Option<SocketAddr>) -> Option<Arc<Host>> {
+        if let Discovery::OriginalDst { .. } = self.cluster.config.discovery {
+            return original.map(|address| self.dynamic_host(address));
+        }
+        match self.balancer.borrow_mut().choose(context) {
+            Choice::Host(host) => Some(host),
+            Choice::NoHealthyHost => None,
+        }
+    }
+
+    fn dynamic_host(&self, address: SocketAddr) -> Arc<Host> {
+        let mut hosts = self.pools.dynamic.borrow_mut();
+        if let Some(host) = hosts.get(&address) {
+            return Arc::clone(host);
+        }
+        if hosts.len() >= MOST_DYNAMIC_HOSTS {
+            hosts.clear();
+        }
+        let host = Arc::new(Host::new(Address::Socket(address)));
+        hosts.insert(address, Arc::clone(&host));
+        host
+    }
+
+    fn host_pools(&self, host: &Arc<Host>) -> Rc<HostPools> {
+        if let Discovery::OriginalDst { .. } = self.cluster.config.discovery {
+            return Rc::clone(self.pools.by_address.borrow_mut().entry(host.address.clone()).or_default());
+        }
+        // The cluster keeps its hosts alive, so an address of a host means that host.
+        let mut by_host = self.by_host.borrow_mut();
+        let entry = by_host.entry(Arc::as_ptr(host));
+        Rc::clone(entry.or_insert_with(|| Rc::clone(self.pools.by_address.borrow_mut().entry(host.address.clone()).or_default())))
+    }
+
+    /// The pool for an exchange with `host`.
+    pub(crate) fn target(&self, host: Arc<Host>, wish: &TargetWish<'_>) -> Target {
+        let config = &self.cluster.config;
+        let wanted = match &config.http {
+            UpstreamHttp::Http1 => Wanted::Http1,
+            UpstreamHttp::Http2(_) => Wanted::Http2,
+            // An upgrade of an HTTP/1 caller stays HTTP/1.
+            UpstreamHttp::Downstream(_) if wish.downstream == Version::Http2 => Wanted::Http2,
+            UpstreamHttp::Downstream(_) => Wanted::Http1,
+            UpstreamHttp::Auto(_) if wish.upgrade => Wanted::Http1,
+            UpstreamHttp::Auto(_) => Wanted::Auto,
+        };
+        let transport = config.transports.get(host.transport as usize);
+        let Some(tls) = transport.and_then(|t| t.tls.as_ref()) else {
+            let token = wanted as usize;
+            if let Some((last, last_token, pool)) = &*self.last.borrow()
+                && *last == Arc::as_ptr(&host)
+                && *last_token == token
+            {
+                return Target { host, pool: Rc::clone(pool), plan: ConnectPlan::default() };
+            }
+            let key = PoolKey { tls: 0, alpn: 0, server_name: None, wanted };
+            let pool = self.host_pools(&host).pool(key);
+            *self.last.borrow_mut() = Some((Arc::as_ptr(&host), token, Rc::clone(&pool)));
+            return Target { host, pool, plan: ConnectPlan::default() };
+        };
+        let server_name = (tls.sni.is_none() && tls.auto_sni).then(|| Arc::from(wish.authority));
+        let (alpn_id, alpn) = alpn_offer(wish, wanted, &tls.alpn);
+        let key = PoolKey { tls: tls_id(transport), alpn: alpn_id, server_name: server_name.clone(), wanted };
+        let pool = self.host_pools(&host).pool(key);
+        Target { host, pool, plan: ConnectPlan { alpn, server_name, addresses: None } }
+    }
+
+    /// Closes what is idle for too long, forgets addresses that nobody uses.
+    pub(crate) fn sweep(&self, now: Instant) {
+        let config = &self.cluster.config;
+        let mut empty = Vec::new();
+        let all: Vec<(Address, Rc<HostPools>)> =
+            self.pools.by_address.borrow().iter().map(|(address, pools)| (address.clone(), Rc::clone(pools))).collect();
+        for (address, host_pools) in all {
+            let pools = host_pools.0.borrow().clone();
+            let unused = pools.iter().fold(true, |unused, pool| pool.sweep(config, &self.stats, now) && unused);
+            if unused && !self.cluster.hosts.hosts().any(|h| h.address == address) {
+                empty.push(address);
+            }
+        }
+        if !empty.is_empty() {
+            let mut by_address = self.pools.by_address.borrow_mut();
+            let mut dynamic = self.pools.dynamic.borrow_mut();
+            for address in empty {
+                by_address.remove(&address);
+                if let Address::Socket(address) = address {
+                    dynamic.remove(&address);
+                }
+            }
+        }
+    }
+
+    /// After an update: pools of hosts that left, and of transports that changed, take no more exchanges.
+    pub(crate) fn replaced_by(&self, next: Option<&Arc<Cluster>>) {
+        let all: Vec<(Address, Rc<HostPools>)> =
+            self.pools.by_address.borrow().iter().map(|(address, pools)| (address.clone(), Rc::clone(pools))).collect();
+        let members = next.map(|n| n.hosts.by_address());
+        let transports: Vec<usize> = next.map(|n| n.config.transports.iter().map(|t| tls_id(Some(t))).collect()).unwrap_or_default();
+        for (address, host_pools) in all {
+            let dynamic = next.is_some_and(|n| matches!(n.config.discovery, Discovery::OriginalDst { .. }));
+            let stays = dynamic || members.as_ref().is_some_and(|m| m.contains_key(&address));
+            for pool in host_pools.0.borrow().iter() {
+                if !stays || (pool.key.tls != 0 && !transports.contains(&pool.key.tls)) {
+                    pool.retire();
+                }
+            }
+        }
+    }
+}
+
+/// The ALPN to offer: the filter's override by upstream protocol, else what the context says, else the protocol's own.
+fn alpn_offer(wish: &TargetWish<'_>, wanted: Wanted, configured: &[Vec<u8>]) -> (usize, Option<Arc<Vec<Vec<u8>>>>) {
+    if let Some(overrides) = wish.alpn {
+        let list = match (wanted, wish.downstream) {
+            (Wanted::Http2, _) => &overrides.http2,
+            (_, Version::Http10) if !overrides.http10.is_empty() => &overrides.http10,
+            _ => &overrides.http11,
+        };
+        if !list.is_empty() {
+            let id = list.as_ptr() as usize;
+            return (id, Some(Arc::new(list.clone())));
+        }
+    }
+    if !configured.is_empty() {
+        return (0, None);
+    }
+    let fallback: &[&[u8]] = match wanted {
+        Wanted::Http1 => &[b"http/1.1"],
+        Wanted::Http2 => &[b"h2"],
+        Wanted::Auto => &[b"h2", b"http/1.1"],
+    };
+    (0, Some(Arc::new(fallback.iter().map(|p| p.to_vec()).collect())))
+}

@@ -1,0 +1,170 @@
+//! Dialling a host: socket options, source address, PROXY protocol header, TLS.
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lateen_balance::Address;
+use lateen_snapshot::cluster::{ClusterConfig, ProxyProtocolVersion, TcpKeepalive, Transport};
+use rustls_pki_types::ServerName;
+use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpSocket, UnixStream};
+use tokio_rustls::{TlsConnector, TlsStream};
+
+use crate::io::{Io, Raw, Socket};
+use crate::listener::proxy_header;
+
+/// What all connections of a process have in common.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Dialer {
+    /// `SO_MARK`, so that the capture rules let our own connections pass.
+    pub(crate) mark: Option<u32>,
+}
+
+/// How one connection is to be made.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ConnectPlan {
+    /// ALPN to offer instead of the context's own.
+    pub(crate) alpn: Option<Arc<Vec<Vec<u8>>>>,
+    /// Server name when the context takes it from the request.
+    pub(crate) server_name: Option<Arc<str>>,
+    /// Source and destination to tell in a PROXY protocol header.
+    pub(crate) addresses: Option<(SocketAddr, SocketAddr)>,
+}
+
+/// Why there is no connection; the text is what operators see as the transport failure reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ConnectFailure {
+    Refused(String),
+    Timeout,
+    Tls(String),
+    /// Certificates have not arrived yet.
+    NotReady,
+}
+
+impl ConnectFailure {
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Self::Refused(text) => format!("delayed connect error: {text}"),
+            Self::Timeout => String::new(),
+            Self::Tls(text) => format!("TLS error: {text}"),
+            Self::NotReady => "TLS error: Secret is not supplied by SDS".to_owned(),
+        }
+    }
+}
+
+/// The error without Rust's `(os error 111)`.
+pub(crate) fn plain_error(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error") {
+        Some(at) => text[..at].to_owned(),
+        None => text,
+    }
+}
+
+impl Dialer {
+    /// Connects within the cluster's `connect_timeout`, which includes the TLS handshake as in Envoy.
+    pub(crate) async fn connect(
+        &self,
+        config: &ClusterConfig,
+        transport: Option<&Transport>,
+        address: &Address,
+        plan: &ConnectPlan,
+    ) -> Result<Io, ConnectFailure> {
+        let attempt = self.attempt(config, transport, address, plan);
+        match tokio::time::timeout(config.connect_timeout.max(Duration::from_millis(1)), attempt).await {
+            Ok(result) => result,
+            Err(_) => Err(ConnectFailure::Timeout),
+        }
+    }
+
+    async fn attempt(
+        &self,
+        config: &ClusterConfig,
+        transport: Option<&Transport>,
+        address: &Address,
+        plan: &ConnectPlan,
+    ) -> Result<Io, ConnectFailure> {
+        let refused = |e: io::Error| ConnectFailure::Refused(plain_error(&e));
+        let raw = match address {
+            Address::Socket(address) => {
+                let socket = self.socket(config, *address).map_err(refused)?;
+                Raw::Tcp(socket.connect(*address).await.map_err(refused)?)
+            }
+            Address::Pipe(path) => Raw::Unix(UnixStream::connect(&**path).await.map_err(refused)?),
+        };
+        let mut socket = Socket::new(raw);
+        let Some(transport) = transport else { return Ok(Io::Plain(socket)) };
+        if let Some(version) = transport.proxy_protocol {
+            let header = match version {
+                ProxyProtocolVersion::V1 => proxy_header::encode_v1(plan.addresses),
+                ProxyProtocolVersion::V2 => proxy_header::encode_v2(plan.addresses),
+            };
+            socket.write_all(&header).await.map_err(refused)?;
+        }
+        let Some(tls) = &transport.tls else { return Ok(Io::Plain(socket)) };
+        let alpn = plan.alpn.as_ref().map(|a| a.as_slice());
+        let client = tls.with_alpn(alpn).ok_or(ConnectFailure::NotReady)?;
+        let name = match tls.sni.as_deref().or(plan.server_name.as_deref()) {
+            Some(name) => server_name(name)?,
+            None => ServerName::IpAddress(match address {
+                Address::Socket(address) => address.ip().into(),
+                Address::Pipe(_) => IpAddr::from([127, 0, 0, 1]).into(),
+            }),
+        };
+        let stream = TlsConnector::from(client).connect(name, socket).await.map_err(|e| ConnectFailure::Tls(plain_error(&e)))?;
+        Ok(Io::Tls(Box::new(TlsStream::Client(stream))))
+    }
+
+    fn socket(&self, config: &ClusterConfig, address: SocketAddr) -> io::Result<TcpSocket> {
+        let raw = RawSocket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+        raw.set_tcp_nodelay(true)?;
+        if let Some(mark) = self.mark {
+            raw.set_mark(mark)?;
+        }
+        if let Some(keepalive) = &config.tcp_keepalive {
+            raw.set_tcp_keepalive(&keepalive_of(keepalive))?;
+        }
+        for (level, name, value) in &config.socket_options {
+            crate::listener::set_option(&raw, *level, *name, *value)?;
+        }
+        if let Some(source) = config.bind_source
+            && source.is_ipv4() == address.is_ipv4()
+        {
+            // Ports are chosen at connect time, so that one source address serves 64k per destination.
+            let _ = crate::listener::set_option(&raw, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1);
+            raw.bind(&source.into())?;
+        }
+        Ok(TcpSocket::from_std_stream(raw.into()))
+    }
+}
+
+fn server_name(name: &str) -> Result<ServerName<'static>, ConnectFailure> {
+    let host = name
+        .rsplit_once(':')
+        .filter(|(_, port)| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
+        .map_or(name, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    ServerName::try_from(host.to_owned()).map_err(|_| ConnectFailure::Tls(format!("`{name}` cannot be a server name")))
+}
+
+fn keepalive_of(settings: &TcpKeepalive) -> socket2::TcpKeepalive {
+    let mut keepalive = socket2::TcpKeepalive::new();
+    if let Some(time) = settings.time {
+        keepalive = keepalive.with_time(time);
+    }
+    if let Some(interval) = settings.interval {
+        keepalive = keepalive.with_interval(interval);
+    }
+    if let Some(probes) = settings.probes {
+        keepalive = keepalive.with_retries(probes);
+    }
+    keepalive
+}
+
+/// What a new downstream socket gets.
+pub(crate) fn tune_accepted(stream: &tokio::net::TcpStream) {
+    // An error only means that small writes may wait for an acknowledgement.
+    let _ = SockRef::from(stream).set_tcp_nodelay(true);
+}

@@ -1,0 +1,80 @@
+//! A connection, or a stream on one, lent to one exchange.
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+
+use super::pool::{Idle, Open, Pool, Shared};
+use crate::http::h2::H2Client;
+use crate::http::stream::Upstream;
+
+/// What an exchange holds while it uses a connection. Dropped midway, the connection is closed (HTTP/1) or the
+/// stream reset (HTTP/2); [`Lease::finish`] gives it back.
+pub(crate) struct Lease {
+    pub(crate) upstream: Upstream,
+    /// The connection has served before: it may have been closed under our hands.
+    pub(crate) reused: bool,
+    pool: Rc<Pool>,
+    held: Held,
+    served: u32,
+    pub(crate) local_address: Option<SocketAddr>,
+}
+
+enum Held {
+    Connection(Open),
+    Stream(#[allow(dead_code, reason = "held for its drop")] OnShared),
+}
+
+impl Lease {
+    pub(crate) fn of_idle(idle: Idle, pool: &Rc<Pool>) -> Self {
+        Self { reused: true, ..Self::fresh(idle, pool) }
+    }
+
+    pub(crate) fn fresh(idle: Idle, pool: &Rc<Pool>) -> Self {
+        let Idle { client, open, served, .. } = idle;
+        Self {
+            upstream: Upstream::H1(client),
+            reused: false,
+            pool: Rc::clone(pool),
+            held: Held::Connection(open),
+            served,
+            local_address: None,
+        }
+    }
+
+    pub(crate) fn of_stream(shared: Rc<Shared>, sender: SendRequest<Bytes>, pool: &Rc<Pool>, reused: bool) -> Self {
+        shared.active.set(shared.active.get() + 1);
+        Self {
+            upstream: Upstream::H2(Box::new(H2Client::new(sender))),
+            reused,
+            pool: Rc::clone(pool),
+            held: Held::Stream(OnShared { shared, pool: Rc::clone(pool) }),
+            served: 0,
+            local_address: None,
+        }
+    }
+
+    /// The exchange is over: the connection goes back to the pool if it is still good.
+    pub(crate) fn finish(self, most_requests: Option<u32>) {
+        if let (Upstream::H1(mut client), Held::Connection(open)) = (self.upstream, self.held)
+            && client.reusable()
+            && most_requests.is_none_or(|most| self.served < most)
+        {
+            self.pool.put_back(Idle { client, open, since: tokio::time::Instant::now(), served: self.served });
+        }
+    }
+}
+
+/// Counts a stream on its connection.
+struct OnShared {
+    shared: Rc<Shared>,
+    pool: Rc<Pool>,
+}
+
+impl Drop for OnShared {
+    fn drop(&mut self) {
+        self.shared.active.set(self.shared.active.get() - 1);
+        self.pool.stream_ended(&self.shared);
+    }
+}

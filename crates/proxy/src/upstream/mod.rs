@@ -1,0 +1,10 @@
+//! Upstream connections of one worker: made, pooled, shared and given up. Nothing here crosses threads.
+mod cluster;
+mod connect;
+mod lease;
+mod pool;
+
+pub(crate) use cluster::{ClusterState, Pools, Target, TargetWish};
+pub(crate) use connect::{ConnectFailure, ConnectPlan, Dialer, tune_accepted};
+pub(crate) use lease::Lease;
+pub(crate) use pool::NoConnection;

@@ -1,0 +1,464 @@
+//! The connections of one worker to one host over one transport.
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use lateen_balance::Host;
+use lateen_balance::breaker::Permit;
+use lateen_snapshot::cluster::{ClusterConfig, Transport, UpstreamHttp};
+use lateen_snapshot::http::Http2Options;
+use lateen_telemetry::envoy_names::cluster as names;
+use lateen_telemetry::stats::Held;
+use tokio::time::Instant;
+
+use super::cluster::ClusterState;
+use super::connect::{ConnectFailure, ConnectPlan};
+use super::lease::Lease;
+use crate::http::h1::H1Client;
+use crate::io::{Io, Wire};
+use crate::worker::Worker;
+
+/// The HTTP version wanted upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Http1,
+    Http2,
+    /// What ALPN settles.
+    Auto,
+}
+
+/// Connections are shared by exchanges that agree on all of this.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PoolKey {
+    /// The TLS context, by address; 0 for plaintext.
+    pub(crate) tls: usize,
+    /// The ALPN override, by address; 0 for none.
+    pub(crate) alpn: usize,
+    pub(crate) server_name: Option<Arc<str>>,
+    pub(crate) wanted: Wanted,
+}
+
+/// Why an exchange got no connection.
+#[derive(Clone, Debug)]
+pub(crate) enum NoConnection {
+    /// A circuit breaker is open.
+    Overflow,
+    Failed(ConnectFailure),
+}
+
+/// Held by each open connection: gives back what it took when it closes.
+pub(crate) struct Open {
+    _permit: Option<Permit>,
+    _active: Held,
+    stats: lateen_telemetry::Local,
+    host: Arc<Host>,
+    pool: Weak<Pool>,
+    since: Instant,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.stats.inc(names::UPSTREAM_CX_DESTROY);
+        self.stats.record(names::UPSTREAM_CX_LENGTH_MS, self.since.elapsed().as_micros() as u64);
+        self.host.counters.cx_active.fetch_sub(1, Relaxed);
+        if let Some(pool) = self.pool.upgrade() {
+            pool.open.set(pool.open.get().saturating_sub(1));
+            pool.wake_one();
+        }
+    }
+}
+
+/// An HTTP/1 connection between exchanges.
+pub(crate) struct Idle {
+    pub(crate) client: Box<H1Client>,
+    pub(crate) open: Open,
+    pub(crate) since: Instant,
+    pub(crate) served: u32,
+}
+
+/// An HTTP/2 connection shared by exchanges.
+pub(crate) struct Shared {
+    sender: RefCell<SendRequest<Bytes>>,
+    pub(crate) active: Cell<u32>,
+    served: Cell<u32>,
+    last_used: Cell<Instant>,
+    limit: u32,
+    _open: Open,
+}
+
+#[derive(Default)]
+struct Waiter {
+    handed: RefCell<Option<Idle>>,
+    woken: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// The pool.
+pub(crate) struct Pool {
+    pub(crate) key: PoolKey,
+    idle: RefCell<Vec<Idle>>,
+    shared: RefCell<Vec<Rc<Shared>>>,
+    waiting: RefCell<VecDeque<Rc<Waiter>>>,
+    /// Connections that exist or are being made.
+    open: Cell<usize>,
+    /// HTTP/2 connections being made: later exchanges wait for them instead of dialling too.
+    dialling: Cell<usize>,
+    /// What ALPN settled last time.
+    known_http2: Cell<Option<bool>>,
+}
+
+impl Pool {
+    pub(crate) fn new(key: PoolKey) -> Rc<Self> {
+        Rc::new(Self {
+            key,
+            idle: RefCell::default(),
+            shared: RefCell::default(),
+            waiting: RefCell::default(),
+            open: Cell::new(0),
+            dialling: Cell::new(0),
+            known_http2: Cell::new(None),
+        })
+    }
+
+    fn multiplexed(&self) -> bool {
+        match self.key.wanted {
+            Wanted::Http1 => false,
+            Wanted::Http2 => true,
+            Wanted::Auto => self.known_http2.get().unwrap_or(false),
+        }
+    }
+
+    /// A ready connection, if there is one.
+    pub(crate) fn ready(self: &Rc<Self>, state: &ClusterState) -> Option<Lease> {
+        if self.key.wanted != Wanted::Http2 {
+            loop {
+                let Some(mut idle) = self.idle.borrow_mut().pop() else { break };
+                if idle.client.is_alive() {
+                    idle.served += 1;
+                    return Some(Lease::of_idle(idle, self));
+                }
+                state.stats.inc(names::UPSTREAM_CX_DESTROY_REMOTE);
+            }
+        }
+        self.stream(state)
+    }
+
+    /// A stream on a shared connection.
+    fn stream(self: &Rc<Self>, state: &ClusterState) -> Option<Lease> {
+        let mut shared = self.shared.borrow_mut();
+        let mut cx = Context::from_waker(Waker::noop());
+        let most = state.cluster.config.max_requests_per_connection.unwrap_or(u32::MAX);
+        let mut at = 0;
+        while let Some(connection) = shared.get(at) {
+            let readiness = connection.sender.borrow_mut().poll_ready(&mut cx);
+            match readiness {
+                Poll::Ready(Err(_)) => {
+                    shared.remove(at);
+                }
+                Poll::Ready(Ok(())) if connection.active.get() < connection.limit && self.peer_allows(connection) => {
+                    let connection = Rc::clone(connection);
+                    let sender = connection.sender.borrow().clone();
+                    connection.served.set(connection.served.get() + 1);
+                    if connection.served.get() >= most {
+                        state.stats.inc(names::UPSTREAM_CX_MAX_REQUESTS);
+                        shared.remove(at);
+                    }
+                    let reused = connection.served.get() > 1;
+                    return Some(Lease::of_stream(connection, sender, self, reused));
+                }
+                _ => at += 1,
+            }
+        }
+        None
+    }
+
+    fn peer_allows(&self, connection: &Shared) -> bool {
+        (connection.active.get() as usize) < connection.sender.borrow().current_max_send_streams()
+    }
+
+    /// A connection, made or waited for.
+    pub(crate) async fn acquire(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        state: &Rc<ClusterState>,
+        host: &Arc<Host>,
+        high_priority: bool,
+        plan: &ConnectPlan,
+    ) -> Result<Lease, NoConnection> {
+        if let Some(lease) = self.ready(state) {
+            return Ok(lease);
+        }
+        let breakers = state.breakers(high_priority);
+        let Some(_pending) = breakers.pending.take() else {
+            state.stats.inc(names::UPSTREAM_RQ_PENDING_OVERFLOW);
+            return Err(NoConnection::Overflow);
+        };
+        state.stats.inc(names::UPSTREAM_RQ_PENDING_TOTAL);
+        let _gauge = state.stats.hold(names::UPSTREAM_RQ_PENDING_ACTIVE);
+        loop {
+            // One dial at a time where connections are shared: a burst needs one connection, not a hundred.
+            let wait_for_dial = self.multiplexed() && self.dialling.get() > 0;
+            if !wait_for_dial {
+                match breakers.connections.take() {
+                    Some(permit) => return self.dial(worker, state, host, Some(permit), plan).await,
+                    // With no connection at all nobody would ever wake us: one is always allowed.
+                    None if self.open.get() == 0 => return self.dial(worker, state, host, None, plan).await,
+                    None => state.stats.inc(names::UPSTREAM_CX_OVERFLOW),
+                }
+            }
+            if let Some(idle) = self.wait().await {
+                return Ok(Lease::of_idle(idle, self));
+            }
+            if let Some(lease) = self.ready(state) {
+                return Ok(lease);
+            }
+        }
+    }
+
+    /// Waits until a connection is handed over, or something changed.
+    async fn wait(self: &Rc<Self>) -> Option<Idle> {
+        let waiter = Rc::new(Waiter::default());
+        self.waiting.borrow_mut().push_back(Rc::clone(&waiter));
+        let guard = Leave { pool: self, waiter: &waiter };
+        poll_fn(|cx| {
+            if waiter.woken.get() {
+                return Poll::Ready(());
+            }
+            *waiter.waker.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+        let handed = waiter.handed.borrow_mut().take();
+        drop(guard);
+        handed
+    }
+
+    fn wake_one(&self) {
+        if let Some(waiter) = self.waiting.borrow_mut().pop_front() {
+            waiter.wake();
+        }
+    }
+
+    fn wake_all(&self) {
+        for waiter in self.waiting.borrow_mut().drain(..) {
+            waiter.wake();
+        }
+    }
+
+    async fn dial(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        state: &Rc<ClusterState>,
+        host: &Arc<Host>,
+        permit: Option<Permit>,
+        plan: &ConnectPlan,
+    ) -> Result<Lease, NoConnection> {
+        let config = &state.cluster.config;
+        self.open.set(self.open.get() + 1);
+        state.stats.inc(names::UPSTREAM_CX_TOTAL);
+        host.counters.cx_total.fetch_add(1, Relaxed);
+        host.counters.cx_active.fetch_add(1, Relaxed);
+        let open = Open {
+            _permit: permit,
+            _active: state.stats.hold(names::UPSTREAM_CX_ACTIVE),
+            stats: state.stats.clone(),
+            host: Arc::clone(host),
+            pool: Rc::downgrade(self),
+            since: Instant::now(),
+        };
+        let dialling = Dialling::start(self);
+        let transport = config.transports.get(host.transport as usize);
+        let result = worker.dialer.connect(config, transport, &host.address, plan).await;
+        let io = match result {
+            Ok(io) => io,
+            Err(failure) => {
+                state.stats.inc(names::UPSTREAM_CX_CONNECT_FAIL);
+                if failure == ConnectFailure::Timeout {
+                    state.stats.inc(names::UPSTREAM_CX_CONNECT_TIMEOUT);
+                }
+                host.counters.cx_connect_fail.fetch_add(1, Relaxed);
+                // Whoever waits for this dial must dial on its own.
+                drop(dialling);
+                return Err(NoConnection::Failed(failure));
+            }
+        };
+        state.stats.record(names::UPSTREAM_CX_CONNECT_MS, open.since.elapsed().as_micros() as u64);
+        let lease = if self.speaks_http2(&io) {
+            self.share(state, io, open, http2_options(config)).await
+        } else {
+            state.stats.inc(names::UPSTREAM_CX_HTTP1_TOTAL);
+            let client = Box::new(H1Client::new(Wire::new(io)));
+            Ok(Lease::fresh(Idle { client, open, since: Instant::now(), served: 1 }, self))
+        };
+        drop(dialling);
+        lease
+    }
+
+    fn speaks_http2(&self, io: &Io) -> bool {
+        match self.key.wanted {
+            Wanted::Http1 => false,
+            Wanted::Http2 => true,
+            Wanted::Auto => {
+                let http2 = matches!(io.tls().and_then(|tls| tls.alpn_protocol()), Some(b"h2" | b"istio-h2"));
+                self.known_http2.set(Some(http2));
+                http2
+            }
+        }
+    }
+
+    /// Starts HTTP/2 on a connection that exchanges will share.
+    async fn share(self: &Rc<Self>, state: &Rc<ClusterState>, io: Io, open: Open, options: Http2Options) -> Result<Lease, NoConnection> {
+        state.stats.inc(names::UPSTREAM_CX_HTTP2_TOTAL);
+        let handshake = h2::client::Builder::new()
+            .initial_window_size(options.initial_stream_window_size.max(65_535))
+            .initial_connection_window_size(options.initial_connection_window_size.max(65_535))
+            .max_concurrent_reset_streams(64)
+            .max_header_list_size(64 * 1024)
+            .max_send_buffer_size(256 * 1024)
+            .enable_push(false)
+            .handshake(io);
+        let (sender, connection) =
+            handshake.await.map_err(|e| NoConnection::Failed(ConnectFailure::Refused(format!("HTTP/2 did not start: {e}"))))?;
+        let shared = Rc::new(Shared {
+            sender: RefCell::new(sender),
+            active: Cell::new(0),
+            served: Cell::new(0),
+            last_used: Cell::new(Instant::now()),
+            limit: options.max_concurrent_streams.max(1),
+            _open: open,
+        });
+        self.shared.borrow_mut().push(Rc::clone(&shared));
+        let (pool, weak) = (Rc::downgrade(self), Rc::downgrade(&shared));
+        tokio::task::spawn_local(async move {
+            if let Err(e) = connection.await {
+                tracing::debug!("an HTTP/2 connection upstream ended: {e}");
+            }
+            if let Some(pool) = pool.upgrade() {
+                pool.shared.borrow_mut().retain(|s| !Weak::ptr_eq(&Rc::downgrade(s), &weak));
+                pool.wake_all();
+            }
+        });
+        drop(shared);
+        self.stream(state).ok_or_else(|| NoConnection::Failed(ConnectFailure::Refused("the HTTP/2 connection ended at once".to_owned())))
+    }
+
+    /// Takes a connection back after an exchange.
+    pub(crate) fn put_back(self: &Rc<Self>, mut idle: Idle) {
+        idle.since = Instant::now();
+        let waiter = self.waiting.borrow_mut().pop_front();
+        match waiter {
+            Some(waiter) => {
+                idle.served += 1;
+                *waiter.handed.borrow_mut() = Some(idle);
+                waiter.wake();
+            }
+            None => self.idle.borrow_mut().push(idle),
+        }
+    }
+
+    pub(crate) fn stream_ended(&self, shared: &Shared) {
+        shared.last_used.set(Instant::now());
+        if !self.waiting.borrow().is_empty() {
+            self.wake_one();
+        }
+    }
+
+    /// Closes what has been idle for too long or was closed by the peer. Says whether nothing is left.
+    pub(crate) fn sweep(&self, config: &ClusterConfig, stats: &lateen_telemetry::Local, now: Instant) -> bool {
+        let expired = |since: Instant| config.idle_timeout.is_some_and(|limit| now.duration_since(since) >= limit);
+        let too_old = |open: &Open| config.max_connection_duration.is_some_and(|limit| now.duration_since(open.since) >= limit);
+        let keep = |idle: &mut Idle| {
+            let timed_out = expired(idle.since);
+            if timed_out {
+                stats.inc(names::UPSTREAM_CX_IDLE_TIMEOUT);
+            }
+            !timed_out && !too_old(&idle.open) && idle.client.is_alive()
+        };
+        // Taken out first: dropping a connection calls back into this pool.
+        let mut idle = std::mem::take(&mut *self.idle.borrow_mut());
+        idle.retain_mut(keep);
+        self.idle.borrow_mut().extend(idle);
+        let (keep, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut *self.shared.borrow_mut())
+            .into_iter()
+            .partition(|s| !(s.active.get() == 0 && expired(s.last_used.get())) && !too_old(&s._open));
+        self.shared.borrow_mut().extend(keep);
+        drop(gone);
+        self.open.get() == 0 && self.waiting.borrow().is_empty()
+    }
+
+    /// Closes idle connections and lets shared ones end with their streams: the host or its configuration is gone.
+    pub(crate) fn retire(&self) {
+        let idle = std::mem::take(&mut *self.idle.borrow_mut());
+        let shared = std::mem::take(&mut *self.shared.borrow_mut());
+        drop((idle, shared));
+    }
+}
+
+impl Waiter {
+    fn wake(&self) {
+        self.woken.set(true);
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+/// Takes a waiter out of the queue when its exchange is given up, passing on what it was handed.
+struct Leave<'a> {
+    pool: &'a Rc<Pool>,
+    waiter: &'a Rc<Waiter>,
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.pool.waiting.borrow_mut().retain(|w| !Rc::ptr_eq(w, self.waiter));
+        let handed = self.waiter.handed.borrow_mut().take();
+        if let Some(idle) = handed {
+            self.pool.put_back(idle);
+        }
+    }
+}
+
+/// Counts a dial while it lasts; then wakes who waited for it.
+struct Dialling<'a>(&'a Rc<Pool>);
+
+impl<'a> Dialling<'a> {
+    fn start(pool: &'a Rc<Pool>) -> Self {
+        pool.dialling.set(pool.dialling.get() + 1);
+        Self(pool)
+    }
+}
+
+impl Drop for Dialling<'_> {
+    fn drop(&mut self) {
+        self.0.dialling.set(self.0.dialling.get() - 1);
+        if self.0.multiplexed() {
+            self.0.wake_all();
+        }
+    }
+}
+
+fn http2_options(config: &ClusterConfig) -> Http2Options {
+    match &config.http {
+        UpstreamHttp::Http2(options) | UpstreamHttp::Downstream(options) | UpstreamHttp::Auto(options) => *options,
+        UpstreamHttp::Http1 => Http2Options {
+            max_concurrent_streams: 1024,
+            initial_stream_window_size: 1 << 20,
+            initial_connection_window_size: 1 << 20,
+            allow_connect: false,
+            keepalive_interval: None,
+            keepalive_timeout: std::time::Duration::from_secs(10),
+        },
+    }
+}
+
+/// The TLS context's address, for [`PoolKey`].
+pub(crate) fn tls_id(transport: Option<&Transport>) -> usize {
+    transport.and_then(|t| t.tls.as_ref()).map_or(0, |tls| Arc::as_ptr(tls) as usize)
+}

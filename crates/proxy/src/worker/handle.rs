@@ -1,0 +1,192 @@
+//! The main thread's end of a worker.
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use lateen_snapshot::Snapshot;
+use lateen_telemetry::istio::IstioShard;
+use lateen_telemetry::{Registry, Shard};
+use tokio::sync::{mpsc, watch};
+use tokio::task::LocalSet;
+
+use super::{LogFiles, NodeText, TICK, Worker};
+
+/// What a worker is made from.
+pub struct WorkerConfig {
+    /// From 0; each worker has its own.
+    pub index: usize,
+    /// Pins the thread to the CPU of this number.
+    pub pin: Option<usize>,
+    pub shard: Shard,
+    pub registry: Arc<Registry>,
+    pub istio: IstioShard,
+    /// Shared by all workers.
+    pub logs: Arc<LogFiles>,
+    /// `SO_MARK` of connections upstream.
+    pub upstream_mark: Option<u32>,
+    pub node: Arc<NodeText>,
+    /// Zero of the clock given to outlier detection; the main thread's ticks must use the same.
+    pub epoch: Instant,
+}
+
+enum Command {
+    Publish(Arc<Snapshot>),
+    Drain,
+    Stop,
+}
+
+/// What a worker tells.
+pub(super) struct Shared {
+    pub(super) applied: watch::Sender<u64>,
+    pub(super) connections: AtomicU64,
+    pub(super) bound: Mutex<Vec<(Arc<str>, SocketAddr)>>,
+    pub(super) problems: Mutex<Vec<String>>,
+}
+
+/// A running worker. Dropping the handle stops it.
+pub struct WorkerHandle {
+    commands: mpsc::UnboundedSender<Command>,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl WorkerHandle {
+    /// Starts the thread. It serves nothing until a snapshot is published.
+    ///
+    /// # Errors
+    /// When the thread or its runtime cannot be made.
+    pub fn spawn(config: WorkerConfig) -> io::Result<Self> {
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared {
+            applied: watch::channel(0).0,
+            connections: AtomicU64::new(0),
+            bound: Mutex::default(),
+            problems: Mutex::default(),
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(61).build()?;
+        let name = format!("worker-{}", config.index);
+        let theirs = Arc::clone(&shared);
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            if let Some(cpu) = config.pin {
+                pin(cpu);
+            }
+            let worker = Worker::new(config, theirs);
+            LocalSet::new().block_on(&runtime, run(worker, receiver));
+            // Tasks still running end here, with their connections.
+            runtime.shutdown_timeout(Duration::from_millis(100));
+        })?;
+        Ok(Self { commands, shared, thread: Some(thread) })
+    }
+
+    /// Hands a snapshot over; see [`Self::applied`] for when it is in force.
+    pub fn publish(&self, snapshot: Arc<Snapshot>) {
+        let _ = self.commands.send(Command::Publish(snapshot));
+    }
+
+    /// No new connections; open ones are told to end.
+    pub fn drain(&self) {
+        let _ = self.commands.send(Command::Drain);
+    }
+
+    /// Ends everything at once.
+    pub fn stop(&self) {
+        let _ = self.commands.send(Command::Stop);
+    }
+
+    /// The version of the snapshot in force, as it changes.
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.shared.applied.subscribe()
+    }
+
+    /// Open downstream connections.
+    pub fn connections(&self) -> u64 {
+        self.shared.connections.load(Relaxed)
+    }
+
+    /// Addresses bound, by listener name: with port 0, those that the kernel chose.
+    pub fn bound(&self) -> Vec<(Arc<str>, SocketAddr)> {
+        self.shared.bound.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Listeners that could not be bound, in words, as of the last snapshot.
+    pub fn problems(&self) -> Vec<String> {
+        self.shared.problems.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits for the thread's end, after [`Self::stop`].
+    pub fn join(mut self) {
+        self.stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for WorkerHandle {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    pub(super) fn report(&self, bound: Vec<(Arc<str>, SocketAddr)>, problems: Vec<String>) {
+        *self.bound.lock().unwrap_or_else(PoisonError::into_inner) = bound;
+        *self.problems.lock().unwrap_or_else(PoisonError::into_inner) = problems;
+    }
+}
+
+async fn run(worker: std::rc::Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>) {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            command = commands.recv() => match command {
+                Some(Command::Publish(mut snapshot)) => {
+                    // Only the newest counts.
+                    let mut other = None;
+                    while let Ok(next) = commands.try_recv() {
+                        match next {
+                            Command::Publish(newer) => snapshot = newer,
+                            command => {
+                                other = Some(command);
+                                break;
+                            }
+                        }
+                    }
+                    worker.publish(snapshot);
+                    match other {
+                        Some(Command::Drain) => worker.start_drain(),
+                        Some(Command::Stop) => break,
+                        _ => {}
+                    }
+                }
+                Some(Command::Drain) => worker.start_drain(),
+                Some(Command::Stop) | None => break,
+            },
+            _ = tick.tick() => worker.tick(),
+        }
+    }
+    worker.logs.flush();
+}
+
+impl Worker {
+    fn start_drain(&self) {
+        self.listeners.stop_accepting();
+        self.drain.start();
+    }
+
+    pub(crate) fn report_listeners(&self, bound: Vec<(Arc<str>, SocketAddr)>, problems: Vec<String>) {
+        self.shared.report(bound, problems);
+    }
+}
+
+fn pin(cpu: usize) {
+    let mut set = nix::sched::CpuSet::new();
+    if set.set(cpu).is_ok() {
+        // Running unpinned is only slower.
+        let _ = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set);
+    }
+}
