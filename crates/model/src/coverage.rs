@@ -43,10 +43,14 @@ fn collect(message: &Message, path: &str, depth: usize, rows: &mut Vec<Row>) {
         let shape = (field.shape)();
         let path = format!("{}{}", join(path, &field.json_name()), suffix(shape));
         rows.push(Row { path: path.clone(), shape: word(shape), status: field.status });
-        if let (Status::Honoured, Some(inner)) = (field.status, shape.message()) {
+        if let (true, Some(inner)) = (works(field.status), shape.message()) {
             collect(inner, &path, depth + 1, rows);
         }
     }
+}
+
+fn works(status: Status) -> bool {
+    matches!(status, Status::Honoured | Status::Partly(_))
 }
 
 fn suffix(shape: Shape) -> &'static str {
@@ -81,7 +85,7 @@ pub fn table() -> String {
         .collect();
     for (name, rows) in &sections {
         let count = |wanted: fn(&Status) -> bool| rows.iter().filter(|row| wanted(&row.status)).count();
-        let works = count(|status| *status == Status::Honoured);
+        let works = count(|status| works(*status));
         let warns = count(|status| matches!(status, Status::Warned(_)));
         let refused = count(|status| matches!(status, Status::Refused(_)));
         let _ = writeln!(page, "| [{name}](#{}) | {works} | {warns} | {refused} |", name.to_lowercase());
@@ -97,7 +101,7 @@ const HEAD: &str = "# Configuration coverage
 This page is generated from the declarations in `crates/model`; a test keeps it true
 (`UPDATE_DOCS=1 cargo test -p lateen-model coverage` writes it anew).
 
-- **works**: the field takes effect.
+- **works**: the field takes effect, but for what a note says.
 - **warns**: the field is read and checked, has no effect, and Lateen says so with file and line.
 - **refused**: the resource is left out, and Lateen says why with file and line.
 
@@ -120,6 +124,7 @@ fn section(page: &mut String, name: &str, rows: &[Row]) {
     for row in rows {
         let (status, note) = match row.status {
             Status::Honoured => ("works", ""),
+            Status::Partly(note) => ("works", note),
             Status::Warned(note) => ("warns", note),
             Status::Refused(note) => ("refused", note),
         };

@@ -80,7 +80,7 @@ message! {
 message! {
     pub struct OutboundTrafficPolicy "MeshConfig.OutboundTrafficPolicy" {
         /// REGISTRY_ONLY when the block is written without it.
-        mode: OutboundMode = honoured,
+        mode: OutboundMode = partly("ALLOW_ANY_DYNAMIC_DNS is taken for ALLOW_ANY"),
         tls: Option<ClientTlsSettings> = warned("has no effect yet: it belongs to ALLOW_ANY_DYNAMIC_DNS"),
     }
 }

@@ -16,6 +16,9 @@ pub struct Parsed {
     pub diagnostics: Vec<Diagnostic>,
 }
 
+/// Messages about one file, after which its next documents are left alone.
+const MAX_FILE_DIAGNOSTICS: usize = 1_000;
+
 /// The namespace of resources that name none.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
@@ -50,9 +53,14 @@ impl<'a> Reading<'a> {
 
     /// Adds a file.
     pub(crate) fn file(&mut self, file: &Arc<str>, bytes: &[u8], limits: &Limits) {
+        let before = self.parsed.diagnostics.len();
         match read(bytes, limits) {
             Ok(documents) => {
                 for document in documents {
+                    if self.parsed.diagnostics.len() - before > MAX_FILE_DIAGNOSTICS {
+                        let message = format!("more than {MAX_FILE_DIAGNOSTICS} messages; the rest of the file is not read");
+                        return self.report(Diagnostic::new(Severity::Error, file, Position::default(), message));
+                    }
                     match document {
                         Ok(document) => self.document(file, document),
                         Err(error) => self.report(read_error(file, error)),

@@ -17,10 +17,12 @@ use crate::diagnostic::Diagnostic;
 use crate::mesh_config::{DEFAULT_ROOT_NAMESPACE, MeshConfig};
 use crate::set::ResourceSet;
 
-/// Analyzes a set by the mesh configuration it holds (in `istio-system`), or Istio's defaults.
+/// Analyzes a set by the mesh configuration it holds (in `istio-system`), or Istio's defaults. What is wrong with the
+/// mesh configuration comes first.
 pub fn analyze(resources: &ResourceSet) -> Vec<Diagnostic> {
-    let (mesh, _) = MeshConfig::of(resources, DEFAULT_ROOT_NAMESPACE);
-    analyze_with(resources, &mesh)
+    let (mesh, mut found) = MeshConfig::of(resources, DEFAULT_ROOT_NAMESPACE);
+    found.extend(analyze_with(resources, &mesh));
+    found
 }
 
 /// Analyzes a set by a mesh configuration. The findings come in the order of files and lines.

@@ -12,7 +12,7 @@ message! {
 message! {
     pub struct Server "Server" {
         port: Option<GatewayPort> = honoured,
-        bind: Option<String> = honoured,
+        bind: Option<String> = partly("unix:// is refused"),
         /// `[namespace/]dnsName`; see [`crate::names::GatewayHost`].
         hosts: Vec<String> = honoured,
         tls: Option<ServerTlsSettings> = honoured,
@@ -49,8 +49,8 @@ message! {
         subject_alt_names: Vec<String> = honoured,
         verify_certificate_spki: Vec<String> = refused("pinning of client keys is not supported yet"),
         verify_certificate_hash: Vec<String> = refused("pinning of client certificates is not supported yet"),
-        min_protocol_version: TlsProtocol = honoured,
-        max_protocol_version: TlsProtocol = honoured,
+        min_protocol_version: TlsProtocol = partly("below TLSV1_2 it is TLSV1_2, with a warning"),
+        max_protocol_version: TlsProtocol = partly("below TLSV1_2 it is refused"),
         cipher_suites: Vec<String> = warned("has no effect yet: the safe suites of TLS 1.2 and 1.3 are offered"),
         insecure_skip_verify: Option<bool> = honoured,
     }

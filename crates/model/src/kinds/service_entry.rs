@@ -10,7 +10,7 @@ message! {
         addresses: Vec<String> = honoured,
         ports: Vec<ServiceEntryPort> = honoured,
         location: Location = honoured,
-        resolution: Resolution = honoured,
+        resolution: Resolution = partly("DYNAMIC_DNS is refused"),
         endpoints: Vec<WorkloadEntry> = honoured,
         /// Pods of the same namespace; excludes `endpoints`.
         workload_selector: Option<LabelsSelector> = honoured,
@@ -55,7 +55,7 @@ enumeration! {
 message! {
     /// An endpoint: a machine, a name (with DNS resolution) or a `unix://` path.
     pub struct WorkloadEntry "WorkloadEntry" {
-        address: Option<String> = honoured,
+        address: Option<String> = partly("unix:// is refused"),
         /// Port name of the service to port of this endpoint.
         ports: BTreeMap<String, u16> = honoured,
         labels: Labels = honoured,

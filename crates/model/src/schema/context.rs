@@ -9,6 +9,12 @@ use super::similar::nearest;
 use crate::diagnostic::{Diagnostic, ResourceId, Severity};
 use crate::yaml::{Entry, Node, Position, Value};
 
+/// Messages about one resource. A file in which everything is wrong is one mistake, not a million.
+const MAX_DIAGNOSTICS: usize = 100;
+
+/// Different unused fields that are remembered.
+const MAX_UNUSED: usize = 1_000;
+
 /// Decoding state of one resource.
 pub struct Context<'a> {
     file: &'a Arc<str>,
@@ -45,16 +51,32 @@ impl<'a> Context<'a> {
         Diagnostic::new(severity, self.file, at, message).with_resource(self.resource.clone()).with_path(self.path.as_str())
     }
 
+    fn push(&mut self, diagnostic: Diagnostic) {
+        match self.diagnostics.len() {
+            0..MAX_DIAGNOSTICS => self.diagnostics.push(diagnostic),
+            MAX_DIAGNOSTICS => {
+                let message = format!("more than {MAX_DIAGNOSTICS} mistakes; the others are not listed");
+                self.diagnostics.push(Diagnostic { message, suggestion: None, severity: Severity::Error, ..diagnostic });
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether it is of no use to look further.
+    fn is_full(&self) -> bool {
+        self.diagnostics.len() > MAX_DIAGNOSTICS
+    }
+
     /// Reports a mistake at the current path.
     pub fn error(&mut self, at: Position, message: impl Into<String>) {
         let diagnostic = self.diagnostic(Severity::Error, at, message.into());
-        self.diagnostics.push(diagnostic);
+        self.push(diagnostic);
     }
 
     /// Reports a mistake and what to write instead.
     pub fn error_with(&mut self, at: Position, message: impl Into<String>, suggestion: impl Into<String>) {
         let diagnostic = self.diagnostic(Severity::Error, at, message.into()).with_suggestion(suggestion);
-        self.diagnostics.push(diagnostic);
+        self.push(diagnostic);
     }
 
     /// Reports that a value is of the wrong kind.
@@ -119,7 +141,7 @@ impl<'a> Context<'a> {
 
     fn note_status(&mut self, entry: &Entry, field: &Field) {
         let (severity, note) = match field.status {
-            Status::Honoured => return,
+            Status::Honoured | Status::Partly(_) => return,
             Status::Warned(note) => (Severity::Warning, note),
             Status::Refused(note) => (Severity::Error, note),
         };
@@ -129,10 +151,13 @@ impl<'a> Context<'a> {
         let mark = self.path.enter_field(&entry.key);
         let diagnostic = self.diagnostic(severity, entry.key_at, note.to_owned());
         self.path.leave(mark);
-        self.diagnostics.push(diagnostic);
+        self.push(diagnostic);
     }
 
     pub(crate) fn unknown_field(&mut self, entry: &Entry, message: &'static Message) {
+        if self.is_full() {
+            return;
+        }
         let known: Vec<String> = message.fields.iter().map(Field::json_name).collect();
         let near = nearest(&entry.key, known.iter().map(String::as_str));
         let elsewhere = self.where_it_belongs(&entry.key);
@@ -144,11 +169,12 @@ impl<'a> Context<'a> {
                 Some(near) => {
                     let text = "not used by Lateen".to_owned();
                     let warning = self.diagnostic(Severity::Warning, entry.key_at, text);
-                    self.diagnostics.push(warning.with_suggestion(format!("did you mean \"{near}\"?")));
+                    self.push(warning.with_suggestion(format!("did you mean \"{near}\"?")));
                 }
-                None => {
+                None if self.unused.len() < MAX_UNUSED => {
                     self.unused.insert(without_indices(self.path.as_str()));
                 }
+                None => {}
             }
         } else if let Some(place) = exact_elsewhere {
             self.error_with(
@@ -178,7 +204,7 @@ impl<'a> Context<'a> {
             .into_iter()
             .filter(|place| *place != here)
             .max_by_key(|place| (common_prefix(place, &here), std::cmp::Reverse(place.len())))?;
-        Some(if nearest.is_empty() { "the top of the document".to_owned() } else { nearest })
+        Some(if nearest.is_empty() { "the top of the document".to_owned() } else { with_indices_of(&nearest, self.path.as_str()) })
     }
 
     fn check_spelled_twice(&mut self, entries: &[Entry], message: &'static Message) {
@@ -245,6 +271,14 @@ fn find_field(shape: Shape, key: &str, path: &str, depth: usize, places: &mut Ve
 
 fn common_prefix(a: &str, b: &str) -> usize {
     a.split('.').zip(b.split('.')).take_while(|(a, b)| a == b).count()
+}
+
+/// Gives the part of a place that it shares with a path the indices of the path.
+fn with_indices_of(place: &str, path: &str) -> String {
+    let shared = common_prefix(place, &without_indices(path));
+    let indexed: Vec<&str> = path.split('.').take(shared).collect();
+    let rest = place.split('.').skip(shared);
+    indexed.into_iter().chain(rest).collect::<Vec<_>>().join(".")
 }
 
 /// `spec.http[0].route` to `spec.http.route`.

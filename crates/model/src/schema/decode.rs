@@ -110,7 +110,7 @@ macro_rules! whole_number {
     };
 }
 
-whole_number!(u16, "a port number from 1 to 65535", unset when |port: u16| port == 0);
+whole_number!(u16, "a whole number from 1 to 65535", unset when |port: u16| port == 0);
 whole_number!(u32, "a whole number from 0 to 4294967295");
 whole_number!(u64, "a whole number from 0 up");
 whole_number!(i32, "a whole number");

@@ -5,6 +5,8 @@
 pub enum Status {
     /// It takes effect.
     Honoured,
+    /// It takes effect but for what the note says.
+    Partly(&'static str),
     /// It is read and checked, has no effect, and the user is told the note.
     Warned(&'static str),
     /// The resource is left out, and the user is told the note.

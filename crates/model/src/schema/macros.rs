@@ -14,7 +14,7 @@
 /// }
 /// ```
 ///
-/// Statuses: `honoured`, `warned("note")` (decoded, told to the user, no effect), `refused("note")` (an error).
+/// Statuses: `honoured`, `partly("note")` (takes effect but for the note), `warned("note")` (decoded, told to the user, no effect), `refused("note")` (an error).
 /// `tolerant` after the name marks a Kubernetes message whose other fields are known to be of no use to Lateen.
 /// JSON names are the lowerCamelCase of the Rust names; both spellings are read, as proto3 JSON wants. A name that is
 /// formed otherwise is given with `field as "clusterIP": …`.
@@ -69,6 +69,7 @@ macro_rules! message {
     (@flag) => { false };
     (@flag tolerant) => { true };
     (@status honoured) => { $crate::schema::Status::Honoured };
+    (@status partly($note:expr)) => { $crate::schema::Status::Partly($note) };
     (@status warned($note:expr)) => { $crate::schema::Status::Warned($note) };
     (@status refused($note:expr)) => { $crate::schema::Status::Refused($note) };
 }

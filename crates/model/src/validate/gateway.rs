@@ -2,7 +2,7 @@
 use super::checker::Checker;
 use super::text;
 use crate::kinds::Gateway;
-use crate::kinds::gateway::{Server, ServerTlsMode, ServerTlsSettings};
+use crate::kinds::gateway::{Server, ServerTlsMode, ServerTlsSettings, TlsProtocol};
 use crate::protocol::Protocol;
 use crate::schema::path::join;
 
@@ -101,7 +101,22 @@ fn tls_fits(server: &Server, protocol: Protocol, path: &str, check: &mut Checker
     }
 }
 
+/// TLS 1.0 and 1.1 are broken, and Lateen does not have them.
+fn protocol_versions(tls: &ServerTlsSettings, path: &str, check: &mut Checker<'_>) {
+    let is_old = |version| matches!(version, TlsProtocol::V1_0 | TlsProtocol::V1_1);
+    if is_old(tls.min_protocol_version) {
+        check.warning(&join(path, "minProtocolVersion"), "TLS 1.2 is the oldest version that is offered");
+    }
+    if is_old(tls.max_protocol_version) {
+        check.error_with(&join(path, "maxProtocolVersion"), "TLS 1.2 is the oldest version that is offered", "write TLSV1_2 or TLSV1_3");
+    }
+    if tls.min_protocol_version == TlsProtocol::V1_3 && tls.max_protocol_version == TlsProtocol::V1_2 {
+        check.error(&join(path, "maxProtocolVersion"), "is below minProtocolVersion");
+    }
+}
+
 fn tls_settings(tls: &ServerTlsSettings, path: &str, check: &mut Checker<'_>) {
+    protocol_versions(tls, path, check);
     let by_file = tls.server_certificate.is_some() && tls.private_key.is_some();
     let sources = [by_file, tls.credential_name.is_some(), !tls.credential_names.is_empty(), !tls.tls_certificates.is_empty()];
     let count = sources.iter().filter(|given| **given).count();

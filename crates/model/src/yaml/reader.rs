@@ -114,27 +114,32 @@ fn split(text: &str) -> Vec<Chunk<'_>> {
     let mut chunks = Vec::new();
     let (mut start, mut start_line) = (0, 0);
     let (mut offset, mut line) = (0, 0);
+    let mut blank = true;
     for part in text.split_inclusive('\n') {
         let marker = part.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
-        if marker && !is_blank(&text[start..offset]) {
+        // Directives before a marker stay with the document behind it.
+        if marker && !blank {
             chunks.push(Chunk { text: &text[start..offset], lines_before: start_line });
-            (start, start_line) = (offset, line);
+            (start, start_line, blank) = (offset, line, true);
         }
+        blank &= is_blank(part);
         offset += part.len();
         line += 1;
     }
-    chunks.push(Chunk { text: &text[start..], lines_before: start_line });
-    chunks.retain(|chunk| !is_blank(chunk.text));
+    if !blank {
+        chunks.push(Chunk { text: &text[start..], lines_before: start_line });
+    }
     chunks
 }
 
-/// Whether there is nothing but comments, markers, directives and white space.
-fn is_blank(text: &str) -> bool {
-    text.lines().all(|line| {
-        let line = line.trim();
-        line.is_empty() || line.starts_with(['#', '%']) || line == "---" || line == "..."
-    })
+/// Whether a line is empty, a comment, a marker or a directive.
+fn is_blank(line: &str) -> bool {
+    let line = line.trim();
+    line.is_empty() || line.starts_with(['#', '%']) || line == "---" || line == "..."
 }
+
+/// Keys given twice that are told of one document.
+const MAX_DUPLICATES: usize = 20;
 
 /// What may still be made, over all documents of the file.
 struct Budget {
@@ -331,7 +336,9 @@ impl<'a> Builder<'a> {
                     } else {
                         let first = entries.iter().find(|entry| entry.key == name).map_or(0, |entry| entry.key_at.line);
                         let message = format!("the key \"{name}\" is given twice; it stands already at line {first}");
-                        self.errors.push(ReadError::new(key_at, message).suggest("keep one of them"));
+                        if self.errors.len() < MAX_DUPLICATES {
+                            self.errors.push(ReadError::new(key_at, message).suggest("keep one of them"));
+                        }
                     }
                 }
             },

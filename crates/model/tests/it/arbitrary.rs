@@ -76,3 +76,45 @@ proptest! {
         parse("f.yaml", &bytes, &Limits::default());
     }
 }
+
+#[test]
+fn hostile_files_end_soon() {
+    let size = 1 << 20;
+    let fill = |piece: &str| piece.repeat(size / piece.len());
+    let header = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\nspec:\n";
+    let texts = [
+        fill("["),
+        fill("{"),
+        fill("- "),
+        fill("? "),
+        fill("[,"),
+        fill("a: "),
+        fill("a: b\n"),
+        fill("&a "),
+        fill("'"),
+        fill("\"\\n"),
+        fill("---\n"),
+        fill("---\na\n"),
+        fill("# \n"),
+        fill(" "),
+        fill("!a!"),
+        fill("%a\n"),
+        fill("a\n "),
+        format!("a: {}", fill("b ")),
+        format!("[{}]", fill("a: b, ")),
+        format!("{{{}}}", fill("a, ")),
+        format!("{header}  http:\n{}", fill("  - x: 1\n")),
+        format!("{header}  hosts:\n{}", fill("  - a\n")),
+        format!("{header}{}", (0..60_000).map(|i| format!("  k{i}: 1\n")).collect::<String>()),
+        format!("{header}  http:\n{}", (0..9_000).map(|i| format!("  - match: [{{uri: {{prefix: /{i}}}}}]\n")).collect::<String>()),
+        format!("{header}  hosts: [{}]\n", (0..9_999).map(|i| format!("h{i},")).collect::<String>()),
+    ];
+    for text in texts {
+        let start = std::time::Instant::now();
+        let parsed = parse("f.yaml", text.as_bytes(), &Limits::default());
+        let took = start.elapsed();
+        let said = parsed.diagnostics.len();
+        println!("{took:>10.2?} {said:>7} messages {:?}", text.chars().skip(80).take(24).collect::<String>());
+        assert!(took < std::time::Duration::from_secs(20), "{:?} took {took:?}", &text[..24]);
+    }
+}

@@ -56,7 +56,7 @@ fn too_much() {
     let many = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: many}}\ndata: [{}]\n", "1,".repeat(600_000));
     assert_eq!(
         load_beside_a_good_file("many.yaml", many.as_bytes()),
-        ["many.yaml:4:999976: error: the file has more than 500000 values; the rest is not read; split it into smaller files"]
+        ["many.yaml:4:999986: error: the file has more than 500000 values; the rest is not read; split it into smaller files"]
     );
 }
 
@@ -80,7 +80,7 @@ fn wrong_content() {
         "unknown-fields.yaml",
         &[
             "unknown-fields.yaml:9:7: error: VirtualService default/broken: spec.http[0].rout: unknown field; did you mean \"route\"?",
-            "unknown-fields.yaml:13:9: error: VirtualService default/broken: spec.http[0].fault.fixedDelay: this field does not belong here (in HTTPFaultInjection); it belongs under spec.http.fault.delay",
+            "unknown-fields.yaml:13:9: error: VirtualService default/broken: spec.http[0].fault.fixedDelay: this field does not belong here (in HTTPFaultInjection); it belongs under spec.http[0].fault.delay",
             "unknown-fields.yaml:17:13: error: VirtualService default/broken: spec.http[0].route[0].destination.subnet: unknown field; did you mean \"subset\"?",
         ],
     );
