@@ -28,7 +28,7 @@ pub struct ServeOptions {
     #[arg(long, requires = "tcp_port")]
     pub server_first: bool,
     /// Call this before answering, and put its answer into ours; repeatable. http://, grpc:// or tcp://
-    #[arg(long = "call", value_name = "URL", value_parser = parse_call)]
+    #[arg(long = "call", env = "APP_CALL", value_delimiter = ',', value_name = "URL", value_parser = parse_call)]
     pub calls: Vec<Uri>,
     /// Give up on a call after this long
     #[arg(long, default_value = "15s", value_parser = parse_duration, value_name = "TIME")]
@@ -37,10 +37,10 @@ pub struct ServeOptions {
     #[arg(long = "forward", value_name = "HEADER")]
     pub forward: Vec<http::HeaderName>,
     /// Wait before answering: 20ms, or 20ms..80ms for a random time between
-    #[arg(long, default_value = "0ms", value_name = "TIME[..TIME]")]
+    #[arg(long, env = "APP_LATENCY", default_value = "0ms", value_name = "TIME[..TIME]")]
     pub latency: Latency,
     /// Share of requests to fail, 0 to 1
-    #[arg(long, default_value_t = 0.0, value_parser = parse_share, value_name = "SHARE")]
+    #[arg(long, env = "APP_ERROR_RATE", default_value_t = 0.0, value_parser = parse_share, value_name = "SHARE")]
     pub error_rate: f64,
     /// Status of failed requests
     #[arg(long, default_value = "503", value_name = "CODE")]
@@ -52,7 +52,7 @@ pub struct ServeOptions {
     #[arg(long, default_value_t = 0, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(0..=64 << 20))]
     pub body_size: u64,
     /// Form of answers: JSON, or one line as in the Istio tutorial
-    #[arg(long, value_enum, default_value_t = Format::Json)]
+    #[arg(long, env = "APP_FORMAT", value_enum, default_value_t = Format::Json)]
     pub format: Format,
     /// After SIGTERM keep accepting for this long, so that callers can learn that this endpoint goes
     #[arg(long, default_value = "0ms", value_parser = parse_duration, value_name = "TIME")]

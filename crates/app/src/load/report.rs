@@ -71,6 +71,24 @@ impl Report {
         }
     }
 
+    /// What has happened since `earlier`, an older reading of the same run; `seconds` becomes the time between.
+    pub fn since(&self, earlier: &Self, seconds: f64) -> Self {
+        Self {
+            scheduled: self.scheduled - earlier.scheduled,
+            answered: self.answered - earlier.answered,
+            unsent: self.unsent - earlier.unsent,
+            statuses: less(&self.statuses, &earlier.statuses),
+            errors: less(&self.errors, &earlier.errors),
+            versions: self
+                .versions
+                .iter()
+                .map(|(service, now)| (service.clone(), earlier.versions.get(service).map_or_else(|| now.clone(), |then| less(now, then))))
+                .collect(),
+            latency: self.latency.since(&earlier.latency),
+            seconds,
+        }
+    }
+
     /// Responses with a status below 500, over all requests that are settled; 1 when there are none.
     pub fn success_rate(&self) -> f64 {
         let settled = self.answered + self.errors.values().sum::<u64>();
@@ -123,6 +141,12 @@ impl Report {
     }
 }
 
+/// Counts that grew, by how much.
+fn less<K: Ord + Clone>(now: &BTreeMap<K, u64>, then: &BTreeMap<K, u64>) -> BTreeMap<K, u64> {
+    let grown = now.iter().map(|(key, count)| (key.clone(), count - then.get(key).copied().unwrap_or_default()));
+    grown.filter(|(_, count)| *count > 0).collect()
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let latency = self.latency_millis();
@@ -168,7 +192,12 @@ mod tests {
         assert_eq!(report.share("recommendation", "v2"), 0.1);
         assert_eq!(report.share("customer", "v1"), 1.0);
         assert!((report.success_rate() - 10.0 / 12.0).abs() < 1e-9);
-        let text = report.to_string();
+        let earlier = report.clone();
+        report.answered(StatusCode::OK, "recommendation/v2", Duration::from_millis(3));
+        let window = report.since(&earlier, 1.0);
+        assert_eq!((window.answered, window.share("recommendation", "v2"), window.success_rate()), (1, 1.0, 1.0));
+        assert!((2.9..=3.1).contains(&window.latency_millis().p50));
+        let text = earlier.to_string();
         assert!(text.contains("recommendation: v1 9 (90.0%), v2 1 (10.0%)"), "{text}");
         assert_eq!(report.to_json()["statuses"]["503"], 1);
     }
