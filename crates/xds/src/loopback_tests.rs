@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lateen_proto::any::pack;
 use lateen_proto::envoy::config::cluster::v3::Cluster;
+use lateen_proto::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use lateen_proto::envoy::config::core::v3::Node;
 use rustls_pki_types::{PrivateKeyDer, ServerName};
 use tokio::net::{TcpListener, UnixListener};
@@ -22,7 +23,7 @@ use crate::backoff::Backoff;
 use crate::client::{Client, ConnectionEvent, Connector, Handler, Mode, Options, Rejected, Service, Subscriptions};
 use crate::resource::Resource;
 use crate::server::{Backend, Discovery, Event, Hub, Limits, Names, Types};
-use crate::types::{CLUSTER, SECRET};
+use crate::types::{CLUSTER, ENDPOINT, LISTENER, SECRET, short_name};
 
 const WAIT: Duration = Duration::from_secs(10);
 
@@ -51,7 +52,9 @@ impl Backend for Fake {
 
     fn generate(&self, world: &World, _: &String, type_url: &str, names: &Names) -> Vec<Arc<Resource>> {
         let body = |name: &str, content: &str| {
-            let mut body = pack(&Cluster { name: name.into(), alt_stat_name: content.into(), ..Default::default() });
+            let eds = Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32));
+            let cluster = Cluster { name: name.into(), alt_stat_name: content.into(), cluster_discovery_type: eds, ..Default::default() };
+            let mut body = pack(&cluster);
             body.type_url = type_url.into();
             body
         };
@@ -216,6 +219,58 @@ async fn a_server_that_does_not_know_the_world_yet_says_nothing() {
     applied.until("the first world", |held| held.len() == 1).await;
     client.abort();
     server.abort();
+}
+
+/// Asks for the endpoints of every cluster it gets, if it is `diligent`; logs what comes, in order.
+struct Follower {
+    log: watch::Sender<Vec<String>>,
+    subscriptions: Subscriptions,
+    diligent: bool,
+}
+
+impl Handler for Follower {
+    fn apply(&mut self, type_url: &str, updates: Vec<Resource>, _: Vec<String>) -> Vec<Rejected> {
+        if type_url == CLUSTER && (self.diligent || self.log.borrow().is_empty()) {
+            self.subscriptions.subscribe(ENDPOINT, updates.iter().map(|u| u.name.clone()));
+        }
+        self.log.send_modify(|log| log.extend(updates.iter().map(|u| format!("{} {}", short_name(type_url), u.name))));
+        Vec::new()
+    }
+}
+
+#[tokio::test]
+async fn what_may_name_a_new_cluster_follows_its_endpoints() {
+    for (mode, diligent) in [(Mode::Delta, true), (Mode::Sotw, true), (Mode::Delta, false), (Mode::Sotw, false)] {
+        let hub = hub(&[("a", "1")]);
+        let (address, server) = serve(Fake::default(), hub.clone()).await;
+        let client = Client::new(options(mode), Connector::tcp(address.to_string()));
+        let subscriptions = client.subscriptions();
+        subscriptions.wildcard(CLUSTER);
+        subscriptions.wildcard(LISTENER);
+        let log = watch::Sender::new(Vec::new());
+        let mut handler = Follower { log: log.clone(), subscriptions, diligent };
+        let client = tokio::spawn(async move { client.run(&mut handler).await });
+        let until = async |length: usize| {
+            let mut seen = log.subscribe();
+            let waited = timeout(WAIT, seen.wait_for(|l| l.len() >= length)).await;
+            assert!(waited.is_ok(), "{:?}", log.borrow());
+        };
+        until(3).await;
+        let published = Instant::now();
+        hub.publish(world(&[("a", "1"), ("b", "1")]), Types::All, published);
+        until(if diligent { 6 } else { 5 }).await;
+        let after = log.borrow()[3..].to_vec();
+        if diligent {
+            assert_eq!(after, ["cds b", "eds b", "lds b"], "{mode:?}");
+            assert!(published.elapsed() < Limits::default().endpoint_patience);
+        } else {
+            // One that never asks is not made to wait for ever.
+            assert_eq!(after, ["cds b", "lds b"], "{mode:?}");
+            assert!(published.elapsed() >= Limits::default().endpoint_patience);
+        }
+        client.abort();
+        server.abort();
+    }
 }
 
 #[tokio::test]

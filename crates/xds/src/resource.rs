@@ -2,7 +2,9 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use lateen_proto::Any;
+use lateen_proto::envoy::config::cluster::v3::Cluster;
+use lateen_proto::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
+use lateen_proto::{Any, any};
 use prost::bytes::Buf;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use sha2::{Digest, Sha256};
@@ -66,11 +68,20 @@ pub fn name_inside(body: &Any) -> Option<String> {
     name
 }
 
+/// The name of the endpoints that a cluster waits for; `None` when it finds its endpoints otherwise
+/// (Envoy cluster.proto, `eds_cluster_config.service_name`: the cluster's own name unless given).
+pub fn endpoints_of(resource: &Resource) -> Option<String> {
+    let cluster: Cluster = any::open(&resource.body).ok()?;
+    let is_eds = cluster.cluster_discovery_type == Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32));
+    let given = cluster.eds_cluster_config.map(|c| c.service_name).filter(|name| !name.is_empty());
+    is_eds.then(|| given.unwrap_or(cluster.name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use lateen_proto::any::pack;
-    use lateen_proto::envoy::config::cluster::v3::Cluster;
+    use lateen_proto::envoy::config::cluster::v3::cluster::EdsClusterConfig;
     use lateen_proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 
     #[test]
@@ -89,6 +100,17 @@ mod tests {
         {
             assert_eq!(name_inside(&Any { type_url: crate::types::CLUSTER.into(), value: value.to_vec() }), None, "{value:?}");
         }
+    }
+
+    #[test]
+    fn only_eds_clusters_wait_for_endpoints() {
+        let eds = Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32));
+        let cluster = Cluster { name: "a".into(), cluster_discovery_type: eds, ..Default::default() };
+        assert_eq!(endpoints_of(&Resource::new("a", pack(&cluster))).as_deref(), Some("a"));
+        let config = EdsClusterConfig { service_name: "b".into(), ..Default::default() };
+        let renamed = Cluster { eds_cluster_config: Some(config), ..cluster };
+        assert_eq!(endpoints_of(&Resource::new("a", pack(&renamed))).as_deref(), Some("b"));
+        assert_eq!(endpoints_of(&Resource::new("a", pack(&Cluster { name: "a".into(), ..Default::default() }))), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use lateen_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDi
 
 use super::status::{Ledger, Nonces, may_remove};
 use super::{Answer, Because, Feedback, MAX_NAMES, MAX_TYPES, Names, Outcome, ProtocolError, Stream, TypeStatus};
-use crate::resource::Resource;
+use crate::resource::{Resource, endpoints_of};
 use crate::types::{CLUSTER, ENDPOINT, WILDCARD, is_wildcard_capable, rank};
 
 /// State of one delta stream.
@@ -17,9 +17,11 @@ pub struct DeltaStream {
     identifier: Arc<str>,
     nonces: Nonces,
     types: BTreeMap<String, Watch>,
-    /// Clusters sent whose endpoints have not been sent since. A client that replaces a cluster waits
-    /// for its endpoints before using it, also when the endpoints themselves did not change.
+    /// Endpoints of clusters sent, not sent since. A client that replaces a cluster waits for its
+    /// endpoints before using it, also when the endpoints themselves did not change.
     endpoints_due: BTreeSet<String>,
+    /// Those among them whose cluster was pushed and is new to the client.
+    awaited: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -36,7 +38,7 @@ struct Watch {
 impl DeltaStream {
     /// A fresh stream; `identifier` names this control plane in every response.
     pub fn new(identifier: Arc<str>) -> Self {
-        Self { identifier, nonces: Nonces::new(), types: BTreeMap::new(), endpoints_due: BTreeSet::new() }
+        Self { identifier, nonces: Nonces::new(), types: BTreeMap::new(), endpoints_due: BTreeSet::new(), awaited: BTreeSet::new() }
     }
 
     fn first(&mut self, request: DeltaDiscoveryRequest) -> Result<Outcome, ProtocolError> {
@@ -54,6 +56,12 @@ impl DeltaStream {
         let respond = (!watch.names.is_empty()).then_some(Because::First);
         self.types.insert(type_url.clone(), watch);
         Ok(Outcome { type_url, feedback: Feedback::None, respond })
+    }
+
+    /// Clusters that are gone wait for nothing.
+    fn forget_endpoints(&mut self, clusters: &BTreeSet<String>) {
+        self.endpoints_due.retain(|name| !clusters.contains(name));
+        self.awaited.retain(|name| !clusters.contains(name));
     }
 
     fn response(&mut self, type_url: &str, resources: Vec<WireResource>, removed: Vec<String>) -> Answer<DeltaDiscoveryResponse> {
@@ -100,6 +108,45 @@ impl Watch {
         let names = &self.names;
         self.held.retain(|name, _| names.wants(name));
         self.deferred.retain(|name| names.wants(name));
+    }
+
+    /// What the client believes to exist, or asked for, and does not exist. Clusters and endpoints
+    /// that a push no longer has are put aside instead: see [`Stream::flush`].
+    fn missing(&mut self, type_url: &str, because: &Because, generated: &[Arc<Resource>]) -> BTreeSet<String> {
+        let exists: BTreeSet<&str> = generated.iter().map(|r| r.name.as_str()).collect();
+        let believed: BTreeSet<&str> = match because {
+            Because::Subscribed(names) => names.iter().map(String::as_str).collect(),
+            Because::First => self.held.keys().chain(&self.names.names).map(String::as_str).collect(),
+            Because::Push => self.held.keys().map(String::as_str).collect(),
+        };
+        let missing: BTreeSet<String> = believed.difference(&exists).map(|n| (*n).to_owned()).collect();
+        if *because == Because::Push && matches!(type_url, CLUSTER | ENDPOINT) {
+            self.deferred = missing;
+            return BTreeSet::new();
+        }
+        self.held.retain(|name, _| !missing.contains(name));
+        missing
+    }
+
+    /// What has to be sent, and whether it is new to the client. `due` is sent whether or not it changed.
+    fn changed<'a>(
+        &mut self,
+        because: &Because,
+        generated: &'a [Arc<Resource>],
+        due: &mut BTreeSet<String>,
+    ) -> Vec<(&'a Arc<Resource>, bool)> {
+        let mut changed = Vec::new();
+        for resource in generated.iter().filter(|r| self.names.wants(&r.name)) {
+            self.deferred.remove(&resource.name);
+            let is_due = due.remove(&resource.name);
+            let asked_for = matches!(because, Because::Subscribed(names) if names.contains(&resource.name));
+            let held = self.held.get(&resource.name);
+            if is_due || asked_for || held != Some(&resource.version) {
+                changed.push((resource, held.is_none()));
+                self.held.insert(resource.name.clone(), resource.version.clone());
+            }
+        }
+        changed
     }
 
     fn check_size(&self, type_url: &str) -> Result<(), ProtocolError> {
@@ -160,41 +207,43 @@ impl Stream for DeltaStream {
 
     fn answer(&mut self, type_url: &str, because: &Because, generated: Vec<Arc<Resource>>) -> Option<Answer<DeltaDiscoveryResponse>> {
         let watch = self.types.get_mut(type_url)?;
-        let exists: BTreeSet<&str> = generated.iter().map(|r| r.name.as_str()).collect();
-        // What the client believes to exist, or asked for, and does not exist.
-        let asked: BTreeSet<&str> = match because {
-            Because::Subscribed(names) => names.iter().map(String::as_str).collect(),
-            Because::First => watch.held.keys().chain(&watch.names.names).map(String::as_str).collect(),
-            Because::Push => watch.held.keys().map(String::as_str).collect(),
-        };
-        let mut removed: BTreeSet<String> = asked.difference(&exists).map(|n| (*n).to_owned()).collect();
-        if *because == Because::Push && matches!(type_url, CLUSTER | ENDPOINT) {
-            watch.deferred = std::mem::take(&mut removed);
-        }
-        watch.held.retain(|name, _| !removed.contains(name));
-
-        let mut resources = Vec::new();
-        for resource in generated.iter().filter(|r| watch.names.wants(&r.name)) {
-            watch.deferred.remove(&resource.name);
-            let due = type_url == ENDPOINT && self.endpoints_due.remove(&resource.name);
-            let asked_for = matches!(because, Because::Subscribed(names) if names.contains(&resource.name));
-            if due || asked_for || watch.held.get(&resource.name) != Some(&resource.version) {
-                watch.held.insert(resource.name.clone(), resource.version.clone());
-                resources.push(wire(resource));
-            }
-        }
-        if type_url == CLUSTER {
-            self.endpoints_due.extend(resources.iter().map(|r| r.name.clone()));
-            self.endpoints_due.retain(|name| !removed.contains(name));
-        }
+        let removed = watch.missing(type_url, because, &generated);
+        let no_endpoints = &mut BTreeSet::new();
+        let due = if type_url == ENDPOINT { &mut self.endpoints_due } else { no_endpoints };
+        let changed = watch.changed(because, &generated, due);
         // A client waits for the first answer of a wildcard to know that there is nothing more to come.
-        let awaited = *because == Because::First && watch.names.wildcard;
-        let silent = resources.is_empty() && removed.is_empty() && !awaited;
+        let expected = *because == Because::First && watch.names.wildcard;
+        match (type_url, because) {
+            (CLUSTER, _) => {
+                self.forget_endpoints(&removed);
+                for (resource, is_new) in &changed {
+                    let Some(endpoints) = endpoints_of(resource) else { continue };
+                    if *is_new && *because == Because::Push {
+                        self.awaited.insert(endpoints.clone());
+                    }
+                    self.endpoints_due.insert(endpoints);
+                }
+            }
+            // Asked for and answered, if only that there are none.
+            (ENDPOINT, Because::Subscribed(names)) => self.awaited.retain(|name| !names.contains(name)),
+            (ENDPOINT, _) => self.awaited.retain(|name| !watch.names.names.contains(name)),
+            _ => {}
+        }
+        let silent = changed.is_empty() && removed.is_empty() && !expected;
+        let resources = changed.iter().map(|(resource, _)| wire(resource)).collect();
         (!silent).then(|| self.response(type_url, resources, removed.into_iter().collect()))
     }
 
     fn endpoints_due(&self) -> bool {
         self.types.get(ENDPOINT).is_some_and(|watch| self.endpoints_due.iter().any(|name| watch.held.contains_key(name)))
+    }
+
+    fn awaits_endpoints(&self) -> bool {
+        !self.awaited.is_empty() && self.types.contains_key(ENDPOINT)
+    }
+
+    fn stop_awaiting(&mut self) {
+        self.awaited.clear();
     }
 
     fn has_deferred(&self) -> bool {
@@ -214,7 +263,7 @@ impl Stream for DeltaStream {
                 continue;
             }
             if type_url == CLUSTER {
-                self.endpoints_due.retain(|name| !removed.contains(name));
+                self.forget_endpoints(&removed);
             }
             answers.push(self.response(type_url, Vec::new(), removed.into_iter().collect()));
         }

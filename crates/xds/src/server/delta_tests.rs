@@ -2,6 +2,9 @@
 use super::*;
 use crate::types::{LISTENER, ROUTE};
 use lateen_proto::Any;
+use lateen_proto::any::pack;
+use lateen_proto::envoy::config::cluster::v3::Cluster;
+use lateen_proto::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use lateen_proto::google::rpc;
 
 fn stream() -> DeltaStream {
@@ -9,7 +12,15 @@ fn stream() -> DeltaStream {
 }
 
 fn resource(type_url: &str, name: &str, content: &str) -> Arc<Resource> {
-    Arc::new(Resource { name: name.into(), version: content.into(), body: Any { type_url: type_url.into(), value: Vec::new() } })
+    let body = match type_url {
+        CLUSTER => pack(&Cluster {
+            name: name.into(),
+            cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)),
+            ..Default::default()
+        }),
+        _ => Any { type_url: type_url.into(), value: Vec::new() },
+    };
+    Arc::new(Resource { name: name.into(), version: content.into(), body })
 }
 
 fn world(type_url: &str, list: &[(&str, &str)]) -> Vec<Arc<Resource>> {
@@ -172,6 +183,22 @@ fn endpoints_follow_a_changed_cluster_although_they_did_not_change() {
     let answer = stream.answer(ENDPOINT, &Because::Push, world(ENDPOINT, &[("a", "1"), ("b", "1")])).unwrap();
     assert_eq!(sent(&answer).0, ["a@1"]);
     assert!(!stream.endpoints_due());
+}
+
+#[test]
+fn endpoints_of_pushed_new_clusters_are_awaited_until_asked_for() {
+    let mut stream = stream();
+    open(&mut stream, CLUSTER, &[], &[("a", "1")]);
+    open(&mut stream, ENDPOINT, &["a"], &[("a", "1")]);
+    assert!(!stream.awaits_endpoints(), "at first the client itself waits");
+    stream.answer(CLUSTER, &Because::Push, world(CLUSTER, &[("a", "2"), ("b", "1")])).unwrap();
+    stream.answer(ENDPOINT, &Because::Push, world(ENDPOINT, &[("a", "1")])).unwrap();
+    assert!(stream.awaits_endpoints());
+    let because = stream.on_request(subscribe(ENDPOINT, &["b"])).unwrap().respond.unwrap();
+    stream.answer(ENDPOINT, &because, Vec::new()).unwrap();
+    assert!(!stream.awaits_endpoints(), "that there are none is an answer too");
+    stream.answer(CLUSTER, &Because::Push, world(CLUSTER, &[("a", "3"), ("b", "1")])).unwrap();
+    assert!(!stream.awaits_endpoints(), "a cluster that changed is used as it was until its endpoints come");
 }
 
 #[test]

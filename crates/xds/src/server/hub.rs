@@ -28,7 +28,7 @@ impl Types {
         }
     }
 
-    fn merge(&mut self, other: Self) {
+    pub(crate) fn merge(&mut self, other: Self) {
         match (&mut *self, other) {
             (Self::Only(mine), Self::Only(theirs)) => mine.extend(theirs),
             (_, Self::All) => *self = Self::All,

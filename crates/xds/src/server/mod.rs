@@ -185,6 +185,11 @@ pub(crate) trait Stream: Send {
     fn answer(&mut self, type_url: &str, because: &Because, generated: Vec<Arc<Resource>>) -> Option<Answer<Self::Response>>;
     /// Endpoints must be sent (again) because their cluster was.
     fn endpoints_due(&self) -> bool;
+    /// Whether clusters new to the client went out whose endpoints it has not asked for yet: until
+    /// then it cannot use them, and routes to them would fail.
+    fn awaits_endpoints(&self) -> bool;
+    /// Gives up waiting for that.
+    fn stop_awaiting(&mut self);
     /// Whether removals wait for the client to have moved away from what they remove.
     fn has_deferred(&self) -> bool;
     /// The waiting removals, when everything sent before them is answered; with `force` also when the

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Status, Streaming};
 
-use super::hub::{Connection, Hub, Push};
+use super::hub::{Connection, Hub, Push, Types};
 use super::service::Limits;
 use super::{Answer, Backend, Because, Event, Feedback, Stream};
 use crate::client::Mode;
@@ -42,6 +42,16 @@ struct Session<B: Backend, T: Stream> {
     outbound: mpsc::Sender<Result<T::Response, Status>>,
     /// When removals are no longer held back for a client that does not answer.
     flush_at: Option<Instant>,
+    /// The second half of a push, waiting for the client to ask for endpoints of new clusters.
+    second_half: Option<SecondHalf>,
+}
+
+/// Listeners, routes and what follows them.
+struct SecondHalf {
+    types: Types,
+    since: Instant,
+    /// When it goes out regardless.
+    until: Instant,
 }
 
 impl<B: Backend, T: Stream> Arriving<B, T> {
@@ -75,7 +85,16 @@ impl<B: Backend, T: Stream> Arriving<B, T> {
                 () = outbound.closed() => return Ok(()),
             },
         };
-        let session = Session { core: core.clone(), connection: connection.clone(), stream, snapshot, only_type, outbound, flush_at: None };
+        let session = Session {
+            core: core.clone(),
+            connection: connection.clone(),
+            stream,
+            snapshot,
+            only_type,
+            outbound,
+            flush_at: None,
+            second_half: None,
+        };
         let end = session.run(first, inbound).await;
         let reason = match &end {
             Ok(()) => "closed by the client".to_owned(),
@@ -109,7 +128,7 @@ impl<B: Backend, T: Stream> Session<B, T> {
         let core = self.core.clone();
         let mut closed = pin!(core.hub.closed());
         loop {
-            let flush_at = self.flush_at;
+            let (flush_at, until) = (self.flush_at, self.second_half.as_ref().map(|s| s.until));
             tokio::select! {
                 () = &mut closed => return Err(shutting_down()),
                 request = inbound.message() => match request {
@@ -118,6 +137,10 @@ impl<B: Backend, T: Stream> Session<B, T> {
                     Err(status) => return Err(status),
                 },
                 push = self.connection.next_push() => self.push(push).await?,
+                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
+                    self.stream.stop_awaiting();
+                    self.finish_push().await?;
+                }
                 () = sleep_until(flush_at.unwrap_or_else(Instant::now)), if flush_at.is_some() => {
                     self.flush_at = None;
                     self.flush(true).await?;
@@ -152,21 +175,53 @@ impl<B: Backend, T: Stream> Session<B, T> {
         }
         self.show(type_url);
         self.send(answers, false).await?;
+        self.finish_push().await?;
         self.flush(false).await
     }
 
+    /// Sends clusters and endpoints, and the rest unless clusters are new to the client: it can use
+    /// them only after it asked for their endpoints, and a route sent before would fail until then.
     async fn push(&mut self, push: Push<B::Snapshot>) -> Result<(), Status> {
-        let permit = self.core.hub.permits.acquire().await.map_err(|_| shutting_down())?;
-        // What arrived while waiting for the permit goes along.
+        let core = self.core.clone();
+        let permit = core.hub.permits.acquire().await.map_err(|_| shutting_down())?;
+        // What arrived while waiting for the permit goes along, as does what an earlier push left.
         let push = match self.connection.take() {
             Some(later) => push.followed_by(later),
             None => push,
         };
+        let (mut types, mut since) = (push.types, push.since);
+        let mut until = Instant::now() + self.core.limits.endpoint_patience;
+        if let Some(earlier) = self.second_half.take() {
+            types.merge(earlier.types);
+            since = since.min(earlier.since);
+            until = earlier.until;
+        }
         self.snapshot = push.snapshot;
         let mut answers = Vec::new();
+        for type_url in [CLUSTER, ENDPOINT] {
+            let follows = type_url == ENDPOINT && self.stream.endpoints_due();
+            if (types.contains(type_url) || follows) && self.stream.names(type_url).is_some_and(|n| !n.is_empty()) {
+                answers.extend(self.generate(type_url));
+            }
+        }
+        drop(permit);
+        self.send(answers, true).await?;
+        self.second_half = Some(SecondHalf { types, since, until });
+        self.finish_push().await
+    }
+
+    /// Sends the second half of a push, if there is one and its time has come.
+    async fn finish_push(&mut self) -> Result<(), Status> {
+        if self.stream.awaits_endpoints() {
+            return Ok(());
+        }
+        let Some(SecondHalf { types, since, .. }) = self.second_half.take() else { return Ok(()) };
+        let core = self.core.clone();
+        let permit = core.hub.permits.acquire().await.map_err(|_| shutting_down())?;
+        let mut answers = Vec::new();
         for type_url in self.stream.watched() {
-            if push.types.contains(&type_url) || (type_url == ENDPOINT && self.stream.endpoints_due()) {
-                answers.extend(generate(&self.core, &self.connection.proxy, &self.snapshot, &mut self.stream, &type_url, &Because::Push));
+            if types.contains(&type_url) && !matches!(type_url.as_str(), CLUSTER | ENDPOINT) {
+                answers.extend(self.generate(&type_url));
             }
         }
         drop(permit);
@@ -175,13 +230,19 @@ impl<B: Backend, T: Stream> Session<B, T> {
             self.flush_at = Some(Instant::now() + self.core.limits.removal_patience);
         }
         self.flush(false).await?;
-        self.event(Event::Converged { after: push.since.elapsed() });
+        self.event(Event::Converged { after: since.elapsed() });
         Ok(())
+    }
+
+    /// What a push says about one type.
+    fn generate(&mut self, type_url: &str) -> Option<Answer<T::Response>> {
+        generate(&self.core, &self.connection.proxy, &self.snapshot, &mut self.stream, type_url, &Because::Push)
     }
 
     /// Sends removals that were held back, if their time has come.
     async fn flush(&mut self, force: bool) -> Result<(), Status> {
-        if !self.stream.has_deferred() {
+        // Before the second half, the client still uses the old routes.
+        if !self.stream.has_deferred() || self.second_half.is_some() {
             self.flush_at = None;
             return Ok(());
         }

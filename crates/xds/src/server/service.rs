@@ -33,6 +33,9 @@ pub struct Limits {
     pub send: Duration,
     /// Removed clusters are held back this long for a client that does not answer. Default 5 s.
     pub removal_patience: Duration,
+    /// Routes and listeners wait this long for a client to ask for the endpoints of clusters that
+    /// are new to it. Default 1 s.
+    pub endpoint_patience: Duration,
 }
 
 impl Default for Limits {
@@ -43,6 +46,7 @@ impl Default for Limits {
             first_request: Duration::from_secs(10),
             send: Duration::from_secs(60),
             removal_patience: Duration::from_secs(5),
+            endpoint_patience: Duration::from_secs(1),
         }
     }
 }

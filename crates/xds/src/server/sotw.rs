@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::status::{Ledger, Nonces, may_remove};
 use super::{Answer, Because, Feedback, MAX_NAMES, MAX_TYPES, Names, Outcome, ProtocolError, Stream, TypeStatus};
-use crate::resource::Resource;
+use crate::resource::{Resource, endpoints_of};
 use crate::types::{CLUSTER, ENDPOINT, WILDCARD, is_wildcard_capable, rank};
 
 /// State of one state-of-the-world stream.
@@ -20,6 +20,8 @@ pub struct SotwStream {
     types: BTreeMap<String, Watch>,
     /// Clusters were sent and endpoints not since: a client that replaces a cluster waits for its endpoints.
     endpoints_due: bool,
+    /// Endpoints of clusters that were pushed and are new to the client, not asked for yet.
+    awaited: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -37,7 +39,7 @@ struct Watch {
 impl SotwStream {
     /// A fresh stream; `identifier` names this control plane in every response.
     pub fn new(identifier: Arc<str>) -> Self {
-        Self { identifier, nonces: Nonces::new(), types: BTreeMap::new(), endpoints_due: false }
+        Self { identifier, nonces: Nonces::new(), types: BTreeMap::new(), endpoints_due: false, awaited: BTreeSet::new() }
     }
 
     fn response(&mut self, type_url: &str, removed: usize) -> Option<Answer<DiscoveryResponse>> {
@@ -171,11 +173,20 @@ impl Stream for SotwStream {
         if *because == Because::Push && version == watch.version && !due {
             return None;
         }
-        watch.held = now;
+        let before = std::mem::replace(&mut watch.held, now);
         watch.version = version;
         match type_url {
-            CLUSTER => self.endpoints_due = true,
-            ENDPOINT => self.endpoints_due = false,
+            CLUSTER => {
+                self.endpoints_due = true;
+                if *because == Because::Push {
+                    let new = watch.held.iter().filter(|(name, _)| !before.contains_key(*name));
+                    self.awaited.extend(new.filter_map(|(_, resource)| endpoints_of(resource)));
+                }
+            }
+            ENDPOINT => {
+                self.endpoints_due = false;
+                self.awaited.retain(|name| !watch.names.names.contains(name));
+            }
             _ => {}
         }
         self.response(type_url, removed)
@@ -183,6 +194,14 @@ impl Stream for SotwStream {
 
     fn endpoints_due(&self) -> bool {
         self.endpoints_due && self.types.get(ENDPOINT).is_some_and(|w| !w.held.is_empty())
+    }
+
+    fn awaits_endpoints(&self) -> bool {
+        !self.awaited.is_empty() && self.types.contains_key(ENDPOINT)
+    }
+
+    fn stop_awaiting(&mut self) {
+        self.awaited.clear();
     }
 
     fn has_deferred(&self) -> bool {
@@ -199,6 +218,7 @@ impl Stream for SotwStream {
             return Vec::new();
         }
         watch.held.retain(|name, _| !deferred.contains(name));
+        self.awaited.retain(|name| !deferred.contains(name));
         watch.version = hash_of(&watch.held);
         self.response(CLUSTER, deferred.len()).into_iter().collect()
     }
