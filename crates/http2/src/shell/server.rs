@@ -71,8 +71,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Server<Io> {
         self.0.session.0.borrow().pongs
     }
 
-    pub fn io(&self) -> &Io {
-        &self.0.io
+    /// Whether the client's preface and SETTINGS have come.
+    pub fn is_ready(&self) -> bool {
+        self.0.session.0.borrow().connection.is_ready()
     }
 
     fn take(&mut self) -> Option<Accepted> {

@@ -12,7 +12,7 @@ use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
 use super::h1::{H1Server, InvalidHead};
-use super::h2::{H2ServerStream, request_of};
+use super::h2;
 use super::message::{Length, Response};
 use super::stream::Downstream;
 use super::{Exchange, Hcm, reply};
@@ -21,7 +21,7 @@ use crate::io::{Io, Timer, Wire};
 use crate::listener::Conn;
 use crate::worker::Worker;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const PREFACE: &[u8] = lateen_http2::PREFACE;
 /// A request's head must be complete this long after its first byte, unless configured: slow senders would
 /// otherwise hold connections for nothing.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -41,7 +41,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, i
         Some((io, true, ahead)) => {
             stats.inc(names::DOWNSTREAM_CX_HTTP2_TOTAL);
             let _active = stats.hold(names::DOWNSTREAM_CX_HTTP2_ACTIVE);
-            serve_h2(worker, hcm, conn, io, ahead).await;
+            h2::serve(worker, hcm, conn, io, ahead).await;
         }
         Some((io, false, ahead)) => {
             stats.inc(names::DOWNSTREAM_CX_HTTP1_TOTAL);
@@ -188,178 +188,4 @@ async fn answer(h1: &mut H1Server, status: StatusCode, body: &'static [u8]) {
     h1.send_head(&response, body.is_empty());
     h1.send_data(bytes::Bytes::from_static(body));
     close(h1).await;
-}
-
-async fn serve_h2(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, ahead: BytesMut) {
-    let options = hcm.config.http2;
-    let io = Ahead { ahead, io };
-    let mut builder = h2::server::Builder::new();
-    builder
-        .max_concurrent_streams(options.max_concurrent_streams.max(1))
-        .initial_window_size(options.initial_stream_window_size.max(65_535))
-        .initial_connection_window_size(options.initial_connection_window_size.max(65_535))
-        .max_header_list_size(hcm.config.max_request_headers_kb.saturating_mul(1024))
-        .max_concurrent_reset_streams(64)
-        .max_local_error_reset_streams(Some(1024))
-        .max_send_buffer_size(256 * 1024);
-    if options.allow_connect || !hcm.config.upgrades.is_empty() {
-        builder.enable_connect_protocol();
-    }
-    let handshake = tokio::time::timeout(HEAD_TIMEOUT, builder.handshake::<_, bytes::Bytes>(io)).await;
-    let Ok(Ok(mut connection)) = handshake else {
-        hcm.stats.inc(names::DOWNSTREAM_CX_PROTOCOL_ERROR);
-        return;
-    };
-    let active = Rc::new(std::cell::Cell::new(0u32));
-    let mut timer = Timer::default();
-    let mut idle_since = Instant::now();
-    let mut drain = None;
-    let mut told = false;
-    let mut served = 0u32;
-    let ends = hcm.config.max_connection_duration.and_then(|limit| conn.start.checked_add(limit));
-    loop {
-        let accepted = poll_fn(|cx| {
-            if drain.is_none() {
-                drain = Some((conn.listener.drain.register(cx), worker.drain.register(cx)));
-            }
-            if !told && conn.draining(worker) {
-                told = true;
-                hcm.stats.inc(names::DOWNSTREAM_CX_DRAIN_CLOSE);
-                connection.graceful_shutdown();
-            }
-            if let Poll::Ready(accepted) = connection.poll_accept(cx) {
-                return Poll::Ready(Some(accepted));
-            }
-            let idle = if active.get() == 0 { hcm.config.idle_timeout.and_then(|l| idle_since.checked_add(l)) } else { None };
-            timer.set([idle, ends].into_iter().flatten().min());
-            timer.poll(cx).map(|()| None)
-        })
-        .await;
-        match accepted {
-            Some(Some(Ok((request, respond)))) => {
-                idle_since = Instant::now();
-                served = served.saturating_add(1);
-                if hcm.config.max_requests_per_connection.is_some_and(|most| served >= most) && !told {
-                    told = true;
-                    connection.graceful_shutdown();
-                }
-                let stream = serve_stream(Rc::clone(worker), Rc::clone(hcm), Rc::clone(conn), request, respond, Rc::clone(&active));
-                tokio::task::spawn_local(stream);
-            }
-            Some(Some(Err(e))) => {
-                if e.is_library() {
-                    hcm.stats.inc(names::DOWNSTREAM_CX_PROTOCOL_ERROR);
-                }
-                return;
-            }
-            Some(None) => return,
-            None if told => return,
-            None if active.get() > 0
-                || ends.is_some_and(|end| end <= Instant::now())
-                || idle_since.elapsed() >= hcm.config.idle_timeout.unwrap_or(Duration::MAX) =>
-            {
-                told = true;
-                hcm.stats.inc(names::DOWNSTREAM_CX_IDLE_TIMEOUT);
-                connection.graceful_shutdown();
-                idle_since = Instant::now();
-            }
-            None => {}
-        }
-    }
-}
-
-/// Counts streams of a connection.
-struct ActiveStream(Rc<std::cell::Cell<u32>>);
-
-impl Drop for ActiveStream {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
-}
-
-async fn serve_stream(
-    worker: Rc<Worker>,
-    hcm: Rc<Hcm>,
-    conn: Rc<Conn>,
-    request: http::Request<h2::RecvStream>,
-    mut respond: h2::server::SendResponse<bytes::Bytes>,
-    active: Rc<std::cell::Cell<u32>>,
-) {
-    active.set(active.get() + 1);
-    let _active = ActiveStream(active);
-    let (parts, body) = request.into_parts();
-    let is_head = parts.method == http::Method::HEAD;
-    if parts.headers.len() > hcm.limits.count {
-        let mut response = http::Response::new(());
-        *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-        let _ = respond.send_response(response, true);
-        return;
-    }
-    let request = match request_of(parts, body.is_end_stream(), conn.is_tls()) {
-        Ok(request) => request,
-        Err(status) => {
-            hcm.stats.inc(names::DOWNSTREAM_CX_PROTOCOL_ERROR);
-            let mut response = http::Response::new(());
-            *response.status_mut() = status;
-            let _ = respond.send_response(response, true);
-            return;
-        }
-    };
-    let mut down = Downstream::H2(Box::new(H2ServerStream::new(body, respond, is_head)));
-    let mut timer = Timer::default();
-    Exchange::new(&worker, &hcm, &conn, request, &mut down, &mut timer).run().await;
-    if let Downstream::H2(h2) = &mut down {
-        h2.finish();
-    }
-}
-
-/// A connection with bytes that were read ahead.
-struct Ahead {
-    ahead: BytesMut,
-    io: Io,
-}
-
-impl tokio::io::AsyncRead for Ahead {
-    fn poll_read(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        buf: &mut tokio::io::ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        if self.ahead.is_empty() {
-            return std::pin::Pin::new(&mut self.io).poll_read(cx, buf);
-        }
-        let n = self.ahead.len().min(buf.remaining());
-        buf.put_slice(&self.ahead[..n]);
-        bytes::Buf::advance(&mut self.ahead, n);
-        if self.ahead.is_empty() {
-            self.ahead = BytesMut::new();
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl tokio::io::AsyncWrite for Ahead {
-    fn poll_write(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
-        std::pin::Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-        bufs: &[std::io::IoSlice<'_>],
-    ) -> Poll<std::io::Result<usize>> {
-        std::pin::Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<std::io::Result<()>> {
-        std::pin::Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: std::pin::Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<std::io::Result<()>> {
-        std::pin::Pin::new(&mut self.io).poll_shutdown(cx)
-    }
 }

@@ -29,16 +29,6 @@ impl StreamError {
     pub(crate) fn from_io(_: &io::Error) -> Self {
         Self::Closed
     }
-
-    pub(crate) fn from_h2(error: &h2::Error) -> Self {
-        match error.reason() {
-            Some(h2::Reason::REFUSED_STREAM) => Self::Refused,
-            Some(h2::Reason::PROTOCOL_ERROR | h2::Reason::FRAME_SIZE_ERROR | h2::Reason::COMPRESSION_ERROR) => Self::Protocol,
-            Some(h2::Reason::NO_ERROR) if error.is_go_away() => Self::Refused,
-            Some(_) if error.is_reset() => Self::Reset,
-            _ => Self::Closed,
-        }
-    }
 }
 
 /// The caller's end.
@@ -107,7 +97,7 @@ impl Downstream {
     pub(crate) fn abort(&mut self) {
         match self {
             Self::H1(h1) => h1.close_after(),
-            Self::H2(h2) => h2.reset(h2::Reason::INTERNAL_ERROR),
+            Self::H2(h2) => h2.reset(lateen_http2::Reason::INTERNAL_ERROR),
         }
     }
 

@@ -2,8 +2,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use bytes::Bytes;
-use h2::client::SendRequest;
+use lateen_http2::shell::Sender;
 
 use super::pool::{Idle, Open, Pool, Shared};
 use crate::http::h2::H2Client;
@@ -43,7 +42,7 @@ impl Lease {
         }
     }
 
-    pub(crate) fn of_stream(shared: Rc<Shared>, sender: SendRequest<Bytes>, pool: &Rc<Pool>, reused: bool) -> Self {
+    pub(crate) fn of_stream(shared: Rc<Shared>, sender: Sender, pool: &Rc<Pool>, reused: bool) -> Self {
         shared.active.set(shared.active.get() + 1);
         Self {
             upstream: Upstream::H2(Box::new(H2Client::new(sender))),

@@ -5,12 +5,12 @@ use std::future::poll_fn;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll, Waker};
+use std::task::{Poll, Waker};
 
-use bytes::Bytes;
-use h2::client::SendRequest;
 use lateen_balance::Host;
 use lateen_balance::breaker::Permit;
+use lateen_http2::Refused;
+use lateen_http2::shell::{self, Sender};
 use lateen_snapshot::cluster::{ClusterConfig, Transport, UpstreamHttp};
 use lateen_snapshot::http::Http2Options;
 use lateen_telemetry::envoy_names::cluster as names;
@@ -84,7 +84,7 @@ pub(crate) struct Idle {
 
 /// An HTTP/2 connection shared by exchanges.
 pub(crate) struct Shared {
-    sender: RefCell<SendRequest<Bytes>>,
+    sender: Sender,
     pub(crate) active: Cell<u32>,
     served: Cell<u32>,
     last_used: Cell<Instant>,
@@ -152,18 +152,16 @@ impl Pool {
     /// A stream on a shared connection.
     fn stream(self: &Rc<Self>, state: &ClusterState) -> Option<Lease> {
         let mut shared = self.shared.borrow_mut();
-        let mut cx = Context::from_waker(Waker::noop());
         let most = state.cluster.config.max_requests_per_connection.unwrap_or(u32::MAX);
         let mut at = 0;
         while let Some(connection) = shared.get(at) {
-            let readiness = connection.sender.borrow_mut().poll_ready(&mut cx);
-            match readiness {
-                Poll::Ready(Err(_)) => {
+            match connection.sender.can_open() {
+                Err(Refused::Closing) => {
                     shared.remove(at);
                 }
-                Poll::Ready(Ok(())) if connection.active.get() < connection.limit && self.peer_allows(connection) => {
+                Ok(()) if connection.active.get() < connection.limit => {
                     let connection = Rc::clone(connection);
-                    let sender = connection.sender.borrow().clone();
+                    let sender = connection.sender.clone();
                     connection.served.set(connection.served.get() + 1);
                     if connection.served.get() >= most {
                         state.stats.inc(names::UPSTREAM_CX_MAX_REQUESTS);
@@ -176,10 +174,6 @@ impl Pool {
             }
         }
         None
-    }
-
-    fn peer_allows(&self, connection: &Shared) -> bool {
-        (connection.active.get() as usize) < connection.sender.borrow().current_max_send_streams()
     }
 
     /// A connection, made or waited for.
@@ -315,18 +309,14 @@ impl Pool {
     /// Starts HTTP/2 on a connection that exchanges will share.
     async fn share(self: &Rc<Self>, state: &Rc<ClusterState>, io: Io, open: Open, options: Http2Options) -> Result<Lease, NoConnection> {
         state.stats.inc(names::UPSTREAM_CX_HTTP2_TOTAL);
-        let handshake = h2::client::Builder::new()
-            .initial_window_size(options.initial_stream_window_size.max(65_535))
-            .initial_connection_window_size(options.initial_connection_window_size.max(65_535))
-            .max_concurrent_reset_streams(64)
-            .max_header_list_size(64 * 1024)
-            .max_send_buffer_size(256 * 1024)
-            .enable_push(false)
-            .handshake(io);
-        let (sender, connection) =
-            handshake.await.map_err(|e| NoConnection::Failed(ConnectFailure::Refused(format!("HTTP/2 did not start: {e}"))))?;
+        let config = lateen_http2::Config {
+            stream_window: options.initial_stream_window_size,
+            connection_window: options.initial_connection_window_size,
+            ..lateen_http2::Config::default()
+        };
+        let (sender, driver) = shell::connect(io, config);
         let shared = Rc::new(Shared {
-            sender: RefCell::new(sender),
+            sender,
             active: Cell::new(0),
             served: Cell::new(0),
             last_used: Cell::new(Instant::now()),
@@ -336,9 +326,7 @@ impl Pool {
         self.shared.borrow_mut().push(Rc::clone(&shared));
         let (pool, weak) = (Rc::downgrade(self), Rc::downgrade(&shared));
         tokio::task::spawn_local(async move {
-            if let Err(e) = connection.await {
-                tracing::debug!("an HTTP/2 connection upstream ended: {e}");
-            }
+            driver.await;
             if let Some(pool) = pool.upgrade() {
                 pool.shared.borrow_mut().retain(|s| !Weak::ptr_eq(&Rc::downgrade(s), &weak));
                 pool.wake_all();

@@ -1,109 +1,92 @@
 //! The upstream side of an HTTP/2 stream.
-use std::future::Future;
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use h2::client::{ResponseFuture, SendRequest};
-use h2::{RecvStream, SendStream};
-use http::HeaderMap;
 use http::header;
-use http::uri::{Authority, PathAndQuery, Scheme, Uri};
+use http::{HeaderMap, Method};
+use lateen_http2::RequestRef;
+use lateen_http2::shell::{Sender, Stream};
 
-use super::Outgoing;
 use crate::http::message::{Frame, Length, Request, Response};
 use crate::http::stream::StreamError;
 use crate::io::Text;
 
-/// The client end of one HTTP/2 stream.
+/// The client end of one HTTP/2 stream. Dropped midway it resets the stream, so that the exchange
+/// does not go on at the peer.
 pub(crate) struct H2Client {
-    sender: SendRequest<Bytes>,
-    response: Option<ResponseFuture>,
-    stream: Option<SendStream<Bytes>>,
-    body: Option<RecvStream>,
-    data_done: bool,
-    outgoing: Outgoing,
+    sender: Sender,
+    stream: Option<Stream>,
     connect: bool,
 }
 
 impl H2Client {
-    pub(crate) fn new(sender: SendRequest<Bytes>) -> Self {
-        Self { sender, response: None, stream: None, body: None, data_done: false, outgoing: Outgoing::default(), connect: false }
+    pub(crate) fn new(sender: Sender) -> Self {
+        Self { sender, stream: None, connect: false }
     }
 
+    /// Opens the stream. Fails only before anything has left this process, so the request may be repeated.
     pub(crate) fn send_request(&mut self, request: &Request) -> Result<(), StreamError> {
-        let head = head_of(request).ok_or(StreamError::Protocol)?;
         self.connect = request.upgrade.is_some();
+        let protocol = request.upgrade.as_ref().map(Text::as_str).filter(|p| *p != "connect");
+        let mut digits = DecimalLength::default();
+        let mut more = [("", &b""[..]); 2];
+        let mut filled = 0;
+        if let Length::Known(n) = request.length {
+            more[filled] = ("content-length", digits.write(n));
+            filled += 1;
+        }
+        if request.accepts_trailers {
+            more[filled] = ("te", b"trailers");
+            filled += 1;
+        }
+        let head = RequestRef {
+            method: if self.connect { &Method::CONNECT } else { &request.method },
+            scheme: request.scheme.as_bytes(),
+            authority: request.authority.as_bytes(),
+            path: request.path.as_bytes(),
+            protocol: protocol.map(str::as_bytes),
+            headers: &request.headers,
+            more: &more[..filled],
+        };
         let end = !request.has_body() && !self.connect;
-        self.outgoing.ended = end;
-        let (response, stream) = self.sender.send_request(head, end).map_err(|e| match StreamError::from_h2(&e) {
-            // Nothing left this process: the connection was going away already.
-            StreamError::Closed => StreamError::Refused,
-            other => other,
-        })?;
-        self.response = Some(response);
-        self.stream = Some(stream);
+        self.stream = Some(self.sender.send(head, end).map_err(|_| StreamError::Refused)?);
         Ok(())
     }
 
     pub(crate) fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, StreamError>> {
-        let Some(response) = &mut self.response else { return Poll::Pending };
-        let head = ready!(Pin::new(response).poll(cx)).map_err(|e| StreamError::from_h2(&e))?;
-        self.response = None;
-        let (parts, body) = head.into_parts();
-        let mut headers = parts.headers;
+        let Some(stream) = &mut self.stream else { return Poll::Pending };
+        let head = ready!(stream.poll_response(cx))?;
+        let mut headers = head.headers;
         let length = match headers.remove(header::CONTENT_LENGTH).map(|v| v.to_str().ok().and_then(|v| v.parse().ok())) {
             Some(Some(n)) => Length::Known(n),
             Some(None) => return Poll::Ready(Err(StreamError::Protocol)),
-            None if body.is_end_stream() => Length::None,
+            None if head.end => Length::None,
             None => Length::Unknown,
         };
-        self.data_done = body.is_end_stream();
-        self.body = Some(body);
-        let upgrade = (self.connect && parts.status.is_success()).then(|| Text::fixed("websocket"));
-        let head_bytes = headers.iter().map(|(n, v)| n.as_str().len() + v.len()).sum::<usize>() as u64;
-        Poll::Ready(Ok(Response { status: parts.status, headers, length, upgrade, head_bytes }))
+        let upgrade = (self.connect && head.status.is_success()).then(|| Text::fixed("websocket"));
+        Poll::Ready(Ok(Response { status: head.status, headers, length, upgrade, head_bytes: head.size as u64 }))
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
-        let Some(body) = &mut self.body else { return Poll::Ready(None) };
-        if !self.data_done {
-            match ready!(body.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    let _ = body.flow_control().release_capacity(data.len());
-                    return Poll::Ready(Some(Ok(Frame::Data(data))));
-                }
-                Some(Err(e)) => return Poll::Ready(Some(Err(StreamError::from_h2(&e)))),
-                None => self.data_done = true,
-            }
-        }
-        let trailers = ready!(body.poll_trailers(cx));
-        self.body = None;
-        match trailers {
-            Ok(trailers) => Poll::Ready(trailers.map(|t| Ok(Frame::Trailers(Box::new(t))))),
-            Err(e) => Poll::Ready(Some(Err(StreamError::from_h2(&e)))),
-        }
+        let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
+        stream.poll_piece(cx).map(|piece| piece.map(super::frame))
     }
 
     pub(crate) fn send_data(&mut self, data: Bytes) {
-        if let Some(stream) = &mut self.stream
-            && !self.outgoing.ended
-        {
-            self.outgoing.push(stream, data);
+        if let Some(stream) = &mut self.stream {
+            stream.send_data(data);
         }
     }
 
     pub(crate) fn send_end(&mut self, trailers: Option<Box<HeaderMap>>) {
-        if let Some(stream) = &mut self.stream
-            && !self.outgoing.ended
-        {
-            self.outgoing.finish(stream, trailers);
+        if let Some(stream) = &mut self.stream {
+            stream.send_end(trailers.map(|t| *t));
         }
     }
 
     pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
         match &mut self.stream {
-            Some(stream) => self.outgoing.poll(stream, cx),
+            Some(stream) => stream.poll_room(cx).map_err(StreamError::from),
             None => Poll::Ready(Ok(())),
         }
     }
@@ -115,42 +98,20 @@ impl H2Client {
     pub(crate) fn start_raw(&mut self) {}
 }
 
-impl Drop for H2Client {
-    /// An exchange given up midway must not go on at the peer.
-    fn drop(&mut self) {
-        if let Some(stream) = &mut self.stream
-            && (self.response.is_some() || self.body.as_ref().is_some_and(|b| !b.is_end_stream()) || !self.outgoing.ended)
-        {
-            stream.send_reset(h2::Reason::CANCEL);
+/// Room for the digits of a length, without an allocation.
+#[derive(Default)]
+struct DecimalLength([u8; 20]);
+
+impl DecimalLength {
+    fn write(&mut self, mut n: u64) -> &[u8] {
+        let mut at = self.0.len();
+        loop {
+            at -= 1;
+            self.0[at] = b'0' + (n % 10) as u8;
+            n /= 10;
+            if n == 0 {
+                return &self.0[at..];
+            }
         }
     }
-}
-
-fn head_of(request: &Request) -> Option<http::Request<()>> {
-    let mut head = http::Request::new(());
-    let mut uri = http::uri::Parts::default();
-    let plain_connect = request.method == http::Method::CONNECT && request.path.is_empty();
-    uri.authority = Some(Authority::from_maybe_shared(request.authority.clone().into_bytes()).ok()?);
-    if !plain_connect {
-        uri.scheme = Some(if request.scheme == "https" { Scheme::HTTPS } else { Scheme::HTTP });
-        uri.path_and_query = Some(PathAndQuery::from_maybe_shared(request.path.clone().into_bytes()).ok()?);
-    }
-    *head.uri_mut() = Uri::from_parts(uri).ok()?;
-    *head.method_mut() = request.method.clone();
-    *head.version_mut() = http::Version::HTTP_2;
-    let mut headers = HeaderMap::clone(&request.headers);
-    if let Length::Known(n) = request.length {
-        headers.insert(header::CONTENT_LENGTH, n.into());
-    }
-    if request.accepts_trailers {
-        headers.insert(header::TE, http::HeaderValue::from_static("trailers"));
-    }
-    if let Some(upgrade) = &request.upgrade
-        && upgrade.as_str() != "connect"
-    {
-        *head.method_mut() = http::Method::CONNECT;
-        head.extensions_mut().insert(h2::ext::Protocol::from(upgrade.as_str()));
-    }
-    *head.headers_mut() = headers;
-    Some(head)
 }

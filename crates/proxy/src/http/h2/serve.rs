@@ -1,0 +1,168 @@
+//! A caller's HTTP/2 connection: a task for each stream, and the connection's own end.
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use http::{HeaderMap, StatusCode};
+use lateen_http2::shell::{Accepted, Server};
+use lateen_http2::{Config, Reason};
+use lateen_telemetry::envoy_names::http as names;
+use tokio::time::Instant;
+
+use super::{H2ServerStream, request_of};
+use crate::http::stream::Downstream;
+use crate::http::{Exchange, Hcm};
+use crate::io::{Io, Timer};
+use crate::listener::Conn;
+use crate::worker::Worker;
+
+/// A connection whose client does not even send its SETTINGS is closed.
+const HANDSHAKE: Duration = Duration::from_secs(60);
+/// After the announcement of a shutdown, how long streams that are on their way may still arrive.
+const LATE_STREAMS: Duration = Duration::from_secs(1);
+
+/// Serves the connection to its end; `ahead` holds bytes already read from it.
+pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, ahead: BytesMut) {
+    let mut server = Server::new(io, config(hcm), ahead);
+    let mut end = End::new(hcm, conn);
+    let active = Rc::new(Cell::new(0u32));
+    let mut served = 0u32;
+    let mut drain = None;
+    loop {
+        let accepted = poll_fn(|cx| {
+            if drain.is_none() {
+                drain = Some((conn.listener.drain.register(cx), worker.drain.register(cx)));
+            }
+            if conn.draining(worker) && end.announce(&server) {
+                hcm.stats.inc(names::DOWNSTREAM_CX_DRAIN_CLOSE);
+            }
+            if let Poll::Ready(accepted) = server.poll_accept(cx) {
+                return Poll::Ready(accepted);
+            }
+            match end.poll(cx, hcm, &server, active.get()) {
+                // What is said goes out with the next turn; without one there would be nobody to write it.
+                Poll::Ready(true) => server.poll_accept(cx),
+                Poll::Ready(false) => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await;
+        let Some(accepted) = accepted else { return };
+        served = served.saturating_add(1);
+        if hcm.config.max_requests_per_connection.is_some_and(|most| served >= most) {
+            end.announce(&server);
+        }
+        end.active_at = Instant::now();
+        active.set(active.get() + 1);
+        let counted = ActiveStream(Rc::clone(&active));
+        tokio::task::spawn_local(stream(Rc::clone(worker), Rc::clone(hcm), Rc::clone(conn), accepted, counted));
+    }
+}
+
+fn config(hcm: &Hcm) -> Config {
+    let options = hcm.config.http2;
+    Config {
+        max_concurrent_streams: options.max_concurrent_streams.max(1),
+        stream_window: options.initial_stream_window_size,
+        connection_window: options.initial_connection_window_size,
+        max_header_bytes: (hcm.config.max_request_headers_kb as usize).saturating_mul(1024),
+        max_headers: hcm.limits.count,
+        extended_connect: options.allow_connect || !hcm.config.upgrades.is_empty(),
+    }
+}
+
+/// When and how the connection ends.
+struct End {
+    timer: Timer,
+    handshake_by: Instant,
+    active_at: Instant,
+    /// `max_connection_duration` is over then.
+    old_at: Option<Instant>,
+    /// The shutdown was announced; streams are refused from then on.
+    refuse_at: Option<Instant>,
+    refusing: bool,
+}
+
+impl End {
+    fn new(hcm: &Hcm, conn: &Conn) -> Self {
+        Self {
+            timer: Timer::default(),
+            handshake_by: Instant::now() + HANDSHAKE,
+            active_at: Instant::now(),
+            old_at: hcm.config.max_connection_duration.and_then(|limit| conn.start.checked_add(limit)),
+            refuse_at: None,
+            refusing: false,
+        }
+    }
+
+    /// Tells the caller to open no more streams here; false when it was told before.
+    fn announce(&mut self, server: &Server<Io>) -> bool {
+        let first = self.refuse_at.is_none();
+        if first {
+            server.announce_shutdown();
+            self.refuse_at = Some(Instant::now() + LATE_STREAMS);
+        }
+        first
+    }
+
+    /// Ready with true when something was said to the caller, with false when the connection is to be dropped.
+    fn poll(&mut self, cx: &mut Context<'_>, hcm: &Hcm, server: &Server<Io>, active: u32) -> Poll<bool> {
+        let now = Instant::now();
+        let idle_at = if active == 0 { hcm.config.idle_timeout.and_then(|limit| self.active_at.checked_add(limit)) } else { None };
+        if active > 0 {
+            self.active_at = now;
+        }
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if !server.is_ready() && self.handshake_by <= now {
+            hcm.stats.inc(names::DOWNSTREAM_CX_PROTOCOL_ERROR);
+            return Poll::Ready(false);
+        }
+        if !self.refusing && due(self.refuse_at) {
+            self.refusing = true;
+            server.go_away(Reason::NO_ERROR);
+            return Poll::Ready(true);
+        }
+        if (due(idle_at) || due(self.old_at)) && self.announce(server) {
+            hcm.stats.inc(names::DOWNSTREAM_CX_IDLE_TIMEOUT);
+            return Poll::Ready(true);
+        }
+        let handshake = (!server.is_ready()).then_some(self.handshake_by);
+        let refuse = self.refuse_at.filter(|_| !self.refusing);
+        let (idle_at, old_at) = if self.refuse_at.is_some() { (None, None) } else { (idle_at, self.old_at) };
+        self.timer.set([handshake, refuse, idle_at, old_at].into_iter().flatten().min());
+        self.timer.poll(cx).map(|()| {
+            cx.waker().wake_by_ref();
+            true
+        })
+    }
+}
+
+/// Counts the streams of a connection.
+struct ActiveStream(Rc<Cell<u32>>);
+
+impl Drop for ActiveStream {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+async fn stream(worker: Rc<Worker>, hcm: Rc<Hcm>, conn: Rc<Conn>, accepted: Accepted, _counted: ActiveStream) {
+    let Accepted { head, end, mut stream } = accepted;
+    let Some(head) = head else {
+        return stream.send_response(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &HeaderMap::new(), true);
+    };
+    let is_head = head.method == http::Method::HEAD;
+    let request = match request_of(*head, end, conn.is_tls()) {
+        Ok(request) => request,
+        Err(status) => {
+            hcm.stats.inc(names::DOWNSTREAM_CX_PROTOCOL_ERROR);
+            return stream.send_response(status, &HeaderMap::new(), true);
+        }
+    };
+    let mut down = Downstream::H2(Box::new(H2ServerStream::new(stream, is_head)));
+    let mut timer = Timer::default();
+    Exchange::new(&worker, &hcm, &conn, request, &mut down, &mut timer).run().await;
+}
