@@ -214,3 +214,36 @@ fn a_matcher_decides_what_exists() {
     assert_eq!(answer(&registry, "usedonly"), "cluster.xds-grpc.upstream_rq_total: 1\n");
     assert_eq!(answer(&registry, "filter=other"), "");
 }
+
+#[test]
+fn an_idle_proxy_shows_nothing_that_was_never_used() {
+    let (registry, shards) = Registry::new(1, TagStyle::Envoy);
+    let block = registry.block(cluster::DEFS, BlockName::cluster("c"));
+    assert_eq!(answer(&registry, "format=prometheus&usedonly"), "");
+    shards[0].inc(&block, cluster::UPSTREAM_CX_TOTAL);
+    let page = answer(&registry, "format=prometheus&usedonly");
+    assert_eq!(page, "# TYPE envoy_cluster_upstream_cx_total counter\nenvoy_cluster_upstream_cx_total{envoy_cluster_name=\"c\"} 1\n");
+    assert_eq!(answer(&registry, "format=prometheus&usedonly&type=Gauges"), "");
+}
+
+#[test]
+fn each_family_stands_once_however_many_blocks_fill_it() {
+    let (registry, _shards) = Registry::new(1, TagStyle::Envoy);
+    let blocks: Vec<_> = (0..20).map(|i| registry.block(cluster::DEFS, BlockName::cluster(&format!("c{i}")))).collect();
+    let state = registry.block(cluster_state::DEFS, BlockName::cluster("c0"));
+    let page = answer(&registry, "format=prometheus");
+    let mut types: Vec<&str> = page.lines().filter(|line| line.starts_with("# TYPE")).collect();
+    let all = types.len();
+    types.sort();
+    types.dedup();
+    assert_eq!(types.len(), all);
+    let mut current = "";
+    for line in page.lines() {
+        match line.strip_prefix("# TYPE ") {
+            Some(header) => current = header.split(' ').next().unwrap(),
+            None => assert!(line.starts_with(current), "{line} stands under {current}"),
+        }
+    }
+    assert_eq!(page.matches("envoy_cluster_upstream_rq_total{").count(), blocks.len());
+    drop(state);
+}

@@ -2,6 +2,7 @@
 use super::cells::{Cells, bump_at, new_cells, record_at};
 use super::histogram::HistogramValue;
 use super::metric::{Counter, Gauge, Histogram, Kind, MetricDef, cell_of, cells_of};
+use super::sample::Value;
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::rc::Rc;
@@ -167,6 +168,15 @@ impl Inner {
         HistogramValue { buckets, counts, sum: self.sum(first + buckets.bounds.len() + 1) }
     }
 
+    /// The value of one metric; a momentary negative gauge (two shards read apart) counts as 0.
+    pub(crate) fn value(&self, def: &MetricDef, cell: u16) -> Value {
+        match def.kind {
+            Kind::Histogram(buckets) => Value::Histogram(self.histogram(Histogram(cell, buckets))),
+            Kind::Counter => Value::Counter(self.sum(cell as usize)),
+            Kind::Gauge => Value::Gauge((self.sum(cell as usize) as i64).max(0) as u64),
+        }
+    }
+
     /// Whether any shard has ever written.
     pub(crate) fn touched(&self) -> bool {
         self.shards.iter().any(|shard| shard.get().is_some())
@@ -292,12 +302,5 @@ pub struct Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.local.gauge_dec(self.gauge);
-    }
-}
-
-pub(crate) fn histogram_of(def: &MetricDef, cell: u16) -> Option<Histogram> {
-    match def.kind {
-        Kind::Histogram(buckets) => Some(Histogram(cell, buckets)),
-        Kind::Counter | Kind::Gauge => None,
     }
 }

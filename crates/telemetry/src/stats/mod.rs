@@ -15,7 +15,6 @@ mod sample;
 pub use block::{Block, BlockName, Held, Local, Shard, Tag};
 pub use histogram::{Buckets, ENVOY_BYTES, ENVOY_MS, ENVOY_MS_FINE, HistogramValue};
 pub use metric::{Counter, Gauge, Histogram, Kind, MetricDef, cell_of, cells_of};
-pub use prometheus::prometheus;
 pub use registry::{Matcher, Registry, Source, TagStyle};
 pub use render::{Format, InvalidQuery, Query, TypeFilter};
 pub use sample::{Sample, Value};

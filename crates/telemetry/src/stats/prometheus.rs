@@ -1,67 +1,181 @@
 //! The Prometheus text exposition, formed as Envoy's `/stats/prometheus` forms it.
-use super::histogram::trim;
-use super::sample::{Sample, Value};
+//!
+//! A proxy may have a thousand clusters of a hundred metrics: rows are written straight from the blocks, family
+//! by family, so that a scrape needs little more memory than the page itself.
+use super::block::{Inner, Tag};
+use super::histogram::{HistogramValue, trim};
+use super::metric::{Kind, MetricDef};
+use super::registry::{Keep, Registry, sanitized};
+use super::sample::{Sample, TagStyle, Value, label_key, split_code};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
-/// Prints samples grouped by family, one `# TYPE` line each. Texts have no form here and are left out.
-pub fn prometheus(mut samples: Vec<Sample>) -> String {
-    samples.retain(|sample| !matches!(sample.value, Value::Text(_)));
-    // A family must stand together and have one type; the kind breaks ties between equal names of two types.
-    samples.sort_by(|a, b| a.family.cmp(&b.family).then_with(|| kind(&a.value).cmp(kind(&b.value))).then_with(|| a.labels.cmp(&b.labels)));
-    let mut out = String::with_capacity(samples.len() * 96);
-    let mut current: Option<(&str, &str)> = None;
-    for sample in &samples {
-        let this = (sample.family.as_str(), kind(&sample.value));
-        match current {
-            Some(seen) if seen == this => {}
-            // Two types under one name would make the whole page invalid: the first stays.
-            Some((family, _)) if family == this.0 => continue,
-            _ => {
-                let _ = writeln!(out, "# TYPE {} {}", this.0, this.1);
-                current = Some(this);
-            }
+/// Blocks of one table whose names differ only in their tags: they fill the same families.
+struct Group {
+    defs: &'static [MetricDef],
+    flat: String,
+    blocks: Vec<Arc<Inner>>,
+}
+
+/// What a family's rows come from.
+enum Rows {
+    /// One metric of every block of a group, with the response code that was part of the metric's name.
+    Blocks {
+        group: usize,
+        def: &'static MetricDef,
+        cell: u16,
+        code: Option<Tag>,
+    },
+    Sample(Sample),
+}
+
+impl Rows {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Blocks { def, .. } => match def.kind {
+                Kind::Counter => "counter",
+                Kind::Gauge => "gauge",
+                Kind::Histogram(_) => "histogram",
+            },
+            Self::Sample(sample) => match sample.value {
+                Value::Counter(_) => "counter",
+                Value::Gauge(_) => "gauge",
+                Value::Histogram(_) => "histogram",
+                Value::Text(_) => "untyped",
+            },
         }
-        push(&mut out, sample);
+    }
+
+    fn code(&self) -> Option<&Tag> {
+        match self {
+            Self::Blocks { code, .. } => code.as_ref(),
+            Self::Sample(_) => None,
+        }
+    }
+}
+
+/// What to show.
+pub(super) struct Choice<'a> {
+    /// By Envoy's name.
+    pub(super) keep: Keep<'a>,
+    pub(super) wants: &'a dyn Fn(&Value) -> bool,
+}
+
+/// The whole page. Texts have no form here and are left out.
+pub(super) fn page(registry: &Registry, choice: &Choice<'_>) -> String {
+    let style = registry.tag_style();
+    let groups = groups(registry.living());
+    let mut families: BTreeMap<String, Vec<Rows>> = BTreeMap::new();
+    for (index, group) in groups.iter().enumerate() {
+        let Some(first) = group.blocks.first() else { continue };
+        for (def, cell) in first.metrics() {
+            let (stem, code) = split_code(def.name, style);
+            let family = format!("envoy_{}{}", group.flat, sanitized(&stem));
+            families.entry(family).or_default().push(Rows::Blocks { group: index, def, cell, code });
+        }
+    }
+    registry.collect(&mut |sample| {
+        if !matches!(sample.value, Value::Text(_)) && (choice.keep)(&sample.name) {
+            families.entry(sample.family.clone()).or_default().push(Rows::Sample(sample));
+        }
+    });
+    let mut out = String::new();
+    for (family, mut rows) in families {
+        rows.sort_by(|a, b| a.kind().cmp(b.kind()).then_with(|| a.code().cmp(&b.code())));
+        write_family(&mut out, &family, &rows, &groups, choice, style);
     }
     out
 }
 
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Counter(_) => "counter",
-        Value::Gauge(_) => "gauge",
-        Value::Histogram(_) => "histogram",
-        Value::Text(_) => "untyped",
+fn groups(blocks: Vec<Arc<Inner>>) -> Vec<Group> {
+    let mut groups: BTreeMap<(String, usize), Group> = BTreeMap::new();
+    for block in blocks {
+        let key = (block.name.flat.clone(), block.defs.as_ptr() as usize);
+        let group = groups.entry(key).or_insert_with(|| Group { defs: block.defs, flat: block.name.flat.clone(), blocks: Vec::new() });
+        group.blocks.push(block);
+    }
+    let mut groups: Vec<Group> = groups.into_values().filter(|group| !group.defs.is_empty()).collect();
+    for group in &mut groups {
+        group.blocks.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+    groups
+}
+
+/// One family. Its type stands once above it: should two sources disagree about it, only the first is shown,
+/// since a second would make the whole page invalid.
+fn write_family(out: &mut String, family: &str, rows: &[Rows], groups: &[Group], choice: &Choice<'_>, style: TagStyle) {
+    let Some(kind) = rows.first().map(Rows::kind) else { return };
+    let start = out.len();
+    let _ = writeln!(out, "# TYPE {family} {kind}");
+    let header = out.len();
+    for rows in rows.iter().filter(|rows| rows.kind() == kind) {
+        match rows {
+            Rows::Sample(sample) if !(choice.wants)(&sample.value) => {}
+            Rows::Sample(sample) => {
+                let labels = label_list(sample.labels.iter().map(|(key, value)| (key.clone(), value.as_str())));
+                write_value(out, family, &labels, &sample.value);
+            }
+            Rows::Blocks { group, def, cell, code } => {
+                for block in groups.get(*group).map_or(&[][..], |group| &group.blocks) {
+                    write_block(out, family, block, (def, *cell, code.as_ref()), choice, style);
+                }
+            }
+        }
+    }
+    if out.len() == header {
+        out.truncate(start);
     }
 }
 
-fn push(out: &mut String, sample: &Sample) {
-    let labels = label_list(&sample.labels);
-    let family = &sample.family;
-    match &sample.value {
+fn write_block(
+    out: &mut String,
+    family: &str,
+    block: &Inner,
+    (def, cell, code): (&MetricDef, u16, Option<&Tag>),
+    choice: &Choice<'_>,
+    style: TagStyle,
+) {
+    let value = block.value(def, cell);
+    if !(choice.wants)(&value) || (def.hide_zero && value.is_unused()) {
+        return;
+    }
+    if !(choice.keep)(&format!("{}{}", block.name.dotted, def.name)) {
+        return;
+    }
+    let tags = code.into_iter().chain(&block.name.tags);
+    let labels = label_list(tags.map(|tag| (label_key(tag, style), tag.value.as_str())));
+    write_value(out, family, &labels, &value);
+}
+
+fn write_value(out: &mut String, family: &str, labels: &str, value: &Value) {
+    // Writing to a String cannot fail.
+    match value {
         Value::Counter(value) | Value::Gauge(value) => {
             let _ = writeln!(out, "{family}{{{labels}}} {value}");
         }
-        Value::Histogram(histogram) => {
-            let comma = if labels.is_empty() { "" } else { "," };
-            for (le, count) in histogram.cumulative() {
-                let _ = writeln!(out, "{family}_bucket{{{labels}{comma}le=\"{le}\"}} {count}");
-            }
-            let _ = writeln!(out, "{family}_sum{{{labels}}} {}", trim(histogram.scaled_sum()));
-            let _ = writeln!(out, "{family}_count{{{labels}}} {}", histogram.count());
-        }
+        Value::Histogram(histogram) => write_histogram(out, family, labels, histogram),
         Value::Text(_) => {}
     }
 }
 
-fn label_list(labels: &[(Cow<'static, str>, String)]) -> String {
+fn write_histogram(out: &mut String, family: &str, labels: &str, histogram: &HistogramValue) {
+    let comma = if labels.is_empty() { "" } else { "," };
+    for (le, count) in histogram.cumulative() {
+        let _ = writeln!(out, "{family}_bucket{{{labels}{comma}le=\"{le}\"}} {count}");
+    }
+    let _ = writeln!(out, "{family}_sum{{{labels}}} {}", trim(histogram.scaled_sum()));
+    let _ = writeln!(out, "{family}_count{{{labels}}} {}", histogram.count());
+}
+
+fn label_list<'a>(labels: impl Iterator<Item = (Cow<'static, str>, &'a str)>) -> String {
     let mut out = String::new();
-    for (index, (key, value)) in labels.iter().enumerate() {
+    for (index, (key, value)) in labels.enumerate() {
         if index > 0 {
             out.push(',');
         }
-        out.push_str(key);
+        out.push_str(&key);
         out.push_str("=\"");
         for c in value.chars() {
             match c {

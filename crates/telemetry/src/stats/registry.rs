@@ -1,6 +1,7 @@
 //! The registry: knows every living block, and adds the shards up when somebody asks.
-use super::block::{Block, BlockName, Inner, Shard, histogram_of};
-use super::metric::{Kind, MetricDef};
+use super::block::{Block, BlockName, Inner, Shard};
+use super::metric::MetricDef;
+use super::prometheus::{self, Choice};
 use super::sample::{Sample, Value, label_key, split_code};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -15,6 +16,9 @@ pub trait Source: Send + Sync {
 
 /// Decides by Envoy's name whether a metric exists at all (`stats_config.stats_matcher` of a bootstrap).
 pub type Matcher = dyn Fn(&str) -> bool + Send + Sync;
+
+/// Decides by Envoy's name whether a metric is shown in one answer.
+pub(super) type Keep<'a> = &'a dyn Fn(&str) -> bool;
 
 /// A block's identity: its prefix and its table, so that two tables may share a prefix.
 type Key = (String, usize);
@@ -78,34 +82,54 @@ impl Registry {
 
     /// Every metric whose Envoy name `keep` accepts, in no particular order; without those never counted if `used_only`.
     pub fn scrape(&self, used_only: bool, keep: &dyn Fn(&str) -> bool) -> Vec<Sample> {
-        let matcher = lock(&self.matcher).clone();
-        let keep = |name: &str| matcher.as_ref().is_none_or(|matcher| matcher(name)) && keep(name);
         let mut out = Vec::new();
-        let blocks: Vec<Arc<Inner>> = lock(&self.blocks).values().filter_map(Weak::upgrade).collect();
-        for block in blocks {
-            self.scrape_block(&block, used_only, &keep, &mut out);
-        }
-        let sources = lock(&self.sources).clone();
-        for source in sources {
-            source.collect(&mut |sample| {
+        self.matching(keep, |keep| {
+            for block in self.living() {
+                self.scrape_block(&block, used_only, keep, &mut out);
+            }
+            self.collect(&mut |sample| {
                 if keep(&sample.name) && !(used_only && sample.value.is_unused()) {
                     out.push(sample);
                 }
             });
-        }
+        });
         out
     }
 
-    fn scrape_block(&self, block: &Inner, used_only: bool, keep: &dyn Fn(&str) -> bool, out: &mut Vec<Sample>) {
+    /// The Prometheus page of metrics whose name `keep` and whose value `wants` accepts.
+    pub(super) fn prometheus(&self, keep: Keep<'_>, wants: &dyn Fn(&Value) -> bool) -> String {
+        let mut out = String::new();
+        self.matching(keep, |keep| out = prometheus::page(self, &Choice { keep, wants }));
+        out
+    }
+
+    /// Calls `then` with `keep` narrowed by the matcher.
+    fn matching(&self, keep: Keep<'_>, mut then: impl FnMut(Keep<'_>)) {
+        match lock(&self.matcher).clone() {
+            Some(matcher) => then(&|name| matcher(name) && keep(name)),
+            None => then(keep),
+        }
+    }
+
+    /// The blocks that somebody holds. No lock is held while they are read.
+    pub(super) fn living(&self) -> Vec<Arc<Inner>> {
+        lock(&self.blocks).values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// The metrics of every source.
+    pub(super) fn collect(&self, emit: &mut dyn FnMut(Sample)) {
+        let sources = lock(&self.sources).clone();
+        for source in sources {
+            source.collect(emit);
+        }
+    }
+
+    fn scrape_block(&self, block: &Inner, used_only: bool, keep: Keep<'_>, out: &mut Vec<Sample>) {
         if used_only && !block.touched() {
             return;
         }
         for (def, cell) in block.metrics() {
-            let value = match (def.kind, histogram_of(def, cell)) {
-                (_, Some(histogram)) => Value::Histogram(block.histogram(histogram)),
-                (Kind::Counter, _) => Value::Counter(block.sum(cell as usize)),
-                _ => Value::Gauge((block.sum(cell as usize) as i64).max(0) as u64),
-            };
+            let value = block.value(def, cell);
             if (def.hide_zero || used_only) && value.is_unused() {
                 continue;
             }

@@ -102,7 +102,7 @@ impl Query {
 
     /// The metrics asked for, sorted as Envoy sorts: texts, then counters and gauges together, then histograms, each by name.
     pub fn samples(&self, registry: &Registry) -> Vec<Sample> {
-        let mut samples = registry.scrape(self.used_only, &|name| self.filter.as_ref().is_none_or(|filter| filter.is_match(name)));
+        let mut samples = registry.scrape(self.used_only, &|name| self.accepts(name));
         samples.retain(|sample| self.wants(&sample.value));
         samples.sort_by(|a, b| rank(&a.value).cmp(&rank(&b.value)).then_with(|| a.name.cmp(&b.name)));
         samples
@@ -110,12 +110,17 @@ impl Query {
 
     /// The answer's body.
     pub fn render(&self, registry: &Registry) -> String {
-        let samples = self.samples(registry);
         match self.format {
-            Format::Text => text(&samples),
-            Format::Json => json_text(&samples),
-            Format::Prometheus => super::prometheus(samples),
+            Format::Text => text(&self.samples(registry)),
+            Format::Json => json_text(&self.samples(registry)),
+            Format::Prometheus => {
+                registry.prometheus(&|name| self.accepts(name), &|value| self.wants(value) && !(self.used_only && value.is_unused()))
+            }
         }
+    }
+
+    fn accepts(&self, name: &str) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter.is_match(name))
     }
 
     fn wants(&self, value: &Value) -> bool {
