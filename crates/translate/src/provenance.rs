@@ -36,14 +36,23 @@ impl Provenance {
         format!("{}:{}", self.file, self.line)
     }
 
-    /// The fields under the `istio` namespace of filter metadata: Istio's own `config`, and `origin` with file and line.
-    pub(crate) fn fields(&self) -> [(&'static str, Value); 2] {
-        [("config", string(self.config_path())), ("origin", string(self.place()))]
+    /// Istio's field under the `istio` namespace of filter metadata.
+    ///
+    /// It holds no line: a proxy makes a cluster or listener anew when any byte of it changes, with all its
+    /// connections, and a comment further up in the file must not do that.
+    pub(crate) fn fields(&self) -> [(&'static str, Value); 1] {
+        [("config", string(self.config_path()))]
     }
 
-    /// Metadata that holds only this.
+    /// Metadata of a filter chain.
     pub(crate) fn metadata(&self) -> core_v3::Metadata {
         crate::wire::metadata(ISTIO, object(self.fields()))
+    }
+
+    /// Metadata of a route, with `origin`, the file and line: routes are exchanged without touching a connection.
+    pub(crate) fn route_metadata(&self) -> core_v3::Metadata {
+        let [config] = self.fields();
+        crate::wire::metadata(ISTIO, object([config, ("origin", string(self.place()))]))
     }
 }
 

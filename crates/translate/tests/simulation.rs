@@ -105,6 +105,11 @@ spec:
   hosts: [api.example.com]
   resolution: DNS
   ports: [{number: 443, name: tls, protocol: TLS}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: elsewhere, namespace: books}
+spec: {type: ExternalName, externalName: reviews.books.svc.cluster.local, ports: [{name: http, port: 9080}]}
 ";
 
 fn reviews(subset: &str) -> String {
@@ -116,7 +121,7 @@ fn calls_go_where_the_rules_send_them() {
     let snapshot = snapshot(&books(RULES), &client());
     let by_name = Call { to: "10.96.0.10:9080", http: Some(("reviews:9080", "/x")), ..Call::default() };
     assert_eq!(send(&snapshot, &by_name), reviews("v1"));
-    for host in ["reviews", "reviews.books", "reviews.books.svc", "REVIEWS.books.svc.cluster.local:9080", "10.96.0.10"] {
+    for host in ["reviews", "reviews.books", "reviews.books.svc", "REVIEWS.books.svc.cluster.local:9080", "10.96.0.10", "elsewhere"] {
         assert_eq!(send(&snapshot, &Call { http: Some((host, "/x")), ..by_name.clone() }), reviews("v1"), "{host}");
     }
     assert_eq!(send(&snapshot, &Call { headers: &[("x-user", "jason")], ..by_name.clone() }), reviews("v2"));

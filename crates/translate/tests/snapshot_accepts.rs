@@ -43,7 +43,8 @@ fn what_listeners_refer_to_is_generated_when_asked_for() {
         let wanted = compiled(&world, &view).wanted();
         let served = |url: &str, wanted: BTreeSet<String>| {
             let names: Vec<String> = wanted.into_iter().collect();
-            let found: BTreeSet<String> = generate(&world, &view, url, Names::Only(&names)).into_iter().map(|generated| generated.name).collect();
+            let found: BTreeSet<String> =
+                generate(&world, &view, url, Names::Only(&names)).into_iter().map(|generated| generated.name).collect();
             assert_eq!(found, names.into_iter().collect(), "{url}");
         };
         served(type_url::ROUTES, wanted.routes.iter().map(ToString::to_string).collect());

@@ -323,10 +323,8 @@ pub(crate) fn apply_consistent_hash(cluster: &mut cluster_v3::Cluster, hash: &Co
     use cluster_v3::cluster::{LbConfig, LbPolicy, MaglevLbConfig, RingHashLbConfig};
     if let Some(maglev) = &hash.maglev {
         cluster.lb_policy = LbPolicy::Maglev as i32;
-        cluster.lb_config = maglev
-            .table_size
-            .filter(|size| *size > 0)
-            .map(|size| LbConfig::MaglevLbConfig(MaglevLbConfig { table_size: Some(size) }));
+        cluster.lb_config =
+            maglev.table_size.filter(|size| *size > 0).map(|size| LbConfig::MaglevLbConfig(MaglevLbConfig { table_size: Some(size) }));
         return;
     }
     let size = match &hash.ring_hash {

@@ -141,7 +141,7 @@ pub(crate) fn build(world: &World, view: &ProxyView) -> Built {
         additional_addresses: super::additional_addresses(&wildcards[1..], mesh.inbound_port),
         listener_filters: listener_filters(view, &chains),
         filter_chains: chains,
-        listener_filters_timeout: Some(wire::duration(mesh.protocol_detection_timeout)),
+        listener_filters_timeout: Some(wire::duration(mesh.detection_timeout())),
         continue_on_listener_filters_timeout: true,
         transparent: (view.interception == Interception::Tproxy).then_some(true),
         traffic_direction: core_v3::TrafficDirection::Inbound as i32,

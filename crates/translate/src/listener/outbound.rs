@@ -4,6 +4,7 @@
 //! else to the listener of that port on any address, else the catch-all. None of these binds a port of its own.
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::filters::{self, Class, HttpOptions, Routes};
 use super::{Built, RAW, access_log, plaintext_http, tcp};
@@ -336,18 +337,20 @@ impl<'a> Builder<'a> {
         let needs_tls = entry.chains.iter().any(|chain| !chain.sni.is_empty());
         let needs_http = entry.chains.iter().any(|chain| chain.detected);
         let extra: Vec<&str> = entry.extra.iter().map(String::as_str).collect();
+        // Without an inspector there is nothing to wait for. On a port that services share, what stays silent cannot
+        // be told from a client that connects ahead of its first request, so the mesh's own setting holds.
+        let timeout = match (needs_http, entry.bind == self.view.wildcard()) {
+            (false, _) => Duration::ZERO,
+            (true, true) => self.world.mesh.protocol_detection_timeout,
+            (true, false) => self.world.mesh.detection_timeout(),
+        };
         let mut listener = listener_v3::Listener {
             address: Some(wire::address(&entry.bind, u32::from(entry.port))),
             additional_addresses: super::additional_addresses(&extra, entry.port),
             traffic_direction: core_v3::TrafficDirection::Outbound as i32,
             continue_on_listener_filters_timeout: true,
             bind_to_port: Some(false),
-            // Without an inspector there is nothing to wait for; with one, as long as the mesh says.
-            listener_filters_timeout: Some(if needs_http {
-                wire::duration(self.world.mesh.protocol_detection_timeout)
-            } else {
-                wire::zero()
-            }),
+            listener_filters_timeout: Some(wire::duration(timeout)),
             ..Default::default()
         };
         listener.listener_filters.extend(needs_tls.then(filters::tls_inspector));

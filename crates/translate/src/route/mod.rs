@@ -112,7 +112,7 @@ fn translate(
         name,
         r#match: Some(matching),
         action: Some(action),
-        metadata: service.origin().map(Provenance::metadata),
+        metadata: service.origin().map(Provenance::route_metadata),
         decorator: Some(decorator),
         request_headers_to_add: changes.request_add,
         request_headers_to_remove: changes.request_remove,

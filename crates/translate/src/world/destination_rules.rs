@@ -41,6 +41,7 @@ impl DestinationRules {
 
     fn add(&mut self, resource: &Arc<Resource<DestinationRule>>, mesh: &Mesh, diagnostics: &mut Vec<Diagnostic>) {
         let namespace = resource.namespace();
+        check(resource, diagnostics);
         let rule = Rule {
             host: mesh.qualify(&resource.spec.host, namespace),
             spec: resource.spec.clone(),
@@ -87,6 +88,23 @@ impl DestinationRules {
             .filter_map(|(pattern, list)| Some((pattern, &list[usable(list)?])))
             .max_by_key(|(pattern, _)| pattern.len())
             .map(|(_, rule)| rule)
+    }
+}
+
+/// Tells about TLS settings that only some proxies can follow.
+fn check(resource: &Resource<DestinationRule>, diagnostics: &mut Vec<Diagnostic>) {
+    let subsets =
+        resource.spec.subsets.iter().enumerate().map(|(at, s)| (format!("spec.subsets[{at}].trafficPolicy"), s.traffic_policy.as_ref()));
+    let policies = std::iter::once(("spec.trafficPolicy".to_owned(), resource.spec.traffic_policy.as_ref())).chain(subsets);
+    for (path, policy) in policies.filter_map(|(path, policy)| Some((path, policy?))) {
+        let ports = policy.port_level_settings.iter().enumerate();
+        let ports = ports.map(|(at, settings)| (format!("{path}.portLevelSettings[{at}].tls.credentialName"), settings.tls.as_ref()));
+        for (path, tls) in std::iter::once((format!("{path}.tls.credentialName"), policy.tls.as_ref())).chain(ports) {
+            if tls.is_some_and(|tls| tls.credential_name.as_ref().is_some_and(|name| !name.is_empty())) {
+                let text = "only gateways may read secrets: sidecars call this host without TLS of their own, as with Istio";
+                diagnostics.push(resource.report(Severity::Warning, &path, text).with_suggestion("mount the files and name them instead"));
+            }
+        }
     }
 }
 

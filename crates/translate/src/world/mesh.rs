@@ -119,6 +119,15 @@ impl Mesh {
         Host::resolve(name, namespace, &self.domain).as_str().to_owned()
     }
 
+    /// How long a listener waits for the first bytes where it can go on without knowing them.
+    ///
+    /// Istio's default is for ever, so that a server that speaks first on an undeclared port hangs with its client.
+    /// Where the chain for bytes leads to the same place as the one for requests, five seconds cost nothing more
+    /// than the routing of a connection that stayed silent that long.
+    pub fn detection_timeout(&self) -> Duration {
+        if self.protocol_detection_timeout.is_zero() { Duration::from_secs(5) } else { self.protocol_detection_timeout }
+    }
+
     /// The identity of a service account of this mesh.
     pub fn identity(&self, namespace: &str, service_account: &str) -> String {
         format!("spiffe://{}/ns/{namespace}/sa/{service_account}", self.trust_domain)
