@@ -24,7 +24,8 @@ use std::future::Future;
 
 /// `lateen app`: without a subcommand it serves.
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
+// `--version` is the service's, so the program's own flag of that name must not be added here.
+#[command(args_conflicts_with_subcommands = true, disable_version_flag = true)]
 pub struct AppArgs {
     #[command(subcommand)]
     pub command: Option<AppCommand>,

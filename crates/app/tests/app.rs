@@ -334,6 +334,22 @@ fn load_names_why_nothing_came() {
     });
 }
 
+/// As the program embeds it: its own `--version` must not collide with the service's.
+#[test]
+fn the_options_fit_below_a_program_with_a_version() {
+    #[derive(Parser)]
+    #[command(name = "program", version = "9.9", propagate_version = true)]
+    enum Program {
+        App(AppArgs),
+    }
+    use clap::CommandFactory as _;
+    Program::command().debug_assert();
+    let Program::App(args) = Program::try_parse_from(["program", "app", "--version", "v7"]).unwrap();
+    assert_eq!(args.serve.version, "v7");
+    let Program::App(args) = Program::try_parse_from(["program", "app", "load", "-u", "x:80"]).unwrap();
+    assert!(args.command.is_some());
+}
+
 #[test]
 fn wrong_options_are_refused() {
     for wrong in
