@@ -135,3 +135,32 @@ impl fmt::Display for Diagnostic {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_reads_as_text_and_as_json() {
+        let id = ResourceId { kind: "VirtualService".into(), namespace: "default".into(), name: "v".into() };
+        let diagnostic =
+            Diagnostic::new(Severity::Warning, &Arc::from("f.yaml"), Position { line: 3, column: 7 }, "there is no Gateway x/y")
+                .with_code("IST0101")
+                .with_resource(id)
+                .with_path("spec.gateways[0]");
+        assert_eq!(
+            diagnostic.to_string(),
+            "f.yaml:3:7: warning [IST0101]: VirtualService default/v: spec.gateways[0]: there is no Gateway x/y"
+        );
+        assert_eq!(
+            serde_json::to_value(&diagnostic).unwrap(),
+            serde_json::json!({
+                "severity": "warning", "code": "IST0101", "file": "f.yaml", "line": 3, "column": 7,
+                "resource": {"kind": "VirtualService", "namespace": "default", "name": "v"},
+                "field_path": "spec.gateways[0]", "message": "there is no Gateway x/y"
+            })
+        );
+        let whole = Diagnostic::new(Severity::Error, &Arc::from("f.yaml"), Position::default(), "cannot be read");
+        assert_eq!(whole.to_string(), "f.yaml: error: cannot be read");
+    }
+}

@@ -110,6 +110,10 @@ fn collect(path: &Path, depth: usize, files: &mut Vec<PathBuf>, reading: &mut Re
     };
     for entry in entries.filter_map(Result::ok) {
         let below = entry.path();
+        // A link to a folder can lead back up; kubectl does not follow it either.
+        if below.is_dir() && entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
+            continue;
+        }
         let hidden = entry.file_name().to_string_lossy().starts_with('.');
         if !hidden && (below.is_dir() || is_configuration(&below)) {
             collect(&below, depth + 1, files, reading);

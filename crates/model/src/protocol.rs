@@ -2,6 +2,7 @@
 use std::fmt;
 
 use crate::kinds::service::{ServicePort, TransportProtocol};
+use crate::kinds::service_entry::ServiceEntryPort;
 
 /// What a port speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -112,6 +113,13 @@ impl ServicePort {
     /// What the port speaks.
     pub fn protocol_of(&self) -> Protocol {
         Protocol::of_port(self.app_protocol.as_deref(), self.name.as_deref(), self.protocol, self.port)
+    }
+}
+
+impl ServiceEntryPort {
+    /// What the port speaks; its name does not count, as in Istio.
+    pub fn protocol_of(&self) -> Protocol {
+        self.protocol.as_deref().and_then(Protocol::from_name).unwrap_or(Protocol::Auto)
     }
 }
 

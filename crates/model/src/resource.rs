@@ -27,6 +27,14 @@ message! {
     }
 }
 
+impl ObjectMeta {
+    /// Istio's order among resources that conflict: the oldest first, then by name, then by namespace. Resources from
+    /// files have no age and come first.
+    pub fn precedence(&self) -> (Option<&str>, &str, &str) {
+        (self.creation_timestamp.as_deref(), &self.name, &self.namespace)
+    }
+}
+
 /// Where a resource was written, with the written document.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Origin {

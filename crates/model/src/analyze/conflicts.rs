@@ -18,7 +18,7 @@ pub(super) fn check(index: &Index<'_>, found: &mut Vec<Diagnostic>) {
         }
     }
     for (host, mut rules) in claims {
-        rules.sort_by_key(|rule| precedence(rule));
+        rules.sort_by(|a, b| a.meta.precedence().cmp(&b.meta.precedence()));
         for (position, rule) in rules.iter().enumerate() {
             if let Some(first) = rules[..position].iter().find(|first| meet(index, first, rule)) {
                 let message = format!(
@@ -33,11 +33,6 @@ pub(super) fn check(index: &Index<'_>, found: &mut Vec<Diagnostic>) {
             }
         }
     }
-}
-
-/// Istio's order among rules that conflict: the oldest, then by name, then by namespace.
-fn precedence(rule: &Resource<VirtualService>) -> (Option<String>, String, String) {
-    (rule.meta.creation_timestamp.clone(), rule.meta.name.clone(), rule.meta.namespace.clone())
 }
 
 /// Whether some namespace sees both.

@@ -41,7 +41,7 @@ fn peer_authentications(index: &Index<'_>, found: &mut Vec<Diagnostic>) {
         whole.entry(policy.namespace()).or_default().push(policy);
     }
     for policies in whole.values_mut() {
-        policies.sort_by_key(|policy| (policy.meta.creation_timestamp.clone(), policy.name().to_owned()));
+        policies.sort_by(|a, b| a.meta.precedence().cmp(&b.meta.precedence()));
         if let [first, rest @ ..] = &policies[..] {
             for policy in rest {
                 let message = format!("PeerAuthentication {} holds for the whole namespace already; this one is not used", first.name());

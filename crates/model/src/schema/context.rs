@@ -155,7 +155,7 @@ impl<'a> Context<'a> {
     }
 
     pub(crate) fn unknown_field(&mut self, entry: &Entry, message: &'static Message) {
-        if self.is_full() {
+        if self.is_full() || message.tolerant && entry.value.value == Value::Null {
             return;
         }
         let known: Vec<String> = message.fields.iter().map(Field::json_name).collect();

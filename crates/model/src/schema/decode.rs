@@ -168,7 +168,13 @@ impl Decode for Duration {
             _ => None,
         };
         if parsed.is_none() {
-            cx.wrong_type(node, DURATION);
+            let written = node.as_str().unwrap_or_default();
+            let meant = written.replace(' ', "").to_lowercase();
+            if parse_duration(&meant).is_some() {
+                cx.error_with(node.at, format!("wants {DURATION}, not {written:?}"), format!("write {meant}"));
+            } else {
+                cx.wrong_type(node, DURATION);
+            }
         }
         parsed
     }
@@ -242,8 +248,9 @@ impl<T: Decode> Decode for Vec<T> {
         let items = match &node.value {
             Value::Null => return None,
             Value::List(items) => items,
-            Value::Map(_) => {
-                cx.error_with(node.at, format!("wants {}, not a mapping", Self::shape().describe()), "put `- ` before the first key");
+            Value::Map(entries) => {
+                let remedy = if entries.is_empty() { "leave it out" } else { "put `- ` before the first key" };
+                cx.error_with(node.at, format!("wants {}, not a mapping", Self::shape().describe()), remedy);
                 return None;
             }
             _ => {

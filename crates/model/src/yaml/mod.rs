@@ -1,4 +1,5 @@
 //! YAML and JSON text to a tree whose every node knows its line and column.
+mod json;
 pub mod reader;
 pub mod scalar;
 pub mod tree;

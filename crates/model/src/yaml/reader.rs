@@ -3,6 +3,7 @@ use std::collections::{HashMap, HashSet};
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput, Tag};
 
+use super::json::join_surrogates;
 use super::scalar;
 use super::tree::{Entry, Node, Position, Value};
 
@@ -62,7 +63,7 @@ pub fn read(bytes: &[u8], limits: &Limits) -> Result<Vec<Result<Document, ReadEr
     let mut budget = Budget { nodes: limits.max_nodes, alias_nodes: limits.max_alias_nodes };
     let mut documents = Vec::new();
     for chunk in split(text) {
-        match Builder::new(limits, &mut budget, &chunk).documents(chunk.text) {
+        match Builder::new(limits, &mut budget, &chunk).documents(&join_surrogates(chunk.text)) {
             Ok(found) => documents.extend(found.into_iter().filter(|document| document.root.value != Value::Null).map(Ok)),
             Err(error) => documents.push(Err(error)),
         }

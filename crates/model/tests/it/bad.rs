@@ -108,6 +108,29 @@ fn wrong_content() {
     );
 }
 
+/// What people get wrong most: fields one level off, lists without dashes, names in the wrong case.
+#[test]
+fn misplaced_fields() {
+    let vs = |rest: &str| format!("misplaced.yaml:{}", rest.replace("VS", "error: VirtualService default/broken:"));
+    let dr = |rest: &str| format!("misplaced.yaml:{}", rest.replace("DR", "error: DestinationRule default/broken:"));
+    let expected = [
+        vs("5:1: VS hosts: this field does not belong here (in the resource); it belongs under spec"),
+        vs("8:12: VS spec.http[0].match: wants a list, each item a mapping (HTTPMatchRequest), not a mapping; leave it out"),
+        vs("11:7: VS spec.http[0].route[0].host: this field does not belong here (in HTTPRouteDestination); it belongs under spec.http[0].route[0].destination"),
+        vs("12:7: VS spec.http[0].route[0].subset: this field does not belong here (in HTTPRouteDestination); it belongs under spec.http[0].route[0].destination"),
+        vs("15:7: VS spec.http[0].retries.perTryTimout: unknown field; did you mean \"perTryTimeout\"?"),
+        vs("17:7: VS spec.http[0].headers.add: this field does not belong here (in Headers); it belongs under spec.http[0].headers.request"),
+        vs("18:14: VS spec.http[0].timeout: wants a duration such as 500ms, 5s or 1h30m, not \"5 s\"; write 5s"),
+        dr("28:3: DR spec.labels: this field does not belong here (in DestinationRule); it belongs under spec.subsets"),
+        dr("32:15: DR spec.trafficPolicy.loadBalancer.simple: \"round_robin\" is none of the accepted values UNSPECIFIED, LEAST_CONN, RANDOM, PASSTHROUGH, ROUND_ROBIN, LEAST_REQUEST; did you mean ROUND_ROBIN?"),
+        dr("33:7: DR spec.trafficPolicy.loadBalancer: \"simple\" and \"consistentHash\" exclude each other; give one of simple, consistentHash"),
+        dr("36:7: DR spec.trafficPolicy.outlierDetection.consecutive5xxError: unknown field; did you mean \"consecutive5xxErrors\"?"),
+        dr("37:7: DR spec.trafficPolicy.outlierDetection.maxConnections: this field does not belong here (in OutlierDetection); it belongs under spec.trafficPolicy.connectionPool.tcp"),
+        "misplaced.yaml:51:7: error: Gateway default/broken: spec.servers[0].port.hosts: this field does not belong here (in Port); it belongs under spec.servers[0]".to_owned(),
+    ];
+    says("misplaced.yaml", &expected.each_ref().map(String::as_str));
+}
+
 #[test]
 fn the_first_of_two_with_one_name_stays() {
     let path = Path::new(FOLDER).join("duplicate-names.yaml");

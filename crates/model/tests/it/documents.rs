@@ -66,7 +66,9 @@ fn folders_are_read_recursively_and_in_order() {
     for (file, name) in [("b/two.yml", "two"), ("a.yaml", "one"), ("b/three.json", "three"), ("b/.git/x.yaml", "x"), ("notes.txt", "y")] {
         fs::write(folder.path().join(file), RULE.replace("NAME", name)).unwrap();
     }
+    std::os::unix::fs::symlink(folder.path(), folder.path().join("b/loop")).unwrap();
     let loaded = load_paths(&[folder.path()], "books", &Limits::default());
+    assert!(loaded.diagnostics.is_empty(), "{:?}", loaded.diagnostics);
     let names: Vec<&str> = loaded.resources.of_kind(Kind::DestinationRule).map(|rule| rule.meta().name.as_str()).collect();
     assert_eq!(names, ["one", "three", "two"]);
     assert!(loaded.resources.iter().all(|resource| resource.meta().namespace == "books"));
@@ -111,4 +113,10 @@ fn known_kinds_without_support_are_warnings() {
             "f.yaml:2:7: warning: AuthorizationPolicy default/a: kind AuthorizationPolicy (security.istio.io/v1) is not supported yet and is left out; it protects nothing until it is"
         ]
     );
+}
+
+#[test]
+fn json_escapes_beyond_the_first_plane() {
+    let json = r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"a": "\u003c\ud83d\ude00\/\n"}}"#;
+    assert_eq!(set(json).config_map("default", "a").unwrap().spec.data["a"], "<\u{1F600}/\n");
 }
