@@ -277,7 +277,9 @@ fn stopping_finishes_what_is_running() {
         let app = start(&["--latency", "400ms"]).await;
         let address = app.http;
         let running = tokio::task::spawn_local(async move { get(address, "/").await.0 });
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        while get(address, "/count").await.1 == "0\n" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         app.stop.send(()).unwrap();
         assert_eq!(running.await.unwrap(), 200);
         app.ended.await.unwrap().unwrap();
