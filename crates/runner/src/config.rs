@@ -63,6 +63,8 @@ pub struct UpConfig {
     pub publish: Vec<Publish>,
     /// What stands for an image: its name, and the command.
     pub images: BTreeMap<String, Vec<String>>,
+    /// Give pods and services IPv6 addresses too; Kubernetes' default is IPv4 alone.
+    pub dual_stack: bool,
     /// The Envoy binary for `--data-plane envoy`; found on the PATH when absent.
     pub envoy_path: Option<String>,
     pub sources: Vec<SourceText>,
@@ -81,6 +83,7 @@ impl Default for UpConfig {
             trust_domain: "cluster.local".into(),
             publish: Vec::new(),
             images: BTreeMap::new(),
+            dual_stack: false,
             envoy_path: None,
             sources: Vec::new(),
             quiet: false,

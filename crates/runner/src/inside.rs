@@ -74,11 +74,18 @@ pub fn run(handover: RawFd) -> io::Result<()> {
 fn build_network() -> io::Result<Links> {
     let mut links = Links::open()?;
     links.up("lo")?;
-    for (name, value) in [("net.ipv4.ip_forward", "1"), ("net.ipv4.conf.all.send_redirects", "0"), ("net.ipv4.conf.default.send_redirects", "0")] {
+    for (name, value) in
+        [("net.ipv4.ip_forward", "1"), ("net.ipv4.conf.all.send_redirects", "0"), ("net.ipv4.conf.default.send_redirects", "0")]
+    {
         sysctl(name, value)?;
     }
     // A kernel without IPv6 does as well.
-    let six = ["net.ipv6.conf.all.disable_ipv6=0", "net.ipv6.conf.default.disable_ipv6=0", "net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.all.forwarding=1"];
+    let six = [
+        "net.ipv6.conf.all.disable_ipv6=0",
+        "net.ipv6.conf.default.disable_ipv6=0",
+        "net.ipv6.conf.default.accept_dad=0",
+        "net.ipv6.conf.all.forwarding=1",
+    ];
     for (name, value) in six.iter().filter_map(|s| s.split_once('=')) {
         let _ = sysctl(name, value);
     }

@@ -74,7 +74,8 @@ pub fn start(mut config: UpConfig) -> Result<Outer, UpError> {
     })?;
     let mut listeners = Vec::new();
     for publish in &mut config.publish {
-        let listener = TcpListener::bind(("127.0.0.1", publish.host_port)).map_err(|cause| UpError::Port { port: publish.host_port, cause })?;
+        let listener =
+            TcpListener::bind(("127.0.0.1", publish.host_port)).map_err(|cause| UpError::Port { port: publish.host_port, cause })?;
         publish.host_port = listener.local_addr()?.port();
         listeners.push(listener);
     }

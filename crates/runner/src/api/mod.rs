@@ -41,18 +41,49 @@ pub type Namespace = Option<String>;
 #[serde(rename_all = "camelCase")]
 pub enum Request {
     /// Create or change what the texts hold.
-    Apply { sources: Vec<SourceText>, namespace: String },
+    Apply {
+        sources: Vec<SourceText>,
+        namespace: String,
+    },
     /// Remove what the texts hold.
-    DeleteSources { sources: Vec<SourceText>, namespace: String },
+    DeleteSources {
+        sources: Vec<SourceText>,
+        namespace: String,
+    },
     /// Remove by kind and name.
-    Delete { kind: String, names: Vec<String>, namespace: String },
-    Get { kinds: String, names: Vec<String>, namespace: Namespace, output: Output, watch: bool },
-    Logs { pod: String, namespace: String, container: Option<String>, follow: bool, tail: Option<usize>, previous: bool },
+    Delete {
+        kind: String,
+        names: Vec<String>,
+        namespace: String,
+    },
+    Get {
+        kinds: String,
+        names: Vec<String>,
+        namespace: Namespace,
+        output: Output,
+        watch: bool,
+    },
+    Logs {
+        pod: String,
+        namespace: String,
+        container: Option<String>,
+        follow: bool,
+        tail: Option<usize>,
+        previous: bool,
+    },
     /// Run a command in a pod; input, output and errors come as three descriptors with the request.
-    Exec { pod: String, namespace: String, container: Option<String>, command: Vec<String>, term: Option<String> },
+    Exec {
+        pod: String,
+        namespace: String,
+        container: Option<String>,
+        command: Vec<String>,
+        term: Option<String>,
+    },
     Ps,
     /// Wait until everything is ready.
-    Wait { timeout_seconds: u64 },
+    Wait {
+        timeout_seconds: u64,
+    },
     /// What `up` prints: the mesh's state in short, for programs.
     Status,
     Down,

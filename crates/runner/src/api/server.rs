@@ -148,7 +148,15 @@ impl Client {
         self.exit(i32::from(outcome.failed)).await
     }
 
-    async fn get(&mut self, mesh: &Mesh, kinds: &str, names: &[String], namespace: Option<String>, output: Output, watch: bool) -> io::Result<()> {
+    async fn get(
+        &mut self,
+        mesh: &Mesh,
+        kinds: &str,
+        names: &[String],
+        namespace: Option<String>,
+        output: Output,
+        watch: bool,
+    ) -> io::Result<()> {
         let mut versions = mesh.versions();
         let mut seen = std::collections::BTreeMap::new();
         loop {
@@ -179,7 +187,15 @@ impl Client {
         }
     }
 
-    async fn logs(&mut self, mesh: &Mesh, key: PodKey, container: Option<&str>, follow: bool, tail: Option<usize>, previous: bool) -> io::Result<()> {
+    async fn logs(
+        &mut self,
+        mesh: &Mesh,
+        key: PodKey,
+        container: Option<&str>,
+        follow: bool,
+        tail: Option<usize>,
+        previous: bool,
+    ) -> io::Result<()> {
         let log = match choose(mesh, &key, container) {
             Ok((key, slot)) => {
                 let mut state = mesh.state_mut();
@@ -189,7 +205,8 @@ impl Client {
         };
         let Some((log, name)) = log else { return self.fail("error: the pod is gone").await };
         if previous && !log.borrow().has_previous() {
-            let message = format!("Error from server (BadRequest): previous terminated container \"{name}\" in pod \"{}\" not found", key.1);
+            let message =
+                format!("Error from server (BadRequest): previous terminated container \"{name}\" in pod \"{}\" not found", key.1);
             return self.fail(&message).await;
         }
         // Taken together, so that nothing falls between what was and what comes.
@@ -206,7 +223,9 @@ impl Client {
             };
             match piece {
                 Ok(piece) => self.bytes(&piece).await?,
-                Err(tokio::sync::broadcast::error::RecvError::Lagged(n)) => self.send(&Reply::Err(format!("({n} pieces of output missed)\n"))).await?,
+                Err(tokio::sync::broadcast::error::RecvError::Lagged(n)) => {
+                    self.send(&Reply::Err(format!("({n} pieces of output missed)\n"))).await?
+                }
                 Err(tokio::sync::broadcast::error::RecvError::Closed) => break,
             }
         }
@@ -310,7 +329,6 @@ fn choose(mesh: &Mesh, key: &PodKey, container: Option<&str>) -> Result<(PodKey,
             Some(Slot { init: false, index: app })
         }
     };
-    slot.map(|slot| (key.clone(), slot)).ok_or_else(|| {
-        format!("error: container {} is not valid for pod {}", container.unwrap_or_default(), key.1)
-    })
+    slot.map(|slot| (key.clone(), slot))
+        .ok_or_else(|| format!("error: container {} is not valid for pod {}", container.unwrap_or_default(), key.1))
 }

@@ -111,7 +111,10 @@ fn item_block(item: &Json, indent: usize, out: &mut String) {
 /// Whether a text reads well, and reads back the same, as a literal block.
 fn literal(text: &str) -> bool {
     let body = text.trim_end_matches('\n');
-    body.contains('\n') && text.len() - body.len() <= 1 && !body.starts_with([' ', '\n']) && !body.contains(|c: char| c.is_control() && c != '\n')
+    body.contains('\n')
+        && text.len() - body.len() <= 1
+        && !body.starts_with([' ', '\n'])
+        && !body.contains(|c: char| c.is_control() && c != '\n')
 }
 
 fn scalar(value: &Json) -> String {
@@ -125,12 +128,12 @@ fn scalar(value: &Json) -> String {
 
 /// Plain where YAML reads it as the same text, in JSON's quotes otherwise.
 fn scalar_text(text: &str) -> String {
-    let plain_start = text.starts_with(|c: char| c.is_ascii_alphabetic() || matches!(c, '/' | '_' | '.') || !c.is_ascii() && !c.is_control());
-    let plain_rest = !text.contains(|c: char| c.is_control()) && !text.contains(": ") && !text.contains(" #") && !text.ends_with([' ', ':']);
-    let word = matches!(
-        text.to_ascii_lowercase().as_str(),
-        "true" | "false" | "null" | "yes" | "no" | "on" | "off" | "y" | "n" | ".inf" | ".nan"
-    );
+    let plain_start =
+        text.starts_with(|c: char| c.is_ascii_alphabetic() || matches!(c, '/' | '_' | '.') || !c.is_ascii() && !c.is_control());
+    let plain_rest =
+        !text.contains(|c: char| c.is_control()) && !text.contains(": ") && !text.contains(" #") && !text.ends_with([' ', ':']);
+    let word =
+        matches!(text.to_ascii_lowercase().as_str(), "true" | "false" | "null" | "yes" | "no" | "on" | "off" | "y" | "n" | ".inf" | ".nan");
     let number = text.parse::<f64>().is_ok();
     if plain_start && plain_rest && !word && !number { text.to_owned() } else { Json::from(text).to_string() }
 }

@@ -28,9 +28,13 @@ pub enum NoNamespaces {
     Exhausted(nix::Error),
     #[error("ordinary users may not make user namespaces here: enable them with `sysctl -w {0}`, or run as root")]
     Forbidden(&'static str),
-    #[error("cannot make namespaces ({0}); in a container, allow them with `--security-opt seccomp=unconfined --security-opt apparmor=unconfined` or run with `--privileged`")]
+    #[error(
+        "cannot make namespaces ({0}); in a container, allow them with `--security-opt seccomp=unconfined --security-opt apparmor=unconfined` or run with `--privileged`"
+    )]
     Refused(nix::Error),
-    #[error("cannot map user ids into the new namespace: {0}; on Ubuntu, `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0` allows it")]
+    #[error(
+        "cannot map user ids into the new namespace: {0}; on Ubuntu, `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0` allows it"
+    )]
     Unmapped(io::Error),
     #[error("{0}")]
     Other(#[from] io::Error),

@@ -67,7 +67,8 @@ impl PodNamespaces {
                 // A host prefix: even a neighbour is reached through the mesh's namespace, where cluster
                 // addresses are rewritten both ways and a link can be cut or slowed.
                 let prefix = if address.is_ipv4() { 32 } else { 128 };
-                let added = links.add_address(POD_INTERFACE, *address, prefix).and_then(|()| links.add_default_route(POD_INTERFACE, *gateway));
+                let added =
+                    links.add_address(POD_INTERFACE, *address, prefix).and_then(|()| links.add_default_route(POD_INTERFACE, *gateway));
                 if address.is_ipv4() {
                     added?;
                 }
@@ -86,6 +87,8 @@ fn quiet_network() {
         ("net.ipv4.conf.default.accept_redirects", "0"),
         ("net.ipv6.conf.all.disable_ipv6", "0"),
         ("net.ipv6.conf.default.disable_ipv6", "0"),
+        // Nobody else hands out addresses; without this neighbours cannot be asked for in the first two seconds.
+        ("net.ipv6.conf.default.accept_dad", "0"),
         ("net.ipv6.conf.default.accept_ra", "0"),
         ("net.ipv6.conf.default.accept_redirects", "0"),
         ("net.ipv6.conf.all.accept_redirects", "0"),
@@ -109,7 +112,8 @@ fn mount_files(setup: &PodSetup) -> io::Result<()> {
     }
     bind(&setup.run, Path::new("/run"))?;
     for (source, target) in setup.mounts.iter().filter(|(_, t)| !t.starts_with("/run") && !t.starts_with("/var/run")) {
-        bind(source, target).map_err(|e| io::Error::other(format!("{e} (a volume can be mounted under /run, or where the host has such a path)")))?;
+        bind(source, target)
+            .map_err(|e| io::Error::other(format!("{e} (a volume can be mounted under /run, or where the host has such a path)")))?;
     }
     Ok(())
 }
@@ -136,7 +140,11 @@ fn place(run: &Path, etc: &Path, name: &str, text: &str) -> io::Result<()> {
     }
     let file = etc.join(name);
     fs::write(&file, text)?;
-    if visible.exists() { bind(&file, &visible) } else { Err(io::Error::other(format!("{} does not exist on this machine: create an empty one", visible.display()))) }
+    if visible.exists() {
+        bind(&file, &visible)
+    } else {
+        Err(io::Error::other(format!("{} does not exist on this machine: create an empty one", visible.display())))
+    }
 }
 
 /// Where a chain of links ends, whether or not anything is there.

@@ -127,7 +127,9 @@ impl Capture {
         // The sidecar calls its own pod (the application called its own service): that enters as inbound traffic.
         for by_sidecar in sidecar() {
             for local in ["127.0.0.1", "::1"] {
-                rules.push(by_sidecar(tcp().leaves_by("lo")).not_destination(host(local)).not_destination_port(HBONE_PORT).redirect(INBOUND_PORT));
+                rules.push(
+                    by_sidecar(tcp().leaves_by("lo")).not_destination(host(local)).not_destination_port(HBONE_PORT).redirect(INBOUND_PORT),
+                );
             }
         }
         // Whatever else stays in the pod is not captured: the application talking to itself.
@@ -158,9 +160,7 @@ fn host(text: &str) -> Cidr {
 
 fn list<T: std::str::FromStr>(name: &str, value: &str, expected: &'static str) -> Result<Vec<T>, InvalidAnnotation> {
     let parts = value.split(',').map(str::trim).filter(|p| !p.is_empty());
-    parts
-        .map(|p| p.parse().map_err(|_| InvalidAnnotation { name: format!("{PREFIX}{name}"), value: value.to_owned(), expected }))
-        .collect()
+    parts.map(|p| p.parse().map_err(|_| InvalidAnnotation { name: format!("{PREFIX}{name}"), value: value.to_owned(), expected })).collect()
 }
 
 #[cfg(test)]

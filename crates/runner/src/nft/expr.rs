@@ -68,9 +68,7 @@ impl FromStr for Cidr {
         let bad = || InvalidCidr(text.to_owned());
         match text.split_once('/') {
             None => text.parse().map(Self::host).map_err(|_| bad()),
-            Some((address, prefix)) => {
-                Self::new(address.parse().map_err(|_| bad())?, prefix.parse().map_err(|_| bad())?).ok_or_else(bad)
-            }
+            Some((address, prefix)) => Self::new(address.parse().map_err(|_| bad())?, prefix.parse().map_err(|_| bad())?).ok_or_else(bad),
         }
     }
 }

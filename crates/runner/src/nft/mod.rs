@@ -130,7 +130,9 @@ impl Ruleset {
     pub fn commit(&self) -> io::Result<()> {
         let explained = |e: io::Error| {
             let hint = match e.raw_os_error() {
-                Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::ENOENT) => " (kernel without nf_tables nat? try: modprobe nft_nat nft_redir)",
+                Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::ENOENT) => {
+                    " (kernel without nf_tables nat? try: modprobe nft_nat nft_redir)"
+                }
                 Some(libc::EMSGSIZE) => " (more rules than one transaction holds: raise net.core.wmem_max)",
                 _ => "",
             };
@@ -158,17 +160,21 @@ mod tests {
         };
         let all: Vec<String> = set.messages().iter().map(|m| hex(&m.encode(1))).collect();
         assert_eq!(all.len(), 7);
-        assert_eq!(all[0], "1400000010000100010000000000000000" .to_owned() + "00000a", "batch begin names subsystem 10");
+        assert_eq!(all[0], "1400000010000100010000000000000000".to_owned() + "00000a", "batch begin names subsystem 10");
         // NEWTABLE inet "t"
         assert_eq!(all[1], "1c000000000a01040100000000000000010000000600010074000000");
         // NEWCHAIN: table, name, hook {3, -100}, type nat
         assert_eq!(
             all[4],
-            "44000000030a0104010000000000000001000000060001007400000006000300630000001400048008000100000000030800020\
+            "40000000030a0104010000000000000001000000060001007400000006000300630000001400048008000100000000030800020\
              0ffffff9c080007006e617400"
         );
         assert!(all[5].starts_with("") && all[5].contains(&hex(b"redir\0")) && all[5].contains(&hex(b"payload\0")));
         assert!(all[5].contains("3a99"), "port 15001 in network order");
-        assert_eq!(u16::from_str_radix(&format!("{}{}", &all[5][14..16], &all[5][12..14]), 16).unwrap(), 0x0c05, "create, append, ack, request");
+        assert_eq!(
+            u16::from_str_radix(&format!("{}{}", &all[5][14..16], &all[5][12..14]), 16).unwrap(),
+            0x0c05,
+            "create, append, ack, request"
+        );
     }
 }

@@ -54,7 +54,14 @@ fn truth(text: &str) -> Option<bool> {
 }
 
 /// Istio's decision: the pod's label beats its annotation, both beat the namespace's label; gateways are told by their template.
-pub fn decide(namespace: &str, namespace_labels: &Labels, plan_labels: &Labels, annotations: &Labels, auto_image: bool, inject_default: bool) -> Injected {
+pub fn decide(
+    namespace: &str,
+    namespace_labels: &Labels,
+    plan_labels: &Labels,
+    annotations: &Labels,
+    auto_image: bool,
+    inject_default: bool,
+) -> Injected {
     let own = plan_labels.get(INJECT).and_then(|v| truth(v)).or_else(|| annotations.get(INJECT).and_then(|v| truth(v)));
     let of_namespace = match namespace_labels.get("istio-injection").map(String::as_str) {
         Some("enabled") => true,
@@ -116,7 +123,8 @@ pub fn inject(plan: &mut PodPlan, injected: Injected, owner: Owner<'_>, settings
 fn label(plan: &mut PodPlan, workload: &str, injected: Injected) {
     let first = |names: &[&str]| names.iter().find_map(|n| plan.labels.get(*n).cloned());
     let name = first(&["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]).unwrap_or_else(|| workload.to_owned());
-    let revision = first(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]).unwrap_or_else(|| "latest".into());
+    let revision =
+        first(&["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]).unwrap_or_else(|| "latest".into());
     plan.labels.insert("service.istio.io/canonical-name".into(), name);
     plan.labels.insert("service.istio.io/canonical-revision".into(), revision);
     if injected == Injected::Sidecar {

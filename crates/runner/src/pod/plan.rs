@@ -23,7 +23,9 @@ pub type Images = BTreeMap<String, Vec<String>>;
 /// Why a pod cannot be run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    #[error("container {container}: image `{image}` cannot be pulled, containers are processes of this machine: give it a `command:`, or say what it stands for with `--image {image}=COMMAND`")]
+    #[error(
+        "container {container}: image `{image}` cannot be pulled, containers are processes of this machine: give it a `command:`, or say what it stands for with `--image {image}=COMMAND`"
+    )]
     Image { container: String, image: String },
     #[error("container {container}: {probe}: {reason}")]
     Probe { container: String, probe: &'static str, reason: String },
@@ -349,7 +351,12 @@ mod tests {
     use super::*;
 
     fn spec(command: &[&str], image: &str) -> Container {
-        Container { name: "c".into(), image: Some(image.into()), command: command.iter().map(|s| (*s).into()).collect(), ..Container::default() }
+        Container {
+            name: "c".into(),
+            image: Some(image.into()),
+            command: command.iter().map(|s| (*s).into()).collect(),
+            ..Container::default()
+        }
     }
 
     #[test]

@@ -21,10 +21,19 @@ const HEAD_LIMIT: usize = 4096;
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Check {
-    Http { port: u16, path: String, host: Option<String>, headers: Vec<(String, String)> },
-    Tcp { port: u16 },
+    Http {
+        port: u16,
+        path: String,
+        host: Option<String>,
+        headers: Vec<(String, String)>,
+    },
+    Tcp {
+        port: u16,
+    },
     /// A command in the container that must exit with 0.
-    Exec { command: Vec<String> },
+    Exec {
+        command: Vec<String>,
+    },
     /// Nothing to ask: ready as soon as it runs.
     Nothing,
 }

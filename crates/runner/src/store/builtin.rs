@@ -68,7 +68,7 @@ spec:
         image: lateen/lateen
         command: [lateen, control, --folder, {CONFIG}, --ca-folder, {SECRETS}/ca, --token-jwks, {SECRETS}/jwks.json, --trust-domain, {trust_domain}]
         ports: [{{containerPort: 15010}}, {{containerPort: 15012}}, {{containerPort: 15014}}, {{containerPort: 8080}}]
-        readinessProbe: {{httpGet: {{path: /ready, port: 8080}}, periodSeconds: 3}}
+        readinessProbe: {{httpGet: {{path: /ready, port: 15014}}, periodSeconds: 3}}
         volumeMounts: [{{name: state, mountPath: {STATE}}}]
       volumes: [{{name: state, hostPath: {{path: {STATE}}}}}]
 "

@@ -120,7 +120,11 @@ pub struct Slot {
 /// Whose process it is.
 #[derive(Debug)]
 pub enum Child {
-    Container { pod: PodKey, uid: String, slot: Slot },
+    Container {
+        pod: PodKey,
+        uid: String,
+        slot: Slot,
+    },
     /// A command of `exec` or of a probe: somebody waits for its end.
     Awaited(oneshot::Sender<End>),
 }
@@ -161,7 +165,13 @@ impl State {
         let refused: u32 = self
             .refused
             .keys()
-            .map(|k| if k.kind == Kind::Deployment { self.resources.deployment(&k.namespace, &k.name).map_or(0, |d| d.spec.replicas()) } else { 1 })
+            .map(|k| {
+                if k.kind == Kind::Deployment {
+                    self.resources.deployment(&k.namespace, &k.name).map_or(0, |d| d.spec.replicas())
+                } else {
+                    1
+                }
+            })
             .sum();
         let present = self.pods.values().filter(|p| !p.terminating);
         let ready = present.clone().filter(|p| p.is_ready()).count();

@@ -42,11 +42,11 @@ pub struct Network {
     /// By (namespace, service, service port): the ready endpoints, IPv4 only, for published ports and `get endpoints`.
     pub endpoints: BTreeMap<(String, String, u16), Vec<SocketAddr>>,
     /// By (namespace, service).
-    pub cluster_addresses: BTreeMap<(String, String), [IpAddr; 2]>,
+    pub cluster_addresses: BTreeMap<(String, String), Vec<IpAddr>>,
 }
 
 /// Computes it all.
-pub fn network(resources: &ResourceSet, pods: &[PodView], addresses: &mut ServiceAddresses, domain: &str) -> Network {
+pub fn network(resources: &ResourceSet, pods: &[PodView], addresses: &mut ServiceAddresses, domain: &str, dual_stack: bool) -> Network {
     let mut network =
         Network { zone: Zone::new(domain), ports: Vec::new(), endpoints: BTreeMap::new(), cluster_addresses: BTreeMap::new() };
     for service in resources.services() {
@@ -69,13 +69,13 @@ pub fn network(resources: &ResourceSet, pods: &[PodView], addresses: &mut Servic
                 let host = pod.hostname.as_ref().filter(|_| pod.subdomain.as_deref() == Some(name)).unwrap_or(&pod.name);
                 network.zone.add(&format!("{host}.{full}"), pod.addresses.iter().copied());
             }
-            None
+            Vec::new()
         } else {
             let wanted = spec.cluster_ip.as_deref().and_then(|t| t.parse::<Ipv4Addr>().ok());
-            let cluster = addresses.of(namespace, name, wanted);
-            network.zone.add(&full, cluster);
-            network.cluster_addresses.insert((namespace.to_owned(), name.to_owned()), cluster);
-            Some(cluster)
+            let cluster: Vec<IpAddr> = addresses.of(namespace, name, wanted).into_iter().filter(|a| dual_stack || a.is_ipv4()).collect();
+            network.zone.add(&full, cluster.iter().copied());
+            network.cluster_addresses.insert((namespace.to_owned(), name.to_owned()), cluster.clone());
+            cluster
         };
         for port in &spec.ports {
             let target = port.target_port.clone().unwrap_or(IntOrString::Int(port.port.into()));
@@ -89,11 +89,11 @@ pub fn network(resources: &ResourceSet, pods: &[PodView], addresses: &mut Servic
                 TransportProtocol::Udp => Transport::Udp,
                 TransportProtocol::Sctp => continue,
             };
-            for address in cluster.into_iter().flatten() {
+            for address in &cluster {
                 let endpoints = at(address.is_ipv4());
                 // Without endpoints no rule: the refusal of the whole range answers.
                 if !endpoints.is_empty() {
-                    network.ports.push(ServicePort { address: SocketAddr::new(address, port.port), transport, endpoints });
+                    network.ports.push(ServicePort { address: SocketAddr::new(*address, port.port), transport, endpoints });
                 }
             }
         }
@@ -142,7 +142,7 @@ spec: {type: ExternalName, externalName: example.com}
         assert!(diagnostics.iter().all(|d| !d.is_error()), "{diagnostics:?}");
         let set: ResourceSet = resources.into_iter().collect();
         let pods = [pod("a-1", "a", 20, true), pod("a-2", "a", 21, false), pod("b-1", "b", 22, true)];
-        let network = network(&set, &pods, &mut ServiceAddresses::default(), "cluster.local");
+        let network = network(&set, &pods, &mut ServiceAddresses::default(), "cluster.local", true);
         assert_eq!(network.ports.len(), 1);
         assert_eq!(network.ports[0].endpoints, ["10.244.0.20:8080".parse().unwrap()]);
         assert_eq!(network.zone.lookup("h.default.svc.cluster.local"), Answer::Found(vec!["10.244.0.20".parse().unwrap()]));

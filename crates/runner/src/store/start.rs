@@ -20,8 +20,8 @@ use super::builtin::{LOGS, PODS};
 use super::mesh::{Child, Container, Mesh, Pod, PodKey, Slot, State, Task};
 use super::tokens::write_atomically;
 use crate::dns;
-use crate::namespaces::pod::{POD_INTERFACE, PodNamespaces, PodSetup};
 use crate::namespaces::in_network;
+use crate::namespaces::pod::{POD_INTERFACE, PodNamespaces, PodSetup};
 use crate::pod::inject::{self, Injected, Owner};
 use crate::pod::logs::Log;
 use crate::pod::plan::{self, ContainerPlan, Facts, PodPlan, Refused, Role, Source, Value, Volume};
@@ -61,7 +61,9 @@ pub fn plan_of(state: &State, owner: &ResourceKey) -> Result<PodPlan, Refused> {
     let of = Owner { namespace: &owner.namespace, workload: &owner.name, kind: owner.kind.as_str() };
     inject::inject(&mut plan, injected, of, &state.settings)?;
     if plan.containers.iter().any(|c| c.argv.is_empty()) {
-        return Err(Refused::Other("image `auto` stands for a gateway proxy: the pod needs the label sidecar.istio.io/inject: \"true\"".into()));
+        return Err(Refused::Other(
+            "image `auto` stands for a gateway proxy: the pod needs the label sidecar.istio.io/inject: \"true\"".into(),
+        ));
     }
     if let Some(capture) = &mut plan.capture {
         capture.plumbing = vec![CONTROL.into(), GATEWAY.into(), GATEWAY6.into()];
@@ -103,7 +105,9 @@ impl Mesh {
         let namespace = owner.namespace.clone();
         let name = pod_name(owner, revision, |n| state.pods.contains_key(&(namespace.clone(), n.to_owned())));
         let key: PodKey = (namespace, name);
-        let (number, addresses) = state.pod_addresses.take().ok_or_else(|| io::Error::other("no pod addresses left"))?;
+        let (number, both) = state.pod_addresses.take().ok_or_else(|| io::Error::other("no pod addresses left"))?;
+        let dual_stack = state.config.dual_stack;
+        let addresses: Vec<IpAddr> = both.into_iter().filter(|a| dual_stack || a.is_ipv4()).collect();
         let made = make(&mut state, &key, number, &addresses, plan);
         match made {
             Ok((plan, namespaces, uid)) => {
@@ -131,7 +135,7 @@ impl Mesh {
                     owner: owner.clone(),
                     revision,
                     number,
-                    addresses: addresses.to_vec(),
+                    addresses: addresses.clone(),
                     namespaces: Rc::new(namespaces),
                     created: SystemTime::now(),
                     terminating: false,
@@ -158,7 +162,8 @@ impl Mesh {
             match pod.init.iter().position(|c| !c.done) {
                 // The sidecar runs before and beside init containers, as Istio's native sidecar does, so that they have a network.
                 Some(index) => {
-                    let proxies = slots(pod).filter(|s| pod.containers[s.index].plan.role == Role::Proxy && pod.containers[s.index].pid.is_none());
+                    let proxies =
+                        slots(pod).filter(|s| pod.containers[s.index].plan.role == Role::Proxy && pod.containers[s.index].pid.is_none());
                     proxies.chain([Slot { init: true, index }]).collect()
                 }
                 None => slots(pod).filter(|s| pod.containers[s.index].pid.is_none()).collect(),
@@ -429,14 +434,8 @@ fn start_process(state: &mut State, key: &PodKey, slot: Slot) -> io::Result<Opti
 
 /// The command and environment of a container of a running pod.
 pub(crate) fn process_spec(state: &State, key: &PodKey, pod: &Pod, container: &ContainerPlan) -> io::Result<ProcessSpec> {
-    let facts = Facts {
-        name: &key.1,
-        namespace: &key.0,
-        uid: &pod.uid,
-        addresses: &pod.addresses,
-        node_address: GATEWAY.into(),
-        plan: &pod.plan,
-    };
+    let facts =
+        Facts { name: &key.1, namespace: &key.0, uid: &pod.uid, addresses: &pod.addresses, node_address: GATEWAY.into(), plan: &pod.plan };
     let mut env: Vec<(String, String)> = Vec::new();
     for name in ["PATH", "HOME", "LANG", "TERM"] {
         if let Ok(value) = std::env::var(name) {

@@ -115,7 +115,8 @@ impl Mesh {
         let mut state = self.state_mut();
         let state = &mut *state;
         let views: Vec<PodView> = state.pods.iter().map(|(key, pod)| pod.view(key)).collect();
-        let network = services::network(&state.resources, &views, &mut state.service_addresses, &state.settings.domain);
+        let network =
+            services::network(&state.resources, &views, &mut state.service_addresses, &state.settings.domain, state.config.dual_stack);
         let changed = state.network.as_ref().is_none_or(|old| old.ports != network.ports);
         if changed {
             let routing = Routing {
@@ -203,8 +204,8 @@ pub fn document(state: &State, resource: &AnyResource) -> Json {
         AnyResource::Service(service) if !service.spec.is_headless() => {
             let cluster = state.network.as_ref().and_then(|n| n.cluster_addresses.get(&(key.namespace.clone(), key.name.clone())));
             if let (Some(addresses), Some(spec)) = (cluster, doc.get_mut("spec").and_then(Json::as_object_mut)) {
-                spec.insert("clusterIP".into(), addresses[0].to_string().into());
-                spec.insert("clusterIPs".into(), json!(addresses.map(|a| a.to_string())));
+                spec.insert("clusterIP".into(), json!(addresses.first()));
+                spec.insert("clusterIPs".into(), json!(addresses));
             }
         }
         AnyResource::Deployment(deployment) => {

@@ -68,7 +68,8 @@ pub(super) fn find(state: &State, kinds: &str, names: &[String], namespace: Opti
         None => (kinds, names.to_vec()),
     };
     let sorts = sorts(kinds)?;
-    let mut found = Found { sections: Vec::new(), missing: Vec::new(), many: sorts.len() > 1, named: !names.is_empty(), nothing: String::new() };
+    let mut found =
+        Found { sections: Vec::new(), missing: Vec::new(), many: sorts.len() > 1, named: !names.is_empty(), nothing: String::new() };
     for sort in sorts {
         let mut section = section(state, sort);
         let namespaced = sort != Sort::Kind(Kind::Namespace);
@@ -262,7 +263,8 @@ fn endpoints(state: &State) -> Vec<Row> {
             n => format!("{} + {} more...", all[..3].join(","), n - 3),
         };
         let created = state.created.get(&ResourceKey::new(Kind::Service, namespace.as_str(), name.as_str()));
-        let document = json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name, "namespace": namespace}, "endpoints": all});
+        let document =
+            json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name, "namespace": namespace}, "endpoints": all});
         Row {
             namespace: namespace.clone(),
             name: name.clone(),
