@@ -4,10 +4,13 @@
 //! `tls` secures, `filter` and `http` act on connections and requests, `router` chooses and retries,
 //! `upstream` connects. The main thread compiles configuration and publishes snapshots to the workers;
 //! a request reads its worker's own copy and takes no lock.
+pub mod admin;
+pub mod bootstrap;
 mod filter;
 mod http;
 mod io;
 mod listener;
+pub mod main_thread;
 mod router;
 mod tls;
 mod upstream;

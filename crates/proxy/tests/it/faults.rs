@@ -1,0 +1,102 @@
+//! HTTP filters: fault, CORS, RBAC.
+use std::time::{Duration, Instant};
+
+use crate::support::*;
+
+const FAULT: &str = r#"- name: envoy.filters.http.fault
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault
+"#;
+
+#[test]
+fn aborts_and_delays_are_injected_with_envoys_text() {
+    let upstream = Upstream::ok("x");
+    let mut config = Config::to(&[upstream.port()]);
+    config.filters = format!(
+        "{FAULT}    abort: {{http_status: 555, percentage: {{numerator: 100}}}}\n    delay: {{fixed_delay: 0.2s, percentage: {{numerator: 100}}}}"
+    );
+    let proxy = config.start();
+    let start = Instant::now();
+    let answer = proxy.get("/");
+    assert_eq!((answer.status, answer.body.as_str()), (555, "fault filter abort"));
+    assert!(start.elapsed() >= Duration::from_millis(200));
+    assert_eq!(proxy.stat("http.t.fault.aborts_injected"), 1);
+    assert_eq!(proxy.stat("http.t.fault.delays_injected"), 1);
+    assert!(upstream.seen().is_empty());
+}
+
+#[test]
+fn a_route_sets_its_own_fault_and_a_zero_percentage_is_none() {
+    let upstream = Upstream::ok("x");
+    let mut config = Config::to(&[upstream.port()]).routes(
+        r#"- match: {prefix: /bad}
+  route: {cluster: c}
+  typed_per_filter_config:
+    envoy.filters.http.fault:
+      "@type": type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault
+      abort: {http_status: 500, percentage: {numerator: 100}}
+- match: {prefix: /none}
+  route: {cluster: c}
+  typed_per_filter_config:
+    envoy.filters.http.fault:
+      "@type": type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault
+      abort: {http_status: 500, percentage: {numerator: 0}}
+- match: {prefix: /}
+  route: {cluster: c}"#,
+    );
+    config.filters = FAULT.to_owned();
+    let proxy = config.start();
+    assert_eq!((proxy.get("/bad").status, proxy.get("/none").status, proxy.get("/").status), (500, 200, 200));
+}
+
+#[test]
+fn cors_answers_preflights_and_marks_responses() {
+    let upstream = Upstream::ok("x");
+    let mut config = Config::to(&[upstream.port()]).routes(
+        r#"- match: {prefix: /}
+  route: {cluster: c}
+  typed_per_filter_config:
+    envoy.filters.http.cors:
+      "@type": type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy
+      allow_origin_string_match: [{exact: "https://shop.example"}]
+      allow_methods: "GET,POST"
+      expose_headers: x-one
+      max_age: "60""#,
+    );
+    config.filters =
+        "- name: envoy.filters.http.cors\n  typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors}"
+            .to_owned();
+    let proxy = config.start();
+    let preflight = "OPTIONS / HTTP/1.1\r\nhost: a\r\norigin: https://shop.example\r\naccess-control-request-method: POST\r\n\r\n";
+    let answer = proxy.call(preflight);
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.header("access-control-allow-origin"), Some("https://shop.example"));
+    assert_eq!(answer.header("access-control-allow-methods"), Some("GET,POST"));
+    assert_eq!(answer.header("access-control-max-age"), Some("60"));
+    assert!(upstream.seen().is_empty());
+    let answer = proxy.call("GET / HTTP/1.1\r\nhost: a\r\norigin: https://shop.example\r\n\r\n");
+    assert_eq!(answer.header("access-control-expose-headers"), Some("x-one"));
+    let answer = proxy.call("GET / HTTP/1.1\r\nhost: a\r\norigin: https://evil.example\r\n\r\n");
+    assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, None));
+}
+
+#[test]
+fn rbac_denies_with_403_by_path_as_normalised() {
+    let upstream = Upstream::ok("x");
+    let mut config = Config::to(&[upstream.port()]);
+    config.hcm = "normalize_path: true\nmerge_slashes: true".to_owned();
+    config.filters = r#"- name: envoy.filters.http.rbac
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC
+    rules:
+      action: DENY
+      policies:
+        no-admin: {permissions: [{url_path: {path: {prefix: /admin}}}], principals: [{any: true}]}"#
+        .to_owned();
+    let proxy = config.start();
+    for path in ["/admin", "//admin", "/./admin", "/x/../admin", "/admin?x", "/admin#x", "/%61dmin"] {
+        let answer = proxy.get(path);
+        assert_eq!((answer.status, answer.body.as_str()), (403, "RBAC: access denied"), "{path}");
+    }
+    assert_eq!(proxy.get("/open").status, 200);
+}

@@ -1,0 +1,9 @@
+//! The data plane over loopback sockets: configuration as Envoy YAML, scripted upstreams, raw callers.
+mod support;
+
+mod faults;
+mod http1;
+mod retries;
+mod routing;
+mod swap;
+mod tcp;

@@ -1,0 +1,80 @@
+//! Retries: conditions, limits, bodies, hosts.
+use crate::support::*;
+
+fn with_policy(ports: &[u16], policy: &str) -> Proxy {
+    Config::to(ports).routes(&format!("- {{match: {{prefix: /}}, route: {{cluster: c, timeout: 0s, retry_policy: {policy}}}}}")).start()
+}
+
+#[test]
+fn retries_hide_a_failure_and_repeat_the_body() {
+    let upstream = Upstream::start(|n, _, stream| if n < 3 { write_status(stream, 503) } else { write_ok(stream, "third") });
+    let proxy = with_policy(&[upstream.port()], "{retry_on: 5xx, num_retries: 2}");
+    let answer = proxy.call("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello");
+    assert_eq!((answer.status, answer.body.as_str()), (200, "third"));
+    assert_eq!(upstream.seen().len(), 3);
+    assert!(upstream.seen().iter().all(|r| r.ends_with("hello")));
+    assert_eq!(proxy.stat("cluster.c.upstream_rq_retry"), 2);
+    assert_eq!(proxy.stat("cluster.c.upstream_rq_retry_success"), 1);
+}
+
+#[test]
+fn retries_end_at_their_number_and_only_start_on_their_conditions() {
+    let upstream = Upstream::start(|_, _, stream| write_status(stream, 500));
+    let proxy = with_policy(&[upstream.port()], "{retry_on: 5xx, num_retries: 1}");
+    assert_eq!(proxy.get("/").status, 500);
+    assert_eq!(upstream.seen().len(), 2);
+    assert_eq!(proxy.stat("cluster.c.upstream_rq_retry_limit_exceeded"), 1);
+    let upstream = Upstream::start(|_, _, stream| write_status(stream, 500));
+    let proxy = with_policy(&[upstream.port()], "{retry_on: \"gateway-error,connect-failure\", num_retries: 3}");
+    assert_eq!(proxy.get("/").status, 500);
+    assert_eq!(upstream.seen().len(), 1);
+}
+
+#[test]
+fn a_retry_avoids_the_host_that_failed() {
+    let (bad, good) = (Upstream::start(|_, _, stream| write_status(stream, 503)), Upstream::ok("good"));
+    let policy = "{retry_on: retriable-status-codes, retriable_status_codes: [503], num_retries: 1, host_selection_retry_max_attempts: 5, \
+                  retry_host_predicate: [{name: envoy.retry_host_predicates.previous_hosts, typed_config: \
+                  {\"@type\": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}]}";
+    let proxy = with_policy(&[bad.port(), good.port()], policy);
+    for _ in 0..20 {
+        assert_eq!(proxy.get("/").body, "good");
+    }
+}
+
+#[test]
+fn connect_failures_are_retried_and_a_reply_says_that_they_were() {
+    let proxy = with_policy(&[dead_port()], "{retry_on: connect-failure, num_retries: 2}");
+    let answer = proxy.get("/");
+    assert_eq!(answer.status, 503);
+    assert!(answer.body.contains("retried and the latest reset reason: remote connection failure"), "{}", answer.body);
+    assert_eq!(proxy.stat("cluster.c.upstream_cx_connect_fail"), 3);
+}
+
+#[test]
+fn a_body_beyond_the_buffer_is_not_repeated() {
+    let upstream = Upstream::start(|n, _, stream| if n == 1 { write_status(stream, 503) } else { write_ok(stream, "") });
+    let proxy = with_policy(&[upstream.port()], "{retry_on: 5xx, num_retries: 2}");
+    let body = "b".repeat(100_000);
+    let answer = proxy.call(&format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{body}", body.len()));
+    assert_eq!(answer.status, 503);
+    assert_eq!(upstream.seen().len(), 1);
+}
+
+#[test]
+fn a_grpc_status_in_the_head_is_a_condition() {
+    let upstream = Upstream::start(|n, _, stream| {
+        use std::io::Write;
+        let status = if n == 1 { 14 } else { 0 };
+        stream
+            .write_all(
+                format!("HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ngrpc-status: {status}\r\ncontent-length: 0\r\n\r\n")
+                    .as_bytes(),
+            )
+            .is_ok()
+    });
+    let proxy = with_policy(&[upstream.port()], "{retry_on: \"unavailable,cancelled\", num_retries: 2}");
+    let answer = proxy.call("POST / HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n\r\n");
+    assert_eq!(answer.header("grpc-status"), Some("0"));
+    assert_eq!(upstream.seen().len(), 2);
+}

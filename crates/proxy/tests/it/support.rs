@@ -1,0 +1,332 @@
+//! A proxy worker under test, upstreams that do as they are told, and callers that send bytes.
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use lateen_proxy::worker::NodeText;
+use lateen_proxy::{LogFiles, WorkerConfig, WorkerHandle};
+use lateen_snapshot::Snapshot;
+use lateen_snapshot::compile::Compiler;
+use lateen_telemetry::Registry;
+use lateen_telemetry::istio::{Config as IstioConfig, IstioMetrics, PeerMetadata};
+use lateen_telemetry::stats::TagStyle;
+
+pub const WAIT: Duration = Duration::from_secs(5);
+
+/// One worker with its configuration.
+pub struct Proxy {
+    pub worker: WorkerHandle,
+    pub registry: Arc<Registry>,
+    pub address: SocketAddr,
+}
+
+/// Compiles a bootstrap text.
+pub fn snapshot(yaml: &str, version: u64) -> Arc<Snapshot> {
+    let bootstrap = lateen_snapshot::bootstrap::parse(yaml, "test.yaml").unwrap();
+    let mut compiler = Compiler::new();
+    compiler.add_static(bootstrap.resources, Instant::now()).unwrap();
+    let snapshot = compiler.snapshot();
+    let mut snapshot = Arc::try_unwrap(snapshot).unwrap_or_else(|shared| Snapshot {
+        version: shared.version,
+        listeners: shared.listeners.clone(),
+        clusters: shared.clusters.clone(),
+        routes: shared.routes.clone(),
+        cluster_ids: shared.cluster_ids.clone(),
+    });
+    snapshot.version = version;
+    Arc::new(snapshot)
+}
+
+pub fn start(yaml: &str) -> Proxy {
+    let (registry, shards) = Registry::new(1, TagStyle::Istio);
+    let (_, istio) = IstioMetrics::new(IstioConfig::new(PeerMetadata::default()), 1);
+    let config = WorkerConfig {
+        index: 0,
+        pin: None,
+        shard: shards.into_iter().next().unwrap(),
+        registry: registry.clone(),
+        istio: istio.into_iter().next().unwrap(),
+        logs: Arc::new(LogFiles::default()),
+        upstream_mark: None,
+        node: Arc::new(NodeText::default()),
+        epoch: Instant::now(),
+    };
+    let worker = WorkerHandle::spawn(config).unwrap();
+    publish(&worker, snapshot(yaml, 1));
+    assert_eq!(worker.problems(), Vec::<String>::new());
+    let address = worker.bound()[0].1;
+    Proxy { worker, registry, address }
+}
+
+/// Publishes and waits until the worker has it.
+pub fn publish(worker: &WorkerHandle, snapshot: Arc<Snapshot>) {
+    let version = snapshot.version;
+    worker.publish(snapshot);
+    eventually(|| *worker.applied().borrow() >= version);
+}
+
+pub fn eventually(mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + WAIT;
+    while !condition() {
+        assert!(Instant::now() < deadline, "did not happen within {WAIT:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+impl Proxy {
+    pub fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(WAIT)).unwrap();
+        stream
+    }
+
+    /// Sends `request` on a new connection and reads one response.
+    pub fn call(&self, request: &str) -> Answer {
+        let mut stream = self.connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        Answer::read(&mut stream)
+    }
+
+    pub fn get(&self, path: &str) -> Answer {
+        self.call(&format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"))
+    }
+
+    /// A counter or gauge by Envoy's name.
+    pub fn stat(&self, name: &str) -> u64 {
+        let samples = self.registry.scrape(false, &|n| n == name);
+        let text = format!("{:?}", samples.first().map(|s| &s.value));
+        text.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0)
+    }
+}
+
+/// A response as bytes on the wire.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let find = |line: &&str| line.split_once(':').is_some_and(|(n, _)| n.eq_ignore_ascii_case(name));
+        self.head.lines().skip(1).find(find).and_then(|l| l.split_once(": ")).map(|(_, v)| v)
+    }
+
+    pub fn read(stream: &mut TcpStream) -> Self {
+        Self::try_read(stream).expect("a response")
+    }
+
+    /// `None` when the connection ends before a head.
+    pub fn try_read(stream: &mut TcpStream) -> Option<Self> {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            match stream.read(&mut byte) {
+                Ok(1) => head.push(byte[0]),
+                _ => return None,
+            }
+        }
+        let head = String::from_utf8(head).unwrap();
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        let mut answer = Self { status, head, body: String::new() };
+        if status / 100 == 1 || status == 204 || status == 304 {
+            return Some(answer);
+        }
+        let mut body = Vec::new();
+        if let Some(length) = answer.header("content-length") {
+            body = vec![0; length.parse().unwrap()];
+            if stream.read_exact(&mut body).is_err() {
+                return None;
+            }
+        } else if answer.header("transfer-encoding") == Some("chunked") {
+            while !body.ends_with(b"0\r\n\r\n") && !(body.windows(3).any(|w| w == b"0\r\n") && body.ends_with(b"\r\n\r\n")) {
+                let mut byte = [0];
+                if stream.read(&mut byte).ok()? == 0 {
+                    return None;
+                }
+                body.push(byte[0]);
+            }
+        } else {
+            stream.read_to_end(&mut body).ok()?;
+        }
+        answer.body = String::from_utf8_lossy(&body).into_owned();
+        Some(answer)
+    }
+}
+
+/// An upstream: `respond` gets each request (head and body by content-length) and writes what it likes; `false` closes.
+pub struct Upstream {
+    pub address: SocketAddr,
+    pub seen: Arc<Mutex<Vec<String>>>,
+    pub connections: Arc<AtomicUsize>,
+}
+
+impl Upstream {
+    pub fn start(respond: impl Fn(usize, &str, &mut TcpStream) -> bool + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (seen, connections) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+        let (theirs, count, respond) = (seen.clone(), connections.clone(), Arc::new(respond));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                count.fetch_add(1, SeqCst);
+                let (seen, respond) = (theirs.clone(), respond.clone());
+                std::thread::spawn(move || {
+                    while let Some(request) = read_request(&mut stream) {
+                        let number = {
+                            let mut seen = seen.lock().unwrap();
+                            seen.push(request.clone());
+                            seen.len()
+                        };
+                        if !respond(number, &request, &mut stream) {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Self { address, seen, connections }
+    }
+
+    /// Answers 200 with this body.
+    pub fn ok(body: &'static str) -> Self {
+        Self::start(move |_, _, stream| write_ok(stream, body))
+    }
+
+    pub fn seen(&self) -> Vec<String> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+}
+
+pub fn write_ok(stream: &mut TcpStream, body: &str) -> bool {
+    stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes()).is_ok()
+}
+
+pub fn write_status(stream: &mut TcpStream, status: u16) -> bool {
+    stream.write_all(format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n").as_bytes()).is_ok()
+}
+
+fn read_request(stream: &mut TcpStream) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut byte = [0];
+    while !bytes.ends_with(b"\r\n\r\n") {
+        if stream.read(&mut byte).ok()? == 0 {
+            return None;
+        }
+        bytes.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&bytes).into_owned();
+    let length = head.lines().find_map(|l| l.strip_prefix("content-length: ")).and_then(|v| v.parse::<usize>().ok());
+    if let Some(length) = length {
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).ok()?;
+        bytes.extend(body);
+    } else if head.contains("transfer-encoding: chunked") {
+        let mut body = Vec::new();
+        while !(body.ends_with(b"\r\n\r\n") && (body.starts_with(b"0\r\n") || body.windows(5).any(|w| w == b"\r\n0\r\n"))) {
+            if stream.read(&mut byte).ok()? == 0 {
+                return None;
+            }
+            body.push(byte[0]);
+        }
+        bytes.extend(body);
+    }
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// A port where nobody listens.
+pub fn dead_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A listener with an HTTP connection manager, routes given as YAML list items of one virtual host.
+pub struct Config {
+    pub routes: String,
+    pub clusters: Vec<String>,
+    pub hcm: String,
+    pub filters: String,
+    pub virtual_host: String,
+}
+
+impl Config {
+    /// All of `/` to one cluster `c`.
+    pub fn to(upstream: &[u16]) -> Self {
+        Self {
+            routes: "- {match: {prefix: /}, route: {cluster: c, timeout: 0s}}".to_owned(),
+            clusters: vec![cluster("c", upstream, "")],
+            hcm: String::new(),
+            filters: String::new(),
+            virtual_host: String::new(),
+        }
+    }
+
+    pub fn routes(mut self, routes: &str) -> Self {
+        self.routes = routes.to_owned();
+        self
+    }
+
+    pub fn cluster(mut self, cluster: String) -> Self {
+        self.clusters.push(cluster);
+        self
+    }
+
+    pub fn yaml(&self) -> String {
+        let indent = |text: &str, by: usize| text.lines().map(|l| format!("{}{l}\n", " ".repeat(by))).collect::<String>();
+        format!(
+            r#"
+node: {{id: "sidecar~10.0.0.1~a.default~default.svc.cluster.local", cluster: a}}
+static_resources:
+  listeners:
+  - name: l
+    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: t
+{}          http_filters:
+{}          - name: envoy.filters.http.router
+            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+          route_config:
+            name: r
+            virtual_hosts:
+            - name: v
+              domains: ["*"]
+{}              routes:
+{}  clusters:
+{}"#,
+            indent(&self.hcm, 10),
+            indent(&self.filters, 10),
+            indent(&self.virtual_host, 14),
+            indent(&self.routes, 14),
+            indent(&self.clusters.join("\n"), 2),
+        )
+    }
+
+    pub fn start(&self) -> Proxy {
+        start(&self.yaml())
+    }
+}
+
+pub fn cluster(name: &str, ports: &[u16], more: &str) -> String {
+    let endpoints: Vec<String> =
+        ports.iter().map(|p| format!("{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {p}}}}}}}}}")).collect();
+    format!(
+        "- name: {name}\n  type: STATIC\n  connect_timeout: 1s\n{}  load_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [{}]}}]}}",
+        more.lines().map(|l| format!("  {l}\n")).collect::<String>(),
+        endpoints.join(", ")
+    )
+}
+
+pub fn half_close(stream: &TcpStream) {
+    stream.shutdown(Shutdown::Write).unwrap();
+}

@@ -1,0 +1,75 @@
+//! Configuration changes under load, and outlier ejection.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+
+use crate::support::*;
+
+#[test]
+fn a_hundred_changes_under_load_fail_no_request() {
+    let (a, b) = (Upstream::ok("a"), Upstream::ok("b"));
+    let config =
+        |port: u16, n: u64| Config::to(&[port]).routes(&format!("- {{match: {{prefix: /}}, name: r{n}, route: {{cluster: c}}}}")).yaml();
+    let proxy = Arc::new(start(&config(a.port(), 1)));
+    let stop = Arc::new(AtomicBool::new(false));
+    let done = Arc::new(AtomicU32::new(0));
+    let callers: Vec<_> = (0..2)
+        .map(|_| {
+            let (proxy, stop, done) = (proxy.clone(), stop.clone(), done.clone());
+            std::thread::spawn(move || {
+                let mut stream = proxy.connect();
+                while !stop.load(SeqCst) {
+                    std::io::Write::write_all(&mut stream, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+                    let answer = Answer::read(&mut stream);
+                    assert_eq!(answer.status, 200, "{answer:?}");
+                    done.fetch_add(1, SeqCst);
+                    // A replaced listener asks its callers to come again.
+                    if answer.header("connection") == Some("close") {
+                        stream = proxy.connect();
+                    }
+                }
+            })
+        })
+        .collect();
+    for n in 2..102 {
+        let port = if n % 2 == 0 { b.port() } else { a.port() };
+        publish(&proxy.worker, snapshot(&config(port, n), n));
+    }
+    let enough = done.load(SeqCst) + 50;
+    eventually(|| done.load(SeqCst) > enough);
+    stop.store(true, SeqCst);
+    for caller in callers {
+        caller.join().unwrap();
+    }
+    assert!(a.seen().len() > 10 && b.seen().len() > 10);
+}
+
+#[test]
+fn a_host_that_keeps_failing_is_ejected() {
+    let (bad, good) = (Upstream::start(|_, _, stream| write_status(stream, 503)), Upstream::ok("good"));
+    let mut config = Config::to(&[]);
+    let more = "outlier_detection: {consecutive_5xx: 3, base_ejection_time: 60s, max_ejection_percent: 100}";
+    config.clusters = vec![cluster("c", &[bad.port(), good.port()], more)];
+    let proxy = config.start();
+    for _ in 0..40 {
+        proxy.get("/");
+    }
+    assert_eq!(bad.seen().len(), 3);
+    assert_eq!(proxy.stat("cluster.c.outlier_detection.ejections_enforced_total"), 1);
+    assert_eq!(proxy.get("/").body, "good");
+}
+
+#[test]
+fn a_removed_listener_stops_listening_and_a_new_one_starts() {
+    let upstream = Upstream::ok("x");
+    let proxy = Config::to(&[upstream.port()]).start();
+    let before = proxy.address;
+    assert_eq!(proxy.get("/").status, 200);
+    let other = dead_port();
+    let yaml = Config::to(&[upstream.port()])
+        .yaml()
+        .replace("name: l\n", "name: m\n")
+        .replace("port_value: 0}", &format!("port_value: {other}}}"));
+    publish(&proxy.worker, snapshot(&yaml, 2));
+    eventually(|| std::net::TcpStream::connect(before).is_err());
+    assert!(std::net::TcpStream::connect(("127.0.0.1", other)).is_ok());
+}

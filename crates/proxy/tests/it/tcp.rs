@@ -1,0 +1,97 @@
+//! The TCP proxy and the inspection of first bytes.
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use crate::support::*;
+
+fn yaml(port: u16, filters: &str) -> String {
+    format!(
+        r#"
+node: {{id: t, cluster: t}}
+static_resources:
+  listeners:
+  - name: l
+    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
+{filters}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.tcp_proxy
+        typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: c}}
+  clusters:
+  - {{name: c, type: STATIC, connect_timeout: 1s, load_assignment: {{cluster_name: c, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}}}
+"#
+    )
+}
+
+fn server(serve: impl Fn(TcpStream) + Send + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            serve(stream.unwrap());
+        }
+    });
+    port
+}
+
+#[test]
+fn bytes_go_both_ways_and_each_side_may_close_first() {
+    let port = server(|mut stream| {
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        stream.write_all(format!("{} bytes", all.len()).as_bytes()).unwrap();
+    });
+    let proxy = start(&yaml(port, ""));
+    let mut stream = proxy.connect();
+    stream.write_all(&vec![7; 3_000_000]).unwrap();
+    half_close(&stream);
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "3000000 bytes");
+    eventually(|| proxy.stat("tcp.t.downstream_cx_rx_bytes_total") == 3_000_000);
+}
+
+#[test]
+fn a_server_that_speaks_first_is_not_kept_waiting() {
+    let port = server(|mut stream| stream.write_all(b"220 mail ready\r\n").unwrap());
+    let inspectors = r#"    listener_filters:
+    - {name: envoy.filters.listener.tls_inspector, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}
+    - {name: envoy.filters.listener.http_inspector, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.http_inspector.v3.HttpInspector}}
+    listener_filters_timeout: 0.2s
+    continue_on_listener_filters_timeout: true"#;
+    let proxy = start(&yaml(port, inspectors));
+    let mut stream = proxy.connect();
+    let mut answer = [0; 16];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"220 mail ready\r\n");
+}
+
+#[test]
+fn a_dead_upstream_closes_the_connection() {
+    let proxy = start(&yaml(dead_port(), ""));
+    let mut stream = proxy.connect();
+    assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 0);
+    eventually(|| proxy.stat("cluster.c.upstream_cx_connect_fail") == 1);
+}
+
+#[test]
+fn a_proxy_header_is_taken_off_before_the_bytes_behind_it() {
+    let port = server(|mut stream| {
+        let mut first = [0; 5];
+        stream.read_exact(&mut first).unwrap();
+        stream.write_all(&first).unwrap();
+    });
+    let filter = r#"    listener_filters:
+    - {name: envoy.filters.listener.proxy_protocol, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol}}"#;
+    let proxy = start(&yaml(port, filter));
+    let mut stream = proxy.connect();
+    stream.write_all(b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\nhello").unwrap();
+    let mut answer = [0; 5];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"hello");
+    let mut stream = proxy.connect();
+    stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 0, "a connection without the header is refused");
+    std::thread::sleep(Duration::from_millis(1));
+}
