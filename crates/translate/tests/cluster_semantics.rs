@@ -254,3 +254,24 @@ fn idle_timeouts_of_http_beat_those_of_tcp() {
     assert_eq!(Duration::from_secs(common.idle_timeout.unwrap().seconds.try_into().unwrap()), Duration::from_secs(20));
     assert_eq!(common.max_requests_per_connection, Some(1));
 }
+
+#[test]
+fn a_rebuilt_world_shares_what_did_not_change() {
+    use std::sync::Arc;
+    let resources =
+        common::resources(&format!("{}\n---\n{}", common::BOOKS, rule("reviews", "subsets: [{name: v1, labels: {version: v1}}]")));
+    let before = lateen_translate::World::build(&resources, &common::live());
+    let mut live = common::live();
+    live.workloads.pop();
+    let after = before.rebuild(&resources, &live, (*before.mesh).clone());
+    assert!(Arc::ptr_eq(&before.destination_rules, &after.destination_rules));
+    assert!(Arc::ptr_eq(&before.virtual_services, &after.virtual_services));
+    let shared = |host: &str| {
+        let of = |world: &lateen_translate::World| world.services().iter().find(|service| service.name == host).cloned().unwrap();
+        Arc::ptr_eq(&of(&before), &of(&after))
+    };
+    assert!(shared("reviews") && shared("ratings"));
+    assert!(!shared("plain"), "its only pod is gone");
+    let mesh = lateen_translate::world::mesh::Mesh { h2_upgrade: true, ..(*before.mesh).clone() };
+    assert!(!Arc::ptr_eq(&before.destination_rules, &before.rebuild(&resources, &live, mesh).destination_rules));
+}

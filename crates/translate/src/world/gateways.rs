@@ -99,7 +99,7 @@ pub struct MergedGateway {
 }
 
 impl Gateways {
-    pub(crate) fn build(resources: &ResourceSet, _diagnostics: &mut Vec<Diagnostic>) -> Self {
+    pub(crate) fn build(resources: &ResourceSet) -> Self {
         let mut all: Vec<_> = resources.gateways().cloned().collect();
         all.sort_by(|a, b| age(&a.meta).cmp(&age(&b.meta)));
         Self { all }

@@ -8,6 +8,7 @@ pub mod destination_rules;
 pub mod gateways;
 pub mod hosts;
 pub mod mesh;
+mod part;
 pub mod protocol;
 mod registry;
 pub mod services;
@@ -18,7 +19,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use lateen_model::kinds::Secret;
+use lateen_model::kinds::{self, Secret};
 use lateen_model::{Diagnostic, MeshConfig, ObjectMeta, Resource, ResourceSet};
 
 use crate::view::ProxyView;
@@ -26,6 +27,7 @@ use authentication::PeerPolicies;
 use destination_rules::{DestinationRules, Rule};
 use gateways::Gateways;
 use mesh::Mesh;
+use part::Part;
 use services::{Registry, Service, ServicePort};
 use virtual_services::VirtualServices;
 use workloads::Workload;
@@ -62,11 +64,32 @@ pub struct World {
     secrets: BTreeMap<(String, String), Arc<Resource<Secret>>>,
     /// What could not be taken over, or only in part.
     pub diagnostics: Vec<Diagnostic>,
+    parts: Parts,
+}
+
+/// The indexes with what they were made from, for the next world.
+#[derive(Clone, Debug, Default)]
+struct Parts {
+    virtual_services: Part<kinds::VirtualService, VirtualServices>,
+    destination_rules: Part<kinds::DestinationRule, DestinationRules>,
+    gateways: Part<kinds::Gateway, Gateways>,
+    peers: Part<kinds::PeerAuthentication, PeerPolicies>,
 }
 
 /// Sorts the older resource first, then by name and namespace. Files carry no times, so names decide there.
 pub(crate) fn age(meta: &ObjectMeta) -> (&Option<String>, &str, &str) {
     (&meta.creation_timestamp, &meta.name, &meta.namespace)
+}
+
+/// Pods that are reported as running, then those that resources describe; sorted, so that equal input gives equal worlds.
+fn all_workloads(resources: &ResourceSet, live: &Live) -> Vec<Workload> {
+    let mut workloads = live.workloads.clone();
+    let known: std::collections::HashSet<(String, String)> =
+        workloads.iter().map(|workload| (workload.namespace.clone(), workload.name.clone())).collect();
+    let described = resources.pods().filter_map(|pod| Workload::from_pod(pod));
+    workloads.extend(described.filter(|workload| !known.contains(&(workload.namespace.clone(), workload.name.clone()))));
+    workloads.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    workloads
 }
 
 impl World {
@@ -80,34 +103,57 @@ impl World {
 
     /// Builds the world of a set of resources under the given mesh settings.
     pub fn build_with(resources: &ResourceSet, live: &Live, mesh: Mesh) -> Self {
+        Self::make(None, resources, live, mesh)
+    }
+
+    /// The world after a change: as [`Self::build_with`], but what did not change is shared with this one, down to the
+    /// single service. A service (or index) that is the same `Arc` in both is the same.
+    #[must_use]
+    pub fn rebuild(&self, resources: &ResourceSet, live: &Live, mesh: Mesh) -> Self {
+        Self::make(Some(self), resources, live, mesh)
+    }
+
+    fn make(before: Option<&Self>, resources: &ResourceSet, live: &Live, mesh: Mesh) -> Self {
         let mut diagnostics = Vec::new();
-        let mut workloads = live.workloads.clone();
-        let known: std::collections::HashSet<(String, String)> =
-            workloads.iter().map(|workload| (workload.namespace.clone(), workload.name.clone())).collect();
-        let described = resources.pods().filter_map(|pod| Workload::from_pod(pod));
-        workloads.extend(described.filter(|workload| !known.contains(&(workload.namespace.clone(), workload.name.clone()))));
-        workloads.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        let workloads = all_workloads(resources, live);
         let input = registry::Input { resources, workloads: &workloads, cluster_ips: &live.cluster_ips, mesh: &mesh };
-        let services = registry::build(&input, &mut diagnostics);
+        let mut services = registry::build(&input, &mut diagnostics);
         let mut by_host: HashMap<String, Vec<Arc<Service>>> = HashMap::new();
-        for service in &services {
+        for service in &mut services {
+            let known = before.and_then(|before| before.by_host.get(&service.host)).into_iter().flatten();
+            if let Some(same) = known.into_iter().find(|known| ***known == **service) {
+                *service = Arc::clone(same);
+            }
             by_host.entry(service.host.clone()).or_default().push(Arc::clone(service));
         }
-        let virtual_services = VirtualServices::build(resources, &mesh, &mut diagnostics);
-        let destination_rules = DestinationRules::build(resources, &mesh, &mut diagnostics);
-        let gateways = Gateways::build(resources, &mut diagnostics);
-        let peers = PeerPolicies::build(resources, &mesh.root_namespace);
+        // Names and defaults in all indexes depend on the mesh.
+        let kept = before.filter(|before| *before.mesh == mesh);
+        let parts = Parts {
+            virtual_services: Part::make(kept.map(|b| &b.parts.virtual_services), resources.virtual_services(), |found| {
+                VirtualServices::build(resources, &mesh, found)
+            }),
+            destination_rules: Part::make(kept.map(|b| &b.parts.destination_rules), resources.destination_rules(), |found| {
+                DestinationRules::build(resources, &mesh, found)
+            }),
+            gateways: Part::make(kept.map(|b| &b.parts.gateways), resources.gateways(), |_| Gateways::build(resources)),
+            peers: Part::make(kept.map(|b| &b.parts.peers), resources.peer_authentications(), |_| {
+                PeerPolicies::build(resources, &mesh.root_namespace)
+            }),
+        };
+        diagnostics.extend_from_slice(parts.virtual_services.diagnostics());
+        diagnostics.extend_from_slice(parts.destination_rules.diagnostics());
         let secrets = resources.secrets().map(|s| ((s.namespace().to_owned(), s.name().to_owned()), Arc::clone(s))).collect();
         Self {
-            mesh: Arc::new(mesh),
+            mesh: kept.map_or_else(|| Arc::new(mesh), |before| Arc::clone(&before.mesh)),
             services,
             by_host,
-            virtual_services: Arc::new(virtual_services),
-            destination_rules: Arc::new(destination_rules),
-            gateways: Arc::new(gateways),
-            peers: Arc::new(peers),
+            virtual_services: Arc::clone(parts.virtual_services.value()),
+            destination_rules: Arc::clone(parts.destination_rules.value()),
+            gateways: Arc::clone(parts.gateways.value()),
+            peers: Arc::clone(parts.peers.value()),
             secrets,
             diagnostics,
+            parts,
         }
     }
 

@@ -37,7 +37,7 @@ pub struct ServicePort {
 }
 
 /// A service.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Service {
     pub host: String,
     pub name: String,
