@@ -143,7 +143,12 @@ pub(super) async fn secrets(main: Arc<Main>, identity: Option<watch::Receiver<Op
     }
 }
 
-fn own_identity(main: &Arc<Main>, mut identity: watch::Receiver<Option<Arc<WorkloadSecrets>>>, source: SecretSource, tasks: &mut JoinSet<()>) {
+fn own_identity(
+    main: &Arc<Main>,
+    mut identity: watch::Receiver<Option<Arc<WorkloadSecrets>>>,
+    source: SecretSource,
+    tasks: &mut JoinSet<()>,
+) {
     // There is nothing to subscribe to, but the place is taken.
     let client = client(main, Service::Secret, Mode::Delta, OWN_SECRETS, OWN_SECRETS.to_owned(), None);
     main.keep_stream(source.clone(), client.subscriptions());

@@ -73,7 +73,13 @@ fn questions(main: &Main) -> Vec<Question> {
                 DnsFamily::V6Only => Family::V6,
                 DnsFamily::V4Preferred => Family::V4First,
             };
-            questions.push(Question { cluster: config.name.clone(), name: target.name.clone(), port: target.port, refresh: dns.refresh, family });
+            questions.push(Question {
+                cluster: config.name.clone(),
+                name: target.name.clone(),
+                port: target.port,
+                refresh: dns.refresh,
+                family,
+            });
         }
     });
     questions

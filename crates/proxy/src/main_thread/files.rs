@@ -90,7 +90,8 @@ fn resources(main: &Main, path: &str, type_url: &str, source: &SecretSource, bef
             return before;
         }
     };
-    let update = |body: lateen_proto::Any| Update { name: name_inside(&body).unwrap_or_default(), version: response.version_info.clone(), body };
+    let update =
+        |body: lateen_proto::Any| Update { name: name_inside(&body).unwrap_or_default(), version: response.version_info.clone(), body };
     let updates: Vec<Update> = response.resources.iter().cloned().map(update).collect();
     let names: Vec<String> = updates.iter().map(|u| u.name.clone()).collect();
     let removed: Vec<String> = before.into_iter().filter(|n| !names.contains(n)).collect();

@@ -2,7 +2,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -114,7 +113,8 @@ async fn probe(main: &Main, cluster: &Arc<Cluster>, host: &Arc<Host>, check: &He
 /// `HealthCheckRequest { service = 1 }` in its five-byte frame.
 fn grpc_request(service: &str) -> Bytes {
     let service = service.get(..127).unwrap_or(service).as_bytes();
-    let message: Vec<u8> = if service.is_empty() { Vec::new() } else { [&[0x0a, u8::try_from(service.len()).unwrap_or(127)], service].concat() };
+    let message: Vec<u8> =
+        if service.is_empty() { Vec::new() } else { [&[0x0a, u8::try_from(service.len()).unwrap_or(127)], service].concat() };
     let length = u32::try_from(message.len()).unwrap_or(0).to_be_bytes();
     [&[0u8][..], &length, &message].concat().into()
 }
@@ -125,7 +125,11 @@ fn is_serving(body: &[u8]) -> bool {
 }
 
 /// Status, body, and whether gRPC says OK.
-async fn exchange(stream: Box<dyn lateen_xds::client::Io>, mut request: http::Request<Full<Bytes>>, h2: bool) -> Option<(u16, Bytes, bool)> {
+async fn exchange(
+    stream: Box<dyn lateen_xds::client::Io>,
+    mut request: http::Request<Full<Bytes>>,
+    h2: bool,
+) -> Option<(u16, Bytes, bool)> {
     let io = TokioIo::new(stream);
     let response = if h2 {
         let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.ok()?;
@@ -156,4 +160,3 @@ async fn read(response: http::Response<hyper::body::Incoming>) -> Option<(u16, B
     let in_trailers = body.trailers().and_then(|t| t.get("grpc-status")).map(|s| s == "0");
     Some((status, body.to_bytes(), in_trailers.or(in_headers).unwrap_or(false)))
 }
-

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::state::{Main, Parts, Publisher};
-use super::{discovery, dns, ejection, files, health};
+use super::{discovery, dns, ejection, figures, files, health};
 use crate::admin::{self, AdminOptions};
 use crate::worker::{LogFiles, NodeText, WorkerConfig, WorkerHandle};
 
@@ -35,6 +35,8 @@ pub struct Options {
     /// What this workload tells its peers and its metrics.
     pub local: PeerMetadata,
     pub admin: AdminOptions,
+    /// How statistics are labelled: Istio's dashboards and Envoy's expect different names.
+    pub tags: TagStyle,
 }
 
 /// A running proxy.
@@ -82,11 +84,13 @@ impl Publisher for Arc<Workers> {
 /// # Errors
 /// When a worker cannot start, a static resource is refused, or the admin address cannot be bound.
 pub async fn start(options: Options) -> anyhow::Result<Process> {
-    let Options { bootstrap, concurrency, pin, upstream_mark, identity, token, local, admin } = options;
+    let Options { bootstrap, concurrency, pin, upstream_mark, identity, token, local, admin, tags } = options;
     let concurrency = concurrency.max(1);
     let epoch = Instant::now();
     let node = Arc::new(NodeText { id: bootstrap.node.id.clone(), metadata: local.encode() });
-    let (registry, shards) = Registry::new(concurrency, TagStyle::Istio);
+    let (registry, shards) = Registry::new(concurrency, tags);
+    let shown = bootstrap.stats.clone();
+    registry.show_only(Arc::new(move |name: &str| shown.shows(name)));
     let (istio, istio_shards) = IstioMetrics::new(IstioConfig::new(local), concurrency);
     registry.add_source(istio);
     let logs = Arc::new(LogFiles::default());
@@ -111,12 +115,14 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
     admin::serve(&main, admin, &mut tasks).await?;
     tasks.spawn(settle(main.clone()));
     tasks.spawn(dns::run(main.clone()));
+    tasks.spawn(figures::run(main.clone()));
     tasks.spawn(files::run(main.clone()));
     tasks.spawn(health::run(main.clone()));
     tasks.spawn(ejection::run(main.clone()));
     tasks.spawn(discovery::secrets(main.clone(), identity, token.clone()));
     discovery::single(&main, token.clone(), &mut tasks);
     discovery::aggregated(&main, token, &mut tasks);
+    tracing::info!(workers = concurrency, "started with {}", figures::summary(&main));
     Ok(Process { main, logs, workers, tasks })
 }
 
@@ -126,7 +132,9 @@ async fn settle(main: Arc<Main>) {
     let mut wanted = main.wanted();
     loop {
         let deadline = main.compiler().deadline();
-        let sleep = deadline.map_or(Duration::from_secs(1), |d| d.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), Duration::from_secs(1)));
+        let sleep = deadline.map_or(Duration::from_secs(1), |d| {
+            d.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(1), Duration::from_secs(1))
+        });
         tokio::select! {
             changed = snapshots.changed() => if changed.is_err() { return },
             changed = wanted.changed() => if changed.is_err() { return },

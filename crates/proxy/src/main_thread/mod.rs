@@ -6,11 +6,12 @@
 mod discovery;
 mod dns;
 mod ejection;
+mod figures;
 mod files;
 mod health;
 mod lifecycle;
 mod state;
 mod upstream;
 
-pub use lifecycle::{Options, Process, start};
-pub use state::{Main, Phase, Publisher};
+pub use lifecycle::{Options, Process, start, token_file};
+pub use state::{Main, Parts, Phase, Publisher};

@@ -29,11 +29,9 @@ impl Main {
             let host = hosts.get(turn.checked_rem(hosts.len())?)?;
             Some((cluster.clone(), host.clone()))
         };
-        let found = tokio::time::timeout(WAIT_FOR_HOST, snapshots.wait_for(|s| pick(s).is_some())).await;
-        let picked = match found {
-            Ok(Ok(snapshot)) => pick(&snapshot),
-            _ => None,
-        };
+        // The guard that `wait_for` returns must not live across the next await.
+        let _ = tokio::time::timeout(WAIT_FOR_HOST, snapshots.wait_for(|s| pick(s).is_some())).await.map(|found| found.is_ok());
+        let picked = pick(&self.snapshot());
         let Some((cluster, host)) = picked else {
             return Err(io::Error::new(io::ErrorKind::NotFound, format!("cluster {cluster} has no host")));
         };
@@ -42,7 +40,12 @@ impl Main {
 }
 
 /// Connects to a host as its transport socket demands. `alpn` replaces the protocols offered.
-pub(super) async fn connect_host(cluster: &Arc<Cluster>, host: &Arc<Host>, mark: Option<u32>, alpn: Option<&[Vec<u8>]>) -> io::Result<Box<dyn Io>> {
+pub(super) async fn connect_host(
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    mark: Option<u32>,
+    alpn: Option<&[Vec<u8>]>,
+) -> io::Result<Box<dyn Io>> {
     let timeout = cluster.config.connect_timeout;
     let attempt = async {
         let stream = match &host.address {

@@ -11,8 +11,10 @@ use std::time::Duration;
 use lateen_proto::any;
 use lateen_proto::envoy::config::bootstrap::v3::{self as proto, bootstrap, runtime_layer};
 use lateen_proto::envoy::config::core::v3::{self as core, api_config_source::ApiType, config_source::ConfigSourceSpecifier};
+use lateen_proto::envoy::service::discovery::v3::DiscoveryResponse;
 use lateen_proto::json::Codec;
 use lateen_proto::{Any, Struct};
+use prost::{Message, Name};
 
 pub use stats::StatsMatcher;
 
@@ -88,19 +90,30 @@ pub fn load(path: &Path) -> std::result::Result<Bootstrap, InvalidBootstrap> {
 /// # Errors
 /// As [`load`].
 pub fn parse(text: &str, origin: &str) -> std::result::Result<Bootstrap, InvalidBootstrap> {
+    judge(message::<proto::Bootstrap>(text, origin)?).map_err(|invalid| InvalidBootstrap(format!("{origin}: {invalid}")))
+}
+
+/// Reads a file of discovered resources (`path_config_source`), YAML or JSON.
+///
+/// # Errors
+/// When it cannot be read, or a field is unknown.
+pub fn discovery_response(path: &Path) -> std::result::Result<DiscoveryResponse, InvalidBootstrap> {
+    let text = std::fs::read_to_string(path).map_err(|e| InvalidBootstrap(format!("{}: {e}", path.display())))?;
+    message(&text, &path.display().to_string())
+}
+
+fn message<M: Message + Name + Default>(text: &str, origin: &str) -> std::result::Result<M, InvalidBootstrap> {
     // JSON is YAML, but its own reader is ten times as fast and big bootstraps are JSON.
     let json = match serde_json::from_str(text) {
         Ok(json) => json,
         Err(_) => yaml::read(text).map_err(|e| InvalidBootstrap(format!("{origin}: {e}")))?,
     };
-    let proto: proto::Bootstrap = shape::read(&Codec::new(), &json).map_err(|misfit| {
+    shape::read(&Codec::new(), &json).map_err(|misfit| {
         let line = yaml::line_of(text, &misfit.path).map(|l| format!("{l}:")).unwrap_or_default();
         let shown = misfit.shown();
         let shown = if shown.is_empty() { shown } else { shown + ": " };
         InvalidBootstrap(format!("{origin}:{line} {shown}{}", misfit.reason))
-    })?;
-    drop(json);
-    judge(proto).map_err(|invalid| InvalidBootstrap(format!("{origin}: {invalid}")))
+    })
 }
 
 /// Judges a bootstrap that is there as a message already.

@@ -17,7 +17,7 @@ use super::context::{Context, Uses};
 use super::endpoint::{Assignment, EndpointAddress, Member, Members};
 use super::invalid::{Invalid, Result};
 use super::names::Names;
-use super::record::{Failure, Origin, Record};
+use super::record::{Failure, Kind, Listed, Origin, Record};
 use super::secret::{SecretKey, SecretValue, Secrets};
 use super::source::SecretSource;
 use super::tls::Waiting;
@@ -482,6 +482,26 @@ impl Compiler {
         self.snapshot.clone()
     }
 
+    /// Every cluster's configuration, also of those that still wait.
+    pub fn each_cluster(&self, mut each: impl FnMut(&crate::cluster::ClusterConfig)) {
+        self.clusters.values().flat_map(|e| e.versions.all()).for_each(|v| each(&v.value.compiled.config));
+    }
+
+    /// Whether a cluster was discovered rather than given by the bootstrap.
+    pub fn is_dynamic_cluster(&self, name: &str) -> bool {
+        self.clusters.get(name).is_some_and(|e| e.origin == Origin::Dynamic)
+    }
+
+    /// The resources of a kind as they arrived, for the admin pages.
+    pub fn list(&self, kind: Kind) -> Vec<Listed<'_>> {
+        match kind {
+            Kind::Listener => self.listeners.iter().map(|(n, e)| e.listed(n)).collect(),
+            Kind::Route => self.routes.iter().map(|(n, e)| e.listed(n)).collect(),
+            Kind::Cluster => self.clusters.iter().map(|(n, e)| e.listed(n)).collect(),
+            Kind::Endpoint => self.endpoints.iter().map(|(n, e)| e.listed(n)).collect(),
+        }
+    }
+
     /// The secrets known, for the admin pages.
     pub fn secrets(&self) -> impl Iterator<Item = (&SecretKey, &SecretValue)> {
         self.secrets.all()
@@ -494,6 +514,16 @@ impl Compiler {
 }
 
 impl<T> Entry<T> {
+    fn listed<'a>(&'a self, name: &'a str) -> Listed<'a> {
+        Listed {
+            name,
+            origin: self.origin,
+            active: self.versions.active.as_ref().map(|v| &v.record),
+            warming: self.versions.warming.as_ref().map(|v| &v.record),
+            failure: self.failure.as_ref(),
+        }
+    }
+
     /// Decodes and compiles an update into the warming version; remembers a failure.
     fn take<M: Message + Name + Default>(
         &mut self,

@@ -32,6 +32,6 @@ mod warming;
 
 pub use compiler::{Compiler, Rejected, Update, Wanted};
 pub use invalid::Invalid;
-pub use record::{Failure, Origin, Record};
+pub use record::{Failure, Kind, Listed, Origin, Record};
 pub use secret::{Certificate, SecretKey, SecretValue, Validation};
 pub use source::SecretSource;

@@ -28,3 +28,25 @@ pub struct Failure {
     pub at: SystemTime,
     pub reason: String,
 }
+
+/// The kinds of resources that are kept by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Listener,
+    Route,
+    Cluster,
+    Endpoint,
+}
+
+/// One resource as it arrived, in the versions there are.
+#[derive(Clone, Copy, Debug)]
+pub struct Listed<'a> {
+    pub name: &'a str,
+    pub origin: Origin,
+    /// In use.
+    pub active: Option<&'a Record>,
+    /// Waits for what it refers to.
+    pub warming: Option<&'a Record>,
+    /// The last refusal, if nothing was accepted since.
+    pub failure: Option<&'a Failure>,
+}

@@ -1,0 +1,30 @@
+//! Runs a bootstrap file: `cargo run -p lateen-proxy --example static_proxy FILE [WORKERS]`
+use std::path::Path;
+
+use lateen_proxy::main_thread::{self, Options};
+use lateen_snapshot::bootstrap;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let file = arguments.next().ok_or_else(|| anyhow::anyhow!("name a bootstrap file"))?;
+    let concurrency = arguments.next().map_or(Ok(1), |n| n.parse())?;
+    let options = Options {
+        bootstrap: bootstrap::load(Path::new(&file))?,
+        concurrency,
+        pin: false,
+        upstream_mark: None,
+        identity: None,
+        token: None,
+        local: Default::default(),
+        admin: Default::default(),
+        tags: Default::default(),
+    };
+    let process = main_thread::start(options).await?;
+    tokio::select! {
+        () = process.quit() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    process.shut_down(std::time::Duration::from_secs(5)).await;
+    Ok(())
+}

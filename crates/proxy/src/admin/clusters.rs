@@ -1,0 +1,171 @@
+//! `/clusters`: each cluster's limits, and each host's health and figures.
+use std::fmt::Write;
+use std::sync::atomic::Ordering::Relaxed;
+
+use lateen_balance::host::{DEGRADED_EDS, FAILED_ACTIVE_HC, FAILED_EDS, FAILED_OUTLIER};
+use lateen_balance::{Address, Breakers, Host};
+use lateen_snapshot::Cluster;
+use lateen_snapshot::cluster::Discovery;
+use serde_json::{Map, Value, json};
+
+use super::listeners;
+use super::server::{Ask, Reply};
+use crate::main_thread::Main;
+
+pub(super) fn page(main: &Main, ask: &Ask<'_>) -> Reply {
+    let snapshot = main.snapshot();
+    let mut clusters: Vec<&Cluster> = snapshot.clusters.iter().flatten().map(|c| &**c).collect();
+    clusters.sort_by(|a, b| a.config.name.cmp(&b.config.name));
+    let dynamic = |cluster: &Cluster| main.compiler().is_dynamic_cluster(&cluster.config.name);
+    if ask.wants_json() {
+        let statuses: Vec<Value> = clusters.into_iter().map(|c| status(c, dynamic(c))).collect();
+        return Reply::json(&json!({ "cluster_statuses": statuses }));
+    }
+    let mut text = String::new();
+    for cluster in clusters {
+        lines(&mut text, cluster, dynamic(cluster));
+    }
+    Reply::text(text)
+}
+
+/// Hosts with their priority.
+fn hosts(cluster: &Cluster) -> impl Iterator<Item = (usize, &Host)> {
+    let priorities = cluster.hosts.priorities.iter().enumerate();
+    priorities.flat_map(|(n, p)| p.localities.iter().flat_map(|l| &l.hosts).map(move |h| (n, &**h)))
+}
+
+fn figures(host: &Host) -> [(&'static str, u64, bool); 8] {
+    let counters = &host.counters;
+    [
+        ("cx_active", counters.cx_active.load(Relaxed), true),
+        ("cx_connect_fail", counters.cx_connect_fail.load(Relaxed), false),
+        ("cx_total", counters.cx_total.load(Relaxed), false),
+        ("rq_active", host.active_requests().into(), true),
+        ("rq_error", counters.rq_error.load(Relaxed), false),
+        ("rq_success", counters.rq_success.load(Relaxed), false),
+        ("rq_timeout", counters.rq_timeout.load(Relaxed), false),
+        ("rq_total", counters.rq_total.load(Relaxed), false),
+    ]
+}
+
+/// Writing to a String cannot fail, so the results of `writeln!` are dropped.
+fn lines(text: &mut String, cluster: &Cluster, dynamic: bool) {
+    let name = &cluster.config.name;
+    let _ = writeln!(text, "{name}::observability_name::{}", cluster.config.stat_name);
+    if cluster.config.outlier.is_some() {
+        let _ = writeln!(text, "{name}::outlier::success_rate_average::-1\n{name}::outlier::success_rate_ejection_threshold::-1");
+    }
+    for (priority, breakers) in ["default", "high"].iter().zip(&cluster.live.breakers) {
+        for (what, limit) in limits(breakers) {
+            let _ = writeln!(text, "{name}::{priority}_priority::{what}::{limit}");
+        }
+    }
+    let _ = writeln!(text, "{name}::added_via_api::{dynamic}");
+    if let Discovery::Eds(service) = &cluster.config.discovery {
+        let _ = writeln!(text, "{name}::eds_service_name::{service}");
+    }
+    for (priority, host) in hosts(cluster) {
+        let at = format!("{name}::{}", host.address);
+        for (what, value, _) in figures(host) {
+            let _ = writeln!(text, "{at}::{what}::{value}");
+        }
+        let rate = host.outlier.success_rate().map_or("-1".to_owned(), |r| r.to_string());
+        let locality = &host.locality;
+        let _ = writeln!(text, "{at}::hostname::{}\n{at}::health_flags::{}\n{at}::weight::{}", host.hostname, flags(host), host.weight);
+        let _ = writeln!(text, "{at}::region::{}\n{at}::zone::{}\n{at}::sub_zone::{}", locality.region, locality.zone, locality.sub_zone);
+        let _ = writeln!(
+            text,
+            "{at}::canary::false\n{at}::priority::{priority}\n{at}::success_rate::{rate}\n{at}::local_origin_success_rate::-1"
+        );
+    }
+}
+
+fn limits(breakers: &Breakers) -> [(&'static str, u32); 4] {
+    [
+        ("max_connections", breakers.connections.limit()),
+        ("max_pending_requests", breakers.pending.limit()),
+        ("max_requests", breakers.requests.limit()),
+        ("max_retries", breakers.retries.limit()),
+    ]
+}
+
+fn flags(host: &Host) -> String {
+    let names = [
+        (FAILED_ACTIVE_HC, "/failed_active_hc"),
+        (FAILED_OUTLIER, "/failed_outlier_check"),
+        (FAILED_EDS, "/failed_eds_health"),
+        (DEGRADED_EDS, "/eds_status_degraded"),
+    ];
+    let set: String = names.iter().filter(|(flag, _)| host.flags() & flag != 0).map(|(_, name)| *name).collect();
+    if set.is_empty() { "healthy".to_owned() } else { set }
+}
+
+fn status(cluster: &Cluster, dynamic: bool) -> Value {
+    let thresholds: Vec<Value> = ["DEFAULT", "HIGH"]
+        .iter()
+        .zip(&cluster.live.breakers)
+        .map(|(priority, breakers)| {
+            let mut fields: Map<String, Value> = limits(breakers).iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect();
+            fields.insert("priority".to_owned(), json!(priority));
+            Value::Object(fields)
+        })
+        .collect();
+    let mut value = json!({
+        "name": *cluster.config.name,
+        "added_via_api": dynamic,
+        "host_statuses": hosts(cluster).map(|(priority, host)| host_status(priority, host)).collect::<Vec<_>>(),
+        "circuit_breakers": {"thresholds": thresholds},
+        "observability_name": *cluster.config.stat_name,
+    });
+    if let (Discovery::Eds(service), Some(fields)) = (&cluster.config.discovery, value.as_object_mut()) {
+        fields.insert("eds_service_name".to_owned(), json!(**service));
+    }
+    value
+}
+
+fn host_status(priority: usize, host: &Host) -> Value {
+    let stats: Vec<Value> = figures(host)
+        .iter()
+        .map(|(name, value, gauge)| {
+            let mut fields = Map::new();
+            if *gauge {
+                fields.insert("type".to_owned(), json!("GAUGE"));
+            }
+            if *value > 0 {
+                fields.insert("value".to_owned(), json!(value.to_string()));
+            }
+            fields.insert("name".to_owned(), json!(name));
+            Value::Object(fields)
+        })
+        .collect();
+    let flag = |flag: u32| host.flags() & flag != 0;
+    let mut health =
+        json!({"eds_health_status": if flag(FAILED_EDS) { "UNHEALTHY" } else if flag(DEGRADED_EDS) { "DEGRADED" } else { "HEALTHY" }});
+    for (name, set) in [("failed_active_health_check", flag(FAILED_ACTIVE_HC)), ("failed_outlier_check", flag(FAILED_OUTLIER))] {
+        if let (true, Some(fields)) = (set, health.as_object_mut()) {
+            fields.insert(name.to_owned(), json!(true));
+        }
+    }
+    let address = match &host.address {
+        Address::Socket(address) => listeners::address(*address),
+        Address::Pipe(path) => json!({"pipe": {"path": **path}}),
+    };
+    let locality = &host.locality;
+    let mut value = json!({
+        "address": address,
+        "stats": stats,
+        "health_status": health,
+        "weight": host.weight,
+        "hostname": *host.hostname,
+        "locality": {"region": *locality.region, "zone": *locality.zone, "sub_zone": *locality.sub_zone},
+    });
+    if let Some(fields) = value.as_object_mut() {
+        if priority > 0 {
+            fields.insert("priority".to_owned(), json!(priority));
+        }
+        if let Some(rate) = host.outlier.success_rate() {
+            fields.insert("success_rate".to_owned(), json!({"value": rate}));
+        }
+    }
+    value
+}

@@ -1,0 +1,383 @@
+//! `/config_dump`: the configuration as it arrived, with versions, times and refusals.
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use http::StatusCode;
+use lateen_identity::pem;
+use lateen_proto::json::Codec;
+use lateen_proto::{Any, any};
+use lateen_snapshot::compile::{Failure, Kind, Listed, Origin, Record, SecretKey, SecretSource, SecretValue};
+use serde_json::{Map, Value, json};
+
+use super::server::{Ask, Reply};
+use crate::main_thread::Main;
+
+const ADMIN: &str = "type.googleapis.com/envoy.admin.v3.";
+const REDACTED: &str = "[redacted]";
+
+pub(super) fn config_dump(main: &Main, ask: &Ask<'_>) -> Reply {
+    if ask.parameter("mask").is_some() {
+        return Reply::error(
+            StatusCode::NOT_IMPLEMENTED,
+            "mask is not supported; use resource= or name_regex=, or filter the answer with jq\n",
+        );
+    }
+    let names = match ask.parameter("name_regex").map(|text| regex::RegexBuilder::new(&text).size_limit(1 << 20).build()).transpose() {
+        Ok(names) => names,
+        Err(e) => return Reply::error(StatusCode::BAD_REQUEST, format!("name_regex: {e}\n")),
+    };
+    let dumper = Dumper { codec: Codec::new(), names, started: timestamp(main.started_at) };
+    let mut configs = vec![dumper.bootstrap(main), dumper.clusters(main)];
+    if ask.parameter("include_eds").is_some() || ask.parameter("resource").is_some_and(|r| r.contains("endpoint")) {
+        configs.push(dumper.endpoints(main));
+    }
+    configs.extend([dumper.listeners(main), dumper.routes(main), dumper.secrets(main)]);
+    match ask.parameter("resource") {
+        None => Reply::json(&json!({ "configs": configs })),
+        Some(field) => one_field(configs, &field),
+    }
+}
+
+/// `?resource=dynamic_listeners`: the entries of that field alone, each with its type.
+fn one_field(configs: Vec<Value>, field: &str) -> Reply {
+    for config in configs {
+        let Value::Object(mut fields) = config else { continue };
+        let dump = fields.get("@type").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let entry_type = match field {
+            "bootstrap" => "",
+            _ => field,
+        };
+        if !known_fields(&dump).contains(&entry_type) {
+            continue;
+        }
+        let entries = match fields.remove(field) {
+            Some(Value::Array(entries)) => entries,
+            Some(one) => vec![one],
+            None => Vec::new(),
+        };
+        let entries: Vec<Value> = entries.into_iter().map(|e| typed(&format!("{dump}.{}", camel(field)), e)).collect();
+        return Reply::json(&json!({ "configs": entries }));
+    }
+    Reply::error(StatusCode::NOT_FOUND, format!("{field} not found in config dump\n"))
+}
+
+fn known_fields(dump: &str) -> &'static [&'static str] {
+    match dump.rsplit('.').next().unwrap_or_default() {
+        "BootstrapConfigDump" => &[""],
+        "ClustersConfigDump" => &["static_clusters", "dynamic_active_clusters", "dynamic_warming_clusters"],
+        "EndpointsConfigDump" => &["static_endpoint_configs", "dynamic_endpoint_configs"],
+        "ListenersConfigDump" => &["static_listeners", "dynamic_listeners"],
+        "RoutesConfigDump" => &["static_route_configs", "dynamic_route_configs"],
+        "SecretsConfigDump" => &["static_secrets", "dynamic_active_secrets", "dynamic_warming_secrets"],
+        _ => &[],
+    }
+}
+
+/// `dynamic_listeners` to the name of its entries' message, `DynamicListener`.
+fn camel(field: &str) -> String {
+    let singular = field.strip_suffix('s').unwrap_or(field).replace("active_", "").replace("warming_", "");
+    singular
+        .split('_')
+        .map(|word| word.chars().next().map(|c| c.to_ascii_uppercase().to_string() + word.get(1..).unwrap_or_default()).unwrap_or_default())
+        .collect()
+}
+
+fn typed(url: &str, value: Value) -> Value {
+    let mut fields = Map::new();
+    fields.insert("@type".to_owned(), json!(url));
+    if let Value::Object(others) = value {
+        fields.extend(others);
+    }
+    Value::Object(fields)
+}
+
+struct Dumper {
+    codec: Codec,
+    names: Option<regex::Regex>,
+    started: String,
+}
+
+impl Dumper {
+    fn body(&self, body: &Any) -> Value {
+        match self.codec.write_bytes(any::name_of(&body.type_url), &body.value) {
+            Ok(value) => typed(&body.type_url, redact(value)),
+            // A refused resource may be no message at all; its type still helps.
+            Err(e) => json!({"@type": body.type_url, "error": e.to_string()}),
+        }
+    }
+
+    fn shown<'a>(&self, list: Vec<Listed<'a>>) -> Vec<Listed<'a>> {
+        let mut list = list;
+        list.retain(|l| self.names.as_ref().is_none_or(|n| n.is_match(l.name)));
+        list.sort_by(|a, b| a.name.cmp(b.name));
+        list
+    }
+
+    /// `{ <field>: body, last_updated, version_info }`
+    fn record(&self, field: &str, record: &Record) -> Map<String, Value> {
+        let mut fields = Map::new();
+        if !record.version.is_empty() {
+            fields.insert("version_info".to_owned(), json!(*record.version));
+        }
+        fields.insert(field.to_owned(), self.body(&record.body));
+        fields.insert("last_updated".to_owned(), json!(timestamp(record.updated)));
+        fields
+    }
+
+    fn failure(&self, failure: &Failure) -> Value {
+        json!({
+            "failed_configuration": self.body(&failure.body),
+            "last_update_attempt": timestamp(failure.at),
+            "details": failure.reason,
+            "version_info": *failure.version,
+        })
+    }
+
+    fn status(&self, fields: &mut Map<String, Value>, failure: Option<&Failure>) {
+        fields.insert("client_status".to_owned(), json!(if failure.is_some() { "NACKED" } else { "ACKED" }));
+        if let Some(failure) = failure {
+            fields.insert("error_state".to_owned(), self.failure(failure));
+        }
+    }
+
+    fn bootstrap(&self, main: &Main) -> Value {
+        let body =
+            self.codec.write_bytes(any::name_of(&main.bootstrap.encoded.type_url), &main.bootstrap.encoded.value).unwrap_or_default();
+        json!({"@type": format!("{ADMIN}BootstrapConfigDump"), "bootstrap": redact(body), "last_updated": self.started})
+    }
+
+    fn clusters(&self, main: &Main) -> Value {
+        let compiler = main.compiler();
+        let (mut fixed, mut active, mut warming) = (Vec::new(), Vec::new(), Vec::new());
+        let mut version = "";
+        let list = compiler.list(Kind::Cluster);
+        for entry in self.shown(list) {
+            for (record, to) in [(entry.active, &mut active), (entry.warming, &mut warming)] {
+                let Some(record) = record else { continue };
+                let mut fields = self.record("cluster", record);
+                if entry.origin == Origin::Static {
+                    fixed.push(Value::Object(fields));
+                    continue;
+                }
+                version = &record.version;
+                self.status(&mut fields, entry.failure);
+                to.push(Value::Object(fields));
+            }
+            if let (None, None, Some(failure)) = (entry.active, entry.warming, entry.failure) {
+                let mut fields = Map::new();
+                self.status(&mut fields, Some(failure));
+                warming.push(Value::Object(fields));
+            }
+        }
+        let lists = [("static_clusters", fixed), ("dynamic_active_clusters", active), ("dynamic_warming_clusters", warming)];
+        dump("ClustersConfigDump", version, lists)
+    }
+
+    fn listeners(&self, main: &Main) -> Value {
+        let compiler = main.compiler();
+        let (mut fixed, mut dynamic) = (Vec::new(), Vec::new());
+        let mut version = "";
+        for entry in self.shown(compiler.list(Kind::Listener)) {
+            if entry.origin == Origin::Static {
+                fixed.extend(entry.active.or(entry.warming).map(|r| Value::Object(self.record("listener", r))));
+                continue;
+            }
+            let mut fields = Map::new();
+            fields.insert("name".to_owned(), json!(entry.name));
+            for (state, record) in [("active_state", entry.active), ("warming_state", entry.warming)] {
+                if let Some(record) = record {
+                    version = &record.version;
+                    fields.insert(state.to_owned(), Value::Object(self.record("listener", record)));
+                }
+            }
+            self.status(&mut fields, entry.failure);
+            dynamic.push(Value::Object(fields));
+        }
+        dump("ListenersConfigDump", version, [("static_listeners", fixed), ("dynamic_listeners", dynamic)])
+    }
+
+    /// Discovered routes, and those inside of listeners.
+    fn routes(&self, main: &Main) -> Value {
+        let compiler = main.compiler();
+        let mut dynamic = Vec::new();
+        for entry in self.shown(compiler.list(Kind::Route)) {
+            let Some(record) = entry.active.or(entry.warming) else { continue };
+            let mut fields = self.record("route_config", record);
+            self.status(&mut fields, entry.failure);
+            dynamic.push(Value::Object(fields));
+        }
+        let mut fixed = Vec::new();
+        for entry in compiler.list(Kind::Listener) {
+            let Some(record) = entry.active else { continue };
+            let mut found = Vec::new();
+            inline_routes(&self.body(&record.body), &mut found);
+            for config in found {
+                let name = config.get("name").and_then(Value::as_str).unwrap_or_default();
+                if self.names.as_ref().is_none_or(|n| n.is_match(name)) {
+                    let config = typed("type.googleapis.com/envoy.config.route.v3.RouteConfiguration", config);
+                    fixed.push(json!({"route_config": config, "last_updated": timestamp(record.updated)}));
+                }
+            }
+        }
+        dump("RoutesConfigDump", "", [("static_route_configs", fixed), ("dynamic_route_configs", dynamic)])
+    }
+
+    fn endpoints(&self, main: &Main) -> Value {
+        let compiler = main.compiler();
+        let mut dynamic = Vec::new();
+        for entry in self.shown(compiler.list(Kind::Endpoint)) {
+            let Some(record) = entry.active else { continue };
+            let mut fields = self.record("endpoint_config", record);
+            self.status(&mut fields, entry.failure);
+            dynamic.push(Value::Object(fields));
+        }
+        let mut fixed = Vec::new();
+        for entry in self.shown(compiler.list(Kind::Cluster)) {
+            let Some(record) = entry.active else { continue };
+            if let Some(assignment) = self.body(&record.body).get("load_assignment") {
+                let config = typed("type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment", assignment.clone());
+                fixed.push(json!({"endpoint_config": config, "last_updated": timestamp(record.updated)}));
+            }
+        }
+        dump("EndpointsConfigDump", "", [("static_endpoint_configs", fixed), ("dynamic_endpoint_configs", dynamic)])
+    }
+
+    fn secrets(&self, main: &Main) -> Value {
+        let compiler = main.compiler();
+        let (mut fixed, mut active) = (Vec::new(), Vec::new());
+        let mut all: Vec<(&SecretKey, &SecretValue)> = compiler.secrets().collect();
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        for (key, value) in all {
+            if self.names.as_ref().is_some_and(|n| !n.is_match(&key.name)) {
+                continue;
+            }
+            let entry = json!({"name": *key.name, "last_updated": self.started, "secret": secret(&key.name, value)});
+            let fields = if matches!(key.source, SecretSource::Static | SecretSource::Files) { &mut fixed } else { &mut active };
+            fields.push(entry);
+        }
+        let mut warming = Vec::new();
+        for key in compiler.wanted().secrets.iter().filter(|k| !compiler.knows_secret(k)) {
+            warming.push(json!({"name": *key.name, "client_status": "REQUESTED"}));
+        }
+        let lists = [("static_secrets", fixed), ("dynamic_active_secrets", active), ("dynamic_warming_secrets", warming)];
+        dump("SecretsConfigDump", "", lists)
+    }
+}
+
+fn dump<const N: usize>(name: &str, version: &str, lists: [(&str, Vec<Value>); N]) -> Value {
+    let mut fields = Map::new();
+    fields.insert("@type".to_owned(), json!(format!("{ADMIN}{name}")));
+    if !version.is_empty() {
+        fields.insert("version_info".to_owned(), json!(version));
+    }
+    for (field, list) in lists {
+        if !list.is_empty() {
+            fields.insert(field.to_owned(), Value::Array(list));
+        }
+    }
+    Value::Object(fields)
+}
+
+/// A secret as it would arrive, its key withheld.
+fn secret(name: &str, value: &SecretValue) -> Value {
+    let bytes = |text: &str| json!({"inline_bytes": base64::engine::general_purpose::STANDARD.encode(text)});
+    let url = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+    match value {
+        SecretValue::Certificate(c) => {
+            let chain = pem::encode_certificates(&c.key.cert);
+            json!({"@type": url, "name": name, "tls_certificate": {"certificate_chain": bytes(&chain), "private_key": bytes(REDACTED)}})
+        }
+        SecretValue::Validation(v) => {
+            let roots = pem::encode_certificates(v.trusted());
+            json!({"@type": url, "name": name, "validation_context": {"trusted_ca": bytes(&roots)}})
+        }
+    }
+}
+
+/// Withholds private keys and passwords given inline anywhere inside.
+fn redact(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => Value::Object(
+            fields
+                .into_iter()
+                .map(|(key, value)| {
+                    let hide =
+                        matches!(key.as_str(), "private_key" | "password" | "pkcs12" | "inline_key") && value.get("filename").is_none();
+                    let value = if hide { json!({"inline_string": REDACTED}) } else { redact(value) };
+                    (key, value)
+                })
+                .collect(),
+        ),
+        Value::Array(items) => Value::Array(items.into_iter().map(redact).collect()),
+        other => other,
+    }
+}
+
+fn inline_routes(value: &Value, found: &mut Vec<Value>) {
+    match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                if key == "route_config" && value.get("virtual_hosts").is_some() {
+                    found.push(value.clone());
+                } else {
+                    inline_routes(value, found);
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|i| inline_routes(i, found)),
+        _ => {}
+    }
+}
+
+/// RFC 3339 with milliseconds, as protobuf's JSON writes timestamps.
+pub(super) fn timestamp(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let days = i64::try_from(since.as_secs() / 86_400).unwrap_or(0);
+    let seconds = since.as_secs() % 86_400;
+    let (year, month, day) = civil(days);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
+}
+
+/// The date of a day counted from 1970, by counting years that begin in March.
+fn civil(days: i64) -> (i64, i64, i64) {
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_index = (5 * day_of_year + 2) / 153;
+    let month = if month_index < 10 { month_index + 3 } else { month_index - 9 };
+    (era * 400 + year_of_era + i64::from(month <= 2), month, day_of_year - (153 * month_index + 2) / 5 + 1)
+}
+
+/// Protobuf's JSON form of a duration.
+pub(super) fn duration(value: Duration) -> String {
+    format!("{}s", value.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timestamps_read_as_protobuf_writes_them() {
+        for (seconds, expected) in
+            [(0, "1970-01-01T00:00:00.000Z"), (951_782_400, "2000-02-29T00:00:00.000Z"), (1_767_225_599, "2025-12-31T23:59:59.000Z")]
+        {
+            assert_eq!(timestamp(UNIX_EPOCH + Duration::from_secs(seconds)), expected);
+        }
+    }
+
+    #[test]
+    fn inline_keys_are_withheld_and_file_names_are_not() {
+        let value = redact(json!({"a": [{"private_key": {"inline_string": "KEY"}}, {"private_key": {"filename": "/k"}}]}));
+        assert_eq!(value, json!({"a": [{"private_key": {"inline_string": "[redacted]"}}, {"private_key": {"filename": "/k"}}]}));
+    }
+
+    #[test]
+    fn fields_name_their_messages() {
+        assert_eq!(camel("dynamic_active_clusters"), "DynamicCluster");
+        assert_eq!(camel("static_route_configs"), "StaticRouteConfig");
+    }
+}

@@ -1,0 +1,12 @@
+//! The admin server, in Envoy's formats; and the ports that Istio's agent opens beside it.
+mod agent;
+mod certs;
+mod clusters;
+mod dump;
+mod listeners;
+mod pages;
+mod server;
+
+pub use server::{AdminOptions, LogControl};
+
+pub(crate) use server::serve;

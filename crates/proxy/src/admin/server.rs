@@ -1,0 +1,227 @@
+//! Binding, accepting and dispatching. Pages are functions from the main thread's state to a [`Reply`].
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use lateen_snapshot::bootstrap::AdminAddress;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::{agent, certs, clusters, dump, listeners, pages};
+use crate::main_thread::Main;
+
+/// Connections served at once; more wait, so that a forgotten scraper cannot use up the process.
+const MAX_CONNECTIONS: usize = 64;
+/// A client that sends no request, or does not read the answer, is let go after this.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Reads (`None`) or sets the log level; answers with the level in force, or why it cannot be set.
+pub type LogControl = Arc<dyn Fn(Option<&str>) -> Result<String, String> + Send + Sync>;
+
+/// How the admin server and its companions run.
+#[derive(Clone, Default)]
+pub struct AdminOptions {
+    pub logging: Option<LogControl>,
+    /// Istio's health port of sidecars and gateways (15021): `/healthz/ready`.
+    pub health: Option<SocketAddr>,
+    /// Istio's statistics port of the proxy (15090): `/stats/prometheus`.
+    pub stats: Option<SocketAddr>,
+    /// Istio's agent port (15020): `/healthz/ready`, `/stats/prometheus`, `/quitquitquit`, `/drain`.
+    pub agent: Option<SocketAddr>,
+}
+
+/// What a page answers.
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    pub(super) content_type: &'static str,
+    pub(super) body: Bytes,
+}
+
+impl Reply {
+    pub(super) fn text(body: impl Into<Bytes>) -> Self {
+        Self { status: StatusCode::OK, content_type: "text/plain; charset=UTF-8", body: body.into() }
+    }
+
+    pub(super) fn json(value: &serde_json::Value) -> Self {
+        // Values made of strings as keys always serialize.
+        let body = serde_json::to_vec_pretty(value).unwrap_or_default();
+        Self { status: StatusCode::OK, content_type: "application/json", body: body.into() }
+    }
+
+    pub(super) fn error(status: StatusCode, text: impl Into<String>) -> Self {
+        Self { status, ..Self::text(text.into()) }
+    }
+}
+
+/// What a request asks for.
+pub(super) struct Ask<'a> {
+    pub(super) method: &'a Method,
+    pub(super) path: &'a str,
+    pub(super) query: &'a str,
+}
+
+impl Ask<'_> {
+    /// The decoded value of a query parameter; empty when it has none.
+    pub(super) fn parameter(&self, name: &str) -> Option<String> {
+        let pairs = self.query.split('&').map(|p| p.split_once('=').unwrap_or((p, "")));
+        let value = pairs.into_iter().find(|(key, _)| *key == name)?.1;
+        let spaced = value.replace('+', " ");
+        Some(percent_encoding::percent_decode_str(&spaced).decode_utf8_lossy().into_owned())
+    }
+
+    pub(super) fn wants_json(&self) -> bool {
+        self.parameter("format").as_deref() == Some("json")
+    }
+}
+
+/// Which set of pages a port serves.
+#[derive(Clone, Copy)]
+enum Port {
+    Admin,
+    Health,
+    Stats,
+    Agent,
+}
+
+/// Binds every port at once, so that one that is taken ends the start with a clear message.
+pub(crate) async fn serve(main: &Arc<Main>, options: AdminOptions, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
+    match &main.bootstrap.admin {
+        None => {}
+        Some(AdminAddress::Socket(address)) => {
+            let listener = bind(*address, "admin").await?;
+            tasks.spawn(accept_tcp(listener, main.clone(), options.clone(), Port::Admin));
+        }
+        Some(AdminAddress::Pipe(path)) => {
+            remove_stale(path);
+            let listener = UnixListener::bind(path).with_context(|| format!("admin socket {path}"))?;
+            tasks.spawn(accept_unix(listener, main.clone(), options.clone()));
+        }
+    }
+    let ports =
+        [(options.health, Port::Health, "health"), (options.stats, Port::Stats, "statistics"), (options.agent, Port::Agent, "agent")];
+    for (address, port, what) in ports {
+        if let Some(address) = address {
+            let listener = bind(address, what).await?;
+            tasks.spawn(accept_tcp(listener, main.clone(), options.clone(), port));
+        }
+    }
+    Ok(())
+}
+
+async fn bind(address: SocketAddr, what: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("the {what} port {address} cannot be opened; is another proxy running?"))
+}
+
+/// A socket left by a process that was killed would make the next one fail.
+fn remove_stale(path: &str) {
+    if std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket()) {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+async fn accept_tcp(listener: TcpListener, main: Arc<Main>, options: AdminOptions, port: Port) {
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => connection(stream, &main, &options, port, &room).await,
+            Err(e) => pause(&e).await,
+        }
+    }
+}
+
+async fn accept_unix(listener: UnixListener, main: Arc<Main>, options: AdminOptions) {
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => connection(stream, &main, &options, Port::Admin, &room).await,
+            Err(e) => pause(&e).await,
+        }
+    }
+}
+
+/// Out of file descriptors is a state that passes; spinning would make it worse.
+async fn pause(error: &io::Error) {
+    tracing::warn!("admin: accept: {error}");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+async fn connection<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    stream: S,
+    main: &Arc<Main>,
+    options: &AdminOptions,
+    port: Port,
+    room: &Arc<Semaphore>,
+) {
+    // The semaphore is never closed.
+    let Ok(permit) = room.clone().acquire_owned().await else { return };
+    let (main, options) = (main.clone(), options.clone());
+    tokio::spawn(async move {
+        let service = service_fn(move |request| {
+            let (main, options) = (main.clone(), options.clone());
+            async move { Ok::<_, Infallible>(answer(&main, &options, port, &request)) }
+        });
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(64 << 10);
+        // A client that goes away in the middle is its own business.
+        let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+        drop(permit);
+    });
+}
+
+fn answer(main: &Main, options: &AdminOptions, port: Port, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let ask = Ask { method: request.method(), path: request.uri().path(), query: request.uri().query().unwrap_or_default() };
+    let reply = match port {
+        Port::Admin => admin(main, options, &ask),
+        Port::Health => agent::health(main, &ask),
+        Port::Stats => agent::stats(main, &ask),
+        Port::Agent => agent::agent(main, &ask),
+    };
+    let mut response = Response::new(Full::new(if *ask.method == Method::HEAD { Bytes::new() } else { reply.body }));
+    *response.status_mut() = reply.status;
+    let headers = response.headers_mut();
+    headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(reply.content_type));
+    headers.insert(http::header::CACHE_CONTROL, http::HeaderValue::from_static("no-cache, max-age=0"));
+    headers.insert("x-content-type-options", http::HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// Pages that change something are reached by POST only (Envoy admin).
+const MUTATIONS: [&str; 6] = ["/drain_listeners", "/quitquitquit", "/healthcheck/fail", "/healthcheck/ok", "/logging", "/reset_counters"];
+
+fn admin(main: &Main, options: &AdminOptions, ask: &Ask<'_>) -> Reply {
+    if MUTATIONS.contains(&ask.path) && *ask.method != Method::POST && !(ask.path == "/logging" && ask.query.is_empty()) {
+        return Reply::error(StatusCode::METHOD_NOT_ALLOWED, format!("Method {} not allowed, POST required.\n", ask.method));
+    }
+    match ask.path {
+        "/" | "/help" => Reply::text(pages::HELP),
+        "/ready" => pages::ready(main),
+        "/server_info" => pages::server_info(main),
+        "/config_dump" => dump::config_dump(main, ask),
+        "/clusters" => clusters::page(main, ask),
+        "/listeners" => listeners::page(main, ask),
+        "/certs" => certs::page(main),
+        "/stats" => pages::stats(main, ask),
+        "/stats/prometheus" => pages::prometheus(main, ask),
+        "/memory" => pages::memory(),
+        "/runtime" => Reply::json(&serde_json::json!({"layers": [], "entries": {}})),
+        "/logging" => pages::logging(options, ask),
+        "/drain_listeners" => pages::drain(main),
+        "/quitquitquit" => pages::quit(main),
+        "/healthcheck/fail" => pages::health_check(main, true),
+        "/healthcheck/ok" => pages::health_check(main, false),
+        "/reset_counters" => Reply::error(StatusCode::NOT_IMPLEMENTED, "counters cannot be reset; compare two readings\n"),
+        _ => Reply::error(StatusCode::NOT_FOUND, format!("invalid path. admin commands are:\n{}", pages::HELP)),
+    }
+}
