@@ -15,10 +15,11 @@ pub(super) fn check(index: &Index<'_>, found: &mut Vec<Diagnostic>) {
             let known = index.hosts(&destination.host, rule.namespace());
             let visible: Vec<&KnownHost> = known.iter().copied().filter(|host| host.export_to.includes(rule.namespace())).collect();
             if visible.is_empty() {
+                // Nothing more can be said about a host that is not there.
                 found.push(unknown_host(index, rule, destination, &at, &known));
-            } else {
-                ports(rule, destination, &path, &visible, found);
+                continue;
             }
+            ports(rule, destination, &path, &visible, found);
             if let Some(subset) = &destination.subset {
                 found.extend(unknown_subset(index, rule, destination, subset, &join(&path, "subset")));
             }

@@ -24,6 +24,9 @@ fn empty_subsets(index: &Index<'_>, rule: &Resource<DestinationRule>, known: &[&
         return found;
     }
     for (number, subset) in rule.spec.subsets.iter().enumerate() {
+        if subset.labels.keys().any(|key| is_of_a_node(key)) {
+            continue;
+        }
         let selects = judged.iter().any(|(host, selector)| {
             let mut labels = (*selector).clone();
             labels.extend(subset.labels.clone());
@@ -36,4 +39,9 @@ fn empty_subsets(index: &Index<'_>, rule: &Resource<DestinationRule>, known: &[&
         }
     }
     found
+}
+
+/// Labels that pods get from the node they run on, which no file tells.
+fn is_of_a_node(key: &str) -> bool {
+    key.starts_with("topology.") || key == "kubernetes.io/hostname"
 }

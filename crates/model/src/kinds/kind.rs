@@ -273,7 +273,15 @@ pub fn known_kind(api_version: &str, kind: &str) -> Support {
     }
     let all = names.chain(NOT_SUPPORTED.iter().flat_map(|(_, kinds, _)| kinds.iter().copied()).filter(|kind| *kind != "*"));
     let near = crate::schema::similar::nearest(kind, all);
+    if near.is_none() && is_foreign(group) {
+        return Support::NotYet(String::new());
+    }
     Support::Unknown { suggestion: near.map(|near| format!("did you mean \"{near}\"?")) }
+}
+
+/// Whether a group belongs neither to Kubernetes nor to Istio: somebody's own resources, of no concern to a mesh.
+fn is_foreign(group: &str) -> bool {
+    group.contains('.') && !group.ends_with(".istio.io") && !group.ends_with(".k8s.io")
 }
 
 #[cfg(test)]
@@ -287,6 +295,8 @@ mod tests {
         assert!(matches!(known_kind("config.istio.io/v1alpha2", "denier"), Support::NotYet(_)));
         assert!(matches!(known_kind("networking.istio.io/v2", "VirtualService"), Support::WrongVersion { kind: Kind::VirtualService, .. }));
         assert_eq!(known_kind("extensions/v1beta1", "Deployment"), Support::ReadOld(Kind::Deployment));
+        assert!(matches!(known_kind("argoproj.io/v1alpha1", "Application"), Support::NotYet(_)));
+        assert_eq!(known_kind("networking.istio.io/v1", "Nonsense"), Support::Unknown { suggestion: None });
         let Support::Unknown { suggestion: Some(suggestion) } = known_kind("networking.istio.io/v1", "VirtualServise") else { panic!() };
         assert_eq!(suggestion, "did you mean \"VirtualService\"?");
         let Support::Unknown { suggestion: Some(suggestion) } = known_kind("v1", "VirtualService") else { panic!() };

@@ -79,7 +79,7 @@ proptest! {
 
 #[test]
 fn hostile_files_end_soon() {
-    let size = 1 << 20;
+    let size = 1 << 19;
     let fill = |piece: &str| piece.repeat(size / piece.len());
     let header = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\nspec:\n";
     let texts = [

@@ -1,12 +1,13 @@
 //! Real configuration, where it is at hand: every VirtualService and DestinationRule loads or says what is wrong.
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use lateen_model::{Limits, Severity, load_paths};
 
-/// Set `LATEEN_CORPUS` to a folder of Istio configuration to run against it.
+/// The folder that `LATEEN_CORPUS` names, or `shared/corpus` beside the repository.
 fn corpus() -> Option<PathBuf> {
-    let folder = std::env::var_os("LATEEN_CORPUS").map_or_else(|| Path::new("/work/shared/corpus").to_owned(), PathBuf::from);
+    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/corpus");
+    let folder = std::env::var_os("LATEEN_CORPUS").map_or_else(|| PathBuf::from(beside), PathBuf::from);
     folder.is_dir().then_some(folder)
 }
 
