@@ -1,8 +1,17 @@
 //! The subcommands, in the order that `--help` shows them.
 mod analyze;
 mod app;
+mod apply;
 mod control;
+mod delete;
 mod demo;
+mod down;
+mod exec;
+mod get;
+mod logs;
+mod mesh;
+mod ps;
+mod up;
 
 use std::process::ExitCode;
 
@@ -27,6 +36,22 @@ Examples:
 pub(crate) enum Command {
     /// A live mesh of sample services to play with
     Demo(demo::Args),
+    /// Run Deployments, Services and Istio YAML as processes of this machine
+    Up(up::Args),
+    /// End a mesh; nothing of it is left
+    Down(down::Args),
+    /// Change the running mesh to what files say
+    Apply(apply::Args),
+    /// Remove resources from the running mesh
+    Delete(delete::Args),
+    /// Show what the mesh holds
+    Get(get::Args),
+    /// Show what a container prints
+    Logs(logs::Args),
+    /// Run a command in a pod
+    Exec(exec::Args),
+    /// Every process of the mesh with its memory and processor time
+    Ps(ps::Args),
     /// Check YAML without running it
     Analyze(analyze::Args),
     /// The control plane and certificate authority
@@ -39,6 +64,14 @@ impl Command {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
             Self::Demo(args) => demo::run(&args),
+            Self::Up(args) => up::run(&args),
+            Self::Down(args) => down::run(&args),
+            Self::Apply(args) => apply::run(&args),
+            Self::Delete(args) => delete::run(&args),
+            Self::Get(args) => get::run(&args),
+            Self::Logs(args) => logs::run(&args),
+            Self::Exec(args) => exec::run(&args),
+            Self::Ps(args) => ps::run(&args),
             Self::Analyze(args) => analyze::run(&args),
             Self::Control(args) => control::run(&args),
             Self::App(args) => app::run(args).map(|()| ExitCode::SUCCESS),
