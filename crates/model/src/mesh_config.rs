@@ -18,6 +18,7 @@ use crate::yaml::{Limits, Position, read};
 pub const DEFAULT_ROOT_NAMESPACE: &str = "istio-system";
 
 const PORTS: &str = "has no effect: Lateen's proxies use Istio's standard ports";
+const RUNNER: &str = "has no effect yet: every proxy runs with Lateen's own settings";
 const TELEMETRY: &str = "has no effect yet: telemetry providers are not configurable";
 
 message! {
@@ -131,16 +132,16 @@ enumeration! {
 message! {
     /// ProxyConfig as it is written, in `defaultConfig` or in the annotation `proxy.istio.io/config`.
     pub struct ProxyConfigFields "ProxyConfig" {
-        discovery_address: Option<String> = honoured,
-        concurrency: Option<i32> = honoured,
-        drain_duration: Option<Duration> = honoured,
-        termination_drain_duration: Option<Duration> = honoured,
-        hold_application_until_proxy_starts: Option<bool> = honoured,
-        proxy_metadata: BTreeMap<String, String> = honoured,
-        interception_mode: InterceptionMode = honoured,
+        discovery_address: Option<String> = warned("has no effect: Lateen tells its proxies where the control plane is"),
+        concurrency: Option<i32> = warned(RUNNER),
+        drain_duration: Option<Duration> = warned(RUNNER),
+        termination_drain_duration: Option<Duration> = warned(RUNNER),
+        hold_application_until_proxy_starts: Option<bool> = warned(RUNNER),
+        proxy_metadata: BTreeMap<String, String> = warned(RUNNER),
+        interception_mode: InterceptionMode = warned(RUNNER),
         proxy_admin_port: Option<u16> = warned(PORTS),
         status_port: Option<u16> = warned(PORTS),
-        mesh_id: Option<String> = honoured,
+        mesh_id: Option<String> = warned(RUNNER),
         tracing: Option<serde_json::Value> = warned("has no effect yet: no spans are sent"),
         tracing_service_name: Option<String> = warned("has no effect yet: no spans are sent"),
         service_cluster: Option<String> = warned("has no effect yet"),
@@ -414,7 +415,7 @@ mod tests {
     fn an_annotation_changes_only_what_it_names() {
         let base = ProxyConfig { concurrency: Some(2), ..ProxyConfig::default() };
         let (changed, diagnostics) = base.overlaid(&Arc::from("pod"), "terminationDrainDuration: 1s\nproxyMetadata:\n  A: b\n");
-        assert!(diagnostics.is_empty());
+        assert!(!diagnostics.iter().any(Diagnostic::is_error));
         assert_eq!(changed.concurrency, Some(2));
         assert_eq!(changed.termination_drain_duration, Duration::from_secs(1));
         assert_eq!(changed.proxy_metadata["A"], "b");

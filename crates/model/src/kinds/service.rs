@@ -35,7 +35,7 @@ message! {
         protocol: TransportProtocol = honoured,
         /// Beats the port's name in telling the protocol.
         app_protocol: Option<String> = honoured,
-        node_port: Option<u16> = honoured,
+        node_port: Option<u16> = partly("no port of the machine is opened for it"),
     }
 }
 
