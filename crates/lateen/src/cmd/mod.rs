@@ -1,4 +1,5 @@
 //! The subcommands, in the order that `--help` shows them.
+mod agent;
 mod analyze;
 mod app;
 mod apply;
@@ -10,8 +11,10 @@ mod exec;
 mod get;
 mod logs;
 mod mesh;
+mod proxy;
 mod ps;
 mod up;
+mod workload;
 
 use std::process::ExitCode;
 
@@ -56,6 +59,10 @@ pub(crate) enum Command {
     Analyze(analyze::Args),
     /// The control plane and certificate authority
     Control(control::Args),
+    /// The data plane: a sidecar, a gateway, or an Envoy bootstrap file
+    Proxy(proxy::Args),
+    /// Certificates and bootstrap for a stock Envoy as sidecar or gateway
+    Agent(agent::Args),
     /// A sample service and load generator, for demos and tests
     App(lateen_app::AppArgs),
 }
@@ -74,6 +81,8 @@ impl Command {
             Self::Ps(args) => ps::run(&args),
             Self::Analyze(args) => analyze::run(&args),
             Self::Control(args) => control::run(&args),
+            Self::Proxy(args) => proxy::run(&args),
+            Self::Agent(args) => agent::run(&args),
             Self::App(args) => app::run(args).map(|()| ExitCode::SUCCESS),
         }
     }

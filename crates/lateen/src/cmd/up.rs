@@ -115,12 +115,8 @@ fn config(args: &Args) -> anyhow::Result<UpConfig> {
     let ingress = !args.no_ingress && !args.no_control_plane;
     let mut publish = args.publish.clone();
     if ingress {
-        let gateway = Publish {
-            host_port: args.ingress_port,
-            namespace: "istio-system".into(),
-            service: "istio-ingressgateway".into(),
-            port: 80,
-        };
+        let gateway =
+            Publish { host_port: args.ingress_port, namespace: "istio-system".into(), service: "istio-ingressgateway".into(), port: 80 };
         publish.insert(0, gateway);
     }
     Ok(UpConfig {

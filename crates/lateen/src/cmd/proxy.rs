@@ -1,0 +1,152 @@
+//! `lateen proxy`: the data plane, from an Envoy bootstrap file or from the environment of Istio's agent.
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::ValueEnum;
+use lateen_identity::WorkloadSecrets;
+use lateen_proxy::admin::AdminOptions;
+use lateen_proxy::bootstrap::{Environment, Role, agent_bootstrap, node};
+use lateen_proxy::main_thread::{Options, start, token_file};
+use lateen_snapshot::bootstrap::{Bootstrap, load};
+use lateen_telemetry::istio::PeerMetadata;
+use lateen_telemetry::stats::TagStyle;
+use tokio::sync::watch;
+
+use super::workload;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  lateen proxy -c envoy.yaml                       serve a static Envoy bootstrap
+  lateen proxy -c envoy.yaml --mode validate       only say whether it would be accepted
+  lateen proxy sidecar                             as injected: the environment says all (POD_NAME, INSTANCE_IP …)
+
+The exit code is 0 after a graceful end (SIGTERM, SIGINT, POST /quitquitquit).")]
+pub(crate) struct Args {
+    /// Take the configuration from a control plane, as Istio's agent does
+    #[arg(value_enum, conflicts_with = "config", required_unless_present = "config")]
+    role: Option<Kind>,
+    /// An Envoy bootstrap, YAML or JSON
+    #[arg(short, long = "config-path", visible_alias = "config", value_name = "FILE", id = "config")]
+    config: Option<PathBuf>,
+    /// Worker threads [default: the number of CPUs with -c, else PROXY_CONFIG's or 2]
+    #[arg(long, value_name = "N")]
+    concurrency: Option<usize>,
+    /// Only check the configuration
+    #[arg(long, value_enum, default_value_t = Mode::Serve)]
+    mode: Mode,
+    /// What to log: error, warn, info, debug, or module=level
+    #[arg(short, long, default_value = "warn")]
+    log_level: String,
+    /// Seconds that open connections may take to end when told to stop [default: 5]
+    #[arg(long, value_name = "SECONDS")]
+    drain_time_s: Option<u64>,
+    /// The DNS domain of the pod's namespace, as injection passes it
+    #[arg(long, value_name = "DOMAIN", hide = true)]
+    domain: Option<String>,
+    // Envoy's own flags that say how Envoy restarts itself: accepted, since command lines carry them.
+    #[arg(long, hide = true)]
+    base_id: Option<u64>,
+    #[arg(long, hide = true)]
+    disable_hot_restart: bool,
+    #[arg(long, hide = true)]
+    parent_shutdown_time_s: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    Sidecar,
+    Router,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    Serve,
+    Validate,
+}
+
+/// Health for probes, statistics for scrapers: Istio's ports.
+const HEALTH: u16 = 15_021;
+const STATISTICS: u16 = 15_090;
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let level = crate::log::start(&args.log_level);
+    match (&args.config, args.role) {
+        (Some(file), _) => {
+            let bootstrap = load(file)?;
+            if args.mode == Mode::Validate {
+                println!("configuration '{}' OK", file.display());
+                return Ok(ExitCode::SUCCESS);
+            }
+            runtime()?.block_on(serve_file(args, bootstrap, level))
+        }
+        (None, Some(kind)) => {
+            let role = if kind == Kind::Sidecar { Role::Sidecar } else { Role::Router };
+            runtime()?.block_on(serve_agent(args, role, level))
+        }
+        (None, None) => anyhow::bail!("name a configuration with -c, or a role: sidecar or router"),
+    }
+}
+
+/// The main thread's own: discovery, certificates, admin. Requests run on the workers.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build()
+}
+
+async fn serve_file(args: &Args, bootstrap: Bootstrap, level: crate::log::Level) -> anyhow::Result<ExitCode> {
+    let local = bootstrap.node.metadata.as_ref().map(PeerMetadata::from_struct).unwrap_or_default();
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let options = Options {
+        bootstrap,
+        concurrency: args.concurrency.unwrap_or(cpus),
+        pin: false,
+        upstream_mark: None,
+        identity: None,
+        token: None,
+        local,
+        tags: TagStyle::Envoy,
+        admin: AdminOptions { logging: Some(level), health: None, stats: None, agent: None },
+    };
+    serve(options, Duration::from_secs(args.drain_time_s.unwrap_or(5))).await
+}
+
+async fn serve_agent(args: &Args, role: Role, level: crate::log::Level) -> anyhow::Result<ExitCode> {
+    let environment = Environment::of_process(role)?;
+    let rotation = workload::rotation(&environment)?;
+    let identity: watch::Receiver<Option<Arc<WorkloadSecrets>>> = rotation.secrets();
+    let bootstrap = agent_bootstrap(&environment, &workload::control_plane(&environment)?).context("no way to the control plane")?;
+    let local = node(&environment).metadata.as_ref().map(PeerMetadata::from_struct).unwrap_or_default();
+    let any = |port| Some(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)));
+    let options = Options {
+        bootstrap,
+        concurrency: args.concurrency.or(environment.concurrency.map(|n| n as usize)).unwrap_or(2),
+        pin: false,
+        upstream_mark: workload::socket_mark()?,
+        identity: Some(identity),
+        token: Some(token_file(environment.token.clone())),
+        local,
+        tags: TagStyle::Istio,
+        admin: AdminOptions { logging: Some(level), health: any(HEALTH), stats: any(STATISTICS), agent: any(environment.status_port) },
+    };
+    serve(options, Duration::from_secs(args.drain_time_s.unwrap_or(environment.drain_seconds))).await
+}
+
+async fn serve(options: Options, drain: Duration) -> anyhow::Result<ExitCode> {
+    let process = start(options).await?;
+    let mut reopen = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::user_defined1())?;
+    let told = lateen_app::terminated()?;
+    tokio::pin!(told);
+    loop {
+        tokio::select! {
+            () = &mut told => break,
+            () = process.quit() => break,
+            _ = reopen.recv() => process.reopen_logs(),
+        }
+    }
+    process.shut_down(drain).await;
+    Ok(ExitCode::SUCCESS)
+}
