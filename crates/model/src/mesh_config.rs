@@ -274,13 +274,17 @@ impl MeshConfig {
             let warning = config_map.report(Severity::Warning, "data", "has no key \"mesh\"; the defaults hold");
             return (Self::default(), vec![warning]);
         };
-        // The text is a block within the ConfigMap: its first line follows the key.
         let (mesh, mut diagnostics) = Self::parse(&config_map.origin.file, text);
+        // The text is usually a block: its first line follows the key, and is indented by two more.
         let start = config_map.origin.at("data.mesh");
         for diagnostic in &mut diagnostics {
             diagnostic.line += start.line;
+            diagnostic.column += start.column + 1;
             diagnostic.resource = Some(config_map.id());
-            diagnostic.field_path = format!("data.mesh: {}", diagnostic.field_path);
+            diagnostic.field_path = match diagnostic.field_path.as_str() {
+                "" => "data.mesh".to_owned(),
+                path => format!("data.mesh.{path}"),
+            };
         }
         (mesh, diagnostics)
     }

@@ -145,3 +145,16 @@ fn rules_and_policies_for_nothing() {
         "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: p}\nspec: {selector: {matchLabels: {app: gone}}}\n";
     says(&format!("{MESH}{policy}"), &[EMPTY_SUBSET, "IST0127 p spec.selector: no workload of namespace default has these labels"]);
 }
+
+#[test]
+fn the_mesh_configuration_is_checked_at_its_own_lines() {
+    let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  mesh: |\n    trustDomain: td\n    rootNamespce: x\n";
+    let resources = set(text);
+    let (mesh, _) = lateen_model::MeshConfig::of(&resources, "istio-system");
+    assert_eq!(mesh.trust_domain, "td");
+    let said: Vec<String> = analyze(&resources).iter().map(ToString::to_string).collect();
+    assert_eq!(
+        said,
+        ["f.yaml:7:5: error: ConfigMap istio-system/istio: data.mesh.rootNamespce: unknown field; did you mean \"rootNamespace\"?"]
+    );
+}
