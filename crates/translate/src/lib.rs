@@ -133,14 +133,17 @@ pub fn generate(world: &World, view: &ProxyView, type_url: &str, names: Names<'_
 
 fn clusters(world: &World, view: &ProxyView, names: Names<'_>) -> Vec<Generated> {
     let built = match names {
-        Names::Only(list) if !list.iter().any(|name| name == "*") && list.iter().all(|name| names::parse_outbound(name).is_some()) => {
+        Names::Only(list)
+            if !list.iter().any(|name| name == "*")
+                && list.iter().all(|name| name.starts_with("outbound|") && names::parse_outbound(name).is_some()) =>
+        {
             // Asked for by name (on demand), only their services are looked at.
             let mut services = BTreeSet::new();
             let wanted = list.iter().filter_map(|name| names::parse_outbound(name));
             let wanted = wanted.filter(|name| services.insert((name.host, name.port)));
             let found = wanted.filter_map(|name| {
                 let service = world.service(&view.namespace, name.host)?;
-                Some(cluster::outbound(world, view, service, service.port(name.port)?))
+                Some(cluster::outbound(world, view, service, service.port(name.port)?, false))
             });
             found.flatten().collect()
         }

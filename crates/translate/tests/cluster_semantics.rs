@@ -124,7 +124,7 @@ fn port_settings_replace_the_whole_policy() {
     let world = books(&yaml);
     let own = cluster(&world, &client(), "outbound|7070||ratings.books.svc.cluster.local");
     assert_eq!(own.lb_policy, LbPolicy::LeastRequest as i32, "not inherited");
-    let limits = own.circuit_breakers.unwrap().thresholds[0].clone();
+    let limits = own.circuit_breakers.unwrap().thresholds[0];
     assert_eq!((limits.max_connections, limits.max_requests), (Some(u32::MAX), Some(3)));
     assert_eq!(cluster(&world, &client(), "outbound|7071||ratings.books.svc.cluster.local").lb_policy, LbPolicy::Random as i32);
 }

@@ -202,7 +202,7 @@ const ENTRY: &str = include_str!("data/everything.yaml");
 fn a_gateway_opens_a_port_with_a_chain_for_every_certificate() {
     let world = books(ENTRY);
     let names = listener_names(&world, &gateway());
-    assert_eq!(names, ["0.0.0.0_31400", "0.0.0.0_443", "0.0.0.0_80", "0.0.0.0_8081", "0.0.0.0_8443", "0.0.0.0_9443"]);
+    assert_eq!(names, ["0.0.0.0_15443", "0.0.0.0_31400", "0.0.0.0_443", "0.0.0.0_80", "0.0.0.0_8081", "0.0.0.0_8443", "0.0.0.0_9443"]);
     assert_eq!(
         describe(&listener(&world, &gateway(), "0.0.0.0_443")),
         [
@@ -211,6 +211,9 @@ fn a_gateway_opens_a_port_with_a_chain_for_every_certificate() {
         ]
     );
     assert_eq!(describe(&listener(&world, &gateway(), "0.0.0.0_8443")), ["api.example.com tcp outbound|443||api.example.com"]);
+    let any_service = describe(&listener(&world, &gateway(), "0.0.0.0_15443"));
+    let reviews = "outbound_.9080_.v1_.reviews.books.svc.cluster.local";
+    assert!(any_service.contains(&format!("istio {reviews} tcp {reviews}")), "{any_service:#?}");
     assert_eq!(describe(&listener(&world, &gateway(), "0.0.0.0_31400")), ["tcp outbound|7071||ratings.books.svc.cluster.local"]);
 }
 

@@ -65,3 +65,20 @@ fn all_routes_are_those_that_listeners_refer_to() {
         assert_eq!(generated, referred);
     }
 }
+
+#[test]
+fn nothing_refers_to_a_cluster_that_is_not_there() {
+    use std::time::Duration;
+    let world = books(EVERYTHING);
+    for view in [client(), stock("ratings", "10.0.0.4", &[("app", "ratings")]), gateway()] {
+        let mut compiler = compiled(&world, &view);
+        // Certificates and DNS never come here; after its patience the data plane goes on without.
+        for _ in 0..2 {
+            compiler.settle(Instant::now() + Duration::from_secs(60));
+        }
+        let snapshot = compiler.snapshot();
+        let missing: Vec<&str> =
+            snapshot.cluster_ids.iter().filter(|(_, id)| snapshot.cluster(**id).is_none()).map(|(name, _)| name.as_ref()).collect();
+        assert!(missing.iter().all(|name| *name == "sds-grpc"), "{}: {missing:?}", view.id);
+    }
+}

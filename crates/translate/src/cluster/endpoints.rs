@@ -25,6 +25,8 @@ pub(crate) struct EndpointsInput<'a> {
     cluster_id: &'a str,
     node_name: &'a str,
     dual_stack: bool,
+    /// Only endpoints that take mutual TLS: what comes is the caller's, and nobody here could tell.
+    mutual_tls_only: bool,
 }
 
 impl<'a> EndpointsInput<'a> {
@@ -34,6 +36,7 @@ impl<'a> EndpointsInput<'a> {
         service: &'a Service,
         port: &'a ServicePort,
         rule: Option<&'a Arc<Rule>>,
+        mutual_tls_only: bool,
     ) -> Self {
         Self {
             world,
@@ -44,6 +47,7 @@ impl<'a> EndpointsInput<'a> {
             node_name: &view.node_name,
             // gRPC libraries take one address an endpoint.
             dual_stack: view.generator == Generator::Envoy && view.ip_mode() == crate::view::IpMode::Dual,
+            mutual_tls_only,
         }
     }
 }
@@ -70,7 +74,8 @@ pub(crate) fn build(world: &World, view: &ProxyView, cluster: &str) -> Option<Bu
     if !name.subset.is_empty() && subset.is_none() {
         return empty(assignment);
     }
-    assignment.endpoints = localities(&EndpointsInput::of(world, view, service, port, rule), subset);
+    let mutual_tls_only = cluster.starts_with("outbound_.");
+    assignment.endpoints = localities(&EndpointsInput::of(world, view, service, port, rule, mutual_tls_only), subset);
     let mut provenance = vec![super::service_provenance(service)];
     if subset.is_some() {
         provenance.extend(rule.map(|rule| rule.provenance.clone()).into_iter().flatten());
@@ -99,6 +104,9 @@ pub(crate) fn localities(input: &EndpointsInput<'_>, subset: Option<&Subset>) ->
         let usable = endpoint.health == Health::Healthy || input.service.publish_not_ready;
         let near = !input.service.node_local || endpoint.node_name == input.node_name;
         let is_name = !endpoint.address().starts_with("unix://") && endpoint.address().parse::<std::net::IpAddr>().is_err();
+        if input.mutual_tls_only && !takes_mutual_tls(input, endpoint, None) {
+            continue;
+        }
         if usable && near && selects(labels, &endpoint.labels) && (by_name || !is_name) {
             localities.entry(endpoint.locality.as_str()).or_default().push(lb_endpoint(input, endpoint, mode));
         }

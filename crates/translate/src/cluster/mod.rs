@@ -37,6 +37,8 @@ pub(crate) struct ClusterInput<'a> {
     pub(crate) mutual_tls: bool,
     /// Who may answer for the service, sorted.
     pub(crate) identities: Vec<String>,
+    /// Whether the callers' own mutual TLS goes through unopened, as behind an AUTO_PASSTHROUGH server.
+    pub(crate) tls_inside: bool,
     /// For clusters whose endpoints stand in them.
     pub(crate) endpoints: EndpointsInput<'a>,
 }
@@ -58,7 +60,12 @@ pub(crate) fn build(world: &World, view: &ProxyView) -> Vec<Built> {
     let mut clusters = Vec::new();
     for service in world.visible_services(&view.namespace) {
         for port in &service.ports {
-            clusters.extend(outbound(world, view, service, port));
+            clusters.extend(outbound(world, view, service, port, false));
+        }
+    }
+    if view.kind == ProxyKind::Router && world.merged_gateway(view).passes_any_service() {
+        for service in world.visible_services(&view.namespace).filter(|service| !service.mesh_external) {
+            clusters.extend(service.ports.iter().flat_map(|port| outbound(world, view, service, port, true)));
         }
     }
     clusters.push(Built::of(black_hole(&world.mesh)));
@@ -73,7 +80,7 @@ pub(crate) fn build(world: &World, view: &ProxyView) -> Vec<Built> {
 }
 
 /// The clusters of one port of a service: the port's own and one a subset.
-pub(crate) fn outbound(world: &World, view: &ProxyView, service: &Service, port: &ServicePort) -> Vec<Built> {
+pub(crate) fn outbound(world: &World, view: &ProxyView, service: &Service, port: &ServicePort, tls_inside: bool) -> Vec<Built> {
     if service.resolution == Resolution::Alias || port.protocol == Protocol::Udp {
         return Vec::new();
     }
@@ -88,7 +95,8 @@ pub(crate) fn outbound(world: &World, view: &ProxyView, service: &Service, port:
         capabilities: view.capabilities,
         mutual_tls: secured::peers_take_mutual_tls(world, service),
         identities: secured::identities(&world.mesh, service),
-        endpoints: EndpointsInput::of(world, view, service, port, rule),
+        tls_inside,
+        endpoints: EndpointsInput::of(world, view, service, port, rule, tls_inside),
     };
     let mut clusters: Vec<Built> = cluster(&input, None).into_iter().collect();
     for subset in rule.map(|rule| &rule.spec.subsets).into_iter().flatten() {
@@ -101,7 +109,8 @@ pub(crate) fn outbound(world: &World, view: &ProxyView, service: &Service, port:
 pub(crate) fn cluster(input: &ClusterInput<'_>, subset: Option<&Subset>) -> Option<Built> {
     let (service, port) = (input.service, input.port);
     let subset_name = subset.map_or("", |subset| subset.name.as_str());
-    let name = names::outbound(port.number, subset_name, &service.host);
+    let named = if input.tls_inside { names::outbound_sni } else { names::outbound };
+    let name = named(port.number, subset_name, &service.host);
     let (own, _) = PortPolicy::of(input.rule.and_then(|rule| rule.spec.traffic_policy.as_ref()), port.number);
     let policy = own.overridden_by(subset.and_then(|subset| subset.traffic_policy.as_ref()), port.number);
     let mut draft = Draft::new(&name, discovery(service, input.kind));
@@ -121,7 +130,9 @@ pub(crate) fn cluster(input: &ClusterInput<'_>, subset: Option<&Subset>) -> Opti
         draft.follow_client_protocol();
     }
     policy::apply_outbound(&mut draft, input.mesh, &policy, port.protocol);
-    secured::apply(&mut draft, input, subset_name, policy.tls.as_ref());
+    if !input.tls_inside {
+        secured::apply(&mut draft, input, subset_name, policy.tls.as_ref());
+    }
     if draft.kind() == Some(DiscoveryType::Eds) {
         draft.cluster.eds_cluster_config =
             Some(cluster_v3::cluster::EdsClusterConfig { eds_config: Some(wire::ads()), service_name: name.clone() });

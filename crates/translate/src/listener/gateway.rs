@@ -9,6 +9,7 @@ use crate::world::World;
 use crate::world::gateways::{Server, ServerPort};
 use crate::world::hosts;
 use crate::world::protocol::Protocol;
+use crate::world::services::{Resolution, Service};
 use lateen_model::kinds::gateway::{ServerTlsMode, ServerTlsSettings, TlsProtocol};
 
 use super::filters::{self, Class, HttpOptions, Routes};
@@ -168,7 +169,8 @@ fn passthrough_chains(world: &World, view: &ProxyView, server: &Server) -> Vec<l
 fn auto_passthrough_chains(world: &World, view: &ProxyView, server: &Server) -> Vec<listener_v3::FilterChain> {
     let offered = server.sni_hosts();
     let mut chains = Vec::new();
-    for service in world.visible_services(&view.namespace).filter(|service| !service.mesh_external) {
+    let callable = |service: &&std::sync::Arc<Service>| !service.mesh_external && service.resolution != Resolution::Alias;
+    for service in world.visible_services(&view.namespace).filter(callable) {
         if !offered.iter().any(|host| hosts::covers(host, &service.host)) {
             continue;
         }

@@ -98,6 +98,13 @@ pub struct MergedGateway {
     pub diagnostics: Vec<Diagnostic>,
 }
 
+impl MergedGateway {
+    /// Whether some server hands TLS on to whichever service its SNI names.
+    pub fn passes_any_service(&self) -> bool {
+        self.ports.iter().flat_map(|port| &port.servers).any(|server| server.tls_mode() == Some(ServerTlsMode::AutoPassthrough))
+    }
+}
+
 impl Gateways {
     pub(crate) fn build(resources: &ResourceSet) -> Self {
         let mut all: Vec<_> = resources.gateways().cloned().collect();
