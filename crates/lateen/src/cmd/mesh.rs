@@ -8,7 +8,7 @@ use lateen_runner::client::Client;
 #[derive(Debug, clap::Args)]
 pub(crate) struct MeshArgs {
     /// Name of the mesh, as given to `up`
-    #[arg(long = "mesh", default_value = "default", value_name = "NAME", env = "LATEEN_MESH")]
+    #[arg(long = "name", id = "mesh_name", default_value = "default", value_name = "NAME", env = "LATEEN_MESH")]
     pub(crate) mesh: String,
 }
 

@@ -216,7 +216,10 @@ impl Client {
         for piece in text.chunks(32 * 1024) {
             self.bytes(piece).await?;
         }
-        while follow && !previous {
+        if previous || !follow {
+            return self.exit(0).await;
+        }
+        loop {
             let piece = tokio::select! {
                 piece = coming.recv() => piece,
                 gone = self.reader.fill_buf() => if gone.map_or(true, <[u8]>::is_empty) { return Ok(()) } else { continue },
@@ -263,10 +266,10 @@ impl Client {
                 ended = &mut end => return self.exit(ended.map_or(1, End::code)).await,
                 read = self.reader.read_line(&mut line) => match read {
                     Ok(1..) => {
-                        if let Ok(Further::Signal(number)) = serde_json::from_str(&line) {
-                            if let Ok(signal) = Signal::try_from(number) {
-                                process::signal(pid, signal);
-                            }
+                        if let Ok(Further::Signal(number)) = serde_json::from_str(&line)
+                            && let Ok(signal) = Signal::try_from(number)
+                        {
+                            process::signal(pid, signal);
                         }
                         line.clear();
                     }

@@ -160,6 +160,20 @@ pub fn sidecar_command(plan: &PodPlan, injected: Injected, owner: Owner<'_>, set
     }]
 }
 
+/// ProxyConfig as JSON: what holds for the mesh, with what the pod's annotation says on top.
+fn proxy_config(plan: &PodPlan, settings: &Settings) -> String {
+    // One worker each: a mesh on one machine has more proxies than cores.
+    let mut config = serde_json::json!({"discoveryAddress": settings.discovery_address, "concurrency": 1});
+    let own = plan.annotations.get("proxy.istio.io/config").and_then(|text| {
+        let documents = lateen_model::yaml::read(text.as_bytes(), &lateen_model::yaml::Limits::default()).ok()?;
+        Some(documents.into_iter().next()?.ok()?.root.to_json())
+    });
+    if let (Some(config), Some(serde_json::Value::Object(own))) = (config.as_object_mut(), own) {
+        config.extend(own);
+    }
+    config.to_string()
+}
+
 fn environment(plan: &PodPlan, owner: Owner<'_>, settings: &Settings) -> Vec<(String, Value)> {
     let text = |name: &str, value: String| (name.to_owned(), Value::Text(value));
     let field = |name: &str, path: &str| (name.to_owned(), Value::Field(path.to_owned()));
@@ -180,7 +194,7 @@ fn environment(plan: &PodPlan, owner: Owner<'_>, settings: &Settings) -> Vec<(St
         field("INSTANCE_IPS", "status.podIPs"),
         field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
         field("HOST_IP", "status.hostIP"),
-        text("PROXY_CONFIG", serde_json::json!({"discoveryAddress": settings.discovery_address}).to_string()),
+        text("PROXY_CONFIG", proxy_config(plan, settings)),
         text("CA_ADDR", settings.discovery_address.clone()),
         text("PILOT_CERT_PROVIDER", "istiod".into()),
         text("TRUST_DOMAIN", settings.trust_domain.clone()),
@@ -196,14 +210,11 @@ fn environment(plan: &PodPlan, owner: Owner<'_>, settings: &Settings) -> Vec<(St
         text("ISTIO_METAJSON_LABELS", serde_json::to_string(&plan.labels).unwrap_or_default()),
         text("ISTIO_METAJSON_ANNOTATIONS", serde_json::to_string(&plan.annotations).unwrap_or_default()),
         text("LATEEN_SOCKET_MARK", SIDECAR_MARK.to_string()),
-        text("LATEEN_TOKEN_PATH", TOKEN_PATH.into()),
-        text("LATEEN_ROOT_CERT", ROOT_CERT_PATH.into()),
+        text("JWT_TOKEN_PATH", TOKEN_PATH.into()),
+        text("XDS_ROOT_CA", ROOT_CERT_PATH.into()),
     ];
     if let Some(path) = &settings.envoy_path {
         env.push(text("LATEEN_ENVOY", path.clone()));
-    }
-    if let Some(text) = plan.annotations.get("proxy.istio.io/config") {
-        env.push(("LATEEN_PROXY_CONFIG_OVERLAY".into(), Value::Text(text.clone())));
     }
     env
 }

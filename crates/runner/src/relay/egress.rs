@@ -21,7 +21,8 @@ use crate::dns::Forwarder;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 const MOST_CONNECTIONS: usize = 4096;
 
-type Waiting = Mutex<HashMap<u64, oneshot::Sender<(Tell, Option<OwnedFd>)>>>;
+/// Who waits for the answer of which number.
+type Waiting = HashMap<u64, oneshot::Sender<(Tell, Option<OwnedFd>)>>;
 
 /// The mesh's end of the line to the process outside.
 #[derive(Clone, Debug)]
@@ -32,7 +33,7 @@ pub struct Outside {
 #[derive(Debug)]
 struct Shared {
     line: AsyncFd<OwnedFd>,
-    waiting: Waiting,
+    waiting: Mutex<Waiting>,
     next: AtomicU64,
     stops: watch::Sender<u32>,
 }
@@ -76,7 +77,7 @@ impl Outside {
         }
     }
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<(Tell, Option<OwnedFd>)>>> {
+    fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting> {
         self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

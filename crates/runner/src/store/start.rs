@@ -231,10 +231,10 @@ impl Mesh {
         let plan = container.plan.clone();
         let target = Target { mesh: self.clone(), key: key.clone(), uid: uid.to_owned(), slot, namespaces, address };
         let task = tokio::task::spawn_local(async move {
-            if let Some(startup) = &plan.startup {
-                if !target.starts(startup).await {
-                    return target.kill();
-                }
+            if let Some(startup) = &plan.startup
+                && !target.starts(startup).await
+            {
+                return target.kill();
             }
             let live = async {
                 match &plan.liveness {

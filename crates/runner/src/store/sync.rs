@@ -58,7 +58,10 @@ impl Mesh {
         for key in steps.end {
             self.end_pod(&(key.namespace, key.name));
         }
-        for (owner, count) in steps.start {
+        let mut starts = steps.start;
+        // What the others lean on starts first.
+        starts.sort_by_key(|(owner, _)| (owner.namespace != "istio-system", owner.name != "istiod"));
+        for (owner, count) in starts {
             let (Some(plan), Some(want)) = (plans.get(&owner), wanted.get(&owner)) else { continue };
             // A Pod that stands alone keeps its name: the old one has to be gone first.
             if owner.kind == Kind::Pod && self.state().pods.contains_key(&(owner.namespace.clone(), owner.name.clone())) {
@@ -152,10 +155,10 @@ impl Mesh {
         }
         let folder = Path::new(CONFIG);
         for (name, text) in &files {
-            if state.written.get(name) != Some(text) {
-                if let Err(e) = write_atomically(&folder.join(name), text.as_bytes()) {
-                    tracing::error!("cannot tell the control plane about {name}: {e}");
-                }
+            if state.written.get(name) != Some(text)
+                && let Err(e) = write_atomically(&folder.join(name), text.as_bytes())
+            {
+                tracing::error!("cannot tell the control plane about {name}: {e}");
             }
         }
         for name in state.written.keys().filter(|name| !files.contains_key(*name)) {
@@ -194,10 +197,10 @@ pub fn document(state: &State, resource: &AnyResource) -> Json {
     if let Some(metadata) = doc.get_mut("metadata").and_then(Json::as_object_mut) {
         metadata.insert("creationTimestamp".into(), timestamp(created).into());
         metadata.entry("uid").or_insert_with(|| format!("{:08x}-0000-4000-8000-000000000000", fnv(file_name(&key).as_bytes())).into());
-        if key.kind == Kind::Namespace {
-            if let Some(labels) = metadata.entry("labels").or_insert_with(|| json!({})).as_object_mut() {
-                labels.entry("kubernetes.io/metadata.name").or_insert_with(|| key.name.clone().into());
-            }
+        if key.kind == Kind::Namespace
+            && let Some(labels) = metadata.entry("labels").or_insert_with(|| json!({})).as_object_mut()
+        {
+            labels.entry("kubernetes.io/metadata.name").or_insert_with(|| key.name.clone().into());
         }
     }
     match resource {

@@ -11,6 +11,7 @@ fn main() -> ExitCode {
     match words.first().map(String::as_str) {
         Some("app") => app::run(&words[1..]),
         Some("__lab") => lab::inside(),
+        Some("__egress") => scenarios::egress_inside(),
         Some("__up") => return scenarios::up(&words[1..]),
         Some("--list") => println!("mesh: test"),
         _ => return scenarios::all(),

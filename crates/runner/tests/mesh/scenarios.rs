@@ -158,7 +158,8 @@ pub(crate) fn all() -> ExitCode {
     if words.first().is_some_and(|w| w == "__exec") {
         return exec_mode(&words[1..]);
     }
-    let scenarios: [(&str, fn()); 4] = [("capture", capture), ("plain mesh", plain_mesh), ("changes", changes), ("killed outside", killed)];
+    let scenarios: [(&str, fn()); 5] =
+        [("capture", capture), ("plain mesh", plain_mesh), ("egress", egress), ("changes", changes), ("killed outside", killed)];
     let wanted = words.iter().find(|w| !w.starts_with('-'));
     for (name, scenario) in scenarios {
         if wanted.is_none_or(|w| name.contains(w.as_str())) {
@@ -187,6 +188,34 @@ fn capture() {
     let arguments = ["lateen".to_owned(), "__lab".to_owned()];
     let pid = birth::start_inside(&arguments, &[]).expect("namespaces");
     assert_eq!(waitpid(pid, None).expect("its end"), WaitStatus::Exited(pid, 0), "the lab failed");
+}
+
+/// In namespaces that stand for a host of its own, so that an address outside the mesh exists without leaving this machine.
+fn egress() {
+    let arguments = ["lateen".to_owned(), "__egress".to_owned()];
+    let pid = birth::start_inside(&arguments, &[]).expect("namespaces");
+    assert_eq!(waitpid(pid, None).expect("its end"), WaitStatus::Exited(pid, 0), "the egress scenario failed");
+}
+
+pub(crate) fn egress_inside() {
+    birth::settle_inside().expect("own namespaces");
+    let mut links = lateen_runner::netlink::link::Links::open().expect("rtnetlink");
+    links.up("lo").expect("lo");
+    links.add_address("lo", [192, 0, 2, 1].into(), 32).expect("an address outside");
+    for address in ["192.0.2.1:7777", "127.0.0.1:7778"] {
+        let listener = std::net::TcpListener::bind(address).expect("a listener");
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let _ = std::io::Write::write_all(&mut &stream, b"outside");
+            }
+        });
+    }
+    let mesh = Running::start("egress");
+    assert_eq!(mesh.call("192.0.2.1:7777", 3), ["outside"; 3]);
+    // Nobody listens there; and the host's loopback is out of bounds, whatever address names it.
+    assert_ne!(mesh.call("192.0.2.1:7779", 1), ["outside"]);
+    assert_ne!(mesh.call("127.0.0.1:7778", 1), ["outside"]);
+    drop(mesh);
 }
 
 fn plain_mesh() {
