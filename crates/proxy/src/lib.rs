@@ -16,4 +16,6 @@ mod tls;
 mod upstream;
 pub mod worker;
 
+pub use lateen_telemetry::istio::PeerMetadata;
+pub use lateen_telemetry::stats::TagStyle;
 pub use worker::{LogFiles, WorkerConfig, WorkerHandle};
