@@ -3,7 +3,9 @@ mod support;
 
 mod faults;
 mod http1;
+mod http2;
 mod retries;
 mod routing;
 mod swap;
 mod tcp;
+mod tls;

@@ -1,0 +1,97 @@
+//! Mutual TLS between two proxies, and who is refused.
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+
+use crate::support::*;
+
+struct Mesh {
+    folder: tempfile::TempDir,
+}
+
+impl Mesh {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let ca_key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = params.self_signed(&ca_key).unwrap();
+        let issuer = Issuer::new(params, ca_key);
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        write("ca.crt", &ca.pem());
+        for name in ["client", "server"] {
+            let key = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::default();
+            let uri = format!("spiffe://cluster.local/ns/default/sa/{name}");
+            params.subject_alt_names = vec![SanType::URI(uri.as_str().try_into().unwrap())];
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            write(&format!("{name}.crt"), &params.signed_by(&key, &issuer).unwrap().pem());
+            write(&format!("{name}.key"), &key.serialize_pem());
+        }
+        Self { folder }
+    }
+
+    fn common(&self, who: &str, peer: &str, alpn: &str) -> String {
+        let path = self.folder.path().display();
+        format!(
+            "common_tls_context: {{alpn_protocols: [{alpn}], tls_certificates: [{{certificate_chain: {{filename: {path}/{who}.crt}}, private_key: {{filename: {path}/{who}.key}}}}], \
+             validation_context: {{trusted_ca: {{filename: {path}/ca.crt}}, match_typed_subject_alt_names: [{{san_type: URI, matcher: {{exact: \"spiffe://cluster.local/ns/default/sa/{peer}\"}}}}]}}}}"
+        )
+    }
+
+    fn server(&self, upstream: u16) -> Proxy {
+        let tls = format!(
+            "      transport_socket:\n        name: tls\n        typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, require_client_certificate: true, {}}}\n",
+            self.common("server", "client", "h2, http/1.1")
+        );
+        let mut config = Config::to(&[upstream]);
+        config.hcm = "forward_client_cert_details: APPEND_FORWARD\nset_current_client_cert_details: {subject: true, dns: true, uri: true}"
+            .to_owned();
+        start(
+            &config
+                .yaml()
+                .replace("    - filters:\n", &format!("    - filters:\n@@"))
+                .replace("    - filters:\n@@", &format!("    -\n{tls}      filters:\n")),
+        )
+    }
+
+    fn client(&self, server: u16, expected: &str, options: &str, alpn: &str) -> Proxy {
+        let tls = format!(
+            "transport_socket:\n  name: tls\n  typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, sni: outbound_.80_._.a, {}}}\n{options}",
+            self.common("client", expected, alpn)
+        );
+        let mut config = Config::to(&[]);
+        config.clusters = vec![cluster("c", &[server], &tls)];
+        config.start()
+    }
+}
+
+#[test]
+fn a_pair_speaks_mutual_tls_and_tells_who_called() {
+    let (mesh, upstream) = (Mesh::new(), Upstream::ok("secret"));
+    let server = mesh.server(upstream.port());
+    let h2 = "typed_extension_protocol_options:\n  envoy.extensions.upstreams.http.v3.HttpProtocolOptions:\n    \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions\n    explicit_http_config: {http2_protocol_options: {}}";
+    for (options, alpn) in [("", "http/1.1"), (h2, "h2")] {
+        let client = mesh.client(server.address.port(), "server", options, alpn);
+        for _ in 0..3 {
+            assert_eq!(client.get("/").body, "secret");
+        }
+    }
+    let seen = upstream.seen();
+    assert_eq!(seen.len(), 6);
+    assert!(seen.iter().all(|r| r.contains("URI=spiffe://cluster.local/ns/default/sa/client") && r.contains("Hash=")), "{}", seen[0]);
+    assert_eq!(server.stat("http.t.downstream_cx_ssl_total"), 2);
+    assert_eq!(server.stat("http.t.downstream_cx_http2_total"), 1);
+}
+
+#[test]
+fn a_server_of_another_name_and_a_plaintext_caller_are_refused() {
+    let (mesh, upstream) = (Mesh::new(), Upstream::ok("secret"));
+    let server = mesh.server(upstream.port());
+    let client = mesh.client(server.address.port(), "somebody-else", "", "http/1.1");
+    let answer = client.get("/");
+    assert_eq!(answer.status, 503);
+    assert!(answer.body.contains("remote connection failure") && answer.body.contains("TLS error"), "{}", answer.body);
+    let mut stream = server.connect();
+    std::io::Write::write_all(&mut stream, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    assert!(Answer::try_read(&mut stream).is_none());
+    assert!(upstream.seen().is_empty());
+}
