@@ -295,3 +295,17 @@ fn a_grpc_library_gets_an_api_listener_with_its_own_routes() {
         ["outbound|7070|v1|ratings.books.svc.cluster.local".to_owned(), "outbound|7070|v9|ratings.books.svc.cluster.local".to_owned()];
     assert_eq!(generate(&world, &view, type_url::CLUSTER, Names::Only(&names)).len(), 1);
 }
+
+#[test]
+fn a_mesh_of_ipv6_only() {
+    let yaml = "apiVersion: v1\nkind: Service\nmetadata: {name: six, namespace: books}\nspec:\n  clusterIP: 'fd00:1::10'\n  selector: {app: six}\n  ports: [{name: http, port: 80}, {name: tcp, port: 81}, {name: other, port: 82}]\n";
+    let live = lateen_translate::Live { workloads: vec![common::pod("six", &[("app", "six")], "fd00::2")], ..Default::default() };
+    let world = lateen_translate::World::build(&common::resources(yaml), &live);
+    let view = stock("six", "fd00::2", &[("app", "six")]);
+    assert_eq!(listener_names(&world, &view), ["::_80", "fd00:1::10_81", "fd00:1::10_82", "virtualInbound", "virtualOutbound"]);
+    let inbound = common::cluster(&world, &view, "inbound|80||");
+    assert_eq!(inbound.upstream_bind_config.unwrap().source_address.unwrap().address, "::6");
+    let vhost = common::virtual_host(&routes(&world, &view, "80"), "six.books.svc.cluster.local:80");
+    assert!(vhost.domains.contains(&"[fd00:1::10]".to_owned()), "{:?}", vhost.domains);
+    assert_eq!(common::addresses(&common::endpoints(&world, &view, "outbound|81||six.books.svc.cluster.local")), ["fd00::2:81"]);
+}

@@ -89,6 +89,8 @@ struct Table<'a> {
     shared: bool,
     /// The services that have the port and may speak HTTP on it, by host.
     services: BTreeMap<&'a str, &'a Arc<Service>>,
+    /// Those among them that stand for many hosts.
+    wildcards: Vec<&'a str>,
     virtual_hosts: Vec<route_v3::VirtualHost>,
     names: HashSet<String>,
     domains: HashSet<String>,
@@ -99,7 +101,7 @@ impl<'a> Table<'a> {
     /// With a host, only of that service: with many undeclared ports, all of them for each would take for ever.
     fn new(world: &'a World, view: &'a ProxyView, port: u16, host: Option<&'a str>) -> Self {
         let all = |service: &&Arc<Service>| service.port(port).is_some();
-        let services = match host {
+        let services: BTreeMap<&str, &Arc<Service>> = match host {
             Some(host) => {
                 world.service(&view.namespace, host).filter(all).map(|service| (service.host.as_str(), service)).into_iter().collect()
             }
@@ -110,6 +112,7 @@ impl<'a> Table<'a> {
             world,
             view,
             port,
+            wildcards: services.keys().copied().filter(|host| hosts::is_wildcard(host)).collect(),
             services,
             virtual_hosts: Vec::new(),
             names: HashSet::new(),
@@ -158,7 +161,7 @@ impl<'a> Table<'a> {
         virtual_service.spec.hosts.iter().any(|host| {
             self.services.contains_key(host.as_str())
                 || (hosts::is_wildcard(host) && self.services.keys().any(|service| hosts::covers(host, service)))
-                || self.services.keys().any(|service| hosts::is_wildcard(service) && hosts::covers(service, host))
+                || self.wildcards.iter().any(|service| hosts::covers(service, host))
         })
     }
 
