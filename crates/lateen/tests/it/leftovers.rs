@@ -10,7 +10,7 @@ use crate::process::eventually;
 
 /// What can be seen of meshes from outside.
 #[derive(Debug)]
-pub struct Surroundings {
+pub(crate) struct Surroundings {
     interfaces: BTreeSet<String>,
     named_namespaces: BTreeSet<String>,
     files: BTreeSet<String>,
@@ -23,7 +23,7 @@ fn names(folder: &str) -> BTreeSet<String> {
 }
 
 impl Surroundings {
-    pub fn look() -> Self {
+    pub(crate) fn look() -> Self {
         // Others use these folders too: only what carries our name counts.
         let ours = |n: &String| n.to_ascii_lowercase().contains("lateen");
         let files = ["/tmp", "/run", "/var/run", "/dev/shm", "/var/tmp"].iter().flat_map(|f| names(f)).filter(ours).collect();
@@ -37,7 +37,7 @@ impl Surroundings {
     }
 
     /// Nothing is there that was not there before.
-    pub fn ensure_unchanged(&self) -> anyhow::Result<()> {
+    pub(crate) fn ensure_unchanged(&self) -> anyhow::Result<()> {
         let now = Self::look();
         let new = |before: &BTreeSet<String>, after: &BTreeSet<String>| after.difference(before).cloned().collect::<Vec<_>>();
         let interfaces = new(&self.interfaces, &now.interfaces);
@@ -53,18 +53,18 @@ impl Surroundings {
 
 /// A process as `/proc` shows it.
 #[derive(Clone, Debug)]
-pub struct Process {
-    pub pid: i32,
-    pub command: String,
+pub(crate) struct Process {
+    pub(crate) pid: i32,
+    pub(crate) command: String,
 }
 
 /// Identity of a process namespace; every process of a mesh is in the mesh's own.
-pub fn pid_namespace(pid: i32) -> Option<String> {
+pub(crate) fn pid_namespace(pid: i32) -> Option<String> {
     fs::read_link(format!("/proc/{pid}/ns/pid")).ok().map(|l| l.display().to_string())
 }
 
 /// Every process of a namespace, by its number outside.
-pub fn processes_in(namespace: &str) -> Vec<Process> {
+pub(crate) fn processes_in(namespace: &str) -> Vec<Process> {
     let command = |pid: i32| {
         let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).replace('\0', " ").trim_end().to_owned()
@@ -74,7 +74,7 @@ pub fn processes_in(namespace: &str) -> Vec<Process> {
 }
 
 /// The process that `parent` has started and that lives in another process namespace.
-pub fn inside_of(parent: u32) -> Option<i32> {
+pub(crate) fn inside_of(parent: u32) -> Option<i32> {
     let own = pid_namespace(parent as i32)?;
     let is_child = |pid: &i32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -86,7 +86,7 @@ pub fn inside_of(parent: u32) -> Option<i32> {
 
 /// Waits until a mesh that has ended has left nothing.
 #[track_caller]
-pub fn nothing_left(before: &Surroundings, namespace: &str, temporary: &Path, mesh: &str) {
+pub(crate) fn nothing_left(before: &Surroundings, namespace: &str, temporary: &Path, mesh: &str) {
     eventually("the mesh leaves nothing", Duration::from_secs(5), || {
         let left = processes_in(namespace);
         ensure!(left.is_empty(), "processes are left: {left:?}");

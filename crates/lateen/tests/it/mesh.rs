@@ -26,14 +26,14 @@ const NOBODY: u32 = 65534;
 
 /// Which program is every sidecar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DataPlane {
+pub(crate) enum DataPlane {
     Lateen,
     Envoy,
 }
 
 /// Who starts the mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum User {
+pub(crate) enum User {
     /// Whoever runs the tests.
     Own,
     /// Somebody without privileges: `nobody` when the tests run as root.
@@ -41,17 +41,17 @@ pub enum User {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
-    pub data_plane: DataPlane,
-    pub user: User,
+pub(crate) struct Options {
+    pub(crate) data_plane: DataPlane,
+    pub(crate) user: User,
 }
 
 /// A running mesh; it ends, and leaves nothing, when this is dropped.
-pub struct Mesh {
+pub(crate) struct Mesh {
     name: String,
     program: PathBuf,
     user: User,
-    pub data_plane: DataPlane,
+    pub(crate) data_plane: DataPlane,
     outer: Child,
     /// The process namespace that all its processes are in.
     namespace: String,
@@ -67,7 +67,7 @@ pub struct Mesh {
 
 /// Why a mesh did not come up, with what it printed.
 #[derive(Debug)]
-pub struct NotUp(pub String);
+pub(crate) struct NotUp(pub(crate) String);
 
 fn folder(prefix: &str) -> tempfile::TempDir {
     let folder = tempfile::Builder::new().prefix(prefix).tempdir().expect("a temporary folder");
@@ -81,7 +81,7 @@ fn free_port() -> u16 {
 
 impl Mesh {
     /// Brings up `yaml`, and waits until every pod is ready.
-    pub fn up(name: &str, yaml: &str, options: Options) -> Result<Self, NotUp> {
+    pub(crate) fn up(name: &str, yaml: &str, options: Options) -> Result<Self, NotUp> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("{name}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let (temporary, folder) = (folder("e2e-tmp-"), folder("e2e-"));
@@ -100,7 +100,7 @@ impl Mesh {
         let gateway_port = free_port();
         let mut command = command(&program, options.user);
         command.arg("up").arg(folder.path().join("mesh.yaml"));
-        command.args(["--name", &name, "--publish", &format!("{gateway_port}:istio-system/istio-ingressgateway:80")]);
+        command.args(["--name", &name, "--dual-stack", "--ingress-port", &gateway_port.to_string()]);
         if options.data_plane == DataPlane::Envoy {
             command.args(["--data-plane", "envoy"]).arg("--envoy").arg(std::env::var_os("LATEEN_TEST_ENVOY").expect("LATEEN_TEST_ENVOY"));
         }
@@ -149,7 +149,7 @@ impl Mesh {
     }
 
     /// Every pod is ready, and there are some.
-    pub fn all_ready(&self) -> anyhow::Result<()> {
+    pub(crate) fn all_ready(&self) -> anyhow::Result<()> {
         let output = self.lateen(&["get", "pods", "-A", "-o", "json"]);
         ensure!(output.code == 0, "{}", output.err);
         let list: Value = serde_json::from_str(&output.out).context("the pods as JSON")?;
@@ -163,7 +163,7 @@ impl Mesh {
     }
 
     /// For failure messages: what `up` printed, the pods, and the last words of each container.
-    pub fn state_for_people(&self) -> String {
+    pub(crate) fn state_for_people(&self) -> String {
         let log = fs::read_to_string(self.folder.path().join("up.log")).unwrap_or_default();
         let pods = self.lateen(&["get", "pods", "-A", "-o", "name"]).out;
         let mut text = format!("--- lateen up\n{log}\n--- pods\n{}", self.lateen(&["get", "pods", "-A"]).out);
@@ -179,21 +179,21 @@ impl Mesh {
         text
     }
 
-    pub fn is_envoy(&self) -> bool {
+    pub(crate) fn is_envoy(&self) -> bool {
         self.data_plane == DataPlane::Envoy
     }
 
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
     /// A URL of the ingress gateway as the machine's browser would use it.
-    pub fn gateway(&self, path: &str) -> String {
+    pub(crate) fn gateway(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.gateway_port)
     }
 
     /// A command of `lateen` on this mesh.
-    pub fn lateen(&self, words: &[&str]) -> Output {
+    pub(crate) fn lateen(&self, words: &[&str]) -> Output {
         process::run(self.command(words), COMMAND_LIMIT)
     }
 
@@ -206,17 +206,17 @@ impl Mesh {
 
     /// Applies one or more documents and remembers them for [`Mesh::reset`]; all must be taken.
     #[track_caller]
-    pub fn apply(&self, yaml: &str) {
+    pub(crate) fn apply(&self, yaml: &str) {
         let output = self.apply_as("test.yaml", yaml);
         assert_eq!(output.code, 0, "apply: {}{}\n{yaml}", output.out, output.err);
     }
 
     /// Applies a file of that name; whatever comes of it.
-    pub fn apply_as(&self, file: &str, yaml: &str) -> Output {
+    pub(crate) fn apply_as(&self, file: &str, yaml: &str) -> Output {
         self.apply_bytes(file, yaml.as_bytes())
     }
 
-    pub fn apply_bytes(&self, file: &str, yaml: &[u8]) -> Output {
+    pub(crate) fn apply_bytes(&self, file: &str, yaml: &[u8]) -> Output {
         let path = self.folder.path().join(file);
         fs::File::create(&path).and_then(|mut f| f.write_all(yaml)).expect("a file");
         self.applied.borrow_mut().push(String::from_utf8_lossy(yaml).into_owned());
@@ -224,7 +224,7 @@ impl Mesh {
     }
 
     /// Removes everything that was applied and turns back all knobs.
-    pub fn reset(&self) {
+    pub(crate) fn reset(&self) {
         let path = self.folder.path().join("reset.yaml");
         let applied: Vec<String> = self.applied.borrow_mut().drain(..).collect();
         if !applied.is_empty() {
@@ -239,44 +239,44 @@ impl Mesh {
     }
 
     /// Makes an application fail with a status until the next reset.
-    pub fn misbehave(&self, deployment: &str, status: u16) {
+    pub(crate) fn misbehave(&self, deployment: &str, status: u16) {
         self.knobs.borrow_mut().push(deployment.to_owned());
         self.from(deployment).knob(&format!("misbehave?code={status}"));
     }
 
     /// Makes an application slow until the next reset.
-    pub fn slow_down(&self, deployment: &str, millis: u64) {
+    pub(crate) fn slow_down(&self, deployment: &str, millis: u64) {
         self.knobs.borrow_mut().push(deployment.to_owned());
         self.from(deployment).knob(&format!("latency?ms={millis}"));
     }
 
-    pub fn behave(&self, deployment: &str) {
+    pub(crate) fn behave(&self, deployment: &str) {
         self.from(deployment).knob("behave");
     }
 
     /// A place within the mesh: the application container of a Deployment.
-    pub fn from<'a>(&'a self, deployment: &'a str) -> Place<'a> {
+    pub(crate) fn from<'a>(&'a self, deployment: &'a str) -> Place<'a> {
         Place { mesh: self, namespace: "default", deployment: Some(deployment) }
     }
 
     /// The control plane's container.
-    pub fn control_plane(&self) -> Place<'_> {
+    pub(crate) fn control_plane(&self) -> Place<'_> {
         Place { mesh: self, namespace: "istio-system", deployment: Some("istiod") }
     }
 
     /// The machine that the mesh runs on.
-    pub fn outside(&self) -> Place<'_> {
+    pub(crate) fn outside(&self) -> Place<'_> {
         Place { mesh: self, namespace: "default", deployment: None }
     }
 
     /// Processes of the mesh whose command line contains the words.
-    pub fn processes(&self, words: &str) -> Vec<Process> {
+    pub(crate) fn processes(&self, words: &str) -> Vec<Process> {
         leftovers::processes_in(&self.namespace).into_iter().filter(|p| p.command.contains(words)).collect()
     }
 
     /// A pod's address of either family.
     #[track_caller]
-    pub fn pod_address(&self, deployment: &str, six: bool) -> String {
+    pub(crate) fn pod_address(&self, deployment: &str, six: bool) -> String {
         let list: Value = serde_json::from_str(&self.lateen(&["get", "pods", "-o", "json"]).succeeded()).expect("JSON");
         let pods = list["items"].as_array().expect("a list");
         let pod = pods.iter().find(|p| p["metadata"]["name"].as_str().is_some_and(|n| n.starts_with(&format!("{deployment}-"))));
@@ -293,9 +293,14 @@ impl Mesh {
 
     /// Ends it and checks that nothing is left.
     #[track_caller]
-    pub fn down(mut self) {
+    pub(crate) fn down(mut self) {
         let code = self.end();
-        assert_eq!(code, Some(0), "`lateen up` after Ctrl-C:\n{}", fs::read_to_string(self.folder.path().join("up.log")).unwrap_or_default());
+        assert_eq!(
+            code,
+            Some(0),
+            "`lateen up` after Ctrl-C:\n{}",
+            fs::read_to_string(self.folder.path().join("up.log")).unwrap_or_default()
+        );
         leftovers::nothing_left(&self.before, &self.namespace, self.temporary.path(), &self.name);
     }
 }
@@ -318,7 +323,7 @@ fn command(program: &Path, user: User) -> Command {
 
 /// Where a client stands.
 #[derive(Clone, Copy)]
-pub struct Place<'a> {
+pub(crate) struct Place<'a> {
     mesh: &'a Mesh,
     namespace: &'a str,
     /// Outside the mesh without one.
@@ -343,47 +348,47 @@ impl Place<'_> {
     }
 
     /// Runs a program there.
-    pub fn run(&self, program: &str, words: &[&str]) -> Output {
+    pub(crate) fn run(&self, program: &str, words: &[&str]) -> Output {
         process::run(self.command(program, words), COMMAND_LIMIT)
     }
 
     /// Runs a program there, beside the test.
-    pub fn start(&self, program: &str, words: &[&str]) -> Background {
+    pub(crate) fn start(&self, program: &str, words: &[&str]) -> Background {
         Background::start(self.command(program, words))
     }
 
     /// Runs one of our own clients there, see [`crate::probe`].
-    pub fn probe(&self, words: &[&str]) -> Output {
+    pub(crate) fn probe(&self, words: &[&str]) -> Output {
         self.run(&probe_program(), &[&["__probe"], words].concat())
     }
 
-    pub fn start_probe(&self, words: &[&str]) -> Background {
+    pub(crate) fn start_probe(&self, words: &[&str]) -> Background {
         self.start(&probe_program(), &[&["__probe"], words].concat())
     }
 
     /// One GET.
-    pub fn get(&self, url: &str) -> Answer {
+    pub(crate) fn get(&self, url: &str) -> Answer {
         self.ask(url, &[])
     }
 
     /// One request with further options of `lateen app get`.
-    pub fn ask(&self, url: &str, options: &[&str]) -> Answer {
+    pub(crate) fn ask(&self, url: &str, options: &[&str]) -> Answer {
         Answer::read(&self.run("lateen", &[&["app", "get", "--include", "--timeout", "10s", url], options].concat()))
     }
 
     /// Requests at a rate that a debug build sustains.
-    pub fn load(&self, url: &str, requests: u32) -> anyhow::Result<Report> {
+    pub(crate) fn load(&self, url: &str, requests: u32) -> anyhow::Result<Report> {
         self.load_with(url, requests, &[])
     }
 
-    pub fn load_with(&self, url: &str, requests: u32, options: &[&str]) -> anyhow::Result<Report> {
+    pub(crate) fn load_with(&self, url: &str, requests: u32, options: &[&str]) -> anyhow::Result<Report> {
         let count = requests.to_string();
         let words = ["app", "load", "--json", "--url", url, "--requests", &count, "--rps", "250"];
         Report::read(&self.run("lateen", &[&words[..], options].concat()))
     }
 
     /// Load beside the test; its report comes at the end.
-    pub fn start_load(&self, url: &str, options: &[&str]) -> Background {
+    pub(crate) fn start_load(&self, url: &str, options: &[&str]) -> Background {
         self.start("lateen", &[&["app", "load", "--json", "--url", url], options].concat())
     }
 
@@ -395,12 +400,12 @@ impl Place<'_> {
     }
 
     /// What the application here has received since the last reset of its counters.
-    pub fn stats(&self) -> anyhow::Result<Value> {
+    pub(crate) fn stats(&self) -> anyhow::Result<Value> {
         self.get("http://127.0.0.1:8080/stats").json()
     }
 
     #[track_caller]
-    pub fn reset_stats(&self) {
+    pub(crate) fn reset_stats(&self) {
         assert_eq!(self.get("http://127.0.0.1:8080/stats/reset").status, 200);
     }
 }
@@ -412,6 +417,6 @@ fn probe_program() -> String {
 
 /// Tries on the mesh until it holds, for as long as a change may take to arrive at every sidecar and be measured.
 #[track_caller]
-pub fn settles(what: &str, holds: impl FnMut() -> anyhow::Result<()>) {
+pub(crate) fn settles(what: &str, holds: impl FnMut() -> anyhow::Result<()>) {
     eventually(what, Duration::from_secs(15), holds);
 }

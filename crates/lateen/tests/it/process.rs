@@ -10,18 +10,18 @@ use nix::unistd::Pid;
 
 /// What a command left behind.
 #[derive(Clone, Debug)]
-pub struct Output {
+pub(crate) struct Output {
     /// The exit code; -1 when it was ended by a signal or by its time limit.
-    pub code: i32,
-    pub out: String,
-    pub err: String,
-    pub took: Duration,
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+    pub(crate) took: Duration,
 }
 
 impl Output {
     /// The output of a command that must succeed.
     #[track_caller]
-    pub fn succeeded(self) -> String {
+    pub(crate) fn succeeded(self) -> String {
         assert_eq!(self.code, 0, "{}{}", self.out, self.err);
         self.out
     }
@@ -37,7 +37,7 @@ fn drain(stream: impl Read + Send + 'static) -> thread::JoinHandle<String> {
 }
 
 /// Waits for a child; kills it when the time is over.
-pub fn wait(child: &mut Child, limit: Duration) -> Option<i32> {
+pub(crate) fn wait(child: &mut Child, limit: Duration) -> Option<i32> {
     let since = Instant::now();
     loop {
         match child.try_wait() {
@@ -53,7 +53,7 @@ pub fn wait(child: &mut Child, limit: Duration) -> Option<i32> {
 }
 
 /// Runs a command to its end, at most for `limit`.
-pub fn run(mut command: Command, limit: Duration) -> Output {
+pub(crate) fn run(mut command: Command, limit: Duration) -> Output {
     let since = Instant::now();
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
@@ -69,16 +69,20 @@ pub fn run(mut command: Command, limit: Duration) -> Output {
 }
 
 /// A command that runs beside the test; it is ended when this is dropped.
-pub struct Background {
+pub(crate) struct Background {
     child: Child,
     lines: Receiver<(Instant, String)>,
     err: Option<thread::JoinHandle<String>>,
 }
 
 impl Background {
-    pub fn start(mut command: Command) -> Self {
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    pub(crate) fn start(mut command: Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("{command:?}: {e}"));
         let (sender, lines) = channel();
         let out = BufReader::new(child.stdout.take().expect("a pipe"));
         thread::spawn(move || {
@@ -93,13 +97,13 @@ impl Background {
     }
 
     /// The next line of output with the moment it came, or `None` when none comes in time.
-    pub fn line(&self, limit: Duration) -> Option<(Instant, String)> {
+    pub(crate) fn line(&self, limit: Duration) -> Option<(Instant, String)> {
         self.lines.recv_timeout(limit).ok()
     }
 
     /// Waits for its end and returns what it printed and has not been read.
     #[track_caller]
-    pub fn finish(mut self, limit: Duration) -> Output {
+    pub(crate) fn finish(mut self, limit: Duration) -> Output {
         let since = Instant::now();
         let code = wait(&mut self.child, limit).unwrap_or(-1);
         let out: String = self.lines.iter().map(|(_, line)| line + "\n").collect();
@@ -108,7 +112,7 @@ impl Background {
     }
 
     /// Asks it to end, and waits.
-    pub fn stop(self) -> Output {
+    pub(crate) fn stop(self) -> Output {
         let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT);
         self.finish(Duration::from_secs(10))
     }
@@ -123,7 +127,7 @@ impl Drop for Background {
 
 /// Tries until it holds; the last reason is told when it never does.
 #[track_caller]
-pub fn eventually<T>(what: &str, limit: Duration, mut holds: impl FnMut() -> anyhow::Result<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, limit: Duration, mut holds: impl FnMut() -> anyhow::Result<T>) -> T {
     let since = Instant::now();
     loop {
         match holds() {

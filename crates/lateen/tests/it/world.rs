@@ -1,11 +1,11 @@
 //! The mesh of the tests: customer calls preference calls recommendation, which has two versions; and one who has no sidecar.
 
-pub const RECOMMENDATION: &str = "http://recommendation:8080/";
-pub const PREFERENCE: &str = "http://preference:8080/";
+pub(crate) const RECOMMENDATION: &str = "http://recommendation:8080/";
+pub(crate) const PREFERENCE: &str = "http://preference:8080/";
 
 /// Deployments and services. Each recommendation pod also talks gRPC (9090), TCP (9000), and TCP where the server speaks
 /// first (9025 declared as TCP); preference does the last on a port whose protocol nobody declares.
-pub fn sample() -> String {
+pub(crate) fn sample() -> String {
     let account = |name: &str| format!("apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}}}\n---\n");
     let mut text: String = ["customer", "preference", "recommendation", "stranger"].map(account).concat();
     text.push_str(&service("customer", "customer", "{name: http, port: 8080}"));
@@ -65,48 +65,50 @@ spec:
 }
 
 /// A document of networking.istio.io; its spec in flow style.
-pub fn document(kind: &str, name: &str, spec: &str) -> String {
+pub(crate) fn document(kind: &str, name: &str, spec: &str) -> String {
     format!("apiVersion: networking.istio.io/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n---\n")
 }
 
 /// A DestinationRule for recommendation with the subsets v1 and v2, and a traffic policy.
-pub fn subsets_with(policy: &str) -> String {
+pub(crate) fn subsets_with(policy: &str) -> String {
     let subsets = "subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]";
     document("DestinationRule", "recommendation", &format!("host: recommendation, {subsets}{policy}"))
 }
 
-pub fn subsets() -> String {
+pub(crate) fn subsets() -> String {
     subsets_with("")
 }
 
 /// A VirtualService for recommendation with these routes, beside its subsets.
-pub fn routes(http: &str) -> String {
+pub(crate) fn routes(http: &str) -> String {
     subsets() + &rules("recommendation", http)
 }
 
 /// A VirtualService for a host.
-pub fn rules(host: &str, http: &str) -> String {
+pub(crate) fn rules(host: &str, http: &str) -> String {
     document("VirtualService", host, &format!("hosts: [{host}], http: [{http}]"))
 }
 
 /// The route list entry that leads to a version.
-pub fn to(version: &str) -> String {
+pub(crate) fn to(version: &str) -> String {
     format!("route: [{{destination: {{host: recommendation, subset: {version}}}}}]")
 }
 
 /// So much of a hundred to v1, the rest to v2.
-pub fn split(v1: u32, v2: u32) -> String {
+pub(crate) fn split(v1: u32, v2: u32) -> String {
     routes(&format!(
         "{{route: [{{destination: {{host: recommendation, subset: v1}}, weight: {v1}}}, {{destination: {{host: recommendation, subset: v2}}, weight: {v2}}}]}}"
     ))
 }
 
 /// PeerAuthentication for the namespace.
-pub fn peer_authentication(mode: &str) -> String {
-    format!("apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: default}}\nspec: {{mtls: {{mode: {mode}}}}}\n---\n")
+pub(crate) fn peer_authentication(mode: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: default}}\nspec: {{mtls: {{mode: {mode}}}}}\n---\n"
+    )
 }
 
 /// Mesh-wide settings.
-pub fn mesh_config(settings: &str) -> String {
+pub(crate) fn mesh_config(settings: &str) -> String {
     format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n    {settings}\n---\n")
 }

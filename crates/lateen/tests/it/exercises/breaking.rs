@@ -41,7 +41,9 @@ fn overflow_protects_the_service(mesh: &Mesh) {
 }
 
 fn ejecting(condition: &str) -> String {
-    let policy = format!("host: recommendation, trafficPolicy: {{outlierDetection: {{{condition}, interval: 1s, baseEjectionTime: 4s, maxEjectionPercent: 100}}}}");
+    let policy = format!(
+        "host: recommendation, trafficPolicy: {{outlierDetection: {{{condition}, interval: 1s, baseEjectionTime: 4s, maxEjectionPercent: 100}}}}"
+    );
     document("DestinationRule", "recommendation", &policy)
         + &rules("recommendation", "{retries: {attempts: 0}, route: [{destination: {host: recommendation}}]}")
 }

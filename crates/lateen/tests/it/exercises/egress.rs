@@ -67,7 +67,9 @@ fn a_service_entry_opens_the_way(mesh: &Mesh) {
     let url = format!("http://{}/", outside.address);
     settles("closed at first", || Ok(ensure!(mesh.from("customer").get(&url).status != 200, "open")));
     let ports = format!("ports: [{{number: {port}, name: http, protocol: HTTP}}]");
-    let spec = format!("hosts: [outside.example], addresses: [{ip}], {ports}, location: MESH_EXTERNAL, resolution: STATIC, endpoints: [{{address: {ip}}}]");
+    let spec = format!(
+        "hosts: [outside.example], addresses: [{ip}], {ports}, location: MESH_EXTERNAL, resolution: STATIC, endpoints: [{{address: {ip}}}]"
+    );
     mesh.apply(&document("ServiceEntry", "outside", &spec));
     settles("the entry opens it", || {
         let answer = mesh.from("customer").ask(&url, &["-H", "host: outside.example"]);

@@ -69,7 +69,9 @@ fn caller_and_callee_are_service_accounts(mesh: &Mesh) {
         Ok(ensure!(certificate.contains("URI=spiffe://cluster.local/ns/default/sa/customer"), "{certificate}"))
     });
     // A caller cannot say so itself.
-    let forged = mesh.from("stranger").ask(RECOMMENDATION, &["-H", "x-forwarded-client-cert: By=x;URI=spiffe://cluster.local/ns/default/sa/customer"]);
+    let forged = mesh
+        .from("stranger")
+        .ask(RECOMMENDATION, &["-H", "x-forwarded-client-cert: By=x;URI=spiffe://cluster.local/ns/default/sa/customer"]);
     let seen = forged.json().unwrap()["headers"]["x-forwarded-client-cert"].clone();
     assert!(seen.is_null(), "a forged identity is passed on: {seen}");
 }
@@ -80,7 +82,9 @@ fn the_certificate_names_the_service_account(mesh: &Mesh) {
     }
     let address = mesh.pod_address("recommendation-v1", false);
     // No certificate of one's own: the handshake fails after the server has shown its.
-    let show = format!("openssl s_client -connect {address}:8080 -alpn istio -showcerts </dev/null 2>/dev/null | openssl x509 -noout -ext subjectAltName");
+    let show = format!(
+        "openssl s_client -connect {address}:8080 -alpn istio -showcerts </dev/null 2>/dev/null | openssl x509 -noout -ext subjectAltName"
+    );
     settles("openssl sees the SPIFFE id", || {
         let output = mesh.from("stranger").run("sh", &["-c", &show]);
         Ok(ensure!(output.out.contains("URI:spiffe://cluster.local/ns/default/sa/recommendation"), "{output:?}"))

@@ -14,22 +14,22 @@ use crate::mesh::Mesh;
 
 /// One thing to try on a running mesh, which is reset before it.
 #[derive(Clone, Copy)]
-pub struct Exercise {
-    pub name: &'static str,
-    pub run: fn(&Mesh),
+pub(crate) struct Exercise {
+    pub(crate) name: &'static str,
+    pub(crate) run: fn(&Mesh),
 }
 
 /// Names the functions of a module as exercises.
 macro_rules! exercises {
     ($module:literal: $($function:ident),+ $(,)?) => {
-        pub const ALL: &[$crate::exercises::Exercise] =
+        pub(crate) const ALL: &[$crate::exercises::Exercise] =
             &[$($crate::exercises::Exercise { name: concat!($module, "::", stringify!($function)), run: $function }),+];
     };
 }
 pub(crate) use exercises;
 
 /// Those of all modules.
-pub fn all() -> Vec<Exercise> {
+pub(crate) fn all() -> Vec<Exercise> {
     let lists = [
         routing::ALL,
         requests::ALL,

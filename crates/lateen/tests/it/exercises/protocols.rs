@@ -121,7 +121,9 @@ fn ipv6_pod_address(mesh: &Mesh) {
 
 fn every_form_of_the_name(mesh: &Mesh) {
     mesh.apply(&routes(&format!("{{{}}}", to("v2"))));
-    settles("the rule holds under the short name", || mesh.from("customer").load(RECOMMENDATION, 10)?.share("recommendation", "v2").ensure_all());
+    settles("the rule holds under the short name", || {
+        mesh.from("customer").load(RECOMMENDATION, 10)?.share("recommendation", "v2").ensure_all()
+    });
     for name in ["recommendation.default", "recommendation.default.svc", "recommendation.default.svc.cluster.local"] {
         let report = mesh.from("customer").load(&format!("http://{name}:8080/"), 10).unwrap();
         report.ensure_clean().unwrap().share("recommendation", "v2").ensure_all().unwrap();

@@ -23,10 +23,10 @@ fn timeout(mesh: &Mesh) {
 }
 
 /// The share of 503 that callers see of 200 requests while v2 always fails.
-fn failures(mesh: &Mesh, rule: &str) -> impl Fn() -> anyhow::Result<crate::report::Share> + use<'_> {
+fn failures<'a>(mesh: &'a Mesh, rule: &str) -> impl Fn() -> anyhow::Result<crate::report::Share> + use<'a> {
     mesh.apply(&routes(rule));
     mesh.misbehave("recommendation-v2", 503);
-    || Ok(mesh.from("customer").load(RECOMMENDATION, 200)?.status_share(503))
+    move || Ok(mesh.from("customer").load(RECOMMENDATION, 200)?.status_share(503))
 }
 
 fn retries_hide_a_failing_version(mesh: &Mesh) {

@@ -7,7 +7,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
 /// Options: `message=TEXT`, `count=N`, `interval=MS`, `fail=STATUS`.
-pub fn run(url: &str, method: &str, options: &[&str]) -> anyhow::Result<()> {
+pub(crate) fn run(url: &str, method: &str, options: &[&str]) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), call(url, method, options)).await? })
 }

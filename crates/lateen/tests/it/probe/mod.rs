@@ -8,7 +8,7 @@ mod wire;
 use std::process::ExitCode;
 
 /// Runs the probe that `words` name; prints what it found.
-pub fn run(words: &[String]) -> ExitCode {
+pub(crate) fn run(words: &[String]) -> ExitCode {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let done = match words.as_slice() {
         ["talk", address, lines @ ..] => talk::run(address, lines),

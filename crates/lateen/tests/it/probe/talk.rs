@@ -3,7 +3,7 @@ use std::io::{BufRead, BufReader, Write};
 
 use super::connect;
 
-pub fn run(address: &str, lines: &[&str]) -> anyhow::Result<()> {
+pub(crate) fn run(address: &str, lines: &[&str]) -> anyhow::Result<()> {
     let mut stream = connect(address)?;
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut hear = || {

@@ -10,7 +10,7 @@ use super::connect;
 /// Between two requests: how exactly a change is dated.
 const PAUSE: Duration = Duration::from_millis(5);
 
-pub fn run(address: &str) -> anyhow::Result<()> {
+pub(crate) fn run(address: &str) -> anyhow::Result<()> {
     let mut connection = None;
     let mut last = String::new();
     loop {

@@ -7,7 +7,7 @@ use super::connect;
 
 const KEY: [u8; 4] = [7, 11, 13, 17];
 
-pub fn run(address: &str, host: &str, text: &str) -> anyhow::Result<()> {
+pub(crate) fn run(address: &str, host: &str, text: &str) -> anyhow::Result<()> {
     let mut stream = connect(address)?;
     // The key is the RFC's own example, and so is the answer to it.
     let upgrade = format!(

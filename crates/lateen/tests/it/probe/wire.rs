@@ -25,7 +25,7 @@ struct Seen {
     not_tls: u64,
 }
 
-pub fn run(port: &str, marker: &str, seconds: &str) -> anyhow::Result<()> {
+pub(crate) fn run(port: &str, marker: &str, seconds: &str) -> anyhow::Result<()> {
     let port: u16 = port.parse()?;
     let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
     setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(100))?;
@@ -36,7 +36,7 @@ pub fn run(port: &str, marker: &str, seconds: &str) -> anyhow::Result<()> {
     while Instant::now() < until {
         let Ok((length, from)) = recvfrom::<LinkAddr>(socket.as_raw_fd(), &mut buffer) else { continue };
         // The loopback interface carries the plaintext between application and sidecar.
-        if from.is_none_or(|f| f.hatype() == nix::libc::ARPHRD_LOOPBACK) {
+        if from.is_none_or(|f| f.hatype() == libc::ARPHRD_LOOPBACK) {
             continue;
         }
         if let Some((ports, payload)) = buffer.get(..length).and_then(segment) {
