@@ -224,3 +224,6 @@ impl Listener {
         self.index.find(connection).and_then(|chain| self.chains.get(chain)).or(self.default_chain.as_ref())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ pub mod bootstrap;
 pub mod chain;
 pub mod cluster;
 pub mod compile;
+pub mod explain;
 pub mod header;
 pub mod http;
 pub mod listener;
@@ -19,6 +20,8 @@ pub mod matching;
 pub mod normalize;
 pub mod rewrite;
 pub mod route;
+#[cfg(test)]
+mod test_support;
 pub mod tls;
 
 use std::collections::HashMap;

@@ -19,8 +19,11 @@ impl RouteTable {
     /// the longest `*suffix`, else the longest `prefix*`, else `*`. Case does not count.
     pub fn virtual_host(&self, authority: &str) -> Option<&VirtualHost> {
         let host = if self.ignore_port_in_host { without_port(authority) } else { authority };
-        let index = if host.bytes().any(|b| b.is_ascii_uppercase()) { self.search_lowered(host) } else { self.search(host) };
-        self.virtual_hosts.get(index? as usize)
+        self.virtual_hosts.get(self.search_any_case(host)? as usize)
+    }
+
+    fn search_any_case(&self, host: &str) -> Option<u32> {
+        if host.bytes().any(|b| b.is_ascii_uppercase()) { self.search_lowered(host) } else { self.search(host) }
     }
 
     fn search_lowered(&self, host: &str) -> Option<u32> {
@@ -70,3 +73,6 @@ pub fn without_port(authority: &str) -> &str {
         _ => authority,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -209,3 +209,6 @@ impl WeightedClusters {
         self.entries.get(self.entries.partition_point(|e| e.bound <= roll))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -174,3 +174,6 @@ fn remove_dot_segments(path: &str) -> String {
     }
     if result.is_empty() { "/".to_owned() } else { result }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,7 +25,7 @@ pub(super) enum Step {
 }
 
 /// Reads the only document of `text`.
-pub(super) fn read(text: &str) -> Result<Value, NotYaml> {
+pub(crate) fn read(text: &str) -> Result<Value, NotYaml> {
     let mut builder = Builder::default();
     events(text, |event, span| builder.event(event, span))?;
     Ok(builder.root.unwrap_or(Value::Null))

@@ -656,3 +656,6 @@ fn resolved_members(
     }
     result.build()
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,4 +3,6 @@ pub(crate) use super::access_log::refuse_admin_logs;
 pub(crate) use super::common::{Place, place};
 pub(crate) use super::invalid::{Within, harmless, refuse};
 pub(crate) use super::matcher::strings;
+#[cfg(test)]
+pub(crate) use super::matcher::{header as header_matcher, string as string_matcher};
 pub(crate) use super::source::api_cluster;

@@ -1,0 +1,359 @@
+use std::time::Duration;
+
+use lateen_proto::any::pack;
+use proptest::prelude::*;
+
+use super::super::warming::FETCH_TIMEOUT;
+use super::*;
+use crate::explain::{Call, Outcome};
+use crate::test_support::{ANY_80, CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, manager, rds_listener, tcp, update};
+
+const EDS: &str = "{name: c, type: EDS, eds_cluster_config: {eds_config: {ads: {}}, service_name: s}}";
+
+fn routes(cluster: &str) -> Update {
+    update::<RouteProto>(&format!(
+        "{{name: r, virtual_hosts: [{{name: v, domains: ['*'], routes: [{{name: first, match: {{prefix: /}}, route: {{cluster: {cluster}}}}}]}}]}}"
+    ))
+}
+
+fn endpoints(addresses: &[&str]) -> Update {
+    let list: Vec<String> =
+        addresses.iter().map(|a| format!("{{endpoint: {{address: {{socket_address: {{address: {a}, port_value: 80}}}}}}}}")).collect();
+    update::<EndpointProto>(&format!("{{cluster_name: s, endpoints: [{{lb_endpoints: [{}]}}]}}", list.join(",")))
+}
+
+fn accepted(rejected: Vec<Rejected>) {
+    assert_eq!(rejected, Vec::new());
+}
+
+/// The reason why a listener is refused.
+fn refused_listener(text: &str) -> String {
+    let mut compiler = Compiler::new();
+    let rejected = compiler.apply(LISTENER, vec![update::<ListenerProto>(text)], &[], Instant::now());
+    assert_eq!(compiler.snapshot().listeners.len(), 0);
+    rejected.into_iter().next().map(|r| r.reason).unwrap_or_default()
+}
+
+fn refused_cluster(text: &str) -> String {
+    let rejected = Compiler::new().apply(CLUSTER, vec![update::<ClusterProto>(text)], &[], Instant::now());
+    rejected.into_iter().next().map(|r| r.reason).unwrap_or_default()
+}
+
+#[test]
+fn a_listener_serves_only_when_its_routes_clusters_and_endpoints_are_there() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(EDS)], &[], now));
+    assert!(compiler.wanted().endpoints.contains("s"));
+    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&rds_listener())], &[], now));
+    assert!(compiler.wanted().routes.contains("r"));
+    assert_eq!(compiler.snapshot().listeners.len(), 0);
+    accepted(compiler.apply(ROUTE, vec![routes("c")], &[], now));
+    // The routes name a cluster without endpoints.
+    assert_eq!(compiler.snapshot().listeners.len(), 0);
+    assert!(!compiler.is_settled());
+    accepted(compiler.apply(ENDPOINT, vec![endpoints(&["10.0.0.1"])], &[], now));
+    let snapshot = compiler.snapshot();
+    assert!(compiler.is_settled());
+    let explanation = snapshot.explain(&Call::http("10.1.1.1:80".parse().unwrap(), "any", "/"));
+    assert_eq!((explanation.route(), explanation.cluster()), (Some("first"), Some("c")), "{explanation}");
+}
+
+#[test]
+fn what_never_arrives_is_waited_for_only_so_long() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(EDS)], &[], now));
+    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&rds_listener())], &[], now));
+    compiler.settle(now + FETCH_TIMEOUT - Duration::from_millis(1));
+    assert_eq!(compiler.snapshot().listeners.len(), 0);
+    assert_eq!(compiler.deadline(), Some(now + FETCH_TIMEOUT));
+    compiler.settle(now + FETCH_TIMEOUT);
+    let snapshot = compiler.snapshot();
+    assert_eq!((snapshot.listeners.len(), snapshot.cluster_named("c").is_some()), (1, true));
+    let explanation = snapshot.explain(&Call::http("10.1.1.1:80".parse().unwrap(), "any", "/"));
+    assert!(matches!(explanation.outcome, Outcome::Answered { status: 404, .. }), "{explanation}");
+}
+
+#[test]
+fn routes_to_a_new_cluster_wait_for_it_while_the_old_ones_serve() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let old = "{name: old, type: STATIC, load_assignment: {cluster_name: old, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 10.0.0.9, port_value: 1}}}}]}]}}";
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(old)], &[], now));
+    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&rds_listener())], &[], now));
+    accepted(compiler.apply(ROUTE, vec![routes("old")], &[], now));
+    let call = Call::http("10.1.1.1:80".parse().unwrap(), "any", "/");
+    assert_eq!(compiler.snapshot().explain(&call).cluster(), Some("old"));
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(EDS)], &[], now));
+    accepted(compiler.apply(ROUTE, vec![routes("c")], &[], now));
+    assert_eq!(compiler.snapshot().explain(&call).cluster(), Some("old"));
+    accepted(compiler.apply(ENDPOINT, vec![endpoints(&["10.0.0.1"])], &[], now));
+    assert_eq!(compiler.snapshot().explain(&call).cluster(), Some("c"));
+}
+
+#[test]
+fn hosts_and_breakers_live_on_through_updates() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(EDS)], &[], now));
+    accepted(compiler.apply(ENDPOINT, vec![endpoints(&["10.0.0.1", "10.0.0.2"])], &[], now));
+    let first = compiler.snapshot();
+    let before = first.cluster_named("c").unwrap().1.clone();
+    accepted(compiler.apply(ENDPOINT, vec![endpoints(&["10.0.0.2", "10.0.0.3"])], &[], now));
+    let changed = EDS.replace("type: EDS", "type: EDS, connect_timeout: 1s, circuit_breakers: {thresholds: [{max_requests: 7}]}");
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(&changed)], &[], now));
+    let second = compiler.snapshot();
+    let after = second.cluster_named("c").unwrap().1.clone();
+    let at = |c: &Cluster, n: usize| c.hosts.hosts().nth(n).unwrap().clone();
+    assert!(Arc::ptr_eq(&at(&before, 1), &at(&after, 0)));
+    assert!(Arc::ptr_eq(&before.live, &after.live));
+    assert_eq!((after.config.connect_timeout, after.live.breakers[0].requests.limit()), (Duration::from_secs(1), 7));
+}
+
+#[test]
+fn an_update_that_changes_nothing_shares_everything() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(EDS)], &[], now));
+    accepted(compiler.apply(ENDPOINT, vec![endpoints(&["10.0.0.1"])], &[], now));
+    let first = compiler.snapshot();
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(EDS)], &[], now));
+    assert!(Arc::ptr_eq(&first, &compiler.snapshot()));
+}
+
+#[test]
+fn a_refused_update_leaves_the_last_good_one_in_use() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let good = format!("{{name: l, address: {ANY_80}, filter_chains: [{{filters: [{}]}}]}}", tcp("c"));
+    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&good)], &[], now));
+    let bad = Update { name: "l".into(), version: "2".into(), body: Any { type_url: LISTENER.into(), value: vec![0xff; 9] } };
+    let rejected = compiler.apply(LISTENER, vec![bad], &[], now);
+    assert!(rejected[0].name == "l" && rejected[0].reason.contains("does not decode"), "{rejected:?}");
+    assert_eq!(compiler.snapshot().listeners.len(), 1);
+    let listed = compiler.list(Kind::Listener);
+    assert_eq!(listed[0].failure.map(|f| &*f.version), Some("2"));
+    assert!(listed[0].active.is_some());
+}
+
+#[test]
+fn one_bad_resource_hurts_only_itself() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let good = update::<ClusterProto>("{name: good, type: STATIC}");
+    let bad = update::<ClusterProto>("{name: bad, type: STATIC, lb_subset_config: {fallback_policy: ANY_ENDPOINT}}");
+    let rejected = compiler.apply(CLUSTER, vec![bad, good.clone(), good], &[], now);
+    let reasons: Vec<_> = rejected.iter().map(|r| (r.name.as_str(), r.reason.as_str())).collect();
+    assert_eq!(
+        reasons,
+        [("bad", "lb_subset_config: is not supported; remove it"), ("good", "occurs twice in one response; names must differ")]
+    );
+    assert!(compiler.snapshot().cluster_named("good").is_some());
+}
+
+#[test]
+fn static_resources_are_neither_removed_nor_replaced() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    compiler.add_static(vec![update::<ClusterProto>("{name: xds-grpc, type: STATIC}").body], now).unwrap();
+    let rejected = compiler.apply(
+        CLUSTER,
+        vec![update::<ClusterProto>("{name: xds-grpc, type: STATIC, connect_timeout: 9s}")],
+        &["xds-grpc".into()],
+        now,
+    );
+    assert!(rejected[0].reason.contains("part of the bootstrap"), "{rejected:?}");
+    assert!(compiler.snapshot().cluster_named("xds-grpc").is_some());
+}
+
+#[test]
+fn refusals_name_the_field_by_its_path() {
+    let on = |chain: &str| format!("{{name: l, address: {ANY_80}, filter_chains: [{chain}]}}");
+    let unknown = manager("route_config: {name: r}").replace("http_filters: [", "http_filters: [{name: envoy.filters.http.xyz, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua}}, ");
+    let cases = [
+        (
+            on(&format!("{{filters: [{unknown}]}}")),
+            "filter_chains[0].filters[0].http_filters[0]: envoy.filters.http.xyz (envoy.extensions.filters.http.lua.v3.Lua) is not supported",
+        ),
+        (
+            on(&format!("{{filters: [{}]}}", manager("add_user_agent: true, route_config: {name: r}"))),
+            "filter_chains[0].filters[0].add_user_agent: is not supported",
+        ),
+        (on(&format!("{{filters: [{}, {}]}}", tcp("a"), tcp("b"))), "filter_chains[0].filters[0]: tcp: must be the last filter"),
+        (
+            on(&format!("{{filter_chain_match: {{server_names: ['a*']}}, filters: [{}]}}", tcp("a"))),
+            "filter_chains[0].filter_chain_match.server_names[0]: `a*` has a wildcard inside",
+        ),
+        ("{name: l, filter_chains: [{}]}".to_owned(), "address: is missing"),
+        (format!("{{name: l, address: {ANY_80}}}"), "filter_chains: is empty"),
+        (
+            on(&format!("{{filters: [{}]}}", manager("route_config: {name: r, virtual_hosts: [{name: v, domains: [a, A]}]}"))),
+            "filter_chains[0].filters[0].route_config.virtual_hosts[0].domains[1]: `a` is already a domain",
+        ),
+        (
+            on(&format!(
+                "{{filters: [{}]}}",
+                manager(
+                    "route_config: {name: r, virtual_hosts: [{name: v, domains: [a], routes: [{match: {safe_regex: {regex: '('}}, route: {cluster: c}}]}]}"
+                )
+            )),
+            "filter_chains[0].filters[0].route_config.virtual_hosts[0].routes[0].match.safe_regex.regex: `(`:",
+        ),
+    ];
+    for (text, expected) in cases {
+        let reason = refused_listener(&text);
+        assert!(reason.starts_with(expected), "{reason}\nexpected {expected}");
+    }
+    let cases = [
+        (
+            "{name: c, type: STATIC, load_assignment: {cluster_name: c, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: a.b, port_value: 1}}}}]}]}}",
+            "load_assignment: `a.b` is not an IP address; use type STRICT_DNS",
+        ),
+        (
+            "{name: c, type: STATIC, health_checks: [{timeout: 1s, interval: 1s, tcp_health_check: {send: {text: '00'}}}]}",
+            "health_checks[0].tcp_health_check.send: is not supported",
+        ),
+        ("{name: c, type: STATIC, connect_timeout: -1s}", "connect_timeout: is not a valid duration"),
+        (
+            "{name: c, type: STATIC, lb_policy: MAGLEV, maglev_lb_config: {table_size: 10}}",
+            "maglev_lb_config.table_size: 10 is not a prime",
+        ),
+        (
+            "{name: c, type: STATIC, circuit_breakers: {thresholds: [{}, {retry_budget: {}}]}}",
+            "circuit_breakers.thresholds[1].retry_budget: is not supported",
+        ),
+        (
+            "{name: c, type: STATIC, transport_socket: {name: tls, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, common_tls_context: {validation_context: {match_typed_subject_alt_names: [{san_type: URI, matcher: {exact: x}}]}}}}}",
+            "transport_socket: names are demanded of peers that need not chain to any root",
+        ),
+    ];
+    for (text, expected) in cases {
+        let reason = refused_cluster(text);
+        assert!(reason.starts_with(expected), "{reason}\nexpected {expected}");
+    }
+}
+
+#[test]
+fn endpoints_choose_their_transport_socket_by_metadata() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let tls =
+        "{name: tls, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, sni: x}}";
+    let text = EDS.replace("type: EDS", &format!("type: EDS, transport_socket_matches: [{{name: mtls, match: {{tlsMode: istio}}, transport_socket: {tls}}}, {{name: plain, match: {{}}, transport_socket: {{name: raw, typed_config: {{'@type': type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer}}}}}}]"));
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(&text)], &[], now));
+    let assignment = "{cluster_name: s, endpoints: [{lb_endpoints: [
+        {endpoint: {address: {socket_address: {address: 10.0.0.1, port_value: 1}}}, metadata: {filter_metadata: {envoy.transport_socket_match: {tlsMode: istio}}}},
+        {endpoint: {address: {socket_address: {address: 10.0.0.2, port_value: 1}}}, health_status: UNHEALTHY}]}]}";
+    accepted(compiler.apply(ENDPOINT, vec![update::<EndpointProto>(assignment)], &[], now));
+    let snapshot = compiler.snapshot();
+    let (_, cluster) = snapshot.cluster_named("c").unwrap();
+    let hosts: Vec<_> = cluster.hosts.hosts().map(|h| (h.transport, h.is_healthy())).collect();
+    assert_eq!(hosts, [(0, true), (1, false)]);
+    assert!(cluster.config.transports[0].tls.is_some() && cluster.config.transports[1].tls.is_none());
+}
+
+#[test]
+fn dns_clusters_wait_for_their_first_answer_and_keep_the_last() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let text = "{name: d, type: STRICT_DNS, load_assignment: {cluster_name: d, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: a.example, port_value: 7}}}}]}]}}";
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(text)], &[], now));
+    assert!(compiler.snapshot().cluster_named("d").is_none());
+    compiler.set_resolved("d", "a.example", 7, vec!["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()], now);
+    assert_eq!(compiler.snapshot().cluster_named("d").unwrap().1.hosts.len(), 2);
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(&text.replace("STRICT_DNS", "LOGICAL_DNS"))], &[], now));
+    assert_eq!(compiler.snapshot().cluster_named("d").unwrap().1.hosts.len(), 1);
+}
+
+fn identity(name: &str) -> WorkloadSecrets {
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let mut ca = rcgen::CertificateParams::default();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_cert = ca.self_signed(&ca_key).unwrap();
+    let issuer = rcgen::Issuer::new(ca, ca_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let leaf = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+    WorkloadSecrets::from_pem(leaf.pem().as_bytes(), key.serialize_pem().as_bytes(), ca_cert.pem().as_bytes()).unwrap()
+}
+
+const MTLS: &str = "transport_socket: {name: tls, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, require_client_certificate: true, common_tls_context: {
+    tls_certificate_sds_secret_configs: [{name: default, sds_config: {api_config_source: {api_type: GRPC, grpc_services: [{envoy_grpc: {cluster_name: sds-grpc}}]}}}],
+    combined_validation_context: {default_validation_context: {match_typed_subject_alt_names: [{san_type: URI, matcher: {prefix: 'spiffe://td/'}}]},
+      validation_context_sds_secret_config: {name: ROOTCA, sds_config: {api_config_source: {api_type: GRPC, grpc_services: [{envoy_grpc: {cluster_name: sds-grpc}}]}}}}}}}";
+
+#[test]
+fn a_listener_waits_for_its_certificates_and_takes_rotated_ones() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let text = format!("{{name: l, address: {ANY_80}, filter_chains: [{{{MTLS}, filters: [{}]}}]}}", tcp("c"));
+    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&text)], &[], now));
+    assert_eq!(compiler.snapshot().listeners.len(), 0);
+    let source = SecretSource::Cluster("sds-grpc".into());
+    let wanted: Vec<_> = compiler.wanted().secrets.into_iter().map(|k| (k.source, k.name.to_string())).collect();
+    assert_eq!(wanted, [(source.clone(), "ROOTCA".to_owned()), (source.clone(), "default".to_owned())]);
+    compiler.set_identity(&source, &identity("a"), now).unwrap();
+    let snapshot = compiler.snapshot();
+    let tls = snapshot.listeners[0].chains[0].tls.clone().unwrap();
+    let first = tls.config.get().unwrap();
+    compiler.set_identity(&source, &identity("b"), now).unwrap();
+    assert!(!Arc::ptr_eq(&first, &tls.config.get().unwrap()));
+    assert!(Arc::ptr_eq(&snapshot, &compiler.snapshot()), "a rotation changes no listener");
+}
+
+#[test]
+fn certificates_in_files_are_read_again_when_they_change() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let write = |identity: &WorkloadSecrets| {
+        std::fs::write(path("crt"), identity.chain_pem()).unwrap();
+        std::fs::write(path("key"), identity.key().to_pem()).unwrap();
+    };
+    write(&identity("a"));
+    let socket = format!(
+        "transport_socket: {{name: tls, typed_config: {{'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, common_tls_context: {{tls_certificates: [{{certificate_chain: {{filename: '{}'}}, private_key: {{filename: '{}'}}}}]}}}}}}",
+        path("crt").display(),
+        path("key").display()
+    );
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let text = format!("{{name: l, address: {ANY_80}, filter_chains: [{{{socket}, filters: [{}]}}]}}", tcp("c"));
+    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&text)], &[], now));
+    assert_eq!(compiler.files().len(), 2);
+    let tls = compiler.snapshot().listeners[0].chains[0].tls.clone().unwrap();
+    let first = tls.config.get().unwrap();
+    std::fs::write(path("crt"), "rubbish").unwrap();
+    assert_eq!(compiler.reload_files(|_| true, now).len(), 1);
+    assert!(Arc::ptr_eq(&first, &tls.config.get().unwrap()));
+    write(&identity("b"));
+    accepted(compiler.reload_files(|p| p == path("crt"), now));
+    assert!(!Arc::ptr_eq(&first, &tls.config.get().unwrap()));
+}
+
+fn any_resource() -> impl Strategy<Value = Vec<u8>> {
+    let samples: Vec<Vec<u8>> = vec![
+        update::<ListenerProto>(&rds_listener()).body.value,
+        update::<ListenerProto>(&format!("{{name: l, address: {ANY_80}, filter_chains: [{{{MTLS}, filters: [{}]}}]}}", manager("route_config: {name: r, virtual_hosts: [{name: v, domains: ['*'], routes: [{match: {prefix: /}, redirect: {https_redirect: true}}]}]}"))).body.value,
+        update::<ClusterProto>(EDS).body.value,
+        routes("c").body.value,
+        endpoints(&["10.0.0.1"]).body.value,
+        pack(&SecretProto::default()).value,
+    ];
+    let mutated = (prop::sample::select(samples), prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)).prop_map(
+        |(mut bytes, changes)| {
+            for (at, value) in changes {
+                if !bytes.is_empty() {
+                    let at = at.index(bytes.len());
+                    bytes[at] = value;
+                }
+            }
+            bytes
+        },
+    );
+    prop_oneof![3 => mutated, 1 => prop::collection::vec(any::<u8>(), 0..200)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    #[test]
+    fn no_bytes_make_the_compiler_panic(resources in prop::collection::vec((prop::sample::select(vec![LISTENER, ROUTE, CLUSTER, ENDPOINT, SECRET, "x"]), any_resource()), 1..5)) {
+        let mut compiler = Compiler::new();
+        let now = Instant::now();
+        for (type_url, value) in resources {
+            let body = Any { type_url: type_url.to_owned(), value };
+            let name = name_inside(&body);
+            let _ = compiler.apply(type_url, vec![Update { name, version: "1".into(), body }], &[], now);
+            compiler.settle(now + FETCH_TIMEOUT);
+            let snapshot = compiler.snapshot();
+            let _ = snapshot.explain(&Call::http("10.1.1.1:80".parse().unwrap(), "a", "/"));
+        }
+    }
+}
