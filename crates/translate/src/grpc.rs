@@ -2,7 +2,7 @@
 //!
 //! They understand a part of what Envoy does: an API listener a target, routes, EDS clusters. They refuse a resource
 //! with an unknown filter setting, so nothing is sent that they do not have (gRFC A27, A28, A31, A32, A33).
-use lateen_model::kinds::destination_rule::{ClientTlsMode, SimpleLb};
+use lateen_model::kinds::destination_rule::ClientTlsMode;
 use lateen_proto::envoy::extensions::filters::http as http_filters;
 
 use crate::cluster::policy::{PortPolicy, apply_consistent_hash};
@@ -81,7 +81,7 @@ pub(crate) fn routes(world: &World, view: &ProxyView, name: &str) -> Option<(rou
     Some((built.config, built.provenance))
 }
 
-/// A cluster, balanced by round robin unless a rule says otherwise.
+/// A cluster, balanced by round robin unless a rule asks for a hash.
 pub(crate) fn cluster(world: &World, view: &ProxyView, name: &str) -> Option<(cluster_v3::Cluster, Vec<Provenance>)> {
     let target = names::parse_outbound(name)?;
     let service = world.service(&view.namespace, target.host)?;
@@ -94,12 +94,9 @@ pub(crate) fn cluster(world: &World, view: &ProxyView, name: &str) -> Option<(cl
     let (own, _) = PortPolicy::of(rule.and_then(|rule| rule.spec.traffic_policy.as_ref()), port.number);
     let policy = own.overridden_by(subset.and_then(|subset| subset.traffic_policy.as_ref()), port.number);
     let mut cluster = bare_eds(name);
-    if let Some(balancer) = &policy.load_balancer {
-        if let Some(hash) = &balancer.consistent_hash {
-            apply_consistent_hash(&mut cluster, hash);
-        } else if matches!(balancer.simple, Some(SimpleLb::LeastRequest | SimpleLb::LeastConn)) {
-            cluster.lb_policy = cluster_v3::cluster::LbPolicy::LeastRequest as i32;
-        }
+    // Round robin or a hash: the libraries refuse a cluster with any other balancer (least request: C-core, Python, Ruby).
+    if let Some(hash) = policy.load_balancer.as_ref().and_then(|balancer| balancer.consistent_hash.as_ref()) {
+        apply_consistent_hash(&mut cluster, hash);
     }
     let most = policy.connection_pool.as_ref().and_then(|pool| pool.http.as_ref()).and_then(|http| http.http2_max_requests);
     if let Some(most) = most {
