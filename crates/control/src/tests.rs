@@ -172,9 +172,10 @@ impl Proxy {
 
     async fn until(&self, what: &str, condition: impl Fn(&Held) -> bool) {
         let mut seen = self.held.subscribe();
-        let waited = timeout(WAIT, seen.wait_for(|held| condition(held))).await;
+        // The result holds a read lock, and a second one behind a waiting writer would never come.
+        let arrived = timeout(WAIT, seen.wait_for(|held| condition(held))).await.is_ok();
         let names: Vec<String> = self.held.borrow().keys().map(|(_, n)| n.clone()).collect();
-        assert!(waited.is_ok(), "{what}: {names:?}, log {:?}", self.log.lock().unwrap());
+        assert!(arrived, "{what}: {names:?}, log {:?}", self.logged());
     }
 
     async fn until_logged(&self, text: &str) {
@@ -238,25 +239,31 @@ fn subscribe_all(subscriptions: &Subscriptions) {
     subscriptions.subscribe(ENDPOINT, [PLAIN.to_owned(), V1.to_owned()]);
 }
 
+/// Whether all that [`subscribe_all`] asks for has come, so that what comes next is a change.
+fn is_complete(held: &Held) -> bool {
+    let endpoints = has(held, ENDPOINT, PLAIN) && has(held, ENDPOINT, V1);
+    endpoints && route_to(held, V1) && has(held, LISTENER, "virtualInbound") && has(held, CLUSTER, PLAIN)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_changed_rule_changes_the_route_and_nothing_else_is_sent() {
-    let (_keep, path) = folder(&[("mesh.yaml", SERVICE), ("rule.yaml", &virtual_service("v1"))]);
-    let plane = Plane::over(&path).await;
     for mode in [Mode::Delta, Mode::Sotw] {
-        std::fs::write(path.join("rule.yaml"), virtual_service("v1")).unwrap();
+        let (_keep, path) = folder(&[("mesh.yaml", SERVICE), ("rule.yaml", &virtual_service("v1"))]);
+        let plane = Plane::over(&path).await;
         let connector = Connector::tcp(plane.addresses.xds_plain.unwrap().to_string());
         let (proxy, subscriptions, task) = Proxy::start(mode, node("a", "10.0.0.1"), connector, "");
         subscribe_all(&subscriptions);
-        proxy.until("the first world", |h| route_to(h, V1) && has(h, CLUSTER, V2) && has(h, LISTENER, "virtualOutbound")).await;
+        proxy.until("the first world", |h| is_complete(h) && has(h, CLUSTER, V2)).await;
         let before = proxy.logged().len();
         let changed = Instant::now();
         std::fs::write(path.join("rule.yaml"), virtual_service("v2")).unwrap();
         proxy.until("the changed route", |h| route_to(h, V2)).await;
-        assert!(changed.elapsed() < Duration::from_secs(1), "{:?}", changed.elapsed());
+        // Milliseconds in truth; the machine may be busy.
+        assert!(changed.elapsed() < Duration::from_secs(3), "{:?}", changed.elapsed());
         assert_eq!(&proxy.logged()[before..], ["got 80"]);
         task.abort();
+        plane.stop().await;
     }
-    plane.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -266,7 +273,7 @@ async fn a_broken_file_takes_nothing_away_and_is_reported() {
     let connector = Connector::tcp(plane.addresses.xds_plain.unwrap().to_string());
     let (proxy, subscriptions, task) = Proxy::start(Mode::Delta, node("a", "10.0.0.1"), connector, "");
     subscribe_all(&subscriptions);
-    proxy.until("the first world", |h| route_to(h, V1)).await;
+    proxy.until("the first world", is_complete).await;
     let before = proxy.logged().len();
     std::fs::write(path.join("rule.yaml"), "apiVersion: networking.istio.io/v1\nkind: [VirtualService\n").unwrap();
     let page = plane.until("/debug/diagnostics", "the error", |j| j["errors"].as_u64() > Some(0)).await;
@@ -337,7 +344,8 @@ async fn a_new_pod_goes_out_as_endpoints_alone() {
     let connector = Connector::tcp(plane.addresses.xds_plain.unwrap().to_string());
     let (proxy, subscriptions, task) = Proxy::start(Mode::Delta, node("a", "10.0.0.9"), connector, "");
     subscribe_all(&subscriptions);
-    proxy.until("the first world", |h| has(h, ENDPOINT, V1) && has(h, LISTENER, "virtualInbound")).await;
+    let all = |h: &Held| has(h, ENDPOINT, PLAIN) && has(h, ENDPOINT, V1) && has(h, LISTENER, "virtualInbound") && has(h, ROUTE, "80");
+    proxy.until("the first world", all).await;
     let before = proxy.logged().len();
     std::fs::write(path.join("pods.yaml"), format!("{}---{}", pod("r1", "10.0.0.1"), pod("r2", "10.0.0.2"))).unwrap();
     let contains = |h: &Held, ip: &str| {
@@ -360,7 +368,7 @@ async fn a_restarted_control_plane_never_sends_an_emptier_world() {
     let address = plane.addresses.xds_plain.unwrap();
     let (proxy, subscriptions, task) = Proxy::start(Mode::Delta, node("a", "10.0.0.1"), Connector::tcp(address.to_string()), "");
     subscribe_all(&subscriptions);
-    proxy.until("the first world", |h| route_to(h, V1) && has(h, LISTENER, "virtualInbound")).await;
+    proxy.until("the first world", is_complete).await;
     plane.stop().await;
     proxy.until_logged("shutting down").await;
     let before = proxy.logged().len();

@@ -81,8 +81,9 @@ impl Applied {
 
     async fn until(&self, what: &str, condition: impl Fn(&BTreeMap<String, String>) -> bool) {
         let mut seen = self.held.subscribe();
-        let waited = timeout(WAIT, seen.wait_for(|held| condition(held))).await;
-        assert!(waited.is_ok(), "{what}: {:?}, log {:?}", self.held.borrow(), self.log.lock().unwrap());
+        // Only whether it came: the result itself would hold a read lock.
+        let arrived = timeout(WAIT, seen.wait_for(|held| condition(held))).await.is_ok();
+        assert!(arrived, "{what}: {:?}, log {:?}", self.held.borrow(), self.log.lock().unwrap());
     }
 
     async fn until_logged(&self, text: &str) {
@@ -252,8 +253,8 @@ async fn what_may_name_a_new_cluster_follows_its_endpoints() {
         let client = tokio::spawn(async move { client.run(&mut handler).await });
         let until = async |length: usize| {
             let mut seen = log.subscribe();
-            let waited = timeout(WAIT, seen.wait_for(|l| l.len() >= length)).await;
-            assert!(waited.is_ok(), "{:?}", log.borrow());
+            let arrived = timeout(WAIT, seen.wait_for(|l| l.len() >= length)).await.is_ok();
+            assert!(arrived, "{:?}", log.borrow());
         };
         until(3).await;
         let published = Instant::now();
