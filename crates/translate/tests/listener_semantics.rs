@@ -250,6 +250,7 @@ fn conflicting_servers_are_reported_and_the_older_stays() {
     let merged = world.merged_gateway(&gateway());
     assert_eq!(merged.ports.len(), 1);
     assert!(merged.diagnostics[0].message.contains("already used"), "{:?}", merged.diagnostics);
+    assert_eq!(world.diagnostics, merged.diagnostics, "told when it is configured, not only when a gateway comes");
 }
 
 #[test]

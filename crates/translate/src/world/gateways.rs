@@ -106,10 +106,30 @@ impl MergedGateway {
 }
 
 impl Gateways {
-    pub(crate) fn build(resources: &ResourceSet) -> Self {
+    pub(crate) fn build(resources: &ResourceSet, diagnostics: &mut Vec<Diagnostic>) -> Self {
         let mut all: Vec<_> = resources.gateways().cloned().collect();
         all.sort_by(|a, b| age(&a.meta).cmp(&age(&b.meta)));
-        Self { all }
+        let gateways = Self { all };
+        diagnostics.extend(gateways.conflicts());
+        gateways
+    }
+
+    /// What servers get in each other's way, for a proxy with just the labels of some selector.
+    fn conflicts(&self) -> Vec<Diagnostic> {
+        let mut found: Vec<Diagnostic> = Vec::new();
+        let selectors: BTreeSet<&lateen_core::Labels> = self.all.iter().map(|gateway| &gateway.spec.selector).collect();
+        for labels in selectors {
+            let mut merge = Merge::default();
+            for gateway in self.all.iter().filter(|gateway| selects(&gateway.spec.selector, labels)) {
+                merge.add_all(gateway, &[]);
+            }
+            for diagnostic in merge.out.diagnostics {
+                if !found.contains(&diagnostic) {
+                    found.push(diagnostic);
+                }
+            }
+        }
+        found
     }
 
     /// Those that select a proxy; an empty selector selects every gateway proxy.
@@ -124,9 +144,7 @@ impl World {
         let targets = self.targets(view);
         let mut merge = Merge::default();
         for gateway in self.gateways.selecting(view) {
-            for (at, spec) in gateway.spec.servers.iter().enumerate() {
-                merge.add(gateway, at, spec, &targets);
-            }
+            merge.add_all(gateway, &targets);
         }
         merge.out
     }
@@ -161,6 +179,12 @@ fn route_name(server: &Server, listening: u16, gateway: &Resource<Spec>) -> Stri
 }
 
 impl Merge {
+    fn add_all(&mut self, gateway: &Arc<Resource<Spec>>, targets: &[ServiceTarget]) {
+        for (at, spec) in gateway.spec.servers.iter().enumerate() {
+            self.add(gateway, at, spec, targets);
+        }
+    }
+
     fn add(&mut self, gateway: &Arc<Resource<Spec>>, at: usize, spec: &ServerSpec, targets: &[ServiceTarget]) {
         let path = format!("spec.servers[{at}]");
         let Some(port) = &spec.port else {

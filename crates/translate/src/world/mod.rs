@@ -135,13 +135,14 @@ impl World {
             destination_rules: Part::make(kept.map(|b| &b.parts.destination_rules), resources.destination_rules(), |found| {
                 DestinationRules::build(resources, &mesh, found)
             }),
-            gateways: Part::make(kept.map(|b| &b.parts.gateways), resources.gateways(), |_| Gateways::build(resources)),
+            gateways: Part::make(kept.map(|b| &b.parts.gateways), resources.gateways(), |found| Gateways::build(resources, found)),
             peers: Part::make(kept.map(|b| &b.parts.peers), resources.peer_authentications(), |_| {
                 PeerPolicies::build(resources, &mesh.root_namespace)
             }),
         };
         diagnostics.extend_from_slice(parts.virtual_services.diagnostics());
         diagnostics.extend_from_slice(parts.destination_rules.diagnostics());
+        diagnostics.extend_from_slice(parts.gateways.diagnostics());
         let secrets = resources.secrets().map(|s| ((s.namespace().to_owned(), s.name().to_owned()), Arc::clone(s))).collect();
         Self {
             mesh: kept.map_or_else(|| Arc::new(mesh), |before| Arc::clone(&before.mesh)),
