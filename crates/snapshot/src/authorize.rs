@@ -91,3 +91,6 @@ impl Principal {
 fn has_name(peer: &PeerIdentity, matches: impl Fn(&str) -> bool) -> bool {
     peer.uri_sans.iter().chain(&peer.dns_sans).any(|name| matches(name)) || matches(&peer.subject)
 }
+
+#[cfg(test)]
+mod tests;

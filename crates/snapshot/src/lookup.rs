@@ -56,10 +56,10 @@ fn longest<'a>(entries: &[(Box<str>, u32)], host_length: usize, part: impl Fn(us
     while let Some((first, _)) = rest.first() {
         let length = first.len();
         let (group, shorter) = rest.split_at(rest.partition_point(|(text, _)| text.len() == length));
-        if let Some(wanted) = part(length) {
-            if let Ok(found) = group.binary_search_by(|(text, _)| text.as_bytes().cmp(wanted)) {
-                return group.get(found).map(|(_, index)| *index);
-            }
+        if let Some(wanted) = part(length)
+            && let Ok(found) = group.binary_search_by(|(text, _)| text.as_bytes().cmp(wanted))
+        {
+            return group.get(found).map(|(_, index)| *index);
         }
         rest = shorter;
     }

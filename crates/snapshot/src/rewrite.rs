@@ -80,3 +80,6 @@ impl Redirect {
 fn is_default_port(from: &str, to: &str, host: &str) -> bool {
     from != to && ((from == "http" && host.ends_with(":80")) || (from == "https" && host.ends_with(":443")))
 }
+
+#[cfg(test)]
+mod tests;

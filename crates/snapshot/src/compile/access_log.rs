@@ -6,9 +6,10 @@ use lateen_proto::envoy::config::core::v3::{self as core, substitution_format_st
 use lateen_proto::envoy::extensions::access_loggers::file::v3::{FileAccessLog, file_access_log::AccessLogFormat};
 use lateen_proto::envoy::extensions::access_loggers::stream::v3 as stream;
 use lateen_proto::{Any, any};
+use lateen_telemetry::access_log::{JsonFormat, TextFormat};
 
 use super::common::{data, open, struct_json};
-use super::invalid::{Invalid, Result, Within, harmless};
+use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::header;
 use crate::http::{AccessLog, LogFilter, LogFormat};
 use crate::matcher::ValueMatcher;
@@ -24,6 +25,13 @@ fn log(value: proto::AccessLog) -> Result<AccessLog> {
         return Err(Invalid::field("typed_config", "is missing"));
     };
     let (path, format) = sink(&name, &config)?;
+    // An operator that cannot be written is refused now, not found missing in the log later.
+    match &format {
+        LogFormat::Default => Ok(()),
+        LogFormat::Text(text) => TextFormat::compile(text).map(drop),
+        LogFormat::Json(json) => JsonFormat::compile(json).map(drop),
+    }
+    .map_err(|e| Invalid::field("log_format", e.to_string()))?;
     Ok(AccessLog { path: path.into(), format, filter })
 }
 
@@ -60,7 +68,8 @@ fn substitution(value: core::SubstitutionFormatString) -> Result<LogFormat> {
     use substitution_format_string::Format;
     let core::SubstitutionFormatString { omit_empty_values, content_type, formatters, json_format_options, format } = value;
     // The built-in operators include those of these extensions; an operator we lack is refused by itself.
-    harmless!(content_type, formatters, json_format_options, omit_empty_values);
+    harmless!(content_type, formatters, json_format_options);
+    refuse!(omit_empty_values);
     Ok(match format {
         Some(Format::TextFormat(text)) => LogFormat::Text(text.into()),
         Some(Format::TextFormatSource(source)) => {

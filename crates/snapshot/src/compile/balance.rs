@@ -145,7 +145,7 @@ fn ring(minimum: Option<u64>, maximum: Option<u64>) -> Result<LbPolicy> {
 
 fn maglev(size: Option<u64>) -> Result<LbPolicy> {
     let table_size = size.unwrap_or(MAGLEV);
-    let is_prime = |n: u64| n > 1 && (2..).take_while(|d| d * d <= n).all(|d| n % d != 0);
+    let is_prime = |n: u64| n > 1 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d));
     if table_size > MAGLEV_LIMIT || !is_prime(table_size) {
         return Err(Invalid::field("table_size", format!("{table_size} is not a prime number up to {MAGLEV_LIMIT}")));
     }

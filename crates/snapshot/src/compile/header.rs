@@ -1,6 +1,7 @@
 //! Header additions and removals.
 use http::{HeaderName, HeaderValue};
 use lateen_proto::envoy::config::core::v3::{self as core, header_value_option::HeaderAppendAction};
+use lateen_telemetry::access_log::TextFormat;
 
 use super::invalid::{Invalid, Result, Within};
 use super::matcher::header_name;
@@ -51,9 +52,7 @@ pub(crate) fn template(value: &str) -> Result<HeaderTemplate> {
     if !value.replace("%%", "").contains('%') {
         return fixed(value.replace("%%", "%").as_bytes());
     }
-    if value.replace("%%", "").matches('%').count() % 2 != 0 {
-        return Err(Invalid::new(format!("`{value}`: a `%` without its partner; write `%%` for a percent sign")));
-    }
+    TextFormat::compile(value).map_err(|e| Invalid::new(e.to_string()))?;
     Ok(HeaderTemplate::Format(value.into()))
 }
 

@@ -186,7 +186,7 @@ fn proxy_protocol(value: filters::proxy_protocol::v3::ProxyProtocol) -> Result<(
     Ok(())
 }
 
-/// Istio switches inspectors off by destination port; only that and "always" are understood.
+/// Istio switches inspectors off by destination port, or on for some ports only; both are sets of ports.
 fn gate(value: proto::ListenerFilterChainMatchPredicate, depth: u32) -> Result<PortGate> {
     if depth > 16 {
         return Err(Invalid::new("is nested more than 16 deep"));
@@ -194,7 +194,9 @@ fn gate(value: proto::ListenerFilterChainMatchPredicate, depth: u32) -> Result<P
     match value.rule {
         Some(Rule::AnyMatch(always_disabled)) => Ok(PortGate { disabled_ports: Vec::new(), always_disabled }),
         Some(Rule::DestinationPortRange(range)) => match (u16::try_from(range.start), u16::try_from(range.end)) {
-            (Ok(start), Ok(end)) if start < end => Ok(PortGate { disabled_ports: vec![start..end], always_disabled: false }),
+            (Ok(start), Ok(end)) if start < end => {
+                Ok(PortGate { disabled_ports: std::iter::once(start..end).collect(), always_disabled: false })
+            }
             _ => Err(Invalid::field("destination_port_range", "the start must be less than the end, both being ports")),
         },
         Some(Rule::OrMatch(set)) => {
@@ -206,10 +208,33 @@ fn gate(value: proto::ListenerFilterChainMatchPredicate, depth: u32) -> Result<P
             }
             Ok(all)
         }
+        Some(Rule::NotMatch(rule)) => gate(*rule, depth + 1).within("not_match").map(complement),
         Some(Rule::AndMatch(_)) => Err(Invalid::unsupported("and_match")),
-        Some(Rule::NotMatch(_)) => Err(Invalid::unsupported("not_match")),
         None => Err(Invalid::new("has no rule")),
     }
+}
+
+/// All ports but those of the set. Port 65535 cannot be the end of a half-open range and stays out.
+fn complement(mut gate: PortGate) -> PortGate {
+    if gate.always_disabled {
+        return PortGate::default();
+    }
+    if gate.disabled_ports.is_empty() {
+        return PortGate { disabled_ports: Vec::new(), always_disabled: true };
+    }
+    gate.disabled_ports.sort_by_key(|r| r.start);
+    let mut next = 0;
+    let mut rest = Vec::new();
+    for range in gate.disabled_ports {
+        if range.start > next {
+            rest.push(next..range.start);
+        }
+        next = next.max(range.end);
+    }
+    if next < u16::MAX {
+        rest.push(next..u16::MAX);
+    }
+    PortGate { disabled_ports: rest, always_disabled: false }
 }
 
 fn chain(value: proto::FilterChain, context: &mut Context<'_>) -> Result<FilterChain> {

@@ -5,4 +5,6 @@ pub(crate) use super::invalid::{Within, harmless, refuse};
 pub(crate) use super::matcher::strings;
 #[cfg(test)]
 pub(crate) use super::matcher::{header as header_matcher, string as string_matcher};
+#[cfg(test)]
+pub(crate) use super::rbac::rules as rbac_rules;
 pub(crate) use super::source::api_cluster;

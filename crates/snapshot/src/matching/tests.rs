@@ -113,7 +113,8 @@ virtual_hosts:
   - {name: rest, match: {prefix: /}, direct_response: {status: 200}}
 ",
     );
-    let cases: [(&str, &[(&str, &str)], u64, &str); 17] = [
+    type Case = (&'static str, &'static [(&'static str, &'static str)], u64, &'static str);
+    let cases: [Case; 17] = [
         ("/exact", &[], 0, "exact"),
         ("/exact?x", &[], 0, "exact"),
         ("/exact/", &[], 0, "rest"),
