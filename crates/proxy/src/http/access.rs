@@ -113,7 +113,7 @@ pub(crate) struct RequestRecord<'a> {
     pub(crate) conn: &'a Conn,
 }
 
-fn tls_text<'a>(conn: &'a Conn, of: Text) -> Option<&'a str> {
+fn tls_text(conn: &Conn, of: Text) -> Option<&str> {
     let tls = conn.tls.as_ref()?;
     let text = match of {
         Text::DownstreamPeerUriSan => tls.peer.as_ref()?.uri_sans.first()?.as_str(),

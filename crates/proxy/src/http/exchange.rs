@@ -10,7 +10,7 @@ use lateen_balance::Host;
 use lateen_snapshot::RouteTable;
 use lateen_snapshot::http::RouteSource;
 use lateen_snapshot::route::{Route, VirtualHost};
-use lateen_telemetry::istio::PeerId;
+use lateen_telemetry::istio::{PeerId, PrincipalId};
 use lateen_telemetry::{ResponseFlags, details};
 use tokio::time::Instant;
 
@@ -73,6 +73,8 @@ pub(crate) struct Info {
     pub(crate) cluster: Option<Rc<ClusterState>>,
     pub(crate) host: Option<Arc<Host>>,
     pub(crate) upstream_local: Option<SocketAddr>,
+    /// The host's verified identity.
+    pub(crate) upstream_principal: PrincipalId,
     pub(crate) attempts: u32,
     pub(crate) transport_failure: String,
     pub(crate) request_done: Option<Duration>,
@@ -128,6 +130,7 @@ impl<'a> Exchange<'a> {
             cluster: None,
             host: None,
             upstream_local: None,
+            upstream_principal: PrincipalId::default(),
             attempts: 0,
             transport_failure: String::new(),
             request_done: None,
@@ -165,9 +168,7 @@ impl<'a> Exchange<'a> {
     }
 
     async fn steps(&mut self) -> Result<(), End> {
-        if let Err(reply) = normalize::run(self) {
-            return Err(reply.into());
-        }
+        normalize::run(self)?;
         sanitize::run(self)?;
         self.find_route()?;
         filter::http::on_request(self).await?;

@@ -101,12 +101,11 @@ pub(crate) struct Response {
     pub(crate) length: Length,
     /// The peer switched to this protocol: bytes follow in both directions.
     pub(crate) upgrade: Option<Text>,
-    pub(crate) head_bytes: u64,
 }
 
 impl Response {
     pub(crate) fn new(status: StatusCode) -> Self {
-        Self { status, headers: HeaderMap::new(), length: Length::None, upgrade: None, head_bytes: 0 }
+        Self { status, headers: HeaderMap::new(), length: Length::None, upgrade: None }
     }
 }
 

@@ -55,7 +55,7 @@ fn istio(exchange: &Exchange<'_>, source: bool, no_fallback: bool, micros: u64) 
         reporter: if source { Reporter::Source } else { Reporter::Destination },
         destination,
         peer: info.peer,
-        peer_principal: exchange.conn.peer_principal,
+        peer_principal: if source { info.upstream_principal } else { exchange.conn.peer_principal },
         local_principal: exchange.conn.local_principal,
     };
     let outcome = HttpOutcome {

@@ -42,11 +42,6 @@ impl Timer {
         }
         Poll::Pending
     }
-
-    /// Waits for the deadline.
-    pub(crate) async fn wait(&mut self) {
-        std::future::poll_fn(|cx| self.poll(cx)).await;
-    }
 }
 
 #[cfg(test)]
@@ -60,12 +55,12 @@ mod tests {
         timer.after(Some(Duration::from_secs(10)));
         assert!(futures_util::poll!(std::future::poll_fn(|cx| timer.poll(cx))).is_pending());
         timer.after(Some(Duration::from_secs(20)));
-        timer.wait().await;
+        std::future::poll_fn(|cx| timer.poll(cx)).await;
         assert_eq!(start.elapsed().as_secs(), 20);
         timer.after(Some(Duration::from_secs(100)));
         assert!(futures_util::poll!(std::future::poll_fn(|cx| timer.poll(cx))).is_pending());
         timer.after(Some(Duration::from_secs(1)));
-        timer.wait().await;
+        std::future::poll_fn(|cx| timer.poll(cx)).await;
         assert_eq!(start.elapsed().as_secs(), 21);
         timer.set(None);
         assert!(futures_util::poll!(std::future::poll_fn(|cx| timer.poll(cx))).is_pending());

@@ -29,8 +29,6 @@ pub(crate) struct Conn {
     pub(crate) chain: Rc<ChainState>,
     /// The (original) destination.
     pub(crate) local: SocketAddr,
-    /// Whether `local` was restored from a redirection.
-    pub(crate) redirected: bool,
     pub(crate) remote: SocketAddr,
     pub(crate) direct_remote: SocketAddr,
     pub(crate) server_name: Option<Arc<str>>,
@@ -93,7 +91,6 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
     let Some(local) = stream.local_addr().ok().map(socket::plain) else { return };
     let remote = socket::plain(remote);
     let (listener, destination) = hand_over(&worker, listener, &stream, local);
-    let redirected = destination.is_some_and(|d| d != local);
     let active = Active::new(&listener, start);
     let mut stream = stream;
     let wish = ConnectionInfo {
@@ -129,7 +126,6 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
     let conn = Rc::new(Conn {
         connected: worker.connection(),
         local: info.destination,
-        redirected,
         remote: info.source,
         direct_remote: info.direct_source,
         server_name: info.server_name,

@@ -24,6 +24,7 @@ use crate::io::Text;
 use crate::upstream::{ClusterState, Lease, NoConnection, TargetWish};
 
 /// How a try ended.
+#[allow(clippy::large_enum_variant, reason = "moved once per try, and boxing would allocate per request")]
 pub(super) enum Tried {
     Response(Response, Lease, Began),
     Failed {
@@ -104,7 +105,8 @@ pub(super) async fn run(
             return Ok(failed(why));
         }
     };
-    exchange.info.upstream_local = lease.local_address;
+    exchange.info.upstream_local = lease.local_address();
+    exchange.info.upstream_principal = lease.principal();
     stats.inc(names::UPSTREAM_RQ_TOTAL);
     target.host.counters.rq_total.fetch_add(1, Relaxed);
     if let Err(e) = lease.upstream.send_request(&exchange.request) {
@@ -230,13 +232,11 @@ async fn await_response(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding
             }
             Err(_) => return Poll::Ready(Err(Stop::Gone)),
         }
-        if forwarding.body.complete() {
-            if !was_complete {
-                info.request_done = Some(start.elapsed());
-                start_deadline(forwarding);
-                limits.deadline = forwarding.deadline;
-                timer.set(limits.next());
-            }
+        if forwarding.body.complete() && !was_complete {
+            info.request_done = Some(start.elapsed());
+            start_deadline(forwarding);
+            limits.deadline = forwarding.deadline;
+            timer.set(limits.next());
         }
         loop {
             match lease.upstream.poll_response(cx) {

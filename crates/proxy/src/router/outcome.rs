@@ -11,6 +11,7 @@ use crate::upstream::{ConnectFailure, NoConnection};
 
 /// A try that brought no response (Envoy's stream reset reasons, and our timers).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::enum_variant_names, reason = "the names of Envoy's resets")]
 pub(super) enum Failure {
     ConnectionFailure,
     ConnectionTimeout,

@@ -46,11 +46,6 @@ impl Retries {
         Self { policy, on, remaining, taken: 0, more_codes }
     }
 
-    /// Whether a body is worth keeping.
-    pub(super) fn possible(&self) -> bool {
-        self.remaining > 0
-    }
-
     pub(super) fn policy(&self) -> Option<&Arc<RetryPolicy>> {
         self.policy.as_ref()
     }

@@ -231,7 +231,8 @@ impl ClusterState {
             self.pools.by_address.borrow().iter().map(|(address, pools)| (address.clone(), Rc::clone(pools))).collect();
         for (address, host_pools) in all {
             let pools = host_pools.0.borrow().clone();
-            let unused = pools.iter().fold(true, |unused, pool| pool.sweep(config, &self.stats, now) && unused);
+            // Every pool is swept, also behind one that is in use.
+            let unused = pools.iter().filter(|pool| !pool.sweep(config, &self.stats, now)).count() == 0;
             if unused && !self.cluster.hosts.hosts().any(|h| h.address == address) {
                 empty.push(address);
             }

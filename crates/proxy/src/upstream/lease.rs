@@ -3,6 +3,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use lateen_http2::shell::Sender;
+use lateen_telemetry::istio::PrincipalId;
 
 use super::pool::{Idle, Open, Pool, Shared};
 use crate::http::h2::H2Client;
@@ -17,12 +18,20 @@ pub(crate) struct Lease {
     pool: Rc<Pool>,
     held: Held,
     served: u32,
-    pub(crate) local_address: Option<SocketAddr>,
 }
 
 enum Held {
     Connection(Open),
-    Stream(#[allow(dead_code, reason = "held for its drop")] OnShared),
+    Stream(OnShared),
+}
+
+impl Held {
+    fn open(&self) -> &Open {
+        match self {
+            Self::Connection(open) => open,
+            Self::Stream(on) => &on.shared.open,
+        }
+    }
 }
 
 impl Lease {
@@ -32,14 +41,7 @@ impl Lease {
 
     pub(crate) fn fresh(idle: Idle, pool: &Rc<Pool>) -> Self {
         let Idle { client, open, served, .. } = idle;
-        Self {
-            upstream: Upstream::H1(client),
-            reused: false,
-            pool: Rc::clone(pool),
-            held: Held::Connection(open),
-            served,
-            local_address: None,
-        }
+        Self { upstream: Upstream::H1(client), reused: false, pool: Rc::clone(pool), held: Held::Connection(open), served }
     }
 
     pub(crate) fn of_stream(shared: Rc<Shared>, sender: Sender, pool: &Rc<Pool>, reused: bool) -> Self {
@@ -50,8 +52,17 @@ impl Lease {
             pool: Rc::clone(pool),
             held: Held::Stream(OnShared { shared, pool: Rc::clone(pool) }),
             served: 0,
-            local_address: None,
         }
+    }
+
+    /// Our address on the connection.
+    pub(crate) fn local_address(&self) -> Option<SocketAddr> {
+        self.held.open().local
+    }
+
+    /// The host's verified identity.
+    pub(crate) fn principal(&self) -> PrincipalId {
+        self.held.open().principal
     }
 
     /// The exchange is over: the connection goes back to the pool if it is still good.

@@ -2,6 +2,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,9 +12,11 @@ use lateen_balance::Host;
 use lateen_balance::breaker::Permit;
 use lateen_http2::Refused;
 use lateen_http2::shell::{self, Sender};
+use lateen_identity::tls::PeerIdentity;
 use lateen_snapshot::cluster::{ClusterConfig, Transport, UpstreamHttp};
 use lateen_snapshot::http::Http2Options;
 use lateen_telemetry::envoy_names::cluster as names;
+use lateen_telemetry::istio::PrincipalId;
 use lateen_telemetry::stats::Held;
 use tokio::time::Instant;
 
@@ -60,6 +63,9 @@ pub(crate) struct Open {
     host: Arc<Host>,
     pool: Weak<Pool>,
     since: Instant,
+    pub(crate) local: Option<SocketAddr>,
+    /// The host's verified identity, for Istio's metrics.
+    pub(crate) principal: PrincipalId,
 }
 
 impl Drop for Open {
@@ -89,7 +95,7 @@ pub(crate) struct Shared {
     served: Cell<u32>,
     last_used: Cell<Instant>,
     limit: u32,
-    _open: Open,
+    pub(crate) open: Open,
 }
 
 #[derive(Default)]
@@ -258,13 +264,15 @@ impl Pool {
         state.stats.inc(names::UPSTREAM_CX_TOTAL);
         host.counters.cx_total.fetch_add(1, Relaxed);
         host.counters.cx_active.fetch_add(1, Relaxed);
-        let open = Open {
+        let mut open = Open {
             _permit: permit,
             _active: state.stats.hold(names::UPSTREAM_CX_ACTIVE),
             stats: state.stats.clone(),
             host: Arc::clone(host),
             pool: Rc::downgrade(self),
             since: Instant::now(),
+            local: None,
+            principal: PrincipalId::default(),
         };
         let dialling = Dialling::start(self);
         let transport = config.transports.get(host.transport as usize);
@@ -282,6 +290,10 @@ impl Pool {
                 return Err(NoConnection::Failed(failure));
             }
         };
+        open.local = io.socket().local_address();
+        if let Some(uri) = io.tls().and_then(PeerIdentity::of_connection).and_then(|p| p.uri_sans.into_iter().next()) {
+            open.principal = worker.istio.shared().principal(&uri);
+        }
         state.stats.record(names::UPSTREAM_CX_CONNECT_MS, open.since.elapsed().as_micros() as u64);
         let lease = if self.speaks_http2(&io) {
             self.share(state, io, open, http2_options(config)).await
@@ -321,7 +333,7 @@ impl Pool {
             served: Cell::new(0),
             last_used: Cell::new(Instant::now()),
             limit: options.max_concurrent_streams.max(1),
-            _open: open,
+            open,
         });
         self.shared.borrow_mut().push(Rc::clone(&shared));
         let (pool, weak) = (Rc::downgrade(self), Rc::downgrade(&shared));
@@ -374,7 +386,7 @@ impl Pool {
         self.idle.borrow_mut().extend(idle);
         let (keep, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut *self.shared.borrow_mut())
             .into_iter()
-            .partition(|s| !(s.active.get() == 0 && expired(s.last_used.get())) && !too_old(&s._open));
+            .partition(|s| (s.active.get() > 0 || !expired(s.last_used.get())) && !too_old(&s.open));
         self.shared.borrow_mut().extend(keep);
         drop(gone);
         self.open.get() == 0 && self.waiting.borrow().is_empty()

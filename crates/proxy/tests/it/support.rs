@@ -13,17 +13,17 @@ use lateen_telemetry::Registry;
 use lateen_telemetry::istio::{Config as IstioConfig, IstioMetrics, PeerMetadata};
 use lateen_telemetry::stats::TagStyle;
 
-pub const WAIT: Duration = Duration::from_secs(5);
+pub(crate) const WAIT: Duration = Duration::from_secs(5);
 
 /// One worker with its configuration.
-pub struct Proxy {
-    pub worker: WorkerHandle,
-    pub registry: Arc<Registry>,
-    pub address: SocketAddr,
+pub(crate) struct Proxy {
+    pub(crate) worker: WorkerHandle,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) address: SocketAddr,
 }
 
 /// Compiles a bootstrap text.
-pub fn snapshot(yaml: &str, version: u64) -> Arc<Snapshot> {
+pub(crate) fn snapshot(yaml: &str, version: u64) -> Arc<Snapshot> {
     let bootstrap = lateen_snapshot::bootstrap::parse(yaml, "test.yaml").unwrap();
     let mut compiler = Compiler::new();
     compiler.add_static(bootstrap.resources, Instant::now()).unwrap();
@@ -39,7 +39,7 @@ pub fn snapshot(yaml: &str, version: u64) -> Arc<Snapshot> {
     Arc::new(snapshot)
 }
 
-pub fn start(yaml: &str) -> Proxy {
+pub(crate) fn start(yaml: &str) -> Proxy {
     let (registry, shards) = Registry::new(1, TagStyle::Istio);
     let (_, istio) = IstioMetrics::new(IstioConfig::new(PeerMetadata::default()), 1);
     let config = WorkerConfig {
@@ -61,13 +61,13 @@ pub fn start(yaml: &str) -> Proxy {
 }
 
 /// Publishes and waits until the worker has it.
-pub fn publish(worker: &WorkerHandle, snapshot: Arc<Snapshot>) {
+pub(crate) fn publish(worker: &WorkerHandle, snapshot: Arc<Snapshot>) {
     let version = snapshot.version;
     worker.publish(snapshot);
     eventually(|| *worker.applied().borrow() >= version);
 }
 
-pub fn eventually(mut condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + WAIT;
     while !condition() {
         assert!(Instant::now() < deadline, "did not happen within {WAIT:?}");
@@ -76,25 +76,25 @@ pub fn eventually(mut condition: impl FnMut() -> bool) {
 }
 
 impl Proxy {
-    pub fn connect(&self) -> TcpStream {
+    pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(WAIT)).unwrap();
         stream
     }
 
     /// Sends `request` on a new connection and reads one response.
-    pub fn call(&self, request: &str) -> Answer {
+    pub(crate) fn call(&self, request: &str) -> Answer {
         let mut stream = self.connect();
         stream.write_all(request.as_bytes()).unwrap();
         Answer::read(&mut stream)
     }
 
-    pub fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Answer {
         self.call(&format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"))
     }
 
     /// A counter or gauge by Envoy's name.
-    pub fn stat(&self, name: &str) -> u64 {
+    pub(crate) fn stat(&self, name: &str) -> u64 {
         let samples = self.registry.scrape(false, &|n| n == name);
         let text = format!("{:?}", samples.first().map(|s| &s.value));
         text.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0)
@@ -103,24 +103,24 @@ impl Proxy {
 
 /// A response as bytes on the wire.
 #[derive(Debug, Clone)]
-pub struct Answer {
-    pub status: u16,
-    pub head: String,
-    pub body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
 }
 
 impl Answer {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let find = |line: &&str| line.split_once(':').is_some_and(|(n, _)| n.eq_ignore_ascii_case(name));
         self.head.lines().skip(1).find(find).and_then(|l| l.split_once(": ")).map(|(_, v)| v)
     }
 
-    pub fn read(stream: &mut TcpStream) -> Self {
+    pub(crate) fn read(stream: &mut TcpStream) -> Self {
         Self::try_read(stream).expect("a response")
     }
 
     /// `None` when the connection ends before a head.
-    pub fn try_read(stream: &mut TcpStream) -> Option<Self> {
+    pub(crate) fn try_read(stream: &mut TcpStream) -> Option<Self> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
@@ -142,7 +142,7 @@ impl Answer {
                 return None;
             }
         } else if answer.header("transfer-encoding") == Some("chunked") {
-            while !body.ends_with(b"0\r\n\r\n") && !(body.windows(3).any(|w| w == b"0\r\n") && body.ends_with(b"\r\n\r\n")) {
+            while !(body.ends_with(b"\r\n\r\n") && body.windows(3).any(|w| w == b"0\r\n")) {
                 let mut byte = [0];
                 if stream.read(&mut byte).ok()? == 0 {
                     return None;
@@ -158,14 +158,14 @@ impl Answer {
 }
 
 /// An upstream: `respond` gets each request (head and body by content-length) and writes what it likes; `false` closes.
-pub struct Upstream {
-    pub address: SocketAddr,
-    pub seen: Arc<Mutex<Vec<String>>>,
-    pub connections: Arc<AtomicUsize>,
+pub(crate) struct Upstream {
+    pub(crate) address: SocketAddr,
+    pub(crate) seen: Arc<Mutex<Vec<String>>>,
+    pub(crate) connections: Arc<AtomicUsize>,
 }
 
 impl Upstream {
-    pub fn start(respond: impl Fn(usize, &str, &mut TcpStream) -> bool + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(respond: impl Fn(usize, &str, &mut TcpStream) -> bool + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (seen, connections) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
@@ -193,24 +193,24 @@ impl Upstream {
     }
 
     /// Answers 200 with this body.
-    pub fn ok(body: &'static str) -> Self {
+    pub(crate) fn ok(body: &'static str) -> Self {
         Self::start(move |_, _, stream| write_ok(stream, body))
     }
 
-    pub fn seen(&self) -> Vec<String> {
+    pub(crate) fn seen(&self) -> Vec<String> {
         self.seen.lock().unwrap().clone()
     }
 
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.address.port()
     }
 }
 
-pub fn write_ok(stream: &mut TcpStream, body: &str) -> bool {
+pub(crate) fn write_ok(stream: &mut TcpStream, body: &str) -> bool {
     stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes()).is_ok()
 }
 
-pub fn write_status(stream: &mut TcpStream, status: u16) -> bool {
+pub(crate) fn write_status(stream: &mut TcpStream, status: u16) -> bool {
     stream.write_all(format!("HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n").as_bytes()).is_ok()
 }
 
@@ -243,22 +243,22 @@ fn read_request(stream: &mut TcpStream) -> Option<String> {
 }
 
 /// A port where nobody listens.
-pub fn dead_port() -> u16 {
+pub(crate) fn dead_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A listener with an HTTP connection manager, routes given as YAML list items of one virtual host.
-pub struct Config {
-    pub routes: String,
-    pub clusters: Vec<String>,
-    pub hcm: String,
-    pub filters: String,
-    pub virtual_host: String,
+pub(crate) struct Config {
+    pub(crate) routes: String,
+    pub(crate) clusters: Vec<String>,
+    pub(crate) hcm: String,
+    pub(crate) filters: String,
+    pub(crate) virtual_host: String,
 }
 
 impl Config {
     /// All of `/` to one cluster `c`.
-    pub fn to(upstream: &[u16]) -> Self {
+    pub(crate) fn to(upstream: &[u16]) -> Self {
         Self {
             routes: "- {match: {prefix: /}, route: {cluster: c, timeout: 0s}}".to_owned(),
             clusters: vec![cluster("c", upstream, "")],
@@ -268,17 +268,17 @@ impl Config {
         }
     }
 
-    pub fn routes(mut self, routes: &str) -> Self {
+    pub(crate) fn routes(mut self, routes: &str) -> Self {
         self.routes = routes.to_owned();
         self
     }
 
-    pub fn cluster(mut self, cluster: String) -> Self {
+    pub(crate) fn cluster(mut self, cluster: String) -> Self {
         self.clusters.push(cluster);
         self
     }
 
-    pub fn yaml(&self) -> String {
+    pub(crate) fn yaml(&self) -> String {
         let indent = |text: &str, by: usize| text.lines().map(|l| format!("{}{l}\n", " ".repeat(by))).collect::<String>();
         format!(
             r#"
@@ -312,12 +312,12 @@ static_resources:
         )
     }
 
-    pub fn start(&self) -> Proxy {
+    pub(crate) fn start(&self) -> Proxy {
         start(&self.yaml())
     }
 }
 
-pub fn cluster(name: &str, ports: &[u16], more: &str) -> String {
+pub(crate) fn cluster(name: &str, ports: &[u16], more: &str) -> String {
     let endpoints: Vec<String> =
         ports.iter().map(|p| format!("{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {p}}}}}}}}}")).collect();
     format!(
@@ -327,6 +327,6 @@ pub fn cluster(name: &str, ports: &[u16], more: &str) -> String {
     )
 }
 
-pub fn half_close(stream: &TcpStream) {
+pub(crate) fn half_close(stream: &TcpStream) {
     stream.shutdown(Shutdown::Write).unwrap();
 }

@@ -48,7 +48,7 @@ impl Mesh {
         start(
             &config
                 .yaml()
-                .replace("    - filters:\n", &format!("    - filters:\n@@"))
+                .replace("    - filters:\n", "    - filters:\n@@")
                 .replace("    - filters:\n@@", &format!("    -\n{tls}      filters:\n")),
         )
     }

@@ -4,6 +4,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::peer_exchange::{Stripped, Stripper};
 use crate::io::Io;
 
 /// A quiet connection costs this much per direction while bytes are under way.
@@ -22,11 +23,27 @@ pub(super) struct Direction {
     full_reads: u32,
     /// Bytes moved.
     pub(super) moved: u64,
+    stripper: Option<Stripper>,
 }
 
 impl Direction {
     pub(super) fn new() -> Self {
-        Self { buffer: Vec::new(), start: 0, end: 0, eof: false, closed: false, needs_flush: false, full_reads: 0, moved: 0 }
+        Self {
+            buffer: Vec::new(),
+            start: 0,
+            end: 0,
+            eof: false,
+            closed: false,
+            needs_flush: false,
+            full_reads: 0,
+            moved: 0,
+            stripper: None,
+        }
+    }
+
+    /// Takes a frame of metadata exchange off the front.
+    pub(super) fn strip(&mut self) {
+        self.stripper = Some(Stripper::default());
     }
 
     pub(super) fn done(&self) -> bool {
@@ -60,6 +77,9 @@ impl Direction {
                     self.end = n;
                     self.eof = n == 0;
                     self.full_reads = if n == self.buffer.len() { self.full_reads + 1 } else { 0 };
+                    if self.stripper.is_some() {
+                        self.stripped(n);
+                    }
                 }
                 Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
                 Poll::Pending => {
@@ -76,6 +96,32 @@ impl Direction {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Replaces the `n` bytes just read by what the application is to get of them.
+    fn stripped(&mut self, n: usize) {
+        let Some(stripper) = &mut self.stripper else { return };
+        let rest = if n == 0 {
+            Some(stripper.give_up())
+        } else {
+            match stripper.push(self.buffer.get(..n).unwrap_or_default()) {
+                Stripped::More => None,
+                Stripped::Rest(rest) => Some(rest),
+            }
+        };
+        match rest {
+            None => self.end = 0,
+            Some(rest) => {
+                self.stripper = None;
+                self.end = rest.len();
+                if rest.len() > self.buffer.len() {
+                    self.buffer.resize(rest.len(), 0);
+                }
+                if let Some(room) = self.buffer.get_mut(..rest.len()) {
+                    room.copy_from_slice(&rest);
+                }
+            }
+        }
     }
 
     fn make_room(&mut self) {

@@ -1,5 +1,6 @@
 //! Network filters: what happens to a connection before, and instead of, HTTP.
 mod copy;
+mod peer_exchange;
 mod tcp;
 
 pub(crate) use tcp::{TcpState, run as tcp_proxy};
@@ -39,6 +40,8 @@ pub(crate) struct Passed {
     /// The cluster named by SNI.
     pub(crate) cluster: Option<Arc<str>>,
     pub(crate) stats: Option<Arc<IstioStats>>,
+    /// Frames of Istio's metadata exchange may come in front.
+    pub(crate) peer_exchange: bool,
     _open: Option<Open>,
 }
 
@@ -71,7 +74,7 @@ pub(crate) fn run(worker: &Worker, conn: &Conn) -> Verdict {
     let mut rbac_stats = filters.rbac.iter();
     for filter in &conn.chain.chain.filters {
         match filter {
-            NetworkFilter::MetadataExchange => {}
+            NetworkFilter::MetadataExchange => passed.peer_exchange = true,
             NetworkFilter::SniCluster => passed.cluster.clone_from(&conn.server_name),
             NetworkFilter::IstioStats(stats) => passed.stats = Some(Arc::clone(stats)),
             NetworkFilter::Rbac(rbac) => {

@@ -7,14 +7,16 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 
 use lateen_balance::{Context, Host};
+use lateen_identity::tls::PeerIdentity;
 use lateen_snapshot::listener::TcpProxy;
 use lateen_telemetry::envoy_names::{cluster as cluster_names, tcp as names};
-use lateen_telemetry::istio::{DestinationId, Reporter, StreamLabels, TcpSeries};
+use lateen_telemetry::istio::{DestinationId, PrincipalId, Reporter, StreamLabels, TcpSeries};
 use lateen_telemetry::{BlockName, Local, ResponseFlags};
 use tokio::time::Instant;
 
 use super::Passed;
 use super::copy::Direction;
+use super::peer_exchange;
 use crate::http::{ConnectionRecord, LogSet};
 use crate::io::{Io, Timer};
 use crate::listener::Conn;
@@ -45,6 +47,8 @@ struct Outcome {
     sent: u64,
     flags: ResponseFlags,
     failure: String,
+    /// The host's verified identity.
+    principal: PrincipalId,
 }
 
 pub(crate) async fn run(worker: &Rc<Worker>, state: &Rc<TcpState>, conn: &Rc<Conn>, mut io: Io, passed: Passed) {
@@ -83,7 +87,7 @@ fn series(worker: &Worker, conn: &Conn, outcome: &Outcome, source: bool) -> TcpS
         reporter: if source { Reporter::Source } else { Reporter::Destination },
         destination,
         peer,
-        peer_principal: conn.peer_principal,
+        peer_principal: if source { outcome.principal } else { conn.peer_principal },
         local_principal: conn.local_principal,
     };
     worker.istio.tcp(labels, outcome.flags)
@@ -110,8 +114,11 @@ async fn serve(worker: &Rc<Worker>, state: &TcpState, conn: &Conn, io: &mut Io, 
     let _active = cluster.stats.hold(cluster_names::UPSTREAM_CX_ACTIVE);
     let _request = host.begin_request();
     outcome.upstream_local = upstream.socket().local_address();
+    if let Some(uri) = upstream.tls().and_then(PeerIdentity::of_connection).and_then(|p| p.uri_sans.into_iter().next()) {
+        outcome.principal = worker.istio.shared().principal(&uri);
+    }
     let start = Instant::now();
-    relay(state, conn, io, &mut upstream, outcome).await;
+    relay(state, conn, passed, io, &mut upstream, outcome).await;
     cluster.stats.inc(cluster_names::UPSTREAM_CX_DESTROY);
     cluster.stats.record(cluster_names::UPSTREAM_CX_LENGTH_MS, start.elapsed().as_micros() as u64);
     cluster.stats.add(cluster_names::UPSTREAM_CX_TX_BYTES_TOTAL, outcome.received);
@@ -171,8 +178,15 @@ async fn connect(
     None
 }
 
-async fn relay(state: &TcpState, conn: &Conn, down: &mut Io, up: &mut Io, outcome: &mut Outcome) {
+async fn relay(state: &TcpState, conn: &Conn, passed: &Passed, down: &mut Io, up: &mut Io, outcome: &mut Outcome) {
     let (mut request, mut response) = (Direction::new(), Direction::new());
+    let exchanges = |io: &Io| io.tls().and_then(|tls| tls.alpn_protocol()) == Some(peer_exchange::ALPN);
+    if passed.peer_exchange && exchanges(down) {
+        request.strip();
+    }
+    if exchanges(up) {
+        response.strip();
+    }
     let mut timer = Timer::default();
     let idle = state.config.idle_timeout.filter(|d| !d.is_zero());
     let ends = state.config.max_downstream_connection_duration.and_then(|limit| conn.start.checked_add(limit));

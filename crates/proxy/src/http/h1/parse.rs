@@ -429,6 +429,6 @@ pub(crate) fn response(
     let until_close = matches!(decoder, Decoder::UntilClose);
     let keep_alive = !fields.close && (http11 || fields.keep_alive) && !until_close && !switching;
     let upgrade = if switching { Some(fields.upgrade.take().unwrap_or(Text::EMPTY)) } else { None };
-    let response = Response { status, headers: fields.headers, length, upgrade, head_bytes: size as u64 };
+    let response = Response { status, headers: fields.headers, length, upgrade };
     Ok(Some((response, ResponseFraming { keep_alive, decoder })))
 }

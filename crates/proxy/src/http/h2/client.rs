@@ -64,7 +64,7 @@ impl H2Client {
             None => Length::Unknown,
         };
         let upgrade = (self.connect && head.status.is_success()).then(|| Text::fixed("websocket"));
-        Poll::Ready(Ok(Response { status: head.status, headers, length, upgrade, head_bytes: head.size as u64 }))
+        Poll::Ready(Ok(Response { status: head.status, headers, length, upgrade }))
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
