@@ -109,7 +109,7 @@ impl Dumper {
     fn shown<'a>(&self, list: Vec<Listed<'a>>) -> Vec<Listed<'a>> {
         let mut list = list;
         list.retain(|l| self.names.as_ref().is_none_or(|n| n.is_match(l.name)));
-        list.sort_by(|a, b| a.name.cmp(b.name));
+        list.sort_by_key(|l| l.name);
         list
     }
 
@@ -246,7 +246,7 @@ impl Dumper {
         let compiler = main.compiler();
         let (mut fixed, mut active) = (Vec::new(), Vec::new());
         let mut all: Vec<(&SecretKey, &SecretValue)> = compiler.secrets().collect();
-        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        all.sort_by_key(|(key, _)| *key);
         for (key, value) in all {
             if self.names.as_ref().is_some_and(|n| !n.is_match(&key.name)) {
                 continue;

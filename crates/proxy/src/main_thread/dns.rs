@@ -49,10 +49,7 @@ pub(super) async fn run(main: Arc<Main>) {
             keep
         });
         for question in questions {
-            if !running.contains_key(&question) {
-                let task = tasks.spawn(ask(main.clone(), question.clone()));
-                running.insert(question, task);
-            }
+            running.entry(question).or_insert_with_key(|question| tasks.spawn(ask(main.clone(), question.clone())));
         }
         tokio::select! {
             changed = wanted.changed() => if changed.is_err() { return },

@@ -25,12 +25,15 @@ fn write(main: &Main, block: &Block) {
     let phase = main.phase();
     block.set(server::CONCURRENCY, main.workers as u64);
     block.set(server::LIVE, u64::from(phase == Phase::Live));
-    block.set(server::STATE, match phase {
-        Phase::Live => 0,
-        Phase::Draining => 1,
-        Phase::PreInitializing => 2,
-        Phase::Initializing => 3,
-    });
+    block.set(
+        server::STATE,
+        match phase {
+            Phase::Live => 0,
+            Phase::Draining => 1,
+            Phase::PreInitializing => 2,
+            Phase::Initializing => 3,
+        },
+    );
     block.set(server::UPTIME, main.uptime().as_secs());
     block.set(server::TOTAL_CONNECTIONS, main.connections());
     let resident = resident_bytes();

@@ -42,11 +42,8 @@ pub(super) async fn run(main: Arc<Main>) {
             keep
         });
         for (key, (cluster, host)) in wanted {
-            if !running.contains_key(&key) {
-                let index = key.2;
-                let task = tasks.spawn(check(main.clone(), cluster, host.clone(), index));
-                running.insert(key, (host, task));
-            }
+            let index = key.2;
+            running.entry(key).or_insert_with(|| (host.clone(), tasks.spawn(check(main.clone(), cluster, host, index))));
         }
         if snapshots.changed().await.is_err() {
             return;
@@ -131,13 +128,13 @@ async fn exchange(
     h2: bool,
 ) -> Option<(u16, Bytes, bool)> {
     let io = TokioIo::new(stream);
-    let response = if h2 {
+    if h2 {
         let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.ok()?;
         let task = tokio::spawn(connection);
         let response = sender.send_request(request).await;
         let answer = read(response.ok()?).await;
         task.abort();
-        return answer;
+        answer
     } else {
         let host = request.uri().authority()?.to_string();
         let path = request.uri().path_and_query()?.to_string();
@@ -149,8 +146,7 @@ async fn exchange(
         let answer = read(response.ok()?).await;
         task.abort();
         answer
-    };
-    response
+    }
 }
 
 async fn read(response: http::Response<hyper::body::Incoming>) -> Option<(u16, Bytes, bool)> {
