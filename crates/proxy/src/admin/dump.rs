@@ -32,10 +32,13 @@ pub(super) fn config_dump(main: &Main, ask: &Ask<'_>) -> Reply {
         configs.push(dumper.endpoints(main));
     }
     configs.extend([dumper.listeners(main), dumper.routes(main), dumper.secrets(main)]);
-    match ask.parameter("resource") {
+    drop(dumper);
+    let reply = match ask.parameter("resource") {
         None => Reply::json(&json!({ "configs": configs })),
         Some(field) => one_field(configs, &field),
-    }
+    };
+    crate::main_thread::memory::trim();
+    reply
 }
 
 /// `?resource=dynamic_listeners`: the entries of that field alone, each with its type.

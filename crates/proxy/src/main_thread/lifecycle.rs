@@ -122,6 +122,7 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
     tasks.spawn(discovery::secrets(main.clone(), identity, token.clone()));
     discovery::single(&main, token.clone(), &mut tasks);
     discovery::aggregated(&main, token, &mut tasks);
+    super::memory::trim();
     tracing::info!(workers = concurrency, "started with {}", figures::summary(&main));
     Ok(Process { main, logs, workers, tasks })
 }

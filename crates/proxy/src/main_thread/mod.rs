@@ -10,6 +10,7 @@ mod figures;
 mod files;
 mod health;
 mod lifecycle;
+pub(crate) mod memory;
 mod state;
 mod upstream;
 
