@@ -141,6 +141,9 @@ fn config(args: &Args) -> anyhow::Result<UpConfig> {
 /// Starts the same command again in a session of its own, and waits until its mesh is ready.
 fn detach(args: &Args) -> anyhow::Result<ExitCode> {
     let (report, told) = std::io::pipe()?;
+    // Passed on until the mesh is ready and no longer: who waits for the end of our output must not wait for the mesh's.
+    let (mut errors, complaints) = std::io::pipe()?;
+    let passing = std::thread::spawn(move || std::io::copy(&mut errors, &mut std::io::stderr()));
     // What is wrong at the start is said here; later output has nowhere to go but the pods' logs.
     let mut child = Command::new("/proc/self/exe")
         .arg0("lateen")
@@ -148,12 +151,14 @@ fn detach(args: &Args) -> anyhow::Result<ExitCode> {
         .env(BACKGROUND, "1")
         .stdin(if args.files.iter().any(|f| f == "-") { Stdio::inherit() } else { Stdio::null() })
         .stdout(Stdio::from(OwnedFd::from(told)))
+        .stderr(Stdio::from(OwnedFd::from(complaints)))
         .process_group(0)
         .spawn()?;
     let mut line = String::new();
     BufReader::new(report).read_line(&mut line)?;
     if line.trim() != "started" {
         let status = child.wait()?;
+        let _ = passing.join();
         return Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1)));
     }
     let code = Client::connect(&args.name)?.run(&Request::Wait { timeout_seconds: args.timeout })?;
