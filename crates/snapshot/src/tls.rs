@@ -30,6 +30,8 @@ impl<T> fmt::Debug for Slot<T> {
 pub struct ServerTls {
     /// `None` until every secret it needs has arrived; replaced when one rotates.
     pub config: Slot<rustls::ServerConfig>,
+    /// The URI SAN of the certificate that is shown: our own SPIFFE id. `None` when it has none.
+    pub uri: Slot<String>,
 }
 
 /// An upstream TLS context.

@@ -47,19 +47,17 @@ pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str) -> Result<Vec<Htt
     Ok(filters)
 }
 
-/// `None` for a filter that is switched off or optional and unknown.
+/// `None` for a filter that is optional and unknown.
 fn filter(value: hcm::HttpFilter) -> Result<Option<HttpFilter>> {
     let hcm::HttpFilter { name, is_optional, disabled, config_type } = value;
+    // A route may switch such a filter on again, which would have to be honoured.
+    refuse!(disabled);
     let config = match config_type {
         Some(http_filter::ConfigType::TypedConfig(config)) => config,
-        Some(http_filter::ConfigType::ConfigDiscovery(_)) if is_optional || disabled => return Ok(None),
+        Some(http_filter::ConfigType::ConfigDiscovery(_)) if is_optional => return Ok(None),
         Some(http_filter::ConfigType::ConfigDiscovery(_)) => return Err(Invalid::unsupported("config_discovery")),
         None => return Err(Invalid::field("typed_config", format!("is missing for {name}"))),
     };
-    // A route could switch it on again; that is refused where a route does.
-    if disabled {
-        return Ok(None);
-    }
     match typed(&name, &config) {
         Err(e) if is_optional && e.path.is_empty() => Ok(None),
         other => other.map(Some),

@@ -100,6 +100,9 @@ impl Waiting {
             Self::Server(context, plan) => {
                 if let (Some(context), Some(config)) = (context.upgrade(), plan.server(secrets)?) {
                     context.config.set(config);
+                    if let Some(uri) = plan.own_uri(secrets) {
+                        context.uri.set(Arc::new(uri));
+                    }
                 }
             }
             Self::Client(context, plan) => {
@@ -124,6 +127,11 @@ impl Plan {
             Given::Discovered(key) => secrets.certificate(key).map(|c| c.key.clone()),
         };
         self.certificates.iter().map(one).collect()
+    }
+
+    fn own_uri(&self, secrets: &Secrets) -> Option<String> {
+        let key = self.keys(secrets)?.into_iter().next()?;
+        PeerIdentity::from_der(key.cert.first()?).ok()?.uri_sans.into_iter().next()
     }
 
     /// `None` while a validation context is still to arrive.
@@ -216,7 +224,7 @@ pub(crate) fn server(value: Option<core::TransportSocket>, context: &mut Context
             "has no certificate; give tls_certificates or tls_certificate_sds_secret_configs",
         ));
     }
-    let tls = Arc::new(ServerTls { config: crate::tls::Slot::empty() });
+    let tls = Arc::new(ServerTls { config: crate::tls::Slot::empty(), uri: crate::tls::Slot::empty() });
     let waiting = Waiting::Server(Arc::downgrade(&tls), Arc::new(plan));
     waiting.refresh(context.secrets)?;
     context.uses.tls.push(waiting);
