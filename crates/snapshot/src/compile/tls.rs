@@ -2,6 +2,7 @@
 //! whenever one of its secrets changes.
 use std::sync::{Arc, Weak};
 
+use lateen_identity::PeerIdentity;
 use lateen_identity::tls::{
     ClientAuth, ClientParams, Resumption, SanKind, SanMatcher, SanPattern, ServerParams, TlsVersion, Trust, Verification,
 };
