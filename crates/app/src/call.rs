@@ -83,7 +83,13 @@ impl Caller {
         builder.pool_timer(TokioTimer::new()).pool_idle_timeout(Duration::from_secs(30)).pool_max_idle_per_host(32);
         let http1 = builder.build(connector.clone());
         let http2 = builder.http2_only(true).build(connector);
-        let forward = FORWARDED.iter().map(|name| HeaderName::from_static(name)).chain(options.forward.iter().cloned()).collect();
+        let mut forward: Vec<HeaderName> = FORWARDED.iter().map(|name| HeaderName::from_static(name)).collect();
+        for name in &options.forward {
+            // A name given twice, or forwarded anyway, must not double the header.
+            if !forward.contains(name) {
+                forward.push(name.clone());
+            }
+        }
         Self { http1, http2, calls: options.calls.clone(), forward, timeout: options.call_timeout }
     }
 
@@ -183,4 +189,30 @@ pub(crate) fn whole(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    #[command(disable_version_flag = true)]
+    struct Line {
+        #[command(flatten)]
+        options: ServeOptions,
+    }
+
+    #[test]
+    fn a_header_that_is_forwarded_anyway_is_not_doubled_by_asking_for_it() {
+        let line = Line::parse_from(["app", "--forward", "end-user", "--forward", "x-tenant", "--forward", "x-tenant"]);
+        let incoming = HeaderMap::from_iter([
+            (HeaderName::from_static("end-user"), http::HeaderValue::from_static("ada")),
+            (HeaderName::from_static("x-tenant"), http::HeaderValue::from_static("blue")),
+        ]);
+        let mut out = HeaderMap::new();
+        Caller::new(&line.options).forward(&incoming, &mut out);
+        assert_eq!((out.get_all("end-user").iter().count(), out.get_all("x-tenant").iter().count()), (1, 1));
+    }
 }
