@@ -156,7 +156,11 @@ fn metadata(
     let own = [
         ("NAME", json!(environment.pod)),
         ("NAMESPACE", json!(environment.namespace)),
-        ("INSTANCE_IPS", json!(environment.ip.to_string())),
+        // All addresses of a pod: what it says here decides whether it listens on IPv6 too.
+        (
+            "INSTANCE_IPS",
+            json!(variables.get("INSTANCE_IPS").filter(|v| !v.is_empty()).cloned().unwrap_or_else(|| environment.ip.to_string())),
+        ),
         ("SERVICE_ACCOUNT", json!(environment.service_account)),
         ("CLUSTER_ID", json!(environment.cluster_id)),
         ("ISTIO_VERSION", json!(variables.get("ISTIO_META_ISTIO_VERSION").map_or("1.30.0", String::as_str))),
@@ -202,6 +206,9 @@ mod tests {
         assert_eq!(e.metadata["WORKLOAD_NAME"], "reviews-v1");
         assert_eq!(e.metadata["LABELS"]["version"], "v1");
         assert_eq!(e.metadata["POD_PORTS"][0]["containerPort"], 9080);
+        assert_eq!(e.metadata["INSTANCE_IPS"], "10.1.2.3");
+        let dual = variables().into_iter().chain([("INSTANCE_IPS".to_owned(), "10.1.2.3,fd00::3".to_owned())]);
+        assert_eq!(Environment::read(Role::Sidecar, dual).unwrap().metadata["INSTANCE_IPS"], "10.1.2.3,fd00::3");
         assert_eq!((&e.metadata["CLUSTER_ID"], &e.metadata["NAMESPACE"]), (&json!("c1"), &json!("shop")));
     }
 

@@ -39,9 +39,8 @@ pub(crate) fn run(exchange: &mut Exchange<'_>) {
     }
 }
 
-/// Our own certificate's URI is not told by the TLS library; Istio's consumers read the caller's `URI`.
-fn local_uri(_: &crate::listener::Conn) -> Option<&str> {
-    None
+fn local_uri(conn: &crate::listener::Conn) -> Option<&str> {
+    conn.local_uri.as_deref().map(String::as_str)
 }
 
 fn element(peer: &PeerIdentity, want: CurrentClientCert, by: Option<&str>) -> String {

@@ -33,6 +33,8 @@ pub(crate) struct Conn {
     pub(crate) direct_remote: SocketAddr,
     pub(crate) server_name: Option<Arc<str>>,
     pub(crate) tls: Option<TlsInfo>,
+    /// The URI of the certificate that we showed: our own SPIFFE id.
+    pub(crate) local_uri: Option<Arc<String>>,
     pub(crate) start: Instant,
     pub(crate) start_time: SystemTime,
     /// The caller's identity among the principals of Istio's metrics.
@@ -123,6 +125,7 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
     let metrics = worker.istio.shared();
     let principal = |text: Option<&str>| text.map_or(PrincipalId::default(), |text| metrics.principal(text));
     let peer_uri = tls.as_ref().and_then(|t| t.peer.as_ref()).and_then(|p| p.uri_sans.first());
+    let local_uri = chain.chain.tls.as_ref().and_then(|server| server.uri.get());
     let conn = Rc::new(Conn {
         connected: worker.connection(),
         local: info.destination,
@@ -130,7 +133,8 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
         direct_remote: info.direct_source,
         server_name: info.server_name,
         peer_principal: principal(peer_uri.map(String::as_str)),
-        local_principal: PrincipalId::default(),
+        local_principal: principal(local_uri.as_deref().map(String::as_str)),
+        local_uri,
         tls,
         start,
         start_time: SystemTime::now(),

@@ -1,11 +1,14 @@
 //! The server's side of TLS: handshakes with a limit, and what a session settled.
+use std::sync::Arc;
 use std::time::Duration;
 
 use lateen_identity::tls::PeerIdentity;
 use lateen_snapshot::tls::ServerTls;
 use lateen_telemetry::envoy_names::{listener as names, ssl};
-use rustls::CommonState;
-use tokio_rustls::{TlsAcceptor, TlsStream};
+use rustls::server::Acceptor;
+use rustls::{CommonState, ServerConfig};
+use tokio_rustls::server::TlsStream as ServerStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsStream};
 
 use crate::io::{Io, Socket};
 use crate::listener::{ListenerState, TlsInfo};
@@ -17,7 +20,7 @@ pub(crate) async fn accept(server: &ServerTls, socket: Socket, limit: Duration, 
         listener.ssl().inc(ssl::CONNECTION_ERROR);
         return None;
     };
-    match tokio::time::timeout(limit, TlsAcceptor::from(config).accept(socket)).await {
+    match tokio::time::timeout(limit, handshake(config, socket)).await {
         Ok(Ok(stream)) => {
             listener.ssl().inc(ssl::HANDSHAKE);
             if stream.get_ref().1.peer_certificates().is_none() {
@@ -35,6 +38,22 @@ pub(crate) async fn accept(server: &ServerTls, socket: Socket, limit: Duration, 
             None
         }
     }
+}
+
+/// A caller whose protocols (ALPN) we have none of in common is served without one, as Envoy does: Istio's callers offer
+/// `istio` alone for mirrored and TCP traffic, and the chain was chosen by what they offered already.
+async fn handshake(config: Arc<ServerConfig>, socket: Socket) -> std::io::Result<ServerStream<Socket>> {
+    let start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
+    let common = match start.client_hello().alpn() {
+        Some(mut offered) => offered.any(|protocol| config.alpn_protocols.iter().any(|own| own == protocol)),
+        None => true,
+    };
+    if common || config.alpn_protocols.is_empty() {
+        return start.into_stream(config).await;
+    }
+    let mut without = (*config).clone();
+    without.alpn_protocols.clear();
+    start.into_stream(Arc::new(without)).await
 }
 
 fn failure(error: &std::io::Error) -> lateen_telemetry::stats::Counter {

@@ -11,6 +11,8 @@ pub(crate) struct Context<'a> {
     pub(crate) secrets: &'a mut Secrets,
     /// What the resource refers to.
     pub(crate) uses: Uses,
+    /// Whether a listener for outbound traffic is compiled: its end of a call reports as the source.
+    pub(crate) outbound: bool,
 }
 
 /// The other resources that one resource refers to: what it waits for while it warms.

@@ -24,7 +24,7 @@ const SUPPORTED: &str =
     "router, fault, cors, grpc_stats, rbac, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
 
 /// The filters of a connection manager. The last must be the router.
-pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str) -> Result<Vec<HttpFilter>> {
+pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str, outbound: bool) -> Result<Vec<HttpFilter>> {
     let mut filters = Vec::with_capacity(values.len());
     let mut names: Vec<String> = Vec::with_capacity(values.len());
     let last = values.len().wrapping_sub(1);
@@ -33,7 +33,7 @@ pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str) -> Result<Vec<Htt
         if names.contains(&name) {
             return Err(Invalid::new(format!("the name {name} is used twice; filter names must differ"))).within_item(field, index);
         }
-        let Some(filter) = filter(value).within_item(field, index)? else { continue };
+        let Some(filter) = filter(value, outbound).within_item(field, index)? else { continue };
         if matches!(filter, HttpFilter::Router(_)) != (index == last) {
             let reason = format!("{name}: the router must be the last filter, and the last filter must be the router");
             return Err(Invalid::new(reason)).within_item(field, index);
@@ -48,7 +48,7 @@ pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str) -> Result<Vec<Htt
 }
 
 /// `None` for a filter that is optional and unknown.
-fn filter(value: hcm::HttpFilter) -> Result<Option<HttpFilter>> {
+fn filter(value: hcm::HttpFilter, outbound: bool) -> Result<Option<HttpFilter>> {
     let hcm::HttpFilter { name, is_optional, disabled, config_type } = value;
     // A route may switch such a filter on again, which would have to be honoured.
     refuse!(disabled);
@@ -58,13 +58,13 @@ fn filter(value: hcm::HttpFilter) -> Result<Option<HttpFilter>> {
         Some(http_filter::ConfigType::ConfigDiscovery(_)) => return Err(Invalid::unsupported("config_discovery")),
         None => return Err(Invalid::field("typed_config", format!("is missing for {name}"))),
     };
-    match typed(&name, &config) {
+    match typed(&name, &config, outbound) {
         Err(e) if is_optional && e.path.is_empty() => Ok(None),
         other => other.map(Some),
     }
 }
 
-fn typed(name: &str, config: &Any) -> Result<HttpFilter> {
+fn typed(name: &str, config: &Any, outbound: bool) -> Result<HttpFilter> {
     if any::is::<proto::router::v3::Router>(config) {
         router(open(config)?)
     } else if any::is::<fault::HttpFault>(config) {
@@ -78,7 +78,7 @@ fn typed(name: &str, config: &Any) -> Result<HttpFilter> {
         Ok(HttpFilter::Rbac(Arc::new(http_rbac(open(config)?)?)))
     } else if any::is::<istio_alpn::FilterConfig>(config) {
         alpn(open(config)?)
-    } else if let Some(filter) = istio::http_filter(config)? {
+    } else if let Some(filter) = istio::http_filter(config, outbound)? {
         Ok(filter)
     } else {
         Err(Invalid::new(format!("{name} ({}) is not supported; supported are {SUPPORTED}", istio::type_name(config))))

@@ -16,10 +16,10 @@ const STATS: &str = "stats.PluginConfig";
 pub(crate) const METADATA_EXCHANGE: &str = "envoy.tcp.metadataexchange.config.MetadataExchange";
 
 /// An HTTP filter of Istio's, or `None` for any other.
-pub(crate) fn http_filter(config: &Any) -> Result<Option<HttpFilter>> {
+pub(crate) fn http_filter(config: &Any, outbound: bool) -> Result<Option<HttpFilter>> {
     match type_name(config).as_str() {
         PEER_METADATA => Ok(Some(HttpFilter::PeerMetadata(Arc::new(peer_metadata(config)?)))),
-        STATS => Ok(Some(HttpFilter::IstioStats(Arc::new(istio_stats(config)?)))),
+        STATS => Ok(Some(HttpFilter::IstioStats(Arc::new(istio_stats(config, outbound)?)))),
         _ => Ok(None),
     }
 }
@@ -42,9 +42,9 @@ fn typed_struct(config: &Any) -> Option<(String, Struct)> {
     Some((any::name_of(&url).to_owned(), value.unwrap_or_default()))
 }
 
-pub(crate) fn istio_stats(config: &Any) -> Result<IstioStats> {
+pub(crate) fn istio_stats(config: &Any, outbound: bool) -> Result<IstioStats> {
     if let Some((_, fields)) = typed_struct(config) {
-        return stats_struct(&fields);
+        return stats_struct(&fields, outbound);
     }
     let stats::PluginConfig {
         debug,
@@ -64,19 +64,21 @@ pub(crate) fn istio_stats(config: &Any) -> Result<IstioStats> {
     harmless!(rotation_interval, graceful_deletion_interval);
     refuse!(metrics, definitions);
     // The listener's direction says whether this end reports as source; only gateways of services differ.
-    let reporter_source = reporter == stats::Reporter::ClientSidecar as i32;
+    let reporter_source = outbound && reporter != stats::Reporter::ServerGateway as i32;
     Ok(IstioStats { reporter_source, disable_host_header_fallback })
 }
 
-fn stats_struct(fields: &Struct) -> Result<IstioStats> {
-    let mut result = IstioStats { reporter_source: false, disable_host_header_fallback: false };
+fn stats_struct(fields: &Struct, outbound: bool) -> Result<IstioStats> {
+    let mut result = IstioStats { reporter_source: outbound, disable_host_header_fallback: false };
     for (name, value) in &fields.fields {
         match name.as_str() {
             "disable_host_header_fallback" | "disableHostHeaderFallback" => {
                 result.disable_host_header_fallback = value.kind == Some(Kind::BoolValue(true));
             }
             "metrics" | "definitions" => return Err(Invalid::unsupported(name)),
-            "reporter" => result.reporter_source = value.kind == Some(Kind::StringValue("CLIENT_SIDECAR".to_owned())),
+            "reporter" => {
+                result.reporter_source = outbound && value.kind != Some(Kind::StringValue("SERVER_GATEWAY".to_owned()));
+            }
             _ => {}
         }
     }
@@ -132,4 +134,20 @@ fn lists_method(value: &prost_types::Value, names: &[&str]) -> bool {
         Some(Kind::StructValue(s)) => names.iter().any(|n| s.fields.contains_key(*n)),
         _ => false,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outbound_listener_reports_as_the_source_unless_it_is_a_services_gateway() {
+        let reporter = |outbound, reporter: stats::Reporter| {
+            let config = stats::PluginConfig { reporter: reporter.into(), ..Default::default() };
+            istio_stats(&any::pack(&config), outbound).unwrap().reporter_source
+        };
+        assert!(reporter(true, stats::Reporter::Unspecified));
+        assert!(!reporter(false, stats::Reporter::Unspecified));
+        assert!(!reporter(true, stats::Reporter::ServerGateway));
+    }
 }

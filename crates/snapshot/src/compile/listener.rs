@@ -63,6 +63,7 @@ pub(crate) fn listener(value: proto::Listener, context: &mut Context<'_>) -> Res
     if name.is_empty() {
         return Err(Invalid::field("name", "is empty; every listener needs a name"));
     }
+    context.outbound = traffic_direction == core::TrafficDirection::Outbound as i32;
     let bind = bind_to_port.or(deprecated_v1.and_then(|d| d.bind_to_port)).unwrap_or(true);
     let mut addresses = vec![address_of(address).within("address")?];
     for (index, additional) in additional_addresses.into_iter().enumerate() {
