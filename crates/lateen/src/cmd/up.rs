@@ -132,10 +132,18 @@ fn config(args: &Args) -> anyhow::Result<UpConfig> {
         publish,
         images: args.images.iter().cloned().collect::<BTreeMap<_, _>>(),
         dual_stack: args.dual_stack,
-        envoy_path: args.envoy.clone(),
+        envoy_path: args.envoy.as_deref().map(absolute),
         sources: read_sources(&args.files)?,
         quiet: args.quiet,
     })
+}
+
+/// Pods run in another folder: a path must not depend on ours. A bare name is looked up on the PATH.
+fn absolute(program: &str) -> String {
+    match std::path::absolute(program) {
+        Ok(path) if program.contains('/') => path.display().to_string(),
+        _ => program.to_owned(),
+    }
 }
 
 /// Starts the same command again in a session of its own, and waits until its mesh is ready.
