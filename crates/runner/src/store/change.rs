@@ -2,7 +2,7 @@
 use std::time::SystemTime;
 
 use lateen_model::set::ResourceKey;
-use lateen_model::{AnyResource, Diagnostic, Kind, Severity};
+use lateen_model::{AnyResource, Diagnostic, Kind, ResourceSet, Severity};
 
 use super::mesh::{Mesh, State};
 use super::read;
@@ -46,9 +46,12 @@ impl Outcome {
 }
 
 impl Mesh {
-    /// Creates and changes what the texts hold; a bad resource is left out, the others are taken.
+    /// Creates and changes what the texts hold; a bad resource is left out, the others are taken. What does not fit
+    /// together with the rest of the mesh (a subset that nobody defines) is told too, and is no failure: its other half may come.
     pub fn apply(&self, sources: &[SourceText], namespace: &str) -> Outcome {
         let mut outcome = Outcome::default();
+        // Of two with one name, which is meant? The first, and the other is told.
+        let mut given = ResourceSet::new();
         for source in sources {
             let (resources, diagnostics) = read::documents(&source.file, &source.text, namespace);
             outcome.diagnostics(&diagnostics);
@@ -58,9 +61,15 @@ impl Mesh {
             }
             let mut state = self.state_mut();
             for resource in resources {
-                put(&mut state, resource, &mut outcome);
+                match given.insert_new(resource.clone()) {
+                    Ok(()) => put(&mut state, resource, &mut outcome),
+                    Err(twice) => outcome.diagnostics(&[*twice]),
+                }
             }
         }
+        let ours =
+            |d: &&Diagnostic| d.severity > Severity::Info && d.resource.as_ref().is_some_and(|id| given.iter().any(|r| r.id() == *id));
+        outcome.err.extend(lateen_model::analyze(&self.state().resources).iter().filter(ours).map(ToString::to_string));
         self.touch();
         outcome
     }
