@@ -46,8 +46,9 @@ pub struct ClusterConfig {
     /// Transport sockets: `transport_socket_matches` in order, then the default; hosts point in by index.
     pub transports: Vec<Transport>,
     pub tcp_keepalive: Option<TcpKeepalive>,
-    /// Local address to connect from (`upstream_bind_config`), e.g. 127.0.0.6 for inbound pass-through.
-    pub bind_source: Option<std::net::SocketAddr>,
+    /// Local addresses to connect from (`upstream_bind_config`), e.g. 127.0.0.6 for inbound traffic: the first
+    /// of the destination's address family counts (Envoy's default local address selector).
+    pub bind_sources: Vec<std::net::SocketAddr>,
     pub socket_options: Vec<(i32, i32, i32)>,
     pub health_checks: Vec<HealthCheck>,
     pub close_connections_on_host_health_failure: bool,

@@ -129,12 +129,10 @@ impl Dialer {
         for (level, name, value) in &config.socket_options {
             crate::listener::set_option(&raw, *level, *name, *value)?;
         }
-        if let Some(source) = config.bind_source
-            && source.is_ipv4() == address.is_ipv4()
-        {
+        if let Some(source) = config.bind_sources.iter().find(|source| source.is_ipv4() == address.is_ipv4()) {
             // Ports are chosen at connect time, so that one source address serves 64k per destination.
             let _ = crate::listener::set_option(&raw, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1);
-            raw.bind(&source.into())?;
+            raw.bind(&(*source).into())?;
         }
         Ok(TcpSocket::from_std_stream(raw.into()))
     }

@@ -1,7 +1,7 @@
 //! A pod's namespaces: its own network, mounts and host name, made on a thread that leaves them behind as descriptors.
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -47,7 +47,11 @@ impl PodNamespaces {
                 mount_files(setup)?;
                 sethostname(&setup.hostname)?;
                 quiet_network();
-                Links::open()?.up("lo")?;
+                let mut links = Links::open()?;
+                links.up("lo")?;
+                // What the sidecar hands to the application comes from ::6, as Istio's does; unlike 127.0.0.6 it
+                // is nobody's until it is given. A kernel without IPv6 does without.
+                let _ = links.add_address("lo", IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6)), 128);
                 let open = |name: &str| fs::File::open(format!("/proc/thread-self/ns/{name}")).map(OwnedFd::from);
                 Ok(Self { net: open("net")?, mnt: open("mnt")?, uts: open("uts")? })
             });

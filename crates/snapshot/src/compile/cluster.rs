@@ -137,7 +137,7 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
     let shell = |transport| u32::try_from(transport).unwrap_or(u32::MAX);
     let discovery = discovery(kind, &name, eds_cluster_config, &members, &dns, original_dst, shell(matches.len()), &matches)?;
     let connection = upstream_connection_options.map(connection_options).transpose().within("upstream_connection_options")?.flatten();
-    let (bind_source, socket_options) = bind(upstream_bind_config).within("upstream_bind_config")?;
+    let (bind_sources, socket_options) = bind(upstream_bind_config).within("upstream_bind_config")?;
     let checks = health_checks
         .into_iter()
         .enumerate()
@@ -156,7 +156,7 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
         outlier: outlier_detection.map(outlier).transpose().within("outlier_detection")?,
         transports,
         tcp_keepalive: connection,
-        bind_source,
+        bind_sources,
         socket_options,
         health_checks: checks,
         close_connections_on_host_health_failure,
@@ -637,7 +637,7 @@ fn connection_options(value: proto::UpstreamConnectionOptions) -> Result<Option<
     }))
 }
 
-type Bind = (Option<std::net::SocketAddr>, Vec<(i32, i32, i32)>);
+type Bind = (Vec<std::net::SocketAddr>, Vec<(i32, i32, i32)>);
 
 fn bind(value: Option<core::BindConfig>) -> Result<Bind> {
     let Some(core::BindConfig {
@@ -650,13 +650,30 @@ fn bind(value: Option<core::BindConfig>) -> Result<Bind> {
         validate_network_namespaces,
     }) = value
     else {
-        return Ok((None, Vec::new()));
+        return Ok((Vec::new(), Vec::new()));
     };
-    // Binding to 127.0.0.6 and the like needs no freebind; the extra addresses serve the other address family.
-    harmless!(freebind, extra_source_addresses, additional_source_addresses, local_address_selector);
+    // Binding to 127.0.0.6 and the like needs no freebind.
+    harmless!(freebind, local_address_selector);
     refuse!(validate_network_namespaces);
-    let source = source_address.map(|a| socket(Some(a))).transpose().within("source_address")?;
-    Ok((source, socket_options(options, "socket_options")?))
+    // Whoever connects without one of these, to the other address family say, may be captured as somebody
+    // else's traffic: none is left out.
+    let mut sources = Vec::new();
+    if let Some(address) = source_address {
+        sources.push(socket(Some(address)).within("source_address")?);
+    }
+    for (index, extra) in extra_source_addresses.into_iter().enumerate() {
+        sources.push(extra_source(extra).within_item("extra_source_addresses", index)?);
+    }
+    for (index, address) in additional_source_addresses.into_iter().enumerate() {
+        sources.push(socket(Some(address)).within_item("additional_source_addresses", index)?);
+    }
+    Ok((sources, socket_options(options, "socket_options")?))
+}
+
+fn extra_source(extra: core::ExtraSourceAddress) -> Result<std::net::SocketAddr> {
+    let core::ExtraSourceAddress { address, socket_options } = extra;
+    refuse!(socket_options);
+    socket(address).within("address")
 }
 
 fn istio_service(metadata: Option<&core::Metadata>) -> Option<IstioService> {

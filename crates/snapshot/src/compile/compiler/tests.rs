@@ -245,6 +245,18 @@ fn endpoints_choose_their_transport_socket_by_metadata() {
 }
 
 #[test]
+fn a_source_address_of_each_family_is_kept() {
+    // A dual-stack sidecar that connected to its own pod without ::6 would be captured as a caller, for ever again.
+    let text = "{name: c, type: STATIC, load_assignment: {cluster_name: c}, upstream_bind_config: {source_address: {address: 127.0.0.6, port_value: 0}, \
+                extra_source_addresses: [{address: {address: '::6', port_value: 0}}]}}";
+    let mut compiler = Compiler::new();
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(text)], &[], Instant::now()));
+    let snapshot = compiler.snapshot();
+    let sources: Vec<String> = snapshot.cluster_named("c").unwrap().1.config.bind_sources.iter().map(ToString::to_string).collect();
+    assert_eq!(sources, ["127.0.0.6:0", "[::6]:0"]);
+}
+
+#[test]
 fn dns_clusters_wait_for_their_first_answer_and_keep_the_last() {
     let (mut compiler, now) = (Compiler::new(), Instant::now());
     let text = "{name: d, type: STRICT_DNS, load_assignment: {cluster_name: d, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: a.example, port_value: 7}}}}]}]}}";
