@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
+use lateen_identity::token::{DEFAULT_ISSUER, TOKEN_TTL, TokenIssuer};
 use lateen_model::ResourceSet;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -29,7 +30,7 @@ use crate::store::builtin::{self, CONFIG, LOGS, PODS, SECRETS};
 use crate::store::mesh::{Mesh, State};
 use crate::store::start::BRIDGE;
 use crate::store::sync::EGRESS_PORT;
-use crate::store::tokens::{LIFETIME, Tokens, write_atomically};
+use crate::store::volumes::write_atomically;
 
 /// What the process outside hands over: descriptors by number, and the configuration.
 #[derive(Debug, Serialize, Deserialize)]
@@ -101,7 +102,7 @@ fn build_network() -> io::Result<Links> {
 async fn serve(handover: Handover, links: Links) -> io::Result<()> {
     let config = handover.config;
     let zone: SharedZone = Arc::new(RwLock::new(Arc::new(Zone::new("cluster.local"))));
-    let tokens = Tokens::generate()?;
+    let tokens = TokenIssuer::generate(DEFAULT_ISSUER).map_err(io::Error::other)?;
     write_atomically(&Path::new(SECRETS).join("jwks.json"), tokens.jwks().as_bytes())?;
     let published: Vec<(Publish, Targets)> = handover.published.iter().map(|(_, p)| (p.clone(), Targets::default())).collect();
     for ((descriptor, _), (_, targets)) in handover.published.iter().zip(&published) {
@@ -151,7 +152,7 @@ async fn serve(handover: Handover, links: Links) -> io::Result<()> {
     let renewing = mesh.clone();
     tokio::task::spawn_local(async move {
         loop {
-            tokio::time::sleep(LIFETIME / 2).await;
+            tokio::time::sleep(TOKEN_TTL / 2).await;
             renewing.state().renew_tokens();
         }
     });

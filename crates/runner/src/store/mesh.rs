@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::{Instant, SystemTime};
 
 use lateen_core::Labels;
+use lateen_identity::token::TokenIssuer;
 use lateen_model::set::ResourceKey;
 use lateen_model::{Kind, ResourceSet};
 use nix::unistd::Pid;
@@ -14,7 +15,6 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use super::addresses::{PodAddresses, ServiceAddresses};
 use super::services::{Network, PodView};
-use super::tokens::Tokens;
 use crate::config::{Publish, UpConfig};
 use crate::dns::SharedZone;
 use crate::namespaces::pod::PodNamespaces;
@@ -145,7 +145,7 @@ pub struct State {
     pub network: Option<Network>,
     pub published: Vec<(Publish, Targets)>,
     pub links: Links,
-    pub tokens: Tokens,
+    pub tokens: TokenIssuer,
     pub root_cert: Option<String>,
     /// What the control plane's folder holds, to write only what changed.
     pub written: BTreeMap<String, String>,

@@ -14,7 +14,7 @@ use super::mesh::{Mesh, Pod, PodKey, State};
 use super::rollout::{self, Present, Wanted};
 use super::services::{self, PodView};
 use super::start::{BRIDGE, plan_of};
-use super::tokens::write_atomically;
+use super::volumes::write_atomically;
 use crate::nft::services::Routing;
 use crate::pod::plan::NODE_NAME;
 
