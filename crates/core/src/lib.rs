@@ -1,4 +1,5 @@
-//! Names, SPIFFE ids, labels, drain and readiness: what every stage of the path shares.
+//! Names, SPIFFE ids, labels, memory: what every stage of the path shares.
+pub mod memory;
 pub mod spiffe;
 
 /// Labels of a workload, a resource or a selector, ordered so that equal sets print alike.

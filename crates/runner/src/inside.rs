@@ -32,6 +32,9 @@ use crate::store::start::BRIDGE;
 use crate::store::sync::EGRESS_PORT;
 use crate::store::volumes::write_atomically;
 
+/// By then an ordinary mesh has started.
+pub(crate) const SETTLED: Duration = Duration::from_secs(3);
+
 /// What the process outside hands over: descriptors by number, and the configuration.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Handover {
@@ -55,6 +58,8 @@ fn take(descriptor: RawFd) -> OwnedFd {
 pub fn run(handover: RawFd) -> io::Result<()> {
     nix::sys::signal::SigSet::empty().thread_set_mask()?;
     birth::settle_inside()?;
+    lateen_core::memory::share_one_heap();
+    lateen_core::memory::settle_after(SETTLED);
     let mut text = String::new();
     let mut file = fs::File::from(take(handover));
     io::Seek::rewind(&mut file)?;

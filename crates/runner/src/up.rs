@@ -112,6 +112,7 @@ impl Outer {
     /// # Errors
     /// When the line to it breaks.
     pub fn serve(self) -> io::Result<i32> {
+        lateen_core::memory::settle_after(inside::SETTLED);
         let line = self.line.clone();
         std::thread::Builder::new().stack_size(128 * 1024).spawn(move || {
             while stop_signals().wait().is_ok() {

@@ -8,5 +8,7 @@ pub(crate) use lateen_app::AppArgs as Args;
 /// # Errors
 /// When a port is taken, an address is wrong, or nothing answered.
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    lateen_core::memory::share_one_heap();
+    lateen_core::memory::settle_after(super::SETTLED);
     lateen_app::run(args)
 }

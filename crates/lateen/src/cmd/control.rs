@@ -72,7 +72,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    lateen_core::memory::share_one_heap();
     let _ = crate::log::start(&args.log_level);
+    lateen_core::memory::settle_after(super::SETTLED);
     // One thread serves hundreds of proxies; a second keeps health checks prompt while it translates.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(8).enable_all().build()?;
     runtime.block_on(serve(args))?;

@@ -17,8 +17,12 @@ mod up;
 mod workload;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+
+/// What serves has read its configuration by then, and gives back what reading it took.
+const SETTLED: Duration = Duration::from_secs(3);
 
 /// A service mesh in one program: Istio's configuration language, Envoy's wire protocol.
 #[derive(Debug, Parser)]

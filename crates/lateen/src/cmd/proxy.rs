@@ -75,6 +75,7 @@ const STATISTICS: u16 = 15_090;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let level = crate::log::start(&args.log_level);
+    lateen_core::memory::settle_after(super::SETTLED);
     match (&args.config, args.role) {
         (Some(file), _) => {
             let bootstrap = load(file)?;
