@@ -23,10 +23,12 @@ fn names(folder: &str) -> BTreeSet<String> {
 }
 
 impl Surroundings {
-    pub(crate) fn look() -> Self {
-        // Others use these folders too: only what carries our name counts.
-        let ours = |n: &String| n.to_ascii_lowercase().contains("lateen");
-        let files = ["/tmp", "/run", "/var/run", "/dev/shm", "/var/tmp"].iter().flat_map(|f| names(f)).filter(ours).collect();
+    /// Others use the folders for temporary files too: there only what carries the mesh's name counts.
+    pub(crate) fn look(mesh: &str) -> Self {
+        let named = |n: &String| n.contains(mesh);
+        let ours = |n: &String| n.contains("lateen") || n.contains(mesh);
+        let temporary = ["/tmp", "/var/tmp"].iter().flat_map(|f| names(f)).filter(named);
+        let files = temporary.chain(["/run", "/dev/shm"].iter().flat_map(|f| names(f)).filter(ours)).collect();
         let nft = std::process::Command::new("nft").args(["list", "tables"]).output().ok().filter(|o| o.status.success());
         Self {
             interfaces: names("/sys/class/net"),
@@ -37,8 +39,8 @@ impl Surroundings {
     }
 
     /// Nothing is there that was not there before.
-    pub(crate) fn ensure_unchanged(&self) -> anyhow::Result<()> {
-        let now = Self::look();
+    pub(crate) fn ensure_unchanged(&self, mesh: &str) -> anyhow::Result<()> {
+        let now = Self::look(mesh);
         let new = |before: &BTreeSet<String>, after: &BTreeSet<String>| after.difference(before).cloned().collect::<Vec<_>>();
         let interfaces = new(&self.interfaces, &now.interfaces);
         ensure!(interfaces.is_empty(), "network interfaces are left: {interfaces:?}");
@@ -94,6 +96,6 @@ pub(crate) fn nothing_left(before: &Surroundings, namespace: &str, temporary: &P
         ensure!(files.is_empty(), "temporary files are left: {files:?}");
         let sockets = fs::read_to_string("/proc/net/unix")?;
         ensure!(!sockets.contains(mesh), "a socket of {mesh} is left");
-        before.ensure_unchanged()
+        before.ensure_unchanged(mesh)
     });
 }

@@ -96,7 +96,7 @@ impl Mesh {
         };
         fs::write(folder.path().join("mesh.yaml"), yaml).expect("the mesh's YAML");
         let log = fs::File::create(folder.path().join("up.log")).expect("a log");
-        let before = Surroundings::look();
+        let before = Surroundings::look(&name);
         let gateway_port = free_port();
         let mut command = command(&program, options.user);
         command.arg("up").arg(folder.path().join("mesh.yaml"));
@@ -383,8 +383,9 @@ impl Place<'_> {
 
     pub(crate) fn load_with(&self, url: &str, requests: u32, options: &[&str]) -> anyhow::Result<Report> {
         let count = requests.to_string();
-        let words = ["app", "load", "--json", "--url", url, "--requests", &count, "--rps", "250"];
-        Report::read(&self.run("lateen", &[&words[..], options].concat()))
+        let rate: &[&str] = if options.contains(&"--rps") { &[] } else { &["--rps", "250"] };
+        let words = ["app", "load", "--json", "--url", url, "--requests", &count];
+        Report::read(&self.run("lateen", &[&words[..], rate, options].concat()))
     }
 
     /// Load beside the test; its report comes at the end.

@@ -69,6 +69,7 @@ fn caller_and_callee_are_service_accounts(mesh: &Mesh) {
         Ok(ensure!(certificate.contains("URI=spiffe://cluster.local/ns/default/sa/customer"), "{certificate}"))
     });
     // A caller cannot say so itself.
+    settles("the stranger is served", || mesh.from("stranger").get(RECOMMENDATION).ensure_status(200).map(drop));
     let forged = mesh
         .from("stranger")
         .ask(RECOMMENDATION, &["-H", "x-forwarded-client-cert: By=x;URI=spiffe://cluster.local/ns/default/sa/customer"]);

@@ -42,9 +42,9 @@ fn no_attempts_no_retries(mesh: &Mesh) {
 }
 
 fn default_retries(mesh: &Mesh) {
-    // Istio's default retries 503, twice, on other hosts.
+    // Since Istio 1.24 a 503 of the service itself is not retried unless a rule says so: the request may have done something.
     let failed = failures(mesh, &format!("{{{BOTH}}}"));
-    settles("no caller sees a failure", || failed()?.ensure_none());
+    settles("half of the callers see the service's own 503", || failed()?.ensure_near(0.5));
 }
 
 fn per_try_timeout(mesh: &Mesh) {
