@@ -44,7 +44,10 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward:
     let Some(cluster) = id.and_then(|id| exchange.live.cluster(exchange.worker, id)) else {
         exchange.hcm.stats.inc(names::NO_CLUSTER);
         let status = forward.cluster_not_found_status.as_u16();
-        return Err(Reply::new(status, "", details::CLUSTER_NOT_FOUND, ResponseFlags::NO_CLUSTER_FOUND).into());
+        // Envoy answers this with an empty body; a rule that names a subset nobody defines is easier found by its name.
+        let name = id.and_then(|id| lookup::name_of(&exchange.live.snapshot, id));
+        let body = name.map_or_else(String::new, |name| format!("cluster not found: {name}"));
+        return Err(Reply::new(status, body, details::CLUSTER_NOT_FOUND, ResponseFlags::NO_CLUSTER_FOUND).into());
     };
     exchange.info.cluster = Some(Rc::clone(&cluster));
     check_upgrade(exchange, forward)?;

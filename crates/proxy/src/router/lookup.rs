@@ -77,6 +77,11 @@ pub(crate) fn cluster_of(matched: &Matched, snapshot: &Snapshot, request: &Reque
     snapshot.cluster_named(name).map(|(id, _)| id)
 }
 
+/// The name behind an id. Searches all names: for a request that fails anyway.
+pub(crate) fn name_of(snapshot: &Snapshot, id: ClusterId) -> Option<&str> {
+    snapshot.cluster_ids.iter().find(|(_, known)| **known == id).map(|(name, _)| &**name)
+}
+
 pub(crate) fn header_matches(matcher: &HeaderMatcher, request: &Request) -> bool {
     matcher.matches(&head_of(request))
 }
