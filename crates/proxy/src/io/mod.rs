@@ -61,6 +61,14 @@ impl Io {
         }
     }
 
+    /// The socket itself, when its bytes are the application's: plaintext over TCP with nothing read ahead.
+    pub(crate) fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(Socket { ahead, raw: Raw::Tcp(tcp) }) if ahead.is_empty() => Some(tcp),
+            _ => None,
+        }
+    }
+
     /// The TLS session, once the handshake is done.
     pub(crate) fn tls(&self) -> Option<&rustls::CommonState> {
         match self {

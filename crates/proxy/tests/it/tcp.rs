@@ -53,6 +53,45 @@ fn bytes_go_both_ways_and_each_side_may_close_first() {
 }
 
 #[test]
+fn a_large_transfer_arrives_whole_and_in_order_however_slowly_it_is_read() {
+    // Enough of it to be moved inside the kernel; back to the caller, who stops reading now and then.
+    let port = server(|mut stream| {
+        std::thread::spawn(move || {
+            let mut piece = vec![0; 100_000];
+            loop {
+                let n = stream.read(&mut piece).unwrap();
+                if n == 0 || stream.write_all(&piece[..n]).is_err() {
+                    return;
+                }
+            }
+        });
+    });
+    let proxy = start(&yaml(port, ""));
+    let mut stream = proxy.connect();
+    let mut writer = stream.try_clone().unwrap();
+    let numbers: Vec<u8> = (0..8_000_000u32).flat_map(u32::to_le_bytes).collect();
+    let sent = numbers.clone();
+    let sending = std::thread::spawn(move || {
+        writer.write_all(&sent).unwrap();
+        half_close(&writer);
+    });
+    let (mut received, mut piece) = (Vec::new(), vec![0; 1 << 20]);
+    loop {
+        let n = stream.read(&mut piece).unwrap();
+        if n == 0 {
+            break;
+        }
+        received.extend_from_slice(&piece[..n]);
+        if received.len() % 7 == 0 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    sending.join().unwrap();
+    assert!(received == numbers, "{} bytes came back of {}", received.len(), numbers.len());
+    eventually(|| proxy.stat("tcp.t.downstream_cx_tx_bytes_total") == numbers.len() as u64);
+}
+
+#[test]
 fn a_server_that_speaks_first_is_not_kept_waiting() {
     let port = server(|mut stream| stream.write_all(b"220 mail ready\r\n").unwrap());
     let inspectors = r#"    listener_filters:

@@ -5,6 +5,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::peer_exchange::{Stripped, Stripper};
+use super::splice::Pipe;
 use crate::io::Io;
 
 /// A quiet connection costs this much per direction while bytes are under way.
@@ -24,6 +25,8 @@ pub(super) struct Direction {
     /// Bytes moved.
     pub(super) moved: u64,
     stripper: Option<Stripper>,
+    /// For a busy direction between plain sockets, in place of the buffer.
+    pipe: Option<Pipe>,
 }
 
 impl Direction {
@@ -38,6 +41,7 @@ impl Direction {
             full_reads: 0,
             moved: 0,
             stripper: None,
+            pipe: None,
         }
     }
 
@@ -64,6 +68,9 @@ impl Direction {
                 self.needs_flush = true;
             }
             (self.start, self.end) = (0, 0);
+            if self.splices(from, to) {
+                ready!(self.poll_pipe(cx, from, to))?;
+            }
             if self.eof {
                 ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
                 self.closed = true;
@@ -96,6 +103,31 @@ impl Direction {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Whether the kernel can move the bytes: nothing is to be looked at, and enough comes to be worth a pipe.
+    fn splices(&mut self, from: &Io, to: &Io) -> bool {
+        if self.pipe.is_none() && self.full_reads >= 2 && self.stripper.is_none() && from.tcp().is_some() && to.tcp().is_some() {
+            self.pipe = Pipe::new().ok();
+            if self.pipe.is_some() {
+                self.buffer = Vec::new();
+            }
+        }
+        self.pipe.is_some() && !self.eof
+    }
+
+    /// Moves bytes through the pipe; ready at the end of what comes.
+    fn poll_pipe(&mut self, cx: &mut Context<'_>, from: &Io, to: &Io) -> Poll<std::io::Result<()>> {
+        let (Some(pipe), Some(from), Some(to)) = (&mut self.pipe, from.tcp(), to.tcp()) else { return Poll::Ready(Ok(())) };
+        loop {
+            while !pipe.is_empty() {
+                self.moved += ready!(pipe.poll_drain(cx, to))? as u64;
+            }
+            if ready!(pipe.poll_fill(cx, from))? == 0 {
+                self.eof = true;
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 
     /// Replaces the `n` bytes just read by what the application is to get of them.

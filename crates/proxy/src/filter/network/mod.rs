@@ -1,6 +1,7 @@
 //! Network filters: what happens to a connection before, and instead of, HTTP.
 mod copy;
 mod peer_exchange;
+mod splice;
 mod tcp;
 
 pub(crate) use tcp::{TcpState, run as tcp_proxy};
