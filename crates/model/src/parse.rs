@@ -164,6 +164,8 @@ impl<'a> Reading<'a> {
         };
         let failed = cx.failed();
         let (mut diagnostics, unused) = cx.finish();
+        let origin = Origin::of(file, root, &meta.annotations);
+        diagnostics.iter_mut().for_each(|diagnostic| origin.relocate(diagnostic));
         diagnostics.sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));
         self.parsed.diagnostics.extend(diagnostics);
         if !unused.is_empty() {
@@ -172,7 +174,7 @@ impl<'a> Reading<'a> {
         if failed {
             return;
         }
-        let resource = with_default_selector(build(meta, Origin::new(Arc::clone(file), root)));
+        let resource = with_default_selector(build(meta, origin));
         let mut problems = crate::validate::validate(&resource);
         problems.sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));
         if !problems.iter().any(Diagnostic::is_error) {

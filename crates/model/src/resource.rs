@@ -35,27 +35,61 @@ impl ObjectMeta {
     }
 }
 
+/// The annotation of a resource that was copied from where its author wrote it: `FILE:LINE` of the document there.
+/// Messages and provenance then name that place, which is the one to mend.
+pub const ORIGIN_ANNOTATION: &str = "lateen.dev/origin";
+
 /// Where a resource was written, with the written document.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Origin {
     pub file: Arc<str>,
     document: Arc<Node>,
+    /// The line in `file` where the document starts, when the document at hand is a copy, whose own lines say nothing.
+    copied_from: Option<u32>,
 }
 
 impl Origin {
     pub fn new(file: Arc<str>, document: Node) -> Self {
-        Self { file, document: Arc::new(document) }
+        Self { file, document: Arc::new(document), copied_from: None }
+    }
+
+    /// As [`Origin::new`], or the place that [`ORIGIN_ANNOTATION`] names.
+    pub(crate) fn of(file: &Arc<str>, document: Node, annotations: &BTreeMap<String, String>) -> Self {
+        match annotations.get(ORIGIN_ANNOTATION).and_then(|text| text.rsplit_once(':')) {
+            Some((original, line)) if !original.is_empty() => {
+                let copied_from = line.parse().ok();
+                let file = if copied_from.is_some() { Arc::from(original) } else { Arc::clone(file) };
+                Self { file, document: Arc::new(document), copied_from }
+            }
+            _ => Self::new(Arc::clone(file), document),
+        }
+    }
+
+    /// The place in the form that [`ORIGIN_ANNOTATION`] has.
+    pub fn annotation(&self) -> String {
+        format!("{}:{}", self.file, self.line())
     }
 
     /// The line of the document's first key, counted from 1.
     pub fn line(&self) -> u32 {
-        self.document.at.line
+        self.copied_from.unwrap_or(self.document.at.line)
     }
 
     /// The place of a field, e.g. `spec.http[0].route[0].destination.subset`. When it is not written, the place of the
-    /// deepest parent that is.
+    /// deepest parent that is. Of a copy only the document's first line is known.
     pub fn at(&self, path: &str) -> Position {
-        locate(&self.document, path).1
+        match self.copied_from {
+            Some(line) => Position { line, column: 1 },
+            None => locate(&self.document, path).1,
+        }
+    }
+
+    /// Moves a message about the document at hand to where it was copied from.
+    pub(crate) fn relocate(&self, diagnostic: &mut Diagnostic) {
+        if let Some(line) = self.copied_from {
+            diagnostic.file = Arc::clone(&self.file);
+            (diagnostic.line, diagnostic.column) = (line, 1);
+        }
     }
 
     /// Whether a field is written.
@@ -215,5 +249,40 @@ impl AnyResource {
     pub fn report(&self, severity: Severity, path: &str, message: impl Into<String>) -> Diagnostic {
         let origin = self.origin();
         Diagnostic::new(severity, &origin.file, origin.at(path), message).with_resource(self.id()).with_path(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::parse::parse;
+    use crate::yaml::Limits;
+
+    const RULE: &str = r#"{"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+        "metadata": {"name": "d", "annotations": {"lateen.dev/origin": "ORIGIN"}}, "spec": {"host": "h", FIELDS}}"#;
+
+    fn read(origin: &str, fields: &str) -> crate::Parsed {
+        parse("/run/copy.json", RULE.replace("ORIGIN", origin).replace("FIELDS", fields).as_bytes(), &Limits::default())
+    }
+
+    #[test]
+    fn a_copy_is_told_by_where_it_was_copied_from() {
+        let copy = read("shop/c:d.yaml:31", r#""subsets": []"#);
+        let origin = copy.resources[0].origin();
+        assert_eq!((origin.annotation().as_str(), origin.line(), origin.at("spec.host").line), ("shop/c:d.yaml:31", 31, 31));
+        assert!(origin.has("spec.host") && !origin.has("spec.exportTo"));
+        let message = copy.resources[0].report(crate::Severity::Error, "spec.host", "nobody").to_string();
+        assert_eq!(message, "shop/c:d.yaml:31:1: error: DestinationRule default/d: spec.host: nobody");
+        let broken = read("shop/d.yaml:31", r#""hots": 1"#);
+        let messages: Vec<String> = broken.diagnostics.iter().map(ToString::to_string).collect();
+        assert!(!messages.is_empty() && messages.iter().all(|m| m.starts_with("shop/d.yaml:31:1: ")), "{messages:?}");
+    }
+
+    #[test]
+    fn an_annotation_that_names_no_place_is_none() {
+        for text in ["", "x", ":3", "x:", "x:y", "x:-1", "x:99999999999"] {
+            let odd = read(text, r#""subsets": []"#);
+            assert_eq!(odd.resources[0].origin().annotation(), "/run/copy.json:1", "{text}");
+            assert!(odd.resources[0].origin().at("spec.subsets").column > 1, "{text}");
+        }
     }
 }

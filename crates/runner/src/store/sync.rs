@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use lateen_model::resource::ORIGIN_ANNOTATION;
 use lateen_model::set::ResourceKey;
 use lateen_model::{AnyResource, Kind};
 use serde_json::{Value as Json, json};
@@ -147,11 +148,17 @@ impl Mesh {
         let mut files: BTreeMap<String, String> = BTreeMap::new();
         for resource in state.resources.iter().filter(|r| r.kind() != Kind::Pod) {
             let key = resource.key();
-            files.insert(file_name(&key), document(&state, resource).to_string());
+            let document = with_origin(document(&state, resource), resource);
+            files.insert(file_name(&key), document.to_string());
         }
         for (key, pod) in &state.pods {
             let key = ResourceKey::new(Kind::Pod, key.0.clone(), key.1.clone());
-            files.insert(file_name(&key), pod_document(&key, pod).to_string());
+            let document = pod_document(&key, pod);
+            let document = match state.resources.get(&pod.owner) {
+                Some(owner) => with_origin(document, owner),
+                None => document,
+            };
+            files.insert(file_name(&key), document.to_string());
         }
         let folder = Path::new(CONFIG);
         for (name, text) in &files {
@@ -166,6 +173,20 @@ impl Mesh {
         }
         state.written = files;
     }
+}
+
+/// Says where the user wrote it: what the control plane tells about it names that place and not our copy.
+fn with_origin(mut document: Json, written: &AnyResource) -> Json {
+    if let Some(metadata) = document.get_mut("metadata").and_then(Json::as_object_mut) {
+        let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
+        if annotations.is_null() {
+            *annotations = json!({});
+        }
+        if let Some(annotations) = annotations.as_object_mut() {
+            annotations.insert(ORIGIN_ANNOTATION.into(), written.origin().annotation().into());
+        }
+    }
+    document
 }
 
 fn file_name(key: &ResourceKey) -> String {
@@ -309,6 +330,21 @@ pub fn phase(pod: &Pod) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_control_plane_reads_says_where_the_user_wrote_it() {
+        for annotations in ["", "  annotations: {a: b}\n", "  annotations:\n"] {
+            let yaml = format!(
+                "# a remark\napiVersion: v1\nkind: Service\nmetadata:\n  name: web\n{annotations}spec: {{ports: [{{port: 80}}]}}\n"
+            );
+            let (resources, _) = super::super::read::documents("shop/web.yaml", &yaml, "default");
+            let text = with_origin(resources[0].raw(), &resources[0]).to_string();
+            let (copies, diagnostics) = super::super::read::documents("/run/copy.json", &text, "default");
+            assert!(!diagnostics.iter().any(lateen_model::Diagnostic::is_error), "{diagnostics:?}");
+            assert_eq!(copies[0].origin().annotation(), "shop/web.yaml:2");
+            assert_eq!(copies[0].meta().annotations.contains_key("a"), annotations.contains("a: b"));
+        }
+    }
 
     #[test]
     fn times_are_written_as_kubernetes_does() {
