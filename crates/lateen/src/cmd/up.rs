@@ -34,7 +34,7 @@ pub(crate) struct Args {
     #[arg(value_name = "FILE")]
     files: Vec<String>,
     /// Name of this mesh, for a second one beside the first
-    #[arg(long, default_value = "default")]
+    #[arg(long, default_value = "default", env = "LATEEN_MESH")]
     name: String,
     /// The proxy of every sidecar and gateway
     #[arg(long, value_enum, default_value = "lateen")]
@@ -46,7 +46,7 @@ pub(crate) struct Args {
     #[arg(long, short)]
     detach: bool,
     /// Host port that leads to the ingress gateway's port 80; 0 for a free one
-    #[arg(long, default_value_t = 8080, value_name = "PORT")]
+    #[arg(long, default_value_t = 8080, value_name = "PORT", env = "LATEEN_INGRESS_PORT")]
     ingress_port: u16,
     /// Do not run an ingress gateway
     #[arg(long)]

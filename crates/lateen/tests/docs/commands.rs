@@ -91,7 +91,7 @@ fn everything() -> BTreeMap<String, (String, BTreeSet<String>)> {
 /// Where `docs/cli.md`'s table differs from what the program's help says.
 pub(crate) fn table(path: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let row = Regex::new(r"(?m)^\| `lateen ([a-z ]+)` \| (.*?) \| (.*?) \|$").expect("a pattern");
+    let row = Regex::new(r"(?m)^\| `lateen ([a-z ]+)` \| (.*?) \| (.*?) ?\|$").expect("a pattern");
     let option = Regex::new(r"`--([a-z0-9-]+)`").expect("a pattern");
     let mut listed = BTreeMap::new();
     for found in row.captures_iter(&text) {

@@ -25,10 +25,10 @@ pub(crate) struct Args {
     #[command(subcommand)]
     command: Option<DemoCommand>,
     /// Name of the mesh, for a second demo beside another
-    #[arg(long, default_value = "default")]
+    #[arg(long, default_value = "default", env = "LATEEN_MESH")]
     name: String,
     /// Port of the ingress gateway on 127.0.0.1; 0 for any free one
-    #[arg(long, default_value_t = 8080, value_name = "PORT")]
+    #[arg(long, default_value_t = 8080, value_name = "PORT", env = "LATEEN_INGRESS_PORT")]
     ingress_port: u16,
     /// What runs beside each service
     #[arg(long, default_value = "lateen", value_parser = ["lateen", "envoy"])]
