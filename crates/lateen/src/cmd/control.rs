@@ -1,5 +1,5 @@
 //! `lateen control`: the control plane and certificate authority of a folder of YAML.
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -45,9 +45,9 @@ pub(crate) struct Args {
     /// The `iss` that such tokens must have
     #[arg(long, default_value = KUBERNETES, value_name = "URL")]
     token_issuer: String,
-    /// Address to listen on
-    #[arg(long, default_value = "0.0.0.0", value_name = "IP")]
-    bind: IpAddr,
+    /// Address to listen on; every address of both families if not given
+    #[arg(long, value_name = "IP")]
+    bind: Option<IpAddr>,
     /// Port for xDS and certificates without TLS; 0 for a free one
     #[arg(long, default_value_t = 15010)]
     xds_port: u16,
@@ -96,8 +96,16 @@ async fn serve(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Every address: of both families, or of IPv4 where the kernel has no other. A mesh with IPv6 gives the control plane's
+/// service an address of each, and Envoy tries the IPv6 one alone.
+fn everywhere() -> IpAddr {
+    let both = IpAddr::from(Ipv6Addr::UNSPECIFIED);
+    if TcpListener::bind((both, 0)).is_ok() { both } else { Ipv4Addr::UNSPECIFIED.into() }
+}
+
 fn config(args: &Args) -> Config {
-    let at = |port| Some(SocketAddr::new(args.bind, port));
+    let bind = args.bind.unwrap_or_else(everywhere);
+    let at = |port| Some(SocketAddr::new(bind, port));
     Config {
         identifier: args.name.clone(),
         xds_plain: at(args.xds_port),
