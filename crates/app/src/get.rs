@@ -53,7 +53,10 @@ pub async fn get(options: GetOptions) -> anyhow::Result<()> {
     let mut failed = None;
     for _ in 0..options.count {
         failed = match tokio::time::timeout(options.timeout, ask(&client, &options)).await {
-            Ok(Ok(())) => None,
+            Ok(Ok(answer)) => match print(&mut std::io::stdout().lock(), &answer)? {
+                Reader::Listens => None,
+                Reader::Left => return Ok(()),
+            },
             Ok(Err(error)) => Some(format!("{error:#}")),
             Err(_) => Some(format!("no answer within {:?}", options.timeout)),
         };
@@ -68,7 +71,24 @@ pub async fn get(options: GetOptions) -> anyhow::Result<()> {
     }
 }
 
-async fn ask(client: &Client<HttpConnector, Full<Bytes>>, options: &GetOptions) -> anyhow::Result<()> {
+/// Whether anybody still reads what is printed.
+#[derive(Debug, PartialEq, Eq)]
+enum Reader {
+    Listens,
+    Left,
+}
+
+/// `lateen app get URL | head -n 1` has seen what it wanted: a closed pipe is no failure of the request.
+fn print(out: &mut impl std::io::Write, answer: &[u8]) -> std::io::Result<Reader> {
+    match out.write_all(answer).and_then(|()| out.flush()) {
+        Ok(()) => Ok(Reader::Listens),
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(Reader::Left),
+        Err(e) => Err(e),
+    }
+}
+
+/// The answer as it is to be printed.
+async fn ask(client: &Client<HttpConnector, Full<Bytes>>, options: &GetOptions) -> anyhow::Result<Vec<u8>> {
     let mut request = Request::new(Full::from(options.data.clone()));
     *request.method_mut() = options.method.clone();
     *request.uri_mut() = options.url.clone();
@@ -76,7 +96,7 @@ async fn ask(client: &Client<HttpConnector, Full<Bytes>>, options: &GetOptions) 
     let response = client.request(request).await.map_err(|error| anyhow::anyhow!(whole(&error)))?;
     let (parts, body) = response.into_parts();
     let body = body.collect().await?.to_bytes();
-    let mut out = std::io::stdout().lock();
+    let mut out = Vec::with_capacity(body.len() + 1024);
     if options.include {
         let head = Response::from_parts(parts, ());
         writeln!(out, "{:?} {}", head.version(), head.status())?;
@@ -85,9 +105,37 @@ async fn ask(client: &Client<HttpConnector, Full<Bytes>>, options: &GetOptions) 
         }
         writeln!(out)?;
     }
-    out.write_all(&body)?;
+    out.extend_from_slice(&body);
     if !body.ends_with(b"\n") {
-        writeln!(out)?;
+        out.push(b'\n');
     }
-    Ok(())
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Error, ErrorKind, Write};
+
+    /// Fails as told.
+    struct Failing(ErrorKind);
+
+    impl Write for Failing {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(Error::from(self.0))
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_has_seen_enough_is_no_failure() {
+        assert_eq!(print(&mut Failing(ErrorKind::BrokenPipe), b"text").unwrap(), Reader::Left);
+        assert_eq!(print(&mut Failing(ErrorKind::StorageFull), b"text").unwrap_err().kind(), ErrorKind::StorageFull);
+        let mut out = Vec::new();
+        assert_eq!(print(&mut out, b"text").unwrap(), Reader::Listens);
+        assert_eq!(out, b"text");
+    }
 }

@@ -104,10 +104,12 @@ pub(crate) fn table(path: &Path) -> Vec<String> {
     for (name, (about, options)) in &real {
         if listed.get(name) != Some(&(about.clone(), options.clone())) {
             let options: Vec<String> = options.iter().map(|o| format!("`--{o}`")).collect();
-            problems.push(format!("docs/cli.md lacks this row, or has another for it:\n| `lateen {name}` | {about} | {} |", options.join(" ")));
+            problems
+                .push(format!("docs/cli.md lacks this row, or has another for it:\n| `lateen {name}` | {about} | {} |", options.join(" ")));
         }
     }
-    problems.extend(listed.keys().filter(|n| !real.contains_key(*n)).map(|n| format!("docs/cli.md lists `lateen {n}`, which is not there")));
+    problems
+        .extend(listed.keys().filter(|n| !real.contains_key(*n)).map(|n| format!("docs/cli.md lists `lateen {n}`, which is not there")));
     problems
 }
 

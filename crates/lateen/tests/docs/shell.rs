@@ -27,13 +27,16 @@ pub(crate) fn run(page: &Page) -> Result<(), String> {
         match &block.action {
             Action::File(name) => {
                 let file = shell.folder.path().join(name);
-                fs::create_dir_all(file.parent().unwrap_or(Path::new("."))).and_then(|()| fs::write(file, &block.text)).map_err(|e| format!("{place}: {e}"))?;
+                fs::create_dir_all(file.parent().unwrap_or(Path::new(".")))
+                    .and_then(|()| fs::write(file, &block.text))
+                    .map_err(|e| format!("{place}: {e}"))?;
             }
             Action::Run { needs: Some(peer), .. } if peer_folder(peer).is_none() => {
                 eprintln!("{place}: skipped, `{peer}` is not there (`cargo xtask test` installs it)");
             }
             Action::Run { exit, background, expected, .. } => {
-                let done = if *background { shell.start(block, expected.as_deref()) } else { shell.settle(block, exit, expected.as_deref()) };
+                let done =
+                    if *background { shell.start(block, expected.as_deref()) } else { shell.settle(block, exit, expected.as_deref()) };
                 done.map_err(|problem| format!("{place}: {problem}\n--- the block\n{}", block.text))?;
             }
             Action::None => {}
