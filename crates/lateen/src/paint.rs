@@ -19,6 +19,10 @@ impl Paint {
         Self(std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none())
     }
 
+    pub(crate) fn stderr() -> Self {
+        Self(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+    }
+
     pub(crate) fn paint(self, text: &str, tone: Tone) -> String {
         if !self.0 {
             return text.to_owned();

@@ -42,6 +42,22 @@ impl Client {
         self.ask(request, &[], &mut io::stdout(), &mut io::stderr())
     }
 
+    /// Asks, prints until the end, and shows what is waited for; the exit code.
+    ///
+    /// # Errors
+    /// When the mesh goes away.
+    pub fn watch(self, request: &Request, waiting: &mut dyn FnMut(&[String])) -> io::Result<i32> {
+        self.ask_with(request, &[], &mut io::stdout(), &mut io::stderr(), waiting)
+    }
+
+    /// Asks and writes what comes, as it comes; the exit code.
+    ///
+    /// # Errors
+    /// When the mesh goes away or a writer fails.
+    pub fn stream(self, request: &Request, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<i32> {
+        self.ask(request, &[], out, err)
+    }
+
     /// Asks and collects: exit code, output, errors.
     ///
     /// # Errors
@@ -75,7 +91,18 @@ impl Client {
         self.ask(request, &[0, 1, 2], &mut io::stdout(), &mut io::stderr())
     }
 
-    fn ask(mut self, request: &Request, descriptors: &[RawFd], out: &mut dyn Write, err: &mut dyn Write) -> io::Result<i32> {
+    fn ask(self, request: &Request, descriptors: &[RawFd], out: &mut dyn Write, err: &mut dyn Write) -> io::Result<i32> {
+        self.ask_with(request, descriptors, out, err, &mut |_| {})
+    }
+
+    fn ask_with(
+        mut self,
+        request: &Request,
+        descriptors: &[RawFd],
+        out: &mut dyn Write,
+        err: &mut dyn Write,
+        waiting: &mut dyn FnMut(&[String]),
+    ) -> io::Result<i32> {
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         let mut rest = &line[..];
@@ -99,6 +126,7 @@ impl Client {
                     out.write_all(&bytes).and_then(|()| out.flush())?;
                 }
                 Reply::Err(text) => err.write_all(text.as_bytes())?,
+                Reply::Waiting(lines) => waiting(&lines),
                 Reply::Exit(code) => return Ok(code),
             }
         }

@@ -14,6 +14,7 @@ mod mesh;
 mod proxy;
 mod ps;
 mod up;
+mod waiting;
 mod workload;
 
 use std::process::ExitCode;

@@ -4,12 +4,14 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
 
-use lateen_runner::api::Request;
-use lateen_runner::client::{Client, read_sources};
+use lateen_runner::client::read_sources;
 use lateen_runner::config::{Publish, UpConfig};
 use lateen_runner::pod::inject::DataPlane;
 use lateen_runner::up;
+
+use super::waiting;
 
 /// Which proxy runs as sidecar and gateway.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -69,7 +71,7 @@ pub(crate) struct Args {
     /// IPv6 addresses for pods and services too
     #[arg(long)]
     dual_stack: bool,
-    /// How long --detach waits until everything is ready, in seconds
+    /// How long to wait until everything is ready, in seconds
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     timeout: u64,
     /// Say only what went wrong
@@ -102,6 +104,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             let what = if gateway && publish.service == "istio-ingressgateway" { "ingress" } else { "published" };
             eprintln!("{what}: http://127.0.0.1:{} -> {}/{}:{}", publish.host_port, publish.namespace, publish.service, publish.port);
         }
+    }
+    if !quiet && !background {
+        let (name, timeout, since) = (args.name.clone(), args.timeout, Instant::now());
+        std::thread::Builder::new().name("waiting".into()).spawn(move || match waiting::until_ready(&name, timeout, false) {
+            Ok(0) => eprintln!(
+                "mesh `{name}` is ready after {:.1} s; `lateen get pods -A{}` shows its pods, Ctrl-C ends it",
+                since.elapsed().as_secs_f64(),
+                flag(&name)
+            ),
+            Ok(_) => {}
+            // It ended while we waited, and has said why.
+            Err(_) => {}
+        })?;
     }
     if background {
         println!("started");
@@ -146,6 +161,11 @@ fn absolute(program: &str) -> String {
     }
 }
 
+/// How the other commands are told which mesh is meant.
+fn flag(name: &str) -> String {
+    if name == "default" { String::new() } else { format!(" --name {name}") }
+}
+
 /// Starts the same command again in a session of its own, and waits until its mesh is ready.
 fn detach(args: &Args) -> anyhow::Result<ExitCode> {
     let (report, told) = std::io::pipe()?;
@@ -169,9 +189,10 @@ fn detach(args: &Args) -> anyhow::Result<ExitCode> {
         let _ = passing.join();
         return Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1)));
     }
-    let code = Client::connect(&args.name)?.run(&Request::Wait { timeout_seconds: args.timeout })?;
+    let code = waiting::until_ready(&args.name, args.timeout, args.quiet)?;
     if !args.quiet {
-        eprintln!("mesh `{}` is up; `lateen get pods -A` shows it, `lateen down` ends it", args.name);
+        let flag = flag(&args.name);
+        eprintln!("mesh `{}` is up; `lateen get pods -A{flag}` shows its pods, `lateen down{flag}` ends it", args.name);
     }
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }

@@ -107,5 +107,7 @@ pub enum Reply {
     Raw(String),
     /// For standard error, with its line end.
     Err(String),
+    /// What is waited for now, one line each; replaces what was told before. For people who watch.
+    Waiting(Vec<String>),
     Exit(i32),
 }

@@ -19,6 +19,7 @@ use crate::store::change::{Outcome, quoted};
 use crate::store::mesh::{Mesh, PodKey, Slot};
 
 mod get;
+mod unready;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -285,13 +286,20 @@ impl Client {
 
     async fn wait(&mut self, mesh: &Mesh, at_most: Duration) -> io::Result<()> {
         let mut versions = mesh.versions();
-        let waited = async {
-            while *versions.borrow_and_update() == 0 || !mesh.state().is_settled() {
-                // A version that was missed between the look and the wait is seen at the next tick.
-                let _ = tokio::time::timeout(Duration::from_millis(200), versions.changed()).await;
+        let until = tokio::time::Instant::now() + at_most;
+        let mut told = Vec::new();
+        let mut settled = false;
+        while !settled && tokio::time::Instant::now() < until {
+            // A version that was missed between the look and the wait is seen at the next tick.
+            let _ = tokio::time::timeout(Duration::from_millis(200), versions.changed()).await;
+            settled = *versions.borrow_and_update() > 0 && mesh.state().is_settled();
+            let waiting = if settled { Vec::new() } else { unready::lines(&mesh.state()) };
+            if waiting != told {
+                self.send(&Reply::Waiting(waiting.clone())).await?;
+                told = waiting;
             }
-        };
-        if tokio::time::timeout(at_most, waited).await.is_ok() {
+        }
+        if settled {
             let refused: Vec<String> =
                 mesh.state().refused.iter().map(|(k, why)| format!("{} {}/{}: {why}\n", k.kind, k.namespace, k.name)).collect();
             for line in &refused {
@@ -299,8 +307,9 @@ impl Client {
             }
             return self.exit(i32::from(!refused.is_empty())).await;
         }
-        let late = get::unready(&mesh.state());
-        self.fail(&format!("error: not everything is ready after {} s: {late}", at_most.as_secs())).await
+        self.send(&Reply::Waiting(Vec::new())).await?;
+        let late = unready::lines(&mesh.state()).join("\n  ");
+        self.fail(&format!("error: not everything is ready after {} s:\n  {late}", at_most.as_secs())).await
     }
 }
 

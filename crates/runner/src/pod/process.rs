@@ -89,9 +89,17 @@ pub fn start(spec: &ProcessSpec, namespaces: &PodNamespaces, streams: Streams) -
     }
     let child = command.spawn().map_err(|e| {
         let at = spec.cwd.as_ref().map(|c| format!(" in {}", c.display())).unwrap_or_default();
+        let e = if is_nowhere(program, &spec.env) { io::Error::from_raw_os_error(libc::ENOENT) } else { e };
         io::Error::new(e.kind(), format!("cannot run `{program}`{at}: {e}"))
     })?;
     Ok(Pid::from_raw(child.id() as i32))
+}
+
+/// Whether no folder of the PATH shows such a program. The system call says "permission denied" when it may not look
+/// into one of them (root's own, for an ordinary user), which is no answer to whoever misspelt a name.
+fn is_nowhere(program: &str, env: &[(String, String)]) -> bool {
+    let path = env.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value);
+    !program.contains('/') && std::env::split_paths(path).all(|folder| folder.join(program).symlink_metadata().is_err())
 }
 
 fn enter(descriptor: RawFd, kind: CloneFlags) -> io::Result<()> {

@@ -11,11 +11,21 @@ pub(crate) fn run(words: &[String]) {
         "env" => println!("{}", std::env::var(word(1)).unwrap_or_default()),
         "file" => print!("{}", std::fs::read_to_string(word(1)).expect("a file")),
         "exit" => std::process::exit(word(1).parse().expect("a code")),
+        "tick" => tick(),
+        "die" => nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).expect("its end"),
         "crash" => {
             println!("run of {}", std::process::id());
             std::process::exit(3);
         }
         other => panic!("unknown mode {other}"),
+    }
+}
+
+/// Counts aloud until told to end.
+fn tick() {
+    for number in 0.. {
+        println!("tick {number}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

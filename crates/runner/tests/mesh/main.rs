@@ -2,6 +2,7 @@
 mod app;
 mod lab;
 mod scenarios;
+mod watch;
 
 use std::process::ExitCode;
 

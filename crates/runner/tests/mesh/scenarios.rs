@@ -13,6 +13,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, Uid};
 
+use super::watch;
+
 const YAML: &str = "
 apiVersion: v1
 kind: ConfigMap
@@ -90,8 +92,8 @@ pub(crate) fn up(words: &[String]) -> ExitCode {
     }
 }
 
-struct Running {
-    name: String,
+pub(crate) struct Running {
+    pub(crate) name: String,
     outer: Child,
     port: u16,
 }
@@ -105,7 +107,7 @@ impl Drop for Running {
 }
 
 impl Running {
-    fn start(name: &str) -> Self {
+    pub(crate) fn start(name: &str) -> Self {
         let name = format!("{name}-{}", std::process::id());
         let mut outer =
             Command::new("/proc/self/exe").args(["__up", &name]).stdout(Stdio::piped()).process_group(0).spawn().expect("lateen up");
@@ -117,12 +119,12 @@ impl Running {
         running
     }
 
-    fn ask(&self, request: &Request) -> (i32, String, String) {
+    pub(crate) fn ask(&self, request: &Request) -> (i32, String, String) {
         Client::connect(&self.name).expect("the mesh is up").collect(request).expect("an answer")
     }
 
     /// Output of a command in the client's pod.
-    fn exec(&self, words: &[&str]) -> (i32, String) {
+    pub(crate) fn exec(&self, words: &[&str]) -> (i32, String) {
         let target = [&["__exec", &self.name][..], words].concat();
         let output = Command::new("/proc/self/exe").args(target).output().expect("exec");
         (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).into_owned())
@@ -138,7 +140,7 @@ impl Running {
         self.outer.wait().expect("its end")
     }
 
-    fn pods(&self) -> Vec<String> {
+    pub(crate) fn pods(&self) -> Vec<String> {
         let request =
             Request::Get { kinds: "po".into(), names: vec![], namespace: Some("default".into()), output: Output::Name, watch: false };
         self.ask(&request).1.lines().map(|l| l.trim_start_matches("pod/").to_owned()).collect()
@@ -158,8 +160,14 @@ pub(crate) fn all() -> ExitCode {
     if words.first().is_some_and(|w| w == "__exec") {
         return exec_mode(&words[1..]);
     }
-    let scenarios: [(&str, fn()); 5] =
-        [("capture", capture), ("plain mesh", plain_mesh), ("egress", egress), ("changes", changes), ("killed outside", killed)];
+    let scenarios: [(&str, fn()); 6] = [
+        ("capture", capture),
+        ("plain mesh", plain_mesh),
+        ("egress", egress),
+        ("changes", changes),
+        ("watching", watch::watching),
+        ("killed outside", killed),
+    ];
     let wanted = words.iter().find(|w| !w.starts_with('-'));
     for (name, scenario) in scenarios {
         if wanted.is_none_or(|w| name.contains(w.as_str())) {
@@ -340,7 +348,7 @@ fn killed() {
     until("the name is free", || Client::connect(&name).is_err());
 }
 
-fn until(what: &str, holds: impl Fn() -> bool) {
+pub(crate) fn until(what: &str, holds: impl Fn() -> bool) {
     let since = Instant::now();
     while !holds() {
         assert!(since.elapsed() < Duration::from_secs(20), "still not: {what}");

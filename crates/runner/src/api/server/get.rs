@@ -1,6 +1,5 @@
 //! `get`, `ps` and the short state: what is there, in kubectl's columns.
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::time::SystemTime;
 
 use lateen_model::set::ResourceKey;
@@ -224,7 +223,7 @@ fn pods(state: &State) -> Vec<Row> {
 }
 
 /// kubectl's STATUS: the worst that can be said.
-fn status_of(pod: &Pod) -> String {
+pub(super) fn status_of(pod: &Pod) -> String {
     let trouble = |c: &Container| match (c.pid, c.last_end) {
         (None, Some(_)) if c.trouble.is_some() && !c.history.is_crash_loop() => Some("RunContainerError".to_owned()),
         (None, Some(_)) if c.history.is_crash_loop() => Some("CrashLoopBackOff".to_owned()),
@@ -401,15 +400,4 @@ pub(super) fn status(state: &State) -> Json {
         "published": ports,
         "upSeconds": state.since.elapsed().as_secs_f64(),
     })
-}
-
-/// The pods that are not ready, with their status.
-pub(super) fn unready(state: &State) -> String {
-    let mut text = String::new();
-    for ((namespace, name), pod) in state.pods.iter().filter(|(_, p)| !p.is_ready()) {
-        let _ = write!(text, "{}pod {namespace}/{name} is {}", if text.is_empty() { "" } else { ", " }, status_of(pod));
-        let late: Vec<&str> = pod.containers.iter().filter(|c| !c.ready).map(|c| c.plan.name.as_str()).collect();
-        let _ = write!(text, " (waiting for {})", late.join(", "));
-    }
-    if text.is_empty() { "pods are missing".into() } else { text }
 }
