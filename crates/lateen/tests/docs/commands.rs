@@ -1,5 +1,5 @@
 //! Commands that are shown and not run still exist, with their options; `docs/cli.md` lists them all.
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
@@ -60,7 +60,7 @@ fn words(text: &str) -> Vec<String> {
 }
 
 /// The commands that a help text lists, with what it says about them.
-fn subcommands(help: &str) -> BTreeMap<String, String> {
+fn subcommands(help: &str) -> Vec<(String, String)> {
     let list = help.lines().skip_while(|l| *l != "Commands:").skip(1).take_while(|l| !l.is_empty());
     let entry = list.filter_map(|l| l.trim().split_once("  ").map(|(name, about)| (name.to_owned(), about.trim().to_owned())));
     entry.filter(|(name, _)| name != "help").collect()
@@ -74,42 +74,46 @@ fn options(help: &str) -> BTreeSet<String> {
     names.filter(|n| n != "help" && n != "version").collect()
 }
 
-/// Every command with its own, as `app load`; help and the commands that have commands only to show included.
-fn everything() -> BTreeMap<String, (String, BTreeSet<String>)> {
-    let mut all = BTreeMap::new();
+/// A row of the table for every command, each followed by its own commands.
+fn rows() -> Vec<String> {
+    let row = |words: &[&str], about: &str, help: &str| {
+        let options: Vec<String> = options(help).iter().map(|o| format!("`--{o}`")).collect();
+        format!("| `lateen {}` | {about} | {} |", words.join(" "), options.join(" ")).replace("|  |", "| |")
+    };
+    let mut rows = Vec::new();
     for (name, about) in subcommands(&lateen(&["--help"]).1) {
         let help = lateen(&[&name, "--help"]).1;
+        rows.push(row(&[&name], &about, &help));
         for (inner, about) in subcommands(&help) {
-            let help = lateen(&[&name, &inner, "--help"]).1;
-            all.insert(format!("{name} {inner}"), (about, options(&help)));
+            rows.push(row(&[&name, &inner], &about, &lateen(&[&name, &inner, "--help"]).1));
         }
-        all.insert(name, (about, options(&help)));
     }
-    all
+    rows
 }
 
-/// Where `docs/cli.md`'s table differs from what the program's help says.
+/// Where `docs/cli.md`'s table differs from what the program's help says; with `UPDATE_DOCS` in the environment it is written anew.
 pub(crate) fn table(path: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let row = Regex::new(r"(?m)^\| `lateen ([a-z ]+)` \| (.*?) \| (.*?) ?\|$").expect("a pattern");
-    let option = Regex::new(r"`--([a-z0-9-]+)`").expect("a pattern");
-    let mut listed = BTreeMap::new();
-    for found in row.captures_iter(&text) {
-        let names = option.captures_iter(&found[3]).map(|c| c[1].to_owned()).collect::<BTreeSet<_>>();
-        listed.insert(found[1].to_owned(), (found[2].to_owned(), names));
+    let wanted = rows();
+    assert!(wanted.len() > 10, "the help lists too few commands: {wanted:?}");
+    let is_row = |line: &&str| line.starts_with("| `lateen ");
+    let listed: Vec<&str> = text.lines().filter(is_row).collect();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        let (before, after) = text.split_once("| --- | --- | --- |\n").expect("the head of the table");
+        let after = after.lines().skip_while(is_row).map(|l| format!("{l}\n")).collect::<String>();
+        let written = format!("{before}| --- | --- | --- |\n{}\n{after}", wanted.join("\n"));
+        std::fs::write(path, written).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        return Vec::new();
     }
-    let real = everything();
-    assert!(real.len() > 10, "the help lists too few commands: {real:?}");
-    let mut problems = Vec::new();
-    for (name, (about, options)) in &real {
-        if listed.get(name) != Some(&(about.clone(), options.clone())) {
-            let options: Vec<String> = options.iter().map(|o| format!("`--{o}`")).collect();
-            problems
-                .push(format!("docs/cli.md lacks this row, or has another for it:\n| `lateen {name}` | {about} | {} |", options.join(" ")));
-        }
+    let missing = wanted.iter().filter(|row| !listed.contains(&row.as_str())).map(|row| format!("docs/cli.md lacks this row:\n{row}"));
+    let stale = listed
+        .iter()
+        .filter(|row| !wanted.iter().any(|w| w == *row))
+        .map(|row| format!("docs/cli.md has this row, which is no longer true:\n{row}"));
+    let mut problems: Vec<String> = missing.chain(stale).collect();
+    if !problems.is_empty() {
+        problems.push("`UPDATE_DOCS=1 cargo test -p lateen --test docs cli` writes the table anew".into());
     }
-    problems
-        .extend(listed.keys().filter(|n| !real.contains_key(*n)).map(|n| format!("docs/cli.md lists `lateen {n}`, which is not there")));
     problems
 }
 

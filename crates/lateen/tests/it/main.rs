@@ -16,6 +16,8 @@ mod report;
 mod safety;
 mod world;
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
@@ -85,8 +87,8 @@ fn trial(data_plane: DataPlane, exercise: Exercise) -> Trial {
         match running.as_mut() {
             Some((_, Ok(mesh))) => {
                 mesh.reset();
-                (exercise.run)(mesh);
-                Ok(())
+                let outcome = catch_unwind(AssertUnwindSafe(|| (exercise.run)(mesh)));
+                outcome.map_err(|panic| format!("{}\n{}", words_of(panic.as_ref()), mesh.state_for_people()).into())
             }
             Some((_, Err(why))) => {
                 // Told once in full; the other exercises need not repeat it.
@@ -96,6 +98,11 @@ fn trial(data_plane: DataPlane, exercise: Exercise) -> Trial {
             None => Err("no mesh".into()),
         }
     })
+}
+
+/// What a panic says.
+fn words_of(panic: &(dyn Any + Send)) -> &str {
+    panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words")
 }
 
 /// The end of the mesh: it leaves nothing.

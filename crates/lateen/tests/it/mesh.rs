@@ -166,7 +166,12 @@ impl Mesh {
     pub(crate) fn state_for_people(&self) -> String {
         let log = fs::read_to_string(self.folder.path().join("up.log")).unwrap_or_default();
         let pods = self.lateen(&["get", "pods", "-A", "-o", "name"]).out;
-        let mut text = format!("--- lateen up\n{log}\n--- pods\n{}", self.lateen(&["get", "pods", "-A"]).out);
+        let mut text = format!("--- lateen up\n{log}\n--- pods\n{}", self.lateen(&["get", "pods", "-A", "-o", "wide"]).out);
+        text.push_str(&self.lateen(&["get", "vs,dr,gw,se,pa", "-A"]).out);
+        let clusters = self.from("customer").get("http://127.0.0.1:15000/clusters").body;
+        let telling =
+            clusters.lines().filter(|l| l.contains("recommendation.default") && (l.contains("health_flags") || l.contains("rq_total")));
+        text.extend(telling.map(|l| format!("{l}\n")));
         for name in pods.lines().filter_map(|l| l.strip_prefix("pod/")) {
             let namespace = if name.starts_with("istio") { "istio-system" } else { "default" };
             for container in ["istio-proxy", "discovery"] {

@@ -9,9 +9,15 @@ use crate::exercises::exercises;
 use crate::mesh::{Mesh, settles};
 use crate::process::{Background, eventually};
 use crate::report::Report;
-use crate::world::{RECOMMENDATION, routes, split, to};
+use crate::world::{RECOMMENDATION, routes, sample, split, to};
 
-exercises!("safety": a_hundred_route_changes_under_load, subsets_come_and_go_under_load, a_killed_control_plane_drops_nobody, a_rollout_drops_nobody);
+exercises!(
+    "safety": a_hundred_route_changes_under_load,
+    subsets_come_and_go_under_load,
+    a_killed_control_plane_drops_nobody,
+    a_rollout_drops_nobody,
+    scaling_drops_nobody,
+);
 
 /// The figure. A debug build with both sidecars of a call on two processors sustains it.
 const RATE: &str = "500";
@@ -111,4 +117,32 @@ fn a_rollout_drops_nobody(mesh: &Mesh) {
     });
     settles("both versions answer", || mesh.from("customer").load(RECOMMENDATION, 100)?.share("recommendation", "v2").ensure_near(0.5));
     nobody_noticed(load);
+}
+
+/// Pods come and go, and are replaced by slower ones and back, while each of them always has requests under way, on kept
+/// connections and on new ones.
+fn scaling_drops_nobody(mesh: &Mesh) {
+    let options = ["--rps", "100", "--connections", "64", "--method", "POST", "--data", "order", "--duration", "300s"];
+    let kept = mesh.from("customer").start_load(RECOMMENDATION, &options);
+    let fresh = mesh.from("preference").start_load(RECOMMENDATION, &[&options[..], &["--no-keepalive"]].concat());
+    let slow = sample().replace("--name, recommendation, --version, v1, ", "--name, recommendation, --version, v1, --latency, 150ms, ");
+    assert!(slow.contains("--latency"));
+    let file = mesh.folder().join("scaled.yaml");
+    // Not among what is removed after the exercise: it is the mesh itself.
+    let transform = |yaml: &str, replicas: usize| {
+        std::fs::write(&file, yaml).expect("a file");
+        mesh.lateen(&["apply", "-f", &file.display().to_string()]).succeeded();
+        eventually("the replicas are there and no others", Duration::from_secs(60), || {
+            let pods = mesh.lateen(&["get", "pods"]).out;
+            ensure!(pods.lines().filter(|l| l.starts_with("recommendation-v1-")).count() == replicas, "{pods}");
+            mesh.all_ready()
+        });
+    };
+    for replicas in [1, 3, 1, 2] {
+        let head = "{name: recommendation-v1}\nspec:\n";
+        transform(&slow.replace(head, &format!("{head}  replicas: {replicas}\n")), replicas);
+    }
+    transform(&sample(), 1);
+    nobody_noticed(kept);
+    nobody_noticed(fresh);
 }
