@@ -221,6 +221,21 @@ pub fn tick(settings: &OutlierSettings, hosts: &HostSet, now: u64, mut roll: imp
     report
 }
 
+/// Detection is configured no more: lets every ejected host back in, since no tick will. Returns whether there were any.
+pub fn end(hosts: &HostSet) -> bool {
+    let mut any = false;
+    for host in hosts.hosts().filter(|host| host.flags() & FAILED_OUTLIER != 0) {
+        host.set_flag(FAILED_OUTLIER, false);
+        host.outlier.reset_consecutive();
+        host.outlier.backoff.store(0, Relaxed);
+        any = true;
+    }
+    if any {
+        hosts.health_changed();
+    }
+    any
+}
+
 fn ejection_millis(settings: &OutlierSettings, host: &Host, roll: u32) -> u64 {
     let millis = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     let base = millis(settings.base_ejection_time);
@@ -341,6 +356,20 @@ mod tests {
         report(&s, &set, &host, Outcome::Response(503), 32_000, 0);
         assert!(tick(&s, &set, 62_000, || 0).returned.is_empty());
         assert_eq!(tick(&s, &set, 92_000, || 0).returned.len(), 1);
+    }
+
+    #[test]
+    fn without_detection_nobody_stays_ejected() {
+        let set = hosts(10);
+        let host = first(&set);
+        for _ in 0..5 {
+            report(&settings(), &set, &host, Outcome::Response(500), 0, 0);
+        }
+        assert!(!host.is_healthy());
+        let before = set.health_epoch();
+        assert!(end(&set));
+        assert!(host.is_healthy() && set.health_epoch() != before);
+        assert!(!end(&set), "nobody is left to let in");
     }
 
     #[test]

@@ -10,7 +10,10 @@ use super::Main;
 /// The finest interval that is kept.
 const STEP: Duration = Duration::from_millis(100);
 
-/// Ticks each cluster with outlier detection at its own interval.
+/// Workers that still have the configuration before may eject for so long after detection was taken away.
+const LAPSE: Duration = Duration::from_secs(10);
+
+/// Ticks each cluster with outlier detection at its own interval, and lets hosts back in where detection was taken away.
 pub(super) async fn run(main: Arc<Main>) {
     let mut due: HashMap<Arc<str>, Instant> = HashMap::new();
     loop {
@@ -19,7 +22,16 @@ pub(super) async fn run(main: Arc<Main>) {
         let snapshot = main.snapshot();
         due.retain(|name, _| snapshot.cluster_named(name).is_some());
         for cluster in snapshot.clusters.iter().flatten() {
-            let Some(settings) = &cluster.config.outlier else { continue };
+            let Some(settings) = &cluster.config.outlier else {
+                if let Some(at) = due.get(&cluster.config.name) {
+                    outlier::end(&cluster.hosts);
+                    // The last tick was due before `at`; after the lapse nobody ejects any more.
+                    if now >= *at + LAPSE {
+                        due.remove(&cluster.config.name);
+                    }
+                }
+                continue;
+            };
             let at = due.entry(cluster.config.name.clone()).or_insert(now + settings.interval);
             if now < *at {
                 continue;
