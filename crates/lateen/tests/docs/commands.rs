@@ -5,7 +5,7 @@ use std::process::Command;
 
 use regex::Regex;
 
-use crate::page::{Block, Page};
+use crate::page::{Action, Block, Page};
 
 /// What `lateen WORDS` prints, and whether it was content.
 fn lateen(words: &[&str]) -> (bool, String) {
@@ -17,8 +17,15 @@ fn lateen(words: &[&str]) -> (bool, String) {
 pub(crate) fn unknown(page: &Page) -> Vec<String> {
     let mut problems = Vec::new();
     for block in &page.blocks {
-        if block.language == "yaml" && matches!(block.action, crate::page::Action::None) {
-            problems.push(format!("{}: YAML without file=NAME is never read by anything", page.place(block)));
+        match &block.action {
+            Action::None if block.language == "yaml" => {
+                problems.push(format!("{}: YAML without file=NAME is never read by anything", page.place(block)));
+            }
+            // JSON has no comments; its name stands in the text.
+            Action::File(name) if block.language != "json" && !block.text.starts_with(&format!("# {name}\n")) => {
+                problems.push(format!("{}: readers do not see the file's name: begin with `# {name}`", page.place(block)));
+            }
+            _ => {}
         }
         if block.language != "sh" {
             continue;

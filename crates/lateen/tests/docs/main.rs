@@ -1,7 +1,7 @@
 //! The documentation is true: its commands run as printed, on a live mesh, and show what the page says they show.
 //!
 //! How a block says what it is (the words after the language; readers do not see them):
-//! - `yaml file=NAME`: written to the page's folder under that name. Every YAML block has one.
+//! - `yaml file=NAME`: written to the page's folder under that name. Every YAML block has one, and begins with `# NAME`.
 //! - `sh test`: run by bash in the page's folder. Repeated for up to 20 s until it ends with code 0 (`exit=N`: with N;
 //!   `exit=any`: anyhow) and prints what the `text` block right below says; so it must bear being repeated.
 //! - `sh test background`: started and left running until the page ends; the `text` block below is waited for.
@@ -16,6 +16,7 @@ mod expect;
 mod links;
 mod page;
 mod shell;
+mod stale;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -50,6 +51,10 @@ fn pages() -> Vec<PathBuf> {
 fn trials() -> Vec<Trial> {
     let mut trials = vec![
         Trial::test("cli::every_command_and_option_is_listed", || all_hold(&commands::table(&root().join("docs/cli.md")))),
+        Trial::test("harness::stale_pages_are_noticed", || {
+            stale::all_kinds_are_noticed();
+            Ok(())
+        }),
         Trial::test("readme::opens_with_two_commands", || all_hold(&commands::readme(&Page::read(&root().join("README.md"))))),
     ];
     for path in pages() {
@@ -63,7 +68,7 @@ fn trials() -> Vec<Trial> {
         let written = Page::read(&path);
         trials.push(Trial::test(format!("written::{name}"), move || all_hold(&commands::unknown(&written))));
         if page.blocks.iter().any(page::Block::is_run) {
-            trials.push(Trial::test(format!("runs::{name}"), move || shell::run(&page).map_err(Failed::from)));
+            trials.push(Trial::test(format!("runs::{name}"), move || shell::run(&page, shell::SETTLES_WITHIN).map_err(Failed::from)));
         }
     }
     trials

@@ -13,15 +13,15 @@ use crate::expect;
 use crate::page::{Action, Block, Exit, Page};
 
 /// How long a block may be repeated until it shows what the page says: changes need a moment to reach every proxy.
-const SETTLES_WITHIN: Duration = Duration::from_secs(20);
+pub(crate) const SETTLES_WITHIN: Duration = Duration::from_secs(20);
 /// No command of the documentation takes longer; `lateen up --detach` is the slowest.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 /// What the documentation calls the ingress port; each page has its own.
 const INGRESS: &str = "127.0.0.1:8080";
 
-/// Runs every block of a page; what is wrong in words.
-pub(crate) fn run(page: &Page) -> Result<(), String> {
-    let mut shell = Shell::new(page);
+/// Runs every block of a page, each repeated for so long at most; what is wrong in words.
+pub(crate) fn run(page: &Page, patience: Duration) -> Result<(), String> {
+    let mut shell = Shell::new(page, patience);
     for block in &page.blocks {
         let place = page.place(block);
         match &block.action {
@@ -60,6 +60,7 @@ struct Shell {
     folder: tempfile::TempDir,
     mesh: String,
     ingress_port: u16,
+    patience: Duration,
     background: Vec<Child>,
 }
 
@@ -70,11 +71,11 @@ struct Outcome {
 }
 
 impl Shell {
-    fn new(page: &Page) -> Self {
+    fn new(page: &Page, patience: Duration) -> Self {
         let name = page.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
         let folder = tempfile::Builder::new().prefix("docs-").tempdir().expect("a folder");
-        Self { folder, mesh: format!("docs-{name}-{}", std::process::id()), ingress_port: port, background: Vec::new() }
+        Self { folder, mesh: format!("docs-{name}-{}", std::process::id()), ingress_port: port, patience, background: Vec::new() }
     }
 
     fn command(&self, text: &str, out: &File) -> Command {
@@ -107,7 +108,7 @@ impl Shell {
             let told = format!("it ended with {:?} and printed\n{}", outcome.code, outcome.printed);
             // A command that cannot be repeated says why it failed only the first time.
             let first = first.get_or_insert_with(|| told.clone());
-            if began.elapsed() > SETTLES_WITHIN || outcome.code.is_none() {
+            if began.elapsed() > self.patience || outcome.code.is_none() {
                 let wanted = expected.map(|e| format!("--- the page says\n{e}")).unwrap_or_default();
                 return Err(format!("expected end: {exit:?}\n--- at first {first}--- at last {told}{wanted}"));
             }
