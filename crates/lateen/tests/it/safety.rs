@@ -23,6 +23,7 @@ exercises!(
 const RATE: &str = "500";
 
 fn start_load(mesh: &Mesh, duration: &str) -> Background {
+    settles("the mesh serves", || mesh.from("customer").load(RECOMMENDATION, 50)?.ensure_clean().map(drop));
     mesh.from("customer").start_load(RECOMMENDATION, &["--rps", RATE, "--connections", "32", "--duration", duration])
 }
 
@@ -143,6 +144,11 @@ fn scaling_drops_nobody(mesh: &Mesh) {
         transform(&slow.replace(head, &format!("{head}  replicas: {replicas}\n")), replicas);
     }
     transform(&sample(), 1);
+    for caller in ["customer", "preference"] {
+        // Why, if anybody was dropped after all.
+        let metrics = mesh.from(caller).get("http://127.0.0.1:15000/stats/prometheus").body;
+        metrics.lines().filter(|l| l.contains("istio_requests_total{") && l.contains("response_code=\"5")).for_each(|l| println!("{l}"));
+    }
     nobody_noticed(kept);
     nobody_noticed(fresh);
 }

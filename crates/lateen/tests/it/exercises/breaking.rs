@@ -71,4 +71,10 @@ fn ejection_for_gateway_errors_only(mesh: &Mesh) {
     settles("500 ejects nobody", || mesh.from("customer").load(RECOMMENDATION, 200)?.status_share(500).ensure_near(0.5));
     mesh.misbehave("recommendation-v2", 502);
     settles("502 ejects", || mesh.from("customer").load(RECOMMENDATION, 60)?.share("recommendation", "v2").ensure_none());
+    // Without the rule nobody is kept out, whatever was left of the ejection.
+    mesh.reset();
+    settles("both versions answer", || {
+        let report = mesh.from("customer").load(RECOMMENDATION, 60)?;
+        report.ensure_clean()?.share("recommendation", "v2").ensure_near(0.5)
+    });
 }
