@@ -102,7 +102,16 @@ fn bootstrap(environment: &Environment, socket: &Path) -> anyhow::Result<serde_j
 fn envoy(args: &Args, environment: &Environment, file: &Path) -> anyhow::Result<Child> {
     let concurrency = environment.concurrency.unwrap_or(1).to_string();
     Command::new(&args.envoy)
-        .args(["--concurrency", &concurrency, "--disable-hot-restart", "--log-level", "warning", "--component-log-level", "misc:error", "--drain-time-s"])
+        .args([
+            "--concurrency",
+            &concurrency,
+            "--disable-hot-restart",
+            "--log-level",
+            "warning",
+            "--component-log-level",
+            "misc:error",
+            "--drain-time-s",
+        ])
         .arg(environment.drain_seconds.to_string())
         .arg("-c")
         .arg(file)
