@@ -18,7 +18,7 @@ fn pages_in_envoys_form(mesh: &Mesh) {
     mesh.apply(&routes(&format!("{{{}}}", to("v2"))));
     settles("the clusters of the subsets are there", || {
         let clusters = page(mesh, "clusters")?;
-        Ok(ensure!(clusters.contains("outbound|8080|v2|recommendation.default.svc.cluster.local::"), "{clusters}"))
+        check!(clusters.contains("outbound|8080|v2|recommendation.default.svc.cluster.local::"), "{clusters}")
     });
     mesh.from("customer").load(RECOMMENDATION, 20).unwrap().ensure_clean().unwrap();
     let dump: Value = serde_json::from_str(&page(mesh, "config_dump").unwrap()).unwrap();

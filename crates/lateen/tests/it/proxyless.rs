@@ -66,10 +66,7 @@ fn grpc_finds_endpoints_and_follows_a_split(mesh: &Mesh) {
     };
     settles("endpoints of both versions", || {
         let seen = call(40)?;
-        Ok(ensure!(
-            seen["v1"].as_u64() > Some(0) && seen["v2"].as_u64() > Some(0) && seen.as_object().is_some_and(|s| s.len() == 2),
-            "{seen}"
-        ))
+        check!(seen["v1"].as_u64() > Some(0) && seen["v2"].as_u64() > Some(0) && seen.as_object().is_some_and(|s| s.len() == 2), "{seen}")
     });
     mesh.apply(&split(80, 20));
     settles("the split", || {
@@ -81,6 +78,6 @@ fn grpc_finds_endpoints_and_follows_a_split(mesh: &Mesh) {
     mesh.apply(&routes(&format!("{{{}}}", to("v2"))));
     settles("all to v2", || {
         let seen = call(40)?;
-        Ok(ensure!(seen == serde_json::json!({"v2": 40}), "{seen}"))
+        check!(seen == serde_json::json!({"v2": 40}), "{seen}")
     });
 }

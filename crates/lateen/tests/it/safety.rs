@@ -71,7 +71,7 @@ fn subsets_come_and_go_under_load(mesh: &Mesh) {
         mesh.apply(&split(50, 50));
         settles("the split is there", || {
             let report = mesh.from("customer").load(RECOMMENDATION, 20)?;
-            Ok(ensure!(report.version("recommendation", "v1") > 0, "no v1"))
+            check!(report.version("recommendation", "v1") > 0, "no v1")
         });
         mesh.reset();
     }
@@ -89,7 +89,7 @@ fn a_killed_control_plane_drops_nobody(mesh: &Mesh) {
         kill(Pid::from_raw(killed), Signal::SIGKILL).expect("a signal");
         eventually("another control plane runs", Duration::from_secs(30), || {
             let now = mesh.processes(" control --");
-            Ok(ensure!(now.len() == 1 && now[0].pid != killed, "{now:?}"))
+            check!(now.len() == 1 && now[0].pid != killed, "{now:?}")
         });
         eventually("everything is ready", Duration::from_secs(30), || mesh.all_ready());
         // The new one steers.

@@ -24,7 +24,7 @@ fn overflow_names_its_cause(mesh: &Mesh) {
         answer.ensure_status(503)?;
         let text = "upstream connect error or disconnect/reset before headers. reset reason: overflow";
         ensure!(answer.body.contains(text), "{answer:?}");
-        Ok(ensure!(answer.header("x-envoy-overloaded") == Some("true"), "{answer:?}"))
+        check!(answer.header("x-envoy-overloaded") == Some("true"), "{answer:?}")
     });
     load.stop();
 }
@@ -35,7 +35,7 @@ fn overflow_protects_the_service(mesh: &Mesh) {
     settles("some are served, the others refused at once", || {
         let report = mesh.from("customer").load_with(RECOMMENDATION, 100, &["--rps", "100", "--connections", "50"])?;
         ensure!(report.status(200) > 0 && report.status(503) > 20, "{:#}", report.0);
-        Ok(ensure!(report.status(200) + report.status(503) == 100, "{:#}", report.0))
+        check!(report.status(200) + report.status(503) == 100, "{:#}", report.0)
     });
     mesh.behave("recommendation-v1");
 }
@@ -60,7 +60,7 @@ fn ejection_empties_a_failing_pod_and_it_returns(mesh: &Mesh) {
     eventually("the pod is back", Duration::from_secs(30), || {
         let report = mesh.from("customer").load(RECOMMENDATION, 60)?;
         report.ensure_clean()?;
-        Ok(ensure!(report.share("recommendation", "v2").hits > 0, "not yet, {:?} after it behaves", since.elapsed()))
+        check!(report.share("recommendation", "v2").hits > 0, "not yet, {:?} after it behaves", since.elapsed())
     });
 }
 

@@ -1,8 +1,6 @@
 //! To hosts outside the mesh: allowed, refused, and allowed by a ServiceEntry.
 use std::net::UdpSocket;
 
-use anyhow::ensure;
-
 use super::exercises;
 use crate::mesh::{Mesh, settles};
 use crate::process::Background;
@@ -38,7 +36,7 @@ fn any_is_the_default(mesh: &Mesh) {
     let Some(outside) = outside(mesh) else { return skipped() };
     settles("a host nobody knows is reached", || {
         let answer = mesh.from("customer").get(&format!("http://{}/", outside.address));
-        Ok(ensure!(answer.ensure_status(200)?.saw("/service")? == "outside", "{answer:?}"))
+        check!(answer.ensure_status(200)?.saw("/service")? == "outside", "{answer:?}")
     });
 }
 
@@ -50,7 +48,7 @@ fn registry_only_refuses_unknown_hosts(mesh: &Mesh) {
     if let Some(outside) = outside(mesh) {
         settles("an unknown address is not connected", || {
             let answer = mesh.from("customer").get(&format!("http://{}/", outside.address));
-            Ok(ensure!(answer.status == 0 || answer.status == 502, "{answer:?}"))
+            check!(answer.status == 0 || answer.status == 502, "{answer:?}")
         });
     }
     mesh.from("customer").load(RECOMMENDATION, 30).unwrap().ensure_clean().unwrap();
@@ -65,7 +63,7 @@ fn a_service_entry_opens_the_way(mesh: &Mesh) {
     let (ip, port) = outside.address.rsplit_once(':').expect("an address with a port");
     mesh.apply(&mesh_config("outboundTrafficPolicy: {mode: REGISTRY_ONLY}"));
     let url = format!("http://{}/", outside.address);
-    settles("closed at first", || Ok(ensure!(mesh.from("customer").get(&url).status != 200, "open")));
+    settles("closed at first", || check!(mesh.from("customer").get(&url).status != 200, "open"));
     let ports = format!("ports: [{{number: {port}, name: http, protocol: HTTP}}]");
     let spec = format!(
         "hosts: [outside.example], addresses: [{ip}], {ports}, location: MESH_EXTERNAL, resolution: STATIC, endpoints: [{{address: {ip}}}]"
@@ -73,6 +71,6 @@ fn a_service_entry_opens_the_way(mesh: &Mesh) {
     mesh.apply(&document("ServiceEntry", "outside", &spec));
     settles("the entry opens it", || {
         let answer = mesh.from("customer").ask(&url, &["-H", "host: outside.example"]);
-        Ok(ensure!(answer.ensure_status(200)?.saw("/service")? == "outside", "{answer:?}"))
+        check!(answer.ensure_status(200)?.saw("/service")? == "outside", "{answer:?}")
     });
 }

@@ -19,7 +19,7 @@ fn delay(mesh: &Mesh) {
         let answer = mesh.from("customer").get(RECOMMENDATION);
         answer.ensure_status(200)?;
         ensure!(answer.took >= Duration::from_millis(700), "answered after {:?}", answer.took);
-        Ok(ensure!(answer.took < Duration::from_secs(3), "answered after {:?}", answer.took))
+        check!(answer.took < Duration::from_secs(3), "answered after {:?}", answer.took)
     });
 }
 
@@ -29,7 +29,7 @@ fn delay_for_a_share(mesh: &Mesh) {
         let report = mesh.from("customer").load_with(RECOMMENDATION, 300, &["--connections", "100"])?;
         report.ensure_clean()?;
         let (p50, p90) = (report.0["latency_ms"]["p50"].as_f64().unwrap_or(0.0), report.0["latency_ms"]["p90"].as_f64().unwrap_or(0.0));
-        Ok(ensure!(p50 < 380.0 && p90 >= 400.0, "p50 {p50} ms, p90 {p90} ms"))
+        check!(p50 < 380.0 && p90 >= 400.0, "p50 {p50} ms, p90 {p90} ms")
     });
 }
 
@@ -38,7 +38,7 @@ fn abort(mesh: &Mesh) {
     settles("every request is refused, with the reason", || {
         let answer = mesh.from("customer").get(RECOMMENDATION);
         answer.ensure_status(418)?;
-        Ok(ensure!(answer.body.trim_end() == "fault filter abort", "{answer:?}"))
+        check!(answer.body.trim_end() == "fault filter abort", "{answer:?}")
     });
 }
 

@@ -20,7 +20,7 @@ fn strict_refuses_plaintext(mesh: &Mesh) {
     mesh.apply(&peer_authentication("STRICT"));
     settles("the stranger is refused", || {
         let answer = mesh.from("stranger").get(RECOMMENDATION);
-        Ok(ensure!(answer.status == 0, "{answer:?}"))
+        check!(answer.status == 0, "{answer:?}")
     });
     // And goes on being refused, by name and by address, while the mesh's own are served.
     let address = format!("http://{}:8080/", mesh.pod_address("recommendation-v1", false));
@@ -66,7 +66,7 @@ fn caller_and_callee_are_service_accounts(mesh: &Mesh) {
     settles("the callee is told who calls whom", || {
         let certificate = mesh.from("customer").get(RECOMMENDATION).saw("/headers/x-forwarded-client-cert")?;
         ensure!(certificate.contains("By=spiffe://cluster.local/ns/default/sa/recommendation"), "{certificate}");
-        Ok(ensure!(certificate.contains("URI=spiffe://cluster.local/ns/default/sa/customer"), "{certificate}"))
+        check!(certificate.contains("URI=spiffe://cluster.local/ns/default/sa/customer"), "{certificate}")
     });
     // A caller cannot say so itself.
     settles("the stranger is served", || mesh.from("stranger").get(RECOMMENDATION).ensure_status(200).map(drop));
@@ -88,6 +88,6 @@ fn the_certificate_names_the_service_account(mesh: &Mesh) {
     );
     settles("openssl sees the SPIFFE id", || {
         let output = mesh.from("stranger").run("sh", &["-c", &show]);
-        Ok(ensure!(output.out.contains("URI:spiffe://cluster.local/ns/default/sa/recommendation"), "{output:?}"))
+        check!(output.out.contains("URI:spiffe://cluster.local/ns/default/sa/recommendation"), "{output:?}")
     });
 }

@@ -23,7 +23,7 @@ fn prepare(mesh: &Mesh) {
         mesh.from("recommendation-v2").reset_stats();
         let report = mesh.from("customer").load(RECOMMENDATION, 20)?;
         report.share("recommendation", "v1").ensure_all()?;
-        Ok(ensure!(copies(mesh)? > 0, "none yet"))
+        check!(copies(mesh)? > 0, "none yet")
     });
     // What is still on its way from then must not count.
     let mut last = u64::MAX;
@@ -42,7 +42,7 @@ fn copies_arrive_and_callers_see_none(mesh: &Mesh) {
     report.ensure_clean().unwrap().share("recommendation", "v1").ensure_all().unwrap();
     settles("every request has its copy", || {
         let copies = copies(mesh)?;
-        Ok(ensure!(copies == 100, "{copies} copies of 100"))
+        check!(copies == 100, "{copies} copies of 100")
     });
 }
 

@@ -15,7 +15,7 @@ fn tcp_echo(mesh: &Mesh) {
     settles("lines come back", || {
         let output = mesh.from("customer").probe(&["talk", "recommendation:9000", "one", "two"]);
         let lines: Vec<&str> = output.out.lines().collect();
-        Ok(ensure!(lines.len() == 2 && lines[0].ends_with(": one") && lines[1].ends_with(": two"), "{output:?}"))
+        check!(lines.len() == 2 && lines[0].ends_with(": one") && lines[1].ends_with(": two"), "{output:?}")
     });
 }
 
@@ -23,28 +23,28 @@ fn tcp_is_steered(mesh: &Mesh) {
     let route = "tcp: [{match: [{port: 9000}], route: [{destination: {host: recommendation, subset: v2, port: {number: 9000}}}]}]";
     mesh.apply(&(subsets() + &document("VirtualService", "recommendation-tcp", &format!("hosts: [recommendation], {route}"))));
     let version = || mesh.from("customer").probe(&["talk", "recommendation:9000", "hello"]).out;
-    settles("v2 answers", || Ok(ensure!((0..6).all(|_| version().starts_with("recommendation v2")), "not every time")));
+    settles("v2 answers", || check!((0..6).all(|_| version().starts_with("recommendation v2")), "not every time"));
 }
 
 fn server_first_tcp(mesh: &Mesh) {
     settles("the server's greeting arrives", || {
         let output = mesh.from("customer").probe(&["talk", "recommendation:9025"]);
         ensure!(output.out.starts_with("220 recommendation"), "{output:?}");
-        Ok(ensure!(output.took < Duration::from_secs(2), "only after {:?}", output.took))
+        check!(output.took < Duration::from_secs(2), "only after {:?}", output.took)
     });
 }
 
 fn server_first_on_an_undeclared_port(mesh: &Mesh) {
     settles("the greeting arrives though nobody declared the protocol", || {
         let output = mesh.from("customer").probe(&["talk", "preference:9025"]);
-        Ok(ensure!(output.out.starts_with("220 preference"), "{output:?}"))
+        check!(output.out.starts_with("220 preference"), "{output:?}")
     });
 }
 
 fn websocket(mesh: &Mesh) {
     settles("messages come back", || {
         let output = mesh.from("customer").probe(&["websocket", "recommendation:8080", "recommendation:8080", "hello"]);
-        Ok(ensure!(output.out == "hello 0\nhello 1\nhello 2\n", "{output:?}"))
+        check!(output.out == "hello 0\nhello 1\nhello 2\n", "{output:?}")
     });
 }
 
@@ -57,7 +57,7 @@ fn grpc_unary(mesh: &Mesh) {
     settles("an answer with its status in the trailers", || {
         let answer = grpc(mesh, "Call", &["message=hello"])?;
         ensure!(answer["versions"].as_array().is_some_and(|v| v.len() == 1), "{answer}");
-        Ok(ensure!(answer["grpc_status_in_trailers"] == "0" && answer["grpc_status_in_headers"].is_null(), "{answer}"))
+        check!(answer["grpc_status_in_trailers"] == "0" && answer["grpc_status_in_headers"].is_null(), "{answer}")
     });
 }
 
@@ -65,7 +65,7 @@ fn grpc_stream(mesh: &Mesh) {
     settles("every message of the stream, and its end", || {
         let answer = grpc(mesh, "Stream", &["message=hello", "count=20", "interval=10"])?;
         ensure!(answer["versions"].as_array().is_some_and(|v| v.len() == 20), "{answer}");
-        Ok(ensure!(answer["grpc_status_in_trailers"] == "0", "{answer}"))
+        check!(answer["grpc_status_in_trailers"] == "0", "{answer}")
     });
     let broken = grpc(mesh, "Stream", &["message=hello", "count=3", "fail=9"]).unwrap();
     assert_eq!(broken["versions"].as_array().map(Vec::len), Some(3), "{broken}");
@@ -76,12 +76,12 @@ fn grpc_errors_in_trailers(mesh: &Mesh) {
     settles("a refusal reaches the caller as the service sent it", || {
         let answer = grpc(mesh, "Call", &["fail=7"])?;
         let status = [&answer["grpc_status_in_headers"], &answer["grpc_status_in_trailers"]];
-        Ok(ensure!(answer["status"] == 200 && status.contains(&&Value::from("7")) && answer["message"] == "failing as asked", "{answer}"))
+        check!(answer["status"] == 200 && status.contains(&&Value::from("7")) && answer["message"] == "failing as asked", "{answer}")
     });
     mesh.apply(&routes(&format!("{{fault: {{abort: {{percentage: {{value: 100}}, grpcStatus: UNAVAILABLE}}}}, {}}}", to("v1"))));
     settles("an injected refusal is gRPC's", || {
         let answer = grpc(mesh, "Call", &["message=x"])?;
-        Ok(ensure!(answer["status"] == 200 && answer["grpc_status_in_headers"] == "14", "{answer}"))
+        check!(answer["status"] == 200 && answer["grpc_status_in_headers"] == "14", "{answer}")
     });
 }
 
@@ -89,7 +89,7 @@ fn grpc_is_steered(mesh: &Mesh) {
     mesh.apply(&routes(&format!("{{match: [{{uri: {{prefix: /lateen.app.Echo/Call}}}}], {}}}, {{{}}}", to("v2"), to("v1"))));
     settles("the method chooses the version", || {
         let (call, stream) = (grpc(mesh, "Call", &["message=x"])?, grpc(mesh, "Stream", &["message=x"])?);
-        Ok(ensure!(call["versions"] == serde_json::json!(["v2"]) && stream["versions"] == serde_json::json!(["v1"]), "{call} {stream}"))
+        check!(call["versions"] == serde_json::json!(["v2"]) && stream["versions"] == serde_json::json!(["v1"]), "{call} {stream}")
     });
 }
 

@@ -1,5 +1,4 @@
 //! Which version answers: subsets, weights, matches, source labels, delegates.
-use anyhow::ensure;
 
 use super::exercises;
 use crate::mesh::{Mesh, settles};
@@ -72,7 +71,7 @@ fn by_path_method_and_query(mesh: &Mesh) {
         format!("{{{}}}", to("v1")),
     ];
     mesh.apply(&routes(&all.join(", ")));
-    settles("the rules have arrived", || Ok(ensure!(version(mesh, "/exactly", &[])? == "v2", "v1 answers")));
+    settles("the rules have arrived", || check!(version(mesh, "/exactly", &[])? == "v2", "v1 answers"));
     let cases: [(&str, &[&str], &str); 13] = [
         ("/exactly/not", &[], "v1"),
         ("/before", &[], "v2"),
@@ -96,7 +95,7 @@ fn by_path_method_and_query(mesh: &Mesh) {
 fn first_match_wins(mesh: &Mesh) {
     let rule = |condition: &str, version: &str| format!("{{match: [{{uri: {condition}}}], {}}}", to(version));
     mesh.apply(&routes(&format!("{}, {}, {{{}}}", rule("{prefix: /a}", "v2"), rule("{exact: /a/b}", "v1"), to("v1"))));
-    settles("the first rule holds though a later one is more exact", || Ok(ensure!(version(mesh, "/a/b", &[])? == "v2", "v1 answers")));
+    settles("the first rule holds though a later one is more exact", || check!(version(mesh, "/a/b", &[])? == "v2", "v1 answers"));
     assert_eq!(version(mesh, "/c", &[]).unwrap(), "v1");
 }
 
@@ -113,7 +112,7 @@ fn delegate(mesh: &Mesh) {
     // A delegate has no hosts of its own.
     let delegate = document("VirtualService", "reco-routes", &format!("http: [{reco}]"));
     mesh.apply(&(subsets() + &delegate + &rules("recommendation", &format!("{root}, {{directResponse: {{status: 418}}}}"))));
-    settles("the delegate's rules hold", || Ok(ensure!(version(mesh, "/reco/new", &[])? == "v2", "v1 answers")));
+    settles("the delegate's rules hold", || check!(version(mesh, "/reco/new", &[])? == "v2", "v1 answers"));
     assert_eq!(version(mesh, "/reco/old", &[]).unwrap(), "v1");
     assert_eq!(mesh.from("customer").get(RECOMMENDATION).status, 418, "what the root does not delegate stays with it");
 }
@@ -137,6 +136,6 @@ fn no_endpoints_names_the_cause(mesh: &Mesh) {
     settles("callers get 503 with the reason", || {
         let answer = mesh.from("customer").get(RECOMMENDATION);
         answer.ensure_status(503)?;
-        Ok(ensure!(answer.body.contains("no healthy upstream"), "{answer:?}"))
+        check!(answer.body.contains("no healthy upstream"), "{answer:?}")
     });
 }

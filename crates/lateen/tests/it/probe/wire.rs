@@ -39,10 +39,11 @@ pub(crate) fn run(port: &str, marker: &str, seconds: &str) -> anyhow::Result<()>
         if from.is_none_or(|f| f.hatype() == libc::ARPHRD_LOOPBACK) {
             continue;
         }
-        if let Some((ports, payload)) = buffer.get(..length).and_then(segment) {
-            if (ports.0 == port || ports.1 == port) && !payload.is_empty() {
-                seen.look(ports, payload, marker.as_bytes());
-            }
+        if let Some((ports, payload)) = buffer.get(..length).and_then(segment)
+            && (ports.0 == port || ports.1 == port)
+            && !payload.is_empty()
+        {
+            seen.look(ports, payload, marker.as_bytes());
         }
     }
     let Seen { server_hellos, tls13, application_data, marker, not_tls, .. } = seen;
