@@ -44,8 +44,11 @@ pub fn steps<K: Clone + Ord>(wanted: &BTreeMap<K, Wanted>, present: &[Present<K>
         surplus.sort_by_key(|p| p.ready);
         steps.end.extend(surplus.iter().take(current.len().saturating_sub(replicas)).map(|p| p.key.clone()));
         let ready = current.iter().filter(|p| p.ready).count();
+        // Of the old ones those that serve are kept; one that never came up must not stay in the place of one that does.
         let keep = replicas.saturating_sub(ready);
-        steps.end.extend(old.iter().rev().skip(keep).map(|p| p.key.clone()));
+        let (serving, useless): (Vec<&Present<K>>, Vec<&Present<K>>) = old.iter().copied().rev().partition(|p| p.ready);
+        let spared = keep.saturating_sub(serving.len());
+        steps.end.extend(serving.iter().skip(keep).chain(useless.iter().skip(spared)).map(|p| p.key.clone()));
     }
     steps
 }
@@ -68,6 +71,15 @@ mod tests {
         assert_eq!(steps(&want(1, 1), &[pod("a", 1, true), pod("b", 1, true), pod("c", 1, false)]).end, ["c", "b"]);
         assert_eq!(steps(&want(0, 1), &[pod("a", 1, true)]).end, ["a"]);
         assert_eq!(steps(&BTreeMap::new(), &[pod("a", 1, true)]).end, ["a"]);
+    }
+
+    #[test]
+    fn a_broken_revision_does_not_take_the_place_of_one_that_serves() {
+        let pods = [pod("good1", 1, true), pod("good2", 1, true), pod("broken1", 2, false), pod("broken2", 2, false)];
+        let after = steps(&want(1, 3), &pods);
+        assert_eq!((after.start, after.end), (vec![("d", 1)], vec!["good1", "broken2", "broken1"]));
+        assert_eq!(steps(&want(2, 3), &pods).end, ["broken2", "broken1"]);
+        assert_eq!(steps(&want(3, 3), &pods).end, ["broken1"]);
     }
 
     #[test]
