@@ -19,9 +19,12 @@ use crate::store::change::{Outcome, quoted};
 use crate::store::mesh::{Mesh, PodKey, Slot};
 
 mod get;
+mod synced;
 mod unready;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// A change of the state folder is on its way to the proxies after this long.
+const CONTROL_PLANE_NOTICES: Duration = Duration::from_millis(100);
 
 /// Serves until dropped. `down` is told when a client asks for the end.
 pub async fn serve(listener: UnixListener, mesh: Mesh, down: watch::Sender<u32>) {
@@ -284,6 +287,16 @@ impl Client {
         }
     }
 
+    /// Ready pods are no use to callers that do not know them yet. A proxy that never answers ends the wait, not the mesh.
+    async fn wait_for_proxies(&self, mesh: &Mesh, until: tokio::time::Instant) {
+        let mut in_a_row = 0;
+        // Twice, with time for the control plane to notice what was written last.
+        while in_a_row < 2 && tokio::time::Instant::now() < until {
+            tokio::time::sleep(CONTROL_PLANE_NOTICES).await;
+            in_a_row = if synced::all(mesh).await { in_a_row + 1 } else { 0 };
+        }
+    }
+
     async fn wait(&mut self, mesh: &Mesh, at_most: Duration) -> io::Result<()> {
         let mut versions = mesh.versions();
         let until = tokio::time::Instant::now() + at_most;
@@ -300,6 +313,7 @@ impl Client {
             }
         }
         if settled {
+            self.wait_for_proxies(mesh, until).await;
             let refused: Vec<String> =
                 mesh.state().refused.iter().map(|(k, why)| format!("{} {}/{}: {why}\n", k.kind, k.namespace, k.name)).collect();
             for line in &refused {

@@ -92,9 +92,9 @@ fn print_tour(mesh: &str, port: u16, pods: &[Pod], took: Duration) {
 fn apply(lateen: &str, flag: &str, name: &str) -> String {
     let file = format!("demo/{name}.yaml");
     if Path::new(&file).is_file() {
-        format!("{lateen} apply{flag} -f {file}")
+        format!("{lateen} apply{flag} --wait -f {file}")
     } else {
-        format!("{lateen} demo show {name} | {lateen} apply{flag} -f -")
+        format!("{lateen} demo show {name} | {lateen} apply{flag} --wait -f -")
     }
 }
 
