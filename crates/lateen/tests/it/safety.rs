@@ -123,6 +123,9 @@ fn a_rollout_drops_nobody(mesh: &Mesh) {
 /// Pods come and go, and are replaced by slower ones and back, while each of them always has requests under way, on kept
 /// connections and on new ones.
 fn scaling_drops_nobody(mesh: &Mesh) {
+    for caller in ["customer", "preference"] {
+        settles("both versions answer", || mesh.from(caller).load(RECOMMENDATION, 100)?.share("recommendation", "v2").ensure_near(0.5));
+    }
     let options = ["--rps", "100", "--connections", "64", "--method", "POST", "--data", "order", "--duration", "300s"];
     let kept = mesh.from("customer").start_load(RECOMMENDATION, &options);
     let fresh = mesh.from("preference").start_load(RECOMMENDATION, &[&options[..], &["--no-keepalive"]].concat());
