@@ -21,6 +21,7 @@ mod probe;
 mod process;
 mod proxyless;
 mod report;
+mod rotation;
 mod safety;
 mod world;
 
@@ -56,7 +57,7 @@ fn running() -> std::sync::MutexGuard<'static, Option<(DataPlane, Result<Mesh, N
 }
 
 fn trials() -> Vec<Trial> {
-    let own = [exercises::all(), [admin::ALL, bad_input::ALL, corpus::ALL, proxyless::ALL, safety::ALL].concat()].concat();
+    let own = [exercises::all(), [admin::ALL, bad_input::ALL, corpus::ALL, proxyless::ALL, rotation::ALL, safety::ALL].concat()].concat();
     let mut trials: Vec<Trial> = own.into_iter().map(|e| trial(DataPlane::Lateen, e)).collect();
     trials.push(end(DataPlane::Lateen));
     trials.push(Trial::test("ordinary_user::a_mesh_without_privileges", || {
@@ -64,7 +65,7 @@ fn trials() -> Vec<Trial> {
         Ok(())
     }));
     if std::env::var_os("LATEEN_TEST_ENVOY").is_some() {
-        let foreign = [exercises::all(), [admin::ALL, safety::ALL].concat()].concat();
+        let foreign = [exercises::all(), [admin::ALL, rotation::ALL, safety::ALL].concat()].concat();
         trials.extend(foreign.into_iter().map(|e| trial(DataPlane::Envoy, e)));
         trials.push(end(DataPlane::Envoy));
     } else {

@@ -19,7 +19,7 @@ exercises!(
     scaling_drops_nobody,
 );
 
-/// The figure. A debug build with both sidecars of a call on two processors sustains it.
+/// Requests a second. A debug build with both sidecars of a call on two processors sustains it.
 const RATE: &str = "500";
 
 fn start_load(mesh: &Mesh, duration: &str) -> Background {

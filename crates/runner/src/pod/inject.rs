@@ -164,14 +164,24 @@ pub fn sidecar_command(plan: &PodPlan, injected: Injected, owner: Owner<'_>, set
 fn proxy_config(plan: &PodPlan, settings: &Settings) -> String {
     // One worker each: a mesh on one machine has more proxies than cores.
     let mut config = serde_json::json!({"discoveryAddress": settings.discovery_address, "concurrency": 1});
-    let own = plan.annotations.get("proxy.istio.io/config").and_then(|text| {
-        let documents = lateen_model::yaml::read(text.as_bytes(), &lateen_model::yaml::Limits::default()).ok()?;
-        Some(documents.into_iter().next()?.ok()?.root.to_json())
-    });
-    if let (Some(config), Some(serde_json::Value::Object(own))) = (config.as_object_mut(), own) {
+    if let (Some(config), Some(serde_json::Value::Object(own))) = (config.as_object_mut(), own_config(plan)) {
         config.extend(own);
     }
     config.to_string()
+}
+
+/// The pod's annotation `proxy.istio.io/config`, YAML or JSON.
+fn own_config(plan: &PodPlan) -> Option<serde_json::Value> {
+    let text = plan.annotations.get("proxy.istio.io/config")?;
+    let documents = lateen_model::yaml::read(text.as_bytes(), &lateen_model::yaml::Limits::default()).ok()?;
+    Some(documents.into_iter().next()?.ok()?.root.to_json())
+}
+
+/// `proxyMetadata` of that annotation: variables for the proxy's environment, such as SECRET_TTL.
+fn proxy_metadata(plan: &PodPlan) -> Vec<(String, Value)> {
+    let config = own_config(plan).unwrap_or_default();
+    let variables = config["proxyMetadata"].as_object().cloned().unwrap_or_default();
+    variables.into_iter().filter_map(|(name, value)| Some((name, Value::Text(value.as_str()?.to_owned())))).collect()
 }
 
 fn environment(plan: &PodPlan, owner: Owner<'_>, settings: &Settings) -> Vec<(String, Value)> {
@@ -213,6 +223,7 @@ fn environment(plan: &PodPlan, owner: Owner<'_>, settings: &Settings) -> Vec<(St
         text("JWT_TOKEN_PATH", TOKEN_PATH.into()),
         text("XDS_ROOT_CA", ROOT_CERT_PATH.into()),
     ];
+    env.extend(proxy_metadata(plan));
     if let Some(path) = &settings.envoy_path {
         env.push(text("LATEEN_ENVOY", path.clone()));
     }
