@@ -1,4 +1,5 @@
 //! Names, SPIFFE ids, labels, memory: what every stage of the path shares.
+pub mod batch;
 pub mod memory;
 pub mod spiffe;
 
