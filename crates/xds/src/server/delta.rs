@@ -108,6 +108,9 @@ impl Watch {
         let names = &self.names;
         self.held.retain(|name, _| names.wants(name));
         self.deferred.retain(|name| names.wants(name));
+        if names.is_empty() {
+            self.ledger.forgive();
+        }
     }
 
     /// What the client believes to exist, or asked for, and does not exist. Clusters and endpoints

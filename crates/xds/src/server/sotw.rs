@@ -117,6 +117,9 @@ impl Stream for SotwStream {
         let added: BTreeSet<String> = names.names.difference(&watch.names.names).cloned().collect();
         let wider = names.wildcard && !watch.names.wildcard;
         watch.names = names;
+        if watch.names.is_empty() {
+            watch.ledger.forgive();
+        }
         let kept = &watch.names;
         watch.held.retain(|name, _| kept.wants(name));
         let respond = if (starts_over && !watch.names.is_empty()) || wider {

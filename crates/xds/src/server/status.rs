@@ -74,6 +74,11 @@ impl Ledger {
         }
     }
 
+    /// The client wants nothing of this type any more, so neither what it refused.
+    pub(super) fn forgive(&mut self) {
+        self.nacked = None;
+    }
+
     /// Whether everything sent was answered.
     pub(super) fn is_answered(&self) -> bool {
         self.outstanding.is_empty()
