@@ -96,7 +96,8 @@ async fn tries(
     mut retries: Retries,
 ) -> Result<(), End> {
     let count_attempts = matched.virtual_host().is_some_and(|h| h.include_request_attempt_count);
-    let mut free_repeats = 1;
+    // A server that closes idle connections closes many at once: each repeat may meet another of them.
+    let mut free_repeats = 8;
     loop {
         exchange.info.attempts += 1;
         if count_attempts {

@@ -24,7 +24,7 @@ mod unready;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// A change of the state folder is on its way to the proxies after this long.
-const CONTROL_PLANE_NOTICES: Duration = Duration::from_millis(100);
+const CONTROL_PLANE_NOTICES: Duration = Duration::from_millis(200);
 
 /// Serves until dropped. `down` is told when a client asks for the end.
 pub async fn serve(listener: UnixListener, mesh: Mesh, down: watch::Sender<u32>) {

@@ -66,7 +66,7 @@ spec:
       containers:
       - name: discovery
         image: lateen/lateen
-        command: [lateen, control, --folder, {CONFIG}, --ca-folder, {SECRETS}/ca, --token-jwks, {SECRETS}/jwks.json, --trust-domain, {trust_domain}, --debounce=20]
+        command: [lateen, control, --folder, {CONFIG}, --ca-folder, {SECRETS}/ca, --token-jwks, {SECRETS}/jwks.json, --trust-domain, {trust_domain}]
         ports: [{{containerPort: 15010}}, {{containerPort: 15012}}, {{containerPort: 15014}}, {{containerPort: 8080}}]
         readinessProbe: {{httpGet: {{path: /ready, port: 15014}}, periodSeconds: 3}}
         volumeMounts: [{{name: state, mountPath: {STATE}}}]
