@@ -1,5 +1,4 @@
 //! Names, SPIFFE ids, labels, memory: what every stage of the path shares.
-pub mod batch;
 pub mod memory;
 pub mod spiffe;
 

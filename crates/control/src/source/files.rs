@@ -2,8 +2,7 @@
 //!
 //! An editor may save in several writes, a tool may delete and create, a user may save a mistake.
 //! None of that may take away what works: as long as a file has errors, the resources it held when
-//! it was last in order stay in force unless the file still defines them itself. And a change of several
-//! files ([`lateen_core::batch`]) is seen whole or not at all.
+//! it was last in order stay in force unless the file still defines them itself.
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::future::Future;
@@ -13,7 +12,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use lateen_core::batch;
 use lateen_model::load::is_configuration;
 use lateen_model::yaml::Position;
 use lateen_model::{AnyResource, Diagnostic, Limits, ResourceKey, ResourceSet, Severity, parse_in};
@@ -29,10 +27,6 @@ const SAFEGUARD: Duration = Duration::from_secs(15);
 const POLLING: Duration = Duration::from_secs(1);
 /// A file that became empty is believed after this long: many programs empty a file before they write it.
 const EMPTY_GRACE: Duration = Duration::from_secs(1);
-/// After a load that files changed under, the next follows this soon.
-const TORN_PAUSE: Duration = Duration::from_millis(5);
-/// A folder that never rests is taken as it is after this many.
-const MOST_TORN: u32 = 100;
 /// Files read and folders descended at most; more is a wrong folder, not a mesh.
 const MAX_FILES: usize = 20_000;
 const MAX_DEPTH: usize = 16;
@@ -49,8 +43,6 @@ pub struct Files {
     stamps: HashMap<PathBuf, Stamp>,
     /// A load has to follow at this time even if nothing changes.
     again_at: Option<Instant>,
-    /// Loads in a row that were given up because files changed meanwhile.
-    torn: u32,
 }
 
 /// Enough to see that a file changed without reading it.
@@ -77,17 +69,7 @@ impl Files {
         let paths: Vec<PathBuf> = paths.into_iter().collect();
         let dirty = Arc::new(Notify::new());
         let watcher = watch(&paths, dirty.clone());
-        Self {
-            paths,
-            namespace: namespace.into(),
-            limits,
-            files: BTreeMap::new(),
-            dirty,
-            watcher,
-            stamps: HashMap::new(),
-            again_at: None,
-            torn: 0,
-        }
+        Self { paths, namespace: namespace.into(), limits, files: BTreeMap::new(), dirty, watcher, stamps: HashMap::new(), again_at: None }
     }
 
     /// Whether any file differs from what the last load saw.
@@ -95,19 +77,6 @@ impl Files {
         let mut unreadable = Vec::new();
         let found = self.list(&mut unreadable);
         found.len() != self.stamps.len() || found.iter().any(|(path, stamp)| self.stamps.get(path) != Some(stamp))
-    }
-
-    /// Whether a change is half done: somebody writes several files, or files are not what they were when
-    /// `seen` was listed. Then a load would show rules without what they refer to; another follows soon.
-    fn is_torn(&mut self, seen: Option<&BTreeMap<PathBuf, Stamp>>) -> bool {
-        let writing = self.paths.iter().any(|path| batch::under_way(path));
-        let moved = seen.is_some_and(|seen| seen.len() < MAX_FILES && self.list(&mut Vec::new()) != *seen);
-        if !(writing || moved) || self.torn >= MOST_TORN {
-            return false;
-        }
-        self.torn += 1;
-        self.again_at = Some(Instant::now() + TORN_PAUSE);
-        true
     }
 
     /// Every configuration file below the paths; what cannot be listed goes to `unreadable`.
@@ -202,9 +171,6 @@ impl Source for Files {
             self.watcher = watch(&self.paths, self.dirty.clone());
         }
         self.again_at = None;
-        if self.is_torn(None) {
-            return None;
-        }
         let mut unreadable = Vec::new();
         let mut found = self.list(&mut unreadable);
         let mut diagnostics = Vec::new();
@@ -227,10 +193,6 @@ impl Source for Files {
                 self.read(path, *stamp);
             }
         }
-        if self.is_torn(Some(&found)) {
-            return None;
-        }
-        self.torn = 0;
         self.stamps = found.into_iter().collect();
         Some(self.state(diagnostics))
     }

@@ -161,16 +161,3 @@ async fn a_change_is_noticed_by_report_and_by_looking() {
         assert_eq!(names(&load(&mut files)), ["a"]);
     }
 }
-
-#[test]
-fn a_change_of_several_files_is_seen_whole_or_not_at_all() {
-    let (folder, mut files) = folder();
-    write(folder.path().join("a.yaml"), service("a")).unwrap();
-    assert_eq!(names(&load(&mut files)), ["a"]);
-    let batch = batch::Batch::begin(folder.path()).unwrap();
-    write(folder.path().join("b.yaml"), service("b")).unwrap();
-    assert!(files.load().is_none(), "half of a change was shown");
-    write(folder.path().join("c.yaml"), service("c")).unwrap();
-    drop(batch);
-    assert_eq!(names(&load(&mut files)), ["a", "b", "c"]);
-}

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use lateen_core::batch::Batch;
 use lateen_model::resource::ORIGIN_ANNOTATION;
 use lateen_model::set::ResourceKey;
 use lateen_model::{AnyResource, Kind};
@@ -161,12 +160,7 @@ impl Mesh {
             };
             files.insert(file_name(&key), document.to_string());
         }
-        if state.written == files {
-            return;
-        }
         let folder = Path::new(CONFIG);
-        // One apply is one change: a rule must not be seen without what it refers to.
-        let batch = Batch::begin(folder).inspect_err(|e| tracing::error!("cannot mark {} as being written: {e}", folder.display()));
         for (name, text) in &files {
             if state.written.get(name) != Some(text)
                 && let Err(e) = write_atomically(&folder.join(name), text.as_bytes())
@@ -177,7 +171,6 @@ impl Mesh {
         for name in state.written.keys().filter(|name| !files.contains_key(*name)) {
             let _ = std::fs::remove_file(folder.join(name));
         }
-        drop(batch);
         state.written = files;
     }
 }
