@@ -42,10 +42,6 @@ struct Session<B: Backend, T: Stream> {
     outbound: mpsc::Sender<Result<T::Response, Status>>,
     /// When removals are no longer held back for a client that does not answer.
     flush_at: Option<Instant>,
-    /// Held-back removals stay back until then, whatever is answered.
-    flush_not_before: Instant,
-    /// Removals that have waited until then are sent even if the client has not answered.
-    flush_latest: Option<Instant>,
     /// The second half of a push, waiting for the client to ask for endpoints of new clusters.
     second_half: Option<SecondHalf>,
 }
@@ -97,8 +93,6 @@ impl<B: Backend, T: Stream> Arriving<B, T> {
             only_type,
             outbound,
             flush_at: None,
-            flush_not_before: Instant::now(),
-            flush_latest: None,
             second_half: None,
         };
         let end = session.run(first, inbound).await;
@@ -148,11 +142,8 @@ impl<B: Backend, T: Stream> Session<B, T> {
                     self.finish_push().await?;
                 }
                 () = sleep_until(flush_at.unwrap_or_else(Instant::now)), if flush_at.is_some() => {
-                    let now = Instant::now();
-                    let forced = self.flush_latest.is_none_or(|latest| now >= latest);
-                    // Answers that are still due get the rest of the patience.
-                    self.flush_at = (!forced).then(|| now + self.core.limits.removal_grace);
-                    self.flush(forced).await?;
+                    self.flush_at = None;
+                    self.flush(true).await?;
                 }
                 () = self.outbound.closed() => return Ok(()),
             }
@@ -235,12 +226,8 @@ impl<B: Backend, T: Stream> Session<B, T> {
         }
         drop(permit);
         self.send(answers, true).await?;
-        if self.stream.has_deferred() {
-            // Each push starts the wait anew, but pushes without end do not put removals off for ever.
-            let (now, limits) = (Instant::now(), &self.core.limits);
-            let latest = *self.flush_latest.get_or_insert(now + limits.removal_patience);
-            self.flush_not_before = (now + limits.removal_grace).min(latest);
-            self.flush_at = Some(self.flush_not_before);
+        if self.stream.has_deferred() && self.flush_at.is_none() {
+            self.flush_at = Some(Instant::now() + self.core.limits.removal_patience);
         }
         self.flush(false).await?;
         self.event(Event::Converged { after: since.elapsed() });
@@ -256,16 +243,10 @@ impl<B: Backend, T: Stream> Session<B, T> {
     async fn flush(&mut self, force: bool) -> Result<(), Status> {
         // Before the second half, the client still uses the old routes.
         if !self.stream.has_deferred() || self.second_half.is_some() {
-            (self.flush_at, self.flush_latest) = (None, if self.stream.has_deferred() { self.flush_latest } else { None });
-            return Ok(());
-        }
-        if Instant::now() < self.flush_not_before {
+            self.flush_at = None;
             return Ok(());
         }
         let answers = self.stream.flush(force);
-        if !self.stream.has_deferred() {
-            (self.flush_at, self.flush_latest) = (None, None);
-        }
         self.send(answers, true).await
     }
 

@@ -33,9 +33,6 @@ pub struct Limits {
     pub send: Duration,
     /// Removed clusters are held back this long for a client that does not answer. Default 5 s.
     pub removal_patience: Duration,
-    /// Removals wait at least this long, also when everything is answered: workers of the client may still
-    /// be choosing by the routes before. Default 1 s.
-    pub removal_grace: Duration,
     /// Routes and listeners wait this long for a client to ask for the endpoints of clusters that
     /// are new to it. Default 1 s.
     pub endpoint_patience: Duration,
@@ -49,7 +46,6 @@ impl Default for Limits {
             first_request: Duration::from_secs(10),
             send: Duration::from_secs(60),
             removal_patience: Duration::from_secs(5),
-            removal_grace: Duration::from_secs(1),
             endpoint_patience: Duration::from_secs(1),
         }
     }
