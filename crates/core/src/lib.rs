@@ -1,4 +1,5 @@
-//! Names, SPIFFE ids, labels, memory: what every stage of the path shares.
+//! Folders that change as one, memory, SPIFFE ids, labels: what every stage of the path shares.
+pub mod generation;
 pub mod memory;
 pub mod spiffe;
 

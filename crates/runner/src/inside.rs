@@ -131,7 +131,7 @@ async fn serve(handover: Handover, links: Links) -> io::Result<()> {
             links,
             tokens,
             root_cert: root_certificate(&config)?,
-            written: BTreeMap::new(),
+            control_folder: lateen_core::generation::Writer::new(CONFIG),
             stopping: false,
             since: Instant::now(),
             config,

@@ -2,16 +2,18 @@
 //!
 //! An editor may save in several writes, a tool may delete and create, a user may save a mistake.
 //! None of that may take away what works: as long as a file has errors, the resources it held when
-//! it was last in order stay in force unless the file still defines them itself.
+//! it was last in order stay in force unless the file still defines them itself. A folder whose files
+//! change together ([`lateen_core::generation`], as Kubernetes mounts a ConfigMap) is read as of one moment.
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::future::Future;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use lateen_core::generation;
 use lateen_model::load::is_configuration;
 use lateen_model::yaml::Position;
 use lateen_model::{AnyResource, Diagnostic, Limits, ResourceKey, ResourceSet, Severity, parse_in};
@@ -30,6 +32,9 @@ const EMPTY_GRACE: Duration = Duration::from_secs(1);
 /// Files read and folders descended at most; more is a wrong folder, not a mesh.
 const MAX_FILES: usize = 20_000;
 const MAX_DEPTH: usize = 16;
+/// A folder that is replaced while it is read is read again so often at once, and then after a pause.
+const MAX_LOOKS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// A source that reads files and folders.
 pub struct Files {
@@ -50,6 +55,24 @@ pub struct Files {
 struct Stamp {
     modified: Option<SystemTime>,
     size: u64,
+}
+
+/// A file that was found.
+#[derive(Clone, Debug)]
+struct Found {
+    stamp: Stamp,
+    /// Where it stands, which is not where it is named in a folder of generations.
+    at: PathBuf,
+}
+
+/// What a look at the folders shows.
+#[derive(Default)]
+struct Listing {
+    /// By the name that people know.
+    files: BTreeMap<PathBuf, Found>,
+    unreadable: Vec<(PathBuf, std::io::Error)>,
+    /// The generations that were listed.
+    generations: Vec<PathBuf>,
 }
 
 #[derive(Default)]
@@ -74,24 +97,23 @@ impl Files {
 
     /// Whether any file differs from what the last load saw.
     fn differs(&self) -> bool {
-        let mut unreadable = Vec::new();
-        let found = self.list(&mut unreadable);
-        found.len() != self.stamps.len() || found.iter().any(|(path, stamp)| self.stamps.get(path) != Some(stamp))
+        let found = self.list().files;
+        found.len() != self.stamps.len() || found.iter().any(|(path, file)| self.stamps.get(path) != Some(&file.stamp))
     }
 
-    /// Every configuration file below the paths; what cannot be listed goes to `unreadable`.
-    fn list(&self, unreadable: &mut Vec<(PathBuf, std::io::Error)>) -> BTreeMap<PathBuf, Stamp> {
-        let mut found = BTreeMap::new();
+    /// Every configuration file below the paths.
+    fn list(&self) -> Listing {
+        let mut listing = Listing::default();
         for path in &self.paths {
-            descend(path, 0, true, &mut found, unreadable);
+            listing.descend(path, path, 0);
         }
-        found
+        listing
     }
 
-    fn read(&mut self, path: &Path, stamp: Stamp) {
+    fn read(&mut self, path: &Path, Found { stamp, at }: &Found) {
         let name: Arc<str> = path.to_string_lossy().into();
         let file = self.files.entry(path.to_owned()).or_default();
-        let bytes = match read_bounded(path, self.limits.max_file_bytes) {
+        let bytes = match read_bounded(at, self.limits.max_file_bytes) {
             Ok(bytes) => bytes,
             Err(error) => return file.failed(unreadable_file(&name, &error)),
         };
@@ -103,7 +125,7 @@ impl Files {
             }
         }
         file.empty_since = None;
-        file.stamp = Some(stamp);
+        file.stamp = Some(*stamp);
         let parsed = parse_in(&name, &bytes, &self.namespace, &self.limits);
         let mut diagnostics = parsed.diagnostics;
         let mut fresh = BTreeMap::new();
@@ -156,6 +178,10 @@ impl Source for Files {
                     () = self.dirty.notified() => return,
                     () = tokio::time::sleep(wait) => {
                         let due = self.again_at.is_some_and(|at| at <= Instant::now());
+                        if due {
+                            // Told once: a caller that gathers changes would never see the end of them.
+                            self.again_at = None;
+                        }
                         if due || self.differs() {
                             return;
                         }
@@ -171,30 +197,43 @@ impl Source for Files {
             self.watcher = watch(&self.paths, self.dirty.clone());
         }
         self.again_at = None;
-        let mut unreadable = Vec::new();
-        let mut found = self.list(&mut unreadable);
+        for _ in 0..MAX_LOOKS {
+            let listing = self.list();
+            let diagnostics = self.take(&listing);
+            if !listing.is_gone() {
+                return Some(self.state(diagnostics));
+            }
+        }
+        self.again_at = Some(Instant::now() + PAUSE);
+        None
+    }
+}
+
+impl Files {
+    /// Reads what is listed and forgets what is not; returns what is wrong with the listing itself.
+    fn take(&mut self, listing: &Listing) -> Vec<Diagnostic> {
+        let Listing { files: found, unreadable, .. } = listing;
         let mut diagnostics = Vec::new();
         if found.len() > MAX_FILES {
             let name: Arc<str> = self.name().into();
             let message = format!("{} files; only the first {MAX_FILES} are read", found.len());
             diagnostics.push(Diagnostic::new(Severity::Error, &name, Position::default(), message));
-            found = found.into_iter().take(MAX_FILES).collect();
         }
-        for (path, error) in &unreadable {
+        for (path, error) in unreadable {
             diagnostics.push(unreadable_file(&path.to_string_lossy().into(), error));
         }
         // A folder that cannot be listed has not lost its files: they stay as they were.
         self.files.retain(|path, _| found.contains_key(path) || unreadable.iter().any(|(gone, _)| path.starts_with(gone)));
-        for (path, stamp) in &found {
+        for (path, file) in found.iter().take(MAX_FILES) {
             // Equal time and size can hide a change made within the clock's grain: recent files are read again.
-            let settled = stamp.modified.and_then(|m| m.elapsed().ok()).is_some_and(|age| age > Duration::from_secs(2));
-            let known = self.files.get(path).is_some_and(|f| f.stamp == Some(*stamp));
+            let settled = file.stamp.modified.and_then(|m| m.elapsed().ok()).is_some_and(|age| age > Duration::from_secs(2));
+            let known = self.files.get(path).is_some_and(|f| f.stamp == Some(file.stamp));
             if !(known && settled) {
-                self.read(path, *stamp);
+                self.read(path, file);
             }
         }
-        self.stamps = found.into_iter().collect();
-        Some(self.state(diagnostics))
+        self.stamps = found.iter().map(|(path, file)| (path.clone(), file.stamp)).collect();
+        diagnostics
     }
 }
 
@@ -230,7 +269,8 @@ impl Files {
 fn watch(paths: &[PathBuf], dirty: Arc<Notify>) -> Option<RecommendedWatcher> {
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         // Reads are reported too, and our own would keep us busy for ever.
-        if !matches!(event, Ok(e) if e.kind.is_access()) {
+        let of_no_matter = |e: &notify::Event| e.kind.is_access() || (!e.paths.is_empty() && e.paths.iter().all(|p| is_preparation(p)));
+        if !event.as_ref().is_ok_and(of_no_matter) {
             dirty.notify_one();
         }
     });
@@ -250,31 +290,50 @@ fn watch(paths: &[PathBuf], dirty: Arc<Notify>) -> Option<RecommendedWatcher> {
     Some(watcher)
 }
 
-fn descend(path: &Path, depth: usize, named: bool, found: &mut BTreeMap<PathBuf, Stamp>, unreadable: &mut Vec<(PathBuf, std::io::Error)>) {
-    let metadata = match fs::metadata(path) {
-        Ok(metadata) => metadata,
-        // Deleted between listing and looking; only a path the user named must exist.
-        Err(error) if !named && error.kind() == std::io::ErrorKind::NotFound => return,
-        Err(error) => return unreadable.push((path.to_owned(), error)),
-    };
-    if metadata.is_file() {
-        if named || is_configuration(path) {
-            found.insert(path.to_owned(), Stamp { modified: metadata.modified().ok(), size: metadata.len() });
+impl Listing {
+    /// Adds what is at `at`, which people know as `path`; at depth 0 what the user named.
+    fn descend(&mut self, path: &Path, at: &Path, depth: usize) {
+        let metadata = match fs::metadata(at) {
+            Ok(metadata) => metadata,
+            // Deleted between listing and looking; only a path the user named must exist.
+            Err(error) if depth > 0 && error.kind() == std::io::ErrorKind::NotFound => return,
+            Err(error) => return self.unreadable.push((path.to_owned(), error)),
+        };
+        if metadata.is_file() {
+            if depth == 0 || is_configuration(path) {
+                let stamp = Stamp { modified: metadata.modified().ok(), size: metadata.len() };
+                self.files.insert(path.to_owned(), Found { stamp, at: at.to_owned() });
+            }
+            return;
         }
-        return;
-    }
-    if !metadata.is_dir() || depth >= MAX_DEPTH || found.len() > MAX_FILES {
-        return;
-    }
-    let entries = match fs::read_dir(path) {
-        Ok(entries) => entries,
-        Err(error) => return unreadable.push((path.to_owned(), error)),
-    };
-    for entry in entries.filter_map(Result::ok) {
-        if !entry.file_name().to_string_lossy().starts_with('.') {
-            descend(&entry.path(), depth + 1, false, found, unreadable);
+        if !metadata.is_dir() || depth >= MAX_DEPTH || self.files.len() > MAX_FILES {
+            return;
+        }
+        let generation = generation::current(at);
+        let entries = match fs::read_dir(generation.as_deref().unwrap_or(at)) {
+            Ok(entries) => entries.filter_map(Result::ok).collect(),
+            // Replaced meanwhile: another look follows.
+            Err(error) if generation.is_some() && error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return self.unreadable.push((path.to_owned(), error)),
+        };
+        self.generations.extend(generation);
+        for entry in entries {
+            if !entry.file_name().to_string_lossy().starts_with('.') {
+                self.descend(&path.join(entry.file_name()), &entry.path(), depth + 1);
+            }
         }
     }
+
+    /// Whether a generation was removed since it was listed, so that not all of it may have been read.
+    fn is_gone(&self) -> bool {
+        self.generations.iter().any(|generation| !generation.exists())
+    }
+}
+
+/// Whether a path lies in a generation: what happens there counts when the link to it changes.
+fn is_preparation(path: &Path) -> bool {
+    let mut names = path.components().filter_map(|c| if let Component::Normal(name) = c { name.to_str() } else { None });
+    names.any(|name| name.starts_with("..") && name != generation::LINK)
 }
 
 /// One byte beyond the limit is enough for the parser to refuse the file with its own message.

@@ -161,3 +161,61 @@ async fn a_change_is_noticed_by_report_and_by_looking() {
         assert_eq!(names(&load(&mut files)), ["a"]);
     }
 }
+
+fn publish(writer: &mut generation::Writer, names: &[&str]) {
+    let files = names.iter().map(|name| (format!("{name}.yaml"), service(name))).collect();
+    writer.publish(files).unwrap();
+}
+
+#[tokio::test]
+async fn a_folder_of_generations_is_read_by_its_link_and_under_its_own_name() {
+    let (folder, mut files) = folder();
+    let mut writer = generation::Writer::new(folder.path());
+    publish(&mut writer, &["a", "b"]);
+    // As kubelet leaves it for programs that know nothing of generations.
+    std::os::unix::fs::symlink("..data/a.yaml", folder.path().join("a.yaml")).unwrap();
+    let state = load(&mut files);
+    assert_eq!(names(&state), ["a", "b"]);
+    let first = state.resources.iter().next().unwrap();
+    assert_eq!(&*first.origin().file, folder.path().join("a.yaml").to_str().unwrap());
+    publish(&mut writer, &["b", "c"]);
+    tokio::time::timeout(WAIT, files.changed()).await.expect("the new link is noticed");
+    assert_eq!(names(&load(&mut files)), ["b", "c"]);
+}
+
+/// However the two threads meet, never a `rule-1` without the `ruled-1` that it stands for.
+#[test]
+fn a_change_of_several_files_is_seen_whole_or_not_at_all() {
+    let (folder, mut files) = folder();
+    let mut writer = generation::Writer::new(folder.path());
+    publish(&mut writer, &["rule-0", "ruled-0"]);
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(|| {
+            for round in 1..200 {
+                publish(&mut writer, &[&format!("rule-{round}"), &format!("ruled-{round}")]);
+            }
+        });
+        while !writing.is_finished() {
+            let Some(seen) = files.load() else { continue };
+            let [one, other] = names(&seen).try_into().unwrap_or_else(|seen| panic!("{seen:?}"));
+            assert_eq!(one.strip_prefix("rule"), other.strip_prefix("ruled"));
+        }
+    });
+    assert_eq!(names(&load(&mut files)), ["rule-199", "ruled-199"]);
+}
+
+#[tokio::test]
+async fn a_load_that_is_due_is_told_once() {
+    let (_folder, mut files) = folder();
+    files.again_at = Some(Instant::now());
+    tokio::time::timeout(WAIT, files.changed()).await.expect("it is due");
+    // A keeper waits for calm before it loads: being told for ever, it would wait as long as it may.
+    assert!(tokio::time::timeout(Duration::from_millis(300), files.changed()).await.is_err());
+}
+
+#[test]
+fn what_is_being_prepared_is_of_no_matter_yet() {
+    assert!(is_preparation(Path::new("/etc/lateen/..17/a.yaml")));
+    assert!(!is_preparation(Path::new("/etc/lateen/..data")));
+    assert!(!is_preparation(Path::new("/home/me/.mesh/a.yaml")));
+}

@@ -28,8 +28,8 @@ pub trait Source: Send + 'static {
     /// Waits until a load may give something new. Dropping the future loses no change.
     fn changed(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 
-    /// Everything the source has now; runs where blocking is allowed. `None` while the source has
-    /// not been read completely once: until every source has, no proxy is answered.
+    /// Everything the source has now; runs where blocking is allowed. `None` when it could not be read
+    /// completely: its last state stays, and until every source was read once, no proxy is answered.
     fn load(&mut self) -> Option<State>;
 }
 

@@ -65,11 +65,6 @@ fn a_hundred_route_changes_under_load(mesh: &Mesh) {
 }
 
 fn subsets_come_and_go_under_load(mesh: &Mesh) {
-    if mesh.is_envoy() {
-        // Its workers take new routes and lose old clusters each in their own time: short of CPU, a few requests in a
-        // thousand still meet a cluster that is gone (docs/limits.md).
-        return eprintln!("skipped: subsets that come and go within a second are more than Envoy's workers keep in step");
-    }
     // Clusters appear before routes name them, and go after: in both directions.
     let load = start_load(mesh, "300s");
     for _ in 0..8 {

@@ -4,7 +4,7 @@ use crate::config::UpConfig;
 
 /// Folders below the mesh's private `/run`.
 pub const STATE: &str = "/run/lateen/state";
-/// One file per resource, watched by the control plane.
+/// One file per resource, watched by the control plane: a [`lateen_core::generation`] folder.
 pub const CONFIG: &str = "/run/lateen/state/config";
 /// CA and token keys.
 pub const SECRETS: &str = "/run/lateen/state/secrets";

@@ -147,8 +147,7 @@ pub struct State {
     pub links: Links,
     pub tokens: TokenIssuer,
     pub root_cert: Option<String>,
-    /// What the control plane's folder holds, to write only what changed.
-    pub written: BTreeMap<String, String>,
+    pub control_folder: lateen_core::generation::Writer,
     pub stopping: bool,
     pub since: Instant,
 }

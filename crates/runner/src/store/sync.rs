@@ -1,6 +1,5 @@
 //! Carrying a change through: pods follow the Deployments, the network follows the pods, the control plane's folder follows both.
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -10,12 +9,10 @@ use lateen_model::{AnyResource, Kind};
 use serde_json::{Value as Json, json};
 
 use super::addresses::{fnv, pod_ranges, service_ranges};
-use super::builtin::CONFIG;
 use super::mesh::{Mesh, Pod, PodKey, State};
 use super::rollout::{self, Present, Wanted};
 use super::services::{self, PodView};
 use super::start::{BRIDGE, plan_of};
-use super::volumes::write_atomically;
 use crate::nft::services::Routing;
 use crate::pod::plan::NODE_NAME;
 
@@ -142,7 +139,7 @@ impl Mesh {
         state.network = Some(network);
     }
 
-    /// Writes what changed into the control plane's folder; each file replaces its predecessor in one step.
+    /// Writes what changed into the control plane's folder, all of it in one step.
     fn tell_control_plane(&self) {
         let mut state = self.state_mut();
         let mut files: BTreeMap<String, String> = BTreeMap::new();
@@ -160,18 +157,10 @@ impl Mesh {
             };
             files.insert(file_name(&key), document.to_string());
         }
-        let folder = Path::new(CONFIG);
-        for (name, text) in &files {
-            if state.written.get(name) != Some(text)
-                && let Err(e) = write_atomically(&folder.join(name), text.as_bytes())
-            {
-                tracing::error!("cannot tell the control plane about {name}: {e}");
-            }
+        // One apply is one change: a rule must not be seen without what it refers to.
+        if let Err(e) = state.control_folder.publish(files) {
+            tracing::error!("cannot tell the control plane what changed: {e}");
         }
-        for name in state.written.keys().filter(|name| !files.contains_key(*name)) {
-            let _ = std::fs::remove_file(folder.join(name));
-        }
-        state.written = files;
     }
 }
 
