@@ -6,18 +6,18 @@
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
+use lateen_proto::schema::{Cardinality, Kind, Message, MessageId, Schema};
 use lateen_proto::{Any, any};
 use prost::bytes::Buf;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field};
-use prost_reflect::{DescriptorPool, Kind, MessageDescriptor};
 
 /// Messages nested deeper than this are passed through as they are (protobuf's own decoding limit is 100).
 const MAX_DEPTH: usize = 100;
 
-static POOL: LazyLock<Option<DescriptorPool>> = LazyLock::new(|| DescriptorPool::decode(lateen_proto::DESCRIPTORS).ok());
+static SCHEMA: LazyLock<Schema> = LazyLock::new(Schema::new);
 
 /// Whether a message type can hold a map somewhere below it; most cannot and are copied unread.
-static REACHES_MAP: LazyLock<Mutex<HashMap<String, bool>>> = LazyLock::new(Mutex::default);
+static REACHES_MAP: LazyLock<Mutex<HashMap<MessageId, bool>>> = LazyLock::new(Mutex::default);
 
 /// `body` with the entries of every map in ascending order of their bytes, also inside nested `Any`s.
 /// A body of unknown type, or one whose bytes are not a valid message, comes back unchanged.
@@ -29,8 +29,8 @@ pub fn canonical(body: Any) -> Any {
 }
 
 fn ordered_any(type_url: &str, value: &[u8], depth: usize) -> Option<Vec<u8>> {
-    let descriptor = POOL.as_ref()?.get_message_by_name(any::name_of(type_url))?;
-    reaches_map(&descriptor).then(|| ordered(&descriptor, value, depth)).flatten()
+    let message = SCHEMA.message_named(any::name_of(type_url))?;
+    reaches_map(message).then(|| ordered(SCHEMA.message(message), value, depth)).flatten()
 }
 
 /// One field as it stands in the bytes.
@@ -39,11 +39,11 @@ enum Piece<'a> {
     Message { tag: u32, body: Vec<u8> },
 }
 
-fn ordered(descriptor: &MessageDescriptor, bytes: &[u8], depth: usize) -> Option<Vec<u8>> {
+fn ordered(shape: &Message, bytes: &[u8], depth: usize) -> Option<Vec<u8>> {
     if depth > MAX_DEPTH {
         return None;
     }
-    if descriptor.full_name() == "google.protobuf.Any" {
+    if shape.full_name == "google.protobuf.Any" {
         return ordered_inside_any(bytes, depth);
     }
     let mut out = Vec::with_capacity(bytes.len());
@@ -52,19 +52,16 @@ fn ordered(descriptor: &MessageDescriptor, bytes: &[u8], depth: usize) -> Option
     let mut rest = bytes;
     while !rest.is_empty() {
         let (tag, wire_type, whole, payload) = next_field(&mut rest)?;
-        let field = descriptor.get_field(tag);
-        let nested = match (&field, wire_type) {
-            (Some(f), WireType::LengthDelimited) => match f.kind() {
-                Kind::Message(m) if reaches_map(&m) => Some(m),
-                _ => None,
-            },
+        let field = shape.field(tag);
+        let nested = match (field.map(|f| f.kind), wire_type) {
+            (Some(Kind::Message(m)), WireType::LengthDelimited) if reaches_map(m) => Some(SCHEMA.message(m)),
             _ => None,
         };
         let piece = match nested {
-            Some(m) => Piece::Message { tag, body: ordered(&m, payload, depth + 1).unwrap_or_else(|| payload.to_vec()) },
+            Some(m) => Piece::Message { tag, body: ordered(m, payload, depth + 1).unwrap_or_else(|| payload.to_vec()) },
             None => Piece::Raw(whole),
         };
-        if field.is_some_and(|f| f.is_map()) {
+        if field.is_some_and(|f| f.cardinality == Cardinality::Map) {
             let mut entry = Vec::new();
             write(&mut entry, piece);
             match maps.iter_mut().find(|(t, _)| *t == tag) {
@@ -129,31 +126,32 @@ fn write(out: &mut Vec<u8>, piece: Piece<'_>) {
     }
 }
 
-fn reaches_map(descriptor: &MessageDescriptor) -> bool {
-    if let Some(known) = REACHES_MAP.lock().unwrap_or_else(PoisonError::into_inner).get(descriptor.full_name()) {
+fn reaches_map(message: MessageId) -> bool {
+    if let Some(known) = REACHES_MAP.lock().unwrap_or_else(PoisonError::into_inner).get(&message) {
         return *known;
     }
-    let found = search_map(descriptor);
-    REACHES_MAP.lock().unwrap_or_else(PoisonError::into_inner).insert(descriptor.full_name().to_owned(), found);
+    let found = search_map(message);
+    REACHES_MAP.lock().unwrap_or_else(PoisonError::into_inner).insert(message, found);
     found
 }
 
-fn search_map(start: &MessageDescriptor) -> bool {
-    let mut seen = std::collections::HashSet::from([start.full_name().to_owned()]);
-    let mut open = vec![start.clone()];
+fn search_map(start: MessageId) -> bool {
+    let mut seen = std::collections::HashSet::from([start]);
+    let mut open = vec![start];
     while let Some(message) = open.pop() {
+        let shape = SCHEMA.message(message);
         // An `Any` may hold anything.
-        if message.full_name() == "google.protobuf.Any" {
+        if shape.full_name == "google.protobuf.Any" {
             return true;
         }
-        for field in message.fields() {
-            if field.is_map() {
+        for field in &shape.fields {
+            if field.cardinality == Cardinality::Map {
                 return true;
             }
-            if let Kind::Message(m) = field.kind()
-                && seen.insert(m.full_name().to_owned())
+            if let Kind::Message(inner) = field.kind
+                && seen.insert(inner)
             {
-                open.push(m);
+                open.push(inner);
             }
         }
     }

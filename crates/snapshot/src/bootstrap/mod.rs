@@ -1,6 +1,5 @@
 //! Bootstrap files: Envoy's YAML or JSON, judged field by field like any other message.
 #![allow(deprecated)] // Older fields still occur in files and must be judged like any other.
-mod shape;
 pub mod stats;
 pub mod yaml;
 
@@ -12,7 +11,7 @@ use lateen_proto::any;
 use lateen_proto::envoy::config::bootstrap::v3::{self as proto, bootstrap, runtime_layer};
 use lateen_proto::envoy::config::core::v3::{self as core, api_config_source::ApiType, config_source::ConfigSourceSpecifier};
 use lateen_proto::envoy::service::discovery::v3::DiscoveryResponse;
-use lateen_proto::json::Codec;
+use lateen_proto::json::{Codec, InvalidJson};
 use lateen_proto::{Any, Struct};
 use prost::{Message, Name};
 
@@ -108,11 +107,10 @@ fn message<M: Message + Name + Default>(text: &str, origin: &str) -> std::result
         Ok(json) => json,
         Err(_) => yaml::read(text).map_err(|e| InvalidBootstrap(format!("{origin}: {e}")))?,
     };
-    shape::read(&Codec::new(), &json).map_err(|misfit| {
+    Codec::new().read(&json).map_err(|error| {
+        let InvalidJson::Misfit(misfit) = error else { return InvalidBootstrap(format!("{origin}: {error}")) };
         let line = yaml::line_of(text, &misfit.path).map(|l| format!("{l}:")).unwrap_or_default();
-        let shown = misfit.shown();
-        let shown = if shown.is_empty() { shown } else { shown + ": " };
-        InvalidBootstrap(format!("{origin}:{line} {shown}{}", misfit.reason))
+        InvalidBootstrap(format!("{origin}:{line} {misfit}"))
     })
 }
 

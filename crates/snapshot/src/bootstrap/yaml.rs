@@ -1,6 +1,7 @@
 //! YAML to JSON values, within limits; and the line of a field, for errors.
 use std::collections::HashMap;
 
+use lateen_proto::json::Step;
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput};
 use serde_json::{Map, Value};
 
@@ -15,13 +16,6 @@ const MAX_COPIES: usize = 200_000;
 pub struct NotYaml {
     pub line: usize,
     pub reason: String,
-}
-
-/// One step into a tree.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    Key(String),
-    Item(usize),
 }
 
 /// Reads the only document of `text`.

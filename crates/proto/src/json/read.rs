@@ -1,0 +1,300 @@
+//! JSON to wire bytes.
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use prost::encoding::{WireType, encode_key, encode_varint};
+use serde_json::{Map, Value};
+
+use super::wellknown::WellKnown;
+use super::{At, MAX_DEPTH, Misfit, Step};
+use crate::schema::{Cardinality, EnumId, Field, Kind, Message, MessageId, Schema};
+
+type Result<T> = std::result::Result<T, Misfit>;
+
+/// The message as bytes.
+pub(super) fn message(schema: &Schema, id: MessageId, json: &Value) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    Reader { schema }.message(id, json, 0, &mut out)?;
+    Ok(out)
+}
+
+struct Reader<'s> {
+    schema: &'s Schema,
+}
+
+impl Reader<'_> {
+    fn message(&self, id: MessageId, json: &Value, depth: usize, out: &mut Vec<u8>) -> Result<()> {
+        if depth > MAX_DEPTH {
+            return Err(Misfit::new("is nested too deep"));
+        }
+        let shape = self.schema.message(id);
+        match WellKnown::of(&shape.full_name) {
+            Some(WellKnown::Any) => self.any(json, depth, out),
+            Some(known) => known.read(json, out),
+            None => self.fields(shape, mapping(shape, json)?, depth, out),
+        }
+    }
+
+    fn fields(&self, shape: &Message, json: &Map<String, Value>, depth: usize, out: &mut Vec<u8>) -> Result<()> {
+        // Which fields and which `oneof`s have stood already; messages have few.
+        let (mut seen, mut chosen): (Vec<u32>, Vec<(i32, &str)>) = (Vec::new(), Vec::new());
+        for (key, value) in json {
+            let key_step = || Step::Key(key.clone());
+            let field = shape.field_named(key).ok_or_else(|| Misfit::new(unknown(shape, key))).at(key_step)?;
+            if seen.contains(&field.number) {
+                return Err(Misfit::new(format!("stands twice, as `{}` and `{}`", field.name, field.json_name))).at(key_step);
+            }
+            seen.push(field.number);
+            if value.is_null() && !self.takes_null(field) {
+                continue;
+            }
+            if let Some(oneof) = field.oneof {
+                if let Some((_, other)) = chosen.iter().find(|(known, _)| *known == oneof) {
+                    return Err(Misfit::new(format!("cannot stand beside `{other}`; choose one"))).at(key_step);
+                }
+                chosen.push((oneof, &field.name));
+            }
+            self.field(field, value, depth, out).at(key_step)?;
+        }
+        Ok(())
+    }
+
+    /// Null is a value of its own for `google.protobuf.Value`, elsewhere it stands for an absent field.
+    fn takes_null(&self, field: &Field) -> bool {
+        let is_value = |id| WellKnown::of(&self.schema.message(id).full_name) == Some(WellKnown::Value);
+        field.cardinality == Cardinality::Single && matches!(field.kind, Kind::Message(id) if is_value(id))
+    }
+
+    fn field(&self, field: &Field, json: &Value, depth: usize, out: &mut Vec<u8>) -> Result<()> {
+        match field.cardinality {
+            Cardinality::Single => self.value(field, json, depth, out),
+            Cardinality::List => {
+                let items = json.as_array().ok_or_else(|| Misfit::new("must be a list"))?;
+                items.iter().enumerate().try_for_each(|(index, item)| {
+                    let item = if item.is_null() { self.null_item(field) } else { Ok(item) };
+                    item.and_then(|item| self.value(field, item, depth, out)).at(|| Step::Item(index))
+                })
+            }
+            Cardinality::Map => self.map(field, json, depth, out),
+        }
+    }
+
+    /// Null among the items of a list, which only a list of `Value`s may hold.
+    fn null_item(&self, field: &Field) -> Result<&'static Value> {
+        let is_value = |id| WellKnown::of(&self.schema.message(id).full_name) == Some(WellKnown::Value);
+        let fits = matches!(field.kind, Kind::Message(id) if is_value(id));
+        if fits { Ok(&Value::Null) } else { Err(Misfit::new("must not be null")) }
+    }
+
+    fn map(&self, field: &Field, json: &Value, depth: usize, out: &mut Vec<u8>) -> Result<()> {
+        let Kind::Message(entry) = field.kind else { return Ok(()) };
+        let entry = self.schema.message(entry);
+        let (Some(key_field), Some(value_field)) = (entry.field(1), entry.field(2)) else { return Ok(()) };
+        let entries = json.as_object().ok_or_else(|| Misfit::new("must be a mapping"))?;
+        for (key, value) in entries {
+            let mut bytes = Vec::new();
+            let read = match key_field.kind {
+                Kind::String => self.value(key_field, &Value::String(key.clone()), depth, &mut bytes),
+                Kind::Bool => key
+                    .parse()
+                    .map_err(|_| Misfit::new("must be true or false"))
+                    .and_then(|truth: bool| self.value(key_field, &Value::Bool(truth), depth, &mut bytes)),
+                _ => self.value(key_field, &Value::String(key.clone()), depth, &mut bytes),
+            };
+            read.and_then(|()| self.value(value_field, value, depth, &mut bytes)).at(|| Step::Key(key.clone()))?;
+            delimited(field.number, &bytes, out);
+        }
+        Ok(())
+    }
+
+    /// One value with its key.
+    fn value(&self, field: &Field, json: &Value, depth: usize, out: &mut Vec<u8>) -> Result<()> {
+        let number = field.number;
+        match field.kind {
+            Kind::Message(id) => {
+                let mut bytes = Vec::new();
+                self.message(id, json, depth + 1, &mut bytes)?;
+                delimited(number, &bytes, out);
+            }
+            Kind::String => delimited(number, text(json)?.as_bytes(), out),
+            Kind::Bytes => delimited(number, &base64(json)?, out),
+            Kind::Bool => varint(number, u64::from(json.as_bool().ok_or_else(|| must("true or false", json))?), out),
+            Kind::Enum(id) => varint(number, i64::from(self.enumeration(id, json)?) as u64, out),
+            Kind::Int32 => varint(number, i64::from(signed::<i32>(json)?) as u64, out),
+            Kind::Int64 => varint(number, signed::<i64>(json)? as u64, out),
+            Kind::Uint32 => varint(number, unsigned::<u32>(json)?.into(), out),
+            Kind::Uint64 => varint(number, unsigned::<u64>(json)?, out),
+            Kind::Sint32 => varint(number, zigzag(signed::<i32>(json)?.into()), out),
+            Kind::Sint64 => varint(number, zigzag(signed::<i64>(json)?), out),
+            Kind::Fixed32 => four(number, unsigned::<u32>(json)?.to_le_bytes(), out),
+            Kind::Sfixed32 => four(number, signed::<i32>(json)?.to_le_bytes(), out),
+            Kind::Float => four(number, (float(json)? as f32).to_le_bytes(), out),
+            Kind::Fixed64 => eight(number, unsigned::<u64>(json)?.to_le_bytes(), out),
+            Kind::Sfixed64 => eight(number, signed::<i64>(json)?.to_le_bytes(), out),
+            Kind::Double => eight(number, float(json)?.to_le_bytes(), out),
+        }
+        Ok(())
+    }
+
+    fn enumeration(&self, id: EnumId, json: &Value) -> Result<i32> {
+        let shape = self.schema.enumeration(id);
+        match json {
+            Value::String(name) => shape.values.iter().find(|(known, _)| known == name).map(|(_, number)| *number).ok_or_else(|| {
+                let names: Vec<&str> = shape.values.iter().map(|(name, _)| name.as_str()).take(12).collect();
+                Misfit::new(format!("`{name}` is not one of {}", names.join(", ")))
+            }),
+            _ => signed::<i32>(json),
+        }
+    }
+
+    /// `{"@type": URL, field: ...}`, or `{"@type": URL, "value": ...}` for types with JSON of their own.
+    fn any(&self, json: &Value, depth: usize, out: &mut Vec<u8>) -> Result<()> {
+        let fields = json.as_object().ok_or_else(|| must("a mapping with `@type`", json))?;
+        let url = fields.get("@type").and_then(Value::as_str).ok_or_else(|| Misfit::new("has no `@type`"))?;
+        let name = url.rsplit('/').next().unwrap_or(url);
+        let id = self.schema.message_named(name).ok_or_else(|| Misfit::new(format!("`{name}` is not a known type")))?;
+        let mut bytes = Vec::new();
+        if WellKnown::of(name).is_some() {
+            let inner = fields.get("value").ok_or_else(|| Misfit::new("has no `value`"))?;
+            self.message(id, inner, depth + 1, &mut bytes).at(|| Step::Key("value".to_owned()))?;
+        } else {
+            let rest: Map<String, Value> = fields.iter().filter(|(k, _)| *k != "@type").map(|(k, v)| (k.clone(), v.clone())).collect();
+            if depth >= MAX_DEPTH {
+                return Err(Misfit::new("is nested too deep"));
+            }
+            self.fields(self.schema.message(id), &rest, depth + 1, &mut bytes)?;
+        }
+        delimited(1, url.as_bytes(), out);
+        delimited(2, &bytes, out);
+        Ok(())
+    }
+}
+
+fn mapping<'j>(shape: &Message, json: &'j Value) -> Result<&'j Map<String, Value>> {
+    json.as_object().ok_or_else(|| Misfit::new(format!("must be a mapping of fields of {}", shape.short_name())))
+}
+
+/// What a value must be, and what it is.
+pub(super) fn must(what: &str, json: &Value) -> Misfit {
+    let mut shown = json.to_string();
+    if shown.chars().count() > 40 {
+        shown = shown.chars().take(40).chain(['…']).collect();
+    }
+    Misfit::new(format!("must be {what}, not {shown}"))
+}
+
+pub(super) fn text(json: &Value) -> Result<&str> {
+    json.as_str().ok_or_else(|| must("a string", json))
+}
+
+/// Standard or URL-safe, padded or not, as the JSON mapping allows.
+pub(super) fn base64(json: &Value) -> Result<Vec<u8>> {
+    const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
+    const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
+    let text = text(json)?;
+    STANDARD.decode(text).or_else(|_| URL_SAFE.decode(text)).map_err(|_| must("base64", json))
+}
+
+/// A whole number, as a number or a string of one.
+pub(super) fn signed<N: TryFrom<i128> + std::fmt::Display + Bounds>(json: &Value) -> Result<N> {
+    whole(json).and_then(|n| N::try_from(n).ok()).ok_or_else(|| must(&format!("a whole number from {} to {}", N::LEAST, N::MOST), json))
+}
+
+pub(super) fn unsigned<N: TryFrom<i128> + std::fmt::Display + Bounds>(json: &Value) -> Result<N> {
+    signed(json)
+}
+
+/// The range of a number's type.
+pub(super) trait Bounds: Sized {
+    const LEAST: Self;
+    const MOST: Self;
+}
+
+macro_rules! bounds {
+    ($($number:ty),*) => { $(impl Bounds for $number { const LEAST: Self = <$number>::MIN; const MOST: Self = <$number>::MAX; })* };
+}
+bounds!(i32, i64, u32, u64);
+
+fn whole(json: &Value) -> Option<i128> {
+    match json {
+        Value::Number(n) => n.as_i64().map(i128::from).or_else(|| n.as_u64().map(i128::from)).or_else(|| exact(n.as_f64()?)),
+        Value::String(s) => s.parse().ok().or_else(|| exact(s.parse().ok()?)),
+        _ => None,
+    }
+}
+
+/// `1e3` and `5.0` are whole numbers too.
+fn exact(number: f64) -> Option<i128> {
+    (number.fract() == 0.0 && number.abs() < 1e19).then_some(number as i128)
+}
+
+pub(super) fn float(json: &Value) -> Result<f64> {
+    let number = match json {
+        Value::Number(n) => n.as_f64(),
+        Value::String(s) => match s.as_str() {
+            "NaN" => Some(f64::NAN),
+            "Infinity" => Some(f64::INFINITY),
+            "-Infinity" => Some(f64::NEG_INFINITY),
+            other => other.parse().ok(),
+        },
+        _ => None,
+    };
+    number.ok_or_else(|| must("a number", json))
+}
+
+pub(super) fn delimited(number: u32, bytes: &[u8], out: &mut Vec<u8>) {
+    encode_key(number, WireType::LengthDelimited, out);
+    encode_varint(bytes.len() as u64, out);
+    out.extend_from_slice(bytes);
+}
+
+pub(super) fn varint(number: u32, value: u64, out: &mut Vec<u8>) {
+    encode_key(number, WireType::Varint, out);
+    encode_varint(value, out);
+}
+
+fn four(number: u32, bytes: [u8; 4], out: &mut Vec<u8>) {
+    encode_key(number, WireType::ThirtyTwoBit, out);
+    out.extend_from_slice(&bytes);
+}
+
+pub(super) fn eight(number: u32, bytes: [u8; 8], out: &mut Vec<u8>) {
+    encode_key(number, WireType::SixtyFourBit, out);
+    out.extend_from_slice(&bytes);
+}
+
+fn zigzag(value: i64) -> u64 {
+    ((value << 1) ^ (value >> 63)) as u64
+}
+
+fn unknown(shape: &Message, key: &str) -> String {
+    let wanted = key.replace('_', "").to_ascii_lowercase();
+    let best = shape.fields.iter().map(|f| (distance(&f.name.replace('_', ""), &wanted), f)).min_by_key(|(d, _)| *d);
+    let hint = match best {
+        Some((distance, field)) if distance <= 1 + wanted.len() / 4 => format!("; did you mean `{}`?", field.name),
+        _ => String::new(),
+    };
+    format!("is not a field of {}{hint}", shape.short_name())
+}
+
+/// Edits from one word to the other.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = i;
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+        for (j, y) in b.bytes().enumerate() {
+            let (left, above) = (row.get(j).copied().unwrap_or(0), row.get(j + 1).copied().unwrap_or(0));
+            let next = (diagonal + usize::from(x != y)).min(left + 1).min(above + 1);
+            diagonal = above;
+            if let Some(cell) = row.get_mut(j + 1) {
+                *cell = next;
+            }
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}

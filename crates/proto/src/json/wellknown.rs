@@ -1,0 +1,213 @@
+//! Messages of `google.protobuf` that have JSON of their own.
+use prost::Message as _;
+use serde_json::{Map, Number, Value as Json};
+
+use super::read::{base64, delimited, eight, float, must, signed, text, unsigned, varint};
+use super::{InvalidJson, MAX_DEPTH, Misfit};
+
+/// Which of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WellKnown {
+    Any,
+    Duration,
+    Timestamp,
+    FieldMask,
+    Struct,
+    ListValue,
+    Value,
+    /// Written as the value alone.
+    Wrapper(Scalar),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scalar {
+    Bool,
+    String,
+    Bytes,
+    Double,
+    Float,
+    Int32,
+    Int64,
+    Uint32,
+    Uint64,
+}
+
+impl WellKnown {
+    pub(super) fn of(full_name: &str) -> Option<Self> {
+        Some(match full_name.strip_prefix("google.protobuf.")? {
+            "Any" => Self::Any,
+            "Duration" => Self::Duration,
+            "Timestamp" => Self::Timestamp,
+            "FieldMask" => Self::FieldMask,
+            "Struct" => Self::Struct,
+            "ListValue" => Self::ListValue,
+            "Value" => Self::Value,
+            "BoolValue" => Self::Wrapper(Scalar::Bool),
+            "StringValue" => Self::Wrapper(Scalar::String),
+            "BytesValue" => Self::Wrapper(Scalar::Bytes),
+            "DoubleValue" => Self::Wrapper(Scalar::Double),
+            "FloatValue" => Self::Wrapper(Scalar::Float),
+            "Int32Value" => Self::Wrapper(Scalar::Int32),
+            "Int64Value" => Self::Wrapper(Scalar::Int64),
+            "UInt32Value" => Self::Wrapper(Scalar::Uint32),
+            "UInt64Value" => Self::Wrapper(Scalar::Uint64),
+            _ => return None,
+        })
+    }
+
+    /// Appends the message's fields as bytes.
+    pub(super) fn read(self, json: &Json, out: &mut Vec<u8>) -> Result<(), Misfit> {
+        match self {
+            // Needs the schema; the reader does it.
+            Self::Any => {}
+            Self::Duration => {
+                let duration: prost_types::Duration = text(json)?.parse().map_err(|_| must("a duration in seconds such as 1.5s", json))?;
+                out.extend(duration.encode_to_vec());
+            }
+            Self::Timestamp => {
+                let time: prost_types::Timestamp = text(json)?.parse().map_err(|_| must("a time such as 2024-01-31T12:00:00Z", json))?;
+                out.extend(time.encode_to_vec());
+            }
+            Self::FieldMask => {
+                for path in text(json)?.split(',').filter(|p| !p.is_empty()) {
+                    delimited(1, snake_case(path).as_bytes(), out);
+                }
+            }
+            Self::Struct => out.extend(structure(json, 0)?.encode_to_vec()),
+            Self::ListValue => out.extend(list(json, 0)?.encode_to_vec()),
+            Self::Value => out.extend(value(json, 0)?.encode_to_vec()),
+            Self::Wrapper(scalar) => scalar.read(json, out)?,
+        }
+        Ok(())
+    }
+
+    /// The JSON of an encoded message.
+    pub(super) fn write(self, bytes: &[u8]) -> Result<Json, InvalidJson> {
+        Ok(match self {
+            Self::Any => Json::Null,
+            Self::Duration => Json::String(prost_types::Duration::decode(bytes)?.to_string()),
+            Self::Timestamp => Json::String(prost_types::Timestamp::decode(bytes)?.to_string()),
+            Self::FieldMask => {
+                let mask = prost_types::FieldMask::decode(bytes)?;
+                Json::String(mask.paths.iter().map(|p| camel_case(p)).collect::<Vec<_>>().join(","))
+            }
+            Self::Struct => unstructure(prost_types::Struct::decode(bytes)?),
+            Self::ListValue => Json::Array(prost_types::ListValue::decode(bytes)?.values.into_iter().map(unvalue).collect()),
+            Self::Value => unvalue(prost_types::Value::decode(bytes)?),
+            Self::Wrapper(scalar) => scalar.write(bytes)?,
+        })
+    }
+}
+
+impl Scalar {
+    fn read(self, json: &Json, out: &mut Vec<u8>) -> Result<(), Misfit> {
+        match self {
+            Self::Bool => varint(1, u64::from(json.as_bool().ok_or_else(|| must("true or false", json))?), out),
+            Self::String => delimited(1, text(json)?.as_bytes(), out),
+            Self::Bytes => delimited(1, &base64(json)?, out),
+            Self::Double => eight(1, float(json)?.to_le_bytes(), out),
+            Self::Float => out.extend((float(json)? as f32).encode_to_vec()),
+            Self::Int32 => varint(1, i64::from(signed::<i32>(json)?) as u64, out),
+            Self::Int64 => varint(1, signed::<i64>(json)? as u64, out),
+            Self::Uint32 => varint(1, unsigned::<u32>(json)?.into(), out),
+            Self::Uint64 => varint(1, unsigned::<u64>(json)?, out),
+        }
+        Ok(())
+    }
+
+    // prost encodes the wrappers as the plain types.
+    fn write(self, bytes: &[u8]) -> Result<Json, prost::DecodeError> {
+        Ok(match self {
+            Self::Bool => Json::Bool(bool::decode(bytes)?),
+            Self::String => Json::String(String::decode(bytes)?),
+            Self::Bytes => super::write::base64(&Vec::<u8>::decode(bytes)?),
+            Self::Double => number(f64::decode(bytes)?),
+            Self::Float => single(f32::decode(bytes)?),
+            Self::Int32 => i32::decode(bytes)?.into(),
+            Self::Int64 => i64::decode(bytes)?.to_string().into(),
+            Self::Uint32 => u32::decode(bytes)?.into(),
+            Self::Uint64 => u64::decode(bytes)?.to_string().into(),
+        })
+    }
+}
+
+/// A number, or the names that JSON has not.
+pub(super) fn number(value: f64) -> Json {
+    match Number::from_f64(value) {
+        Some(number) => Json::Number(number),
+        None if value.is_nan() => "NaN".into(),
+        None if value > 0.0 => "Infinity".into(),
+        None => "-Infinity".into(),
+    }
+}
+
+/// The shortest digits that name it, not those of the wider type.
+pub(super) fn single(value: f32) -> Json {
+    if value.is_finite() { number(value.to_string().parse().unwrap_or_default()) } else { number(value.into()) }
+}
+
+fn structure(json: &Json, depth: usize) -> Result<prost_types::Struct, Misfit> {
+    let fields = json.as_object().ok_or_else(|| must("a mapping", json))?;
+    let fields = fields.iter().map(|(key, inner)| Ok((key.clone(), value(inner, depth + 1)?)));
+    Ok(prost_types::Struct { fields: fields.collect::<Result<_, Misfit>>()? })
+}
+
+fn list(json: &Json, depth: usize) -> Result<prost_types::ListValue, Misfit> {
+    let items = json.as_array().ok_or_else(|| Misfit::new("must be a list"))?;
+    Ok(prost_types::ListValue { values: items.iter().map(|inner| value(inner, depth + 1)).collect::<Result<_, Misfit>>()? })
+}
+
+fn value(json: &Json, depth: usize) -> Result<prost_types::Value, Misfit> {
+    use prost_types::value::Kind;
+    // Each level of these is two or three levels of messages to whoever decodes them.
+    if depth > MAX_DEPTH / 3 {
+        return Err(Misfit::new("is nested too deep"));
+    }
+    let kind = match json {
+        Json::Null => Kind::NullValue(0),
+        Json::Bool(b) => Kind::BoolValue(*b),
+        Json::Number(n) => Kind::NumberValue(n.as_f64().unwrap_or_default()),
+        Json::String(s) => Kind::StringValue(s.clone()),
+        Json::Array(_) => Kind::ListValue(list(json, depth)?),
+        Json::Object(_) => Kind::StructValue(structure(json, depth)?),
+    };
+    Ok(prost_types::Value { kind: Some(kind) })
+}
+
+fn unstructure(value: prost_types::Struct) -> Json {
+    Json::Object(value.fields.into_iter().map(|(key, inner)| (key, unvalue(inner))).collect::<Map<_, _>>())
+}
+
+fn unvalue(value: prost_types::Value) -> Json {
+    use prost_types::value::Kind;
+    match value.kind {
+        None | Some(Kind::NullValue(_)) => Json::Null,
+        Some(Kind::BoolValue(b)) => Json::Bool(b),
+        Some(Kind::NumberValue(n)) => number(n),
+        Some(Kind::StringValue(s)) => Json::String(s),
+        Some(Kind::ListValue(list)) => Json::Array(list.values.into_iter().map(unvalue).collect()),
+        Some(Kind::StructValue(inner)) => unstructure(inner),
+    }
+}
+
+fn snake_case(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    for c in path.chars() {
+        if c.is_ascii_uppercase() {
+            out.push('_');
+        }
+        out.push(c.to_ascii_lowercase());
+    }
+    out
+}
+
+fn camel_case(path: &str) -> String {
+    let mut parts = path.split('_');
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let mut chars = part.chars();
+        out.extend(chars.next().map(|c| c.to_ascii_uppercase()));
+        out.push_str(chars.as_str());
+    }
+    out
+}
