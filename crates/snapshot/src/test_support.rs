@@ -15,7 +15,7 @@ pub(crate) const ENDPOINT: &str = "type.googleapis.com/envoy.config.endpoint.v3.
 pub(crate) const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 
 pub(crate) fn message<M: Message + Name + Default>(text: &str) -> M {
-    Codec::new().read(&yaml::read(text).unwrap()).unwrap_or_else(|e| panic!("{e}\n{text}"))
+    Codec::new().read(&(&yaml::read(text).unwrap()).into()).unwrap_or_else(|e| panic!("{e}\n{text}"))
 }
 
 /// An update whose name is that of the message.

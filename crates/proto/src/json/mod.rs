@@ -3,6 +3,7 @@
 //! JSON is turned into wire bytes, and wire bytes into JSON, by the [`Schema`]: no tree of dynamic values stands
 //! between, which for a bootstrap of thousands of clusters would cost most of the time to the first answer.
 mod read;
+mod tree;
 mod wellknown;
 mod write;
 
@@ -11,6 +12,7 @@ use std::fmt;
 use prost::{Message, Name};
 
 use crate::schema::{MessageId, Schema};
+pub use tree::Tree;
 
 /// Nesting deeper than this is refused (protobuf's own decoding limit).
 const MAX_DEPTH: usize = 100;
@@ -94,7 +96,7 @@ impl Codec {
     ///
     /// # Errors
     /// When the JSON does not fit `M`, with the place.
-    pub fn read<M: Message + Name + Default>(&self, json: &serde_json::Value) -> Result<M, InvalidJson> {
+    pub fn read<M: Message + Name + Default>(&self, json: &Tree<'_>) -> Result<M, InvalidJson> {
         let bytes = read::message(&self.schema, self.named(&M::full_name())?, json)?;
         Ok(M::decode(bytes.as_slice())?)
     }

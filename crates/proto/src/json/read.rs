@@ -1,11 +1,13 @@
 //! JSON to wire bytes.
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use prost::encoding::{WireType, encode_key, encode_varint};
-use serde_json::{Map, Value};
 
+use super::tree::{Tree, get};
 use super::wellknown::WellKnown;
 use super::{At, MAX_DEPTH, Misfit, Step};
 use crate::schema::{Cardinality, EnumId, Field, Kind, Message, MessageId, Schema};
@@ -13,7 +15,7 @@ use crate::schema::{Cardinality, EnumId, Field, Kind, Message, MessageId, Schema
 type Result<T> = std::result::Result<T, Misfit>;
 
 /// The message as bytes.
-pub(super) fn message(schema: &Schema, id: MessageId, json: &Value) -> Result<Vec<u8>> {
+pub(super) fn message(schema: &Schema, id: MessageId, json: &Tree<'_>) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     Reader { schema }.message(id, json, 0, &mut out)?;
     Ok(out)
@@ -24,7 +26,7 @@ struct Reader<'s> {
 }
 
 impl Reader<'_> {
-    fn message(&self, id: MessageId, json: &Value, depth: usize, out: &mut Vec<u8>) -> Result<()> {
+    fn message(&self, id: MessageId, json: &Tree<'_>, depth: usize, out: &mut Vec<u8>) -> Result<()> {
         if depth > MAX_DEPTH {
             return Err(Misfit::new("is nested too deep"));
         }
@@ -32,18 +34,22 @@ impl Reader<'_> {
         match WellKnown::of(&shape.full_name) {
             Some(WellKnown::Any) => self.any(json, depth, out),
             Some(known) => known.read(json, out),
-            None => self.fields(shape, mapping(shape, json)?, depth, out),
+            None => self.fields(shape, mapping(shape, json)?, false, depth, out),
         }
     }
 
-    fn fields(&self, shape: &Message, json: &Map<String, Value>, depth: usize, out: &mut Vec<u8>) -> Result<()> {
+    /// Within an `Any`, `@type` stands among the fields and is none.
+    fn fields(&self, shape: &Message, json: &[(Cow<'_, str>, Tree<'_>)], in_any: bool, depth: usize, out: &mut Vec<u8>) -> Result<()> {
         // Which fields and which `oneof`s have stood already; messages have few.
         let (mut seen, mut chosen): (Vec<u32>, Vec<(i32, &str)>) = (Vec::new(), Vec::new());
         for (key, value) in json {
-            let key_step = || Step::Key(key.clone());
+            let key_step = || Step::Key(key.to_string());
+            if in_any && key == "@type" {
+                continue;
+            }
             let field = shape.field_named(key).ok_or_else(|| Misfit::new(unknown(shape, key))).at(key_step)?;
             if seen.contains(&field.number) {
-                return Err(Misfit::new(format!("stands twice, as `{}` and `{}`", field.name, field.json_name))).at(key_step);
+                return Err(Misfit::new(format!("stands twice; `{}` and `{}` are the same", field.name, field.json_name))).at(key_step);
             }
             seen.push(field.number);
             if value.is_null() && !self.takes_null(field) {
@@ -66,11 +72,11 @@ impl Reader<'_> {
         field.cardinality == Cardinality::Single && matches!(field.kind, Kind::Message(id) if is_value(id))
     }
 
-    fn field(&self, field: &Field, json: &Value, depth: usize, out: &mut Vec<u8>) -> Result<()> {
+    fn field(&self, field: &Field, json: &Tree<'_>, depth: usize, out: &mut Vec<u8>) -> Result<()> {
         match field.cardinality {
             Cardinality::Single => self.value(field, json, depth, out),
             Cardinality::List => {
-                let items = json.as_array().ok_or_else(|| Misfit::new("must be a list"))?;
+                let items = json.as_list().ok_or_else(|| Misfit::new("must be a list"))?;
                 items.iter().enumerate().try_for_each(|(index, item)| {
                     let item = if item.is_null() { self.null_item(field) } else { Ok(item) };
                     item.and_then(|item| self.value(field, item, depth, out)).at(|| Step::Item(index))
@@ -81,42 +87,38 @@ impl Reader<'_> {
     }
 
     /// Null among the items of a list, which only a list of `Value`s may hold.
-    fn null_item(&self, field: &Field) -> Result<&'static Value> {
+    fn null_item(&self, field: &Field) -> Result<&'static Tree<'static>> {
         let is_value = |id| WellKnown::of(&self.schema.message(id).full_name) == Some(WellKnown::Value);
         let fits = matches!(field.kind, Kind::Message(id) if is_value(id));
-        if fits { Ok(&Value::Null) } else { Err(Misfit::new("must not be null")) }
+        if fits { Ok(&Tree::Null) } else { Err(Misfit::new("must not be null")) }
     }
 
-    fn map(&self, field: &Field, json: &Value, depth: usize, out: &mut Vec<u8>) -> Result<()> {
+    fn map(&self, field: &Field, json: &Tree<'_>, depth: usize, out: &mut Vec<u8>) -> Result<()> {
         let Kind::Message(entry) = field.kind else { return Ok(()) };
         let entry = self.schema.message(entry);
         let (Some(key_field), Some(value_field)) = (entry.field(1), entry.field(2)) else { return Ok(()) };
-        let entries = json.as_object().ok_or_else(|| Misfit::new("must be a mapping"))?;
+        let entries = json.as_map().ok_or_else(|| Misfit::new("must be a mapping"))?;
         for (key, value) in entries {
-            let mut bytes = Vec::new();
-            let read = match key_field.kind {
-                Kind::String => self.value(key_field, &Value::String(key.clone()), depth, &mut bytes),
-                Kind::Bool => key
-                    .parse()
-                    .map_err(|_| Misfit::new("must be true or false"))
-                    .and_then(|truth: bool| self.value(key_field, &Value::Bool(truth), depth, &mut bytes)),
-                _ => self.value(key_field, &Value::String(key.clone()), depth, &mut bytes),
+            let entry = |out: &mut Vec<u8>| {
+                match key_field.kind {
+                    Kind::Bool => {
+                        let truth = key.parse().map_err(|_| Misfit::new("must be true or false"))?;
+                        self.value(key_field, &Tree::Bool(truth), depth, out)?;
+                    }
+                    _ => self.value(key_field, &Tree::Text(Cow::Borrowed(key)), depth, out)?,
+                }
+                self.value(value_field, value, depth, out)
             };
-            read.and_then(|()| self.value(value_field, value, depth, &mut bytes)).at(|| Step::Key(key.clone()))?;
-            delimited(field.number, &bytes, out);
+            nested(field.number, out, entry).at(|| Step::Key(key.to_string()))?;
         }
         Ok(())
     }
 
     /// One value with its key.
-    fn value(&self, field: &Field, json: &Value, depth: usize, out: &mut Vec<u8>) -> Result<()> {
+    fn value(&self, field: &Field, json: &Tree<'_>, depth: usize, out: &mut Vec<u8>) -> Result<()> {
         let number = field.number;
         match field.kind {
-            Kind::Message(id) => {
-                let mut bytes = Vec::new();
-                self.message(id, json, depth + 1, &mut bytes)?;
-                delimited(number, &bytes, out);
-            }
+            Kind::Message(id) => nested(number, out, |out| self.message(id, json, depth + 1, out))?,
             Kind::String => delimited(number, text(json)?.as_bytes(), out),
             Kind::Bytes => delimited(number, &base64(json)?, out),
             Kind::Bool => varint(number, u64::from(json.as_bool().ok_or_else(|| must("true or false", json))?), out),
@@ -137,10 +139,10 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn enumeration(&self, id: EnumId, json: &Value) -> Result<i32> {
+    fn enumeration(&self, id: EnumId, json: &Tree<'_>) -> Result<i32> {
         let shape = self.schema.enumeration(id);
         match json {
-            Value::String(name) => shape.values.iter().find(|(known, _)| known == name).map(|(_, number)| *number).ok_or_else(|| {
+            Tree::Text(name) => shape.values.iter().find(|(known, _)| known == name).map(|(_, number)| *number).ok_or_else(|| {
                 let names: Vec<&str> = shape.values.iter().map(|(name, _)| name.as_str()).take(12).collect();
                 Misfit::new(format!("`{name}` is not one of {}", names.join(", ")))
             }),
@@ -149,34 +151,31 @@ impl Reader<'_> {
     }
 
     /// `{"@type": URL, field: ...}`, or `{"@type": URL, "value": ...}` for types with JSON of their own.
-    fn any(&self, json: &Value, depth: usize, out: &mut Vec<u8>) -> Result<()> {
-        let fields = json.as_object().ok_or_else(|| must("a mapping with `@type`", json))?;
-        let url = fields.get("@type").and_then(Value::as_str).ok_or_else(|| Misfit::new("has no `@type`"))?;
+    fn any(&self, json: &Tree<'_>, depth: usize, out: &mut Vec<u8>) -> Result<()> {
+        let fields = json.as_map().ok_or_else(|| must("a mapping with `@type`", json))?;
+        let url = get(fields, "@type").and_then(Tree::as_text).ok_or_else(|| Misfit::new("has no `@type`"))?;
         let name = url.rsplit('/').next().unwrap_or(url);
         let id = self.schema.message_named(name).ok_or_else(|| Misfit::new(format!("`{name}` is not a known type")))?;
-        let mut bytes = Vec::new();
-        if WellKnown::of(name).is_some() {
-            let inner = fields.get("value").ok_or_else(|| Misfit::new("has no `value`"))?;
-            self.message(id, inner, depth + 1, &mut bytes).at(|| Step::Key("value".to_owned()))?;
-        } else {
-            let rest: Map<String, Value> = fields.iter().filter(|(k, _)| *k != "@type").map(|(k, v)| (k.clone(), v.clone())).collect();
+        delimited(1, url.as_bytes(), out);
+        nested(2, out, |out| {
+            if WellKnown::of(name).is_some() {
+                let inner = get(fields, "value").ok_or_else(|| Misfit::new("has no `value`"))?;
+                return self.message(id, inner, depth + 1, out).at(|| Step::Key("value".to_owned()));
+            }
             if depth >= MAX_DEPTH {
                 return Err(Misfit::new("is nested too deep"));
             }
-            self.fields(self.schema.message(id), &rest, depth + 1, &mut bytes)?;
-        }
-        delimited(1, url.as_bytes(), out);
-        delimited(2, &bytes, out);
-        Ok(())
+            self.fields(self.schema.message(id), fields, true, depth + 1, out)
+        })
     }
 }
 
-fn mapping<'j>(shape: &Message, json: &'j Value) -> Result<&'j Map<String, Value>> {
-    json.as_object().ok_or_else(|| Misfit::new(format!("must be a mapping of fields of {}", shape.short_name())))
+fn mapping<'j, 't>(shape: &Message, json: &'j Tree<'t>) -> Result<&'j [(Cow<'t, str>, Tree<'t>)]> {
+    json.as_map().ok_or_else(|| Misfit::new(format!("must be a mapping of fields of {}", shape.short_name())))
 }
 
 /// What a value must be, and what it is.
-pub(super) fn must(what: &str, json: &Value) -> Misfit {
+pub(super) fn must(what: &str, json: &Tree<'_>) -> Misfit {
     let mut shown = json.to_string();
     if shown.chars().count() > 40 {
         shown = shown.chars().take(40).chain(['…']).collect();
@@ -184,12 +183,12 @@ pub(super) fn must(what: &str, json: &Value) -> Misfit {
     Misfit::new(format!("must be {what}, not {shown}"))
 }
 
-pub(super) fn text(json: &Value) -> Result<&str> {
-    json.as_str().ok_or_else(|| must("a string", json))
+pub(super) fn text<'j>(json: &'j Tree<'_>) -> Result<&'j str> {
+    json.as_text().ok_or_else(|| must("a string", json))
 }
 
 /// Standard or URL-safe, padded or not, as the JSON mapping allows.
-pub(super) fn base64(json: &Value) -> Result<Vec<u8>> {
+pub(super) fn base64(json: &Tree<'_>) -> Result<Vec<u8>> {
     const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
     const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
     const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
@@ -198,11 +197,11 @@ pub(super) fn base64(json: &Value) -> Result<Vec<u8>> {
 }
 
 /// A whole number, as a number or a string of one.
-pub(super) fn signed<N: TryFrom<i128> + std::fmt::Display + Bounds>(json: &Value) -> Result<N> {
+pub(super) fn signed<N: TryFrom<i128> + std::fmt::Display + Bounds>(json: &Tree<'_>) -> Result<N> {
     whole(json).and_then(|n| N::try_from(n).ok()).ok_or_else(|| must(&format!("a whole number from {} to {}", N::LEAST, N::MOST), json))
 }
 
-pub(super) fn unsigned<N: TryFrom<i128> + std::fmt::Display + Bounds>(json: &Value) -> Result<N> {
+pub(super) fn unsigned<N: TryFrom<i128> + std::fmt::Display + Bounds>(json: &Tree<'_>) -> Result<N> {
     signed(json)
 }
 
@@ -217,10 +216,12 @@ macro_rules! bounds {
 }
 bounds!(i32, i64, u32, u64);
 
-fn whole(json: &Value) -> Option<i128> {
+fn whole(json: &Tree<'_>) -> Option<i128> {
     match json {
-        Value::Number(n) => n.as_i64().map(i128::from).or_else(|| n.as_u64().map(i128::from)).or_else(|| exact(n.as_f64()?)),
-        Value::String(s) => s.parse().ok().or_else(|| exact(s.parse().ok()?)),
+        Tree::Signed(n) => Some((*n).into()),
+        Tree::Unsigned(n) => Some((*n).into()),
+        Tree::Float(n) => exact(*n),
+        Tree::Text(s) => s.parse().ok().or_else(|| exact(s.parse().ok()?)),
         _ => None,
     }
 }
@@ -230,10 +231,12 @@ fn exact(number: f64) -> Option<i128> {
     (number.fract() == 0.0 && number.abs() < 1e19).then_some(number as i128)
 }
 
-pub(super) fn float(json: &Value) -> Result<f64> {
+pub(super) fn float(json: &Tree<'_>) -> Result<f64> {
     let number = match json {
-        Value::Number(n) => n.as_f64(),
-        Value::String(s) => match s.as_str() {
+        Tree::Signed(n) => Some(*n as f64),
+        Tree::Unsigned(n) => Some(*n as f64),
+        Tree::Float(n) => Some(*n),
+        Tree::Text(s) => match s.as_ref() {
             "NaN" => Some(f64::NAN),
             "Infinity" => Some(f64::INFINITY),
             "-Infinity" => Some(f64::NEG_INFINITY),
@@ -242,6 +245,23 @@ pub(super) fn float(json: &Value) -> Result<f64> {
         _ => None,
     };
     number.ok_or_else(|| must("a number", json))
+}
+
+/// A field whose length is known only when it has been written: it is moved up to make room for it.
+fn nested(number: u32, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> Result<()> {
+    encode_key(number, WireType::LengthDelimited, out);
+    let start = out.len();
+    write(out)?;
+    let length = out.len() - start;
+    let mut prefix = [0; 10];
+    let mut rest = prefix.as_mut_slice();
+    encode_varint(length as u64, &mut rest);
+    let used = 10 - rest.len();
+    out.extend_from_slice(&prefix[..used]);
+    if let Some(written) = out.get_mut(start..) {
+        written.rotate_right(used);
+    }
+    Ok(())
 }
 
 pub(super) fn delimited(number: u32, bytes: &[u8], out: &mut Vec<u8>) {

@@ -111,7 +111,7 @@ fn messages_of_every_kind_are_read_and_written_as_the_reflection_library_does() 
         for _ in 0..3 {
             let json = maker.message(codec.named(descriptor.full_name()).unwrap(), 0);
             let theirs = DynamicMessage::deserialize(descriptor.clone(), json.clone()).unwrap_or_else(|e| panic!("{e}\n{json:#}"));
-            let bytes = read::message(&codec.schema, codec.named(descriptor.full_name()).unwrap(), &json)
+            let bytes = read::message(&codec.schema, codec.named(descriptor.full_name()).unwrap(), &(&json).into())
                 .unwrap_or_else(|e| panic!("{}: {e}\n{json:#}", descriptor.full_name()));
             let ours = DynamicMessage::decode(descriptor.clone(), bytes.as_slice()).unwrap();
             let shown = |m: &DynamicMessage| m.serialize_with_options(serde_json::value::Serializer, &options).unwrap();
@@ -127,7 +127,7 @@ fn messages_of_every_kind_are_read_and_written_as_the_reflection_library_does() 
 
 /// What is wrong with a listener.
 fn told(json: Value) -> String {
-    Codec::new().read::<Listener>(&json).unwrap_err().to_string()
+    Codec::new().read::<Listener>(&(&json).into()).unwrap_err().to_string()
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn what_does_not_fit_is_told_with_its_place() {
         (json!([]), "must be a mapping of fields of Listener"),
         (json!({"filter_chains": {}}), "filter_chains: must be a list"),
         (json!({"filter_chains": [null]}), "filter_chains[0]: must not be null"),
-        (json!({"filter_chains": [], "filterChains": []}), "filterChains: stands twice, as `filter_chains` and `filterChains`"),
+        (json!({"filter_chains": [], "filterChains": []}), "filterChains: stands twice; `filter_chains` and `filterChains` are the same"),
         (json!({"traffic_direction": "SIDEWAYS"}), "traffic_direction: `SIDEWAYS` is not one of UNSPECIFIED, INBOUND, OUTBOUND"),
         (
             json!({"per_connection_buffer_limit_bytes": -1}),
@@ -173,14 +173,14 @@ fn a_listener_survives_json_with_its_filter_inside_an_any() {
             "stat_prefix": "x", "cluster": "c"}}]}]
     });
     let codec = Codec::new();
-    let listener: Listener = codec.read(&json).unwrap();
+    let listener: Listener = codec.read(&(&json).into()).unwrap();
     assert_eq!(codec.write(&listener).unwrap(), json);
 }
 
 #[test]
 fn absent_and_null_are_the_same_but_for_values() {
     let codec = Codec::new();
-    let bootstrap: Bootstrap = codec.read(&json!({"admin": null, "node": {"id": "a", "metadata": {"x": null}}})).unwrap();
+    let bootstrap: Bootstrap = codec.read(&(&json!({"admin": null, "node": {"id": "a", "metadata": {"x": null}}})).into()).unwrap();
     assert!(bootstrap.admin.is_none());
     assert_eq!(codec.write(&bootstrap).unwrap(), json!({"node": {"id": "a", "metadata": {"x": null}}}));
 }
@@ -194,12 +194,12 @@ fn nesting_without_end_is_refused_and_not_followed() {
     let type_name = "envoy.config.rbac.v3.Permission";
     let codec = Codec::new();
     let id = codec.named(type_name).unwrap();
-    assert!(read::message(&codec.schema, id, &json).unwrap_err().reason.contains("too deep"));
+    assert!(read::message(&codec.schema, id, &(&json).into()).unwrap_err().reason.contains("too deep"));
     let mut structure = json!(1);
     for _ in 0..200 {
         structure = json!({ "a": structure });
     }
-    assert!(codec.read::<Bootstrap>(&json!({"node": {"metadata": structure}})).unwrap_err().to_string().contains("too deep"));
+    assert!(codec.read::<Bootstrap>(&(&json!({"node": {"metadata": structure}})).into()).unwrap_err().to_string().contains("too deep"));
 }
 
 #[test]
@@ -208,4 +208,13 @@ fn bytes_that_are_no_message_are_refused() {
     for bytes in [&[0x0a, 0x05, b'x'][..], &[0x08], &[0x0b], &[0xff; 12], &[0x0a, 0x02, 0xc3, 0x28]] {
         assert!(codec.write_bytes("envoy.config.listener.v3.Listener", bytes).is_err(), "{bytes:?}");
     }
+}
+
+#[test]
+fn text_is_read_without_a_copy_and_twice_is_noticed() {
+    let Tree::Map(entries) = Tree::parse(r#"{"name": "l", "esc\u0061ped": "a\"b"}"#).unwrap() else { panic!() };
+    assert!(matches!(&entries[0], (std::borrow::Cow::Borrowed("name"), Tree::Text(std::borrow::Cow::Borrowed("l")))));
+    assert!(matches!(&entries[1], (std::borrow::Cow::Owned(key), Tree::Text(text)) if key == "escaped" && text == "a\"b"));
+    let twice = Tree::parse(r#"{"name": "a", "name": "b"}"#).unwrap();
+    assert!(Codec::new().read::<Listener>(&twice).unwrap_err().to_string().starts_with("name: stands twice"));
 }

@@ -3,6 +3,7 @@ use prost::Message as _;
 use serde_json::{Map, Number, Value as Json};
 
 use super::read::{base64, delimited, eight, float, must, signed, text, unsigned, varint};
+use super::tree::Tree;
 use super::{InvalidJson, MAX_DEPTH, Misfit};
 
 /// Which of them.
@@ -56,7 +57,7 @@ impl WellKnown {
     }
 
     /// Appends the message's fields as bytes.
-    pub(super) fn read(self, json: &Json, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    pub(super) fn read(self, json: &Tree<'_>, out: &mut Vec<u8>) -> Result<(), Misfit> {
         match self {
             // Needs the schema; the reader does it.
             Self::Any => {}
@@ -100,7 +101,7 @@ impl WellKnown {
 }
 
 impl Scalar {
-    fn read(self, json: &Json, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    fn read(self, json: &Tree<'_>, out: &mut Vec<u8>) -> Result<(), Misfit> {
         match self {
             Self::Bool => varint(1, u64::from(json.as_bool().ok_or_else(|| must("true or false", json))?), out),
             Self::String => delimited(1, text(json)?.as_bytes(), out),
@@ -146,30 +147,30 @@ pub(super) fn single(value: f32) -> Json {
     if value.is_finite() { number(value.to_string().parse().unwrap_or_default()) } else { number(value.into()) }
 }
 
-fn structure(json: &Json, depth: usize) -> Result<prost_types::Struct, Misfit> {
-    let fields = json.as_object().ok_or_else(|| must("a mapping", json))?;
-    let fields = fields.iter().map(|(key, inner)| Ok((key.clone(), value(inner, depth + 1)?)));
+fn structure(json: &Tree<'_>, depth: usize) -> Result<prost_types::Struct, Misfit> {
+    let fields = json.as_map().ok_or_else(|| must("a mapping", json))?;
+    let fields = fields.iter().map(|(key, inner)| Ok((key.to_string(), value(inner, depth + 1)?)));
     Ok(prost_types::Struct { fields: fields.collect::<Result<_, Misfit>>()? })
 }
 
-fn list(json: &Json, depth: usize) -> Result<prost_types::ListValue, Misfit> {
-    let items = json.as_array().ok_or_else(|| Misfit::new("must be a list"))?;
+fn list(json: &Tree<'_>, depth: usize) -> Result<prost_types::ListValue, Misfit> {
+    let items = json.as_list().ok_or_else(|| Misfit::new("must be a list"))?;
     Ok(prost_types::ListValue { values: items.iter().map(|inner| value(inner, depth + 1)).collect::<Result<_, Misfit>>()? })
 }
 
-fn value(json: &Json, depth: usize) -> Result<prost_types::Value, Misfit> {
+fn value(json: &Tree<'_>, depth: usize) -> Result<prost_types::Value, Misfit> {
     use prost_types::value::Kind;
     // Each level of these is two or three levels of messages to whoever decodes them.
     if depth > MAX_DEPTH / 3 {
         return Err(Misfit::new("is nested too deep"));
     }
     let kind = match json {
-        Json::Null => Kind::NullValue(0),
-        Json::Bool(b) => Kind::BoolValue(*b),
-        Json::Number(n) => Kind::NumberValue(n.as_f64().unwrap_or_default()),
-        Json::String(s) => Kind::StringValue(s.clone()),
-        Json::Array(_) => Kind::ListValue(list(json, depth)?),
-        Json::Object(_) => Kind::StructValue(structure(json, depth)?),
+        Tree::Null => Kind::NullValue(0),
+        Tree::Bool(truth) => Kind::BoolValue(*truth),
+        Tree::Signed(_) | Tree::Unsigned(_) | Tree::Float(_) => Kind::NumberValue(float(json)?),
+        Tree::Text(text) => Kind::StringValue(text.to_string()),
+        Tree::List(_) => Kind::ListValue(list(json, depth)?),
+        Tree::Map(_) => Kind::StructValue(structure(json, depth)?),
     };
     Ok(prost_types::Value { kind: Some(kind) })
 }

@@ -158,7 +158,7 @@ pub fn agent_bootstrap(environment: &Environment, control_plane: &ControlPlane) 
             "lds_config": {"ads": {}, "resource_api_version": "V3"},
         },
     });
-    let mut proto: Proto = Codec::new().read(&json).map_err(|e| Invalid { path: String::new(), reason: e.to_string() })?;
+    let mut proto: Proto = Codec::new().read(&(&json).into()).map_err(|e| Invalid { path: String::new(), reason: e.to_string() })?;
     proto.node = Some(node(environment));
     bootstrap::judge(proto)
 }

@@ -11,7 +11,7 @@ use lateen_proto::any;
 use lateen_proto::envoy::config::bootstrap::v3::{self as proto, bootstrap, runtime_layer};
 use lateen_proto::envoy::config::core::v3::{self as core, api_config_source::ApiType, config_source::ConfigSourceSpecifier};
 use lateen_proto::envoy::service::discovery::v3::DiscoveryResponse;
-use lateen_proto::json::{Codec, InvalidJson};
+use lateen_proto::json::{Codec, InvalidJson, Tree};
 use lateen_proto::{Any, Struct};
 use prost::{Message, Name};
 
@@ -102,12 +102,16 @@ pub fn discovery_response(path: &Path) -> std::result::Result<DiscoveryResponse,
 }
 
 fn message<M: Message + Name + Default>(text: &str, origin: &str) -> std::result::Result<M, InvalidBootstrap> {
+    let value;
     // JSON is YAML, but its own reader is ten times as fast and big bootstraps are JSON.
-    let json = match serde_json::from_str(text) {
-        Ok(json) => json,
-        Err(_) => yaml::read(text).map_err(|e| InvalidBootstrap(format!("{origin}: {e}")))?,
+    let tree = match Tree::parse(text) {
+        Ok(tree) => tree,
+        Err(_) => {
+            value = yaml::read(text).map_err(|e| InvalidBootstrap(format!("{origin}: {e}")))?;
+            Tree::from(&value)
+        }
     };
-    Codec::new().read(&json).map_err(|error| {
+    Codec::new().read(&tree).map_err(|error| {
         let InvalidJson::Misfit(misfit) = error else { return InvalidBootstrap(format!("{origin}: {error}")) };
         let line = yaml::line_of(text, &misfit.path).map(|l| format!("{l}:")).unwrap_or_default();
         InvalidBootstrap(format!("{origin}:{line} {misfit}"))
