@@ -1,5 +1,6 @@
 //! Access log lines compared with what Envoy 1.40 printed for the same requests.
 use http::HeaderMap;
+use lateen_core::access_log::{ISTIO_JSON, ISTIO_TEXT};
 use lateen_telemetry::ResponseFlags;
 use lateen_telemetry::access_log::*;
 use std::collections::HashMap;

@@ -246,26 +246,6 @@ fn rewriting(rewrite: &HttpRewrite, path: &str, check: &mut Checker<'_>) {
     }
 }
 
-const GRPC_STATUSES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
-
 fn faults(fault: &HttpFaultInjection, path: &str, check: &mut Checker<'_>) {
     if fault.delay.is_none() && fault.abort.is_none() {
         check.error(path, "delay or abort is required");
@@ -291,7 +271,7 @@ fn faults(fault: &HttpFaultInjection, path: &str, check: &mut Checker<'_>) {
             status(code, &join(&at, "httpStatus"), check);
         }
         if let Some(code) = &abort.grpc_status {
-            check.expect(&join(&at, "grpcStatus"), text::one_of(code, &GRPC_STATUSES));
+            check.expect(&join(&at, "grpcStatus"), text::one_of(code, &lateen_core::grpc::STATUSES));
         }
         if abort.http_status.is_none() && abort.grpc_status.is_none() {
             check.warning(&at, "aborts nothing without httpStatus or grpcStatus");

@@ -1,43 +1,9 @@
 //! Access logs, as the mesh configuration asks for them: Istio's default text line or JSON object.
+use lateen_core::access_log::{ISTIO_JSON, ISTIO_TEXT};
 use lateen_proto::envoy::extensions::access_loggers::file::v3 as file_v3;
 
 use crate::wire::{Struct, accesslog_v3, any, core_v3, string};
 use crate::world::mesh::Mesh;
-
-/// The default line; its order is what log parsers expect.
-const TEXT: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" %RESPONSE_CODE% \
-    %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% %CONNECTION_TERMINATION_DETAILS% \"%UPSTREAM_TRANSPORT_FAILURE_REASON%\" \
-    %BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \
-    \"%REQ(USER-AGENT)%\" \"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\" %UPSTREAM_CLUSTER_RAW% \
-    %UPSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%\n";
-
-/// The keys of the default JSON object.
-const JSON: [(&str, &str); 24] = [
-    ("start_time", "%START_TIME%"),
-    ("route_name", "%ROUTE_NAME%"),
-    ("method", "%REQ(:METHOD)%"),
-    ("path", "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH)%"),
-    ("protocol", "%PROTOCOL%"),
-    ("response_code", "%RESPONSE_CODE%"),
-    ("response_flags", "%RESPONSE_FLAGS%"),
-    ("response_code_details", "%RESPONSE_CODE_DETAILS%"),
-    ("connection_termination_details", "%CONNECTION_TERMINATION_DETAILS%"),
-    ("bytes_received", "%BYTES_RECEIVED%"),
-    ("bytes_sent", "%BYTES_SENT%"),
-    ("duration", "%DURATION%"),
-    ("upstream_service_time", "%RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)%"),
-    ("x_forwarded_for", "%REQ(X-FORWARDED-FOR)%"),
-    ("user_agent", "%REQ(USER-AGENT)%"),
-    ("request_id", "%REQ(X-REQUEST-ID)%"),
-    ("authority", "%REQ(:AUTHORITY)%"),
-    ("upstream_host", "%UPSTREAM_HOST%"),
-    ("upstream_cluster", "%UPSTREAM_CLUSTER_RAW%"),
-    ("upstream_local_address", "%UPSTREAM_LOCAL_ADDRESS%"),
-    ("downstream_local_address", "%DOWNSTREAM_LOCAL_ADDRESS%"),
-    ("downstream_remote_address", "%DOWNSTREAM_REMOTE_ADDRESS%"),
-    ("requested_server_name", "%REQUESTED_SERVER_NAME%"),
-    ("upstream_transport_failure_reason", "%UPSTREAM_TRANSPORT_FAILURE_REASON%"),
-];
 
 /// The log of a connection manager or TCP proxy; empty unless the mesh names a file.
 pub(crate) fn always(mesh: &Mesh) -> Vec<accesslog_v3::AccessLog> {
@@ -77,7 +43,7 @@ fn format(json: bool, custom: &str) -> core_v3::SubstitutionFormatString {
         Format::JsonFormat(json_fields(custom))
     } else {
         let line = match custom {
-            "" => TEXT.to_owned(),
+            "" => ISTIO_TEXT.to_owned(),
             line if line.ends_with('\n') => line.to_owned(),
             line => format!("{line}\n"),
         };
@@ -87,13 +53,13 @@ fn format(json: bool, custom: &str) -> core_v3::SubstitutionFormatString {
     core_v3::SubstitutionFormatString { format: Some(format), ..Default::default() }
 }
 
-/// A custom JSON format is itself a JSON object of strings; one that is not falls back to the default.
+/// A custom ISTIO_JSON format is itself a JSON object of strings; one that is not falls back to the default.
 fn json_fields(custom: &str) -> Struct {
     let parsed: Option<serde_json::Map<String, serde_json::Value>> = serde_json::from_str(custom).ok();
     match parsed {
         Some(fields) if !fields.is_empty() => {
             Struct { fields: fields.into_iter().filter_map(|(key, value)| Some((key, string(value.as_str()?)))).collect() }
         }
-        _ => Struct { fields: JSON.iter().map(|(key, value)| ((*key).to_owned(), string(*value))).collect() },
+        _ => Struct { fields: ISTIO_JSON.iter().map(|(key, value)| ((*key).to_owned(), string(*value))).collect() },
     }
 }

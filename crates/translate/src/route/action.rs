@@ -350,7 +350,7 @@ fn fault_abort(abort: &FaultAbort) -> Option<fault_v3::FaultAbort> {
     use fault_v3::fault_abort::ErrorType;
     let error = match (abort.http_status, &abort.grpc_status) {
         (Some(status), _) => ErrorType::HttpStatus(u32::from(status)),
-        (None, Some(name)) => ErrorType::GrpcStatus(grpc_status(name)?),
+        (None, Some(name)) => ErrorType::GrpcStatus(lateen_core::grpc::status(name)?),
         (None, None) => return None,
     };
     Some(fault_v3::FaultAbort {
@@ -358,31 +358,6 @@ fn fault_abort(abort: &FaultAbort) -> Option<fault_v3::FaultAbort> {
         error_type: Some(error),
         ..Default::default()
     })
-}
-
-/// The number of a gRPC status by its name (or the number itself).
-fn grpc_status(name: &str) -> Option<u32> {
-    const NAMES: [&str; 17] = [
-        "OK",
-        "CANCELLED",
-        "UNKNOWN",
-        "INVALID_ARGUMENT",
-        "DEADLINE_EXCEEDED",
-        "NOT_FOUND",
-        "ALREADY_EXISTS",
-        "PERMISSION_DENIED",
-        "RESOURCE_EXHAUSTED",
-        "FAILED_PRECONDITION",
-        "ABORTED",
-        "OUT_OF_RANGE",
-        "UNIMPLEMENTED",
-        "INTERNAL",
-        "UNAVAILABLE",
-        "DATA_LOSS",
-        "UNAUTHENTICATED",
-    ];
-    let number = NAMES.iter().position(|known| *known == name).or_else(|| name.parse().ok().filter(|number| *number < NAMES.len()))?;
-    u32::try_from(number).ok()
 }
 
 pub(crate) fn cors(policy: &CorsPolicy) -> cors_v3::CorsPolicy {
