@@ -1,0 +1,42 @@
+//! Circuit breakers of a cluster, by priority.
+use lateen_balance::Limits;
+use lateen_proto::envoy::config::cluster::v3 as proto;
+
+use super::invalid::{Invalid, Result, Within, harmless, refuse};
+
+pub(crate) fn limits(value: Option<proto::CircuitBreakers>) -> Result<[Limits; 2]> {
+    let proto::CircuitBreakers { thresholds, per_host_thresholds } = value.unwrap_or_default();
+    refuse!(per_host_thresholds);
+    let mut result = [Limits::default(); 2];
+    let mut seen = [false; 2];
+    for (index, value) in thresholds.into_iter().enumerate() {
+        let proto::circuit_breakers::Thresholds {
+            priority,
+            max_connections,
+            max_pending_requests,
+            max_requests,
+            max_retries,
+            retry_budget,
+            track_remaining,
+            max_connection_pools,
+        } = value;
+        harmless!(track_remaining, max_connection_pools);
+        let checked = || -> Result<usize> {
+            refuse!(retry_budget);
+            usize::try_from(priority).ok().filter(|p| *p < 2).ok_or_else(|| Invalid::field("priority", format!("{priority} is not known")))
+        };
+        let priority = checked().within_item("thresholds", index)?;
+        // Of two entries for one priority Envoy takes the first.
+        if let (Some(limits), Some(seen @ false)) = (result.get_mut(priority), seen.get_mut(priority)) {
+            *seen = true;
+            let default = Limits::default();
+            *limits = Limits {
+                max_connections: max_connections.unwrap_or(default.max_connections),
+                max_pending_requests: max_pending_requests.unwrap_or(default.max_pending_requests),
+                max_requests: max_requests.unwrap_or(default.max_requests),
+                max_retries: max_retries.unwrap_or(default.max_retries),
+            };
+        }
+    }
+    Ok(result)
+}

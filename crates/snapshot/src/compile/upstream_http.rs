@@ -1,0 +1,149 @@
+//! What a cluster says about HTTP: version, limits of a connection, names taken from requests.
+use std::collections::HashMap;
+use std::time::Duration;
+
+use lateen_proto::envoy::config::cluster::v3::cluster;
+use lateen_proto::envoy::config::core::v3 as core;
+use lateen_proto::envoy::extensions::upstreams::http::v3::{self as http, http_protocol_options as http_options};
+use lateen_proto::{Any, any};
+
+use super::common::{limit, open};
+use super::hcm;
+use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use crate::cluster::UpstreamHttp;
+
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+const TCP_OPTIONS: &str = "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions";
+
+/// The HTTP settings of older messages, which the typed options replace.
+pub(crate) struct OldHttp {
+    pub(crate) upstream_http_protocol_options: Option<core::UpstreamHttpProtocolOptions>,
+    pub(crate) common_http_protocol_options: Option<core::HttpProtocolOptions>,
+    pub(crate) http_protocol_options: Option<core::Http1ProtocolOptions>,
+    pub(crate) http2_protocol_options: Option<core::Http2ProtocolOptions>,
+    pub(crate) protocol_selection: i32,
+}
+
+/// What a cluster says about HTTP.
+pub(crate) struct Http {
+    pub(crate) version: UpstreamHttp,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) max_connection_duration: Option<Duration>,
+    pub(crate) max_requests_per_connection: Option<u32>,
+    pub(crate) auto_sni: bool,
+    pub(crate) auto_san: bool,
+}
+
+pub(crate) fn http_settings(options: HashMap<String, Any>, old: OldHttp, max_requests: Option<u32>) -> Result<Http> {
+    let mut typed = None;
+    for (key, config) in options {
+        match any::name_of(&config.type_url) {
+            HTTP_OPTIONS => typed = Some(open::<http::HttpProtocolOptions>(&config)?),
+            TCP_OPTIONS => {}
+            other => {
+                return Err(Invalid::field(&format!("typed_extension_protocol_options[\"{key}\"]"), format!("{other} is not supported")));
+            }
+        }
+    }
+    match typed {
+        Some(options) => typed_http(options, max_requests).within(&format!("typed_extension_protocol_options[\"{HTTP_OPTIONS}\"]")),
+        None => old_http(old, max_requests),
+    }
+}
+
+fn typed_http(value: http::HttpProtocolOptions, max_requests: Option<u32>) -> Result<Http> {
+    use http_options::{UpstreamProtocolOptions, explicit_http_config::ProtocolConfig};
+    let http::HttpProtocolOptions {
+        common_http_protocol_options,
+        upstream_http_protocol_options,
+        http_filters,
+        header_validation_config,
+        outlier_detection,
+        request_mirror_policies,
+        hash_policy,
+        retry_policy,
+        upstream_protocol_options,
+    } = value;
+    harmless!(header_validation_config);
+    refuse!(http_filters, outlier_detection, request_mirror_policies, hash_policy, retry_policy);
+    let h1 = |options: Option<core::Http1ProtocolOptions>| hcm::http1(options.unwrap_or_default()).within("http_protocol_options");
+    let h2 = |options: Option<core::Http2ProtocolOptions>| hcm::http2(options.unwrap_or_default()).within("http2_protocol_options");
+    let version = match upstream_protocol_options {
+        Some(UpstreamProtocolOptions::ExplicitHttpConfig(http_options::ExplicitHttpConfig { protocol_config })) => match protocol_config {
+            None => UpstreamHttp::Http1,
+            Some(ProtocolConfig::HttpProtocolOptions(o)) => h1(Some(o)).map(|_| UpstreamHttp::Http1).within("explicit_http_config")?,
+            Some(ProtocolConfig::Http2ProtocolOptions(o)) => h2(Some(o)).map(UpstreamHttp::Http2).within("explicit_http_config")?,
+            Some(ProtocolConfig::Http3ProtocolOptions(_)) => return Err(Invalid::unsupported("http3_protocol_options")),
+        },
+        Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(http_options::UseDownstreamHttpConfig {
+            http_protocol_options,
+            http2_protocol_options,
+            http3_protocol_options,
+        })) => {
+            harmless!(http3_protocol_options);
+            h1(http_protocol_options)
+                .and_then(|_| h2(http2_protocol_options))
+                .map(UpstreamHttp::Downstream)
+                .within("use_downstream_protocol_config")?
+        }
+        Some(UpstreamProtocolOptions::AutoConfig(http_options::AutoHttpConfig {
+            http_protocol_options,
+            http2_protocol_options,
+            http3_protocol_options,
+            alternate_protocols_cache_options,
+        })) => {
+            refuse!(http3_protocol_options, alternate_protocols_cache_options);
+            h1(http_protocol_options).and_then(|_| h2(http2_protocol_options)).map(UpstreamHttp::Auto).within("auto_config")?
+        }
+        None => return Err(Invalid::new("names no protocol; give explicit_http_config, use_downstream_protocol_config or auto_config")),
+    };
+    common_http(version, common_http_protocol_options, upstream_http_protocol_options, max_requests)
+}
+
+fn old_http(old: OldHttp, max_requests: Option<u32>) -> Result<Http> {
+    let h2 = old.http2_protocol_options.map(hcm::http2).transpose().within("http2_protocol_options")?;
+    if let Some(options) = old.http_protocol_options {
+        hcm::http1(options).within("http_protocol_options")?;
+    }
+    let downstream = old.protocol_selection == cluster::ClusterProtocolSelection::UseDownstreamProtocol as i32;
+    let version = match (h2, downstream) {
+        (options, true) => UpstreamHttp::Downstream(options.map_or_else(|| hcm::http2(core::Http2ProtocolOptions::default()), Ok)?),
+        (Some(options), false) => UpstreamHttp::Http2(options),
+        (None, false) => UpstreamHttp::Http1,
+    };
+    common_http(version, old.common_http_protocol_options, old.upstream_http_protocol_options, max_requests)
+}
+
+fn common_http(
+    version: UpstreamHttp,
+    common: Option<core::HttpProtocolOptions>,
+    upstream: Option<core::UpstreamHttpProtocolOptions>,
+    max_requests: Option<u32>,
+) -> Result<Http> {
+    let core::HttpProtocolOptions {
+        idle_timeout,
+        max_connection_duration,
+        max_connection_duration_jitter,
+        max_headers_count,
+        max_response_headers_kb,
+        max_stream_duration,
+        headers_with_underscores_action,
+        max_requests_per_connection,
+    } = common.unwrap_or_default();
+    harmless!(max_connection_duration_jitter, max_headers_count, max_response_headers_kb, headers_with_underscores_action);
+    let core::UpstreamHttpProtocolOptions { auto_sni, auto_san_validation, override_auto_sni_header } = upstream.unwrap_or_default();
+    let checked = || -> Result<()> {
+        refuse!(max_stream_duration);
+        Ok(())
+    };
+    checked().within("common_http_protocol_options")?;
+    refuse!(override_auto_sni_header);
+    Ok(Http {
+        version,
+        idle_timeout: limit(idle_timeout.as_ref(), Some(Duration::from_secs(3600)), "common_http_protocol_options.idle_timeout")?,
+        max_connection_duration: limit(max_connection_duration.as_ref(), None, "common_http_protocol_options.max_connection_duration")?,
+        max_requests_per_connection: max_requests_per_connection.or(max_requests).filter(|n| *n > 0),
+        auto_sni,
+        auto_san: auto_san_validation,
+    })
+}
