@@ -348,6 +348,11 @@ impl Connection {
         self.dead || ((self.going_away.is_some() || self.peer_going_away) && self.streams.is_empty())
     }
 
+    /// Whether the peer broke the connection: only the GOAWAY that says so is left to write.
+    pub fn is_broken(&self) -> bool {
+        self.dead
+    }
+
     /// Asks the peer for a sign of life: [`crate::Event::Pong`].
     pub fn ping(&mut self) {
         frame::put_ping(self.out.buffer(), false, *b"lateen..");

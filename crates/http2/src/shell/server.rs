@@ -76,6 +76,12 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Server<Io> {
         self.0.session.0.borrow().connection.is_ready()
     }
 
+    /// Whether the client broke the protocol. What is left to write is the reason; a client that floods does not
+    /// read it, so whoever polls must not wait for long.
+    pub fn is_broken(&self) -> bool {
+        self.0.session.0.borrow().connection.is_broken()
+    }
+
     fn take(&mut self) -> Option<Accepted> {
         let (id, head, end) = self.0.session.0.borrow_mut().incoming.pop_front()?;
         Some(Accepted { head, end, stream: Stream::new(self.0.session.clone(), id, false) })

@@ -236,6 +236,7 @@ async fn await_response(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding
             info.request_done = Some(start.elapsed());
             start_deadline(forwarding);
             limits.deadline = forwarding.deadline;
+            limits.request = None;
             timer.set(limits.next());
         }
         loop {
@@ -264,6 +265,8 @@ async fn await_response(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding
 pub(super) struct Limits {
     pub(super) deadline: Option<Instant>,
     stream: Option<Instant>,
+    /// While the caller still sends.
+    request: Option<Instant>,
     try_ends: Option<Instant>,
     idle: Option<(std::time::Duration, Instant, Failure)>,
 }
@@ -279,6 +282,7 @@ impl Limits {
         Self {
             deadline: forwarding.deadline,
             stream: forwarding.stream_deadline,
+            request: forwarding.request_deadline.filter(|_| !forwarding.body.complete()),
             try_ends: timeouts.per_try.and_then(|limit| now.checked_add(limit)),
             idle: idle.and_then(|(span, failure)| Some((span, now.checked_add(span)?, failure))),
         }
@@ -286,7 +290,7 @@ impl Limits {
 
     /// Once the response has begun a try's own limits are off.
     pub(super) fn while_relaying(forwarding: &Forwarding, now: Instant) -> Self {
-        Self { try_ends: None, ..Self::new(forwarding, now) }
+        Self { try_ends: None, request: None, ..Self::new(forwarding, now) }
     }
 
     pub(super) fn has_idle(&self) -> bool {
@@ -300,7 +304,7 @@ impl Limits {
     }
 
     pub(super) fn next(&self) -> Option<Instant> {
-        [self.deadline, self.stream, self.try_ends, self.idle.map(|i| i.1)].into_iter().flatten().min()
+        [self.deadline, self.stream, self.request, self.try_ends, self.idle.map(|i| i.1)].into_iter().flatten().min()
     }
 
     /// Which limit was reached.
@@ -310,6 +314,8 @@ impl Limits {
             Failure::Timeout
         } else if passed(self.stream) {
             Failure::StreamDuration
+        } else if passed(self.request) {
+            Failure::SlowRequest
         } else if passed(self.try_ends) {
             Failure::PerTryTimeout
         } else {

@@ -37,6 +37,8 @@ pub(super) struct Forwarding {
     /// When the whole request must be over; set when the request has been received.
     pub(super) deadline: Option<Instant>,
     pub(super) stream_deadline: Option<Instant>,
+    /// When the caller must have sent all of the request (the listener's `request_timeout`).
+    pub(super) request_deadline: Option<Instant>,
 }
 
 pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward: &Forward) -> Result<(), End> {
@@ -64,6 +66,7 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward:
     let mut forwarding = Forwarding {
         body: Body::new(exchange.request.has_body(), upgrade, cap, mirrors),
         stream_deadline: timeouts.stream.and_then(|limit| start.checked_add(limit)),
+        request_deadline: exchange.hcm.config.request_timeout.filter(|_| !upgrade).and_then(|limit| start.checked_add(limit)),
         cluster,
         timeouts,
         hash,
@@ -158,8 +161,10 @@ async fn conclude(
         }
         Err(failed) => {
             exchange.info.transport_failure = failed.transport.clone();
-            if failed.failure == Failure::Timeout {
-                forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_TIMEOUT);
+            match failed.failure {
+                Failure::Timeout => forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_TIMEOUT),
+                Failure::SlowRequest => exchange.hcm.stats.inc(names::DOWNSTREAM_RQ_TIMEOUT),
+                _ => {}
             }
             Err(failed.reply(retries.taken() > 0).into())
         }

@@ -26,6 +26,8 @@ pub(super) enum Failure {
     PerTryIdleTimeout,
     StreamDuration,
     StreamIdle,
+    /// The caller did not send all of the request in time.
+    SlowRequest,
     NoHealthyHost,
 }
 
@@ -79,6 +81,7 @@ impl Failure {
             | Self::PerTryIdleTimeout
             | Self::StreamDuration
             | Self::StreamIdle
+            | Self::SlowRequest
             | Self::NoHealthyHost => "local reset",
         }
     }
@@ -93,13 +96,14 @@ impl Failure {
             Self::Timeout | Self::PerTryTimeout | Self::PerTryIdleTimeout => ResponseFlags::UPSTREAM_REQUEST_TIMEOUT,
             Self::StreamDuration => ResponseFlags::UPSTREAM_MAX_STREAM_DURATION_REACHED,
             Self::StreamIdle => ResponseFlags::STREAM_IDLE_TIMEOUT,
+            Self::SlowRequest => ResponseFlags::NONE,
             Self::NoHealthyHost => ResponseFlags::NO_HEALTHY_UPSTREAM,
         }
     }
 
     /// Whether the host, rather than this proxy's own limits, failed.
     pub(super) fn blames_host(self) -> bool {
-        !matches!(self, Self::Overflow | Self::NoHealthyHost | Self::StreamDuration | Self::StreamIdle)
+        !matches!(self, Self::Overflow | Self::NoHealthyHost | Self::StreamDuration | Self::StreamIdle | Self::SlowRequest)
     }
 
     pub(super) fn is_timeout(self) -> bool {
@@ -120,6 +124,8 @@ impl Failed {
                 Reply::new(504, "upstream max stream duration reached", details::UPSTREAM_MAX_STREAM_DURATION_REACHED, flags)
             }
             Failure::StreamIdle => Reply::new(504, "stream timeout", details::STREAM_IDLE_TIMEOUT, flags),
+            // Envoy `ConnectionManagerImpl::ActiveStream::onRequestTimeout`.
+            Failure::SlowRequest => Reply::new(408, "request timeout", details::REQUEST_OVERALL_TIMEOUT, flags),
             Failure::NoHealthyHost => Reply::new(503, "no healthy upstream", details::NO_HEALTHY_UPSTREAM, flags),
             other => {
                 let status = if other == Failure::ProtocolError { 502 } else { 503 };

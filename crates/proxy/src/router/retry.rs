@@ -109,7 +109,12 @@ impl Retries {
     fn wants_failure(&self, failure: Failure, sent_any: bool) -> bool {
         let on = |condition| self.on.contains(condition);
         match failure {
-            Failure::Overflow | Failure::NoHealthyHost | Failure::Timeout | Failure::StreamDuration | Failure::StreamIdle => false,
+            Failure::Overflow
+            | Failure::NoHealthyHost
+            | Failure::SlowRequest
+            | Failure::Timeout
+            | Failure::StreamDuration
+            | Failure::StreamIdle => false,
             _ if on(RetryOn::FIVE_XX) || on(RetryOn::GATEWAY_ERROR) || on(RetryOn::RESET) => true,
             _ if on(RetryOn::RESET_BEFORE_REQUEST) && !sent_any => true,
             Failure::ConnectionFailure | Failure::ConnectionTimeout => on(RetryOn::CONNECT_FAILURE),

@@ -2,6 +2,9 @@
 mod support;
 
 mod faults;
+mod hostile_connections;
+mod hostile_http1;
+mod hostile_http2;
 mod http1;
 mod http2;
 mod retries;

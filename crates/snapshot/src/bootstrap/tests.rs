@@ -23,6 +23,16 @@ fn a_minimal_bootstrap_is_read() {
 }
 
 #[test]
+fn nesting_without_end_is_refused_before_the_stack_is() {
+    for (open, close) in [("[", "]"), ("{\"a\":", "}"), ("- ", ""), ("{a: ", "}")] {
+        let text = format!("node: {{metadata: {{a: {}1{}}}}}", open.repeat(100_000), close.repeat(100_000));
+        assert!(parse(&text, "deep.yaml").unwrap_err().to_string().starts_with("deep.yaml"), "{open}");
+        let json = format!("{{\"node\":{}1{}}}", open.repeat(100_000), close.repeat(100_000));
+        assert!(parse(&json, "deep.json").is_err(), "{open}");
+    }
+}
+
+#[test]
 fn errors_name_line_and_field() {
     let cases = [
         (

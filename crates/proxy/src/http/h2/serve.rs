@@ -23,6 +23,8 @@ use crate::worker::Worker;
 const HANDSHAKE: Duration = Duration::from_secs(60);
 /// After the announcement of a shutdown, how long streams that are on their way may still arrive.
 const LATE_STREAMS: Duration = Duration::from_secs(1);
+/// How long the reason for ending a broken connection may take to be written.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Serves the connection to its end; `ahead` holds bytes already read from it.
 pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, ahead: BytesMut) {
@@ -84,6 +86,8 @@ struct End {
     /// The shutdown was announced; streams are refused from then on.
     refuse_at: Option<Instant>,
     refusing: bool,
+    /// The connection is broken, and dropped then at the latest.
+    drop_at: Option<Instant>,
 }
 
 impl End {
@@ -95,6 +99,7 @@ impl End {
             old_at: hcm.config.max_connection_duration.and_then(|limit| conn.start.checked_add(limit)),
             refuse_at: None,
             refusing: false,
+            drop_at: None,
         }
     }
 
@@ -116,6 +121,14 @@ impl End {
             self.active_at = now;
         }
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if server.is_broken() {
+            let drop_at = *self.drop_at.get_or_insert_with(|| {
+                hcm.stats.inc(names::DOWNSTREAM_CX_PROTOCOL_ERROR);
+                now + LAST_WORDS
+            });
+            self.timer.set(Some(drop_at));
+            return self.timer.poll(cx).map(|()| false);
+        }
         if !server.is_ready() && self.handshake_by <= now {
             hcm.stats.inc(names::DOWNSTREAM_CX_PROTOCOL_ERROR);
             return Poll::Ready(false);

@@ -146,6 +146,28 @@ fn one_bad_resource_hurts_only_itself() {
 }
 
 #[test]
+fn a_message_nested_without_end_is_refused_before_the_stack_is() {
+    // metadata.filter_metadata: a list in a list in a list …
+    let field = |number: u32, body: Vec<u8>| {
+        let mut out = Vec::new();
+        prost::encoding::encode_varint(u64::from(number << 3 | 2), &mut out);
+        prost::encoding::encode_varint(body.len() as u64, &mut out);
+        out.extend(body);
+        out
+    };
+    let list = (0..3000).fold(Vec::new(), |inner, _| field(6, field(1, inner)));
+    let entry = |value: Vec<u8>| field(1, [field(1, b"k".to_vec()), field(2, value)].concat());
+    let mut value = update::<ClusterProto>("{name: deep, type: STATIC}").body.value;
+    value.extend(field(25, entry(entry(list))));
+    let deep = Update { name: "deep".into(), version: "1".into(), body: Any { type_url: CLUSTER.into(), value } };
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let rejected = compiler.apply(CLUSTER, vec![deep, update::<ClusterProto>("{name: good, type: STATIC}")], &[], now);
+    assert_eq!(rejected.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["deep"]);
+    assert!(rejected[0].reason.contains("recursion limit"), "{rejected:?}");
+    assert!(compiler.snapshot().cluster_named("good").is_some());
+}
+
+#[test]
 fn static_resources_are_neither_removed_nor_replaced() {
     let (mut compiler, now) = (Compiler::new(), Instant::now());
     compiler.add_static(vec![update::<ClusterProto>("{name: xds-grpc, type: STATIC}").body], now).unwrap();
