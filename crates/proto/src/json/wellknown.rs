@@ -5,6 +5,7 @@ use serde_json::{Map, Number, Value as Json};
 use super::read::{base64, delimited, eight, float, must, signed, text, unsigned, varint};
 use super::tree::Tree;
 use super::{InvalidJson, MAX_DEPTH, Misfit};
+use crate::schema::Kind;
 
 /// Which of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,20 +18,7 @@ pub(super) enum WellKnown {
     ListValue,
     Value,
     /// Written as the value alone.
-    Wrapper(Scalar),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scalar {
-    Bool,
-    String,
-    Bytes,
-    Double,
-    Float,
-    Int32,
-    Int64,
-    Uint32,
-    Uint64,
+    Wrapper(Kind),
 }
 
 impl WellKnown {
@@ -43,15 +31,15 @@ impl WellKnown {
             "Struct" => Self::Struct,
             "ListValue" => Self::ListValue,
             "Value" => Self::Value,
-            "BoolValue" => Self::Wrapper(Scalar::Bool),
-            "StringValue" => Self::Wrapper(Scalar::String),
-            "BytesValue" => Self::Wrapper(Scalar::Bytes),
-            "DoubleValue" => Self::Wrapper(Scalar::Double),
-            "FloatValue" => Self::Wrapper(Scalar::Float),
-            "Int32Value" => Self::Wrapper(Scalar::Int32),
-            "Int64Value" => Self::Wrapper(Scalar::Int64),
-            "UInt32Value" => Self::Wrapper(Scalar::Uint32),
-            "UInt64Value" => Self::Wrapper(Scalar::Uint64),
+            "BoolValue" => Self::Wrapper(Kind::Bool),
+            "StringValue" => Self::Wrapper(Kind::String),
+            "BytesValue" => Self::Wrapper(Kind::Bytes),
+            "DoubleValue" => Self::Wrapper(Kind::Double),
+            "FloatValue" => Self::Wrapper(Kind::Float),
+            "Int32Value" => Self::Wrapper(Kind::Int32),
+            "Int64Value" => Self::Wrapper(Kind::Int64),
+            "UInt32Value" => Self::Wrapper(Kind::Uint32),
+            "UInt64Value" => Self::Wrapper(Kind::Uint64),
             _ => return None,
         })
     }
@@ -77,7 +65,7 @@ impl WellKnown {
             Self::Struct => out.extend(structure(json, 0)?.encode_to_vec()),
             Self::ListValue => out.extend(list(json, 0)?.encode_to_vec()),
             Self::Value => out.extend(value(json, 0)?.encode_to_vec()),
-            Self::Wrapper(scalar) => scalar.read(json, out)?,
+            Self::Wrapper(kind) => wrap(kind, json, out)?,
         }
         Ok(())
     }
@@ -95,41 +83,40 @@ impl WellKnown {
             Self::Struct => unstructure(prost_types::Struct::decode(bytes)?),
             Self::ListValue => Json::Array(prost_types::ListValue::decode(bytes)?.values.into_iter().map(unvalue).collect()),
             Self::Value => unvalue(prost_types::Value::decode(bytes)?),
-            Self::Wrapper(scalar) => scalar.write(bytes)?,
+            Self::Wrapper(kind) => unwrap(kind, bytes)?,
         })
     }
 }
 
-impl Scalar {
-    fn read(self, json: &Tree<'_>, out: &mut Vec<u8>) -> Result<(), Misfit> {
-        match self {
-            Self::Bool => varint(1, u64::from(json.as_bool().ok_or_else(|| must("true or false", json))?), out),
-            Self::String => delimited(1, text(json)?.as_bytes(), out),
-            Self::Bytes => delimited(1, &base64(json)?, out),
-            Self::Double => eight(1, float(json)?.to_le_bytes(), out),
-            Self::Float => out.extend((float(json)? as f32).encode_to_vec()),
-            Self::Int32 => varint(1, i64::from(signed::<i32>(json)?) as u64, out),
-            Self::Int64 => varint(1, signed::<i64>(json)? as u64, out),
-            Self::Uint32 => varint(1, unsigned::<u32>(json)?.into(), out),
-            Self::Uint64 => varint(1, unsigned::<u64>(json)?, out),
-        }
-        Ok(())
+fn wrap(kind: Kind, json: &Tree<'_>, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    match kind {
+        Kind::Bool => varint(1, u64::from(json.as_bool().ok_or_else(|| must("true or false", json))?), out),
+        Kind::String => delimited(1, text(json)?.as_bytes(), out),
+        Kind::Bytes => delimited(1, &base64(json)?, out),
+        Kind::Double => eight(1, float(json)?.to_le_bytes(), out),
+        Kind::Int32 => varint(1, i64::from(signed::<i32>(json)?) as u64, out),
+        Kind::Int64 => varint(1, signed::<i64>(json)? as u64, out),
+        Kind::Uint32 => varint(1, unsigned::<u32>(json)?.into(), out),
+        Kind::Uint64 => varint(1, unsigned::<u64>(json)?, out),
+        // There are no wrappers of other kinds than these and `float`.
+        _ => out.extend((float(json)? as f32).encode_to_vec()),
     }
+    Ok(())
+}
 
-    // prost encodes the wrappers as the plain types.
-    fn write(self, bytes: &[u8]) -> Result<Json, prost::DecodeError> {
-        Ok(match self {
-            Self::Bool => Json::Bool(bool::decode(bytes)?),
-            Self::String => Json::String(String::decode(bytes)?),
-            Self::Bytes => super::write::base64(&Vec::<u8>::decode(bytes)?),
-            Self::Double => number(f64::decode(bytes)?),
-            Self::Float => single(f32::decode(bytes)?),
-            Self::Int32 => i32::decode(bytes)?.into(),
-            Self::Int64 => i64::decode(bytes)?.to_string().into(),
-            Self::Uint32 => u32::decode(bytes)?.into(),
-            Self::Uint64 => u64::decode(bytes)?.to_string().into(),
-        })
-    }
+/// prost encodes the wrappers as the plain types.
+fn unwrap(kind: Kind, bytes: &[u8]) -> Result<Json, prost::DecodeError> {
+    Ok(match kind {
+        Kind::Bool => Json::Bool(bool::decode(bytes)?),
+        Kind::String => Json::String(String::decode(bytes)?),
+        Kind::Bytes => super::write::base64(&Vec::<u8>::decode(bytes)?),
+        Kind::Double => number(f64::decode(bytes)?),
+        Kind::Int32 => i32::decode(bytes)?.into(),
+        Kind::Int64 => i64::decode(bytes)?.to_string().into(),
+        Kind::Uint32 => u32::decode(bytes)?.into(),
+        Kind::Uint64 => u64::decode(bytes)?.to_string().into(),
+        _ => single(f32::decode(bytes)?),
+    })
 }
 
 /// A number, or the names that JSON has not.
