@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::header::HeaderMutations;
 use crate::matcher::{Fraction, Rbac, StringMatcher, ValueMatcher};
-use crate::{ClusterId, RouteTable, RouteTableId};
+use crate::trace::Tracing;
+use crate::{RouteTable, RouteTableId};
 
 /// Envoy `codec_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -279,22 +280,6 @@ pub enum LogFilter {
     Or(Vec<LogFilter>),
     NotHealthCheck,
     Header(crate::matcher::HeaderMatcher),
-}
-
-/// Tracing decisions; the exporters are the proxy's.
-#[derive(Debug)]
-pub struct Tracing {
-    pub client_sampling: Fraction,
-    pub random_sampling: Fraction,
-    pub overall_sampling: Fraction,
-    pub max_path_tag_length: u32,
-    pub provider: Option<Provider>,
-}
-
-#[derive(Debug)]
-pub enum Provider {
-    Zipkin { cluster: ClusterId, endpoint: Arc<str>, shared_span_context: bool, trace_id_128bit: bool },
-    OpenTelemetry { cluster: ClusterId, service_name: Arc<str> },
 }
 
 /// Headers that a stage adds, sets or removes on the way up and down.

@@ -23,6 +23,7 @@ pub mod route;
 #[cfg(test)]
 mod test_support;
 pub mod tls;
+pub mod trace;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -271,6 +271,29 @@ table! {
 }
 
 table! {
+    /// Why requests were traced, under `http.<stat prefix>.`.
+    tracing {
+        counter RANDOM_SAMPLING = "tracing.random_sampling";
+        counter SERVICE_FORCED = "tracing.service_forced";
+        counter CLIENT_ENABLED = "tracing.client_enabled";
+        counter NOT_TRACEABLE = "tracing.not_traceable";
+    }
+}
+
+table! {
+    /// The way of spans to a collector, under `tracing.zipkin.` or `tracing.opentelemetry.`.
+    exporter {
+        counter SPANS_SENT = "spans_sent";
+        counter SPANS_DROPPED = "spans_dropped";
+        counter TIMER_FLUSHED = "timer_flushed";
+        counter REPORTS_SKIPPED_NO_CLUSTER = "reports_skipped_no_cluster";
+        counter REPORTS_SENT = "reports_sent";
+        counter REPORTS_DROPPED = "reports_dropped";
+        counter REPORTS_FAILED = "reports_failed";
+    }
+}
+
+table! {
     /// The fault filter, under `http.<stat prefix>.`.
     fault {
         counter ABORTS_INJECTED = "fault.aborts_injected";

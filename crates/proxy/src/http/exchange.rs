@@ -22,6 +22,7 @@ use crate::filter;
 use crate::io::Timer;
 use crate::listener::Conn;
 use crate::router;
+use crate::spans::{self, Active};
 use crate::upstream::ClusterState;
 use crate::worker::{Live, Worker};
 
@@ -94,6 +95,8 @@ pub(crate) struct Info {
     pub(crate) cors_origin: Option<http::HeaderValue>,
     /// The caller sent its own metadata and expects ours.
     pub(crate) peer_asked: bool,
+    /// The request's span, where it has one.
+    pub(crate) span: Option<Box<Active>>,
 }
 
 /// The exchange.
@@ -146,6 +149,7 @@ impl<'a> Exchange<'a> {
             affinity_cookie: None,
             cors_origin: None,
             peer_asked: false,
+            span: None,
         };
         Self { worker, hcm, conn, live: worker.live(), request, down, timer, info }
     }
@@ -164,13 +168,16 @@ impl<'a> Exchange<'a> {
             Err(End::Cut) => self.down.abort(),
         }
         self.timer.set(None);
+        spans::end(&mut self);
         report::end(&self);
     }
 
     async fn steps(&mut self) -> Result<(), End> {
         normalize::run(self)?;
         sanitize::run(self)?;
-        self.find_route()?;
+        let found = self.find_route();
+        spans::begin(self);
+        found?;
         filter::http::on_request(self).await?;
         router::run(self).await
     }
@@ -213,7 +220,7 @@ impl<'a> Exchange<'a> {
         if self.info.grpc {
             self.note_grpc_status(&response.headers);
         }
-        if hcm.logs.wants_headers() {
+        if hcm.logs.wants_headers() || self.info.span.is_some() {
             self.info.response_headers = Some(response.headers.clone());
         }
         self.down.send_head(response, end);

@@ -14,6 +14,7 @@ use lateen_telemetry::{BlockName, Local};
 
 use super::h1::HeadLimits;
 use super::{LogSet, headers};
+use crate::spans::Tracer;
 use crate::worker::Worker;
 
 /// The connection manager as a worker runs it.
@@ -28,13 +29,14 @@ pub(crate) struct Hcm {
     pub(crate) limits: HeadLimits,
     pub(crate) server: HeaderValue,
     pub(crate) router: Arc<Router>,
+    pub(crate) tracer: Option<Rc<Tracer>>,
     /// Whether any filter wants to see the response.
     pub(crate) response_filters: bool,
     formats: RefCell<HashMap<usize, Option<Rc<TextFormat>>>>,
 }
 
 impl Hcm {
-    pub(crate) fn new(worker: &Worker, listener: &Listener, config: Arc<HttpConnectionManager>) -> Rc<Self> {
+    pub(crate) fn new(worker: &Rc<Worker>, listener: &Listener, config: Arc<HttpConnectionManager>) -> Rc<Self> {
         let prefix = &config.stat_prefix;
         let local = |defs, name| worker.shard.local(&worker.registry.block(defs, name));
         let router = config.filters.iter().find_map(|f| if let HttpFilter::Router(r) = f { Some(Arc::clone(r)) } else { None });
@@ -53,6 +55,7 @@ impl Hcm {
             },
             server: HeaderValue::from_str(&config.server_name).unwrap_or(HeaderValue::from_static("envoy")),
             router: router.unwrap_or_default(),
+            tracer: Tracer::new(worker, config.tracing.as_ref(), prefix, listener.direction == Direction::Outbound),
             response_filters: config.filters.iter().any(sees_response),
             formats: RefCell::default(),
             config,

@@ -60,7 +60,7 @@ impl ListenerState {
     }
 
     /// The chain's state, made at its first connection.
-    pub(crate) fn chain(&self, worker: &Worker, chain: &Arc<FilterChain>) -> Rc<ChainState> {
+    pub(crate) fn chain(&self, worker: &Rc<Worker>, chain: &Arc<FilterChain>) -> Rc<ChainState> {
         let mut chains = self.chains.borrow_mut();
         let entry = chains.entry(Arc::as_ptr(chain));
         Rc::clone(entry.or_insert_with(|| Rc::new(ChainState::new(worker, &self.listener, Arc::clone(chain)))))
@@ -68,7 +68,7 @@ impl ListenerState {
 }
 
 impl ChainState {
-    fn new(worker: &Worker, listener: &Listener, chain: Arc<FilterChain>) -> Self {
+    fn new(worker: &Rc<Worker>, listener: &Listener, chain: Arc<FilterChain>) -> Self {
         let terminal = match &chain.terminal {
             Terminal::Http(config) => TerminalState::Http(Hcm::new(worker, listener, Arc::clone(config))),
             Terminal::Tcp(config) => TerminalState::Tcp(TcpState::new(worker, Arc::clone(config))),

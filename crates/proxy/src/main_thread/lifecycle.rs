@@ -87,7 +87,7 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
     let Options { bootstrap, concurrency, pin, upstream_mark, identity, token, local, admin, tags } = options;
     let concurrency = concurrency.max(1);
     let epoch = Instant::now();
-    let node = Arc::new(NodeText { id: bootstrap.node.id.clone(), metadata: local.encode() });
+    let node = Arc::new(own_text(&bootstrap, &local));
     let (registry, shards) = Registry::new(concurrency, tags);
     let shown = bootstrap.stats.clone();
     registry.show_only(Arc::new(move |name: &str| shown.shows(name)));
@@ -125,6 +125,18 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
     super::memory::trim();
     tracing::info!(workers = concurrency, "started with {}", figures::summary(&main));
     Ok(Process { main, logs, workers, tasks })
+}
+
+fn own_text(bootstrap: &Bootstrap, local: &PeerMetadata) -> NodeText {
+    let node = &bootstrap.node;
+    NodeText {
+        id: node.id.clone(),
+        metadata: local.encode(),
+        cluster: node.cluster.clone(),
+        zone: node.locality.as_ref().map(|l| l.zone.clone()).unwrap_or_default(),
+        // `sidecar~<address>~<pod>.<namespace>~<domain>`
+        address: node.id.split('~').nth(1).and_then(|text| text.parse().ok()),
+    }
 }
 
 /// Puts to use what has waited long enough, when it has.

@@ -153,7 +153,9 @@ pub(crate) fn response_headers(exchange: &mut Exchange<'_>, map: &mut HeaderMap)
     if let Some(cookie) = exchange.info.affinity_cookie.take() {
         map.append(http::header::SET_COOKIE, cookie);
     }
-    if exchange.hcm.config.tracing.is_some() {
+    if let Some(active) = &mut exchange.info.span {
+        crate::spans::on_response(active, map);
+    } else if exchange.hcm.config.tracing.is_some() {
         // The server's side names the operation; the caller's sidecar keeps that to itself.
         if exchange.hcm.inbound {
             if let Some(value) = matched.route.decorator.as_deref().and_then(|d| HeaderValue::from_str(d).ok()) {

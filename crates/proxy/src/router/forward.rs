@@ -20,6 +20,7 @@ use super::{finalize, hash, lookup, mirror, relay};
 use crate::http::headers as header_names;
 use crate::http::reply::Reply;
 use crate::http::{End, Exchange, Matched};
+use crate::spans;
 use crate::upstream::ClusterState;
 
 /// Envoy's default for `per_connection_buffer_limit_bytes` bounds the kept body by 1 MiB; its retry buffer by
@@ -105,6 +106,9 @@ async fn tries(
         exchange.info.attempts += 1;
         if count_attempts {
             exchange.request.headers.insert(header_names::ATTEMPT_COUNT, exchange.info.attempts.into());
+        }
+        if exchange.info.span.is_some() {
+            spans::begin_try(exchange);
         }
         let tried = attempt::run(exchange, forward, forwarding, retries.policy()).await?;
         let (decision, outcome) = match tried {

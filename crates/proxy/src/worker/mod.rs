@@ -36,6 +36,7 @@ pub(crate) struct Worker {
     pub(crate) registry: Arc<Registry>,
     pub(crate) istio: IstioShard,
     pub(crate) dialer: Dialer,
+    pub(crate) node: Arc<NodeText>,
     pub(crate) node_headers: NodeHeaders,
     live: RefCell<Rc<Live>>,
     pools: RefCell<HashMap<ClusterId, Rc<Pools>>>,
@@ -52,13 +53,18 @@ pub(crate) struct Worker {
     epoch: std::time::Instant,
 }
 
-/// What the peer-metadata filter tells about this proxy, encoded once.
+/// What this proxy tells about itself to peers and collectors, encoded once.
 #[derive(Debug, Default)]
 pub struct NodeText {
     /// Value of `x-envoy-peer-metadata-id`: the node id.
     pub id: String,
     /// Value of `x-envoy-peer-metadata`; empty when there is none to tell.
     pub metadata: String,
+    /// The node's cluster: the service that spans name.
+    pub cluster: String,
+    pub zone: String,
+    /// This workload's own address.
+    pub address: Option<std::net::IpAddr>,
 }
 
 /// [`NodeText`] as header values.
@@ -82,6 +88,7 @@ impl Worker {
             istio: config.istio,
             dialer: Dialer { mark: config.upstream_mark },
             node_headers: NodeHeaders::of(&config.node),
+            node: config.node,
             live: RefCell::new(Rc::new(Live::new(Arc::new(Snapshot::default())))),
             pools: RefCell::default(),
             rng: RefCell::new(SmallRng::from_os_rng()),

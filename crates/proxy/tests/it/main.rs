@@ -12,3 +12,4 @@ mod routing;
 mod swap;
 mod tcp;
 mod tls;
+mod tracing;

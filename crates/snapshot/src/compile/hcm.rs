@@ -2,20 +2,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lateen_proto::any;
 use lateen_proto::envoy::config::core::v3 as core;
-use lateen_proto::envoy::config::trace::v3 as trace;
 use lateen_proto::envoy::extensions::filters::network::http_connection_manager::v3::{self as proto, http_connection_manager as inner};
 
-use super::common::{duration_or, limit, open, percent_fraction};
+use super::common::{duration_or, limit};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::{access_log, filter, route};
 use crate::http::{
     Codec, CurrentClientCert, EscapedSlashes, ForwardClientCert, Http1Options, Http2Options, HttpConnectionManager, PathNormalization,
-    Provider, RouteSource, ServerHeader, Tracing, Underscores,
+    RouteSource, ServerHeader, Underscores,
 };
-use crate::matcher::Fraction;
 
 const FIVE_MINUTES: Duration = Duration::from_secs(300);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -90,7 +87,7 @@ pub(crate) fn manager(value: proto::HttpConnectionManager, context: &mut Context
     refuse!(original_ip_detection_extensions, early_header_mutation_extensions, forward_client_cert_matcher, path_normalization_options);
     refuse!(strip_trailing_host_dot, proxy_status_config, append_x_forwarded_port, append_local_overload, forward_proto_config);
     refuse_log_options(access_log_options).within("access_log_options")?;
-    request_ids(request_id_extension).within("request_id_extension")?;
+    let request_ids = super::tracing::request_ids(request_id_extension).within("request_id_extension")?;
     local_replies(local_reply_config).within("local_reply_config")?;
     let common = common_http_protocol_options.unwrap_or_default();
     let core::HttpProtocolOptions {
@@ -157,7 +154,7 @@ pub(crate) fn manager(value: proto::HttpConnectionManager, context: &mut Context
         merge_slashes,
         strip_matching_host_port,
         strip_any_host_port,
-        tracing: tracing.map(|t| self::tracing(t, context).map(Arc::new)).transpose().within("tracing")?,
+        tracing: tracing.map(|t| super::tracing::tracing(t, request_ids, context).map(Arc::new)).transpose().within("tracing")?,
         suppress_envoy_headers,
         normalize_underscores: underscores(headers_with_underscores_action)?,
     })
@@ -339,106 +336,8 @@ fn refuse_log_options(value: Option<inner::HcmAccessLogOptions>) -> Result<()> {
     Ok(())
 }
 
-/// UUIDs are the only request ids; Istio names their extension to keep trace reasons out of them, as we do.
-fn request_ids(value: Option<proto::RequestIdExtension>) -> Result<()> {
-    match value.and_then(|r| r.typed_config) {
-        None => Ok(()),
-        Some(c) if any::name_of(&c.type_url) == "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig" => Ok(()),
-        Some(c) => Err(Invalid::new(format!("{} is not supported", any::name_of(&c.type_url)))),
-    }
-}
-
 fn local_replies(value: Option<proto::LocalReplyConfig>) -> Result<()> {
     let proto::LocalReplyConfig { mappers, body_format } = value.unwrap_or_default();
     refuse!(mappers, body_format);
     Ok(())
-}
-
-fn tracing(value: inner::Tracing, context: &mut Context<'_>) -> Result<Tracing> {
-    let inner::Tracing {
-        client_sampling,
-        random_sampling,
-        overall_sampling,
-        verbose,
-        max_path_tag_length,
-        custom_tags,
-        provider,
-        spawn_upstream_span,
-        operation,
-        upstream_operation,
-        no_context_propagation,
-    } = value;
-    harmless!(verbose, spawn_upstream_span);
-    refuse!(operation, upstream_operation, no_context_propagation);
-    let share = |value: Option<_>, field: &str| value.map_or(Ok(Fraction::ALL), |v| percent_fraction(v).within(field));
-    let provider = provider.map(|p| self::provider(p, context)).transpose().within("provider")?;
-    if provider.is_some() {
-        refuse!(custom_tags);
-    }
-    Ok(Tracing {
-        client_sampling: share(client_sampling, "client_sampling")?,
-        random_sampling: share(random_sampling, "random_sampling")?,
-        overall_sampling: share(overall_sampling, "overall_sampling")?,
-        max_path_tag_length: max_path_tag_length.unwrap_or(256),
-        provider,
-    })
-}
-
-fn provider(value: trace::tracing::Http, context: &mut Context<'_>) -> Result<Provider> {
-    let trace::tracing::Http { name, config_type } = value;
-    let Some(trace::tracing::http::ConfigType::TypedConfig(config)) = config_type else {
-        return Err(Invalid::field("typed_config", "is missing"));
-    };
-    if any::is::<trace::ZipkinConfig>(&config) {
-        zipkin(open(&config)?, context)
-    } else if any::is::<trace::OpenTelemetryConfig>(&config) {
-        opentelemetry(open(&config)?, context)
-    } else {
-        Err(Invalid::new(format!("{name} ({}) is not supported; zipkin and opentelemetry are", any::name_of(&config.type_url))))
-    }
-}
-
-fn zipkin(value: trace::ZipkinConfig, context: &mut Context<'_>) -> Result<Provider> {
-    let trace::ZipkinConfig {
-        collector_cluster,
-        collector_endpoint,
-        trace_id_128bit,
-        shared_span_context,
-        collector_endpoint_version,
-        collector_hostname,
-        split_spans_for_request,
-        trace_context_option,
-        collector_service,
-        timestamp_trace_ids,
-    } = value;
-    harmless!(collector_hostname, timestamp_trace_ids);
-    refuse!(split_spans_for_request, trace_context_option, collector_service);
-    if collector_endpoint_version != trace::zipkin_config::CollectorEndpointVersion::HttpJson as i32 {
-        return Err(Invalid::field("collector_endpoint_version", "only HTTP_JSON is supported"));
-    }
-    Ok(Provider::Zipkin {
-        cluster: context.cluster(&collector_cluster),
-        endpoint: collector_endpoint.into(),
-        shared_span_context: shared_span_context.unwrap_or(true),
-        trace_id_128bit,
-    })
-}
-
-fn opentelemetry(value: trace::OpenTelemetryConfig, context: &mut Context<'_>) -> Result<Provider> {
-    let trace::OpenTelemetryConfig {
-        grpc_service,
-        http_service,
-        exporter,
-        service_name,
-        resource_detectors,
-        sampler,
-        max_cache_size,
-        set_telemetry_sdk_resource_attributes,
-        set_service_name_resource_attribute,
-        set_instrumentation_scope,
-    } = value;
-    harmless!(max_cache_size, set_telemetry_sdk_resource_attributes, set_service_name_resource_attribute, set_instrumentation_scope);
-    refuse!(http_service, exporter, resource_detectors, sampler);
-    let cluster = super::source::grpc_cluster(grpc_service).within("grpc_service")?;
-    Ok(Provider::OpenTelemetry { cluster: context.cluster(&cluster), service_name: service_name.into() })
 }

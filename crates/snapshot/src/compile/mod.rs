@@ -35,6 +35,7 @@ mod tls;
 mod transport;
 mod upstream_connection;
 mod upstream_http;
+mod tracing;
 mod warming;
 
 pub use compiler::{Compiler, Rejected, Update, Wanted};
