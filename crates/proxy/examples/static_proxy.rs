@@ -19,12 +19,20 @@ async fn main() -> anyhow::Result<()> {
         local: Default::default(),
         admin: Default::default(),
         tags: Default::default(),
+        drain_time: std::time::Duration::from_secs(5),
+        drain_gradually: true,
     };
     let process = main_thread::start(options).await?;
     tokio::select! {
         () = process.quit() => {}
         _ = tokio::signal::ctrl_c() => {}
     }
-    process.shut_down(std::time::Duration::from_secs(5)).await;
+    process
+        .shut_down(main_thread::DrainPlan {
+            grace: std::time::Duration::from_secs(5),
+            minimum: std::time::Duration::ZERO,
+            exit_when_idle: true,
+        })
+        .await;
     Ok(())
 }

@@ -30,6 +30,12 @@ pub struct Listener {
     /// Hand an accepted connection to the listener whose address is its original destination
     /// (exact address, else wildcard address of that port), if there is one (`use_original_dst`).
     pub use_original_dst: bool,
+    /// A failed health check asks nobody to leave (Envoy `drain_type: MODIFY_ONLY`).
+    pub drains_when_modified_only: bool,
+    /// Its connections do not count against the process's limit.
+    pub ignores_connection_limit: bool,
+    /// The overload manager's actions do not concern it.
+    pub ignores_overload: bool,
     pub transparent: bool,
     pub freebind: bool,
     pub inspectors: Inspectors,

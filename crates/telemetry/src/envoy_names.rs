@@ -254,6 +254,8 @@ table! {
         counter DOWNSTREAM_RQ_IDLE_TIMEOUT = "downstream_rq_idle_timeout";
         counter DOWNSTREAM_RQ_HEADER_TIMEOUT = "downstream_rq_header_timeout";
         counter DOWNSTREAM_RQ_MAX_DURATION_REACHED = "downstream_rq_max_duration_reached";
+        counter DOWNSTREAM_RQ_OVERLOAD_CLOSE = "downstream_rq_overload_close";
+        counter DOWNSTREAM_CX_OVERLOAD_DISABLE_KEEPALIVE = "downstream_cx_overload_disable_keepalive";
         counter DOWNSTREAM_RQ_TOO_LARGE = "downstream_rq_too_large";
         counter DOWNSTREAM_RQ_RESPONSE_BEFORE_RQ_COMPLETE = "downstream_rq_response_before_rq_complete";
         counter DOWNSTREAM_RQ_WS_ON_NON_WS_ROUTE = "downstream_rq_ws_on_non_ws_route";
@@ -350,6 +352,7 @@ table! {
         counter DOWNSTREAM_CX_DESTROY = "downstream_cx_destroy";
         counter DOWNSTREAM_CX_OVERFLOW = "downstream_cx_overflow";
         counter DOWNSTREAM_CX_TRANSPORT_SOCKET_CONNECT_TIMEOUT = "downstream_cx_transport_socket_connect_timeout";
+        counter DOWNSTREAM_CX_OVERLOAD_REJECT = "downstream_cx_overload_reject";
         counter DOWNSTREAM_GLOBAL_CX_OVERFLOW = "downstream_global_cx_overflow";
         counter DOWNSTREAM_LISTENER_FILTER_ERROR = "downstream_listener_filter_error";
         counter DOWNSTREAM_LISTENER_FILTER_REMOTE_CLOSE = "downstream_listener_filter_remote_close";
@@ -419,6 +422,14 @@ table! {
         gauge PARENT_CONNECTIONS = "parent_connections";
         gauge DAYS_UNTIL_FIRST_CERT_EXPIRING = "days_until_first_cert_expiring";
         gauge VERSION = "version";
+        counter PANICS = "panics";
+    }
+}
+
+table! {
+    /// One action of the overload manager, under `overload.<action>.`; written by the main thread.
+    overload {
+        gauge ACTIVE = "active";
     }
 }
 

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use lateen_identity::WorkloadSecrets;
 use lateen_proxy::admin::AdminOptions;
 use lateen_proxy::bootstrap::{Environment, Role, agent_bootstrap, node};
-use lateen_proxy::main_thread::{Options, start, token_file};
+use lateen_proxy::main_thread::{DrainPlan, Options, start, token_file};
 use lateen_snapshot::bootstrap::{Bootstrap, load};
 use lateen_telemetry::istio::PeerMetadata;
 use lateen_telemetry::stats::TagStyle;
@@ -45,6 +45,9 @@ pub(crate) struct Args {
     /// Seconds that open connections may take to end when told to stop [default: 5]
     #[arg(long, value_name = "SECONDS")]
     drain_time_s: Option<u64>,
+    /// Whether connections end spread over a graceful drain of the listeners, or each with its next response
+    #[arg(long, value_enum, default_value_t = Strategy::Gradual)]
+    drain_strategy: Strategy,
     /// The DNS domain of the pod's namespace, as injection passes it
     #[arg(long, value_name = "DOMAIN", hide = true)]
     domain: Option<String>,
@@ -61,6 +64,12 @@ pub(crate) struct Args {
 enum Kind {
     Sidecar,
     Router,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Strategy {
+    Gradual,
+    Immediate,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -100,6 +109,7 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 
 async fn serve_file(args: &Args, bootstrap: Bootstrap, level: crate::log::Level) -> anyhow::Result<ExitCode> {
     let local = bootstrap.node.metadata.as_ref().map(PeerMetadata::from_struct).unwrap_or_default();
+    let drain_time = Duration::from_secs(args.drain_time_s.unwrap_or(5));
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let options = Options {
         bootstrap,
@@ -110,9 +120,11 @@ async fn serve_file(args: &Args, bootstrap: Bootstrap, level: crate::log::Level)
         token: None,
         local,
         tags: TagStyle::Envoy,
+        drain_time,
+        drain_gradually: args.drain_strategy == Strategy::Gradual,
         admin: AdminOptions { logging: Some(level), health: None, stats: None, agent: None },
     };
-    serve(options, Duration::from_secs(args.drain_time_s.unwrap_or(5))).await
+    serve(options, DrainPlan { grace: drain_time, minimum: Duration::ZERO, exit_when_idle: true }).await
 }
 
 async fn serve_agent(args: &Args, role: Role, level: crate::log::Level) -> anyhow::Result<ExitCode> {
@@ -121,6 +133,7 @@ async fn serve_agent(args: &Args, role: Role, level: crate::log::Level) -> anyho
     let identity: watch::Receiver<Option<Arc<WorkloadSecrets>>> = rotation.secrets();
     let bootstrap = agent_bootstrap(&environment, &workload::control_plane(&environment)?).context("no way to the control plane")?;
     let local = node(&environment).metadata.as_ref().map(PeerMetadata::from_struct).unwrap_or_default();
+    let drain_time = Duration::from_secs(args.drain_time_s.unwrap_or(environment.drain_seconds));
     let any = |port| Some(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)));
     let options = Options {
         bootstrap,
@@ -131,12 +144,21 @@ async fn serve_agent(args: &Args, role: Role, level: crate::log::Level) -> anyho
         token: Some(token_file(environment.token.clone())),
         local,
         tags: TagStyle::Istio,
+        drain_time,
+        drain_gradually: args.drain_strategy == Strategy::Gradual,
         admin: AdminOptions { logging: Some(level), health: any(HEALTH), stats: any(STATISTICS), agent: any(environment.status_port) },
     };
-    serve(options, Duration::from_secs(args.drain_time_s.unwrap_or(environment.drain_seconds))).await
+    // Istio waits out the whole time unless it is told to end on zero connections; a proxy without connections has
+    // nothing to wait for, so here the switch only adds the least time.
+    let minimum = if environment.exit_on_zero { environment.minimum_drain_seconds } else { 0 };
+    serve(
+        options,
+        DrainPlan { grace: drain_time.max(Duration::from_secs(minimum)), minimum: Duration::from_secs(minimum), exit_when_idle: true },
+    )
+    .await
 }
 
-async fn serve(options: Options, drain: Duration) -> anyhow::Result<ExitCode> {
+async fn serve(options: Options, plan: DrainPlan) -> anyhow::Result<ExitCode> {
     let process = start(options).await?;
     let mut reopen = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::user_defined1())?;
     let told = lateen_app::terminated()?;
@@ -145,9 +167,13 @@ async fn serve(options: Options, drain: Duration) -> anyhow::Result<ExitCode> {
         tokio::select! {
             () = &mut told => break,
             () = process.quit() => break,
+            why = process.worker_died() => {
+                eprintln!("lateen: a worker ended by a mistake of this program, please report it: {why}");
+                return Ok(ExitCode::FAILURE);
+            }
             _ = reopen.recv() => process.reopen_logs(),
         }
     }
-    process.shut_down(drain).await;
+    process.shut_down(plan).await;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,6 @@
 //! The ports that Istio's agent opens in a pod: health, statistics, and its own control port.
+use std::sync::Arc;
+
 use http::{Method, StatusCode};
 
 use super::pages;
@@ -22,12 +24,12 @@ pub(super) fn stats(main: &Main, ask: &Ask<'_>) -> Reply {
 }
 
 /// 15020.
-pub(super) fn agent(main: &Main, ask: &Ask<'_>) -> Reply {
+pub(super) fn agent(main: &Arc<Main>, ask: &Ask<'_>) -> Reply {
     match (ask.path, ask.method == Method::POST) {
         ("/healthz/ready", _) => healthz(main),
         ("/stats/prometheus", _) => pages::prometheus(main, ask),
         ("/quitquitquit", true) => pages::quit(main),
-        ("/drain", true) => pages::drain(main),
+        ("/drain", true) => pages::drain(main, ask),
         ("/quitquitquit" | "/drain", false) => Reply::error(StatusCode::METHOD_NOT_ALLOWED, "POST required\n"),
         (path, _) if path.starts_with("/app-health/") || path.starts_with("/app-lifecycle/") => Reply::error(
             StatusCode::NOT_IMPLEMENTED,

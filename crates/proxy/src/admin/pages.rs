@@ -1,4 +1,6 @@
 //! The small pages.
+use std::sync::Arc;
+
 use http::{Method, StatusCode};
 use lateen_telemetry::stats::{Format, Query};
 use serde_json::json;
@@ -11,7 +13,7 @@ pub(super) const HELP: &str = "\
   /certs: print certs on machine
   /clusters: upstream cluster status (?format=json)
   /config_dump: dump current configs (?resource=, ?name_regex=, ?include_eds)
-  /drain_listeners (POST): drain listeners
+  /drain_listeners (POST): drain listeners (?graceful, ?inboundonly)
   /healthcheck/fail (POST): cause the server to fail health checks
   /healthcheck/ok (POST): cause the server to pass health checks
   /help: print out list of admin commands
@@ -108,8 +110,9 @@ pub(super) fn logging(options: &AdminOptions, ask: &Ask<'_>) -> Reply {
     }
 }
 
-pub(super) fn drain(main: &Main) -> Reply {
-    main.drain();
+/// `?graceful` keeps listeners open for the drain time, `?inboundonly` lets outbound ones be (Envoy admin).
+pub(super) fn drain(main: &Arc<Main>, ask: &Ask<'_>) -> Reply {
+    main.drain_listeners(ask.parameter("graceful").is_some(), ask.parameter("inboundonly").is_some());
     Reply::text("OK\n")
 }
 

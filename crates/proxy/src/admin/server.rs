@@ -180,7 +180,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     });
 }
 
-fn answer(main: &Main, options: &AdminOptions, port: Port, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn answer(main: &Arc<Main>, options: &AdminOptions, port: Port, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     let ask = Ask { method: request.method(), path: request.uri().path(), query: request.uri().query().unwrap_or_default() };
     let reply = match port {
         Port::Admin => admin(main, options, &ask),
@@ -200,7 +200,7 @@ fn answer(main: &Main, options: &AdminOptions, port: Port, request: &Request<Inc
 /// Pages that change something are reached by POST only (Envoy admin).
 const MUTATIONS: [&str; 6] = ["/drain_listeners", "/quitquitquit", "/healthcheck/fail", "/healthcheck/ok", "/logging", "/reset_counters"];
 
-fn admin(main: &Main, options: &AdminOptions, ask: &Ask<'_>) -> Reply {
+fn admin(main: &Arc<Main>, options: &AdminOptions, ask: &Ask<'_>) -> Reply {
     if MUTATIONS.contains(&ask.path) && *ask.method != Method::POST && !(ask.path == "/logging" && ask.query.is_empty()) {
         return Reply::error(StatusCode::METHOD_NOT_ALLOWED, format!("Method {} not allowed, POST required.\n", ask.method));
     }
@@ -217,7 +217,7 @@ fn admin(main: &Main, options: &AdminOptions, ask: &Ask<'_>) -> Reply {
         "/memory" => pages::memory(),
         "/runtime" => Reply::json(&serde_json::json!({"layers": [], "entries": {}})),
         "/logging" => pages::logging(options, ask),
-        "/drain_listeners" => pages::drain(main),
+        "/drain_listeners" => pages::drain(main, ask),
         "/quitquitquit" => pages::quit(main),
         "/healthcheck/fail" => pages::health_check(main, true),
         "/healthcheck/ok" => pages::health_check(main, false),

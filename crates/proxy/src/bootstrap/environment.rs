@@ -54,6 +54,10 @@ pub struct Environment {
     pub concurrency: Option<u32>,
     /// Seconds to let connections end when told to stop (`terminationDrainDuration`), default 5.
     pub drain_seconds: u64,
+    /// End as soon as nothing is open, but not before [`Self::minimum_drain_seconds`] (`EXIT_ON_ZERO_ACTIVE_CONNECTIONS`).
+    pub exit_on_zero: bool,
+    /// `MINIMUM_DRAIN_DURATION`, default 5.
+    pub minimum_drain_seconds: u64,
     pub delta: bool,
     /// The node's metadata, as Istio's agent sends it.
     pub metadata: Map<String, Value>,
@@ -103,6 +107,8 @@ impl Environment {
             status_port: port("statusPort", 15_020)?,
             concurrency: config.get("concurrency").and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0),
             drain_seconds: text("terminationDrainDuration").and_then(|t| t.trim_end_matches('s').parse().ok()).unwrap_or(5),
+            exit_on_zero: get("EXIT_ON_ZERO_ACTIVE_CONNECTIONS") == Some("true"),
+            minimum_drain_seconds: get("MINIMUM_DRAIN_DURATION").and_then(|t| t.trim_end_matches('s').parse().ok()).unwrap_or(5),
             delta: get("ISTIO_DELTA_XDS") != Some("false"),
             metadata: Map::new(),
         };

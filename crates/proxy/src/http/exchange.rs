@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use http::HeaderMap;
 use lateen_balance::Host;
 use lateen_snapshot::RouteTable;
+use lateen_snapshot::bootstrap::overload::Action;
 use lateen_snapshot::http::RouteSource;
 use lateen_snapshot::route::{Route, VirtualHost};
 use lateen_telemetry::istio::{PeerId, PrincipalId};
@@ -173,6 +174,9 @@ impl<'a> Exchange<'a> {
     }
 
     async fn steps(&mut self) -> Result<(), End> {
+        #[cfg(test)]
+        assert!(self.request.path.as_str() != "/injected-panic", "injected");
+        self.refuse_when_overloaded()?;
         normalize::run(self)?;
         sanitize::run(self)?;
         let found = self.find_route();
@@ -180,6 +184,16 @@ impl<'a> Exchange<'a> {
         found?;
         filter::http::on_request(self).await?;
         router::run(self).await
+    }
+
+    /// Envoy `ConnectionManagerImpl::ActiveStream::decodeHeaders`: an overloaded process answers, and does no more.
+    fn refuse_when_overloaded(&self) -> Result<(), End> {
+        let overload = &self.worker.overload;
+        if !overload.is_active(Action::StopAcceptingRequests) || self.conn.listener.listener.ignores_overload {
+            return Ok(());
+        }
+        self.hcm.stats.inc(lateen_telemetry::envoy_names::http::DOWNSTREAM_RQ_OVERLOAD_CLOSE);
+        Err(Reply::new(503, "envoy overloaded", details::OVERLOAD, ResponseFlags::OVERLOAD_MANAGER).into())
     }
 
     /// The route; a missing one is answered by the router, after the filters had their say.
@@ -197,7 +211,7 @@ impl<'a> Exchange<'a> {
 
     /// Whether this connection is to end after the response.
     pub(crate) fn is_draining(&self) -> bool {
-        self.conn.draining(self.worker)
+        self.conn.ends(self.worker)
     }
 
     /// Sends the response's head to the caller, finished off with what every response carries.

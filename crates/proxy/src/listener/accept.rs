@@ -1,25 +1,46 @@
-//! The accept loop: survives whatever `accept` fails with.
+//! The accept loop: survives whatever `accept` fails with, and takes no more than limits and overload allow.
+use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use lateen_snapshot::bootstrap::overload::Action;
+use lateen_telemetry::envoy_names::listener as names;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 
-use super::connection;
 use super::manager::Current;
-use crate::worker::Worker;
+use super::{ListenerState, connection};
+use crate::worker::{self, Worker};
 
 /// Without descriptors or memory there is nothing to do but let connections end.
 const BACK_OFF: Duration = Duration::from_millis(100);
+/// How often an overloaded process looks whether it may accept again.
+const PAUSE: Duration = Duration::from_millis(50);
 
-pub(super) async fn run(worker: Rc<Worker>, current: Current, socket: TcpListener) {
+/// Accepts until `stop`, and then what the kernel has queued: closing a socket resets those.
+pub(super) async fn run(worker: Rc<Worker>, current: Current, socket: TcpListener, stop: oneshot::Receiver<()>) {
+    tokio::select! {
+        _ = stop => {}
+        () = accept(&worker, &current, &socket) => {}
+    }
+    while let Poll::Ready(Ok((stream, remote))) = poll_fn(|cx| Poll::Ready(socket.poll_accept(cx))).await {
+        admit(&worker, &current, stream, remote);
+    }
+}
+
+async fn accept(worker: &Rc<Worker>, current: &Current, socket: &TcpListener) {
     let mut complained = None;
     loop {
+        while is_paused(worker, &current.borrow()) {
+            tokio::time::sleep(PAUSE).await;
+        }
         match socket.accept().await {
             Ok((stream, remote)) => {
                 complained = None;
-                let listener = Rc::clone(&current.borrow());
-                tokio::task::spawn_local(connection::serve(Rc::clone(&worker), listener, stream, remote));
+                admit(worker, current, stream, remote);
             }
             Err(e) if concerns_one_connection(&e) => {}
             Err(e) => {
@@ -30,6 +51,49 @@ pub(super) async fn run(worker: Rc<Worker>, current: Current, socket: TcpListene
                 tokio::time::sleep(BACK_OFF).await;
             }
         }
+    }
+}
+
+fn is_paused(worker: &Worker, listener: &ListenerState) -> bool {
+    worker.overload.is_active(Action::StopAcceptingConnections) && !listener.listener.ignores_overload
+}
+
+/// Serves the connection, or closes it when there are too many.
+fn admit(worker: &Rc<Worker>, current: &Current, stream: TcpStream, remote: SocketAddr) {
+    let listener = Rc::clone(&current.borrow());
+    let config = &listener.listener;
+    if worker.overload.is_active(Action::RejectIncomingConnections) && !config.ignores_overload {
+        return listener.stats.inc(names::DOWNSTREAM_CX_OVERLOAD_REJECT);
+    }
+    // Each worker has its share: one that counted for all would have to be asked by all.
+    let share = worker.overload.listener_limit(&config.name).map(|most| most.div_ceil(worker.registry.workers().max(1) as u64));
+    if share.is_some_and(|most| listener.accepted.get() >= most) {
+        return listener.stats.inc(names::DOWNSTREAM_CX_OVERFLOW);
+    }
+    let Some(admitted) = worker.overload.admit(config.ignores_connection_limit) else {
+        return listener.stats.inc(names::DOWNSTREAM_GLOBAL_CX_OVERFLOW);
+    };
+    let open = Open::new(&listener);
+    let worker_of_task = Rc::clone(worker);
+    worker::spawn(worker, async move {
+        let _counted = (admitted, open);
+        connection::serve(worker_of_task, listener, stream, remote).await;
+    });
+}
+
+/// Counts what a listener accepted and has not ended.
+struct Open(Rc<ListenerState>);
+
+impl Open {
+    fn new(listener: &Rc<ListenerState>) -> Self {
+        listener.accepted.set(listener.accepted.get() + 1);
+        Self(Rc::clone(listener))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.accepted.set(self.0.accepted.get() - 1);
     }
 }
 

@@ -23,6 +23,8 @@ pub(crate) struct ListenerState {
     /// Logs of connections without a chain.
     pub(crate) logs: LogSet,
     pub(crate) active: Cell<u64>,
+    /// Connections from their acceptance on, handed over to another listener or not.
+    pub(crate) accepted: Cell<u64>,
 }
 
 /// A chain with its filters bound to counters and logs.
@@ -51,6 +53,7 @@ impl ListenerState {
             chains: RefCell::default(),
             logs: LogSet::new(worker, &listener.access_logs),
             active: Cell::new(0),
+            accepted: Cell::new(0),
             listener,
         })
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use lateen_identity::tls::PeerIdentity;
+use lateen_snapshot::bootstrap::overload::Action;
 use lateen_snapshot::listener::ConnectionInfo;
 use lateen_telemetry::ResponseFlags;
 use lateen_telemetry::envoy_names::listener as names;
@@ -60,8 +61,18 @@ impl Conn {
         self.tls.as_ref()?.peer.as_ref()
     }
 
+    /// Whether the connection is to end, idle or not.
     pub(crate) fn draining(&self, worker: &Worker) -> bool {
         self.listener.drain.is_draining() || worker.drain.is_draining()
+    }
+
+    /// Whether the connection is to end after the request at hand.
+    pub(crate) fn ends(&self, worker: &Worker) -> bool {
+        let listener = &self.listener.listener;
+        self.listener.drain.ends(|| worker.roll())
+            || worker.drain.ends(|| worker.roll())
+            || (worker.failing.is_draining() && !listener.drains_when_modified_only)
+            || (worker.overload.is_active(Action::DisableKeepalive) && !listener.ignores_overload)
     }
 }
 

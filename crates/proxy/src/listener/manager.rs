@@ -4,8 +4,10 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lateen_snapshot::Snapshot;
+use lateen_snapshot::listener::Direction;
 
 use super::{ListenerState, accept, socket};
 use crate::worker::Worker;
@@ -16,13 +18,8 @@ pub(super) type Current = Rc<RefCell<Rc<ListenerState>>>;
 struct Bound {
     current: Current,
     local: SocketAddr,
-    accepting: tokio::task::AbortHandle,
-}
-
-impl Drop for Bound {
-    fn drop(&mut self) {
-        self.accepting.abort();
-    }
+    /// Dropped to end the accept loop, which first takes what the kernel has queued.
+    _accepting: tokio::sync::oneshot::Sender<()>,
 }
 
 /// One worker's listeners.
@@ -88,8 +85,9 @@ impl Manager {
         let socket = tokio::net::TcpListener::from_std(socket::listen(&state.listener, address)?)?;
         let local = socket.local_addr()?;
         let current = Rc::new(RefCell::new(Rc::clone(state)));
-        let task = tokio::task::spawn_local(accept::run(Rc::clone(worker), Rc::clone(&current), socket));
-        Ok(Bound { current, local, accepting: task.abort_handle() })
+        let (accepting, stop) = tokio::sync::oneshot::channel();
+        crate::worker::spawn(worker, accept::run(Rc::clone(worker), Rc::clone(&current), socket, stop));
+        Ok(Bound { current, local, _accepting: accepting })
     }
 
     /// The listener for an original destination: its own address, else the wildcard of its port.
@@ -105,9 +103,23 @@ impl Manager {
         Some(Rc::clone(found))
     }
 
-    pub(crate) fn stop_accepting(&self) {
-        self.sockets.borrow_mut().clear();
+    /// Asks connections to end, spread over this time; new ones are still taken.
+    pub(crate) fn ask(&self, over: Duration, inbound_only: bool) {
+        for state in self.by_name.borrow().values().filter(|s| !inbound_only || s.listener.direction == Direction::Inbound) {
+            if over.is_zero() { state.drain.start() } else { state.drain.start_over(over) }
+        }
+    }
+
+    pub(crate) fn tick(&self) {
         for state in self.by_name.borrow().values() {
+            state.drain.tick();
+        }
+    }
+
+    pub(crate) fn stop_accepting(&self, inbound_only: bool) {
+        let concerns = |state: &ListenerState| !inbound_only || state.listener.direction == Direction::Inbound;
+        self.sockets.borrow_mut().retain(|_, bound| !concerns(&bound.current.borrow()));
+        for state in self.by_name.borrow().values().filter(|s| concerns(s)) {
             state.drain.start();
         }
     }

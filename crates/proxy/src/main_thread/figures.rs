@@ -44,7 +44,7 @@ fn write(main: &Main, block: &Block) {
 }
 
 /// The second number of `/proc/self/statm`, in pages.
-fn resident_bytes() -> u64 {
+pub(super) fn resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     statm.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 4096
 }

@@ -14,10 +14,11 @@ use lateen_xds::client::TokenSource;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::drain::{DrainPlan, Draining, Step};
 use super::state::{Main, Parts, Publisher};
-use super::{discovery, dns, ejection, figures, files, health};
+use super::{discovery, dns, ejection, figures, files, health, overload};
 use crate::admin::{self, AdminOptions};
-use crate::worker::{LogFiles, NodeText, WorkerConfig, WorkerHandle};
+use crate::worker::{Drain, LogFiles, NodeText, Overload, WorkerConfig, WorkerHandle};
 
 /// How a proxy process runs.
 pub struct Options {
@@ -35,6 +36,10 @@ pub struct Options {
     /// What this workload tells its peers and its metrics.
     pub local: PeerMetadata,
     pub admin: AdminOptions,
+    /// How long `/drain_listeners?graceful` takes.
+    pub drain_time: Duration,
+    /// Connections end spread over that time, rather than with their next response.
+    pub drain_gradually: bool,
     /// How statistics are labelled: Istio's dashboards and Envoy's expect different names.
     pub tags: TagStyle,
 }
@@ -57,9 +62,9 @@ impl Publisher for Arc<Workers> {
         }
     }
 
-    fn drain(&self) {
+    fn drain(&self, drain: Drain) {
         for worker in &self.0 {
-            worker.drain();
+            worker.tell(drain);
         }
     }
 
@@ -84,7 +89,8 @@ impl Publisher for Arc<Workers> {
 /// # Errors
 /// When a worker cannot start, a static resource is refused, or the admin address cannot be bound.
 pub async fn start(options: Options) -> anyhow::Result<Process> {
-    let Options { bootstrap, concurrency, pin, upstream_mark, identity, token, local, admin, tags } = options;
+    let Options { bootstrap, concurrency, pin, upstream_mark, identity, token, local, admin, tags, drain_time, drain_gradually } = options;
+    let switches = Overload::new(bootstrap.overload.limits.clone());
     let concurrency = concurrency.max(1);
     let epoch = Instant::now();
     let node = Arc::new(own_text(&bootstrap, &local));
@@ -105,11 +111,22 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
             logs: logs.clone(),
             upstream_mark,
             node: node.clone(),
+            overload: switches.clone(),
             epoch,
         })?);
     }
     let workers = Arc::new(Workers(handles));
-    let parts = Parts { bootstrap, registry, publisher: Box::new(workers.clone()), epoch, workers: concurrency, upstream_mark };
+    let parts = Parts {
+        bootstrap,
+        registry,
+        publisher: Box::new(workers.clone()),
+        epoch,
+        workers: concurrency,
+        upstream_mark,
+        overload: switches,
+        drain_time,
+        drain_gradually,
+    };
     let main = Main::new(parts).map_err(|r| anyhow::anyhow!("{}: {}", r.name, r.reason))?;
     let mut tasks = JoinSet::new();
     admin::serve(&main, admin, &mut tasks).await?;
@@ -119,6 +136,7 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
     tasks.spawn(files::run(main.clone()));
     tasks.spawn(health::run(main.clone()));
     tasks.spawn(ejection::run(main.clone()));
+    tasks.spawn(overload::run(main.clone()));
     tasks.spawn(discovery::secrets(main.clone(), identity, token.clone()));
     discovery::single(&main, token.clone(), &mut tasks);
     discovery::aggregated(&main, token, &mut tasks);
@@ -176,12 +194,35 @@ impl Process {
         let _ = quit.wait_for(|q| *q).await;
     }
 
-    /// Takes no new connections, lets open ones end for at most `grace`, then stops.
-    pub async fn shut_down(mut self, grace: Duration) {
-        self.main.drain();
-        let deadline = Instant::now() + grace;
-        while self.main.connections() > 0 && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+    /// Waits for a worker that ended by itself; says why. What it served is gone, so the process must end.
+    pub async fn worker_died(&self) -> String {
+        let mut waits = JoinSet::new();
+        for worker in &self.workers.0 {
+            let mut died = worker.died();
+            waits.spawn(async move { died.wait_for(Option::is_some).await.ok().and_then(|d| d.clone()) });
+        }
+        while let Some(ended) = waits.join_next().await {
+            if let Ok(Some(why)) = ended {
+                return why;
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Asks callers to leave, closes the listeners, lets what is under way end, and stops, as [`DrainPlan`] says.
+    pub async fn shut_down(mut self, plan: DrainPlan) {
+        self.main.ask_to_leave();
+        let mut draining = Draining::new(plan, Instant::now());
+        loop {
+            match draining.step(self.main.overload.open(), Instant::now()) {
+                Step::Wait => tokio::time::sleep(Duration::from_millis(20)).await,
+                Step::CloseListeners => {
+                    self.main.drain();
+                    // Until the workers have taken what the kernel had queued.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Step::Stop => break,
+            }
         }
         self.tasks.shutdown().await;
         for worker in &self.workers.0 {

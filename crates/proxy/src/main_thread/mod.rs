@@ -5,14 +5,17 @@
 //! Around it run tasks of one idea each: [`discovery`], [`dns`], [`files`], [`health`], [`ejection`].
 mod discovery;
 mod dns;
+mod drain;
 mod ejection;
 mod figures;
 mod files;
 mod health;
 mod lifecycle;
 pub(crate) mod memory;
+mod overload;
 mod state;
 mod upstream;
 
+pub use drain::DrainPlan;
 pub use lifecycle::{Options, Process, start, token_file};
 pub use state::{Main, Parts, Phase, Publisher};

@@ -13,12 +13,14 @@ use lateen_telemetry::Registry;
 use lateen_xds::{Subscriptions, types};
 use tokio::sync::watch;
 
+use crate::worker::{Drain, Overload};
+
 /// Receives snapshots: the workers, or a test.
 pub trait Publisher: Send + Sync {
     fn publish(&self, snapshot: Arc<Snapshot>);
 
-    /// Tells connections to come to an end and takes no new ones.
-    fn drain(&self) {}
+    /// Tells connections to come to an end, and listeners to close.
+    fn drain(&self, _drain: Drain) {}
 
     /// Open downstream connections.
     fn connections(&self) -> u64 {
@@ -70,6 +72,10 @@ pub struct Main {
     /// Stops the process.
     pub quit: watch::Sender<bool>,
     pub(crate) upstream_mark: Option<u32>,
+    pub(crate) overload: Arc<Overload>,
+    /// How long an asked-for drain takes, and whether connections end gradually.
+    pub(crate) drain_time: Duration,
+    pub(crate) drain_gradually: bool,
     rotation: AtomicU32,
 }
 
@@ -81,6 +87,9 @@ pub struct Parts {
     pub epoch: Instant,
     pub workers: usize,
     pub upstream_mark: Option<u32>,
+    pub overload: Arc<Overload>,
+    pub drain_time: Duration,
+    pub drain_gradually: bool,
 }
 
 impl Main {
@@ -89,7 +98,7 @@ impl Main {
     /// # Errors
     /// The static resource that is refused, and why.
     pub fn new(parts: Parts) -> Result<Arc<Self>, Rejected> {
-        let Parts { mut bootstrap, registry, publisher, epoch, workers, upstream_mark } = parts;
+        let Parts { mut bootstrap, registry, publisher, epoch, workers, upstream_mark, overload, drain_time, drain_gradually } = parts;
         let mut compiler = Compiler::new();
         compiler.add_static(std::mem::take(&mut bootstrap.resources), Instant::now())?;
         let main = Arc::new(Self {
@@ -111,6 +120,9 @@ impl Main {
             failing_health_check: AtomicBool::new(false),
             quit: watch::channel(false).0,
             upstream_mark,
+            overload,
+            drain_time,
+            drain_gradually,
             rotation: AtomicU32::new(0),
         });
         main.publish();
@@ -229,10 +241,33 @@ impl Main {
 
     /// Takes no new connections and tells open ones to end.
     pub fn drain(&self) {
+        self.draining.store(true, Relaxed);
+        self.publisher.drain(Drain::Close { inbound_only: false });
+    }
+
+    /// Asks callers to leave while new connections are still taken: the first stage of an end.
+    pub(crate) fn ask_to_leave(&self) {
         if !self.draining.swap(true, Relaxed) {
             tracing::info!("draining");
-            self.publisher.drain();
+            self.publisher.drain(Drain::Ask { over: Duration::ZERO, inbound_only: false });
         }
+    }
+
+    /// What `/drain_listeners` does: at once, or in the configured time with listeners open until it is over.
+    pub(crate) fn drain_listeners(self: &Arc<Self>, graceful: bool, inbound_only: bool) {
+        if !inbound_only {
+            self.draining.store(true, Relaxed);
+        }
+        if !graceful || self.drain_time.is_zero() {
+            return self.publisher.drain(Drain::Close { inbound_only });
+        }
+        let over = if self.drain_gradually { self.drain_time } else { Duration::ZERO };
+        self.publisher.drain(Drain::Ask { over, inbound_only });
+        let main = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(main.drain_time).await;
+            main.publisher.drain(Drain::Close { inbound_only });
+        });
     }
 
     pub fn connections(&self) -> u64 {
@@ -240,7 +275,9 @@ impl Main {
     }
 
     pub fn set_failing_health_check(&self, failing: bool) {
-        self.failing_health_check.store(failing, Relaxed);
+        if self.failing_health_check.swap(failing, Relaxed) != failing {
+            self.publisher.drain(Drain::Failing(failing));
+        }
     }
 
     pub fn is_failing_health_check(&self) -> bool {

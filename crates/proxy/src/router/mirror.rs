@@ -50,7 +50,7 @@ pub(super) fn start(exchange: &Exchange<'_>, mirrors: &[Mirror]) -> Mirrors {
         let has_body = copy.has_body();
         let (worker, live) = (Rc::clone(exchange.worker), Rc::clone(&exchange.live));
         let cluster = mirror.cluster;
-        tokio::task::spawn_local(async move {
+        crate::worker::spawn(exchange.worker, async move {
             let sending = send(&worker, &live, cluster, copy, receiver);
             let _ = tokio::time::timeout(LONGEST, Box::pin(sending)).await;
         });

@@ -296,7 +296,7 @@ impl Pool {
         }
         state.stats.record(names::UPSTREAM_CX_CONNECT_MS, open.since.elapsed().as_micros() as u64);
         let lease = if self.speaks_http2(&io) {
-            self.share(state, io, open, http2_options(config)).await
+            self.share(worker, state, io, open, http2_options(config)).await
         } else {
             state.stats.inc(names::UPSTREAM_CX_HTTP1_TOTAL);
             let client = Box::new(H1Client::new(Wire::new(io)));
@@ -319,7 +319,14 @@ impl Pool {
     }
 
     /// Starts HTTP/2 on a connection that exchanges will share.
-    async fn share(self: &Rc<Self>, state: &Rc<ClusterState>, io: Io, open: Open, options: Http2Options) -> Result<Lease, NoConnection> {
+    async fn share(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        state: &Rc<ClusterState>,
+        io: Io,
+        open: Open,
+        options: Http2Options,
+    ) -> Result<Lease, NoConnection> {
         state.stats.inc(names::UPSTREAM_CX_HTTP2_TOTAL);
         let config = lateen_http2::Config {
             stream_window: options.initial_stream_window_size,
@@ -337,7 +344,7 @@ impl Pool {
         });
         self.shared.borrow_mut().push(Rc::clone(&shared));
         let (pool, weak) = (Rc::downgrade(self), Rc::downgrade(&shared));
-        tokio::task::spawn_local(async move {
+        crate::worker::spawn(worker, async move {
             driver.await;
             if let Some(pool) = pool.upgrade() {
                 pool.shared.borrow_mut().retain(|s| !Weak::ptr_eq(&Rc::downgrade(s), &weak));

@@ -12,7 +12,7 @@ use lateen_telemetry::{Registry, Shard};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
-use super::{LogFiles, NodeText, TICK, Worker};
+use super::{LogFiles, NodeText, Overload, TICK, Worker, guard};
 
 /// What a worker is made from.
 pub struct WorkerConfig {
@@ -28,14 +28,29 @@ pub struct WorkerConfig {
     /// `SO_MARK` of connections upstream.
     pub upstream_mark: Option<u32>,
     pub node: Arc<NodeText>,
+    /// Shared by all workers.
+    pub overload: Arc<Overload>,
     /// Zero of the clock given to outlier detection; the main thread's ticks must use the same.
     pub epoch: Instant,
 }
 
 enum Command {
     Publish(Arc<Snapshot>),
-    Drain,
+    Drain(Drain),
     Stop,
+    #[cfg(test)]
+    BreakDown,
+}
+
+/// What connections and listeners are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drain {
+    /// Connections are to end, spread over this time; new ones are still taken.
+    Ask { over: Duration, inbound_only: bool },
+    /// Listeners close; connections are to end.
+    Close { inbound_only: bool },
+    /// The process fails its health check, or passes again: connections of listeners that drain by it are to end.
+    Failing(bool),
 }
 
 /// What a worker tells.
@@ -44,6 +59,8 @@ pub(super) struct Shared {
     pub(super) connections: AtomicU64,
     pub(super) bound: Mutex<Vec<(Arc<str>, SocketAddr)>>,
     pub(super) problems: Mutex<Vec<String>>,
+    /// Why the thread ended by itself, which it never does unless it is broken.
+    pub(super) died: watch::Sender<Option<String>>,
 }
 
 /// A running worker. Dropping the handle stops it.
@@ -65,7 +82,9 @@ impl WorkerHandle {
             connections: AtomicU64::new(0),
             bound: Mutex::default(),
             problems: Mutex::default(),
+            died: watch::channel(None).0,
         });
+        guard::install();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(61).build()?;
         let name = format!("worker-{}", config.index);
         let theirs = Arc::clone(&shared);
@@ -73,8 +92,15 @@ impl WorkerHandle {
             if let Some(cpu) = config.pin {
                 pin(cpu);
             }
-            let worker = Worker::new(config, theirs);
-            LocalSet::new().block_on(&runtime, run(worker, receiver));
+            let shared = Arc::clone(&theirs);
+            let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                let worker = Worker::new(config, theirs);
+                LocalSet::new().block_on(&runtime, run(worker, receiver));
+            }));
+            if end.is_err() {
+                // Its listeners and counters went with it: the process cannot serve what it promised.
+                shared.died.send_replace(Some(guard::last_words()));
+            }
             // Tasks still running end here, with their connections.
             runtime.shutdown_timeout(Duration::from_millis(100));
         })?;
@@ -88,7 +114,22 @@ impl WorkerHandle {
 
     /// No new connections; open ones are told to end.
     pub fn drain(&self) {
-        let _ = self.commands.send(Command::Drain);
+        self.tell(Drain::Close { inbound_only: false });
+    }
+
+    pub fn tell(&self, drain: Drain) {
+        let _ = self.commands.send(Command::Drain(drain));
+    }
+
+    /// A mistake of this program, for tests.
+    #[cfg(test)]
+    pub(super) fn break_down(&self) {
+        let _ = self.commands.send(Command::BreakDown);
+    }
+
+    /// Why the thread ended, if it ended other than by [`Self::stop`].
+    pub fn died(&self) -> watch::Receiver<Option<String>> {
+        self.shared.died.subscribe()
     }
 
     /// Ends everything at once.
@@ -158,13 +199,15 @@ async fn run(worker: std::rc::Rc<Worker>, mut commands: mpsc::UnboundedReceiver<
                     }
                     worker.publish(snapshot);
                     match other {
-                        Some(Command::Drain) => worker.start_drain(),
+                        Some(Command::Drain(drain)) => worker.drain(drain),
                         Some(Command::Stop) => break,
                         _ => {}
                     }
                 }
-                Some(Command::Drain) => worker.start_drain(),
+                Some(Command::Drain(drain)) => worker.drain(drain),
                 Some(Command::Stop) | None => break,
+                #[cfg(test)]
+                Some(Command::BreakDown) => panic!("injected"),
             },
             _ = tick.tick() => worker.tick(),
         }
@@ -173,9 +216,23 @@ async fn run(worker: std::rc::Rc<Worker>, mut commands: mpsc::UnboundedReceiver<
 }
 
 impl Worker {
-    fn start_drain(&self) {
-        self.listeners.stop_accepting();
-        self.drain.start();
+    fn drain(&self, drain: Drain) {
+        match drain {
+            Drain::Ask { over, inbound_only } => {
+                self.listeners.ask(over, inbound_only);
+                if !inbound_only {
+                    if over.is_zero() { self.drain.start() } else { self.drain.start_over(over) }
+                }
+            }
+            Drain::Close { inbound_only } => {
+                self.listeners.stop_accepting(inbound_only);
+                if !inbound_only {
+                    self.drain.start();
+                }
+            }
+            Drain::Failing(true) => self.failing.start(),
+            Drain::Failing(false) => self.failing.cancel(),
+        }
     }
 
     pub(crate) fn report_listeners(&self, bound: Vec<(Arc<str>, SocketAddr)>, problems: Vec<String>) {

@@ -1,13 +1,17 @@
 //! Worker threads: each has its own runtime, sockets, snapshot, pools, balancers and counters.
 mod drain;
+mod guard;
 mod handle;
 mod live;
 mod logs;
+mod overload;
 
 pub(crate) use drain::DrainSignal;
-pub use handle::{WorkerConfig, WorkerHandle};
+pub(crate) use guard::spawn;
+pub use handle::{Drain, WorkerConfig, WorkerHandle};
 pub(crate) use live::Live;
 pub use logs::LogFiles;
+pub use overload::Overload;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -46,6 +50,11 @@ pub(crate) struct Worker {
     pub(crate) listeners: crate::listener::Manager,
     /// Set when the whole process drains.
     pub(crate) drain: Rc<DrainSignal>,
+    /// Set while the process fails its health check.
+    pub(crate) failing: Rc<DrainSignal>,
+    pub(crate) overload: Arc<Overload>,
+    /// Of the process itself.
+    pub(crate) server: lateen_telemetry::Local,
     connections: Cell<u64>,
     next_connection: Cell<u64>,
     shared: Arc<Shared>,
@@ -82,7 +91,11 @@ impl NodeHeaders {
 
 impl Worker {
     fn new(config: WorkerConfig, shared: Arc<Shared>) -> Rc<Self> {
+        use lateen_telemetry::envoy_names::server;
         Rc::new(Self {
+            server: config.shard.local(&config.registry.block(server::DEFS, lateen_telemetry::BlockName::plain("server"))),
+            failing: Rc::default(),
+            overload: config.overload,
             shard: config.shard,
             registry: config.registry,
             istio: config.istio,
@@ -165,6 +178,8 @@ impl Worker {
     fn tick(&self) {
         self.live().sweep(Instant::now());
         self.logs.tick();
+        self.drain.tick();
+        self.listeners.tick();
     }
 }
 
@@ -180,3 +195,6 @@ impl Drop for Connected {
         self.worker.shared.connections.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! The data plane over loopback sockets: configuration as Envoy YAML, scripted upstreams, raw callers.
 mod support;
 
+mod endings;
 mod faults;
 mod hostile_connections;
 mod hostile_http1;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use lateen_proxy::worker::NodeText;
-use lateen_proxy::{LogFiles, WorkerConfig, WorkerHandle};
+use lateen_proxy::{LogFiles, Overload, WorkerConfig, WorkerHandle};
 use lateen_snapshot::Snapshot;
 use lateen_snapshot::compile::Compiler;
 use lateen_telemetry::Registry;
@@ -20,6 +20,7 @@ pub(crate) struct Proxy {
     pub(crate) worker: WorkerHandle,
     pub(crate) registry: Arc<Registry>,
     pub(crate) address: SocketAddr,
+    pub(crate) overload: Arc<Overload>,
 }
 
 /// Compiles a bootstrap text.
@@ -42,6 +43,7 @@ pub(crate) fn snapshot(yaml: &str, version: u64) -> Arc<Snapshot> {
 pub(crate) fn start(yaml: &str) -> Proxy {
     let (registry, shards) = Registry::new(1, TagStyle::Istio);
     let (_, istio) = IstioMetrics::new(IstioConfig::new(PeerMetadata::default()), 1);
+    let overload = Overload::new(lateen_snapshot::bootstrap::parse(yaml, "test.yaml").unwrap().overload.limits);
     let config = WorkerConfig {
         index: 0,
         pin: None,
@@ -51,13 +53,14 @@ pub(crate) fn start(yaml: &str) -> Proxy {
         logs: Arc::new(LogFiles::default()),
         upstream_mark: None,
         node: Arc::new(NodeText::default()),
+        overload: overload.clone(),
         epoch: Instant::now(),
     };
     let worker = WorkerHandle::spawn(config).unwrap();
     publish(&worker, snapshot(yaml, 1));
     assert_eq!(worker.problems(), Vec::<String>::new());
     let address = worker.bound()[0].1;
-    Proxy { worker, registry, address }
+    Proxy { worker, registry, address, overload }
 }
 
 /// Publishes and waits until the worker has it.

@@ -1,5 +1,6 @@
 //! Bootstrap files: Envoy's YAML or JSON, judged field by field like any other message.
 #![allow(deprecated)] // Older fields still occur in files and must be judged like any other.
+pub mod overload;
 pub mod stats;
 pub mod yaml;
 
@@ -36,6 +37,8 @@ pub struct Bootstrap {
     /// Which statistics are shown.
     pub stats: StatsMatcher,
     pub stats_flush_interval: Option<Duration>,
+    /// What happens when resources run short.
+    pub overload: overload::Overload,
     /// The file itself, for `config_dump`.
     pub encoded: Any,
 }
@@ -182,8 +185,8 @@ pub fn judge(value: proto::Bootstrap) -> Result<Bootstrap> {
     refuse!(default_config_source, default_socket_interface, certificate_provider_instances, default_regex_engine);
     refuse!(xds_delegate_extension, xds_config_tracker_extension, listener_manager);
     extensions(bootstrap_extensions)?;
-    overload(overload_manager.map(|o| o.actions.len() + o.loadshed_points.len()).unwrap_or(0))?;
-    runtime(layered_runtime).within("layered_runtime")?;
+    let limits = runtime(layered_runtime).within("layered_runtime")?;
+    let overload = overload::compile(overload_manager, limits).within("overload_manager")?;
     self::cluster_manager(cluster_manager).within("cluster_manager")?;
     let dynamic = dynamic_resources.unwrap_or_default();
     let bootstrap::DynamicResources { lds_config, lds_resources_locator, cds_config, cds_resources_locator, ads_config } = dynamic;
@@ -204,6 +207,7 @@ pub fn judge(value: proto::Bootstrap) -> Result<Bootstrap> {
         ads,
         stats: StatsMatcher::compile(stats_config).within("stats_config")?,
         stats_flush_interval: stats_flush_interval.and_then(|d| Duration::try_from(d).ok()),
+        overload,
         encoded,
     })
 }
@@ -281,24 +285,17 @@ fn extensions(values: Vec<core::TypedExtensionConfig>) -> Result<()> {
     Ok(())
 }
 
-/// Monitors without actions change nothing.
-fn overload(actions: usize) -> Result<()> {
-    if actions > 0 {
-        return Err(Invalid {
-            path: "overload_manager".into(),
-            reason: "actions and load-shed points are not supported; remove them".into(),
-        });
-    }
-    Ok(())
-}
-
 /// Runtime keys steer Envoy's internals; the few that change what a proxy answers would be fractions
 /// of routes and filters, whose keys have no values here.
-fn runtime(value: Option<proto::LayeredRuntime>) -> Result<()> {
+fn runtime(value: Option<proto::LayeredRuntime>) -> Result<overload::Limits> {
+    let mut limits = overload::Limits::default();
     for (index, layer) in value.unwrap_or_default().layers.into_iter().enumerate() {
         match layer.layer_specifier {
             None | Some(runtime_layer::LayerSpecifier::AdminLayer(_)) => {}
-            Some(runtime_layer::LayerSpecifier::StaticLayer(values)) => static_layer(&values).within_item("layers", index)?,
+            Some(runtime_layer::LayerSpecifier::StaticLayer(values)) => {
+                static_layer(&values).within_item("layers", index)?;
+                overload::runtime_limits(&values, &mut limits);
+            }
             Some(runtime_layer::LayerSpecifier::DiskLayer(_)) => {
                 return Err(Invalid { path: "disk_layer".into(), reason: "is not supported; remove it".into() })
                     .within_item("layers", index);
@@ -309,7 +306,7 @@ fn runtime(value: Option<proto::LayeredRuntime>) -> Result<()> {
             }
         }
     }
-    Ok(())
+    Ok(limits)
 }
 
 fn static_layer(values: &Struct) -> Result<()> {

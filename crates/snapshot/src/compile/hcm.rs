@@ -148,7 +148,8 @@ pub(crate) fn manager(value: proto::HttpConnectionManager, context: &mut Context
         max_requests_per_connection: max_requests_per_connection.filter(|n| *n > 0),
         max_request_headers_kb,
         max_headers_count: max_headers_count.unwrap_or(100),
-        drain_timeout: duration_or(drain_timeout.as_ref(), Duration::from_secs(5), "drain_timeout")?,
+        // Envoy waits 5 s: streams on their way need a round trip.
+        drain_timeout: duration_or(drain_timeout.as_ref(), Duration::from_secs(1), "drain_timeout")?,
         delayed_close_timeout: duration_or(delayed_close_timeout.as_ref(), Duration::from_secs(1), "delayed_close_timeout")?,
         via: (!via.is_empty()).then(|| route::clean(via, "via").map(Into::into)).transpose()?,
         merge_slashes,

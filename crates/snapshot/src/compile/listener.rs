@@ -56,8 +56,8 @@ pub(crate) fn listener(value: proto::Listener, context: &mut Context<'_>) -> Res
         listener_specifier,
     } = value;
     // Every worker has its own socket, so the kernel balances; the rest shapes statistics or performance only.
-    harmless!(stats_matcher, metadata, drain_type, tcp_fast_open_queue_length, connection_balance_config, reuse_port, enable_reuse_port);
-    harmless!(max_connections_to_accept_per_socket_event, ignore_global_conn_limit, bypass_overload_manager, enable_mptcp);
+    harmless!(stats_matcher, metadata, tcp_fast_open_queue_length, connection_balance_config, reuse_port, enable_reuse_port);
+    harmless!(max_connections_to_accept_per_socket_event, enable_mptcp);
     harmless!(per_connection_buffer_high_watermark_timeout);
     refuse!(fcds_config, filter_chain_matcher, udp_listener_config, api_listener, tcp_keepalive, listener_specifier);
     if name.is_empty() {
@@ -92,6 +92,9 @@ pub(crate) fn listener(value: proto::Listener, context: &mut Context<'_>) -> Res
             Ok(core::TrafficDirection::Outbound) => Direction::Outbound,
             _ => Direction::Unspecified,
         },
+        drains_when_modified_only: drain_type == proto::listener::DrainType::ModifyOnly as i32,
+        ignores_connection_limit: ignore_global_conn_limit,
+        ignores_overload: bypass_overload_manager,
         use_original_dst: use_original_dst.unwrap_or(false),
         transparent: transparent.unwrap_or(false),
         freebind: freebind.unwrap_or(false),

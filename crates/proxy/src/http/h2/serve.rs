@@ -21,8 +21,6 @@ use crate::worker::Worker;
 
 /// A connection whose client does not even send its SETTINGS is closed.
 const HANDSHAKE: Duration = Duration::from_secs(60);
-/// After the announcement of a shutdown, how long streams that are on their way may still arrive.
-const LATE_STREAMS: Duration = Duration::from_secs(1);
 /// How long the reason for ending a broken connection may take to be written.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -54,13 +52,14 @@ pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, i
         .await;
         let Some(accepted) = accepted else { return };
         served = served.saturating_add(1);
-        if hcm.config.max_requests_per_connection.is_some_and(|most| served >= most) {
-            end.announce(&server);
+        let last = hcm.config.max_requests_per_connection.is_some_and(|most| served >= most);
+        if (last || conn.ends(worker)) && end.announce(&server) && !last {
+            hcm.stats.inc(names::DOWNSTREAM_CX_DRAIN_CLOSE);
         }
         end.active_at = Instant::now();
         active.set(active.get() + 1);
         let counted = ActiveStream(Rc::clone(&active));
-        tokio::task::spawn_local(stream(Rc::clone(worker), Rc::clone(hcm), Rc::clone(conn), accepted, counted));
+        crate::worker::spawn(worker, stream(Rc::clone(worker), Rc::clone(hcm), Rc::clone(conn), accepted, counted));
     }
 }
 
@@ -86,6 +85,8 @@ struct End {
     /// The shutdown was announced; streams are refused from then on.
     refuse_at: Option<Instant>,
     refusing: bool,
+    /// After the announcement of a shutdown, how long streams that are on their way may still arrive.
+    late_streams: Duration,
     /// The connection is broken, and dropped then at the latest.
     drop_at: Option<Instant>,
 }
@@ -99,6 +100,7 @@ impl End {
             old_at: hcm.config.max_connection_duration.and_then(|limit| conn.start.checked_add(limit)),
             refuse_at: None,
             refusing: false,
+            late_streams: hcm.config.drain_timeout,
             drop_at: None,
         }
     }
@@ -108,7 +110,7 @@ impl End {
         let first = self.refuse_at.is_none();
         if first {
             server.announce_shutdown();
-            self.refuse_at = Some(Instant::now() + LATE_STREAMS);
+            self.refuse_at = Instant::now().checked_add(self.late_streams).or(Some(Instant::now()));
         }
         first
     }

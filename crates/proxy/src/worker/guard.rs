@@ -1,0 +1,64 @@
+//! Where a task ends: a panic in it takes down that task alone, is counted, and is told once for each place.
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::future::Future;
+use std::panic::{self, AssertUnwindSafe};
+use std::rc::Rc;
+use std::sync::Once;
+
+use futures_util::FutureExt;
+use lateen_telemetry::envoy_names::server;
+
+use super::Worker;
+
+/// Places that are remembered as told; there are only so many in a program.
+const MOST_PLACES: usize = 256;
+
+thread_local! {
+    /// Set on workers: where the last panic of this thread came from.
+    static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
+    static TOLD: RefCell<HashSet<String>> = RefCell::default();
+}
+
+/// Makes panics of workers silent where they happen: [`spawn`] tells them. Other threads keep their hook.
+pub(super) fn install() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            let ours = std::thread::current().name().is_some_and(|n| n.starts_with("worker-"));
+            if !ours {
+                return before(info);
+            }
+            let place = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
+            PLACE.set(Some(format!("{place}: {}", info.payload_as_str().unwrap_or("no message"))));
+        }));
+    });
+}
+
+/// What the last panic of this thread said, with its place.
+pub(super) fn last_words() -> String {
+    PLACE.take().unwrap_or_else(|| "a panic that said nothing".to_owned())
+}
+
+/// Runs a task of this worker. What the task shared stays sound: every guard it held is dropped as it unwinds.
+pub(crate) fn spawn(worker: &Rc<Worker>, task: impl Future<Output = ()> + 'static) -> tokio::task::JoinHandle<()> {
+    let worker = Rc::clone(worker);
+    tokio::task::spawn_local(async move {
+        if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+            worker.panicked();
+        }
+    })
+}
+
+impl Worker {
+    fn panicked(&self) {
+        self.server.inc(server::PANICS);
+        let words = last_words();
+        TOLD.with_borrow_mut(|told| {
+            if told.len() < MOST_PLACES && told.insert(words.clone()) {
+                tracing::error!("a connection or stream ended by a mistake of this program, please report it: {words}");
+            }
+        });
+    }
+}

@@ -1,0 +1,101 @@
+//! A worker whose code panics: the connection at hand ends, everybody else is served.
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lateen_snapshot::compile::Compiler;
+use lateen_telemetry::istio::{Config as IstioConfig, IstioMetrics, PeerMetadata};
+use lateen_telemetry::stats::TagStyle;
+
+use super::*;
+
+const YAML: &str = r#"
+static_resources:
+  listeners:
+  - name: l
+    address: {socket_address: {address: 127.0.0.1, port_value: 0}}
+    filter_chains:
+    - filters:
+      - name: hcm
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: t
+          http_filters: [{name: r, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]
+          route_config: {name: r, virtual_hosts: [{name: v, domains: ["*"], routes: [{match: {prefix: /}, direct_response: {status: 204}}]}]}
+"#;
+
+fn started() -> (WorkerHandle, Arc<Registry>, SocketAddr) {
+    let (registry, shards) = Registry::new(1, TagStyle::Envoy);
+    let (_, istio) = IstioMetrics::new(IstioConfig::new(PeerMetadata::default()), 1);
+    let worker = WorkerHandle::spawn(WorkerConfig {
+        index: 0,
+        pin: None,
+        shard: shards.into_iter().next().unwrap(),
+        registry: registry.clone(),
+        istio: istio.into_iter().next().unwrap(),
+        logs: Arc::default(),
+        upstream_mark: None,
+        node: Arc::default(),
+        overload: Overload::new(Default::default()),
+        epoch: Instant::now(),
+    })
+    .unwrap();
+    let mut compiler = Compiler::new();
+    compiler.add_static(lateen_snapshot::bootstrap::parse(YAML, "test").unwrap().resources, Instant::now()).unwrap();
+    worker.publish(compiler.snapshot());
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while worker.bound().is_empty() {
+        assert!(Instant::now() < deadline, "no listener");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let address = worker.bound()[0].1;
+    (worker, registry, address)
+}
+
+/// The first bytes of what comes back; none when the connection just ends.
+fn get(stream: &mut TcpStream, path: &str) -> String {
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    let mut bytes = [0; 512];
+    let n = stream.read(&mut bytes).unwrap_or(0);
+    String::from_utf8_lossy(&bytes[..n]).into_owned()
+}
+
+fn panics(registry: &Registry) -> String {
+    format!("{:?}", registry.scrape(false, &|name| name == "server.panics").first().map(|s| &s.value))
+}
+
+#[test]
+fn a_panic_ends_its_own_connection_and_is_counted() {
+    let (worker, registry, address) = started();
+    let mut other = TcpStream::connect(address).unwrap();
+    assert!(get(&mut other, "/").starts_with("HTTP/1.1 204"));
+    for _ in 0..3 {
+        assert_eq!(get(&mut TcpStream::connect(address).unwrap(), "/injected-panic"), "");
+    }
+    assert!(get(&mut other, "/").starts_with("HTTP/1.1 204"));
+    assert!(get(&mut TcpStream::connect(address).unwrap(), "/").starts_with("HTTP/1.1 204"));
+    assert!(panics(&registry).contains('3'), "{}", panics(&registry));
+    drop(other);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while worker.connections() > 0 {
+        assert!(Instant::now() < deadline, "connections that panicked are still counted");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(*worker.died().borrow(), None);
+}
+
+#[test]
+fn a_worker_that_dies_says_why() {
+    let (worker, ..) = started();
+    let mut died = worker.died();
+    worker.break_down();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !died.has_changed().unwrap_or(true) {
+        assert!(Instant::now() < deadline, "nobody heard");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let why = died.borrow_and_update().clone().unwrap();
+    assert!(why.contains("handle.rs:") && why.contains("injected"), "{why}");
+}
