@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::header::HeaderMutations;
 use crate::matcher::{Fraction, Rbac, StringMatcher, ValueMatcher};
+use crate::ratelimit::LocalRateLimit;
 use crate::trace::Tracing;
 use crate::{RouteTable, RouteTableId};
 
@@ -26,6 +27,8 @@ pub struct HttpConnectionManager {
     pub routes: RouteSource,
     /// In order; the router is last and implied by its entry.
     pub filters: Vec<HttpFilter>,
+    /// The filters' names, in the same order.
+    pub filter_names: Vec<Arc<str>>,
     pub access_logs: Vec<Arc<AccessLog>>,
     /// `server` response header (default `envoy`; Istio `istio-envoy`).
     pub server_name: Arc<str>,
@@ -159,6 +162,7 @@ pub enum HttpFilter {
     IstioAlpn(Arc<AlpnOverrides>),
     IstioStats(Arc<IstioStats>),
     PeerMetadata(Arc<PeerMetadata>),
+    LocalRateLimit(Arc<LocalRateLimit>),
 }
 
 /// Envoy `Router` filter.
@@ -243,8 +247,9 @@ pub struct PerRoute {
     pub fault: Option<Arc<Fault>>,
     pub cors: Option<Arc<Cors>>,
     pub rbac: Option<Arc<RbacPerRoute>>,
-    /// Names of filters that the route switches off.
-    pub disabled: Vec<Arc<str>>,
+    pub local_rate_limit: Option<Arc<LocalRateLimit>>,
+    /// Filters that are switched off here (`true`), or on again, by their names.
+    pub disabled: Vec<(Arc<str>, bool)>,
 }
 
 #[derive(Debug)]

@@ -18,6 +18,7 @@ pub mod lookup;
 pub mod matcher;
 pub mod matching;
 pub mod normalize;
+pub mod ratelimit;
 pub mod rewrite;
 pub mod route;
 #[cfg(test)]

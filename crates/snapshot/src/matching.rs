@@ -55,17 +55,21 @@ fn joined<'a>(headers: &'a HeaderMap, name: &http::HeaderName) -> Option<Cow<'a,
     }
 }
 
+/// A header's value, or a pseudo header's.
+pub(crate) fn value_of<'a>(key: &HeaderKey, head: &RequestHead<'a>) -> Option<Cow<'a, str>> {
+    match key {
+        HeaderKey::Name(name) => joined(head.headers, name),
+        pseudo => Some(Cow::Borrowed(pseudo_header(pseudo, head))),
+    }
+}
+
 impl HeaderMatcher {
     /// Whether the request's header matches, several values being joined by commas.
     ///
     /// A missing header matches only a demand for its absence (Envoy: `invert_match` does not turn a
     /// missing header into a match, unless it is treated as empty).
     pub fn matches(&self, head: &RequestHead<'_>) -> bool {
-        let value = match &self.name {
-            HeaderKey::Name(name) => joined(head.headers, name),
-            pseudo => Some(Cow::Borrowed(pseudo_header(pseudo, head))),
-        };
-        match value {
+        match value_of(&self.name, head) {
             Some(value) => self.predicate.holds(&value) != self.invert,
             None => self.matches_missing(),
         }

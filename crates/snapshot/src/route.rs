@@ -10,6 +10,7 @@ use regex::Regex;
 use crate::ClusterId;
 use crate::http::{HeaderChanges, PerRoute};
 use crate::matcher::{Fraction, HeaderMatcher, QueryMatcher, StringMatcher};
+use crate::ratelimit::RateLimit;
 
 /// Envoy `RouteConfiguration`.
 #[derive(Debug)]
@@ -39,6 +40,7 @@ pub struct VirtualHost {
     pub retry: Option<Arc<RetryPolicy>>,
     pub include_request_attempt_count: bool,
     pub include_attempt_count_in_response: bool,
+    pub rate_limits: Vec<RateLimit>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -119,6 +121,9 @@ pub struct Forward {
     pub high_priority: bool,
     /// Per-route switch of upgrades: (lower-case name, allowed).
     pub upgrades: Vec<(Arc<str>, bool)>,
+    pub rate_limits: Vec<RateLimit>,
+    /// The virtual host's limits count too, whatever the filter says.
+    pub include_virtual_host_limits: bool,
 }
 
 #[derive(Debug)]

@@ -10,6 +10,7 @@ use lateen_balance::Host;
 use lateen_snapshot::RouteTable;
 use lateen_snapshot::bootstrap::overload::Action;
 use lateen_snapshot::http::RouteSource;
+use lateen_snapshot::ratelimit::TokenBucket;
 use lateen_snapshot::route::{Route, VirtualHost};
 use lateen_telemetry::istio::{PeerId, PrincipalId};
 use lateen_telemetry::{ResponseFlags, details};
@@ -98,6 +99,8 @@ pub(crate) struct Info {
     pub(crate) peer_asked: bool,
     /// The request's span, where it has one.
     pub(crate) span: Option<Box<Active>>,
+    /// Buckets that the caller is told about.
+    pub(crate) quotas: Vec<Arc<TokenBucket>>,
 }
 
 /// The exchange.
@@ -151,6 +154,7 @@ impl<'a> Exchange<'a> {
             cors_origin: None,
             peer_asked: false,
             span: None,
+            quotas: Vec::new(),
         };
         Self { worker, hcm, conn, live: worker.live(), request, down, timer, info }
     }

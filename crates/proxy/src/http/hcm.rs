@@ -9,7 +9,7 @@ use lateen_snapshot::Listener;
 use lateen_snapshot::http::{HttpConnectionManager, HttpFilter, Router};
 use lateen_snapshot::listener::Direction;
 use lateen_telemetry::access_log::TextFormat;
-use lateen_telemetry::envoy_names::{cors, fault, http as names, rbac};
+use lateen_telemetry::envoy_names::{cors, fault, http as names, local_rate_limit, rbac};
 use lateen_telemetry::{BlockName, Local};
 
 use super::h1::HeadLimits;
@@ -30,6 +30,8 @@ pub(crate) struct Hcm {
     pub(crate) server: HeaderValue,
     pub(crate) router: Arc<Router>,
     pub(crate) tracer: Option<Rc<Tracer>>,
+    /// Counters of the local rate limits, which routes may give a prefix of their own.
+    local_limits: RefCell<Vec<(Arc<str>, Rc<Local>)>>,
     /// Whether any filter wants to see the response.
     pub(crate) response_filters: bool,
     formats: RefCell<HashMap<usize, Option<Rc<TextFormat>>>>,
@@ -40,7 +42,10 @@ impl Hcm {
         let prefix = &config.stat_prefix;
         let local = |defs, name| worker.shard.local(&worker.registry.block(defs, name));
         let router = config.filters.iter().find_map(|f| if let HttpFilter::Router(r) = f { Some(Arc::clone(r)) } else { None });
-        let sees_response = |f: &HttpFilter| matches!(f, HttpFilter::Cors | HttpFilter::PeerMetadata(_) | HttpFilter::IstioStats(_));
+        let sees_response = |f: &HttpFilter| {
+            use HttpFilter as F;
+            matches!(f, F::Cors | F::PeerMetadata(_) | F::IstioStats(_) | F::LocalRateLimit(_))
+        };
         Rc::new(Self {
             inbound: listener.direction == Direction::Inbound,
             stats: local(names::DEFS, BlockName::http(prefix)),
@@ -58,8 +63,25 @@ impl Hcm {
             tracer: Tracer::new(worker, config.tracing.as_ref(), prefix, listener.direction == Direction::Outbound),
             response_filters: config.filters.iter().any(sees_response),
             formats: RefCell::default(),
+            local_limits: RefCell::default(),
             config,
         })
+    }
+
+    /// The counters of a local rate limit, by its prefix. The text is compared only after the configuration changed.
+    pub(crate) fn local_limit(&self, worker: &Worker, prefix: &Arc<str>) -> Rc<Local> {
+        let mut known = self.local_limits.borrow_mut();
+        if let Some((_, stats)) = known.iter().find(|(name, _)| Arc::ptr_eq(name, prefix)) {
+            return Rc::clone(stats);
+        }
+        if let Some((name, stats)) = known.iter_mut().find(|(name, _)| name == prefix) {
+            *name = Arc::clone(prefix);
+            return Rc::clone(stats);
+        }
+        let block = worker.registry.block(local_rate_limit::DEFS, BlockName::plain(prefix));
+        let stats = Rc::new(worker.shard.local(&block));
+        known.push((Arc::clone(prefix), Rc::clone(&stats)));
+        stats
     }
 
     /// The compiled form of a header template; `None` for one that does not compile (refused with the configuration).

@@ -31,6 +31,9 @@ names! {
     PEER_METADATA_ID = "x-envoy-peer-metadata-id";
     PER_TRY_TIMEOUT = "x-envoy-upstream-rq-per-try-timeout-ms";
     RATE_LIMITED = "x-envoy-ratelimited";
+    RATE_LIMIT_LIMIT = "x-ratelimit-limit";
+    RATE_LIMIT_REMAINING = "x-ratelimit-remaining";
+    RATE_LIMIT_RESET = "x-ratelimit-reset";
     REQUEST_ID = "x-request-id";
     RETRIABLE_HEADERS = "x-envoy-retriable-header-names";
     RETRIABLE_STATUS_CODES = "x-envoy-retriable-status-codes";

@@ -1,4 +1,5 @@
 //! One accepted connection: original destination, inspection, chain, TLS, then the chain's filters.
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use lateen_identity::tls::PeerIdentity;
 use lateen_snapshot::bootstrap::overload::Action;
 use lateen_snapshot::listener::ConnectionInfo;
+use lateen_snapshot::ratelimit::{Limiter, LocalRateLimit};
 use lateen_telemetry::ResponseFlags;
 use lateen_telemetry::envoy_names::listener as names;
 use lateen_telemetry::istio::PrincipalId;
@@ -41,6 +43,8 @@ pub(crate) struct Conn {
     /// The caller's identity among the principals of Istio's metrics.
     pub(crate) peer_principal: PrincipalId,
     pub(crate) local_principal: PrincipalId,
+    /// Rate limits that count this connection by itself.
+    pub(crate) limits: RefCell<Vec<(Arc<LocalRateLimit>, Rc<Limiter>)>>,
 }
 
 /// What a TLS session settled.
@@ -151,6 +155,7 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
         start_time: SystemTime::now(),
         chain: Rc::clone(&chain),
         listener: Rc::clone(&listener),
+        limits: RefCell::default(),
     });
     dispatch(&worker, &conn, io).await;
     drop(active);

@@ -77,6 +77,21 @@ fn apply(map: &mut HeaderMap, changes: Vec<Change>) {
     }
 }
 
+/// Changes that a filter makes to the request's headers.
+pub(crate) fn mutate_request(exchange: &mut Exchange<'_>, mutations: &HeaderMutations) {
+    let mut settled = Vec::new();
+    settle(exchange, mutations, &mut settled);
+    apply(&mut exchange.request.headers, settled);
+}
+
+/// Headers that a filter gives to its own reply.
+pub(crate) fn reply_headers(exchange: &Exchange<'_>, mutations: &HeaderMutations) -> HeaderMap {
+    let (mut settled, mut map) = (Vec::new(), HeaderMap::new());
+    settle(exchange, mutations, &mut settled);
+    apply(&mut map, settled);
+    map
+}
+
 /// Turns the caller's request into the one that goes upstream.
 pub(super) fn request(exchange: &mut Exchange<'_>, matched: &Matched, forward: &Forward, timeouts: &Timeouts) {
     let mut settled = Vec::new();

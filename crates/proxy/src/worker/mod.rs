@@ -142,6 +142,11 @@ impl Worker {
         self.epoch.elapsed().as_millis() as u64
     }
 
+    /// The same clock in nanoseconds, which token buckets go by.
+    pub(crate) fn nanos(&self) -> u64 {
+        self.epoch.elapsed().as_nanos() as u64
+    }
+
     /// The `date` header, made once a second.
     pub(crate) fn date(&self, now: SystemTime) -> HeaderValue {
         let seconds = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());

@@ -8,6 +8,7 @@ mod hostile_http1;
 mod hostile_http2;
 mod http1;
 mod http2;
+mod rate_limits;
 mod retries;
 mod routing;
 mod swap;

@@ -57,8 +57,8 @@ pub(crate) fn forward(value: proto::RouteAction, inherited: &Inherited, context:
         cluster_specifier,
         host_rewrite_specifier,
     } = value;
-    harmless!(early_data_policy, include_vh_rate_limits, max_internal_redirects);
-    refuse!(metadata_match, path_rewrite_policy, flush_timeout, retry_policy_typed_config, rate_limits);
+    harmless!(early_data_policy, max_internal_redirects);
+    refuse!(metadata_match, path_rewrite_policy, flush_timeout, retry_policy_typed_config);
     refuse!(internal_redirect_policy, internal_redirect_action, hedge_policy);
     let streams = max_stream_duration.unwrap_or_default();
     let route_action::MaxStreamDuration { max_stream_duration, grpc_timeout_header_max, grpc_timeout_header_offset } = streams;
@@ -98,6 +98,8 @@ pub(crate) fn forward(value: proto::RouteAction, inherited: &Inherited, context:
             .enumerate()
             .map(|(i, u)| upgrade(u).within_item("upgrade_configs", i))
             .collect::<Result<_>>()?,
+        rate_limits: super::ratelimit::limits(rate_limits, "rate_limits")?,
+        include_virtual_host_limits: include_vh_rate_limits.unwrap_or(false),
     })
 }
 

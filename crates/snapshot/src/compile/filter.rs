@@ -15,21 +15,20 @@ use proto::fault::v3::{self as fault, fault_abort};
 use super::common::{duration, fraction, open, runtime_fraction};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::{headers, strings};
-use super::{istio, rbac};
+use super::{istio, local_ratelimit, rbac};
 use crate::http::{AbortKind, AlpnOverrides, Cors, Fault, FaultAbort, FaultDelay, HttpFilter, PerRoute, RbacPerRoute, Router};
 use crate::matcher::Fraction;
 
 /// What is supported, for the error about everything else.
-const SUPPORTED: &str =
-    "router, fault, cors, grpc_stats, rbac, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
+const SUPPORTED: &str = "router, fault, cors, grpc_stats, rbac, local_ratelimit, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
 
 /// The filters of a connection manager. The last must be the router.
-pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str, outbound: bool) -> Result<Vec<HttpFilter>> {
+pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str, outbound: bool) -> Result<(Vec<HttpFilter>, Vec<Arc<str>>)> {
     let mut filters = Vec::with_capacity(values.len());
-    let mut names: Vec<String> = Vec::with_capacity(values.len());
+    let mut names: Vec<Arc<str>> = Vec::with_capacity(values.len());
     let last = values.len().wrapping_sub(1);
     for (index, value) in values.into_iter().enumerate() {
-        let name = value.name.clone();
+        let name: Arc<str> = value.name.as_str().into();
         if names.contains(&name) {
             return Err(Invalid::new(format!("the name {name} is used twice; filter names must differ"))).within_item(field, index);
         }
@@ -44,7 +43,7 @@ pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str, outbound: bool) -
     if filters.is_empty() {
         return Err(Invalid::field(field, "is empty; end it with envoy.filters.http.router"));
     }
-    Ok(filters)
+    Ok((filters, names))
 }
 
 /// `None` for a filter that is optional and unknown.
@@ -76,6 +75,8 @@ fn typed(name: &str, config: &Any, outbound: bool) -> Result<HttpFilter> {
         grpc_stats(open(config)?)
     } else if any::is::<proto::rbac::v3::Rbac>(config) {
         Ok(HttpFilter::Rbac(Arc::new(http_rbac(open(config)?)?)))
+    } else if any::is::<proto::local_ratelimit::v3::LocalRateLimit>(config) {
+        Ok(HttpFilter::LocalRateLimit(Arc::new(local_ratelimit::filter(open(config)?, false)?)))
     } else if any::is::<istio_alpn::FilterConfig>(config) {
         alpn(open(config)?)
     } else if let Some(filter) = istio::http_filter(config, outbound)? {
@@ -229,8 +230,8 @@ pub(crate) fn per_route(values: HashMap<String, Any>) -> Result<PerRoute> {
 fn per_filter(result: &mut PerRoute, name: &str, config: Any) -> Result<()> {
     if any::is::<route::FilterConfig>(&config) {
         let route::FilterConfig { config, is_optional, disabled } = open(&config)?;
+        result.disabled.push((name.into(), disabled));
         if disabled {
-            result.disabled.push(name.into());
             return Ok(());
         }
         return match config {
@@ -251,8 +252,13 @@ fn per_filter(result: &mut PerRoute, name: &str, config: Any) -> Result<()> {
             None => RbacPerRoute::Disabled,
             Some(rbac) => RbacPerRoute::Override(Arc::new(http_rbac(rbac).within("rbac")?)),
         }));
+    } else if any::is::<proto::local_ratelimit::v3::LocalRateLimit>(&config) {
+        result.local_rate_limit = Some(Arc::new(local_ratelimit::filter(open(&config)?, true)?));
     } else {
-        return Err(Invalid::new(format!("{name} ({}) is not supported per route; fault, cors and rbac are", istio::type_name(&config))));
+        return Err(Invalid::new(format!(
+            "{name} ({}) is not supported per route; fault, cors, rbac and local_ratelimit are",
+            istio::type_name(&config)
+        )));
     }
     Ok(())
 }

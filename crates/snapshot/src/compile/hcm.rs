@@ -109,7 +109,7 @@ pub(crate) fn manager(value: proto::HttpConnectionManager, context: &mut Context
     if !(1..=8192).contains(&max_request_headers_kb) {
         return Err(Invalid::field("max_request_headers_kb", format!("{max_request_headers_kb} is not between 1 and 8192")));
     }
-    let filters = filter::chain(http_filters, "http_filters", context.outbound)?;
+    let (filters, filter_names) = filter::chain(http_filters, "http_filters", context.outbound)?;
     let suppress_envoy_headers = filters.iter().any(|f| matches!(f, crate::http::HttpFilter::Router(r) if r.suppress_envoy_headers));
     Ok(HttpConnectionManager {
         stat_prefix: stat_prefix.into(),
@@ -118,6 +118,7 @@ pub(crate) fn manager(value: proto::HttpConnectionManager, context: &mut Context
         http2: http2(http2_protocol_options.unwrap_or_default()).within("http2_protocol_options")?,
         routes: routes(route_specifier, context)?,
         filters,
+        filter_names,
         access_logs: access_log::logs(access_log, "access_log")?,
         server_name: if server_name.is_empty() { "envoy".into() } else { route::clean(server_name, "server_name")?.into() },
         server_header: server_header(server_header_transformation)?,

@@ -8,17 +8,18 @@ use super::matcher::header_name;
 use crate::header::{AppendAction, HeaderAddition, HeaderMutations, HeaderTemplate};
 
 pub(crate) fn mutations(add: Vec<core::HeaderValueOption>, remove: Vec<String>, direction: &str) -> Result<HeaderMutations> {
-    let add = add
-        .into_iter()
-        .enumerate()
-        .map(|(i, v)| addition(v).within_item(&format!("{direction}_headers_to_add"), i))
-        .collect::<Result<_>>()?;
+    let HeaderMutations { add, .. } = additions(add, &format!("{direction}_headers_to_add"))?;
     let remove = remove
         .into_iter()
         .enumerate()
         .map(|(i, v)| removal(&v).within_item(&format!("{direction}_headers_to_remove"), i))
         .collect::<Result<_>>()?;
     Ok(HeaderMutations { remove, add })
+}
+
+pub(crate) fn additions(values: Vec<core::HeaderValueOption>, field: &str) -> Result<HeaderMutations> {
+    let add = values.into_iter().enumerate().map(|(i, v)| addition(v).within_item(field, i)).collect::<Result<_>>()?;
+    Ok(HeaderMutations { remove: Vec::new(), add })
 }
 
 /// Envoy refuses to remove `host` and pseudo headers, which would make the request malformed.

@@ -1,6 +1,7 @@
 //! HTTP filters, run in the order of the configuration. Most decide on the spot; only a delay waits.
 mod cors;
 mod fault;
+mod local_ratelimit;
 mod peer_metadata;
 mod rbac;
 
@@ -10,7 +11,7 @@ use lateen_snapshot::http::{AlpnOverrides, HttpFilter, PerRoute};
 
 use crate::http::message::Response;
 use crate::http::reply::Reply;
-use crate::http::{End, Exchange};
+use crate::http::{End, Exchange, Matched};
 
 /// What a filter decided.
 pub(crate) enum Step {
@@ -21,11 +22,16 @@ pub(crate) enum Step {
 /// Runs every filter on the request.
 pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
     let hcm = exchange.hcm;
-    for filter in &hcm.config.filters {
+    let switched = has_switches(exchange);
+    for (index, filter) in hcm.config.filters.iter().enumerate() {
+        if switched && is_disabled(exchange, index) {
+            continue;
+        }
         let step = match filter {
             HttpFilter::Fault(config) => fault::on_request(exchange, config).await?,
             HttpFilter::Cors => cors::on_request(exchange),
             HttpFilter::Rbac(config) => rbac::on_request(exchange, config),
+            HttpFilter::LocalRateLimit(config) => local_ratelimit::on_request(exchange, config),
             HttpFilter::PeerMetadata(config) => {
                 peer_metadata::on_request(exchange, config);
                 Step::Continue
@@ -46,10 +52,15 @@ pub(crate) fn on_response(exchange: &mut Exchange<'_>, response: &mut Response) 
     if !hcm.response_filters {
         return;
     }
-    for filter in hcm.config.filters.iter().rev() {
+    let switched = has_switches(exchange);
+    for (index, filter) in hcm.config.filters.iter().enumerate().rev() {
+        if switched && is_disabled(exchange, index) {
+            continue;
+        }
         match filter {
             HttpFilter::Cors => cors::on_response(exchange, response),
             HttpFilter::PeerMetadata(config) => peer_metadata::on_response(exchange, config, response),
+            HttpFilter::LocalRateLimit(_) => local_ratelimit::on_response(exchange, response),
             _ => {}
         }
     }
@@ -60,10 +71,26 @@ pub(crate) fn alpn_overrides<'a>(exchange: &Exchange<'a>) -> Option<&'a Arc<Alpn
     exchange.hcm.config.filters.iter().find_map(|f| if let HttpFilter::IstioAlpn(o) = f { Some(o) } else { None })
 }
 
+/// The places of per-route configuration, most specific first.
+fn levels(matched: &Matched) -> impl Iterator<Item = &PerRoute> {
+    let weighted = crate::router::lookup::weighted(matched).map(|w| &w.per_route);
+    let host = matched.virtual_host().map(|h| &h.per_route);
+    [weighted, Some(&matched.route.per_route), host].into_iter().flatten()
+}
+
+/// Whether the route switches any filter off or on; almost none does.
+fn has_switches(exchange: &Exchange<'_>) -> bool {
+    exchange.info.route.as_ref().is_some_and(|matched| levels(matched).any(|level| !level.disabled.is_empty()))
+}
+
+/// The most specific place that speaks of the filter counts (Envoy `FilterConfig.disabled`).
+fn is_disabled(exchange: &Exchange<'_>, index: usize) -> bool {
+    let (Some(matched), Some(name)) = (&exchange.info.route, exchange.hcm.config.filter_names.get(index)) else { return false };
+    levels(matched).find_map(|level| level.disabled.iter().find(|(known, _)| known == name)).is_some_and(|(_, off)| *off)
+}
+
 /// A filter's configuration by route: that of the weighted cluster, else the route, else the virtual host.
 fn per_route<T>(exchange: &Exchange<'_>, pick: impl Fn(&PerRoute) -> Option<&Arc<T>>) -> Option<Arc<T>> {
     let matched = exchange.info.route.as_ref()?;
-    let weighted = crate::router::lookup::weighted(matched).and_then(|w| pick(&w.per_route));
-    let found = weighted.or_else(|| pick(&matched.route.per_route)).or_else(|| pick(&matched.virtual_host()?.per_route));
-    found.cloned()
+    levels(matched).find_map(pick).cloned()
 }

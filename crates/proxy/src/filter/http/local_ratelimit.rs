@@ -1,0 +1,118 @@
+//! Local rate limits: token buckets that the workers share (Envoy local_ratelimit filter; texts and headers are Envoy's).
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::HeaderValue;
+use http::header::RETRY_AFTER;
+use lateen_snapshot::ratelimit::{Descriptor, LimitFacts, Limiter, LocalRateLimit, RateLimit, TokenBucket, VirtualHostLimits};
+use lateen_snapshot::route::Action;
+use lateen_telemetry::envoy_names::local_rate_limit as names;
+use lateen_telemetry::{ResponseFlags, details};
+
+use super::{Step, per_route};
+use crate::http::Exchange;
+use crate::http::headers::{RATE_LIMIT_LIMIT, RATE_LIMIT_REMAINING, RATE_LIMIT_RESET};
+use crate::http::message::Response;
+use crate::http::reply::Reply;
+use crate::router::{finalize, lookup};
+
+/// gRPC's RESOURCE_EXHAUSTED.
+const RESOURCE_EXHAUSTED: u32 = 8;
+
+pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &Arc<LocalRateLimit>) -> Step {
+    let config = per_route(exchange, |p| p.local_rate_limit.as_ref()).unwrap_or_else(|| Arc::clone(config));
+    if !config.enabled.hits(exchange.worker.roll()) {
+        return Step::Continue;
+    }
+    let stats = exchange.hcm.local_limit(exchange.worker, &config.stat_prefix);
+    stats.inc(names::ENABLED);
+    let now = exchange.worker.nanos();
+    let (allowed, bucket) = take(exchange, &config, now);
+    let reset = bucket.as_ref().map(|b| b.reset(now));
+    if config.quota_headers {
+        exchange.info.quotas.extend(bucket);
+    }
+    if allowed {
+        stats.inc(names::OK);
+        return Step::Continue;
+    }
+    stats.inc(names::RATE_LIMITED);
+    if !config.enforced.hits(exchange.worker.roll()) {
+        finalize::mutate_request(exchange, &config.request_headers);
+        return Step::Continue;
+    }
+    stats.inc(names::ENFORCED);
+    Step::Reply(refusal(exchange, &config, reset))
+}
+
+fn refusal(exchange: &Exchange<'_>, config: &LocalRateLimit, reset: Option<u64>) -> Reply {
+    let mut reply = Reply::new(config.status, "local_rate_limited", details::LOCAL_RATE_LIMITED, ResponseFlags::RATE_LIMITED);
+    for (name, value) in &finalize::reply_headers(exchange, &config.response_headers) {
+        reply = reply.with_header(name.clone(), value.clone());
+    }
+    if config.retry_after {
+        reply = reply.with_header(RETRY_AFTER, HeaderValue::from(reset.unwrap_or(0).max(1)));
+    }
+    reply.grpc_status = config.resource_exhausted.then_some(RESOURCE_EXHAUSTED);
+    reply
+}
+
+fn take(exchange: &Exchange<'_>, config: &Arc<LocalRateLimit>, now: u64) -> (bool, Option<Arc<TokenBucket>>) {
+    let own = config.per_connection.then(|| of_connection(exchange, config));
+    let limiter = own.as_deref().unwrap_or(&config.limiter);
+    if limiter.described.is_empty() {
+        let (allowed, bucket) = limiter.take(&[], now);
+        return (allowed, bucket.cloned());
+    }
+    let head = lookup::head_of(&exchange.request);
+    let facts = LimitFacts { head: &head, remote: exchange.info.remote.ip(), cluster: cluster_name(exchange) };
+    let (allowed, bucket) = limiter.take(&descriptors(exchange, config, &facts), now);
+    (allowed, bucket.cloned())
+}
+
+/// The connection's own buckets, made full at its first request.
+fn of_connection(exchange: &Exchange<'_>, config: &Arc<LocalRateLimit>) -> Rc<Limiter> {
+    let mut known = exchange.conn.limits.borrow_mut();
+    if let Some((_, limiter)) = known.iter().find(|(of, _)| Arc::ptr_eq(of, config)) {
+        return Rc::clone(limiter);
+    }
+    let limiter = Rc::new(config.limiter.fresh());
+    // Configurations that were replaced are seen no more: a long connection must not gather them.
+    known.retain(|(of, _)| Arc::strong_count(of) > 1);
+    known.push((Arc::clone(config), Rc::clone(&limiter)));
+    limiter
+}
+
+fn cluster_name<'a>(exchange: &'a Exchange<'_>) -> Option<&'a str> {
+    let matched = exchange.info.route.as_ref()?;
+    let id = lookup::cluster_of(matched, &exchange.live.snapshot, &exchange.request)?;
+    Some(&exchange.live.snapshot.cluster(id)?.config.name)
+}
+
+/// What the request counts as: by the filter's own limits, or the route's and the virtual host's.
+fn descriptors<'a>(exchange: &'a Exchange<'_>, config: &'a LocalRateLimit, facts: &LimitFacts<'a>) -> Vec<Descriptor<'a>> {
+    let made = |limits: &'a [RateLimit]| limits.iter().filter(|l| l.stage == config.stage).filter_map(|l| l.descriptor(facts));
+    if !config.limits.is_empty() {
+        return made(&config.limits).collect();
+    }
+    let Some(matched) = &exchange.info.route else { return Vec::new() };
+    let Action::Forward(forward) = &matched.route.action else { return Vec::new() };
+    let include = match config.virtual_host {
+        _ if forward.include_virtual_host_limits => true,
+        VirtualHostLimits::Include => true,
+        VirtualHostLimits::Ignore => false,
+        VirtualHostLimits::Override => forward.rate_limits.is_empty(),
+    };
+    let host = matched.virtual_host().filter(|_| include).map_or(&[][..], |h| &h.rate_limits);
+    made(&forward.rate_limits).chain(made(host)).collect()
+}
+
+/// Tells the caller how much is left.
+pub(super) fn on_response(exchange: &mut Exchange<'_>, response: &mut Response) {
+    let now = exchange.worker.nanos();
+    for bucket in exchange.info.quotas.drain(..) {
+        response.headers.append(RATE_LIMIT_LIMIT, bucket.most().into());
+        response.headers.append(RATE_LIMIT_REMAINING, bucket.remaining(now).into());
+        response.headers.append(RATE_LIMIT_RESET, bucket.reset(now).into());
+    }
+}

@@ -1,0 +1,132 @@
+//! The local rate limit filter: its buckets, and what a refusal looks like.
+use lateen_proto::envoy::extensions::common::ratelimit::v3::{self as common, rate_limit_descriptor};
+use lateen_proto::envoy::extensions::filters::http::local_ratelimit::v3 as proto;
+use lateen_proto::envoy::r#type::v3 as types;
+
+use super::common::{duration, runtime_fraction};
+use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::{header, ratelimit};
+use crate::matcher::Fraction;
+use crate::ratelimit::{Descriptor, Entry, Limiter, LocalRateLimit, TokenBucket, VirtualHostLimits};
+
+/// Envoy refuses buckets that fill more often.
+const LEAST_INTERVAL_MS: u128 = 50;
+
+/// A filter, listener-wide or for a route; only listener-wide may the bucket be missing.
+pub(crate) fn filter(value: proto::LocalRateLimit, per_route: bool) -> Result<LocalRateLimit> {
+    let proto::LocalRateLimit {
+        stat_prefix,
+        status,
+        token_bucket,
+        filter_enabled,
+        filter_enforced,
+        request_headers_to_add_when_not_enforced,
+        response_headers_to_add,
+        descriptors,
+        stage,
+        local_rate_limit_per_downstream_connection,
+        local_cluster_rate_limit,
+        enable_x_ratelimit_headers,
+        vh_rate_limits,
+        always_consume_default_token_bucket,
+        rate_limited_as_resource_exhausted,
+        rate_limits,
+        max_dynamic_descriptors,
+        enable_retry_after_header,
+    } = value;
+    // Descriptors without a value, which would be made per request, are refused below.
+    harmless!(max_dynamic_descriptors);
+    refuse!(local_cluster_rate_limit);
+    if stat_prefix.is_empty() {
+        return Err(Invalid::field("stat_prefix", "is empty"));
+    }
+    if per_route && token_bucket.is_none() {
+        return Err(Invalid::field("token_bucket", "is missing; a route's limit needs one"));
+    }
+    let mut buckets = descriptors
+        .into_iter()
+        .enumerate()
+        .map(|(i, d)| described(d).within_item("descriptors", i))
+        .collect::<Result<Vec<(Descriptor<'static>, _)>>>()?;
+    for (index, (descriptor, _)) in buckets.iter().enumerate() {
+        if buckets.iter().take(index).any(|(other, _)| other == descriptor) {
+            return Err(Invalid::new("is there twice")).within_item("descriptors", index);
+        }
+    }
+    buckets.sort_by_key(|(_, bucket)| std::cmp::Reverse(bucket.cost()));
+    let share = |value: Option<_>, field| value.map_or(Ok(Fraction::NONE), |v| runtime_fraction(v).within(field));
+    Ok(LocalRateLimit {
+        stat_prefix: stat_prefix.into(),
+        status: refusal(status)?,
+        enabled: share(filter_enabled, "filter_enabled")?,
+        enforced: share(filter_enforced, "filter_enforced")?,
+        limiter: Limiter {
+            default: token_bucket.map(|b| bucket(&b).map(Into::into)).transpose().within("token_bucket")?,
+            described: buckets.into_iter().map(|(d, b)| (d, b.into())).collect(),
+            always_default: always_consume_default_token_bucket.unwrap_or(true),
+        },
+        per_connection: local_rate_limit_per_downstream_connection,
+        quota_headers: enable_x_ratelimit_headers == common::XRateLimitHeadersRfcVersion::DraftVersion03 as i32,
+        retry_after: enable_retry_after_header,
+        request_headers: header::additions(request_headers_to_add_when_not_enforced, "request_headers_to_add_when_not_enforced")?,
+        response_headers: header::additions(response_headers_to_add, "response_headers_to_add")?,
+        resource_exhausted: rate_limited_as_resource_exhausted,
+        virtual_host: virtual_host(vh_rate_limits)?,
+        stage: ratelimit::stage(stage)?,
+        limits: ratelimit::limits(rate_limits, "rate_limits")?,
+    })
+}
+
+/// Anything that is no error is answered as 429.
+fn refusal(value: Option<types::HttpStatus>) -> Result<u16> {
+    let code = value.map_or(0, |s| s.code);
+    match u16::try_from(code) {
+        Ok(code @ 400..600) => Ok(code),
+        Ok(0..400) => Ok(429),
+        _ => Err(Invalid::field("status.code", format!("{code} is not a status"))),
+    }
+}
+
+pub(crate) fn virtual_host(value: i32) -> Result<VirtualHostLimits> {
+    match common::VhRateLimitsOptions::try_from(value) {
+        Ok(common::VhRateLimitsOptions::Override) => Ok(VirtualHostLimits::Override),
+        Ok(common::VhRateLimitsOptions::Include) => Ok(VirtualHostLimits::Include),
+        Ok(common::VhRateLimitsOptions::Ignore) => Ok(VirtualHostLimits::Ignore),
+        Err(_) => Err(Invalid::field("vh_rate_limits", format!("{value} is not known"))),
+    }
+}
+
+fn described(value: common::LocalRateLimitDescriptor) -> Result<(Descriptor<'static>, TokenBucket)> {
+    let common::LocalRateLimitDescriptor { entries, token_bucket, shadow_mode } = value;
+    refuse!(shadow_mode);
+    if entries.is_empty() {
+        return Err(Invalid::field("entries", "is empty"));
+    }
+    let entries = entries.into_iter().enumerate().map(|(i, e)| entry(e).within_item("entries", i)).collect::<Result<_>>()?;
+    let bucket = token_bucket.as_ref().ok_or_else(|| Invalid::new("is missing")).and_then(bucket).within("token_bucket")?;
+    Ok((entries, bucket))
+}
+
+fn entry(value: rate_limit_descriptor::Entry) -> Result<Entry<'static>> {
+    let rate_limit_descriptor::Entry { key, value } = value;
+    if key.is_empty() {
+        return Err(Invalid::field("key", "is empty"));
+    }
+    if value.is_empty() {
+        return Err(Invalid::field("value", "is empty: a bucket for each value that comes is not supported; name the value"));
+    }
+    Ok(Entry { key: key.into(), value: value.into() })
+}
+
+fn bucket(value: &types::TokenBucket) -> Result<TokenBucket> {
+    let types::TokenBucket { max_tokens, tokens_per_fill, fill_interval } = value;
+    let fill = tokens_per_fill.unwrap_or(1);
+    if fill == 0 {
+        return Err(Invalid::field("tokens_per_fill", "is zero"));
+    }
+    let interval = fill_interval.as_ref().ok_or_else(|| Invalid::new("is missing")).and_then(duration).within("fill_interval")?;
+    if interval.as_millis() < LEAST_INTERVAL_MS {
+        return Err(Invalid::field("fill_interval", "is shorter than 50ms"));
+    }
+    Ok(TokenBucket::new(*max_tokens, fill, u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX)))
+}

@@ -1,0 +1,116 @@
+//! `rate_limits` of routes and virtual hosts: how requests become descriptors.
+use lateen_proto::envoy::config::route::v3::{
+    self as proto,
+    rate_limit::{Action, action, action::ActionSpecifier as Spec},
+};
+
+use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::matcher::{headers, queries};
+use crate::ratelimit::{DescriptorAction, RateLimit};
+
+pub(crate) fn limits(values: Vec<proto::RateLimit>, field: &str) -> Result<Vec<RateLimit>> {
+    values.into_iter().enumerate().map(|(i, v)| limit(v).within_item(field, i)).collect()
+}
+
+fn limit(value: proto::RateLimit) -> Result<RateLimit> {
+    let proto::RateLimit { stage, disable_key, actions, limit, hits_addend, apply_on_stream_done, x_ratelimit_option } = value;
+    // A runtime flag: there are none.
+    harmless!(disable_key);
+    refuse!(limit, hits_addend, apply_on_stream_done, x_ratelimit_option);
+    if actions.is_empty() {
+        return Err(Invalid::field("actions", "is empty"));
+    }
+    let actions = actions.into_iter().enumerate().map(|(i, a)| action(a).within_item("actions", i)).collect::<Result<_>>()?;
+    Ok(RateLimit { stage: self::stage(stage.unwrap_or(0))?, actions })
+}
+
+pub(crate) fn stage(value: u32) -> Result<u32> {
+    if value > 10 { Err(Invalid::field("stage", format!("{value} is more than 10"))) } else { Ok(value) }
+}
+
+fn action(value: Action) -> Result<DescriptorAction> {
+    Ok(match value.action_specifier {
+        Some(Spec::DestinationCluster(action::DestinationCluster {})) => DescriptorAction::DestinationCluster,
+        Some(Spec::RemoteAddress(action::RemoteAddress {})) => DescriptorAction::RemoteAddress,
+        Some(Spec::RequestHeaders(h)) => request_headers(h).within("request_headers")?,
+        Some(Spec::QueryParameters(q)) => query_parameters(q).within("query_parameters")?,
+        Some(Spec::MaskedRemoteAddress(m)) => masked(&m).within("masked_remote_address")?,
+        Some(Spec::GenericKey(g)) => generic_key(g).within("generic_key")?,
+        Some(Spec::HeaderValueMatch(h)) => header_value_match(h).within("header_value_match")?,
+        Some(Spec::QueryParameterValueMatch(q)) => query_value_match(q).within("query_parameter_value_match")?,
+        Some(Spec::SourceCluster(_)) => return Err(Invalid::unsupported("source_cluster")),
+        Some(Spec::DynamicMetadata(_)) => return Err(Invalid::unsupported("dynamic_metadata")),
+        Some(Spec::Metadata(_)) => return Err(Invalid::unsupported("metadata")),
+        Some(Spec::Extension(_)) => return Err(Invalid::unsupported("extension")),
+        Some(Spec::RemoteAddressMatch(_)) => return Err(Invalid::unsupported("remote_address_match")),
+        None => return Err(Invalid::new("has no action")),
+    })
+}
+
+fn request_headers(value: action::RequestHeaders) -> Result<DescriptorAction> {
+    let action::RequestHeaders { header_name, descriptor_key, skip_if_absent } = value;
+    let name = super::matcher::key(&header_name).within("header_name")?;
+    Ok(DescriptorAction::RequestHeader { name, key: key(descriptor_key)?, skip_if_absent })
+}
+
+fn query_parameters(value: action::QueryParameters) -> Result<DescriptorAction> {
+    let action::QueryParameters { query_parameter_name, descriptor_key, skip_if_absent } = value;
+    Ok(DescriptorAction::QueryParameter { name: query_parameter_name.into(), key: key(descriptor_key)?, skip_if_absent })
+}
+
+fn masked(value: &action::MaskedRemoteAddress) -> Result<DescriptorAction> {
+    let action::MaskedRemoteAddress { v4_prefix_mask_len, v6_prefix_mask_len } = value;
+    let bits = |value: &Option<u32>, most: u8, field: &str| match u8::try_from(value.unwrap_or(u32::from(most))) {
+        Ok(bits) if bits <= most => Ok(bits),
+        _ => Err(Invalid::field(field, format!("is more than {most}"))),
+    };
+    Ok(DescriptorAction::MaskedRemoteAddress {
+        v4: bits(v4_prefix_mask_len, 32, "v4_prefix_mask_len")?,
+        v6: bits(v6_prefix_mask_len, 128, "v6_prefix_mask_len")?,
+    })
+}
+
+fn generic_key(value: action::GenericKey) -> Result<DescriptorAction> {
+    let action::GenericKey { descriptor_value, default_value, descriptor_key } = value;
+    harmless!(default_value);
+    Ok(DescriptorAction::GenericKey { key: key_or(descriptor_key, "generic_key"), value: text(descriptor_value)? })
+}
+
+fn header_value_match(value: action::HeaderValueMatch) -> Result<DescriptorAction> {
+    let action::HeaderValueMatch { descriptor_value, default_value, descriptor_key, expect_match, headers: matchers } = value;
+    harmless!(default_value);
+    Ok(DescriptorAction::HeaderValueMatch {
+        key: key_or(descriptor_key, "header_match"),
+        value: text(descriptor_value)?,
+        headers: headers(matchers, "headers")?,
+        expect: expect_match.unwrap_or(true),
+    })
+}
+
+fn query_value_match(value: action::QueryParameterValueMatch) -> Result<DescriptorAction> {
+    let action::QueryParameterValueMatch { descriptor_value, default_value, descriptor_key, expect_match, query_parameters } = value;
+    harmless!(default_value);
+    Ok(DescriptorAction::QueryValueMatch {
+        key: key_or(descriptor_key, "query_match"),
+        value: text(descriptor_value)?,
+        parameters: queries(query_parameters, "query_parameters")?,
+        expect: expect_match.unwrap_or(true),
+    })
+}
+
+fn key(value: String) -> Result<Box<str>> {
+    if value.is_empty() { Err(Invalid::field("descriptor_key", "is empty")) } else { Ok(value.into()) }
+}
+
+fn key_or(value: String, default: &str) -> Box<str> {
+    if value.is_empty() { default.into() } else { value.into() }
+}
+
+/// A fixed value; Envoy substitutes `%OPERATORS%` in it, which we do not.
+fn text(value: String) -> Result<Box<str>> {
+    match value.as_str() {
+        "" => Err(Invalid::field("descriptor_value", "is empty")),
+        v if v.contains('%') => Err(Invalid::field("descriptor_value", "substitution is not supported; use a fixed text without `%`")),
+        _ => Ok(value.into()),
+    }
+}
