@@ -3,6 +3,7 @@ pub mod access_log;
 pub mod generation;
 pub mod grpc;
 pub mod memory;
+pub mod similar;
 pub mod spiffe;
 
 /// Labels of a workload, a resource or a selector, ordered so that equal sets print alike.

@@ -6,7 +6,7 @@ use crate::kinds::virtual_service::Destination;
 use crate::names::is_short;
 use crate::resource::Resource;
 use crate::schema::path::join;
-use crate::schema::similar::nearest;
+use lateen_core::similar::nearest;
 
 pub(super) fn check(index: &Index<'_>, found: &mut Vec<Diagnostic>) {
     for rule in index.resources.virtual_services() {

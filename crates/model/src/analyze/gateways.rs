@@ -8,7 +8,7 @@ use crate::diagnostic::{Diagnostic, Severity};
 use crate::kinds::{Gateway, VirtualService};
 use crate::names::{GatewayHost, GatewayRef, Host};
 use crate::resource::Resource;
-use crate::schema::similar::nearest;
+use lateen_core::similar::nearest;
 
 pub(super) fn check(index: &Index<'_>, found: &mut Vec<Diagnostic>) {
     for rule in index.resources.virtual_services() {

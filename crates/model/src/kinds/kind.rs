@@ -272,7 +272,7 @@ pub fn known_kind(api_version: &str, kind: &str) -> Support {
         return Support::Unknown { suggestion: Some(format!("a {kind} has apiVersion: {}", same.api_version())) };
     }
     let all = names.chain(NOT_SUPPORTED.iter().flat_map(|(_, kinds, _)| kinds.iter().copied()).filter(|kind| *kind != "*"));
-    let near = crate::schema::similar::nearest(kind, all);
+    let near = lateen_core::similar::nearest(kind, all);
     if near.is_none() && is_foreign(group) {
         return Support::NotYet(String::new());
     }

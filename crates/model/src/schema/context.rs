@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::decode::Decode;
 use super::field::{Field, Message, Shape, Status, camel, is_spelling_of};
 use super::path::{FieldPath, join};
-use super::similar::nearest;
 use crate::diagnostic::{Diagnostic, ResourceId, Severity};
 use crate::yaml::{Entry, Node, Position, Value};
+use lateen_core::similar::nearest;
 
 /// Messages about one resource. A file in which everything is wrong is one mistake, not a million.
 const MAX_DIAGNOSTICS: usize = 100;
@@ -161,11 +161,11 @@ impl<'a> Context<'a> {
         let known: Vec<String> = message.fields.iter().map(Field::json_name).collect();
         let near = nearest(&entry.key, known.iter().map(String::as_str));
         let elsewhere = self.where_it_belongs(&entry.key);
-        let exact_elsewhere = elsewhere.as_ref().filter(|_| near.is_none_or(|near| super::similar::distance(near, &entry.key) > 1));
+        let exact_elsewhere = elsewhere.as_ref().filter(|_| near.is_none_or(|near| lateen_core::similar::distance(near, &entry.key) > 1));
         let mark = self.path.enter_field(&entry.key);
         if message.tolerant {
             // Only a slip in a field that Lateen uses is worth a line of its own.
-            match near.filter(|near| super::similar::distance(near, &entry.key) <= 1) {
+            match near.filter(|near| lateen_core::similar::distance(near, &entry.key) <= 1) {
                 Some(near) => {
                     let text = "not used by Lateen".to_owned();
                     let warning = self.diagnostic(Severity::Warning, entry.key_at, text);

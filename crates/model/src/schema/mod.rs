@@ -9,7 +9,6 @@ pub mod context;
 pub mod decode;
 pub mod field;
 pub mod path;
-pub mod similar;
 
 pub use context::Context;
 pub use decode::{Base64Bytes, Decode, IntOrString};

@@ -227,7 +227,7 @@ pub(super) fn one_of(text: &str, known: &[&'static str]) -> Check {
     if known.contains(&text) {
         return Ok(());
     }
-    let near = crate::schema::similar::nearest(text, known.iter().copied()).map_or(String::new(), |near| format!("; did you mean {near}?"));
+    let near = lateen_core::similar::nearest(text, known.iter().copied()).map_or(String::new(), |near| format!("; did you mean {near}?"));
     Err(format!("{text:?} is none of the accepted values {}{near}", known.join(", ")))
 }
 

@@ -290,31 +290,7 @@ fn zigzag(value: i64) -> u64 {
 }
 
 fn unknown(shape: &Message, key: &str) -> String {
-    let wanted = key.replace('_', "").to_ascii_lowercase();
-    let best = shape.fields.iter().map(|f| (distance(&f.name.replace('_', ""), &wanted), f)).min_by_key(|(d, _)| *d);
-    let hint = match best {
-        Some((distance, field)) if distance <= 1 + wanted.len() / 4 => format!("; did you mean `{}`?", field.name),
-        _ => String::new(),
-    };
+    let near = lateen_core::similar::nearest(key, shape.fields.iter().map(|f| f.name.as_str()));
+    let hint = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
     format!("is not a field of {}{hint}", shape.short_name())
-}
-
-/// Edits from one word to the other.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = i;
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-        for (j, y) in b.bytes().enumerate() {
-            let (left, above) = (row.get(j).copied().unwrap_or(0), row.get(j + 1).copied().unwrap_or(0));
-            let next = (diagonal + usize::from(x != y)).min(left + 1).min(above + 1);
-            diagonal = above;
-            if let Some(cell) = row.get_mut(j + 1) {
-                *cell = next;
-            }
-        }
-    }
-    row.last().copied().unwrap_or(0)
 }

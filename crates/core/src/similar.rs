@@ -1,7 +1,7 @@
 //! Which known name somebody probably meant.
 
 /// The candidate nearest to `written`, if one is near enough to be worth saying: one slip in a short name, one in
-/// three letters of a longer one, and any difference of case or separators.
+/// three letters of a longer one, and any difference of case, separators or number (`retry`, `retries`).
 pub fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let allowed = (written.chars().count() / 3).clamp(1, 4);
     candidates
@@ -13,7 +13,11 @@ pub fn nearest<'a>(written: &str, candidates: impl IntoIterator<Item = &'a str>)
 }
 
 fn fold(name: &str) -> String {
-    name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+    let name: String = name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
+    match name.strip_suffix("ies") {
+        Some(stem) => format!("{stem}y"),
+        None => name.strip_suffix('s').unwrap_or(&name).to_owned(),
+    }
 }
 
 /// Insertions, deletions, substitutions and swaps of neighbours from one text to the other.
@@ -50,6 +54,7 @@ mod tests {
         assert_eq!(nearest("rout", fields), Some("route"));
         assert_eq!(nearest("mathc", fields), Some("match"));
         assert_eq!(nearest("Time_Out", fields), Some("timeout"));
+        assert_eq!(nearest("retry", ["retries", "rewrite"]), Some("retries"));
         assert_eq!(nearest("tcp", fields), None);
         assert_eq!(nearest("websocketUpgrade", fields), None);
     }
