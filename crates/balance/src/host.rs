@@ -41,6 +41,23 @@ pub const FAILED_EDS: u32 = 1 << 2;
 /// Health flag: the discovery service says DEGRADED.
 pub const DEGRADED_EDS: u32 = 1 << 3;
 
+/// Health flag: the last active health check was answered with `x-envoy-degraded`.
+pub const DEGRADED_ACTIVE_HC: u32 = 1 << 4;
+
+/// Health flag: not checked yet, and left out of the panic threshold until then (`ignore_new_hosts_until_first_hc`).
+pub const PENDING_ACTIVE_HC: u32 = 1 << 5;
+
+/// Where and how an endpoint is checked, when not like a request (Envoy `Endpoint.HealthCheckConfig`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckedAt {
+    /// Another address than the endpoint's own.
+    pub address: Option<Address>,
+    /// The host of HTTP and gRPC checks instead of the check's own; empty when not given.
+    pub hostname: Arc<str>,
+    /// The endpoint is not checked, and counts as healthy.
+    pub disabled: bool,
+}
+
 /// One endpoint of one cluster. Identity across updates is the [`Address`]; counters live on.
 #[derive(Debug)]
 pub struct Host {
@@ -54,6 +71,8 @@ pub struct Host {
     pub transport: u32,
     /// Canonical label of the workload behind the endpoint, Istio's `workload;namespace;name;revision;cluster`.
     pub workload: Option<Arc<str>>,
+    /// `None` when it is checked where it serves.
+    pub checked_at: Option<Arc<CheckedAt>>,
     flags: AtomicU32,
     /// Requests in flight over all workers: what least-request compares.
     active: AtomicU32,
@@ -82,6 +101,7 @@ impl Host {
             locality: Locality::default(),
             transport: 0,
             workload: None,
+            checked_at: None,
             flags: AtomicU32::new(0),
             active: AtomicU32::new(0),
             counters: HostCounters::default(),
@@ -95,7 +115,7 @@ impl Host {
     }
 
     pub fn is_degraded(&self) -> bool {
-        self.flags.load(Relaxed) & DEGRADED_EDS != 0
+        self.flags.load(Relaxed) & (DEGRADED_EDS | DEGRADED_ACTIVE_HC) != 0
     }
 
     pub fn flags(&self) -> u32 {

@@ -8,6 +8,7 @@ pub mod breaker;
 pub mod config;
 mod edf;
 mod hashing;
+pub mod health;
 pub mod host;
 pub mod outlier;
 mod plan;

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::config::Settings;
-use crate::host::{Host, HostSet, LocalityHosts, Priority};
+use crate::host::{Host, HostSet, LocalityHosts, PENDING_ACTIVE_HC, Priority};
 
 /// A group of hosts that gets `share` of the traffic; within it the policy chooses.
 #[derive(Clone, Debug)]
@@ -120,7 +120,8 @@ struct Counts {
 impl Counts {
     fn of(priority: &Priority) -> Self {
         let mut counts = Self { all: 0, healthy: 0, degraded: 0 };
-        for host in priority.localities.iter().flat_map(|l| &l.hosts) {
+        let counted = |h: &&Arc<Host>| h.flags() & PENDING_ACTIVE_HC == 0;
+        for host in priority.localities.iter().flat_map(|l| &l.hosts).filter(counted) {
             counts.all += 1;
             match (host.is_healthy(), host.is_degraded()) {
                 (true, false) => counts.healthy += 1,
@@ -139,6 +140,7 @@ impl Counts {
         u32::try_from(hosts * overprovisioning_percent as usize / self.all).unwrap_or(100).min(100)
     }
 
+    /// The share of healthy hosts, of those that count, is below the threshold.
     fn panics(&self, threshold: f64) -> bool {
         self.all > 0 && 100.0 * (self.healthy + self.degraded) as f64 / (self.all as f64) < threshold.min(100.0)
     }
@@ -185,6 +187,15 @@ mod tests {
         assert_eq!(shares(&[(1, 3)], 0.0), [(100, 1)]);
         assert_eq!(shares(&[(0, 4)], 50.0), [(100, 4)]);
         assert!(shares(&[(0, 4)], 0.0).is_empty());
+    }
+
+    #[test]
+    fn hosts_that_wait_for_their_first_check_start_no_panic() {
+        let set = set(&[(2, 6)]);
+        let settings = Settings::default();
+        assert_eq!(plan(&set, &settings)[0].localities[0].hosts.len(), 8, "a quarter is less than half");
+        set.hosts().filter(|h| !h.is_healthy()).for_each(|h| h.set_flag(PENDING_ACTIVE_HC, true));
+        assert_eq!(plan(&set, &settings)[0].localities[0].hosts.len(), 2);
     }
 
     #[test]

@@ -3,8 +3,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use lateen_balance::config::OutlierSettings;
+use lateen_balance::host::{FAILED_ACTIVE_HC, PENDING_ACTIVE_HC};
 use lateen_balance::{Breakers, HostSet, Limits, Settings};
 
+use crate::health_check::HealthCheck;
 use crate::http::Http2Options;
 use crate::tls::ClientTls;
 
@@ -42,6 +44,8 @@ pub struct ClusterConfig {
     pub max_requests_per_connection: Option<u32>,
     /// Default and high priority.
     pub limits: [Limits; 2],
+    /// Of each priority, whether statistics show what is left below its limits.
+    pub track_remaining: [bool; 2],
     pub outlier: Option<OutlierSettings>,
     /// Transport sockets: `transport_socket_matches` in order, then the default; hosts point in by index.
     pub transports: Vec<Transport>,
@@ -50,12 +54,21 @@ pub struct ClusterConfig {
     /// of the destination's address family counts (Envoy's default local address selector).
     pub bind_sources: Vec<std::net::SocketAddr>,
     pub socket_options: Vec<(i32, i32, i32)>,
-    pub health_checks: Vec<HealthCheck>,
-    pub close_connections_on_host_health_failure: bool,
+    pub health_check: Option<HealthCheck>,
+    /// Hosts that were not checked yet do not count when the panic threshold is looked at.
+    pub ignore_new_hosts_until_first_hc: bool,
     /// Close HTTP connections to hosts that left the membership when idle; open requests finish.
     pub drain_on_host_removal: bool,
     /// Istio's description of the destination, from cluster metadata: (host, name, namespace).
     pub istio_service: Option<IstioService>,
+}
+
+impl ClusterConfig {
+    /// The health flags of a host before its first check; `None` where nobody checks.
+    pub fn unchecked(&self) -> Option<u32> {
+        let pending = if self.ignore_new_hosts_until_first_hc { PENDING_ACTIVE_HC } else { 0 };
+        self.health_check.is_some().then_some(FAILED_ACTIVE_HC | pending)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,20 +150,4 @@ pub struct TcpKeepalive {
     pub probes: Option<u32>,
     pub time: Option<Duration>,
     pub interval: Option<Duration>,
-}
-
-#[derive(Debug, Clone)]
-pub struct HealthCheck {
-    pub timeout: Duration,
-    pub interval: Duration,
-    pub healthy_threshold: u32,
-    pub unhealthy_threshold: u32,
-    pub kind: HealthCheckKind,
-}
-
-#[derive(Debug, Clone)]
-pub enum HealthCheckKind {
-    Http { host: Arc<str>, path: Arc<str>, expected: Vec<std::ops::Range<u16>> },
-    Grpc { service: Arc<str>, authority: Arc<str> },
-    Tcp,
 }

@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod compile;
 pub mod explain;
 pub mod header;
+pub mod health_check;
 pub mod http;
 pub mod listener;
 pub mod lookup;

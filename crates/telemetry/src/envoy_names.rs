@@ -165,24 +165,53 @@ pub fn count_downstream_code(stats: &crate::Local, code: u16) {
 }
 
 table! {
-    /// What the main thread knows of a cluster, under the same prefix as [`cluster`]: membership, updates, ejections.
+    /// What the main thread knows of a cluster, under the same prefix as [`cluster`]: membership, open circuit breakers.
     cluster_state {
         gauge MEMBERSHIP_TOTAL = "membership_total";
         gauge MEMBERSHIP_HEALTHY = "membership_healthy";
         gauge MEMBERSHIP_DEGRADED = "membership_degraded";
         gauge MEMBERSHIP_EXCLUDED = "membership_excluded";
         counter MEMBERSHIP_CHANGE = "membership_change";
-        counter UPDATE_ATTEMPT = "update_attempt";
-        counter UPDATE_SUCCESS = "update_success";
-        counter UPDATE_FAILURE = "update_failure";
-        counter UPDATE_EMPTY = "update_empty";
-        counter UPDATE_NO_REBUILD = "update_no_rebuild";
-        counter ASSIGNMENT_STALE = "assignment_stale";
-        gauge VERSION = "version";
         gauge CIRCUIT_CX_OPEN = "circuit_breakers.default.cx_open";
         gauge CIRCUIT_RQ_PENDING_OPEN = "circuit_breakers.default.rq_pending_open";
         gauge CIRCUIT_RQ_OPEN = "circuit_breakers.default.rq_open";
         gauge CIRCUIT_RQ_RETRY_OPEN = "circuit_breakers.default.rq_retry_open";
+        gauge CIRCUIT_HIGH_CX_OPEN = "circuit_breakers.high.cx_open";
+        gauge CIRCUIT_HIGH_RQ_PENDING_OPEN = "circuit_breakers.high.rq_pending_open";
+        gauge CIRCUIT_HIGH_RQ_OPEN = "circuit_breakers.high.rq_open";
+        gauge CIRCUIT_HIGH_RQ_RETRY_OPEN = "circuit_breakers.high.rq_retry_open";
+    }
+}
+
+table! {
+    /// What is left below a cluster's limits, of one priority, under `cluster.<name>.`; only with `track_remaining`.
+    remaining {
+        gauge REMAINING_CX = "circuit_breakers.default.remaining_cx";
+        gauge REMAINING_PENDING = "circuit_breakers.default.remaining_pending";
+        gauge REMAINING_RQ = "circuit_breakers.default.remaining_rq";
+        gauge REMAINING_RETRIES = "circuit_breakers.default.remaining_retries";
+    }
+}
+
+table! {
+    /// As [`remaining`], for the high priority.
+    remaining_high {
+        gauge REMAINING_CX = "circuit_breakers.high.remaining_cx";
+        gauge REMAINING_PENDING = "circuit_breakers.high.remaining_pending";
+        gauge REMAINING_RQ = "circuit_breakers.high.remaining_rq";
+        gauge REMAINING_RETRIES = "circuit_breakers.high.remaining_retries";
+    }
+}
+
+table! {
+    /// Active health checks of one cluster, under `cluster.<name>.`; registered only where they are configured.
+    health_check {
+        counter ATTEMPT = "health_check.attempt";
+        counter SUCCESS = "health_check.success";
+        counter FAILURE = "health_check.failure";
+        counter NETWORK_FAILURE = "health_check.network_failure";
+        gauge HEALTHY = "health_check.healthy";
+        gauge DEGRADED = "health_check.degraded";
     }
 }
 
@@ -192,6 +221,10 @@ table! {
         gauge EJECTIONS_ACTIVE = "outlier_detection.ejections_active";
         counter EJECTIONS_ENFORCED_TOTAL = "outlier_detection.ejections_enforced_total";
         counter EJECTIONS_OVERFLOW = "outlier_detection.ejections_overflow";
+        counter EJECTIONS_DETECTED_SUCCESS_RATE = "outlier_detection.ejections_detected_success_rate";
+        counter EJECTIONS_ENFORCED_SUCCESS_RATE = "outlier_detection.ejections_enforced_success_rate";
+        counter EJECTIONS_DETECTED_FAILURE_PERCENTAGE = "outlier_detection.ejections_detected_failure_percentage";
+        counter EJECTIONS_ENFORCED_FAILURE_PERCENTAGE = "outlier_detection.ejections_enforced_failure_percentage";
         counter EJECTIONS_DETECTED_CONSECUTIVE_5XX = "outlier_detection.ejections_detected_consecutive_5xx";
         counter EJECTIONS_ENFORCED_CONSECUTIVE_5XX = "outlier_detection.ejections_enforced_consecutive_5xx";
         counter EJECTIONS_DETECTED_CONSECUTIVE_GATEWAY_FAILURE = "outlier_detection.ejections_detected_consecutive_gateway_failure";

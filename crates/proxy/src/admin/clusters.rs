@@ -2,7 +2,7 @@
 use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
 
-use lateen_balance::host::{DEGRADED_EDS, FAILED_ACTIVE_HC, FAILED_EDS, FAILED_OUTLIER};
+use lateen_balance::host::{DEGRADED_ACTIVE_HC, DEGRADED_EDS, FAILED_ACTIVE_HC, FAILED_EDS, FAILED_OUTLIER, PENDING_ACTIVE_HC};
 use lateen_balance::{Address, Breakers, Host};
 use lateen_snapshot::Cluster;
 use lateen_snapshot::cluster::Discovery;
@@ -94,7 +94,9 @@ fn flags(host: &Host) -> String {
         (FAILED_ACTIVE_HC, "/failed_active_hc"),
         (FAILED_OUTLIER, "/failed_outlier_check"),
         (FAILED_EDS, "/failed_eds_health"),
-        (DEGRADED_EDS, "/eds_status_degraded"),
+        (DEGRADED_ACTIVE_HC, "/degraded_active_hc"),
+        (DEGRADED_EDS, "/degraded_eds_health"),
+        (PENDING_ACTIVE_HC, "/pending_active_hc"),
     ];
     let set: String = names.iter().filter(|(flag, _)| host.flags() & flag != 0).map(|(_, name)| *name).collect();
     if set.is_empty() { "healthy".to_owned() } else { set }
@@ -141,7 +143,13 @@ fn host_status(priority: usize, host: &Host) -> Value {
     let flag = |flag: u32| host.flags() & flag != 0;
     let mut health =
         json!({"eds_health_status": if flag(FAILED_EDS) { "UNHEALTHY" } else if flag(DEGRADED_EDS) { "DEGRADED" } else { "HEALTHY" }});
-    for (name, set) in [("failed_active_health_check", flag(FAILED_ACTIVE_HC)), ("failed_outlier_check", flag(FAILED_OUTLIER))] {
+    let flags = [
+        ("failed_active_health_check", FAILED_ACTIVE_HC),
+        ("failed_outlier_check", FAILED_OUTLIER),
+        ("failed_active_degraded_check", DEGRADED_ACTIVE_HC),
+        ("pending_active_hc", PENDING_ACTIVE_HC),
+    ];
+    for (name, set) in flags.map(|(name, bit)| (name, flag(bit))) {
         if let (true, Some(fields)) = (set, health.as_object_mut()) {
             fields.insert(name.to_owned(), json!(true));
         }

@@ -1,6 +1,8 @@
 //! The PROXY protocol, versions 1 and 2: reading it in front of a connection, writing it upstream.
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use lateen_snapshot::cluster::ProxyProtocolVersion;
+
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// The longest version 1 line, from the specification.
 const V1_LIMIT: usize = 107;
@@ -95,8 +97,16 @@ fn v2(bytes: &[u8]) -> Header {
     }
 }
 
+/// A header of this version; without addresses it says that the connection is the proxy's own.
+pub(crate) fn encode(version: ProxyProtocolVersion, addresses: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
+    match version {
+        ProxyProtocolVersion::V1 => encode_v1(addresses),
+        ProxyProtocolVersion::V2 => encode_v2(addresses),
+    }
+}
+
 /// A version 1 line.
-pub(crate) fn encode_v1(addresses: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
+fn encode_v1(addresses: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
     match addresses {
         Some((source, destination)) if source.is_ipv4() == destination.is_ipv4() => {
             let family = if source.is_ipv4() { "TCP4" } else { "TCP6" };
@@ -107,7 +117,7 @@ pub(crate) fn encode_v1(addresses: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> 
 }
 
 /// A version 2 header.
-pub(crate) fn encode_v2(addresses: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
+fn encode_v2(addresses: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
     let mut out = SIGNATURE.to_vec();
     match addresses {
         Some((SocketAddr::V4(source), SocketAddr::V4(destination))) => {

@@ -3,7 +3,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lateen_balance::outlier;
+use lateen_balance::outlier::{self, Detection, Detector, Ejection};
+use lateen_telemetry::BlockName;
+use lateen_telemetry::envoy_names::outlier as names;
 
 use super::Main;
 
@@ -39,10 +41,35 @@ pub(super) async fn run(main: Arc<Main>) {
             *at = now + settings.interval;
             let millis = u64::try_from(main.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
             let before = cluster.hosts.health_epoch();
-            outlier::tick(settings, &cluster.hosts, millis, rand::random::<u32>);
+            let report = outlier::tick(settings, &cluster.hosts, millis, rand::random::<u32>);
+            count(&main, &cluster.config.stat_name, &report.detections);
             if cluster.hosts.health_epoch() != before {
                 tracing::info!(cluster = &*cluster.config.name, "outlier detection changed the health of hosts");
             }
+        }
+    }
+}
+
+/// Counts what was found by comparing hosts; workers count what they find in single responses.
+fn count(main: &Main, cluster: &str, detections: &[Detection]) {
+    if detections.is_empty() {
+        return;
+    }
+    let block = main.registry.block(names::DEFS, BlockName::cluster(cluster));
+    for detection in detections {
+        let (detected, enforced) = match detection.detector {
+            Detector::SuccessRate => (names::EJECTIONS_DETECTED_SUCCESS_RATE, names::EJECTIONS_ENFORCED_SUCCESS_RATE),
+            Detector::FailurePercentage => (names::EJECTIONS_DETECTED_FAILURE_PERCENTAGE, names::EJECTIONS_ENFORCED_FAILURE_PERCENTAGE),
+            Detector::Consecutive5xx | Detector::ConsecutiveGatewayFailure | Detector::ConsecutiveLocalOriginFailure => continue,
+        };
+        block.add_shared(detected, 1);
+        match detection.result {
+            Ejection::Ejected => {
+                block.add_shared(enforced, 1);
+                block.add_shared(names::EJECTIONS_ENFORCED_TOTAL, 1);
+            }
+            Ejection::Overflow => block.add_shared(names::EJECTIONS_OVERFLOW, 1),
+            Ejection::NotEnforced | Ejection::AlreadyEjected => {}
         }
     }
 }

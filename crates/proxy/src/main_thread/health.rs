@@ -1,158 +1,111 @@
-//! Active health checks: HTTP, gRPC and TCP, one loop per host and check.
+//! Active health checks: one loop for each member of a cluster that is checked; workers only see the verdicts.
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use lateen_balance::host::FAILED_ACTIVE_HC;
+use lateen_balance::health::{Checked, Checker};
+use lateen_balance::host::{DEGRADED_ACTIVE_HC, FAILED_ACTIVE_HC, PENDING_ACTIVE_HC};
 use lateen_balance::{Address, Host};
 use lateen_snapshot::Cluster;
-use lateen_snapshot::cluster::{HealthCheck, HealthCheckKind, UpstreamHttp};
+use lateen_snapshot::cluster::ClusterConfig;
+use lateen_telemetry::envoy_names::health_check as names;
+use lateen_telemetry::{Block, BlockName};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::Main;
-use super::upstream::connect_host;
+use super::probe::{Answer, probe};
 
-/// The largest answer to a health check that is read.
-const MAX_ANSWER: usize = 4096;
+type Key = (Arc<str>, Address);
 
-type Key = (Arc<str>, Address, usize);
+/// A loop that checks one host as one version of its cluster says.
+struct Running {
+    config: Arc<ClusterConfig>,
+    host: Arc<Host>,
+    task: AbortHandle,
+}
 
-/// Keeps a loop running for each check of each host.
+/// Keeps a loop running for each host that is to be checked.
 pub(super) async fn run(main: Arc<Main>) {
     let mut snapshots = main.snapshots();
-    let mut running: HashMap<Key, (Arc<Host>, AbortHandle)> = HashMap::new();
+    let mut running: HashMap<Key, Running> = HashMap::new();
     let mut tasks = JoinSet::new();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
-        let mut wanted: HashMap<Key, (Arc<Cluster>, Arc<Host>)> = HashMap::new();
-        for cluster in snapshot.clusters.iter().flatten() {
-            for index in 0..cluster.config.health_checks.len() {
-                for host in cluster.hosts.hosts() {
-                    wanted.insert((cluster.config.name.clone(), host.address.clone(), index), (cluster.clone(), host.clone()));
-                }
-            }
-        }
-        running.retain(|key, (host, task)| {
-            let keep = wanted.get(key).is_some_and(|(_, h)| Arc::ptr_eq(h, host));
+        let wanted = wanted(snapshot.clusters.iter().flatten());
+        running.retain(|key, loop_| {
+            let keep = wanted.get(key).is_some_and(|(c, h)| Arc::ptr_eq(h, &loop_.host) && Arc::ptr_eq(&c.config, &loop_.config));
             if !keep {
-                task.abort();
+                loop_.task.abort();
             }
             keep
         });
         for (key, (cluster, host)) in wanted {
-            let index = key.2;
-            running.entry(key).or_insert_with(|| (host.clone(), tasks.spawn(check(main.clone(), cluster, host, index))));
+            running.entry(key).or_insert_with(|| Running {
+                config: cluster.config.clone(),
+                host: host.clone(),
+                task: tasks.spawn(check(main.clone(), cluster, host)),
+            });
         }
+        while tasks.try_join_next().is_some() {}
         if snapshots.changed().await.is_err() {
             return;
         }
     }
 }
 
-/// A new host counts as failed until its first check passes (Envoy: the first result decides at once).
-async fn check(main: Arc<Main>, cluster: Arc<Cluster>, host: Arc<Host>, index: usize) {
-    let Some(check) = cluster.config.health_checks.get(index).cloned() else { return };
-    let mut first = true;
-    let (mut good, mut bad) = (0u32, 0u32);
-    set(&main, &cluster, &host, true);
-    loop {
-        let passed = matches!(tokio::time::timeout(check.timeout, probe(&main, &cluster, &host, &check)).await, Ok(true));
-        (good, bad) = if passed { (good.saturating_add(1), 0) } else { (0, bad.saturating_add(1)) };
-        if passed && (first || good >= check.healthy_threshold) {
-            set(&main, &cluster, &host, false);
-        } else if !passed && (first || bad >= check.unhealthy_threshold) {
-            set(&main, &cluster, &host, true);
+fn wanted<'a>(clusters: impl Iterator<Item = &'a Arc<Cluster>>) -> HashMap<Key, (Arc<Cluster>, Arc<Host>)> {
+    let mut wanted = HashMap::new();
+    for cluster in clusters.filter(|c| c.config.health_check.is_some()) {
+        let enabled = |h: &&Arc<Host>| !h.checked_at.as_ref().is_some_and(|c| c.disabled);
+        for host in cluster.hosts.hosts().filter(enabled) {
+            wanted.insert((cluster.config.name.clone(), host.address.clone()), (cluster.clone(), host.clone()));
         }
-        first = false;
-        tokio::time::sleep(check.interval).await;
+    }
+    wanted
+}
+
+async fn check(main: Arc<Main>, cluster: Arc<Cluster>, host: Arc<Host>) {
+    let Some(check) = &cluster.config.health_check else { return };
+    let block = main.registry.block(names::DEFS, BlockName::cluster(&cluster.config.stat_name));
+    let mut checker = Checker::new(host.flags() & FAILED_ACTIVE_HC != 0);
+    let mut used = false;
+    tokio::time::sleep(check.pace.first(rand::random())).await;
+    loop {
+        block.add_shared(names::ATTEMPT, 1);
+        let answer = tokio::time::timeout(check.timeout, probe(&main, &cluster, &host, check)).await.unwrap_or(Answer::NONE);
+        count(&block, answer.result);
+        used = used || main.snapshot().cluster_named(&cluster.config.name).is_some_and(|(_, c)| is_used(c));
+        let step = checker.take(&check.pace, answer.result, used, [rand::random(), rand::random()]);
+        settle(&main, &cluster, &host, step.failed, answer);
+        tokio::time::sleep(step.wait).await;
     }
 }
 
-/// The members may have been republished since: the flag is the host's, the notice goes to the set in force.
-fn set(main: &Main, cluster: &Cluster, host: &Host, failed: bool) {
-    let was_failed = host.flags() & FAILED_ACTIVE_HC != 0;
-    if was_failed == failed {
+fn count(block: &Block, result: Checked) {
+    let counters: &[_] = match result {
+        Checked::Healthy => &[names::SUCCESS],
+        Checked::Unwell => &[names::FAILURE],
+        Checked::NoAnswer => &[names::FAILURE, names::NETWORK_FAILURE],
+    };
+    counters.iter().for_each(|counter| block.add_shared(*counter, 1));
+}
+
+/// Whether anybody was ever connected to the cluster.
+fn is_used(cluster: &Cluster) -> bool {
+    cluster.hosts.hosts().any(|h| h.counters.cx_total.load(Relaxed) > 0)
+}
+
+/// The members may have been republished since: the flags are the host's, the notice goes to the set in force.
+fn settle(main: &Main, cluster: &Cluster, host: &Host, failed: bool, answer: Answer) {
+    let before = host.flags();
+    host.set_flag(FAILED_ACTIVE_HC, failed);
+    host.set_flag(DEGRADED_ACTIVE_HC, answer.degraded);
+    host.set_flag(PENDING_ACTIVE_HC, false);
+    if host.flags() == before {
         return;
     }
-    host.set_flag(FAILED_ACTIVE_HC, failed);
     tracing::info!(cluster = &*cluster.config.name, host = %host.address, healthy = !failed, "active health check");
     if let Some((_, current)) = main.snapshot().cluster_named(&cluster.config.name) {
         current.hosts.health_changed();
     }
-}
-
-async fn probe(main: &Main, cluster: &Arc<Cluster>, host: &Arc<Host>, check: &HealthCheck) -> bool {
-    let h2 = matches!(cluster.config.http, UpstreamHttp::Http2(_)) || matches!(check.kind, HealthCheckKind::Grpc { .. });
-    let alpn: [Vec<u8>; 1] = [if h2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
-    let offered = (!matches!(check.kind, HealthCheckKind::Tcp)).then_some(&alpn[..]);
-    let Ok(stream) = connect_host(cluster, host, main.upstream_mark, offered).await else { return false };
-    match &check.kind {
-        HealthCheckKind::Tcp => true,
-        HealthCheckKind::Http { host, path, expected } => {
-            let request = http::Request::get(format!("http://{host}{path}")).header("user-agent", "Envoy/HC");
-            let Ok(request) = request.body(Full::new(Bytes::new())) else { return false };
-            match exchange(stream, request, h2).await {
-                Some((status, _, _)) => expected.iter().any(|r| r.contains(&status)),
-                None => false,
-            }
-        }
-        HealthCheckKind::Grpc { service, authority } => {
-            let uri = format!("http://{authority}/grpc.health.v1.Health/Check");
-            let request = http::Request::post(uri).header("content-type", "application/grpc").header("te", "trailers");
-            let Ok(request) = request.body(Full::new(grpc_request(service))) else { return false };
-            matches!(exchange(stream, request, true).await, Some((200, body, grpc_ok)) if grpc_ok && is_serving(&body))
-        }
-    }
-}
-
-/// `HealthCheckRequest { service = 1 }` in its five-byte frame.
-fn grpc_request(service: &str) -> Bytes {
-    let service = service.get(..127).unwrap_or(service).as_bytes();
-    let message: Vec<u8> =
-        if service.is_empty() { Vec::new() } else { [&[0x0a, u8::try_from(service.len()).unwrap_or(127)], service].concat() };
-    let length = u32::try_from(message.len()).unwrap_or(0).to_be_bytes();
-    [&[0u8][..], &length, &message].concat().into()
-}
-
-/// `HealthCheckResponse { status = 1 }` with `SERVING` = 1.
-fn is_serving(body: &[u8]) -> bool {
-    body.get(5..).is_some_and(|message| message.starts_with(&[0x08, 0x01]))
-}
-
-/// Status, body, and whether gRPC says OK.
-async fn exchange(
-    stream: Box<dyn lateen_xds::client::Io>,
-    mut request: http::Request<Full<Bytes>>,
-    h2: bool,
-) -> Option<(u16, Bytes, bool)> {
-    let io = TokioIo::new(stream);
-    if h2 {
-        let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.ok()?;
-        let task = tokio::spawn(connection);
-        let response = sender.send_request(request).await;
-        let answer = read(response.ok()?).await;
-        task.abort();
-        answer
-    } else {
-        let host = request.uri().authority()?.to_string();
-        let path = request.uri().path_and_query()?.to_string();
-        request.headers_mut().insert(http::header::HOST, host.parse().ok()?);
-        *request.uri_mut() = path.parse().ok()?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.ok()?;
-        let task = tokio::spawn(connection);
-        let response = sender.send_request(request).await;
-        let answer = read(response.ok()?).await;
-        task.abort();
-        answer
-    }
-}
-
-async fn read(response: http::Response<hyper::body::Incoming>) -> Option<(u16, Bytes, bool)> {
-    let status = response.status().as_u16();
-    let in_headers = response.headers().get("grpc-status").map(|s| s == "0");
-    let body = http_body_util::Limited::new(response.into_body(), MAX_ANSWER).collect().await.ok()?;
-    let in_trailers = body.trailers().and_then(|t| t.get("grpc-status")).map(|s| s == "0");
-    Some((status, body.to_bytes(), in_trailers.or(in_headers).unwrap_or(false)))
 }

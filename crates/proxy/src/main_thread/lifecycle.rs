@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use super::drain::{DrainPlan, Draining, Step};
 use super::state::{Main, Parts, Publisher};
-use super::{discovery, dns, ejection, figures, files, health, overload};
+use super::{cluster_figures, discovery, dns, ejection, figures, files, health, overload};
 use crate::admin::{self, AdminOptions};
 use crate::worker::{Drain, LogFiles, NodeText, Overload, WorkerConfig, WorkerHandle};
 
@@ -133,6 +133,7 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
     tasks.spawn(settle(main.clone()));
     tasks.spawn(dns::run(main.clone()));
     tasks.spawn(figures::run(main.clone()));
+    tasks.spawn(cluster_figures::run(main.clone()));
     tasks.spawn(files::run(main.clone()));
     tasks.spawn(health::run(main.clone()));
     tasks.spawn(ejection::run(main.clone()));

@@ -2,7 +2,8 @@
 //!
 //! One owner of the compiler ([`state::Main`]) takes what arrives from the bootstrap file, the discovery
 //! stream, the certificate rotation, DNS and the file system, and publishes a snapshot to the workers.
-//! Around it run tasks of one idea each: [`discovery`], [`dns`], [`files`], [`health`], [`ejection`].
+//! Around it run tasks of one idea each: [`discovery`], [`dns`], [`files`], [`health`], [`ejection`], [`cluster_figures`].
+mod cluster_figures;
 mod discovery;
 mod dns;
 mod drain;
@@ -13,6 +14,7 @@ mod health;
 mod lifecycle;
 pub(crate) mod memory;
 mod overload;
+mod probe;
 mod state;
 mod upstream;
 

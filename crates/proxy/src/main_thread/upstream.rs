@@ -4,13 +4,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lateen_balance::{Address, Host};
+use lateen_balance::Address;
 use lateen_snapshot::Cluster;
+use lateen_snapshot::cluster::ClusterConfig;
 use lateen_xds::client::Io;
 use rustls_pki_types::ServerName;
-use tokio::net::{TcpSocket, TcpStream, UnixStream};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpStream, UnixStream};
 
 use super::Main;
+use crate::listener::proxy_header;
+use crate::upstream::Dialer;
 
 /// How long to wait for a cluster to have a host at all, e.g. for its name to be resolved.
 const WAIT_FOR_HOST: Duration = Duration::from_secs(5);
@@ -35,35 +39,47 @@ impl Main {
         let Some((cluster, host)) = picked else {
             return Err(io::Error::new(io::ErrorKind::NotFound, format!("cluster {cluster} has no host")));
         };
-        connect_host(&cluster, &host, self.upstream_mark, None).await
+        let destination = Destination { address: &host.address, transport: host.transport, hostname: &host.hostname };
+        connect_to(&cluster, &destination, self.upstream_mark, None).await
     }
 }
 
-/// Connects to a host as its transport socket demands. `alpn` replaces the protocols offered.
-pub(super) async fn connect_host(
+/// Where the main thread connects to, and over which of the cluster's transport sockets.
+pub(super) struct Destination<'a> {
+    pub(super) address: &'a Address,
+    pub(super) transport: u32,
+    pub(super) hostname: &'a str,
+}
+
+/// Connects as the transport socket demands. `alpn` replaces the protocols offered.
+pub(super) async fn connect_to(
     cluster: &Arc<Cluster>,
-    host: &Arc<Host>,
+    to: &Destination<'_>,
     mark: Option<u32>,
     alpn: Option<&[Vec<u8>]>,
 ) -> io::Result<Box<dyn Io>> {
     let timeout = cluster.config.connect_timeout;
     let attempt = async {
-        let stream = match &host.address {
-            Address::Socket(address) => Stream::Tcp(tcp(*address, mark).await?),
+        let mut stream = match to.address {
+            Address::Socket(address) => Stream::Tcp(tcp(&cluster.config, *address, mark).await?),
             Address::Pipe(path) => Stream::Unix(UnixStream::connect(&**path).await?),
         };
-        let transport = cluster.config.transports.get(host.transport as usize);
+        let transport = cluster.config.transports.get(to.transport as usize);
+        if let Some(version) = transport.and_then(|t| t.proxy_protocol) {
+            // Nobody stands behind a connection of our own.
+            stream.write(&proxy_header::encode(version, None)).await?;
+        }
         let Some(tls) = transport.and_then(|t| t.tls.as_ref()) else { return Ok(stream.plain()) };
         let missing = || io::Error::new(io::ErrorKind::NotFound, "a certificate of its TLS context has not arrived");
         let config = tls.with_alpn(alpn).ok_or_else(missing)?;
         let connector = tokio_rustls::TlsConnector::from(config);
-        let name = server_name(tls.sni.as_deref(), host)?;
+        let name = server_name(tls.sni.as_deref(), to)?;
         Ok(match stream {
             Stream::Tcp(stream) => Box::new(connector.connect(name, stream).await?) as Box<dyn Io>,
             Stream::Unix(stream) => Box::new(connector.connect(name, stream).await?) as Box<dyn Io>,
         })
     };
-    let failed = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", host.address));
+    let failed = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", to.address));
     match tokio::time::timeout(timeout, attempt).await {
         Ok(result) => result.map_err(failed),
         Err(_) => Err(failed(io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {timeout:?}")))),
@@ -76,6 +92,13 @@ enum Stream {
 }
 
 impl Stream {
+    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.write_all(bytes).await,
+            Self::Unix(stream) => stream.write_all(bytes).await,
+        }
+    }
+
     fn plain(self) -> Box<dyn Io> {
         match self {
             Self::Tcp(stream) => Box::new(stream),
@@ -84,19 +107,13 @@ impl Stream {
     }
 }
 
-async fn tcp(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    if let Some(mark) = mark {
-        // Keeps our own connections out of the capture of the pod's traffic.
-        socket2::SockRef::from(&socket).set_mark(mark)?;
-    }
-    let stream = socket.connect(address).await?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+/// With the cluster's own source address and options, and marked: that keeps our own connections out of the capture.
+async fn tcp(config: &ClusterConfig, address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+    Dialer { mark }.socket(config, address)?.connect(address).await
 }
 
-fn server_name(sni: Option<&str>, host: &Host) -> io::Result<ServerName<'static>> {
-    let name = match (sni, &*host.hostname, &host.address) {
+fn server_name(sni: Option<&str>, to: &Destination<'_>) -> io::Result<ServerName<'static>> {
+    let name = match (sni, to.hostname, to.address) {
         (Some(sni), _, _) => sni.to_owned(),
         (None, name, _) if !name.is_empty() => name.to_owned(),
         (None, _, Address::Socket(address)) => address.ip().to_string(),

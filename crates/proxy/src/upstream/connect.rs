@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lateen_balance::Address;
-use lateen_snapshot::cluster::{ClusterConfig, ProxyProtocolVersion, TcpKeepalive, Transport};
+use lateen_snapshot::cluster::{ClusterConfig, TcpKeepalive, Transport};
 use rustls_pki_types::ServerName;
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
 use tokio::io::AsyncWriteExt;
@@ -97,10 +97,7 @@ impl Dialer {
         let mut socket = Socket::new(raw);
         let Some(transport) = transport else { return Ok(Io::Plain(socket)) };
         if let Some(version) = transport.proxy_protocol {
-            let header = match version {
-                ProxyProtocolVersion::V1 => proxy_header::encode_v1(plan.addresses),
-                ProxyProtocolVersion::V2 => proxy_header::encode_v2(plan.addresses),
-            };
+            let header = proxy_header::encode(version, plan.addresses);
             socket.write_all(&header).await.map_err(refused)?;
         }
         let Some(tls) = &transport.tls else { return Ok(Io::Plain(socket)) };
@@ -117,7 +114,8 @@ impl Dialer {
         Ok(Io::Tls(Box::new(TlsStream::Client(stream))))
     }
 
-    fn socket(&self, config: &ClusterConfig, address: SocketAddr) -> io::Result<TcpSocket> {
+    /// A socket with the options and the source address that the cluster demands.
+    pub(crate) fn socket(&self, config: &ClusterConfig, address: SocketAddr) -> io::Result<TcpSocket> {
         let raw = RawSocket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
         raw.set_tcp_nodelay(true)?;
         if let Some(mark) = self.mark {

@@ -3,6 +3,7 @@ mod support;
 
 mod endings;
 mod faults;
+mod health;
 mod hostile_connections;
 mod hostile_http1;
 mod hostile_http2;

@@ -27,12 +27,14 @@ pub(crate) struct Fields {
 pub(crate) struct Balance {
     pub(crate) settings: Settings,
     pub(crate) close_on_membership_change: bool,
+    pub(crate) ignore_new_hosts_until_first_hc: bool,
 }
 
 pub(crate) fn balance(fields: Fields) -> Result<Balance> {
     let mut settings = Settings::default();
-    let mut close_on_membership_change = false;
+    let (mut close_on_membership_change, mut ignore_new_hosts_until_first_hc) = (false, false);
     if let Some(common) = fields.common_lb_config {
+        ignore_new_hosts_until_first_hc = common.ignore_new_hosts_until_first_hc;
         close_on_membership_change = common_settings(common, &mut settings).within("common_lb_config")?;
     }
     if let Some(policy) = fields.load_balancing_policy {
@@ -43,7 +45,7 @@ pub(crate) fn balance(fields: Fields) -> Result<Balance> {
     if fields.is_original_dst {
         settings.policy = LbPolicy::OriginalDestination;
     }
-    Ok(Balance { settings, close_on_membership_change })
+    Ok(Balance { settings, close_on_membership_change, ignore_new_hosts_until_first_hc })
 }
 
 fn common_settings(value: cluster::CommonLbConfig, settings: &mut Settings) -> Result<bool> {
@@ -57,7 +59,7 @@ fn common_settings(value: cluster::CommonLbConfig, settings: &mut Settings) -> R
         override_host_status,
         locality_config_specifier,
     } = value;
-    // Updates are merged by the main thread anyway; a new host is unhealthy until its first check passes.
+    // Updates are merged by the main thread anyway; the caller has taken `ignore_new_hosts_until_first_hc`.
     harmless!(update_merge_window, ignore_new_hosts_until_first_hc, override_host_status);
     refuse!(consistent_hashing_lb_config);
     if let Some(threshold) = healthy_panic_threshold {

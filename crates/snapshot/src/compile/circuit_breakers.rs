@@ -4,11 +4,12 @@ use lateen_proto::envoy::config::cluster::v3 as proto;
 
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 
-pub(crate) fn limits(value: Option<proto::CircuitBreakers>) -> Result<[Limits; 2]> {
+/// Limits by priority, and whether what is left of them is shown.
+pub(crate) fn limits(value: Option<proto::CircuitBreakers>) -> Result<([Limits; 2], [bool; 2])> {
     let proto::CircuitBreakers { thresholds, per_host_thresholds } = value.unwrap_or_default();
     refuse!(per_host_thresholds);
     let mut result = [Limits::default(); 2];
-    let mut seen = [false; 2];
+    let (mut seen, mut tracked) = ([false; 2], [false; 2]);
     for (index, value) in thresholds.into_iter().enumerate() {
         let proto::circuit_breakers::Thresholds {
             priority,
@@ -20,23 +21,28 @@ pub(crate) fn limits(value: Option<proto::CircuitBreakers>) -> Result<[Limits; 2
             track_remaining,
             max_connection_pools,
         } = value;
-        harmless!(track_remaining, max_connection_pools);
+        harmless!(max_connection_pools);
         let checked = || -> Result<usize> {
             refuse!(retry_budget);
             usize::try_from(priority).ok().filter(|p| *p < 2).ok_or_else(|| Invalid::field("priority", format!("{priority} is not known")))
         };
         let priority = checked().within_item("thresholds", index)?;
         // Of two entries for one priority Envoy takes the first.
-        if let (Some(limits), Some(seen @ false)) = (result.get_mut(priority), seen.get_mut(priority)) {
+        if let (Some(limits), Some(seen @ false), Some(tracked)) =
+            (result.get_mut(priority), seen.get_mut(priority), tracked.get_mut(priority))
+        {
             *seen = true;
+            *tracked = track_remaining;
+            // What has no limit is not counted; to be shown it must be.
+            let most = if track_remaining { u32::MAX - 1 } else { u32::MAX };
             let default = Limits::default();
             *limits = Limits {
-                max_connections: max_connections.unwrap_or(default.max_connections),
-                max_pending_requests: max_pending_requests.unwrap_or(default.max_pending_requests),
-                max_requests: max_requests.unwrap_or(default.max_requests),
-                max_retries: max_retries.unwrap_or(default.max_retries),
+                max_connections: max_connections.unwrap_or(default.max_connections).min(most),
+                max_pending_requests: max_pending_requests.unwrap_or(default.max_pending_requests).min(most),
+                max_requests: max_requests.unwrap_or(default.max_requests).min(most),
+                max_retries: max_retries.unwrap_or(default.max_retries).min(most),
             };
         }
     }
-    Ok(result)
+    Ok((result, tracked))
 }

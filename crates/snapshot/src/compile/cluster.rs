@@ -33,11 +33,16 @@ pub(crate) struct Compiled {
 impl Compiled {
     /// The transport socket for an endpoint with this metadata: the first that matches, else the default, which is last.
     pub(crate) fn transport(&self, metadata: Option<&prost_types::Struct>) -> u32 {
-        let matches =
-            |wanted: &prost_types::Struct| wanted.fields.iter().all(|(key, value)| metadata.and_then(|m| m.fields.get(key)) == Some(value));
-        let index = self.matches.iter().position(matches).unwrap_or(self.matches.len());
-        u32::try_from(index).unwrap_or(u32::MAX)
+        transport_for(&self.matches, metadata)
     }
+}
+
+/// The index of the transport socket for this metadata; the default comes after all those with a match.
+pub(crate) fn transport_for(matches: &[prost_types::Struct], metadata: Option<&prost_types::Struct>) -> u32 {
+    let fits =
+        |wanted: &prost_types::Struct| wanted.fields.iter().all(|(key, value)| metadata.and_then(|m| m.fields.get(key)) == Some(value));
+    let index = matches.iter().position(fits).unwrap_or(matches.len());
+    u32::try_from(index).unwrap_or(u32::MAX)
 }
 
 pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Result<Compiled> {
@@ -100,7 +105,13 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
     harmless!(dns_failure_refresh_rate, wait_for_warm_on_init, cleanup_interval, ignore_health_on_host_removal);
     harmless!(track_timeout_budgets, track_cluster_stats, lrs_report_endpoint_metrics);
     refuse!(transport_socket_matcher, dns_resolvers, use_tcp_for_dns_lookups, lb_subset_config, lrs_server);
-    refuse!(upstream_config, preconnect_policy, connection_pool_per_downstream_connection, queuing_policies);
+    refuse!(
+        upstream_config,
+        close_connections_on_host_health_failure,
+        preconnect_policy,
+        connection_pool_per_downstream_connection,
+        queuing_policies
+    );
     resolver(dns_resolution_config, typed_dns_resolver_config)?;
     upstream_filters(filters)?;
     if name.is_empty() {
@@ -132,11 +143,12 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
     let discovery = discovery(kind, &name, eds_cluster_config, &members, &dns, original_dst, shell(matches.len()), &matches)?;
     let connection = upstream_connection_options.map(connection_options).transpose().within("upstream_connection_options")?.flatten();
     let (bind_sources, socket_options) = bind(upstream_bind_config).within("upstream_bind_config")?;
-    let checks = health_checks
-        .into_iter()
-        .enumerate()
-        .map(|(i, h)| active_check(h, &name).within_item("health_checks", i))
-        .collect::<Result<_>>()?;
+    // Envoy takes one at most as well.
+    if health_checks.len() > 1 {
+        return Err(Invalid::field("health_checks[1]", "a cluster can have only one health check"));
+    }
+    let check = health_checks.into_iter().next().map(|h| active_check(h, &name, &matches)).transpose().within_item("health_checks", 0)?;
+    let (limits, track_remaining) = limits(circuit_breakers).within("circuit_breakers")?;
     let config = ClusterConfig {
         stat_name: if alt_stat_name.is_empty() { name.as_str().into() } else { alt_stat_name.into() },
         discovery,
@@ -146,14 +158,15 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
         idle_timeout: http.idle_timeout,
         max_connection_duration: http.max_connection_duration,
         max_requests_per_connection: http.max_requests_per_connection,
-        limits: limits(circuit_breakers).within("circuit_breakers")?,
+        limits,
+        track_remaining,
         outlier: outlier_detection.map(outlier).transpose().within("outlier_detection")?,
         transports,
         tcp_keepalive: connection,
         bind_sources,
         socket_options,
-        health_checks: checks,
-        close_connections_on_host_health_failure,
+        health_check: check,
+        ignore_new_hosts_until_first_hc: balance.ignore_new_hosts_until_first_hc,
         drain_on_host_removal: balance.close_on_membership_change,
         istio_service: istio_service(metadata.as_ref()),
         name: name.into(),

@@ -603,8 +603,8 @@ fn members(
             Some(version) => assigned(compiled, &version.value, &living),
             None => HostSet::default(),
         },
-        Discovery::StrictDns(dns) => resolved_members(dns, resolved, usize::MAX, &living),
-        Discovery::LogicalDns(dns) => resolved_members(dns, resolved, 1, &living),
+        Discovery::StrictDns(dns) => resolved_members(compiled, dns, resolved, usize::MAX, &living),
+        Discovery::LogicalDns(dns) => resolved_members(compiled, dns, resolved, 1, &living),
         Discovery::OriginalDst { .. } => HostSet::default(),
     }
 }
@@ -622,6 +622,8 @@ fn assigned(compiled: &Compiled, assignment: &Assignment, living: &HashMap<&Addr
                 transport: compiled.transport(endpoint.transport_match.as_ref()),
                 workload: endpoint.workload.clone(),
                 flags: endpoint.flags,
+                checked_at: endpoint.checked_at.clone(),
+                unchecked: compiled.config.unchecked(),
             };
             result.add(locality.priority, &locality.locality, locality.weight, member, living);
         }
@@ -631,6 +633,7 @@ fn assigned(compiled: &Compiled, assignment: &Assignment, living: &HashMap<&Addr
 
 /// The hosts of a DNS cluster: of each name, at most `most` addresses.
 fn resolved_members(
+    compiled: &Compiled,
     dns: &crate::cluster::DnsTargets,
     resolved: Option<&Resolved>,
     most: usize,
@@ -650,6 +653,8 @@ fn resolved_members(
                 transport: target.transport,
                 workload: None,
                 flags: 0,
+                checked_at: None,
+                unchecked: compiled.config.unchecked(),
             };
             result.add(target.priority, &target.locality, 0, member, living);
         }

@@ -1,13 +1,14 @@
 //! Endpoints: the members of a cluster, with live hosts carried over by address.
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use lateen_balance::host::{DEGRADED_EDS, FAILED_EDS};
+use lateen_balance::host::{CheckedAt, DEGRADED_ACTIVE_HC, DEGRADED_EDS, FAILED_ACTIVE_HC, FAILED_EDS, PENDING_ACTIVE_HC};
 use lateen_balance::{Address, Host, HostSet, Locality, LocalityHosts, Priority};
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::endpoint::v3::{self as proto, lb_endpoint, locality_lb_endpoints};
 
-use super::common::{Place, metadata_text, place};
+use super::common::{Place, metadata_text, place, port};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 
 /// More priorities than this are a mistake: each is a list of its own.
@@ -34,6 +35,7 @@ pub(crate) struct AssignedEndpoint {
     pub(crate) hostname: Arc<str>,
     pub(crate) weight: u32,
     pub(crate) flags: u32,
+    pub(crate) checked_at: Option<Arc<CheckedAt>>,
     pub(crate) workload: Option<Arc<str>>,
     /// `envoy.transport_socket_match` of the endpoint, over that of its locality.
     pub(crate) transport_match: Option<prost_types::Struct>,
@@ -108,12 +110,13 @@ fn endpoint(value: proto::LbEndpoint, inherited: Option<&prost_types::Struct>) -
     harmless!(observability_name, additional_addresses);
     let proto::endpoint::HealthCheckConfig { port_value, hostname: check_hostname, address: check_address, disable_active_health_check } =
         health_check_config.unwrap_or_default();
-    refuse!(port_value, check_hostname, check_address, disable_active_health_check);
     let at = match place(address).within("endpoint.address")? {
         Place::Socket(socket) => EndpointAddress::Fixed(Address::Socket(socket)),
         Place::Pipe(path) => EndpointAddress::Fixed(Address::Pipe(path.into())),
         Place::Name(name, port) => EndpointAddress::Name(name.into(), port),
     };
+    let checked_at =
+        checked_at(&at, check_address, port_value, check_hostname, disable_active_health_check).within("endpoint.health_check_config")?;
     if load_balancing_weight == Some(0) {
         return Err(Invalid::field("load_balancing_weight", "must be at least 1"));
     }
@@ -128,9 +131,34 @@ fn endpoint(value: proto::LbEndpoint, inherited: Option<&prost_types::Struct>) -
         hostname: hostname.into(),
         weight: load_balancing_weight.unwrap_or(1),
         flags,
+        checked_at,
         workload: metadata_text(metadata.as_ref(), "istio", "workload").map(Into::into),
         transport_match: transport_match(metadata.as_ref()).or_else(|| inherited.cloned()),
     })
+}
+
+/// Where the endpoint is checked; `None` when like a request.
+fn checked_at(
+    at: &EndpointAddress,
+    address: Option<core::Address>,
+    port_value: u32,
+    hostname: String,
+    disabled: bool,
+) -> Result<Option<Arc<CheckedAt>>> {
+    let address = match (address, at) {
+        (Some(address), _) => match place(Some(address)).within("address")? {
+            Place::Socket(socket) => Some(Address::Socket(socket)),
+            Place::Pipe(path) => Some(Address::Pipe(path.into())),
+            Place::Name(..) => return Err(Invalid::field("address", "must be an IP address")),
+        },
+        (None, _) if port_value == 0 => None,
+        (None, EndpointAddress::Fixed(Address::Socket(socket))) => {
+            Some(Address::Socket(SocketAddr::new(socket.ip(), port(port_value).within("port_value")?)))
+        }
+        (None, _) => return Err(Invalid::field("port_value", "needs an endpoint with an IP address")),
+    };
+    let checked_at = CheckedAt { address, hostname: hostname.into(), disabled };
+    Ok((checked_at != CheckedAt::default()).then(|| Arc::new(checked_at)))
 }
 
 /// A member as it should be; [`host`] finds or makes the live one.
@@ -142,14 +170,23 @@ pub(crate) struct Member {
     pub(crate) transport: u32,
     pub(crate) workload: Option<Arc<str>>,
     pub(crate) flags: u32,
+    pub(crate) checked_at: Option<Arc<CheckedAt>>,
+    /// What a new host starts with where the cluster has active health checks.
+    pub(crate) unchecked: Option<u32>,
 }
 
 /// The host that lives at the member's address already, if nothing fixed about it changed, so that its
 /// load, health and ejection go on; else a new one.
 pub(crate) fn host(member: Member, living: &HashMap<&Address, &Arc<Host>>) -> Arc<Host> {
-    let Member { address, hostname, weight, locality, transport, workload, flags } = member;
+    let Member { address, hostname, weight, locality, transport, workload, flags, checked_at, unchecked } = member;
+    let unchecked = unchecked.filter(|_| !checked_at.as_ref().is_some_and(|c| c.disabled));
     let same = |h: &Host| {
-        h.hostname == hostname && h.weight == weight && h.locality == locality && h.transport == transport && h.workload == workload
+        h.hostname == hostname
+            && h.weight == weight
+            && h.locality == locality
+            && h.transport == transport
+            && h.workload == workload
+            && h.checked_at == checked_at
     };
     let host = match living.get(&address) {
         Some(host) if same(host) => Arc::clone(host),
@@ -160,9 +197,15 @@ pub(crate) fn host(member: Member, living: &HashMap<&Address, &Arc<Host>>) -> Ar
             host.locality = locality;
             host.transport = transport;
             host.workload = workload;
+            host.checked_at = checked_at;
+            // Nobody is sent there before its first check passed.
+            host.set_flag(unchecked.unwrap_or(0), true);
             Arc::new(host)
         }
     };
+    if unchecked.is_none() {
+        host.set_flag(FAILED_ACTIVE_HC | DEGRADED_ACTIVE_HC | PENDING_ACTIVE_HC, false);
+    }
     host.set_flag(FAILED_EDS, flags & FAILED_EDS != 0);
     host.set_flag(DEGRADED_EDS, flags & DEGRADED_EDS != 0);
     host

@@ -34,10 +34,10 @@ mod route;
 mod secret;
 mod source;
 mod tls;
+mod tracing;
 mod transport;
 mod upstream_connection;
 mod upstream_http;
-mod tracing;
 mod warming;
 
 pub use compiler::{Compiler, Rejected, Update, Wanted};

@@ -225,9 +225,14 @@ fn refusals_name_the_field_by_its_path() {
             "load_assignment: `a.b` is not an IP address; use type STRICT_DNS",
         ),
         (
-            "{name: c, type: STATIC, health_checks: [{timeout: 1s, interval: 1s, tcp_health_check: {send: {text: '00'}}}]}",
-            "health_checks[0].tcp_health_check.send: is not supported",
+            "{name: c, type: STATIC, health_checks: [{timeout: 1s, interval: 1s, tcp_health_check: {send: {text: 'no'}}}]}",
+            "health_checks[0].tcp_health_check.send.text: `no` is not hexadecimal",
         ),
+        (
+            "{name: c, type: STATIC, health_checks: [{timeout: 1s, interval: 1s, tcp_health_check: {}, event_service: {}}]}",
+            "health_checks[0].event_service: is not supported",
+        ),
+        ("{name: c, type: STATIC, health_checks: [{}, {}]}", "health_checks[1]: a cluster can have only one health check"),
         ("{name: c, type: STATIC, connect_timeout: -1s}", "connect_timeout: is not a valid duration"),
         (
             "{name: c, type: STATIC, lb_policy: MAGLEV, maglev_lb_config: {table_size: 10}}",

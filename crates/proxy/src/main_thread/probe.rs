@@ -1,0 +1,193 @@
+//! One active health check: what is asked over HTTP, gRPC or TCP, and what the answer means.
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, header};
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use lateen_balance::health::Checked;
+use lateen_balance::{Address, Host};
+use lateen_snapshot::Cluster;
+use lateen_snapshot::health_check::{CheckHeader, Expectation, HealthCheck, HealthCheckKind, HttpCheck};
+use lateen_xds::client::Io;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::Main;
+use super::upstream::{Destination, connect_to};
+
+/// The largest answer to a health check that is read.
+const MAX_ANSWER: usize = 4096;
+
+/// What a check told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) result: Checked,
+    /// The host takes traffic, but others are to be preferred (`x-envoy-degraded`).
+    pub(super) degraded: bool,
+}
+
+impl Answer {
+    /// The host could not be asked, or said nothing in time.
+    pub(super) const NONE: Self = Self::of(Checked::NoAnswer);
+
+    const fn of(result: Checked) -> Self {
+        Self { result, degraded: false }
+    }
+}
+
+pub(super) async fn probe(main: &Main, cluster: &Arc<Cluster>, host: &Arc<Host>, check: &HealthCheck) -> Answer {
+    let fallback: Option<&[u8]> = match &check.kind {
+        HealthCheckKind::Tcp { .. } => None,
+        HealthCheckKind::Http(http) if !http.http2 => Some(b"http/1.1"),
+        HealthCheckKind::Http(_) | HealthCheckKind::Grpc { .. } => Some(b"h2"),
+    };
+    let fallback = fallback.map(|name| vec![name.to_vec()]);
+    let alpn = check.alpn.as_deref().or(fallback.as_deref());
+    let address = address(host, check);
+    let transport = check.transport.unwrap_or(host.transport);
+    let destination = Destination { address: &address, transport, hostname: &host.hostname };
+    let Ok(stream) = connect_to(cluster, &destination, main.upstream_mark, alpn).await else { return Answer::NONE };
+    let named = host.checked_at.as_ref().map(|c| &*c.hostname).filter(|name| !name.is_empty());
+    match &check.kind {
+        HealthCheckKind::Tcp { send, receive } => tcp(stream, send, receive).await,
+        HealthCheckKind::Http(http) => ask_http(stream, http, named.unwrap_or(&http.host)).await,
+        HealthCheckKind::Grpc { service, authority, headers } => ask_grpc(stream, service, named.unwrap_or(authority), headers).await,
+    }
+}
+
+/// Where the host is checked: its own address unless the endpoint or the check says otherwise.
+fn address(host: &Host, check: &HealthCheck) -> Address {
+    match (host.checked_at.as_ref().and_then(|c| c.address.as_ref()), check.alt_port, &host.address) {
+        (Some(address), _, _) => address.clone(),
+        (None, Some(port), Address::Socket(socket)) => Address::Socket((socket.ip(), port).into()),
+        (None, _, address) => address.clone(),
+    }
+}
+
+async fn tcp(mut stream: Box<dyn Io>, send: &[u8], receive: &[Vec<u8>]) -> Answer {
+    if !send.is_empty() && (stream.write_all(send).await.is_err() || stream.flush().await.is_err()) {
+        return Answer::NONE;
+    }
+    let mut expected = Expectation::new(receive);
+    let mut buffer = [0; 1024];
+    while !expected.is_met() {
+        match stream.read(&mut buffer).await {
+            Ok(n) if n > 0 => expected.push(buffer.get(..n).unwrap_or_default()),
+            _ => return Answer::NONE,
+        };
+    }
+    Answer::of(Checked::Healthy)
+}
+
+async fn ask_http(stream: Box<dyn Io>, check: &HttpCheck, host: &str) -> Answer {
+    let Ok(mut request) = Request::builder().method(check.method.clone()).uri(&*check.path).body(Full::default()) else {
+        return Answer::NONE;
+    };
+    request.headers_mut().insert(header::USER_AGENT, header::HeaderValue::from_static("Envoy/HC"));
+    for name in &check.remove {
+        request.headers_mut().remove(name);
+    }
+    add(request.headers_mut(), &check.add);
+    let Some(told) = exchange(stream, request, host, check.http2).await else { return Answer::NONE };
+    let within = |ranges: &[std::ops::Range<u16>]| ranges.iter().any(|r| r.contains(&told.status));
+    if within(&check.expected) {
+        Answer { result: Checked::Healthy, degraded: told.degraded }
+    } else if within(&check.retriable) {
+        Answer::NONE
+    } else {
+        Answer::of(Checked::Unwell)
+    }
+}
+
+async fn ask_grpc(stream: Box<dyn Io>, service: &str, authority: &str, headers: &[CheckHeader]) -> Answer {
+    let request = Request::post("/grpc.health.v1.Health/Check").header("content-type", "application/grpc").header("te", "trailers");
+    let Ok(mut request) = request.body(Full::new(grpc_request(service))) else { return Answer::NONE };
+    request.headers_mut().insert(header::USER_AGENT, header::HeaderValue::from_static("Envoy/HC"));
+    add(request.headers_mut(), headers);
+    match exchange(stream, request, authority, true).await {
+        None => Answer::NONE,
+        Some(told) if told.status == 200 && told.grpc_ok && is_serving(&told.body) => Answer::of(Checked::Healthy),
+        Some(_) => Answer::of(Checked::Unwell),
+    }
+}
+
+fn add(headers: &mut HeaderMap, more: &[CheckHeader]) {
+    for CheckHeader { name, value, append } in more {
+        if *append {
+            headers.append(name, value.clone());
+        } else {
+            headers.insert(name, value.clone());
+        }
+    }
+}
+
+/// `HealthCheckRequest { service = 1 }` in its five-byte frame.
+fn grpc_request(service: &str) -> Bytes {
+    let mut message = Vec::with_capacity(service.len() + 8);
+    if !service.is_empty() {
+        message.push(0x0a);
+        let mut length = service.len();
+        // A varint: seven bits a byte, the lowest first.
+        while length >= 0x80 {
+            message.push((length & 0x7f) as u8 | 0x80);
+            length >>= 7;
+        }
+        message.push(length as u8);
+        message.extend_from_slice(service.as_bytes());
+    }
+    let length = u32::try_from(message.len()).unwrap_or(0).to_be_bytes();
+    [&[0u8][..], &length, &message].concat().into()
+}
+
+/// `HealthCheckResponse { status = 1 }` with `SERVING` = 1.
+fn is_serving(body: &[u8]) -> bool {
+    body.get(5..).is_some_and(|message| message.starts_with(&[0x08, 0x01]))
+}
+
+/// What an answer says that matters.
+struct Told {
+    status: u16,
+    body: Bytes,
+    grpc_ok: bool,
+    degraded: bool,
+}
+
+async fn exchange(stream: Box<dyn Io>, mut request: Request<Full<Bytes>>, host: &str, http2: bool) -> Option<Told> {
+    let io = TokioIo::new(stream);
+    if http2 {
+        // A cluster's name may hold characters that an authority must not.
+        let authority = host.parse().unwrap_or(http::uri::Authority::from_static("localhost"));
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        parts.scheme = Some(http::uri::Scheme::HTTP);
+        parts.authority = Some(authority);
+        *request.uri_mut() = http::Uri::from_parts(parts).ok()?;
+        let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.ok()?;
+        let _driver = Driver(tokio::spawn(async move { connection.await.is_ok() }));
+        read(sender.send_request(request).await.ok()?).await
+    } else {
+        if !request.headers().contains_key(header::HOST) {
+            request.headers_mut().insert(header::HOST, host.parse().ok()?);
+        }
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.ok()?;
+        let _driver = Driver(tokio::spawn(async move { connection.await.is_ok() }));
+        read(sender.send_request(request).await.ok()?).await
+    }
+}
+
+/// The task that moves a connection's bytes; it ends with the check, also when that is given up.
+struct Driver(tokio::task::JoinHandle<bool>);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn read(response: http::Response<hyper::body::Incoming>) -> Option<Told> {
+    let status = response.status().as_u16();
+    let degraded = response.headers().contains_key("x-envoy-degraded");
+    let in_headers = response.headers().get("grpc-status").map(|s| s == "0");
+    let body = http_body_util::Limited::new(response.into_body(), MAX_ANSWER).collect().await.ok()?;
+    let in_trailers = body.trailers().and_then(|t| t.get("grpc-status")).map(|s| s == "0");
+    Some(Told { status, degraded, body: body.to_bytes(), grpc_ok: in_trailers.or(in_headers).unwrap_or(false) })
+}

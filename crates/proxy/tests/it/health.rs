@@ -1,0 +1,244 @@
+//! Active health checks of the main thread against peers of the test's own.
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
+
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use lateen_balance::host::{DEGRADED_ACTIVE_HC, FAILED_ACTIVE_HC};
+use lateen_proxy::main_thread::{self, Main, Options, Process};
+
+use crate::support::*;
+
+const OFTEN: &str = "timeout: 2s, interval: 0.02s, no_traffic_interval: 0.02s";
+
+/// A proxy of one cluster `c` with one health check, and the runtime that it lives in.
+struct Checked {
+    process: Process,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Checked {
+    fn start(endpoint: &str, check: &str) -> Self {
+        let yaml = format!(
+            "node: {{id: t, cluster: t}}\nstatic_resources:\n  clusters:\n  - name: c\n    type: STATIC\n    connect_timeout: 1s\n    \
+             health_checks: [{{{OFTEN}, {check}}}]\n    \
+             load_assignment: {{cluster_name: c, endpoints: [{{lb_endpoints: [{{endpoint: {{{endpoint}}}}}]}}]}}\n"
+        );
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let options = Options {
+            bootstrap: lateen_snapshot::bootstrap::parse(&yaml, "test.yaml").unwrap(),
+            concurrency: 1,
+            pin: false,
+            upstream_mark: None,
+            identity: None,
+            token: None,
+            local: Default::default(),
+            admin: Default::default(),
+            tags: Default::default(),
+            drain_time: WAIT,
+            drain_gradually: true,
+        };
+        let process = runtime.block_on(main_thread::start(options)).unwrap();
+        Self { process, _runtime: runtime }
+    }
+
+    fn main(&self) -> &Arc<Main> {
+        &self.process.main
+    }
+
+    fn flags(&self) -> u32 {
+        let snapshot = self.main().snapshot();
+        let (_, cluster) = snapshot.cluster_named("c").unwrap();
+        cluster.hosts.hosts().next().unwrap().flags()
+    }
+
+    fn is_failed(&self) -> bool {
+        self.flags() & FAILED_ACTIVE_HC != 0
+    }
+
+    fn stat(&self, name: &str) -> u64 {
+        let samples = self.main().registry.scrape(false, &|n| n == name);
+        let text = format!("{:?}", samples.first().map(|s| &s.value));
+        text.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0)
+    }
+}
+
+fn at(port: u16) -> String {
+    format!("address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}")
+}
+
+/// An HTTP peer whose status can be changed; status 0 closes without an answer.
+fn http_peer(headers: &'static str) -> (Upstream, Arc<AtomicU16>) {
+    let status = Arc::new(AtomicU16::new(200));
+    let theirs = status.clone();
+    let peer = Upstream::start(move |_, _, stream| match theirs.load(SeqCst) {
+        0 => false,
+        status => stream.write_all(format!("HTTP/1.1 {status} X\r\n{headers}content-length: 0\r\n\r\n").as_bytes()).is_ok(),
+    });
+    (peer, status)
+}
+
+#[test]
+fn an_http_check_asks_what_it_is_told_and_its_answers_decide() {
+    let (peer, status) = http_peer("");
+    let checked = Checked::start(
+        &at(peer.port()),
+        "unhealthy_threshold: 1, healthy_threshold: 2, http_health_check: {path: /ready, host: shop, method: HEAD, \
+         expected_statuses: [{start: 200, end: 205}], \
+         request_headers_to_add: [{header: {key: x-check, value: yes}}]}",
+    );
+    eventually(|| !checked.is_failed());
+    let request = peer.seen()[0].clone();
+    assert!(request.starts_with("HEAD /ready HTTP/1.1\r\n"), "{request}");
+    for header in ["host: shop\r\n", "user-agent: Envoy/HC\r\n", "x-check: yes\r\n"] {
+        assert!(request.contains(header), "{request}");
+    }
+    eventually(|| checked.stat("cluster.c.membership_healthy") == 1 && checked.stat("cluster.c.health_check.healthy") == 1);
+    status.store(503, SeqCst);
+    eventually(|| checked.is_failed());
+    eventually(|| checked.stat("cluster.c.membership_healthy") == 0);
+    assert_eq!(checked.stat("cluster.c.membership_total"), 1);
+    assert!(checked.stat("cluster.c.health_check.failure") > 0);
+    assert_eq!(checked.stat("cluster.c.health_check.network_failure"), 0);
+    status.store(204, SeqCst);
+    eventually(|| !checked.is_failed());
+}
+
+#[test]
+fn statuses_to_retry_and_silence_take_the_threshold() {
+    let (peer, status) = http_peer("");
+    let check =
+        "unhealthy_threshold: 1000, healthy_threshold: 1, http_health_check: {path: /, retriable_statuses: [{start: 429, end: 430}]}";
+    let checked = Checked::start(&at(peer.port()), check);
+    eventually(|| !checked.is_failed());
+    for silent in [429, 0] {
+        status.store(silent, SeqCst);
+        let failures = checked.stat("cluster.c.health_check.network_failure");
+        eventually(|| checked.stat("cluster.c.health_check.network_failure") > failures + 3);
+        assert!(!checked.is_failed(), "{silent}");
+    }
+    status.store(500, SeqCst);
+    eventually(|| checked.is_failed());
+}
+
+#[test]
+fn a_host_may_say_that_it_is_degraded() {
+    let (peer, _) = http_peer("x-envoy-degraded: 1\r\n");
+    let checked = Checked::start(&at(peer.port()), "http_health_check: {path: /}");
+    eventually(|| checked.flags() == DEGRADED_ACTIVE_HC);
+    eventually(|| checked.stat("cluster.c.membership_degraded") == 1);
+}
+
+#[test]
+fn an_endpoint_may_be_checked_elsewhere_or_not_at_all() {
+    let (peer, _) = http_peer("");
+    let elsewhere = format!("{}, health_check_config: {{port_value: {}, hostname: own}}", at(dead_port()), peer.port());
+    let checked = Checked::start(&elsewhere, "http_health_check: {path: /, host: general}");
+    eventually(|| !checked.is_failed());
+    assert!(peer.seen()[0].contains("host: own\r\n"));
+    let never = format!("{}, health_check_config: {{disable_active_health_check: true}}", at(dead_port()));
+    assert!(!Checked::start(&never, "http_health_check: {path: /}").is_failed());
+}
+
+#[test]
+fn a_check_of_its_own_port_leaves_the_hosts_alone() {
+    let (peer, _) = http_peer("");
+    let checked = Checked::start(&at(dead_port()), &format!("alt_port: {}, http_health_check: {{path: /}}", peer.port()));
+    eventually(|| !checked.is_failed());
+}
+
+/// Answers `+OK re` and `ady` after `PING` came, in two pieces.
+fn tcp_peer() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut asked = [0; 4];
+            if stream.read_exact(&mut asked).is_ok() && &asked == b"PING" {
+                let _ = stream.write_all(b"+OK re").and_then(|()| stream.flush()).and_then(|()| stream.write_all(b"ady"));
+            }
+        }
+    });
+    address
+}
+
+#[test]
+fn a_tcp_check_sends_and_waits_for_what_it_expects() {
+    let port = tcp_peer().port();
+    let hex = |text: &str| text.bytes().map(|b| format!("{b:02x}")).collect::<String>();
+    let check = |answer: &str| format!("tcp_health_check: {{send: {{text: '{}'}}, receive: [{{text: '{}'}}]}}", hex("PING"), hex(answer));
+    let good = Checked::start(&at(port), &check("ready"));
+    eventually(|| !good.is_failed());
+    let bad = Checked::start(&at(port), &check("never"));
+    eventually(|| bad.stat("cluster.c.health_check.network_failure") > 2);
+    assert!(bad.is_failed());
+}
+
+/// `grpc.health.v1.Health/Check`: services named `good` serve.
+async fn grpc_peer() -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    tokio::spawn(async move {
+                        assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
+                        assert_eq!(request.headers()["content-type"], "application/grpc");
+                        let mut body = request.into_body();
+                        let mut message = Vec::new();
+                        while let Some(Ok(data)) = body.data().await {
+                            message.extend_from_slice(&data);
+                        }
+                        let serving = if message == b"\0\0\0\0\x06\x0a\x04good" { 1 } else { 2 };
+                        let response = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+                        let mut send = respond.send_response(response, false).unwrap();
+                        send.send_data(Bytes::from(vec![0, 0, 0, 0, 2, 8, serving]), false).unwrap();
+                        let mut trailers = HeaderMap::new();
+                        trailers.insert("grpc-status", "0".parse().unwrap());
+                        send.send_trailers(trailers).unwrap();
+                    });
+                }
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn a_grpc_check_asks_for_its_service() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let port = runtime.block_on(grpc_peer()).port();
+    let good = Checked::start(&at(port), "grpc_health_check: {service_name: good}");
+    eventually(|| !good.is_failed());
+    let bad = Checked::start(&at(port), "grpc_health_check: {service_name: evil}");
+    eventually(|| bad.stat("cluster.c.health_check.failure") > 2);
+    assert!(bad.is_failed());
+    assert_eq!(bad.stat("cluster.c.health_check.network_failure"), 0);
+}
+
+#[test]
+fn an_http2_check_speaks_http2() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let port = runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+                    while let Some(Ok((_, mut respond))) = connection.accept().await {
+                        respond.send_response(Response::new(()), true).unwrap();
+                    }
+                });
+            }
+        });
+        port
+    });
+    let checked = Checked::start(&at(port), "http_health_check: {path: /, codec_client_type: HTTP2}");
+    eventually(|| !checked.is_failed());
+}
