@@ -26,6 +26,10 @@ bench *ARGS:
     cargo build --release
     python3 bench/run.py {{ARGS}}
 
+# Instructions per request (needs valgrind), beside the committed figures
+instructions *ARGS:
+    cargo xtask instructions {{ARGS}}
+
 # What continuous integration runs
 ci:
     .ci/run

@@ -176,9 +176,9 @@ pub struct Router {
 /// ALPN lists to offer upstream by the downstream protocol.
 #[derive(Debug, Default)]
 pub struct AlpnOverrides {
-    pub http10: Vec<Vec<u8>>,
-    pub http11: Vec<Vec<u8>>,
-    pub http2: Vec<Vec<u8>>,
+    pub http10: Arc<Vec<Vec<u8>>>,
+    pub http11: Arc<Vec<Vec<u8>>>,
+    pub http2: Arc<Vec<Vec<u8>>>,
 }
 
 /// Istio's standard metrics, HTTP and TCP.

@@ -1,7 +1,9 @@
 //! Tasks of this repository: `cargo xtask test` installs the foreign peers and runs every test.
+mod instructions;
 mod peers;
 
 use std::env;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 const HELP: &str = "\
@@ -10,6 +12,8 @@ Usage: cargo xtask <TASK>
 Tasks:
   test [ARGS…]   install the foreign peers (Envoy, gRPC) below target/peers and run every test
   peers          install the foreign peers only
+  instructions [--check | --write]
+                 count what a request costs (needs valgrind); compare with the committed figures, or replace them
   lint           formatting and clippy, as continuous integration runs them";
 
 fn main() -> ExitCode {
@@ -18,6 +22,7 @@ fn main() -> ExitCode {
         Some("test") => test(args),
         Some("peers") => peers::install().map(|_| ()),
         Some("lint") => lint(),
+        Some("instructions") => instructions::run(args),
         _ => {
             println!("{HELP}");
             Ok(())
@@ -45,6 +50,11 @@ fn test(args: impl Iterator<Item = String>) -> Result<(), String> {
 fn lint() -> Result<(), String> {
     run(cargo().args(["fmt", "--all", "--check"]))?;
     run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}
+
+/// The repository's folder.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("."))
 }
 
 fn cargo() -> Command {

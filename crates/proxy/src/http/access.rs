@@ -106,6 +106,11 @@ fn passes<R: Record>(filter: &LogFilter, record: &R, request: Option<&Request>) 
     }
 }
 
+/// From the request's first byte until it was over, or until now.
+fn whole(info: &Info) -> Duration {
+    info.ended.unwrap_or_else(Instant::now).saturating_duration_since(info.start)
+}
+
 /// A finished request.
 pub(crate) struct RequestRecord<'a> {
     pub(crate) info: &'a Info,
@@ -199,10 +204,10 @@ impl Record for RequestRecord<'_> {
     fn span(&self, of: Span) -> Option<Duration> {
         let info = self.info;
         match of {
-            Span::Whole => Some(info.start.elapsed()),
+            Span::Whole => Some(whole(info)),
             Span::Request => info.request_done,
             Span::Response => info.response_at,
-            Span::ResponseTx => info.response_at.map(|at| info.start.elapsed().saturating_sub(at)),
+            Span::ResponseTx => info.response_at.map(|at| whole(info).saturating_sub(at)),
         }
     }
 

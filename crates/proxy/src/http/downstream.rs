@@ -41,7 +41,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, i
         Some((io, true, ahead)) => {
             stats.inc(names::DOWNSTREAM_CX_HTTP2_TOTAL);
             let _active = stats.hold(names::DOWNSTREAM_CX_HTTP2_ACTIVE);
-            h2::serve(worker, hcm, conn, io, ahead).await;
+            Box::pin(h2::serve(worker, hcm, conn, io, ahead)).await;
         }
         Some((io, false, ahead)) => {
             stats.inc(names::DOWNSTREAM_CX_HTTP1_TOTAL);
@@ -96,10 +96,10 @@ async fn serve_h1(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, a
     let ends = config.max_connection_duration.and_then(|limit| conn.start.checked_add(limit));
     let mut drain = None;
     let mut served = 0u32;
+    let mut idle_since = Instant::now();
     loop {
         let Downstream::H1(h1) = &mut down else { return };
         let mut draining = conn.draining(worker);
-        let idle_since = Instant::now();
         let mut head_since = None;
         let next = poll_fn(|cx| {
             if drain.is_none() {
@@ -144,7 +144,9 @@ async fn serve_h1(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, a
             hcm.stats.inc(names::DOWNSTREAM_CX_MAX_REQUESTS_REACHED);
             h1.close_after();
         }
-        Exchange::new(worker, hcm, conn, request, &mut down, &mut timer).run().await;
+        // On the heap while it lasts, so that a connection between requests does not hold the room for one.
+        let exchange = Exchange::new(worker, hcm, conn, request, &mut down, &mut timer);
+        idle_since = Box::pin(exchange.run()).await;
         let Downstream::H1(h1) = &mut down else { return };
         if !h1.next() {
             return close(h1).await;

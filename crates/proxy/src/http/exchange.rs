@@ -1,6 +1,8 @@
 //! One request and its response, from head to log line.
 use std::borrow::Cow;
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -65,6 +67,11 @@ impl Matched {
 pub(crate) struct Info {
     pub(crate) start: Instant,
     pub(crate) start_time: SystemTime,
+    /// When the clock was last looked at: good as `now` until the exchange waits again. Looking costs as much as a table
+    /// lookup, and a request that waits twice would do it a dozen times.
+    pub(crate) moment: Instant,
+    /// When the response had been handed over; set before the exchange is reported.
+    pub(crate) ended: Option<Instant>,
     pub(crate) flags: ResponseFlags,
     pub(crate) details: Cow<'static, str>,
     /// 0 until a response begins.
@@ -124,9 +131,12 @@ impl<'a> Exchange<'a> {
         down: &'a mut Downstream,
         timer: &'a mut Timer,
     ) -> Self {
+        let start = Instant::now();
         let info = Info {
-            start: Instant::now(),
-            start_time: SystemTime::now(),
+            start,
+            start_time: worker.wall_clock(start),
+            moment: start,
+            ended: None,
             flags: ResponseFlags::NONE,
             details: Cow::Borrowed(""),
             status: 0,
@@ -159,8 +169,8 @@ impl<'a> Exchange<'a> {
         Self { worker, hcm, conn, live: worker.live(), request, down, timer, info }
     }
 
-    /// Serves the request to its end, whatever that is.
-    pub(crate) async fn run(mut self) {
+    /// Serves the request to its end, whatever that is; returns when that was.
+    pub(crate) async fn run(mut self) -> Instant {
         report::begin(&self);
         match self.steps().await {
             Ok(()) => {}
@@ -173,8 +183,10 @@ impl<'a> Exchange<'a> {
             Err(End::Cut) => self.down.abort(),
         }
         self.timer.set(None);
+        let ended = *self.info.ended.get_or_insert_with(Instant::now);
         spans::end(&mut self);
-        report::end(&self);
+        report::end(&self, ended);
+        ended
     }
 
     async fn steps(&mut self) -> Result<(), End> {
@@ -186,7 +198,18 @@ impl<'a> Exchange<'a> {
         let found = self.find_route();
         spans::begin(self);
         found?;
-        filter::http::on_request(self).await?;
+        let mut turns = 0u32;
+        {
+            let mut filters = pin!(filter::http::on_request(self));
+            poll_fn(|cx| {
+                turns += 1;
+                filters.as_mut().poll(cx)
+            })
+            .await?;
+        }
+        if turns > 1 {
+            self.info.moment = Instant::now();
+        }
         router::run(self).await
     }
 
@@ -238,10 +261,10 @@ impl<'a> Exchange<'a> {
         if self.info.grpc {
             self.note_grpc_status(&response.headers);
         }
+        self.down.send_head(&mut response, end);
         if hcm.logs.wants_headers() || self.info.span.is_some() {
-            self.info.response_headers = Some(response.headers.clone());
+            self.info.response_headers = Some(response.headers);
         }
-        self.down.send_head(response, end);
     }
 
     pub(crate) fn note_grpc_status(&mut self, map: &HeaderMap) {

@@ -35,8 +35,10 @@ pub(crate) enum Length {
 /// What the parser noticed, so that most requests skip most sanitising.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hints {
-    /// Some header starts with `x-envoy-`.
+    /// Some header starts with `x-envoy-`, other than those that every sidecar adds: the attempt count and the next two.
     pub(crate) envoy: bool,
+    /// `x-envoy-peer-metadata` or its `-id`.
+    pub(crate) peer: bool,
     /// `x-forwarded-for`, `-proto`, `-host`, `-client-cert` or `x-request-id` is there.
     pub(crate) forwarded: bool,
     /// A header name contains `_`.
@@ -46,7 +48,11 @@ pub(crate) struct Hints {
 impl Hints {
     pub(crate) fn note(&mut self, name: &[u8]) {
         if let [b'x', b'-', rest @ ..] = name {
-            self.envoy |= rest.starts_with(b"envoy-");
+            match rest {
+                b"envoy-attempt-count" => {}
+                b"envoy-peer-metadata" | b"envoy-peer-metadata-id" => self.peer = true,
+                _ => self.envoy |= rest.starts_with(b"envoy-"),
+            }
             self.forwarded |= rest.starts_with(b"forwarded-") || rest == b"request-id";
         }
         self.underscore |= name.contains(&b'_');

@@ -2,6 +2,8 @@
 use lateen_telemetry::envoy_names::{count_downstream_code, http as names};
 use lateen_telemetry::istio::{Destination, DestinationId, HttpOutcome, PeerId, Reporter, StreamLabels};
 
+use tokio::time::Instant;
+
 use super::Exchange;
 use super::message::Version;
 use crate::upstream::ClusterState;
@@ -18,10 +20,10 @@ pub(crate) fn begin(exchange: &Exchange<'_>) {
     });
 }
 
-pub(crate) fn end(exchange: &Exchange<'_>) {
+pub(crate) fn end(exchange: &Exchange<'_>, ended: Instant) {
     let stats = &exchange.hcm.stats;
     let info = &exchange.info;
-    let micros = info.start.elapsed().as_micros() as u64;
+    let micros = ended.saturating_duration_since(info.start).as_micros() as u64;
     stats.gauge_dec(names::DOWNSTREAM_RQ_ACTIVE);
     stats.record(names::DOWNSTREAM_RQ_TIME, micros);
     if info.status != 0 {

@@ -66,9 +66,9 @@ impl Downstream {
     }
 
     /// Queues the response's head; `end` says that nothing follows.
-    pub(crate) fn send_head(&mut self, response: Response, end: bool) {
+    pub(crate) fn send_head(&mut self, response: &mut Response, end: bool) {
         match self {
-            Self::H1(h1) => h1.send_head(&response, end),
+            Self::H1(h1) => h1.send_head(response, end),
             Self::H2(h2) => h2.send_head(response, end),
         }
     }

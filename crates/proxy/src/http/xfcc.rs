@@ -1,6 +1,7 @@
 //! `x-forwarded-client-cert`: which certificates the request came through (Envoy `forward_client_cert_details`).
 use std::fmt::Write;
 
+use bytes::Bytes;
 use http::header::HeaderValue;
 use lateen_identity::tls::PeerIdentity;
 use lateen_snapshot::http::{CurrentClientCert, ForwardClientCert};
@@ -8,6 +9,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::Exchange;
 use super::headers as names;
+use crate::listener::Conn;
 
 /// Envoy encodes PEM for this header so that it survives quoting.
 const PEM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -26,21 +28,25 @@ pub(crate) fn run(exchange: &mut Exchange<'_>) {
                 map.remove(names::FORWARDED_CLIENT_CERT);
             }
         }
-        (ForwardClientCert::AppendForward, Some(peer)) => {
-            let element = element(peer, config.set_current_client_cert, local_uri(exchange.conn));
-            names::append_list(map, names::FORWARDED_CLIENT_CERT, &element);
-        }
-        (ForwardClientCert::SanitizeSet, Some(peer)) => {
-            let element = element(peer, config.set_current_client_cert, local_uri(exchange.conn));
-            if let Ok(value) = HeaderValue::from_str(&element) {
+        (ForwardClientCert::AppendForward | ForwardClientCert::SanitizeSet, Some(peer)) => {
+            let Some(element) = of_connection(exchange.conn, peer, config.set_current_client_cert) else { return };
+            let value = match map.get(names::FORWARDED_CLIENT_CERT) {
+                Some(before) if mode == ForwardClientCert::AppendForward && !before.is_empty() => {
+                    HeaderValue::from_bytes(&[before.as_bytes(), b",", element.as_bytes()].concat()).ok()
+                }
+                _ => Some(element.clone()),
+            };
+            if let Some(value) = value {
                 map.insert(names::FORWARDED_CLIENT_CERT, value);
             }
         }
     }
 }
 
-fn local_uri(conn: &crate::listener::Conn) -> Option<&str> {
-    conn.local_uri.as_deref().map(String::as_str)
+/// The connection's own element, written for its first request; `None` when a name in the certificate cannot stand in a header.
+fn of_connection<'a>(conn: &'a Conn, peer: &PeerIdentity, want: CurrentClientCert) -> Option<&'a HeaderValue> {
+    let by = conn.local_uri.as_deref().map(String::as_str);
+    conn.client_cert.get_or_init(|| HeaderValue::from_maybe_shared(Bytes::from(element(peer, want, by))).ok()).as_ref()
 }
 
 fn element(peer: &PeerIdentity, want: CurrentClientCert, by: Option<&str>) -> String {

@@ -1,10 +1,11 @@
 //! One accepted connection: original destination, inspection, chain, TLS, then the chain's filters.
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ::http::HeaderValue;
 use lateen_identity::tls::PeerIdentity;
 use lateen_snapshot::bootstrap::overload::Action;
 use lateen_snapshot::listener::ConnectionInfo;
@@ -38,6 +39,8 @@ pub(crate) struct Conn {
     pub(crate) tls: Option<TlsInfo>,
     /// The URI of the certificate that we showed: our own SPIFFE id.
     pub(crate) local_uri: Option<Arc<String>>,
+    /// This connection's element of `x-forwarded-client-cert`, once a request asked for it.
+    pub(crate) client_cert: OnceCell<Option<HeaderValue>>,
     pub(crate) start: Instant,
     pub(crate) start_time: SystemTime,
     /// The caller's identity among the principals of Istio's metrics.
@@ -130,7 +133,8 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
         None => Io::Plain(socket),
         Some(server) => {
             let limit = chain.chain.transport_connect_timeout.unwrap_or(LONGEST_HANDSHAKE);
-            match tls::accept(server, socket, limit, &listener).await {
+            // On the heap while it lasts: its state would otherwise stay part of every connection's.
+            match Box::pin(tls::accept(server, socket, limit, &listener)).await {
                 Some(io) => io,
                 None => return,
             }
@@ -150,6 +154,7 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
         peer_principal: principal(peer_uri.map(String::as_str)),
         local_principal: principal(local_uri.as_deref().map(String::as_str)),
         local_uri,
+        client_cert: OnceCell::new(),
         tls,
         start,
         start_time: SystemTime::now(),
@@ -192,5 +197,26 @@ async fn dispatch(worker: &Rc<Worker>, conn: &Rc<Conn>, io: Io) {
         TerminalState::Tcp(tcp) => Box::pin(network::tcp_proxy(worker, tcp, conn, io, _metrics)).await,
         TerminalState::Direct(bytes) => network::direct_response(io, bytes).await,
         TerminalState::Echo => network::echo(io).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How large the future is that a function returns.
+    fn size<A, F: Future>(_: impl FnOnce(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// An idle connection's memory is mostly its futures: what only a handshake, a request or another protocol needs is on
+    /// the heap while it lasts.
+    #[test]
+    fn a_connection_between_requests_holds_no_room_for_one() {
+        type Accepted = (Rc<Worker>, Rc<ListenerState>, TcpStream, SocketAddr);
+        let accepted = size(|(worker, listener, stream, remote): Accepted| serve(worker, listener, stream, remote));
+        type Dispatched<'a> = (&'a Rc<Worker>, &'a Rc<http::Hcm>, &'a Rc<Conn>, Io);
+        let waiting = size(|(worker, hcm, conn, io): Dispatched<'static>| http::serve(worker, hcm, conn, io));
+        assert!(accepted + waiting <= 3072, "{accepted} + {waiting} bytes");
     }
 }

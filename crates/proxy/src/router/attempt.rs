@@ -82,14 +82,18 @@ pub(super) async fn run(
         upgrade: exchange.request.upgrade.is_some(),
     };
     let target = cluster.target(host, &wish);
-    let began =
-        Began { active: target.host.begin_request(), _permit: permit, _gauge: stats.hold(names::UPSTREAM_RQ_ACTIVE), at: Instant::now() };
+    let at = exchange.info.moment;
+    let began = Began { active: target.host.begin_request(), _permit: permit, _gauge: stats.hold(names::UPSTREAM_RQ_ACTIVE), at };
     if forwarding.body.complete() {
-        start_deadline(forwarding);
+        start_deadline(forwarding, at);
     }
     let lease = match target.pool.ready(&cluster) {
         Some(lease) => Ok(lease),
-        None => connect(exchange, forwarding, &cluster, &target).await?,
+        None => {
+            let lease = connect(exchange, forwarding, &cluster, &target).await?;
+            exchange.info.moment = Instant::now();
+            lease
+        }
     };
     let mut lease = match lease {
         Ok(lease) => lease,
@@ -138,7 +142,8 @@ pub(super) async fn run(
     };
     let judged = if exchange.info.grpc { grpc_as_http(&response).unwrap_or(status) } else { status };
     cluster.report(exchange.worker, &target.host, Outcome::Response(judged));
-    stats.record(names::UPSTREAM_RQ_TIME, began.at.elapsed().as_micros() as u64);
+    exchange.info.moment = Instant::now();
+    stats.record(names::UPSTREAM_RQ_TIME, exchange.info.moment.saturating_duration_since(at).as_micros() as u64);
     Ok(Tried::Response(response, lease, began))
 }
 
@@ -180,9 +185,9 @@ fn note_failure(exchange: &Exchange<'_>, cluster: &Rc<ClusterState>, host: &Arc<
     }
 }
 
-fn start_deadline(forwarding: &mut Forwarding) {
+fn start_deadline(forwarding: &mut Forwarding, now: Instant) {
     if forwarding.deadline.is_none() {
-        forwarding.deadline = forwarding.timeouts.global.and_then(|limit| Instant::now().checked_add(limit));
+        forwarding.deadline = forwarding.timeouts.global.and_then(|limit| now.checked_add(limit));
     }
 }
 
@@ -193,7 +198,7 @@ async fn connect(
     cluster: &Rc<ClusterState>,
     target: &crate::upstream::Target,
 ) -> Result<Result<Lease, Failed>, End> {
-    let limits = Limits::new(forwarding, Instant::now());
+    let limits = Limits::new(forwarding, exchange.info.moment);
     exchange.timer.set(limits.next());
     let worker = exchange.worker;
     let mut acquire = pin!(target.pool.acquire(worker, cluster, &target.host, forwarding.high_priority, &target.plan));
@@ -216,9 +221,9 @@ enum Stop {
 }
 
 async fn await_response(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &mut Lease) -> Result<Response, Stop> {
-    let mut limits = Limits::new(forwarding, Instant::now());
+    let (start, mut now) = (exchange.info.start, Some(exchange.info.moment));
+    let mut limits = Limits::new(forwarding, exchange.info.moment);
     exchange.timer.set(limits.next());
-    let start = exchange.info.start;
     let (down, timer, info) = (&mut *exchange.down, &mut *exchange.timer, &mut exchange.info);
     let http2 = exchange.request.version == Version::Http2;
     poll_fn(|cx| {
@@ -233,12 +238,14 @@ async fn await_response(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding
             Err(_) => return Poll::Ready(Err(Stop::Gone)),
         }
         if forwarding.body.complete() && !was_complete {
-            info.request_done = Some(start.elapsed());
-            start_deadline(forwarding);
+            let now = now.unwrap_or_else(Instant::now);
+            info.request_done = Some(now.saturating_duration_since(start));
+            start_deadline(forwarding, now);
             limits.deadline = forwarding.deadline;
             limits.request = None;
             timer.set(limits.next());
         }
+        now = None;
         loop {
             match lease.upstream.poll_response(cx) {
                 Poll::Ready(Ok(response)) if response.status.is_informational() && response.upgrade.is_none() => {

@@ -102,7 +102,12 @@ async fn tries(
     let count_attempts = matched.virtual_host().is_some_and(|h| h.include_request_attempt_count);
     // A server that closes idle connections closes many at once: each repeat may meet another of them.
     let mut free_repeats = 8;
+    let mut again = false;
     loop {
+        if again {
+            exchange.info.moment = Instant::now();
+        }
+        again = true;
         exchange.info.attempts += 1;
         if count_attempts {
             exchange.request.headers.insert(header_names::ATTEMPT_COUNT, exchange.info.attempts.into());

@@ -127,6 +127,6 @@ async fn send(worker: &Rc<Worker>, live: &Rc<Live>, id: ClusterId, request: Requ
             break;
         }
     }
-    lease.finish(cluster.cluster.config.max_requests_per_connection);
+    lease.finish(cluster.cluster.config.max_requests_per_connection, tokio::time::Instant::now());
     Some(())
 }

@@ -31,7 +31,8 @@ pub(super) async fn run(
     mut lease: Lease,
     began: Began,
 ) -> Result<(), End> {
-    exchange.info.response_at = Some(exchange.info.start.elapsed());
+    let arrived = exchange.info.moment;
+    exchange.info.response_at = Some(arrived.saturating_duration_since(exchange.info.start));
     exchange.info.details = Cow::Borrowed(details::VIA_UPSTREAM);
     let upgraded = response.upgrade.is_some() && exchange.request.upgrade.is_some();
     if exchange.info.peer == Default::default() && !exchange.hcm.inbound {
@@ -40,7 +41,7 @@ pub(super) async fn run(
     filter::http::on_response(exchange, &mut response);
     let suppress = exchange.hcm.router.suppress_envoy_headers || exchange.hcm.config.suppress_envoy_headers;
     if !suppress {
-        let millis = began.at.elapsed().as_millis();
+        let millis = arrived.saturating_duration_since(began.at).as_millis();
         response.headers.insert(SERVICE_TIME, HeaderValue::from(u64::try_from(millis).unwrap_or(u64::MAX)));
     }
     finalize::response_headers(exchange, &mut response.headers);
@@ -57,8 +58,9 @@ pub(super) async fn run(
     let result = pump(exchange, forwarding, &mut lease, upgraded).await;
     match result {
         Ok(()) => {
+            let ended = *exchange.info.ended.insert(Instant::now());
             if forwarding.body.sent() || upgraded {
-                lease.finish(forwarding.cluster.cluster.config.max_requests_per_connection);
+                lease.finish(forwarding.cluster.cluster.config.max_requests_per_connection, ended);
             }
             Ok(())
         }
@@ -78,7 +80,7 @@ pub(super) async fn run(
 }
 
 async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &mut Lease, upgraded: bool) -> Result<(), Broken> {
-    let mut limits = Limits::while_relaying(forwarding, Instant::now());
+    let mut limits = Limits::while_relaying(forwarding, exchange.info.moment);
     if upgraded {
         limits.deadline = None;
     }

@@ -144,7 +144,7 @@ async fn send(worker: &Rc<Worker>, collector: &Collector, body: Bytes) -> Result
             break;
         }
     }
-    lease.finish(cluster.cluster.config.max_requests_per_connection);
+    lease.finish(cluster.cluster.config.max_requests_per_connection, tokio::time::Instant::now());
     let accepted = response.status.is_success() && (!collector.grpc || grpc_status == Some(0));
     if accepted { Ok(()) } else { Err(Lost::Refused) }
 }

@@ -3,7 +3,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use lateen_balance::balancer::Balancer;
 use lateen_balance::outlier::{self, Detection, Detector, Ejection, Outcome};
@@ -267,6 +267,10 @@ impl ClusterState {
     }
 }
 
+static HTTP1: LazyLock<Arc<Vec<Vec<u8>>>> = LazyLock::new(|| Arc::new(vec![b"http/1.1".to_vec()]));
+static HTTP2: LazyLock<Arc<Vec<Vec<u8>>>> = LazyLock::new(|| Arc::new(vec![b"h2".to_vec()]));
+static EITHER: LazyLock<Arc<Vec<Vec<u8>>>> = LazyLock::new(|| Arc::new(vec![b"h2".to_vec(), b"http/1.1".to_vec()]));
+
 /// The ALPN to offer: the filter's override by upstream protocol, else what the context says, else the protocol's own.
 fn alpn_offer(wish: &TargetWish<'_>, wanted: Wanted, configured: &[Vec<u8>]) -> (usize, Option<Arc<Vec<Vec<u8>>>>) {
     if let Some(overrides) = wish.alpn {
@@ -276,17 +280,16 @@ fn alpn_offer(wish: &TargetWish<'_>, wanted: Wanted, configured: &[Vec<u8>]) -> 
             _ => &overrides.http11,
         };
         if !list.is_empty() {
-            let id = list.as_ptr() as usize;
-            return (id, Some(Arc::new(list.clone())));
+            return (Arc::as_ptr(list) as usize, Some(Arc::clone(list)));
         }
     }
     if !configured.is_empty() {
         return (0, None);
     }
-    let fallback: &[&[u8]] = match wanted {
-        Wanted::Http1 => &[b"http/1.1"],
-        Wanted::Http2 => &[b"h2"],
-        Wanted::Auto => &[b"h2", b"http/1.1"],
+    let fallback = match wanted {
+        Wanted::Http1 => &HTTP1,
+        Wanted::Http2 => &HTTP2,
+        Wanted::Auto => &EITHER,
     };
-    (0, Some(Arc::new(fallback.iter().map(|p| p.to_vec()).collect())))
+    (0, Some(Arc::clone(fallback)))
 }

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use lateen_http2::shell::Sender;
 use lateen_telemetry::istio::PrincipalId;
+use tokio::time::Instant;
 
 use super::pool::{Idle, Open, Pool, Shared};
 use crate::http::h2::H2Client;
@@ -66,12 +67,12 @@ impl Lease {
     }
 
     /// The exchange is over: the connection goes back to the pool if it is still good.
-    pub(crate) fn finish(self, most_requests: Option<u32>) {
+    pub(crate) fn finish(self, most_requests: Option<u32>, now: Instant) {
         if let (Upstream::H1(mut client), Held::Connection(open)) = (self.upstream, self.held)
             && client.reusable()
             && most_requests.is_none_or(|most| self.served < most)
         {
-            self.pool.put_back(Idle { client, open, since: tokio::time::Instant::now(), served: self.served });
+            self.pool.put_back(Idle { client, open, since: now, served: self.served });
         }
     }
 }

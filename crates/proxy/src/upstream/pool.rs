@@ -357,7 +357,6 @@ impl Pool {
 
     /// Takes a connection back after an exchange.
     pub(crate) fn put_back(self: &Rc<Self>, mut idle: Idle) {
-        idle.since = Instant::now();
         let waiter = self.waiting.borrow_mut().pop_front();
         match waiter {
             Some(waiter) => {

@@ -46,6 +46,8 @@ pub(crate) struct Worker {
     pools: RefCell<HashMap<ClusterId, Rc<Pools>>>,
     rng: RefCell<SmallRng>,
     date: RefCell<(u64, HeaderValue)>,
+    /// One moment on both clocks, looked up with every tick: see [`Worker::wall_clock`].
+    clocks: Cell<(Instant, SystemTime)>,
     pub(crate) logs: LogWriters,
     pub(crate) listeners: crate::listener::Manager,
     /// Set when the whole process drains.
@@ -106,6 +108,7 @@ impl Worker {
             pools: RefCell::default(),
             rng: RefCell::new(SmallRng::from_os_rng()),
             date: RefCell::new((0, HeaderValue::from_static(""))),
+            clocks: Cell::new((Instant::now(), SystemTime::now())),
             logs: LogWriters::new(config.logs),
             listeners: crate::listener::Manager::default(),
             drain: Rc::new(DrainSignal::default()),
@@ -135,6 +138,12 @@ impl Worker {
 
     pub(crate) fn random_bytes(&self) -> [u8; 16] {
         self.rng.borrow_mut().random()
+    }
+
+    /// The time of day at `moment`. A clock that is set is followed within a second.
+    pub(crate) fn wall_clock(&self, moment: Instant) -> SystemTime {
+        let (then, time) = self.clocks.get();
+        time + moment.saturating_duration_since(then)
     }
 
     /// Milliseconds of the clock that outlier detection compares.
@@ -181,6 +190,7 @@ impl Worker {
     }
 
     fn tick(&self) {
+        self.clocks.set((Instant::now(), SystemTime::now()));
         self.live().sweep(Instant::now());
         self.logs.tick();
         self.drain.tick();

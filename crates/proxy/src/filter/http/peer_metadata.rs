@@ -8,7 +8,7 @@ use crate::http::message::Response;
 
 pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &PeerMetadata) {
     if config.discover_downstream {
-        let (id, metadata) = take(&mut exchange.request.headers, exchange.request.hints.envoy);
+        let (id, metadata) = take(&mut exchange.request.headers, exchange.request.hints.peer);
         if let Some(metadata) = metadata {
             exchange.info.peer = exchange.worker.istio.peer_of_header(metadata.as_bytes());
         }

@@ -13,9 +13,22 @@ fn header(out: &mut BytesMut, name: &[u8], value: &[u8]) {
 }
 
 pub(super) fn headers(out: &mut BytesMut, map: &HeaderMap) {
+    // Room is made once: to look for it before each piece costs more than to copy the piece.
+    let start = out.len();
+    out.resize(start + size(map), 0);
+    let mut rest = out.get_mut(start..).unwrap_or_default();
     for (name, value) in map {
-        header(out, name.as_str().as_bytes(), value.as_bytes());
+        for piece in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            let Some((place, after)) = rest.split_at_mut_checked(piece.len()) else { return };
+            place.copy_from_slice(piece);
+            rest = after;
+        }
     }
+}
+
+/// What [`headers`] will write.
+pub(crate) fn size(map: &HeaderMap) -> usize {
+    map.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
 }
 
 /// How a message's body is framed.

@@ -52,31 +52,41 @@ pub(crate) struct RequestFraming {
 
 const MOST_HEADERS: usize = 128;
 
-/// How far `input` has been looked through for the end of a head, so that a slow sender costs no rescans.
+/// How far `input` has been looked through for the end of a head, so that a slow sender costs no rescans. A head is nearly
+/// always all there at the first look, which is left to the parser: only one that was not is looked through.
 #[derive(Default)]
-pub(crate) struct HeadScan(usize);
+pub(crate) struct HeadScan {
+    looked: usize,
+    /// The parser has seen a part of this head.
+    partial: bool,
+}
 
 impl HeadScan {
+    /// Whether the parser is worth asking.
+    fn may_be_complete(&mut self, input: &[u8]) -> bool {
+        !self.partial || self.complete(input)
+    }
+
     /// Whether the blank line that ends a head is there.
     fn complete(&mut self, input: &[u8]) -> bool {
-        let mut at = self.0;
+        let mut at = self.looked;
         while let Some(found) = input.get(at..).and_then(|rest| rest.iter().position(|b| *b == b'\n')) {
             let end = at + found;
             match (input.get(end + 1), input.get(end + 2)) {
                 (Some(b'\n'), _) | (Some(b'\r'), Some(b'\n')) => return true,
                 (None, _) | (Some(b'\r'), None) => {
-                    self.0 = end;
+                    self.looked = end;
                     return false;
                 }
                 _ => at = end + 1,
             }
         }
-        self.0 = input.len();
+        self.looked = input.len();
         false
     }
 
     fn reset(&mut self) {
-        self.0 = 0;
+        *self = Self::default();
     }
 }
 
@@ -88,14 +98,17 @@ pub(crate) fn request(
     https: bool,
 ) -> Result<Option<(Request, RequestFraming)>, InvalidHead> {
     skip_blank_lines(input, scan);
-    if !scan.complete(input) {
+    if !scan.may_be_complete(input) {
         return if input.len() > limits.bytes { Err(InvalidHead::TooLarge) } else { Ok(None) };
     }
     let mut slots = [const { MaybeUninit::uninit() }; MOST_HEADERS];
     let mut parsed = httparse::Request::new(&mut []);
     let size = match parsed.parse_with_uninit_headers(input, &mut slots) {
         Ok(httparse::Status::Complete(size)) => size,
-        Ok(httparse::Status::Partial) => return if input.len() > limits.bytes { Err(InvalidHead::TooLarge) } else { Ok(None) },
+        Ok(httparse::Status::Partial) => {
+            scan.partial = true;
+            return if input.len() > limits.bytes { Err(InvalidHead::TooLarge) } else { Ok(None) };
+        }
         Err(httparse::Error::TooManyHeaders) => return Err(InvalidHead::TooMany),
         Err(_) => return Err(InvalidHead::Syntax),
     };
@@ -382,7 +395,7 @@ pub(crate) fn response(
     head_request: bool,
 ) -> Result<Option<(Response, ResponseFraming)>, InvalidHead> {
     let limits = HeadLimits::RESPONSE;
-    if !scan.complete(input) {
+    if !scan.may_be_complete(input) {
         return if input.len() > limits.bytes { Err(InvalidHead::TooLarge) } else { Ok(None) };
     }
     let mut slots = [const { MaybeUninit::uninit() }; MOST_HEADERS];
@@ -390,7 +403,10 @@ pub(crate) fn response(
     let config = httparse::ParserConfig::default();
     let size = match config.parse_response_with_uninit_headers(&mut parsed, input, &mut slots) {
         Ok(httparse::Status::Complete(size)) => size,
-        Ok(httparse::Status::Partial) => return Ok(None),
+        Ok(httparse::Status::Partial) => {
+            scan.partial = true;
+            return if input.len() > limits.bytes { Err(InvalidHead::TooLarge) } else { Ok(None) };
+        }
         Err(httparse::Error::TooManyHeaders) => return Err(InvalidHead::TooMany),
         Err(_) => return Err(InvalidHead::Syntax),
     };

@@ -40,16 +40,16 @@ impl H2ServerStream {
         }
     }
 
-    pub(crate) fn send_head(&mut self, response: Response, end: bool) {
-        let Response { status, mut headers, length, .. } = response;
+    pub(crate) fn send_head(&mut self, response: &mut Response, end: bool) {
+        let Response { status, headers, length, .. } = response;
         // A switch of protocols is an extended CONNECT here, which answers 200.
-        let status = if status == StatusCode::SWITCHING_PROTOCOLS { StatusCode::OK } else { status };
-        if let Length::Known(n) = length
+        let status = if *status == StatusCode::SWITCHING_PROTOCOLS { StatusCode::OK } else { *status };
+        if let Length::Known(n) = *length
             && !headers.contains_key(header::CONTENT_LENGTH)
         {
             headers.insert(header::CONTENT_LENGTH, n.into());
         }
-        self.stream.send_response(status, &headers, end || self.is_head);
+        self.stream.send_response(status, headers, end || self.is_head);
     }
 
     pub(crate) fn send_data(&mut self, data: Bytes) {
