@@ -62,6 +62,8 @@ pub struct OutlierSettings {
     pub max_ejection_time_jitter: Duration,
     pub max_ejection_percent: u32,
     pub always_eject_one_host: bool,
+    /// A passed active health check ends an ejection (`successful_active_health_check_uneject_host`; default true).
+    pub uneject_on_check: bool,
 }
 
 impl Default for OutlierSettings {
@@ -89,6 +91,7 @@ impl Default for OutlierSettings {
             max_ejection_time_jitter: Duration::ZERO,
             max_ejection_percent: 10,
             always_eject_one_host: false,
+            uneject_on_check: true,
         }
     }
 }

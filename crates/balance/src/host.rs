@@ -62,6 +62,8 @@ pub struct CheckedAt {
 #[derive(Debug)]
 pub struct Host {
     pub address: Address,
+    /// Every address of a host that has several, in the order in which to try them; empty for one with only `address`.
+    pub addresses: Vec<SocketAddr>,
     /// The name the endpoint was given, or resolved from; empty when none.
     pub hostname: Arc<str>,
     /// Share among the hosts of its locality; at least 1.
@@ -96,6 +98,7 @@ impl Host {
     pub fn new(address: Address) -> Self {
         Self {
             address,
+            addresses: Vec::new(),
             hostname: Arc::from(""),
             weight: 1,
             locality: Locality::default(),

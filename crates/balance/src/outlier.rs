@@ -221,6 +221,12 @@ pub fn tick(settings: &OutlierSettings, hosts: &HostSet, now: u64, mut roll: imp
     report
 }
 
+/// Lets one host back in before its time, because it passed an active health check. The caller tells the set.
+pub fn release(host: &Host) {
+    host.set_flag(FAILED_OUTLIER, false);
+    host.outlier.reset_consecutive();
+}
+
 /// Detection is configured no more: lets every ejected host back in, since no tick will. Returns whether there were any.
 pub fn end(hosts: &HostSet) -> bool {
     let mut any = false;
@@ -356,6 +362,19 @@ mod tests {
         report(&s, &set, &host, Outcome::Response(503), 32_000, 0);
         assert!(tick(&s, &set, 62_000, || 0).returned.is_empty());
         assert_eq!(tick(&s, &set, 92_000, || 0).returned.len(), 1);
+    }
+
+    #[test]
+    fn a_released_host_needs_as_many_failures_as_before_to_go_again() {
+        let (set, s) = (hosts(2), settings());
+        let host = first(&set);
+        (0..3).for_each(|_| drop(report(&s, &set, &host, Outcome::Response(500), 0, 0)));
+        assert!(!host.is_healthy());
+        release(&host);
+        (0..2).for_each(|_| drop(report(&s, &set, &host, Outcome::Response(500), 0, 0)));
+        assert!(host.is_healthy());
+        report(&s, &set, &host, Outcome::Response(500), 0, 0);
+        assert!(!host.is_healthy());
     }
 
     #[test]

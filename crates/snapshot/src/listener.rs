@@ -142,7 +142,6 @@ pub enum NetworkFilter {
     Rbac(Arc<crate::matcher::Rbac>),
     ConnectionLimit {
         max: u64,
-        delay: Option<Duration>,
     },
     /// Istio's TCP statistics.
     IstioStats(Arc<crate::http::IstioStats>),
@@ -169,5 +168,7 @@ pub struct TcpProxy {
     pub max_downstream_connection_duration: Option<Duration>,
     /// Default 1.
     pub max_connect_attempts: u32,
+    /// Consistent load balancing goes by the caller's address.
+    pub hash_source_ip: bool,
     pub access_logs: Vec<Arc<crate::http::AccessLog>>,
 }

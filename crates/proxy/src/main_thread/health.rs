@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use lateen_balance::health::{Checked, Checker};
-use lateen_balance::host::{DEGRADED_ACTIVE_HC, FAILED_ACTIVE_HC, PENDING_ACTIVE_HC};
-use lateen_balance::{Address, Host};
+use lateen_balance::host::{DEGRADED_ACTIVE_HC, FAILED_ACTIVE_HC, FAILED_OUTLIER, PENDING_ACTIVE_HC};
+use lateen_balance::{Address, Host, outlier};
 use lateen_snapshot::Cluster;
 use lateen_snapshot::cluster::ClusterConfig;
 use lateen_telemetry::envoy_names::health_check as names;
@@ -101,6 +101,10 @@ fn settle(main: &Main, cluster: &Cluster, host: &Host, failed: bool, answer: Ans
     host.set_flag(FAILED_ACTIVE_HC, failed);
     host.set_flag(DEGRADED_ACTIVE_HC, answer.degraded);
     host.set_flag(PENDING_ACTIVE_HC, false);
+    let well = answer.result == Checked::Healthy && !failed && before & FAILED_ACTIVE_HC == 0;
+    if well && before & FAILED_OUTLIER != 0 && cluster.config.outlier.as_ref().is_some_and(|o| o.uneject_on_check) {
+        outlier::release(host);
+    }
     if host.flags() == before {
         return;
     }

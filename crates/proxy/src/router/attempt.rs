@@ -80,6 +80,7 @@ pub(super) async fn run(
         alpn: crate::filter::http::alpn_overrides(exchange),
         authority: &exchange.request.authority,
         upgrade: exchange.request.upgrade.is_some(),
+        addresses: Some((exchange.conn.remote, exchange.conn.local)),
     };
     let target = cluster.target(host, &wish);
     let at = exchange.info.moment;

@@ -1,4 +1,6 @@
 //! The hash that consistent load balancing goes by (Envoy `HashPolicyImpl`, xxHash64).
+use std::net::IpAddr;
+
 use http::HeaderValue;
 use lateen_snapshot::route::{HashPolicy, HashSource};
 use xxhash_rust::xxh64::xxh64;
@@ -19,6 +21,11 @@ pub(super) fn of(exchange: &mut Exchange<'_>, policies: &[HashPolicy]) -> Option
     hash
 }
 
+/// The hash of a caller's address, without its port.
+pub(crate) fn of_address(address: IpAddr) -> u64 {
+    xxh64(address.to_string().as_bytes(), 0)
+}
+
 fn one(exchange: &mut Exchange<'_>, source: &HashSource) -> Option<u64> {
     match source {
         HashSource::Header { name } => {
@@ -33,7 +40,7 @@ fn one(exchange: &mut Exchange<'_>, source: &HashSource) -> Option<u64> {
                 }
             }
         }
-        HashSource::SourceIp => Some(xxh64(exchange.info.remote.ip().to_string().as_bytes(), 0)),
+        HashSource::SourceIp => Some(of_address(exchange.info.remote.ip())),
         HashSource::QueryParameter(name) => {
             let found = lateen_snapshot::matching::query_parameters(&exchange.request.path).find(|(key, _)| *key == &**name);
             found.map(|(_, value)| xxh64(value.as_bytes(), 0))

@@ -97,7 +97,7 @@ async fn send(worker: &Rc<Worker>, live: &Rc<Live>, id: ClusterId, request: Requ
     let cluster = live.cluster(worker, id)?;
     let _permit = cluster.breakers(false).requests.take()?;
     let host = cluster.choose(&Context::default(), None)?;
-    let wish = TargetWish { downstream: Version::Http11, alpn: None, authority: &request.authority, upgrade: false };
+    let wish = TargetWish { downstream: Version::Http11, alpn: None, authority: &request.authority, upgrade: false, addresses: None };
     let target = cluster.target(host, &wish);
     let _active = target.host.begin_request();
     let mut lease = target.pool.acquire(worker, &cluster, &target.host, false, &target.plan).await.ok()?;

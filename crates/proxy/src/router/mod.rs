@@ -2,7 +2,7 @@
 mod attempt;
 pub(crate) mod finalize;
 mod forward;
-mod hash;
+pub(crate) mod hash;
 pub(crate) mod lookup;
 mod mirror;
 mod outcome;

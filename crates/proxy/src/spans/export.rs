@@ -118,7 +118,7 @@ async fn send(worker: &Rc<Worker>, collector: &Collector, body: Bytes) -> Result
     let request = request(collector, json, body.len());
     let _permit = cluster.breakers(false).requests.take().ok_or(Lost::Failed)?;
     let host = cluster.choose(&Context::default(), None).ok_or(Lost::Failed)?;
-    let wish = TargetWish { downstream: request.version, alpn: None, authority: &request.authority, upgrade: false };
+    let wish = TargetWish { downstream: request.version, alpn: None, authority: &request.authority, upgrade: false, addresses: None };
     let target = cluster.target(host, &wish);
     let _active = target.host.begin_request();
     let acquired = target.pool.acquire(worker, &cluster, &target.host, false, &target.plan).await;

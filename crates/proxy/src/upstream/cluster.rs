@@ -78,6 +78,8 @@ pub(crate) struct TargetWish<'a> {
     pub(crate) alpn: Option<&'a Arc<AlpnOverrides>>,
     pub(crate) authority: &'a str,
     pub(crate) upgrade: bool,
+    /// The caller's address and the one that it wanted, for the PROXY protocol.
+    pub(crate) addresses: Option<(SocketAddr, SocketAddr)>,
 }
 
 impl ClusterState {
@@ -203,7 +205,12 @@ impl ClusterState {
             UpstreamHttp::Auto(_) => Wanted::Auto,
         };
         let transport = config.transports.get(host.transport as usize);
+        let proxied = transport.and_then(|t| t.proxy_protocol).and(wish.addresses);
         let Some(tls) = transport.and_then(|t| t.tls.as_ref()) else {
+            if proxied.is_some() {
+                let pool = self.host_pools(&host).pool(PoolKey { tls: 0, alpn: 0, server_name: None, wanted, proxied });
+                return Target { host, pool, plan: ConnectPlan { addresses: proxied, ..ConnectPlan::default() } };
+            }
             let token = wanted as usize;
             if let Some((last, last_token, pool)) = &*self.last.borrow()
                 && *last == Arc::as_ptr(&host)
@@ -211,16 +218,16 @@ impl ClusterState {
             {
                 return Target { host, pool: Rc::clone(pool), plan: ConnectPlan::default() };
             }
-            let key = PoolKey { tls: 0, alpn: 0, server_name: None, wanted };
+            let key = PoolKey { tls: 0, alpn: 0, server_name: None, wanted, proxied: None };
             let pool = self.host_pools(&host).pool(key);
             *self.last.borrow_mut() = Some((Arc::as_ptr(&host), token, Rc::clone(&pool)));
             return Target { host, pool, plan: ConnectPlan::default() };
         };
         let server_name = (tls.sni.is_none() && tls.auto_sni).then(|| Arc::from(wish.authority));
         let (alpn_id, alpn) = alpn_offer(wish, wanted, &tls.alpn);
-        let key = PoolKey { tls: tls_id(transport), alpn: alpn_id, server_name: server_name.clone(), wanted };
+        let key = PoolKey { tls: tls_id(transport), alpn: alpn_id, server_name: server_name.clone(), wanted, proxied };
         let pool = self.host_pools(&host).pool(key);
-        Target { host, pool, plan: ConnectPlan { alpn, server_name, addresses: None } }
+        Target { host, pool, plan: ConnectPlan { alpn, server_name, addresses: proxied } }
     }
 
     /// Closes what is idle for too long, forgets addresses that nobody uses.
@@ -232,7 +239,15 @@ impl ClusterState {
         for (address, host_pools) in all {
             let pools = host_pools.0.borrow().clone();
             // Every pool is swept, also behind one that is in use.
-            let unused = pools.iter().filter(|pool| !pool.sweep(config, &self.stats, now)).count() == 0;
+            let mut unused = true;
+            for pool in &pools {
+                let empty = pool.sweep(config, &self.stats, now);
+                unused &= empty;
+                // Each caller has its own here, and few come back. One that an exchange still holds stays.
+                if empty && pool.key.proxied.is_some() && Rc::strong_count(pool) <= 2 {
+                    host_pools.0.borrow_mut().retain(|other| !Rc::ptr_eq(other, pool));
+                }
+            }
             if unused && !self.cluster.hosts.hosts().any(|h| h.address == address) {
                 empty.push(address);
             }

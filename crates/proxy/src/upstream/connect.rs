@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lateen_balance::Address;
+use lateen_balance::{Address, Host};
 use lateen_snapshot::cluster::{ClusterConfig, TcpKeepalive, Transport};
 use rustls_pki_types::ServerName;
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, UnixStream};
 use tokio_rustls::{TlsConnector, TlsStream};
 
+use super::eyeballs;
 use crate::io::{Io, Raw, Socket};
 use crate::listener::proxy_header;
 
@@ -69,10 +70,10 @@ impl Dialer {
         &self,
         config: &ClusterConfig,
         transport: Option<&Transport>,
-        address: &Address,
+        host: &Host,
         plan: &ConnectPlan,
     ) -> Result<Io, ConnectFailure> {
-        let attempt = self.attempt(config, transport, address, plan);
+        let attempt = self.attempt(config, transport, host, plan);
         match tokio::time::timeout(config.connect_timeout.max(Duration::from_millis(1)), attempt).await {
             Ok(result) => result,
             Err(_) => Err(ConnectFailure::Timeout),
@@ -83,14 +84,18 @@ impl Dialer {
         &self,
         config: &ClusterConfig,
         transport: Option<&Transport>,
-        address: &Address,
+        host: &Host,
         plan: &ConnectPlan,
     ) -> Result<Io, ConnectFailure> {
         let refused = |e: io::Error| ConnectFailure::Refused(plain_error(&e));
-        let raw = match address {
-            Address::Socket(address) => {
+        let raw = match &host.address {
+            Address::Socket(address) if host.addresses.is_empty() => {
                 let socket = self.socket(config, *address).map_err(refused)?;
                 Raw::Tcp(socket.connect(*address).await.map_err(refused)?)
+            }
+            Address::Socket(_) => {
+                let connect = |address| async move { self.socket(config, address)?.connect(address).await };
+                Raw::Tcp(Box::pin(eyeballs::first(&host.addresses, connect)).await.map_err(refused)?)
             }
             Address::Pipe(path) => Raw::Unix(UnixStream::connect(&**path).await.map_err(refused)?),
         };
@@ -105,7 +110,7 @@ impl Dialer {
         let client = tls.with_alpn(alpn).ok_or(ConnectFailure::NotReady)?;
         let name = match tls.sni.as_deref().or(plan.server_name.as_deref()) {
             Some(name) => server_name(name)?,
-            None => ServerName::IpAddress(match address {
+            None => ServerName::IpAddress(match &host.address {
                 Address::Socket(address) => address.ip().into(),
                 Address::Pipe(_) => IpAddr::from([127, 0, 0, 1]).into(),
             }),

@@ -1,6 +1,7 @@
 //! Upstream connections of one worker: made, pooled, shared and given up. Nothing here crosses threads.
 mod cluster;
 mod connect;
+mod eyeballs;
 mod lease;
 mod pool;
 

@@ -45,6 +45,8 @@ pub(crate) struct PoolKey {
     pub(crate) alpn: usize,
     pub(crate) server_name: Option<Arc<str>>,
     pub(crate) wanted: Wanted,
+    /// The caller's addresses, where a PROXY protocol header tells them.
+    pub(crate) proxied: Option<(SocketAddr, SocketAddr)>,
 }
 
 /// Why an exchange got no connection.
@@ -276,7 +278,7 @@ impl Pool {
         };
         let dialling = Dialling::start(self);
         let transport = config.transports.get(host.transport as usize);
-        let result = worker.dialer.connect(config, transport, &host.address, plan).await;
+        let result = worker.dialer.connect(config, transport, host, plan).await;
         let io = match result {
             Ok(io) => io,
             Err(failure) => {

@@ -16,3 +16,4 @@ mod swap;
 mod tcp;
 mod tls;
 mod tracing;
+mod upstream;

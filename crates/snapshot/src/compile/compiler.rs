@@ -616,6 +616,7 @@ fn assigned(compiled: &Compiled, assignment: &Assignment, living: &HashMap<&Addr
             let EndpointAddress::Fixed(address) = &endpoint.at else { continue };
             let member = Member {
                 address: address.clone(),
+                addresses: endpoint.addresses.clone(),
                 hostname: endpoint.hostname.clone(),
                 weight: endpoint.weight,
                 locality: locality.locality.clone(),
@@ -647,6 +648,7 @@ fn resolved_members(
         for ip in addresses.take(most) {
             let member = Member {
                 address: Address::Socket(SocketAddr::new(*ip, target.port)),
+                addresses: Vec::new(),
                 hostname: target.name.clone(),
                 weight: target.weight,
                 locality: target.locality.clone(),

@@ -32,6 +32,8 @@ pub(crate) struct AssignedLocality {
 #[derive(Debug)]
 pub(crate) struct AssignedEndpoint {
     pub(crate) at: EndpointAddress,
+    /// All addresses, when there are several.
+    pub(crate) addresses: Vec<SocketAddr>,
     pub(crate) hostname: Arc<str>,
     pub(crate) weight: u32,
     pub(crate) flags: u32,
@@ -106,8 +108,7 @@ fn endpoint(value: proto::LbEndpoint, inherited: Option<&prost_types::Struct>) -
         None => return Err(Invalid::field("endpoint", "is missing")),
     };
     let proto::Endpoint { address, health_check_config, hostname, additional_addresses, observability_name } = endpoint;
-    // Other addresses of the same host would only be tried when the first fails.
-    harmless!(observability_name, additional_addresses);
+    harmless!(observability_name);
     let proto::endpoint::HealthCheckConfig { port_value, hostname: check_hostname, address: check_address, disable_active_health_check } =
         health_check_config.unwrap_or_default();
     let at = match place(address).within("endpoint.address")? {
@@ -117,6 +118,7 @@ fn endpoint(value: proto::LbEndpoint, inherited: Option<&prost_types::Struct>) -
     };
     let checked_at =
         checked_at(&at, check_address, port_value, check_hostname, disable_active_health_check).within("endpoint.health_check_config")?;
+    let addresses = addresses(&at, additional_addresses).within("endpoint")?;
     if load_balancing_weight == Some(0) {
         return Err(Invalid::field("load_balancing_weight", "must be at least 1"));
     }
@@ -128,6 +130,7 @@ fn endpoint(value: proto::LbEndpoint, inherited: Option<&prost_types::Struct>) -
     };
     Ok(AssignedEndpoint {
         at,
+        addresses,
         hostname: hostname.into(),
         weight: load_balancing_weight.unwrap_or(1),
         flags,
@@ -135,6 +138,27 @@ fn endpoint(value: proto::LbEndpoint, inherited: Option<&prost_types::Struct>) -
         workload: metadata_text(metadata.as_ref(), "istio", "workload").map(Into::into),
         transport_match: transport_match(metadata.as_ref()).or_else(|| inherited.cloned()),
     })
+}
+
+/// All addresses of an endpoint that has several: the families take turns, beginning with that of its first address,
+/// as RFC 8305 has it.
+fn addresses(at: &EndpointAddress, more: Vec<proto::endpoint::AdditionalAddress>) -> Result<Vec<SocketAddr>> {
+    if more.is_empty() {
+        return Ok(Vec::new());
+    }
+    let EndpointAddress::Fixed(Address::Socket(first)) = at else {
+        return Err(Invalid::field("additional_addresses", "need a first address that is an IP address"));
+    };
+    let mut families = [vec![*first], Vec::new()];
+    for (index, proto::endpoint::AdditionalAddress { address }) in more.into_iter().enumerate() {
+        let Place::Socket(socket) = place(address).within("address").within_item("additional_addresses", index)? else {
+            return Err(Invalid::new("must be an IP address")).within_item("additional_addresses", index);
+        };
+        families[usize::from(socket.is_ipv4() != first.is_ipv4())].push(socket);
+    }
+    let [same, other] = families;
+    let most = same.len().max(other.len());
+    Ok((0..most).flat_map(|i| same.get(i).into_iter().chain(other.get(i)).copied()).collect())
 }
 
 /// Where the endpoint is checked; `None` when like a request.
@@ -164,6 +188,7 @@ fn checked_at(
 /// A member as it should be; [`host`] finds or makes the live one.
 pub(crate) struct Member {
     pub(crate) address: Address,
+    pub(crate) addresses: Vec<SocketAddr>,
     pub(crate) hostname: Arc<str>,
     pub(crate) weight: u32,
     pub(crate) locality: Locality,
@@ -178,10 +203,11 @@ pub(crate) struct Member {
 /// The host that lives at the member's address already, if nothing fixed about it changed, so that its
 /// load, health and ejection go on; else a new one.
 pub(crate) fn host(member: Member, living: &HashMap<&Address, &Arc<Host>>) -> Arc<Host> {
-    let Member { address, hostname, weight, locality, transport, workload, flags, checked_at, unchecked } = member;
+    let Member { address, addresses, hostname, weight, locality, transport, workload, flags, checked_at, unchecked } = member;
     let unchecked = unchecked.filter(|_| !checked_at.as_ref().is_some_and(|c| c.disabled));
     let same = |h: &Host| {
-        h.hostname == hostname
+        h.addresses == addresses
+            && h.hostname == hostname
             && h.weight == weight
             && h.locality == locality
             && h.transport == transport
@@ -192,6 +218,7 @@ pub(crate) fn host(member: Member, living: &HashMap<&Address, &Arc<Host>>) -> Ar
         Some(host) if same(host) => Arc::clone(host),
         _ => {
             let mut host = Host::new(address);
+            host.addresses = addresses;
             host.hostname = hostname;
             host.weight = weight;
             host.locality = locality;

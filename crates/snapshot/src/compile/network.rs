@@ -6,6 +6,7 @@ use bytes::Bytes;
 use lateen_proto::envoy::config::listener::v3::{self as listener, filter};
 use lateen_proto::envoy::extensions::filters::network as proto;
 use lateen_proto::envoy::tcp::metadataexchange::config::MetadataExchange;
+use lateen_proto::envoy::r#type::v3 as types;
 use lateen_proto::{Any, any};
 use proto::tcp_proxy::v3 as tcp;
 
@@ -109,12 +110,14 @@ fn network_rbac(value: proto::rbac::v3::Rbac) -> Result<crate::matcher::Rbac> {
 
 fn connection_limit(value: proto::connection_limit::v3::ConnectionLimit) -> Result<NetworkFilter> {
     let proto::connection_limit::v3::ConnectionLimit { stat_prefix, max_connections, delay, runtime_enabled } = value;
-    harmless!(stat_prefix, runtime_enabled);
+    harmless!(stat_prefix);
+    // A refused connection is closed at once, and the switch cannot be thrown while we run.
+    refuse!(delay, runtime_enabled);
     let max = max_connections.ok_or_else(|| Invalid::field("max_connections", "is missing"))?;
     if max == 0 {
         return Err(Invalid::field("max_connections", "must be at least 1"));
     }
-    Ok(NetworkFilter::ConnectionLimit { max, delay: limit(delay.as_ref(), None, "delay")? })
+    Ok(NetworkFilter::ConnectionLimit { max })
 }
 
 fn tcp_proxy(value: tcp::TcpProxy, context: &mut Context<'_>) -> Result<TcpProxy> {
@@ -142,10 +145,12 @@ fn tcp_proxy(value: tcp::TcpProxy, context: &mut Context<'_>) -> Result<TcpProxy
         check_drain_close,
         cluster_specifier,
     } = value;
-    harmless!(max_downstream_connection_duration_jitter_percentage, access_log_flush_interval, proxy_protocol_tlv_merge_policy);
-    harmless!(access_log_options, max_early_data_bytes, check_drain_close, backoff_options);
+    // The merge policy is for TLVs and the early data for a connect mode, both refused below.
+    harmless!(proxy_protocol_tlv_merge_policy, max_early_data_bytes);
+    refuse!(max_downstream_connection_duration_jitter_percentage, access_log_flush_interval, check_drain_close, backoff_options);
+    log_options(access_log_options.unwrap_or_default()).within("access_log_options")?;
     refuse!(on_demand, metadata_match, downstream_idle_timeout, upstream_idle_timeout, tunneling_config, flush_access_log_on_connected);
-    refuse!(proxy_protocol_tlvs, upstream_connect_mode, hash_policy);
+    refuse!(proxy_protocol_tlvs, upstream_connect_mode);
     if stat_prefix.is_empty() {
         return Err(Invalid::field("stat_prefix", "is empty; give a name for statistics"));
     }
@@ -164,8 +169,26 @@ fn tcp_proxy(value: tcp::TcpProxy, context: &mut Context<'_>) -> Result<TcpProxy
         idle_timeout: limit(idle_timeout.as_ref(), Some(Duration::from_secs(3600)), "idle_timeout")?,
         max_downstream_connection_duration: limit(max_downstream_connection_duration.as_ref(), None, "max_downstream_connection_duration")?,
         max_connect_attempts,
+        hash_source_ip: hash_source_ip(hash_policy).within("hash_policy")?,
         access_logs: access_log::logs(access_log, "access_log")?,
     })
+}
+
+/// Logs are written when a connection ends, and only then.
+fn log_options(value: tcp::tcp_proxy::TcpAccessLogOptions) -> Result<()> {
+    let tcp::tcp_proxy::TcpAccessLogOptions { access_log_flush_interval, flush_access_log_on_connected, flush_access_log_on_start } = value;
+    refuse!(access_log_flush_interval, flush_access_log_on_connected, flush_access_log_on_start);
+    Ok(())
+}
+
+/// Envoy takes one policy at most.
+fn hash_source_ip(policies: Vec<types::HashPolicy>) -> Result<bool> {
+    match policies.as_slice() {
+        [] => Ok(false),
+        [types::HashPolicy { policy_specifier: Some(types::hash_policy::PolicySpecifier::SourceIp(_)) }] => Ok(true),
+        [_] => Err(Invalid::new("only source_ip is supported")),
+        _ => Err(Invalid::new("has more than one policy; give one")),
+    }
 }
 
 fn weighted(value: tcp::tcp_proxy::WeightedCluster, context: &mut Context<'_>) -> Result<Vec<(crate::ClusterId, u32)>> {

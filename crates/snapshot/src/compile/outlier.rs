@@ -5,7 +5,7 @@ use lateen_balance::OutlierSettings;
 use lateen_proto::envoy::config::cluster::v3 as proto;
 
 use super::common::duration_or;
-use super::invalid::{Invalid, Result, harmless, refuse};
+use super::invalid::{Invalid, Result, refuse};
 
 pub(crate) fn outlier(value: proto::OutlierDetection) -> Result<OutlierSettings> {
     let proto::OutlierDetection {
@@ -36,7 +36,11 @@ pub(crate) fn outlier(value: proto::OutlierDetection) -> Result<OutlierSettings>
         always_eject_one_host,
         detect_degraded_hosts,
     } = value;
-    harmless!(enforcing_local_origin_success_rate, successful_active_health_check_uneject_host);
+    let counts_local = split_external_local_origin_errors && enforcing_local_origin_success_rate != Some(0);
+    if counts_local {
+        let reason = "success rates of local origin errors are not compared; set it to 0";
+        return Err(Invalid::field("enforcing_local_origin_success_rate", reason));
+    }
     refuse!(monitors, detect_degraded_hosts, enforcing_failure_percentage_local_origin);
     let default = OutlierSettings::default();
     let base = duration_or(base_ejection_time.as_ref(), default.base_ejection_time, "base_ejection_time")?;
@@ -68,6 +72,7 @@ pub(crate) fn outlier(value: proto::OutlierDetection) -> Result<OutlierSettings>
         max_ejection_time: duration_or(max_ejection_time.as_ref(), default.max_ejection_time.max(base), "max_ejection_time")?,
         max_ejection_time_jitter: duration_or(max_ejection_time_jitter.as_ref(), Duration::ZERO, "max_ejection_time_jitter")?,
         max_ejection_percent: max_ejection_percent.unwrap_or(default.max_ejection_percent),
+        uneject_on_check: successful_active_health_check_uneject_host.unwrap_or(true),
         always_eject_one_host: always_eject_one_host.unwrap_or(default.always_eject_one_host),
     })
 }

@@ -95,7 +95,7 @@ pub(crate) fn run(worker: &Worker, conn: &Conn) -> Verdict {
                     return Verdict::Close;
                 }
             }
-            NetworkFilter::ConnectionLimit { max, .. } => {
+            NetworkFilter::ConnectionLimit { max } => {
                 let share = max.div_ceil(worker.registry.workers().max(1) as u64);
                 if filters.open.get() >= share {
                     conn.listener.stats.inc(lateen_telemetry::envoy_names::listener::DOWNSTREAM_CX_OVERFLOW);

@@ -49,6 +49,8 @@ struct Outcome {
     failure: String,
     /// The host's verified identity.
     principal: PrincipalId,
+    /// Istio's metrics of the connection, once it is open on both sides.
+    series: Option<TcpSeries>,
 }
 
 pub(crate) async fn run(worker: &Rc<Worker>, state: &Rc<TcpState>, conn: &Rc<Conn>, mut io: Io, passed: Passed) {
@@ -58,7 +60,7 @@ pub(crate) async fn run(worker: &Rc<Worker>, state: &Rc<TcpState>, conn: &Rc<Con
     state.stats.add(names::DOWNSTREAM_CX_RX_BYTES_TOTAL, outcome.received);
     state.stats.add(names::DOWNSTREAM_CX_TX_BYTES_TOTAL, outcome.sent);
     if let Some(stats) = &passed.stats {
-        let series = series(worker, conn, &outcome, stats.reporter_source);
+        let series = outcome.series.take().unwrap_or_else(|| series(worker, conn, &outcome, stats.reporter_source));
         series.received(outcome.received);
         series.sent(outcome.sent);
         series.closed();
@@ -117,6 +119,8 @@ async fn serve(worker: &Rc<Worker>, state: &TcpState, conn: &Conn, io: &mut Io, 
     if let Some(uri) = upstream.tls().and_then(PeerIdentity::of_connection).and_then(|p| p.uri_sans.into_iter().next()) {
         outcome.principal = worker.istio.shared().principal(&uri);
     }
+    // Counted as opened now: a long connection would otherwise be seen only when it has ended.
+    outcome.series = passed.stats.as_ref().map(|stats| series(worker, conn, outcome, stats.reporter_source));
     let start = Instant::now();
     relay(state, conn, passed, io, &mut upstream, outcome).await;
     cluster.stats.inc(cluster_names::UPSTREAM_CX_DESTROY);
@@ -145,8 +149,10 @@ async fn connect(
     outcome: &mut Outcome,
 ) -> Option<(Io, Arc<Host>)> {
     let config = &cluster.cluster.config;
+    let hash = state.config.hash_source_ip.then(|| crate::router::hash::of_address(conn.remote.ip()));
+    let context = Context { hash, ..Context::default() };
     for _ in 0..state.config.max_connect_attempts.max(1) {
-        let Some(host) = cluster.choose(&Context::default(), Some(conn.local)) else {
+        let Some(host) = cluster.choose(&context, Some(conn.local)) else {
             cluster.stats.inc(cluster_names::UPSTREAM_CX_NONE_HEALTHY);
             outcome.flags = ResponseFlags::NO_HEALTHY_UPSTREAM;
             return None;
@@ -156,7 +162,7 @@ async fn connect(
         host.counters.cx_total.fetch_add(1, Relaxed);
         let plan = ConnectPlan { alpn: None, server_name: conn.server_name.clone(), addresses: Some((conn.remote, conn.local)) };
         let started = Instant::now();
-        match worker.dialer.connect(config, config.transports.get(host.transport as usize), &host.address, &plan).await {
+        match worker.dialer.connect(config, config.transports.get(host.transport as usize), &host, &plan).await {
             Ok(upstream) => {
                 cluster.stats.record(cluster_names::UPSTREAM_CX_CONNECT_MS, started.elapsed().as_micros() as u64);
                 host.counters.cx_active.fetch_add(1, Relaxed);

@@ -194,6 +194,13 @@ fn refusals_name_the_field_by_its_path() {
             on(&format!("{{filters: [{}]}}", manager("add_user_agent: true, route_config: {name: r}"))),
             "filter_chains[0].filters[0].add_user_agent: is not supported",
         ),
+        (
+            on(&format!(
+                "{{filters: [{}]}}",
+                tcp("a").replace("stat_prefix", "access_log_options: {flush_access_log_on_start: true}, stat_prefix")
+            )),
+            "filter_chains[0].filters[0].access_log_options.flush_access_log_on_start: is not supported",
+        ),
         (on(&format!("{{filters: [{}, {}]}}", tcp("a"), tcp("b"))), "filter_chains[0].filters[0]: tcp: must be the last filter"),
         (
             on(&format!("{{filter_chain_match: {{server_names: ['a*']}}, filters: [{}]}}", tcp("a"))),
@@ -231,6 +238,14 @@ fn refusals_name_the_field_by_its_path() {
         (
             "{name: c, type: STATIC, health_checks: [{timeout: 1s, interval: 1s, tcp_health_check: {}, event_service: {}}]}",
             "health_checks[0].event_service: is not supported",
+        ),
+        (
+            "{name: c, type: STATIC, outlier_detection: {split_external_local_origin_errors: true}}",
+            "outlier_detection.enforcing_local_origin_success_rate: success rates of local origin errors are not compared",
+        ),
+        (
+            "{name: c, type: STATIC, upstream_connection_options: {happy_eyeballs_config: {}}}",
+            "upstream_connection_options.happy_eyeballs_config: is not supported",
         ),
         ("{name: c, type: STATIC, health_checks: [{}, {}]}", "health_checks[1]: a cluster can have only one health check"),
         ("{name: c, type: STATIC, connect_timeout: -1s}", "connect_timeout: is not a valid duration"),

@@ -1,0 +1,114 @@
+//! Connections upstream: PROXY protocol headers, other addresses of a host, hosts by the caller's address.
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc;
+
+use crate::support::*;
+
+const PROXIED: &str = "transport_socket:\n  name: p\n  typed_config:\n    \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport\n    config: {version: V1}\n    transport_socket: {name: raw, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer}}";
+
+/// An HTTP server that tells each connection's PROXY line.
+fn proxied_server() -> (u16, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (tell, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let tell = tell.clone();
+            std::thread::spawn(move || {
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                let mut line = String::new();
+                reader.read_line(&mut line).unwrap();
+                tell.send(line).unwrap();
+                loop {
+                    let mut line = String::new();
+                    match reader.read_line(&mut line) {
+                        Ok(n) if n > 0 => {}
+                        _ => return,
+                    }
+                    if line == "\r\n" && !write_ok(&mut stream, "ok") {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (port, lines)
+}
+
+#[test]
+fn http_connections_upstream_tell_the_callers_address_and_are_not_shared_between_callers() {
+    let (port, lines) = proxied_server();
+    let mut config = Config::to(&[]);
+    config.clusters = vec![cluster("c", &[port], PROXIED)];
+    let proxy = config.start();
+    for _ in 0..2 {
+        let mut caller = proxy.connect();
+        let expected = format!("PROXY TCP4 127.0.0.1 127.0.0.1 {} {}\r\n", caller.local_addr().unwrap().port(), proxy.address.port());
+        for _ in 0..2 {
+            caller.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+            assert_eq!(Answer::read(&mut caller).status, 200);
+        }
+        assert_eq!(lines.recv_timeout(WAIT).unwrap(), expected);
+    }
+    assert!(lines.try_recv().is_err(), "a caller's second request uses the connection of the first");
+}
+
+#[test]
+fn another_address_of_a_host_is_used_when_the_first_cannot_be_reached() {
+    let upstream = Upstream::ok("second");
+    let at = |port: u16| format!("{{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}");
+    let mut config = Config::to(&[]);
+    config.clusters = vec![format!(
+        "- name: c\n  type: STATIC\n  connect_timeout: 5s\n  load_assignment: {{cluster_name: c, endpoints: [{{lb_endpoints: [{{endpoint: \
+         {{address: {}, additional_addresses: [{{address: {}}}]}}}}]}}]}}",
+        at(dead_port()),
+        at(upstream.port())
+    )];
+    let answer = config.start().get("/");
+    assert_eq!((answer.status, answer.body.as_str()), (200, "second"));
+}
+
+/// Answers every connection with its name.
+fn named(name: &'static str) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            stream.unwrap().write_all(name.as_bytes()).unwrap();
+        }
+    });
+    port
+}
+
+#[test]
+fn a_tcp_caller_always_meets_the_same_host_when_its_address_is_hashed() {
+    let ports: Vec<u16> = ["a", "b", "c", "d"].into_iter().map(named).collect();
+    let yaml = format!(
+        "node: {{id: t, cluster: t}}\nstatic_resources:\n  listeners:\n  - name: l\n    \
+         address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}\n    filter_chains:\n    - filters:\n      \
+         - name: tcp\n        typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, \
+         stat_prefix: t, cluster: c, hash_policy: [{{source_ip: {{}}}}]}}\n  clusters:\n{}\n",
+        cluster("c", &ports, "lb_policy: MAGLEV").lines().map(|l| format!("  {l}\n")).collect::<String>()
+    );
+    let proxy = start(&yaml);
+    let ask = |from: [u8; 4]| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&std::net::SocketAddr::from((from, 0)).into()).unwrap();
+        socket.connect(&proxy.address.into()).unwrap();
+        let mut stream: TcpStream = socket.into();
+        stream.set_read_timeout(Some(WAIT)).unwrap();
+        let mut name = String::new();
+        stream.read_to_string(&mut name).unwrap();
+        name
+    };
+    let answers: Vec<String> = (1..=40).map(|last| ask([127, 0, 7, last])).collect();
+    for (last, answer) in (1..=40).zip(&answers) {
+        assert_eq!(&ask([127, 0, 7, last]), answer);
+    }
+    let mut different = answers;
+    different.sort();
+    different.dedup();
+    assert!(different.len() > 1, "forty addresses would not all meet one host");
+}
