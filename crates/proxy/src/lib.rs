@@ -7,6 +7,8 @@
 pub mod admin;
 pub mod bootstrap;
 mod filter;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod http;
 mod io;
 mod listener;

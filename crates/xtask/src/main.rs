@@ -14,6 +14,8 @@ Tasks:
   peers          install the foreign peers only
   instructions [--check | --write]
                  count what a request costs (needs valgrind); compare with the committed figures, or replace them
+  fuzz TARGET [--seconds N] [--seed N]
+                 look for bytes that make a reader panic; without a target, lists them
   lint           formatting and clippy, as continuous integration runs them";
 
 fn main() -> ExitCode {
@@ -23,6 +25,7 @@ fn main() -> ExitCode {
         Some("peers") => peers::install().map(|_| ()),
         Some("lint") => lint(),
         Some("instructions") => instructions::run(args),
+        Some("fuzz") => run(cargo().args(["run", "--quiet", "-p", "lateen-fuzz", "--"]).args(args)),
         _ => {
             println!("{HELP}");
             Ok(())

@@ -138,6 +138,16 @@ impl Probe {
     }
 }
 
+/// The verdict in words; `None` while more bytes could change it.
+#[cfg(feature = "fuzzing")]
+pub(super) fn version_of(bytes: &[u8]) -> Option<String> {
+    match http_version(bytes) {
+        Sniffed::NeedMore => None,
+        Sniffed::NotHttp => Some("no HTTP".to_owned()),
+        Sniffed::Version(version) => Some(version.escape_ascii().to_string()),
+    }
+}
+
 enum Sniffed {
     NeedMore,
     NotHttp,

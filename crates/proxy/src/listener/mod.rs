@@ -7,6 +7,8 @@ mod inspect;
 mod manager;
 pub(crate) mod proxy_header;
 mod socket;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod verdict;
 
 pub(crate) use chain::{ChainState, ListenerState, TerminalState};
 pub(crate) use connection::{Conn, TlsInfo};

@@ -59,6 +59,12 @@ impl H1Client {
         self.framing = encode::request(self.wire.head(), request);
     }
 
+    /// As after a request that was sent elsewhere.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn expect_response(&mut self, to_head: bool) {
+        self.is_head = to_head;
+    }
+
     /// Whether any byte of the current request left, as far as the kernel was asked.
     pub(crate) fn wrote_any(&self) -> bool {
         self.wire.sent > self.sent_before

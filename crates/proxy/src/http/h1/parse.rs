@@ -158,9 +158,17 @@ fn ranges([name, name_len, value, value_len]: Span) -> (std::ops::Range<usize>, 
     (range(name, name_len), range(value, value_len))
 }
 
-/// Clients that send a stray CRLF after a body are tolerated (RFC 9112 2.2), within reason.
+/// Clients that send a stray CRLF after a body are tolerated (RFC 9112 2.2). Whole lines only: what is skipped must not
+/// depend on how the bytes were cut on their way.
 fn skip_blank_lines(input: &mut BytesMut, scan: &mut HeadScan) {
-    let blank = input.iter().take(8).take_while(|b| matches!(b, b'\r' | b'\n')).count();
+    let mut blank = 0;
+    loop {
+        blank += match (input.get(blank), input.get(blank + 1)) {
+            (Some(b'\n'), _) => 1,
+            (Some(b'\r'), Some(b'\n')) => 2,
+            _ => break,
+        };
+    }
     if blank > 0 {
         bytes::Buf::advance(input, blank);
         scan.reset();
