@@ -85,7 +85,7 @@ fn told(request: &Request) -> String {
     format!(
         "{} {} {} {} {:?} {:?} {:?} {:?}",
         request.method,
-        &*request.scheme,
+        request.scheme,
         &*request.authority,
         &*request.path,
         request.headers,

@@ -31,9 +31,14 @@ pub(super) fn install() {
                 return before(info);
             }
             let place = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
-            PLACE.set(Some(format!("{place}: {}", info.payload_as_str().unwrap_or("no message"))));
+            PLACE.set(Some(format!("{place}: {}", message(info.payload()))));
         }));
     });
+}
+
+fn message(payload: &dyn std::any::Any) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 /// What the last panic of this thread said, with its place.

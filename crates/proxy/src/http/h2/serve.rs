@@ -53,7 +53,9 @@ pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, i
         let Some(accepted) = accepted else { return };
         served = served.saturating_add(1);
         let last = hcm.config.max_requests_per_connection.is_some_and(|most| served >= most);
-        if (last || conn.ends(worker)) && end.announce(&server) && !last {
+        if last {
+            end.announce(&server);
+        } else if conn.ends(worker) && end.announce(&server) {
             hcm.stats.inc(names::DOWNSTREAM_CX_DRAIN_CLOSE);
         }
         end.active_at = Instant::now();
