@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lateen_identity::PeerIdentity;
 
 use crate::matcher::{Permission, Principal, Rbac, RbacAction, RbacPolicy};
+use crate::metadata::Metadata;
 use crate::route::RequestHead;
 
 /// What rules may ask about.
@@ -21,6 +22,8 @@ pub struct Facts<'a> {
     /// The verified peer certificate, if the connection is mutual TLS.
     pub peer: Option<&'a PeerIdentity>,
     pub server_name: Option<&'a str>,
+    /// What filters found out about the request; `None` for connections.
+    pub metadata: Option<&'a Metadata>,
 }
 
 /// The outcome, with the policy that decided.
@@ -65,6 +68,7 @@ impl Permission {
             Self::DestinationIp(block) => block.contains(facts.destination.ip()),
             Self::DestinationPort(port) => facts.destination.port() == *port,
             Self::DestinationPortRange(range) => range.contains(&facts.destination.port()),
+            Self::Metadata(matcher) => matcher.matches(facts.metadata),
             Self::RequestedServerName(matcher) => matcher.matches(facts.server_name.unwrap_or_default()),
         }
     }
@@ -80,6 +84,7 @@ impl Principal {
             Self::Authenticated(None) => facts.peer.is_some(),
             Self::Authenticated(Some(matcher)) => facts.peer.is_some_and(|peer| has_name(peer, |name| matcher.matches(name))),
             Self::DirectRemoteIp(block) | Self::SourceIp(block) => block.contains(facts.direct_remote),
+            Self::Metadata(matcher) => matcher.matches(facts.metadata),
             Self::RemoteIp(block) => block.contains(facts.remote),
             Self::Header(matcher) => facts.head.is_some_and(|head| matcher.matches_any_value(head)),
             Self::UrlPath(matcher) => facts.head.is_some_and(|head| matcher.matches(head.path())),

@@ -383,6 +383,7 @@ fn facts<'a>(call: &'a Call, head: Option<&'a RequestHead<'a>>) -> Facts<'a> {
         remote: call.source.ip(),
         peer: call.peer.as_ref(),
         server_name: call.sni.as_deref(),
+        metadata: None,
     }
 }
 

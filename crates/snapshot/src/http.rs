@@ -3,6 +3,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::header::HeaderMutations;
+use crate::header_metadata::HeaderToMetadata;
+use crate::jwt::{JwtAuthn, JwtPerRoute};
 use crate::matcher::{Fraction, Rbac, StringMatcher, ValueMatcher};
 use crate::ratelimit::LocalRateLimit;
 use crate::trace::Tracing;
@@ -163,6 +165,8 @@ pub enum HttpFilter {
     IstioStats(Arc<IstioStats>),
     PeerMetadata(Arc<PeerMetadata>),
     LocalRateLimit(Arc<LocalRateLimit>),
+    HeaderToMetadata(Arc<HeaderToMetadata>),
+    JwtAuthn(Arc<JwtAuthn>),
 }
 
 /// Envoy `Router` filter.
@@ -248,6 +252,8 @@ pub struct PerRoute {
     pub cors: Option<Arc<Cors>>,
     pub rbac: Option<Arc<RbacPerRoute>>,
     pub local_rate_limit: Option<Arc<LocalRateLimit>>,
+    pub header_to_metadata: Option<Arc<HeaderToMetadata>>,
+    pub jwt_authn: Option<Arc<JwtPerRoute>>,
     /// Filters that are switched off here (`true`), or on again, by their names.
     pub disabled: Vec<(Arc<str>, bool)>,
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use http::HeaderName;
 use regex::Regex;
 
+use crate::metadata::MetadataMatcher;
+
 /// A string matcher (Envoy string.proto).
 #[derive(Debug, Clone)]
 pub enum StringMatcher {
@@ -165,6 +167,7 @@ pub enum Permission {
     DestinationPort(u16),
     DestinationPortRange(std::ops::Range<u16>),
     RequestedServerName(StringMatcher),
+    Metadata(MetadataMatcher),
 }
 
 #[derive(Debug)]
@@ -182,4 +185,5 @@ pub enum Principal {
     SourceIp(Cidr),
     Header(HeaderMatcher),
     UrlPath(StringMatcher),
+    Metadata(MetadataMatcher),
 }

@@ -1,13 +1,9 @@
 //! Service-account tokens: JWTs signed by the cluster (or by the local runner's [`crate::token`]).
-//!
-//! Only asymmetric signatures count: with a shared-secret algorithm, whoever reads the public key
-//! could sign. A key is tried only with algorithms of its own family.
 use super::{AuthFailure, Authenticator, Credentials};
+use crate::jwks::{InvalidKeys, KeySet};
 use arc_swap::ArcSwap;
 use base64::Engine;
 use futures_util::future::BoxFuture;
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet};
-use jsonwebtoken::{Algorithm, DecodingKey, Header, Validation};
 use lateen_core::spiffe::SpiffeId;
 use serde::Deserialize;
 use std::sync::Arc;
@@ -31,27 +27,10 @@ pub struct JwtConfig {
     pub trust_domain: String,
 }
 
-/// Public keys that cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidKeys {
-    #[error("the key set is not a JWKS: {0}")]
-    Json(String),
-    #[error("key {position} cannot be used: {reason}")]
-    Key { position: usize, reason: String },
-    #[error("there is no key to verify tokens with")]
-    None,
-}
-
-struct VerifyingKey {
-    id: Option<String>,
-    algorithms: Vec<Algorithm>,
-    key: DecodingKey,
-}
-
 /// Verifies tokens with a set of public keys that can be replaced while running.
 pub struct JwtAuthenticator {
     config: JwtConfig,
-    keys: ArcSwap<Vec<VerifyingKey>>,
+    keys: ArcSwap<KeySet>,
 }
 
 impl JwtAuthenticator {
@@ -60,7 +39,7 @@ impl JwtAuthenticator {
     /// # Errors
     /// When it does not parse or holds no usable public key.
     pub fn from_jwks(config: JwtConfig, jwks: &str) -> Result<Self, InvalidKeys> {
-        Ok(Self { config, keys: ArcSwap::from_pointee(parse_jwks(jwks)?) })
+        Ok(Self { config, keys: ArcSwap::from_pointee(KeySet::parse(jwks)?) })
     }
 
     /// Verifies with public keys in PEM (`PUBLIC KEY`), RSA or EC.
@@ -68,8 +47,7 @@ impl JwtAuthenticator {
     /// # Errors
     /// When one cannot be used, or there is none.
     pub fn from_pems(config: JwtConfig, pems: &[&str]) -> Result<Self, InvalidKeys> {
-        let keys = pems.iter().enumerate().map(|(index, pem)| pem_key(index + 1, pem)).collect::<Result<Vec<_>, _>>()?;
-        if keys.is_empty() { Err(InvalidKeys::None) } else { Ok(Self { config, keys: ArcSwap::from_pointee(keys) }) }
+        Ok(Self { config, keys: ArcSwap::from_pointee(KeySet::from_pems(pems)?) })
     }
 
     /// Replaces the keys, for instance after the issuer rotated them.
@@ -77,7 +55,7 @@ impl JwtAuthenticator {
     /// # Errors
     /// As [`JwtAuthenticator::from_jwks`]; the old keys then stay.
     pub fn set_jwks(&self, jwks: &str) -> Result<(), InvalidKeys> {
-        self.keys.store(Arc::new(parse_jwks(jwks)?));
+        self.keys.store(Arc::new(KeySet::parse(jwks)?));
         Ok(())
     }
 
@@ -96,19 +74,9 @@ impl JwtAuthenticator {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(format!("the token is {} bytes large; at most {MAX_TOKEN_BYTES} are read", token.len()));
         }
-        let header = header(token)?;
-        let keys = self.keys.load();
-        let fits = |key: &&VerifyingKey| {
-            key.algorithms.contains(&header.alg) && (header.kid.is_none() || key.id.is_none() || key.id == header.kid)
-        };
-        let mut reason = format!("no key fits the token's algorithm {:?} and key id", header.alg);
-        for key in keys.iter().filter(fits) {
-            match jsonwebtoken::decode::<Claims>(token, &key.key, &signature_only(header.alg)) {
-                Ok(data) => return Ok(data.claims),
-                Err(e) => reason = e.to_string(),
-            }
-        }
-        Err(reason)
+        self.keys.load().verify(token).map_err(|e| e.to_string())?;
+        let payload = token.split('.').nth(1).and_then(|text| base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text).ok());
+        serde_json::from_slice(&payload.unwrap_or_default()).map_err(|e| format!("the token's claims cannot be read: {e}"))
     }
 
     fn check_claims(&self, claims: &Claims, now: SystemTime) -> Result<(), String> {
@@ -142,77 +110,6 @@ impl Authenticator for JwtAuthenticator {
         };
         Box::pin(std::future::ready(result))
     }
-}
-
-/// The header, with what the library's own type would swallow: `alg: none` and critical extensions.
-fn header(token: &str) -> Result<Header, String> {
-    let raw = token.split('.').next().unwrap_or_default();
-    let json = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(raw).map_err(|_| "the token is not a JWT".to_owned())?;
-    let fields: serde_json::Value = serde_json::from_slice(&json).map_err(|_| "the token's header is not JSON".to_owned())?;
-    if fields.get("crit").is_some() {
-        return Err("the token demands critical header extensions".to_owned());
-    }
-    let algorithm = fields.get("alg").and_then(|a| a.as_str()).unwrap_or("none").to_owned();
-    let header = jsonwebtoken::decode_header(token).map_err(|_| format!("the token's algorithm {algorithm:?} is not accepted"))?;
-    match header.alg {
-        Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512 => {
-            Err(format!("the token's algorithm {algorithm:?} is not accepted: not asymmetric"))
-        }
-        _ => Ok(header),
-    }
-}
-
-/// Time and audience are checked by us, against a `now` that tests can choose.
-fn signature_only(algorithm: Algorithm) -> Validation {
-    let mut validation = Validation::new(algorithm);
-    validation.validate_exp = false;
-    validation.validate_nbf = false;
-    validation.validate_aud = false;
-    validation.required_spec_claims.clear();
-    validation
-}
-
-fn parse_jwks(text: &str) -> Result<Vec<VerifyingKey>, InvalidKeys> {
-    let set: JwkSet = serde_json::from_str(text).map_err(|e| InvalidKeys::Json(e.to_string()))?;
-    let mut keys = Vec::new();
-    for (index, jwk) in set.keys.iter().enumerate() {
-        match jwk_key(index + 1, jwk) {
-            Ok(key) => keys.push(key),
-            // A set may hold keys for other uses; one of them must not disable the rest.
-            Err(error) => tracing::warn!(%error, "key of the key set is left out"),
-        }
-    }
-    if keys.is_empty() { Err(InvalidKeys::None) } else { Ok(keys) }
-}
-
-fn jwk_key(position: usize, jwk: &Jwk) -> Result<VerifyingKey, InvalidKeys> {
-    let failed = |reason: String| InvalidKeys::Key { position, reason };
-    let mut algorithms = match &jwk.algorithm {
-        AlgorithmParameters::RSA(_) => RSA.to_vec(),
-        AlgorithmParameters::EllipticCurve(ec) if ec.curve == EllipticCurve::P256 => vec![Algorithm::ES256],
-        AlgorithmParameters::EllipticCurve(ec) if ec.curve == EllipticCurve::P384 => vec![Algorithm::ES384],
-        AlgorithmParameters::OctetKeyPair(_) => vec![Algorithm::EdDSA],
-        _ => return Err(failed("not a public key of RSA, P-256, P-384 or Ed25519".to_owned())),
-    };
-    if let Some(only) = jwk.common.key_algorithm {
-        algorithms.retain(|a| format!("{a:?}") == only.to_string());
-        if algorithms.is_empty() {
-            return Err(failed(format!("its algorithm {only} does not fit its type")));
-        }
-    }
-    let key = DecodingKey::from_jwk(jwk).map_err(|e| failed(e.to_string()))?;
-    Ok(VerifyingKey { id: jwk.common.key_id.clone(), algorithms, key })
-}
-
-const RSA: [Algorithm; 6] = [Algorithm::RS256, Algorithm::RS384, Algorithm::RS512, Algorithm::PS256, Algorithm::PS384, Algorithm::PS512];
-
-fn pem_key(position: usize, pem: &str) -> Result<VerifyingKey, InvalidKeys> {
-    if let Ok(key) = DecodingKey::from_rsa_pem(pem.as_bytes()) {
-        return Ok(VerifyingKey { id: None, algorithms: RSA.to_vec(), key });
-    }
-    let key = DecodingKey::from_ec_pem(pem.as_bytes())
-        .map_err(|_| InvalidKeys::Key { position, reason: "not a PEM PUBLIC KEY of RSA or EC".to_owned() })?;
-    Ok(VerifyingKey { id: None, algorithms: vec![Algorithm::ES256, Algorithm::ES384], key })
 }
 
 #[derive(Deserialize)]

@@ -3,7 +3,9 @@ pub mod certificate;
 pub mod jwt;
 
 pub use certificate::CertificateAuthenticator;
-pub use jwt::{AUDIENCE, InvalidKeys, JwtAuthenticator, JwtConfig};
+pub use jwt::{AUDIENCE, JwtAuthenticator, JwtConfig};
+
+pub use crate::jwks::InvalidKeys;
 
 use futures_util::future::BoxFuture;
 use lateen_core::spiffe::SpiffeId;

@@ -231,6 +231,10 @@ impl Record for RequestRecord<'_> {
         self.info.flags
     }
 
+    fn dynamic_metadata(&self, namespace: &str, path: &[Box<str>]) -> Option<&serde_json::Value> {
+        self.info.metadata.get(namespace, path)
+    }
+
     fn connection_id(&self) -> Option<u64> {
         Some(self.conn.connected.id)
     }

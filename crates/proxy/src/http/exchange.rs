@@ -12,6 +12,7 @@ use lateen_balance::Host;
 use lateen_snapshot::RouteTable;
 use lateen_snapshot::bootstrap::overload::Action;
 use lateen_snapshot::http::RouteSource;
+use lateen_snapshot::metadata::Metadata;
 use lateen_snapshot::ratelimit::TokenBucket;
 use lateen_snapshot::route::{Route, VirtualHost};
 use lateen_telemetry::istio::{PeerId, PrincipalId};
@@ -106,6 +107,8 @@ pub(crate) struct Info {
     pub(crate) peer_asked: bool,
     /// The request's span, where it has one.
     pub(crate) span: Option<Box<Active>>,
+    /// What filters found out.
+    pub(crate) metadata: Metadata,
     /// Buckets that the caller is told about.
     pub(crate) quotas: Vec<Arc<TokenBucket>>,
 }
@@ -164,6 +167,7 @@ impl<'a> Exchange<'a> {
             cors_origin: None,
             peer_asked: false,
             span: None,
+            metadata: Metadata::default(),
             quotas: Vec::new(),
         };
         Self { worker, hcm, conn, live: worker.live(), request, down, timer, info }
@@ -234,6 +238,13 @@ impl<'a> Exchange<'a> {
         };
         self.info.route = router::lookup::find(&table, &self.request, self.worker.roll64());
         Ok(())
+    }
+
+    /// Finds the route again, after a filter changed what routes are matched by.
+    pub(crate) fn refresh_route(&mut self) {
+        if let Some(table) = self.info.route.as_ref().map(|matched| Arc::clone(&matched.table)) {
+            self.info.route = router::lookup::find(&table, &self.request, self.worker.roll64());
+        }
     }
 
     /// Whether this connection is to end after the response.

@@ -9,7 +9,7 @@ use lateen_snapshot::Listener;
 use lateen_snapshot::http::{HttpConnectionManager, HttpFilter, Router};
 use lateen_snapshot::listener::Direction;
 use lateen_telemetry::access_log::TextFormat;
-use lateen_telemetry::envoy_names::{cors, fault, http as names, local_rate_limit, rbac};
+use lateen_telemetry::envoy_names::{cors, fault, http as names, jwt_authn, local_rate_limit, rbac};
 use lateen_telemetry::{BlockName, Local};
 
 use super::h1::HeadLimits;
@@ -25,6 +25,7 @@ pub(crate) struct Hcm {
     pub(crate) fault: Local,
     pub(crate) cors: Local,
     pub(crate) rbac: Local,
+    pub(crate) jwt_authn: Local,
     pub(crate) logs: LogSet,
     pub(crate) limits: HeadLimits,
     pub(crate) server: HeaderValue,
@@ -44,7 +45,7 @@ impl Hcm {
         let router = config.filters.iter().find_map(|f| if let HttpFilter::Router(r) = f { Some(Arc::clone(r)) } else { None });
         let sees_response = |f: &HttpFilter| {
             use HttpFilter as F;
-            matches!(f, F::Cors | F::PeerMetadata(_) | F::IstioStats(_) | F::LocalRateLimit(_))
+            matches!(f, F::Cors | F::PeerMetadata(_) | F::IstioStats(_) | F::LocalRateLimit(_) | F::HeaderToMetadata(_))
         };
         Rc::new(Self {
             inbound: listener.direction == Direction::Inbound,
@@ -52,6 +53,7 @@ impl Hcm {
             fault: local(fault::DEFS, BlockName::http(prefix)),
             cors: local(cors::DEFS, BlockName::http(prefix)),
             rbac: local(rbac::DEFS, BlockName::http_filter(prefix, "rbac")),
+            jwt_authn: local(jwt_authn::DEFS, BlockName::http(prefix)),
             logs: LogSet::new(worker, &config.access_logs),
             limits: HeadLimits {
                 bytes: config.max_request_headers_kb as usize * 1024,

@@ -9,6 +9,8 @@ mod hostile_http1;
 mod hostile_http2;
 mod http1;
 mod http2;
+mod jwt;
+mod metadata;
 mod rate_limits;
 mod retries;
 mod routing;

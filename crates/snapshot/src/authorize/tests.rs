@@ -44,6 +44,7 @@ impl World {
             remote: "192.168.0.1".parse().unwrap(),
             peer: self.peer.as_ref(),
             server_name: Some("a.b"),
+            metadata: None,
         }
     }
 }

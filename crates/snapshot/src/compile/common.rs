@@ -212,7 +212,7 @@ pub(crate) fn struct_json(value: &prost_types::Struct) -> serde_json::Value {
     serde_json::Value::Object(value.fields.iter().map(|(k, v)| (k.clone(), value_json(v))).collect())
 }
 
-fn value_json(value: &prost_types::Value) -> serde_json::Value {
+pub(crate) fn value_json(value: &prost_types::Value) -> serde_json::Value {
     use prost_types::value::Kind;
     use serde_json::Value;
     match &value.kind {

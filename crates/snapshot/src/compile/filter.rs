@@ -15,12 +15,12 @@ use proto::fault::v3::{self as fault, fault_abort};
 use super::common::{duration, fraction, open, runtime_fraction};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::{headers, strings};
-use super::{istio, local_ratelimit, rbac};
+use super::{istio, jwt_authn, local_ratelimit, metadata, rbac};
 use crate::http::{AbortKind, AlpnOverrides, Cors, Fault, FaultAbort, FaultDelay, HttpFilter, PerRoute, RbacPerRoute, Router};
 use crate::matcher::Fraction;
 
 /// What is supported, for the error about everything else.
-const SUPPORTED: &str = "router, fault, cors, grpc_stats, rbac, local_ratelimit, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
+const SUPPORTED: &str = "router, fault, cors, grpc_stats, rbac, local_ratelimit, header_to_metadata, jwt_authn, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
 
 /// The filters of a connection manager. The last must be the router.
 pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str, outbound: bool) -> Result<(Vec<HttpFilter>, Vec<Arc<str>>)> {
@@ -77,6 +77,10 @@ fn typed(name: &str, config: &Any, outbound: bool) -> Result<HttpFilter> {
         Ok(HttpFilter::Rbac(Arc::new(http_rbac(open(config)?)?)))
     } else if any::is::<proto::local_ratelimit::v3::LocalRateLimit>(config) {
         Ok(HttpFilter::LocalRateLimit(Arc::new(local_ratelimit::filter(open(config)?, false)?)))
+    } else if any::is::<proto::header_to_metadata::v3::Config>(config) {
+        Ok(HttpFilter::HeaderToMetadata(Arc::new(metadata::filter(open(config)?)?)))
+    } else if any::is::<proto::jwt_authn::v3::JwtAuthentication>(config) {
+        Ok(HttpFilter::JwtAuthn(Arc::new(jwt_authn::filter(open(config)?)?)))
     } else if any::is::<istio_alpn::FilterConfig>(config) {
         alpn(open(config)?)
     } else if let Some(filter) = istio::http_filter(config, outbound)? {
@@ -254,9 +258,13 @@ fn per_filter(result: &mut PerRoute, name: &str, config: Any) -> Result<()> {
         }));
     } else if any::is::<proto::local_ratelimit::v3::LocalRateLimit>(&config) {
         result.local_rate_limit = Some(Arc::new(local_ratelimit::filter(open(&config)?, true)?));
+    } else if any::is::<proto::header_to_metadata::v3::Config>(&config) {
+        result.header_to_metadata = Some(Arc::new(metadata::filter(open(&config)?)?));
+    } else if any::is::<proto::jwt_authn::v3::PerRouteConfig>(&config) {
+        result.jwt_authn = Some(Arc::new(jwt_authn::per_route(open(&config)?)?));
     } else {
         return Err(Invalid::new(format!(
-            "{name} ({}) is not supported per route; fault, cors, rbac and local_ratelimit are",
+            "{name} ({}) is not supported per route; fault, cors, rbac, local_ratelimit, header_to_metadata and jwt_authn are",
             istio::type_name(&config)
         )));
     }

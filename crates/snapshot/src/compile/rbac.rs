@@ -8,7 +8,9 @@ use lateen_proto::envoy::r#type::v3::Int32Range;
 use super::common::{cidr, port};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::{header, string};
+use super::metadata;
 use crate::matcher::{Permission, Principal, Rbac, RbacAction, RbacPolicy, StringMatcher};
+use crate::metadata::MetadataMatcher;
 
 /// Rules nested deeper than this are refused: evaluation recurses, and no real policy comes near.
 const MAX_DEPTH: u32 = 32;
@@ -67,8 +69,8 @@ fn permission(value: proto::Permission, depth: u32) -> Result<Permission> {
         Some(Rule::DestinationPortRange(r)) => Permission::DestinationPortRange(port_range(r).within("destination_port_range")?),
         Some(Rule::RequestedServerName(s)) => Permission::RequestedServerName(string(s).within("requested_server_name")?),
         Some(Rule::Any(false)) => return Err(Invalid::field("any", "must be true")),
-        Some(Rule::Metadata(_)) => return Err(Invalid::unsupported("metadata")),
-        Some(Rule::SourcedMetadata(_)) => return Err(Invalid::unsupported("sourced_metadata")),
+        Some(Rule::Metadata(m)) => Permission::Metadata(metadata::matcher(m).within("metadata")?),
+        Some(Rule::SourcedMetadata(m)) => Permission::Metadata(sourced(m).within("sourced_metadata")?),
         Some(Rule::Matcher(_)) => return Err(Invalid::unsupported("matcher")),
         Some(Rule::UriTemplate(_)) => return Err(Invalid::unsupported("uri_template")),
         None => return Err(Invalid::new("has no rule")),
@@ -97,8 +99,8 @@ fn principal(value: proto::Principal, depth: u32) -> Result<Principal> {
         Some(Id::UrlPath(p)) => Principal::UrlPath(path(p).within("url_path")?),
         Some(Id::Any(false)) => return Err(Invalid::field("any", "must be true")),
         Some(Id::FilterState(f)) => filter_state(f).within("filter_state")?,
-        Some(Id::Metadata(_)) => return Err(Invalid::unsupported("metadata")),
-        Some(Id::SourcedMetadata(_)) => return Err(Invalid::unsupported("sourced_metadata")),
+        Some(Id::Metadata(m)) => Principal::Metadata(metadata::matcher(m).within("metadata")?),
+        Some(Id::SourcedMetadata(m)) => Principal::Metadata(sourced(m).within("sourced_metadata")?),
         Some(Id::Custom(_)) => return Err(Invalid::unsupported("custom")),
         None => return Err(Invalid::new("has no identifier")),
     })
@@ -114,6 +116,14 @@ fn filter_state(value: matcher::FilterStateMatcher) -> Result<Principal> {
         ("io.istio.peer_principal", _) => Err(Invalid::new("needs a string_match")),
         _ => Err(Invalid::field("key", format!("`{key}` is not supported; only io.istio.peer_principal is"))),
     }
+}
+
+fn sourced(value: proto::SourcedMetadata) -> Result<MetadataMatcher> {
+    let proto::SourcedMetadata { metadata_matcher, metadata_source } = value;
+    if metadata_source != proto::MetadataSource::Dynamic as i32 {
+        return Err(Invalid::field("metadata_source", "only DYNAMIC is supported"));
+    }
+    metadata_matcher.ok_or_else(|| Invalid::new("is missing")).and_then(metadata::matcher).within("metadata_matcher")
 }
 
 fn path(value: matcher::PathMatcher) -> Result<StringMatcher> {

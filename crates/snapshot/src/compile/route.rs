@@ -234,7 +234,7 @@ fn one_route(value: proto::Route, inherited: &Inherited, context: &mut Context<'
     })
 }
 
-fn route_match(value: proto::RouteMatch) -> Result<RouteMatch> {
+pub(crate) fn route_match(value: proto::RouteMatch) -> Result<RouteMatch> {
     use route_match::PathSpecifier;
     let proto::RouteMatch {
         case_sensitive,

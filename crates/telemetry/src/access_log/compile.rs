@@ -21,7 +21,6 @@ pub enum InvalidFormat {
 
 /// Operators of Envoy that would need state kept per request which this proxy does not keep.
 const UNSUPPORTED: &[&str] = &[
-    "DYNAMIC_METADATA",
     "CLUSTER_METADATA",
     "UPSTREAM_METADATA",
     "FILTER_STATE",
@@ -151,6 +150,7 @@ impl<'a> Call<'a> {
             "REQ_WITHOUT_QUERY" => self.header(HeadersOf::Request, true)?,
             "RESP" | "RESPONSE_HEADER" => self.header(HeadersOf::Response, false)?,
             "TRAILER" | "RESPONSE_TRAILER" => self.header(HeadersOf::ResponseTrailers, false)?,
+            "DYNAMIC_METADATA" => self.metadata()?,
             "GRPC_STATUS" => Field::GrpcStatus { number: self.argument == Some("NUMBER") },
             "GRPC_STATUS_NUMBER" => Field::GrpcStatus { number: true },
             "HOSTNAME" => Field::Fixed(hostname()),
@@ -171,6 +171,16 @@ impl<'a> Call<'a> {
             return Err(self.wrong("takes at most two header names, as in X?Y"));
         }
         Ok(Field::Header { of, key, fallback, without_query })
+    }
+
+    fn metadata(&self) -> Result<Field, InvalidFormat> {
+        let mut parts = self.argument.unwrap_or_default().split(':');
+        match parts.next() {
+            Some(namespace) if !namespace.is_empty() => {
+                Ok(Field::DynamicMetadata { namespace: namespace.into(), path: parts.map(Into::into).collect() })
+            }
+            _ => Err(self.wrong("needs the name of a filter, as in NAMESPACE:KEY")),
+        }
     }
 
     fn key(&self, name: &str) -> Result<HeaderKey, InvalidFormat> {

@@ -119,7 +119,9 @@ fn write_template<R: Record + ?Sized>(format: &TextFormat, record: &R, omit: boo
     let mut value = Vec::new();
     if let Some(Op::Field(field, limit)) = format.single() {
         match field.write(record, *limit, &mut value) {
-            Found::Number => out.extend_from_slice(&value),
+            // Cut short, JSON is a text like any other.
+            Found::Json if limit.is_some() => push_string(&value, out),
+            Found::Number | Found::Json => out.extend_from_slice(&value),
             Found::Text => push_string(&value, out),
             Found::Missing if omit => return false,
             Found::Missing => out.extend_from_slice(b"null"),

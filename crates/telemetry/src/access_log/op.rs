@@ -23,6 +23,11 @@ pub(super) enum Field {
         without_query: bool,
     },
     Text(Text),
+    /// What a filter found out about the request.
+    DynamicMetadata {
+        namespace: Box<str>,
+        path: Vec<Box<str>>,
+    },
     Address(AddressOf, Half),
     Span(Span),
     Bytes(Bytes),
@@ -51,6 +56,8 @@ pub(super) enum Op {
 pub(super) enum Found {
     Text,
     Number,
+    /// Already JSON: an object or list.
+    Json,
     Missing,
 }
 
@@ -96,6 +103,7 @@ impl Field {
                 let value = value.map(|value| if *without_query { value.split(|b| *b == b'?').next().unwrap_or(value) } else { value });
                 text(value, out)
             }
+            Self::DynamicMetadata { namespace, path } => metadata(record.dynamic_metadata(namespace, path), out),
             Self::Text(of) => text(record.text(*of).map(str::as_bytes), out),
             Self::Address(of, half) => address(record.address(*of), *half, out),
             Self::Span(of) => number(record.span(*of).map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)), out),
@@ -125,6 +133,57 @@ fn text(value: Option<&[u8]>, out: &mut Vec<u8>) -> Found {
             Found::Text
         }
         _ => Found::Missing,
+    }
+}
+
+/// Text without quotes, anything else as JSON, as Envoy's formatter does.
+fn metadata(value: Option<&serde_json::Value>, out: &mut Vec<u8>) -> Found {
+    match value {
+        None => Found::Missing,
+        Some(serde_json::Value::String(value)) => {
+            out.extend_from_slice(value.as_bytes());
+            Found::Text
+        }
+        Some(value) => {
+            sorted_json(value, out);
+            Found::Json
+        }
+    }
+}
+
+/// JSON with sorted keys, so that equal values are equal lines.
+fn sorted_json(value: &serde_json::Value, out: &mut Vec<u8>) {
+    use std::io::Write as _;
+    let comma = |index: usize, out: &mut Vec<u8>| {
+        if index > 0 {
+            out.push(b',');
+        }
+    };
+    match value {
+        serde_json::Value::Object(map) => {
+            let mut entries: Vec<_> = map.iter().collect();
+            entries.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+            out.push(b'{');
+            for (index, (key, value)) in entries.into_iter().enumerate() {
+                comma(index, out);
+                // Writing to a Vec cannot fail.
+                let _ = serde_json::to_writer(&mut *out, key);
+                out.push(b':');
+                sorted_json(value, out);
+            }
+            out.push(b'}');
+        }
+        serde_json::Value::Array(items) => {
+            out.push(b'[');
+            for (index, item) in items.iter().enumerate() {
+                comma(index, out);
+                sorted_json(item, out);
+            }
+            out.push(b']');
+        }
+        scalar => {
+            let _ = write!(out, "{scalar}");
+        }
     }
 }
 

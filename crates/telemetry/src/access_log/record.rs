@@ -111,6 +111,11 @@ pub trait Record {
     fn response_code(&self) -> u16;
     fn flags(&self) -> ResponseFlags;
 
+    /// What filters found out about the request: a value by namespace and path.
+    fn dynamic_metadata(&self, _namespace: &str, _path: &[Box<str>]) -> Option<&serde_json::Value> {
+        None
+    }
+
     /// The number of the caller's connection.
     fn connection_id(&self) -> Option<u64> {
         None

@@ -1,6 +1,8 @@
 //! HTTP filters, run in the order of the configuration. Most decide on the spot; only a delay waits.
 mod cors;
 mod fault;
+mod header_to_metadata;
+mod jwt_authn;
 mod local_ratelimit;
 mod peer_metadata;
 mod rbac;
@@ -31,6 +33,8 @@ pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
             HttpFilter::Fault(config) => fault::on_request(exchange, config).await?,
             HttpFilter::Cors => cors::on_request(exchange),
             HttpFilter::Rbac(config) => rbac::on_request(exchange, config),
+            HttpFilter::JwtAuthn(config) => jwt_authn::on_request(exchange, config),
+            HttpFilter::HeaderToMetadata(config) => header_to_metadata::on_request(exchange, config),
             HttpFilter::LocalRateLimit(config) => local_ratelimit::on_request(exchange, config),
             HttpFilter::PeerMetadata(config) => {
                 peer_metadata::on_request(exchange, config);
@@ -60,6 +64,7 @@ pub(crate) fn on_response(exchange: &mut Exchange<'_>, response: &mut Response) 
         match filter {
             HttpFilter::Cors => cors::on_response(exchange, response),
             HttpFilter::PeerMetadata(config) => peer_metadata::on_response(exchange, config, response),
+            HttpFilter::HeaderToMetadata(config) => header_to_metadata::on_response(exchange, config, response),
             HttpFilter::LocalRateLimit(_) => local_ratelimit::on_response(exchange, response),
             _ => {}
         }

@@ -30,6 +30,7 @@ pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &Arc<Rbac>) -> Ste
         remote: exchange.info.remote.ip(),
         peer: conn.peer(),
         server_name: conn.server_name.as_deref(),
+        metadata: Some(&exchange.info.metadata),
     });
     if verdict.allowed {
         exchange.hcm.rbac.inc(names::ALLOWED);

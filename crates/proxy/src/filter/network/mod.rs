@@ -86,6 +86,7 @@ pub(crate) fn run(worker: &Worker, conn: &Conn) -> Verdict {
                     remote: conn.remote.ip(),
                     peer: conn.peer(),
                     server_name: conn.server_name.as_deref(),
+                    metadata: None,
                 });
                 if let Some(stats) = rbac_stats.next() {
                     stats.inc(if verdict.allowed { names::ALLOWED } else { names::DENIED });
