@@ -3,6 +3,7 @@
 //! [`params`] builds `ServerConfig` and `ClientConfig` from plain inputs, [`verifier`] decides about
 //! the peer's certificate, [`san`] matches its names, [`peer`] extracts what later stages read.
 pub mod key;
+mod known;
 pub mod params;
 pub mod peer;
 pub mod san;

@@ -5,8 +5,10 @@ use lateen_core::spiffe::SpiffeId;
 use rustls::CommonState;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
+use std::cell::RefCell;
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
@@ -35,6 +37,13 @@ pub struct PeerIdentity {
     pub der: CertificateDer<'static>,
 }
 
+/// Peers that a thread remembers.
+const RECENT_MOST: usize = 128;
+
+thread_local! {
+    static RECENT: RefCell<Vec<Arc<PeerIdentity>>> = const { RefCell::new(Vec::new()) };
+}
+
 /// A certificate that does not parse.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a valid X.509 certificate: {0}")]
@@ -42,8 +51,27 @@ pub struct InvalidCertificate(String);
 
 impl PeerIdentity {
     /// The peer of an established connection; `None` when it presented no certificate.
-    pub fn of_connection(connection: &CommonState) -> Option<Self> {
-        Self::from_der(connection.peer_certificates()?.first()?).ok()
+    pub fn of_connection(connection: &CommonState) -> Option<Arc<Self>> {
+        Self::shared(connection.peer_certificates()?.first()?).ok()
+    }
+
+    /// As [`Self::from_der`], but connections of the same peer share what was read the first time.
+    ///
+    /// # Errors
+    /// As [`Self::from_der`].
+    pub fn shared(der: &CertificateDer<'_>) -> Result<Arc<Self>, InvalidCertificate> {
+        RECENT.with_borrow_mut(|recent| {
+            if let Some(at) = recent.iter().position(|known| known.der.as_ref() == der.as_ref()) {
+                recent.swap(0, at);
+                if let Some(known) = recent.first() {
+                    return Ok(Arc::clone(known));
+                }
+            }
+            let identity = Arc::new(Self::from_der(der)?);
+            recent.truncate(RECENT_MOST - 1);
+            recent.insert(0, Arc::clone(&identity));
+            Ok(identity)
+        })
     }
 
     /// Reads a certificate.

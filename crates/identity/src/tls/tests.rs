@@ -137,7 +137,7 @@ fn mesh_peers_speak_tls13_with_hybrid_key_exchange_and_know_each_other() {
     assert_eq!(s.alpn_protocol(), Some(&b"istio"[..]));
     assert_eq!(s.server_name(), Some("reviews.default.svc"));
     let peer = PeerIdentity::of_connection(&s).unwrap();
-    assert_eq!(peer.spiffe.unwrap().service_account(), "productpage");
+    assert_eq!(peer.spiffe.as_ref().unwrap().service_account(), "productpage");
     assert_eq!(peer.fingerprint, productpage.leaf().fingerprint);
     assert_eq!(PeerIdentity::of_connection(&c).unwrap().uri_sans, ["spiffe://td/ns/default/sa/reviews"]);
 
@@ -400,7 +400,7 @@ fn damaged_certificates_never_panic() {
 }
 
 /// Shows `key` to a server of ours with the openssl program; what it printed and what the server saw.
-fn openssl_client(forge: &Forge, account: &str) -> Option<(bool, Result<PeerIdentity, String>)> {
+fn openssl_client(forge: &Forge, account: &str) -> Option<(bool, Result<Arc<PeerIdentity>, String>)> {
     let folder = tempfile::tempdir().unwrap();
     let own = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
@@ -442,9 +442,40 @@ fn openssl_client(forge: &Forge, account: &str) -> Option<(bool, Result<PeerIden
 fn openssl_as_a_mesh_peer_is_served_or_refused_by_its_identity() {
     let forge = Forge::new("Root");
     let Some((served, peer)) = openssl_client(&forge, "spiffe://td/ns/default/sa/legacy") else { return };
-    assert_eq!(peer.unwrap().spiffe.unwrap().service_account(), "legacy");
+    assert_eq!(peer.unwrap().spiffe.as_ref().unwrap().service_account(), "legacy");
     assert!(served);
     let (served, peer) = openssl_client(&forge, "spiffe://other/ns/default/sa/legacy").unwrap();
     assert!(!served);
     assert!(peer.unwrap_err().contains("trust domain `other`"));
+}
+
+#[test]
+fn a_chain_seen_before_is_still_asked_for_its_time_its_usage_and_its_issuer() {
+    let forge = Forge::new("Root");
+    let key = forge.leaf(&["spiffe://td/ns/a/sa/b"], |p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]);
+    let verifier = ChainVerifier::new(&forge.roots()).unwrap();
+    let identity = PeerIdentity::from_der(&key.cert[0]).unwrap();
+    let at = |time| verifier::unix_time(time);
+    for _ in 0..2 {
+        assert_eq!(verifier.verify(&key.cert[0], &[], Usage::Client, at(SystemTime::now())), Ok(()));
+    }
+    assert!(verifier.knows(&key.cert[0], Usage::Client), "the second time nothing was verified");
+    let late = verifier.verify(&key.cert[0], &[], Usage::Client, at(identity.not_after + HOUR));
+    assert!(matches!(late, Err(PeerRefused::Expired { .. })), "{late:?}");
+    let early = verifier.verify(&key.cert[0], &[], Usage::Client, at(identity.not_before - HOUR));
+    assert!(matches!(early, Err(PeerRefused::NotYetValid { .. })), "{early:?}");
+    let server = verifier.verify(&key.cert[0], &[], Usage::Server, at(SystemTime::now()));
+    assert!(matches!(server, Err(PeerRefused::WrongUsage(_))), "{server:?}");
+    let other = ChainVerifier::new(&Forge::new("Other").roots()).unwrap();
+    assert!(other.verify(&key.cert[0], &[], Usage::Client, at(SystemTime::now())).is_err());
+}
+
+#[test]
+fn connections_of_one_peer_share_its_identity() {
+    let forge = Forge::new("Root");
+    let (one, two) = (forge.leaf(&["spiffe://td/ns/a/sa/b"], |_| {}), forge.leaf(&["spiffe://td/ns/a/sa/c"], |_| {}));
+    let first = PeerIdentity::shared(&one.cert[0]).unwrap();
+    let second = PeerIdentity::shared(&two.cert[0]).unwrap();
+    assert_eq!(second.uri_sans, ["spiffe://td/ns/a/sa/c"]);
+    assert!(Arc::ptr_eq(&first, &PeerIdentity::shared(&one.cert[0]).unwrap()));
 }

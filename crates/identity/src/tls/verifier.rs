@@ -3,6 +3,7 @@
 //! A mesh peer is known by its SPIFFE id, so no DNS name is asked for unless the caller says so. A
 //! refusal is a [`PeerRefused`], which rides inside the rustls error; [`refusal`] gets its text out
 //! for the log, while the peer only sees a TLS alert.
+use super::known::{ChainId, KnownChains};
 use super::peer::PeerIdentity;
 use super::provider;
 use super::san::{SanKind, SanMatcher, dns_name_covers};
@@ -117,6 +118,7 @@ pub struct ChainVerifier {
     anchors: Vec<TrustAnchor<'static>>,
     revocation: Vec<CertRevocationList<'static>>,
     leaf_only: bool,
+    known: KnownChains,
 }
 
 /// A root or revocation list that cannot be used.
@@ -145,7 +147,7 @@ impl ChainVerifier {
                 .map_err(|e| InvalidTrust::Root { position: index + 1, reason: e.to_string() })
         };
         let anchors = roots.iter().enumerate().map(anchor).collect::<Result<_, _>>()?;
-        Ok(Self { roots: roots.to_vec(), anchors, revocation: Vec::new(), leaf_only: false })
+        Ok(Self { roots: roots.to_vec(), anchors, revocation: Vec::new(), leaf_only: false, known: KnownChains::default() })
     }
 
     /// Checks every certificate of the chain, or only the leaf, against `lists`. As in Envoy, a
@@ -178,6 +180,25 @@ impl ChainVerifier {
         if self.roots.iter().any(|root| root.as_ref() == leaf.as_ref()) {
             return verify_trusted_leaf(leaf, usage, now);
         }
+        // Revocation lists expire by themselves: with any, every chain is looked at anew.
+        let chain = self.revocation.is_empty().then(|| ChainId::of(leaf, intermediates, usage));
+        if chain.is_some_and(|chain| self.known.contains(chain, now.as_secs())) {
+            return Ok(());
+        }
+        self.verify_chain(leaf, intermediates, usage, now)?;
+        if let Some(chain) = chain {
+            self.known.insert(chain, leaf, intermediates);
+        }
+        Ok(())
+    }
+
+    fn verify_chain(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        usage: Usage,
+        now: UnixTime,
+    ) -> Result<(), PeerRefused> {
         let parsed = EndEntityCert::try_from(leaf).map_err(|e| PeerRefused::Malformed(e.to_string()))?;
         let lists: Vec<&CertRevocationList<'_>> = self.revocation.iter().collect();
         let depth = if self.leaf_only { RevocationCheckDepth::EndEntity } else { RevocationCheckDepth::Chain };
@@ -197,6 +218,11 @@ impl ChainVerifier {
             .verify_for_usage(algorithms, &self.anchors, intermediates, now, wanted, revocation, None)
             .map(|_| ())
             .map_err(|e| explain(&e, leaf, usage))
+    }
+
+    #[cfg(test)]
+    pub(super) fn knows(&self, leaf: &CertificateDer<'_>, usage: Usage) -> bool {
+        self.known.contains(ChainId::of(leaf, &[], usage), unix_time(std::time::SystemTime::now()).as_secs())
     }
 
     fn subjects(&self) -> Vec<DistinguishedName> {
@@ -269,11 +295,11 @@ impl PeerPolicy {
         rest: &[CertificateDer<'_>],
         usage: Usage,
         now: UnixTime,
-    ) -> Result<PeerIdentity, PeerRefused> {
+    ) -> Result<Arc<PeerIdentity>, PeerRefused> {
         if let Some(chain) = &self.chain {
             chain.verify(leaf, rest, usage, now)?;
         }
-        let identity = PeerIdentity::from_der(leaf).map_err(|e| PeerRefused::Malformed(e.to_string()))?;
+        let identity = PeerIdentity::shared(leaf).map_err(|e| PeerRefused::Malformed(e.to_string()))?;
         self.check_pins(leaf)?;
         self.check_names(&identity)?;
         Ok(identity)

@@ -53,7 +53,7 @@ pub(crate) struct Conn {
 /// What a TLS session settled.
 pub(crate) struct TlsInfo {
     /// The caller's verified certificate, if it showed one.
-    pub(crate) peer: Option<PeerIdentity>,
+    pub(crate) peer: Option<Arc<PeerIdentity>>,
     pub(crate) alpn: Option<Vec<u8>>,
     pub(crate) version: &'static str,
     pub(crate) cipher: &'static str,
@@ -65,7 +65,7 @@ impl Conn {
     }
 
     pub(crate) fn peer(&self) -> Option<&PeerIdentity> {
-        self.tls.as_ref()?.peer.as_ref()
+        self.tls.as_ref()?.peer.as_deref()
     }
 
     /// Whether the connection is to end, idle or not.

@@ -293,7 +293,7 @@ impl Pool {
             }
         };
         open.local = io.socket().local_address();
-        if let Some(uri) = io.tls().and_then(PeerIdentity::of_connection).and_then(|p| p.uri_sans.into_iter().next()) {
+        if let Some(uri) = io.tls().and_then(PeerIdentity::of_connection).and_then(|p| p.uri_sans.first().cloned()) {
             open.principal = worker.istio.shared().principal(&uri);
         }
         state.stats.record(names::UPSTREAM_CX_CONNECT_MS, open.since.elapsed().as_micros() as u64);

@@ -116,7 +116,7 @@ async fn serve(worker: &Rc<Worker>, state: &TcpState, conn: &Conn, io: &mut Io, 
     let _active = cluster.stats.hold(cluster_names::UPSTREAM_CX_ACTIVE);
     let _request = host.begin_request();
     outcome.upstream_local = upstream.socket().local_address();
-    if let Some(uri) = upstream.tls().and_then(PeerIdentity::of_connection).and_then(|p| p.uri_sans.into_iter().next()) {
+    if let Some(uri) = upstream.tls().and_then(PeerIdentity::of_connection).and_then(|p| p.uri_sans.first().cloned()) {
         outcome.principal = worker.istio.shared().principal(&uri);
     }
     // Counted as opened now: a long connection would otherwise be seen only when it has ended.
