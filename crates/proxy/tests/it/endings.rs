@@ -228,3 +228,41 @@ fn a_process_told_to_end_takes_connections_until_nothing_is_open() {
     runtime.block_on(end).unwrap();
     assert!(TcpStream::connect(address).is_err());
 }
+
+/// One request to the admin server; its status and body.
+fn admin(port: u16, method: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(WAIT)).unwrap();
+    write!(stream, "{method} {path} HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    let answer = Answer::read(&mut stream);
+    (answer.status, answer.body)
+}
+
+#[test]
+fn the_admin_server_fails_health_checks_and_drains_in_the_configured_time() {
+    let port = dead_port();
+    let upstream = Upstream::ok("x");
+    let text = format!("admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}\n");
+    let (_runtime, process, address) = whole(&text, &upstream);
+    let closes = || {
+        let mut stream = TcpStream::connect(address).ok()?;
+        stream.set_read_timeout(Some(WAIT)).unwrap();
+        stream.write_all(GET).ok()?;
+        Some(Answer::try_read(&mut stream)?.header("connection") == Some("close"))
+    };
+    eventually(|| admin(port, "GET", "/ready").0 == 200);
+    assert_eq!((admin(port, "GET", "/healthcheck/fail").0, closes()), (405, Some(false)));
+    assert_eq!(admin(port, "POST", "/healthcheck/fail").0, 200);
+    assert_eq!(admin(port, "GET", "/ready").0, 503);
+    eventually(|| closes() == Some(true));
+    assert_eq!(admin(port, "POST", "/healthcheck/ok").0, 200);
+    eventually(|| closes() == Some(false));
+    assert_eq!(admin(port, "GET", "/ready").0, 200);
+    assert_eq!(admin(port, "POST", "/drain_listeners?graceful&inboundonly").0, 200);
+    assert_eq!(admin(port, "GET", "/ready").0, 200, "outbound listeners serve on");
+    assert_eq!(admin(port, "POST", "/drain_listeners?graceful").0, 200);
+    assert!(closes().is_some(), "listeners stay open while callers are asked to leave");
+    assert_eq!(admin(port, "GET", "/ready"), (503, "DRAINING\n".to_owned()));
+    eventually(|| closes().is_none());
+    drop(process);
+}
