@@ -39,6 +39,8 @@ pub struct HttpConnectionManager {
     pub use_remote_address: bool,
     pub xff_num_trusted_hops: u32,
     pub skip_xff_append: bool,
+    /// Callers from here are internal: their `x-envoy-` headers are believed. Envoy knows none unless told.
+    pub internal_addresses: Vec<crate::matcher::Cidr>,
     pub generate_request_id: bool,
     pub preserve_external_request_id: bool,
     pub always_set_request_id_in_response: bool,

@@ -66,13 +66,23 @@ pub(crate) fn value_of<'a>(key: &HeaderKey, head: &RequestHead<'a>) -> Option<Co
 impl HeaderMatcher {
     /// Whether the request's header matches, several values being joined by commas.
     ///
+    /// Several values match by any of them, or as one list (Envoy since 1.39).
+    ///
     /// A missing header matches only a demand for its absence (Envoy: `invert_match` does not turn a
     /// missing header into a match, unless it is treated as empty).
     pub fn matches(&self, head: &RequestHead<'_>) -> bool {
         match value_of(&self.name, head) {
+            _ if self.holds_for_one_of_several(head) => !self.invert,
             Some(value) => self.predicate.holds(&value) != self.invert,
             None => self.matches_missing(),
         }
+    }
+
+    fn holds_for_one_of_several(&self, head: &RequestHead<'_>) -> bool {
+        let HeaderKey::Name(name) = &self.name else { return false };
+        let mut values = head.headers.get_all(name).iter();
+        let several = values.next().is_some() && values.next().is_some();
+        several && head.headers.get_all(name).iter().any(|v| self.predicate.holds(&String::from_utf8_lossy(v.as_bytes())))
     }
 
     /// Whether one of the values matches, each looked at by itself: RBAC must not let a second value hide a first.

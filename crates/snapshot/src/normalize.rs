@@ -23,7 +23,7 @@ pub fn normalize<'a>(path_and_query: &'a str, settings: &PathNormalization, merg
     let mut redirect = false;
     if settings.escaped_slashes != EscapedSlashes::Keep && has_escaped_slash(path) {
         match settings.escaped_slashes {
-            EscapedSlashes::Reject => return Normalized::Reject("path_with_escaped_slashes"),
+            EscapedSlashes::Reject => return Normalized::Reject("path_normalization_failed"),
             EscapedSlashes::UnescapeAndRedirect => redirect = true,
             EscapedSlashes::UnescapeAndForward | EscapedSlashes::Keep => {}
         }

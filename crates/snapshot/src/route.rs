@@ -113,6 +113,10 @@ pub struct Forward {
     pub max_stream_duration: Option<Duration>,
     pub max_grpc_timeout: Option<Duration>,
     pub grpc_timeout_offset: Option<Duration>,
+    /// The most that `grpc-timeout` may ask for as length of the stream; zero for any (`grpc_timeout_header_max`).
+    pub stream_grpc_max: Option<Duration>,
+    /// Taken off what was asked for (`grpc_timeout_header_offset`).
+    pub stream_grpc_offset: Option<Duration>,
     pub retry: Option<Arc<RetryPolicy>>,
     pub mirrors: Vec<Mirror>,
     pub hash: Vec<HashPolicy>,

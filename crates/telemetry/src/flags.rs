@@ -20,6 +20,8 @@ macro_rules! flags {
 }
 
 flags! {
+    /// All retries were used up. Printed first: Envoy prints flags as they were set, and sets this before the last try's own.
+    UPSTREAM_RETRY_LIMIT_EXCEEDED = 15, "URX", "UpstreamRetryLimitExceeded";
     /// The local health check failed.
     FAILED_LOCAL_HEALTH_CHECK = 0, "LH", "FailedLocalHealthCheck";
     /// No healthy endpoint.
@@ -50,8 +52,6 @@ flags! {
     RATE_LIMIT_SERVICE_ERROR = 13, "RLSE", "RateLimitServiceError";
     /// The caller went away.
     DOWNSTREAM_CONNECTION_TERMINATION = 14, "DC", "DownstreamConnectionTermination";
-    /// All retries were used up.
-    UPSTREAM_RETRY_LIMIT_EXCEEDED = 15, "URX", "UpstreamRetryLimitExceeded";
     /// The stream was idle for too long.
     STREAM_IDLE_TIMEOUT = 16, "SI", "StreamIdleTimeout";
     /// An `x-envoy-*` header failed strict checking.
@@ -166,10 +166,10 @@ mod tests {
     fn flags_print_as_envoy_prints_them() {
         assert_eq!(ResponseFlags::NONE.to_string(), "-");
         let both = ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED | ResponseFlags::UPSTREAM_CONNECTION_FAILURE;
-        assert_eq!(both.to_string(), "UF,URX");
+        assert_eq!(both.to_string(), "URX,UF");
         let mut long = Vec::new();
         both.write_long(&mut long);
-        assert_eq!(long, b"UpstreamConnectionFailure,UpstreamRetryLimitExceeded");
+        assert_eq!(long, b"UpstreamRetryLimitExceeded,UpstreamConnectionFailure");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use http::HeaderMap;
 use lateen_snapshot::http::{AccessLog, LogFilter, LogFormat};
 use lateen_snapshot::listener::ConnectionInfo;
 use lateen_snapshot::matcher::ValueMatcher;
@@ -64,7 +65,7 @@ impl LogSet {
     }
 
     pub(crate) fn request(&self, exchange: &Exchange<'_>) {
-        let record = RequestRecord { info: &exchange.info, request: &exchange.request, conn: exchange.conn };
+        let record = RequestRecord::new(exchange, exchange.info.response_headers.as_ref());
         self.write(&record, Some(&exchange.request));
     }
 
@@ -116,6 +117,14 @@ pub(crate) struct RequestRecord<'a> {
     pub(crate) info: &'a Info,
     pub(crate) request: &'a Request,
     pub(crate) conn: &'a Conn,
+    /// What has been sent to the caller, or is about to be.
+    pub(crate) response: Option<&'a HeaderMap>,
+}
+
+impl<'a> RequestRecord<'a> {
+    pub(crate) fn new(exchange: &'a Exchange<'_>, response: Option<&'a HeaderMap>) -> Self {
+        Self { info: &exchange.info, request: &exchange.request, conn: exchange.conn, response }
+    }
 }
 
 fn tls_text(conn: &Conn, of: Text) -> Option<&str> {
@@ -166,14 +175,13 @@ impl Record for RequestRecord<'_> {
     fn header(&self, of: HeadersOf, key: &HeaderKey) -> Option<&[u8]> {
         let request = self.request;
         match (of, key) {
+            (HeadersOf::Request, _) if !request.was_read() => None,
             (HeadersOf::Request, HeaderKey::Method) => Some(request.method.as_str().as_bytes()),
             (HeadersOf::Request, HeaderKey::Path) => non_empty(&request.path).map(str::as_bytes),
             (HeadersOf::Request, HeaderKey::Authority) => non_empty(&request.authority).map(str::as_bytes),
             (HeadersOf::Request, HeaderKey::Scheme) => Some(request.scheme.as_bytes()),
             (HeadersOf::Request, HeaderKey::Named(name)) => request.headers.get(name).map(http::HeaderValue::as_bytes),
-            (HeadersOf::Response, HeaderKey::Named(name)) => {
-                self.info.response_headers.as_ref()?.get(name).map(http::HeaderValue::as_bytes)
-            }
+            (HeadersOf::Response, HeaderKey::Named(name)) => self.response?.get(name).map(http::HeaderValue::as_bytes),
             (HeadersOf::ResponseTrailers, HeaderKey::Named(name)) => {
                 self.info.response_trailers.as_ref()?.get(name).map(http::HeaderValue::as_bytes)
             }
@@ -239,6 +247,10 @@ impl Record for RequestRecord<'_> {
         Some(self.conn.connected.id)
     }
 
+    fn implied_grpc_status(&self) -> Option<u16> {
+        (self.info.grpc && self.info.status != 0).then(|| super::reply::grpc_status_of(self.info.status))
+    }
+
     fn attempts(&self) -> u32 {
         self.info.attempts
     }
@@ -300,6 +312,10 @@ impl Record for ConnectionRecord<'_> {
 
     fn connection_id(&self) -> Option<u64> {
         Some(self.conn.connected.id)
+    }
+
+    fn attempts(&self) -> u32 {
+        u32::from(self.host.is_some())
     }
 }
 

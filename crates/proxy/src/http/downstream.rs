@@ -5,17 +5,17 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use http::StatusCode;
 use lateen_snapshot::http::Codec;
 use lateen_telemetry::envoy_names::http as names;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
-use super::h1::{H1Server, InvalidHead};
+use super::h1::H1Server;
 use super::h2;
-use super::message::{Length, Response};
+use super::message::Request;
+use super::reply::{self, Reply};
 use super::stream::Downstream;
-use super::{Exchange, Hcm, reply};
+use super::{Exchange, Hcm};
 use crate::http::h1::NoRequest;
 use crate::io::{Io, Timer, Wire};
 use crate::listener::Conn;
@@ -128,11 +128,15 @@ async fn serve_h1(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, a
                 hcm.stats.inc(names::DOWNSTREAM_CX_DESTROY_REMOTE);
                 return;
             }
-            Some(Err(NoRequest::Invalid(why))) => return refuse(hcm, h1, why).await,
+            Some(Err(NoRequest::Invalid(why))) => {
+                hcm.stats.inc(names::DOWNSTREAM_CX_PROTOCOL_ERROR);
+                tracing::debug!("a request was refused: {why}");
+                return refuse(worker, hcm, conn, &mut down, &mut timer, reply::malformed(why)).await;
+            }
             None => {
                 if head_since.is_some() {
                     hcm.stats.inc(names::DOWNSTREAM_RQ_HEADER_TIMEOUT);
-                    return answer(h1, StatusCode::REQUEST_TIMEOUT, b"").await;
+                    return refuse(worker, hcm, conn, &mut down, &mut timer, reply::late_head()).await;
                 }
                 hcm.stats.inc(if draining { names::DOWNSTREAM_CX_DRAIN_CLOSE } else { names::DOWNSTREAM_CX_IDLE_TIMEOUT });
                 hcm.stats.inc(names::DOWNSTREAM_CX_DESTROY_LOCAL);
@@ -170,24 +174,10 @@ async fn close(h1: &mut H1Server) {
     let _ = tokio::time::timeout(Duration::from_secs(1), lingering).await;
 }
 
-async fn refuse(hcm: &Hcm, h1: &mut H1Server, why: InvalidHead) {
-    hcm.stats.inc(names::DOWNSTREAM_CX_PROTOCOL_ERROR);
-    let status = match why {
-        InvalidHead::TooLarge | InvalidHead::TooMany => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-        InvalidHead::OldVersion => StatusCode::UPGRADE_REQUIRED,
-        _ => StatusCode::BAD_REQUEST,
-    };
-    tracing::debug!("a request was refused: {why}");
-    lateen_telemetry::envoy_names::count_downstream_code(&hcm.stats, status.as_u16());
-    let (_, body) = reply::malformed(status);
-    answer(h1, status, body).await;
-}
-
-async fn answer(h1: &mut H1Server, status: StatusCode, body: &'static [u8]) {
-    let mut response = Response::new(status);
-    response.length = Length::Known(body.len() as u64);
-    h1.close_after();
-    h1.send_head(&response, body.is_empty());
-    h1.send_data(bytes::Bytes::from_static(body));
-    close(h1).await;
+/// Answers what never became a request, and ends the connection.
+async fn refuse(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, down: &mut Downstream, timer: &mut Timer, reply: Reply) {
+    Exchange::new(worker, hcm, conn, Request::unread(), down, timer).refuse(reply).await;
+    if let Downstream::H1(h1) = down {
+        close(h1).await;
+    }
 }

@@ -193,6 +193,15 @@ impl<'a> Exchange<'a> {
         ended
     }
 
+    /// Answers without a request to serve.
+    pub(crate) async fn refuse(mut self, reply: Reply) {
+        report::begin(&self);
+        self.down.close_after();
+        reply::send(&mut self, reply).await;
+        self.timer.set(None);
+        report::end(&self, Instant::now());
+    }
+
     async fn steps(&mut self) -> Result<(), End> {
         #[cfg(test)]
         assert!(self.request.path.as_str() != "/injected-panic", "injected");
@@ -264,13 +273,21 @@ impl<'a> Exchange<'a> {
         {
             response.headers.insert(super::headers::REQUEST_ID, id.clone());
         }
-        if self.is_draining() {
+        if let Some(via) = &hcm.config.via {
+            super::headers::append_list_with(&mut response.headers, http::header::VIA, ", ", via);
+        }
+        // Bytes behind a refused switch of protocols are no request, whatever they look like.
+        if self.is_draining() || (self.request.upgrade.is_some() && response.upgrade.is_none()) {
             self.down.close_after();
         }
         self.info.status = response.status.as_u16();
         self.info.head_sent = response.headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 4).sum::<usize>() as u64 + 19;
         if self.info.grpc {
             self.note_grpc_status(&response.headers);
+            // What answers a call without gRPC has a status all the same, as callers will read it.
+            if self.info.grpc_status.is_none() && response.status != http::StatusCode::OK {
+                self.info.grpc_status = Some(reply::grpc_status(response.status));
+            }
         }
         self.down.send_head(&mut response, end);
         if hcm.logs.wants_headers() || self.info.span.is_some() {

@@ -90,7 +90,7 @@ impl Hcm {
     pub(crate) fn format(&self, text: &Arc<str>) -> Option<Rc<TextFormat>> {
         let key = text.as_ptr() as usize;
         let mut formats = self.formats.borrow_mut();
-        formats.entry(key).or_insert_with(|| TextFormat::compile(text).ok().map(Rc::new)).clone()
+        formats.entry(key).or_insert_with(|| TextFormat::compile(text).ok().map(|f| Rc::new(f.omit_missing()))).clone()
     }
 }
 

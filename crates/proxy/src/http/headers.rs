@@ -12,6 +12,7 @@ names! {
     DOWNSTREAM_CLUSTER = "x-envoy-downstream-service-cluster";
     DOWNSTREAM_NODE = "x-envoy-downstream-service-node";
     EXPECTED_TIMEOUT = "x-envoy-expected-rq-timeout-ms";
+    EXTERNAL_ADDRESS = "x-envoy-external-address";
     FORCE_TRACE = "x-envoy-force-trace";
     FORWARDED_FOR = "x-forwarded-for";
     FORWARDED_HOST = "x-forwarded-host";
@@ -52,8 +53,13 @@ pub(crate) fn insert_if_absent(map: &mut HeaderMap, name: HeaderName, value: imp
 
 /// Adds to a comma-separated header.
 pub(crate) fn append_list(map: &mut HeaderMap, name: HeaderName, item: &str) {
+    append_list_with(map, name, ",", item);
+}
+
+/// [`append_list`] with what stands between two items.
+pub(crate) fn append_list_with(map: &mut HeaderMap, name: HeaderName, separator: &str, item: &str) {
     let value = match map.get(&name) {
-        Some(before) if !before.is_empty() => [before.as_bytes(), b",", item.as_bytes()].concat(),
+        Some(before) if !before.is_empty() => [before.as_bytes(), separator.as_bytes(), item.as_bytes()].concat(),
         _ => item.as_bytes().to_vec(),
     };
     if let Ok(value) = HeaderValue::from_bytes(&value) {

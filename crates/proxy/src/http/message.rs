@@ -84,6 +84,29 @@ pub(crate) struct Request {
 }
 
 impl Request {
+    /// Stands for bytes of which no request could be read: for counters and a log line.
+    pub(crate) fn unread() -> Self {
+        Self {
+            method: Method::GET,
+            authority: Text::EMPTY,
+            scheme: "http",
+            path: Text::EMPTY,
+            headers: HeaderMap::new(),
+            version: Version::Http11,
+            length: Length::None,
+            upgrade: None,
+            expects_continue: false,
+            accepts_trailers: false,
+            hints: Hints::default(),
+            head_bytes: 0,
+        }
+    }
+
+    /// Whether there is anything to tell of it: every request has a path or an authority.
+    pub(crate) fn was_read(&self) -> bool {
+        !self.path.is_empty() || !self.authority.is_empty()
+    }
+
     pub(crate) fn is_grpc(&self) -> bool {
         is_grpc(&self.headers)
     }

@@ -6,11 +6,12 @@ use std::task::Poll;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{self, HeaderName, HeaderValue};
-use lateen_telemetry::ResponseFlags;
+use lateen_telemetry::{ResponseFlags, details};
 
 use super::Exchange;
+use super::h1::InvalidHead;
 use super::headers;
-use super::message::{Frame, Length, Response, Version};
+use super::message::{Frame, Length, Response};
 
 /// A local reply.
 #[derive(Debug)]
@@ -21,7 +22,7 @@ pub(crate) struct Reply {
     pub(crate) flags: ResponseFlags,
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     pub(crate) grpc_status: Option<u32>,
-    /// A `direct_response` or redirect: sent as it is, also to gRPC callers that get a success or redirect.
+    /// Instead of plain text.
     pub(crate) content_type: Option<HeaderValue>,
 }
 
@@ -55,8 +56,13 @@ impl Reply {
 }
 
 /// gRPC's status for an HTTP status (grpc.io "HTTP to gRPC status code mapping").
-fn grpc_status(status: StatusCode) -> u32 {
-    match status.as_u16() {
+pub(super) fn grpc_status(status: StatusCode) -> u16 {
+    grpc_status_of(status.as_u16())
+}
+
+/// [`grpc_status`] of a number.
+pub(super) fn grpc_status_of(status: u16) -> u16 {
+    match status {
         400 => 13,
         401 => 16,
         403 => 7,
@@ -75,8 +81,7 @@ pub(crate) async fn send(exchange: &mut Exchange<'_>, reply: Reply) {
     for (name, value) in reply.headers {
         response.headers.append(name, value);
     }
-    let grpc = info.grpc && (reply.grpc_status.is_some() || !reply.status.is_redirection());
-    let body = if grpc {
+    let body = if info.grpc {
         as_grpc(&mut response, reply.status, reply.grpc_status, &reply.body);
         Bytes::new()
     } else {
@@ -85,14 +90,16 @@ pub(crate) async fn send(exchange: &mut Exchange<'_>, reply: Reply) {
     if let Ok(text) = String::from_utf8(body.to_vec()) {
         info.reply_body = Some(Cow::Owned(text));
     }
+    note_cluster(exchange);
+    crate::filter::http::on_response(exchange, &mut response);
+    crate::router::finalize::response_headers(exchange, response.status, &mut response.headers);
     if !body.is_empty() {
+        // What the route says of the content is not contradicted.
         let kind = reply.content_type.unwrap_or(HeaderValue::from_static("text/plain"));
         headers::insert_if_absent(&mut response.headers, header::CONTENT_TYPE, || kind);
     }
-    crate::filter::http::on_response(exchange, &mut response);
-    crate::router::finalize::response_headers(exchange, &mut response.headers);
     let bodiless = exchange.request.method == http::Method::HEAD || matches!(reply.status.as_u16(), 204 | 304);
-    response.length = if exchange.request.version == Version::Http2 && grpc { Length::None } else { Length::Known(body.len() as u64) };
+    response.length = if body.is_empty() { Length::None } else { Length::Known(body.len() as u64) };
     // What is left of the request's body either has arrived and is dropped, or the connection ends:
     // the caller must hear of that before it sends the next request.
     let end = bodiless || body.is_empty();
@@ -114,6 +121,17 @@ pub(crate) async fn send(exchange: &mut Exchange<'_>, reply: Reply) {
         ready => ready,
     })
     .await;
+}
+
+/// A filter may answer before the router took the cluster: logs and metrics name it all the same.
+fn note_cluster(exchange: &mut Exchange<'_>) {
+    // A route that answers itself has no cluster, and neither has a redirect in front of one.
+    if exchange.info.cluster.is_none()
+        && exchange.info.details != details::DIRECT_RESPONSE
+        && let Some(id) = exchange.info.route.as_ref().and_then(crate::router::lookup::fixed_cluster)
+    {
+        exchange.info.cluster = exchange.live.cluster(exchange.worker, id);
+    }
 }
 
 /// Takes off the wire what of the body is there already, at most this much.
@@ -140,7 +158,7 @@ async fn drain_arrived(exchange: &mut Exchange<'_>) {
 fn as_grpc(response: &mut Response, status: StatusCode, code: Option<u32>, body: &[u8]) {
     response.status = StatusCode::OK;
     response.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    response.headers.insert(headers::GRPC_STATUS, code.unwrap_or_else(|| grpc_status(status)).into());
+    response.headers.insert(headers::GRPC_STATUS, code.unwrap_or_else(|| u32::from(grpc_status(status))).into());
     if !body.is_empty()
         && let Ok(message) = HeaderValue::from_bytes(&percent(body))
     {
@@ -161,16 +179,29 @@ fn percent(text: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The status and headers of a request that never became one (malformed HTTP/1).
-pub(crate) fn malformed(status: StatusCode) -> (Response, &'static [u8]) {
-    let mut response = Response::new(status);
-    let body: &[u8] = match status {
-        StatusCode::UPGRADE_REQUIRED | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => b"",
-        _ => b"Bad Request",
+/// The answer to bytes that are no request, with the details of Envoy's HTTP/1 codec.
+pub(crate) fn malformed(why: InvalidHead) -> Reply {
+    let (status, body, details) = match why {
+        InvalidHead::TooLarge => (431, "Request Header Fields Too Large", "http1.headers_too_large"),
+        InvalidHead::TooMany => (431, "Request Header Fields Too Large", "http1.too_many_headers"),
+        InvalidHead::OldVersion => (426, "Upgrade Required", details::LOW_VERSION),
+        InvalidHead::NoHost => (400, "", details::MISSING_HOST_HEADER),
+        InvalidHead::Target => (400, "Bad Request", "http1.invalid_url"),
+        InvalidHead::TransferEncoding => (400, "Bad Request", "http1.invalid_transfer_encoding"),
+        InvalidHead::Syntax | InvalidHead::Host | InvalidHead::ContentLength => (400, "Bad Request", CODEC_ERROR),
     };
-    response.length = Length::Known(body.len() as u64);
-    if !body.is_empty() {
-        response.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    }
-    (response, body)
+    let flags = if why == InvalidHead::NoHost { ResponseFlags::NONE } else { ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR };
+    Reply::new(status, body, details, flags)
 }
+
+/// The answer to a body whose framing is broken.
+pub(crate) fn malformed_body() -> Reply {
+    Reply::new(400, "Bad Request", CODEC_ERROR, ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR)
+}
+
+/// The answer to a head that did not come in time.
+pub(crate) fn late_head() -> Reply {
+    Reply::new(408, "request header timeout", details::REQUEST_HEADER_TIMEOUT, ResponseFlags::NONE)
+}
+
+const CODEC_ERROR: &str = "http1.codec_error";

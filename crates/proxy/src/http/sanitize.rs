@@ -9,7 +9,7 @@ use super::exchange::{End, Exchange};
 use super::headers as names;
 use super::reply::Reply;
 use super::{host_port, xfcc};
-use lateen_snapshot::http::Underscores;
+use lateen_snapshot::http::{HttpConnectionManager, Underscores};
 use lateen_telemetry::ResponseFlags;
 
 /// Stripped from every request that is not internal.
@@ -61,7 +61,7 @@ pub(crate) fn run(exchange: &mut Exchange<'_>) -> Result<(), End> {
         }
     }
     if let Some(via) = &config.via {
-        names::append_list(map, http::header::VIA, via);
+        names::append_list_with(map, http::header::VIA, ", ", via);
     }
     xfcc::run(exchange);
     Ok(())
@@ -71,7 +71,9 @@ fn underscores(exchange: &mut Exchange<'_>, rule: Underscores) -> Result<(), End
     let has = |name: &HeaderName| name.as_str().contains('_');
     match rule {
         Underscores::Allow => Ok(()),
-        Underscores::RejectRequest => Err(Reply::new(400, "", "unexpected_underscore", ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR).into()),
+        Underscores::RejectRequest => {
+            Err(Reply::new(400, "Bad Request", "http1.unexpected_underscore", ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR).into())
+        }
         Underscores::DropHeader => {
             let found: Vec<HeaderName> = exchange.request.headers.keys().filter(|n| has(n)).cloned().collect();
             for name in found {
@@ -89,10 +91,17 @@ fn remote_address(exchange: &mut Exchange<'_>) {
     let direct = exchange.conn.remote;
     let forwarded = exchange.request.hints.forwarded;
     let map = &mut exchange.request.headers;
+    if forwarded {
+        join_forwarded_for(map);
+    }
     let hops = config.xff_num_trusted_hops as usize;
     let trusts_proto = if config.use_remote_address {
         let before = if hops > 0 && forwarded { last_address(map, hops - 1) } else { None };
         exchange.info.remote = before.map_or(direct, |ip| SocketAddr::new(ip, 0));
+        exchange.info.internal = !map.contains_key(names::FORWARDED_FOR) && is_internal(config, exchange.info.remote.ip());
+        if !exchange.info.internal {
+            map.insert(names::EXTERNAL_ADDRESS, address(exchange.info.remote.ip()));
+        }
         if !config.skip_xff_append {
             let address = direct.ip();
             names::append_list(map, names::FORWARDED_FOR, &address.to_string());
@@ -101,7 +110,7 @@ fn remote_address(exchange: &mut Exchange<'_>) {
     } else {
         if forwarded && let Some(ip) = last_address(map, hops) {
             exchange.info.remote = SocketAddr::new(ip, 0);
-            exchange.info.internal = is_private(ip) && is_single(map);
+            exchange.info.internal = is_internal(config, ip) && is_single(map);
         }
         forwarded && map.contains_key(names::FORWARDED_PROTO)
     };
@@ -117,7 +126,7 @@ fn remote_address(exchange: &mut Exchange<'_>) {
 fn last_address(map: &HeaderMap, skip: usize) -> Option<IpAddr> {
     let all: Vec<&str> = map.get_all(names::FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).collect();
     let text = all.len().checked_sub(skip + 1).and_then(|i| all.get(i))?.trim();
-    text.parse::<IpAddr>().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|a| a.ip()))
+    text.parse().ok()
 }
 
 fn is_single(map: &HeaderMap) -> bool {
@@ -125,10 +134,23 @@ fn is_single(map: &HeaderMap) -> bool {
     values.next().is_some_and(|v| !v.as_bytes().contains(&b',')) && values.next().is_none()
 }
 
-fn is_private(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => v4.is_private() || v4.is_loopback(),
-        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local(),
+/// Envoy takes no address for internal unless it is told which ones are.
+fn is_internal(config: &HttpConnectionManager, ip: IpAddr) -> bool {
+    config.internal_addresses.iter().any(|block| block.contains(ip))
+}
+
+fn address(ip: IpAddr) -> HeaderValue {
+    HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// One list, however many headers it came in: what reads only the first would see another caller.
+fn join_forwarded_for(map: &mut HeaderMap) {
+    let mut values = map.get_all(names::FORWARDED_FOR).iter();
+    if values.next().is_some() && values.next().is_some() {
+        let all: Vec<&[u8]> = map.get_all(names::FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b',')) {
+            map.insert(names::FORWARDED_FOR, joined);
+        }
     }
 }
 

@@ -229,6 +229,11 @@ impl Process {
         for worker in &self.workers.0 {
             worker.stop();
         }
+        // A worker hands its last lines over when it stops.
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while !self.workers.0.iter().all(WorkerHandle::has_stopped) && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
         self.logs.flush(Duration::from_secs(1));
     }
 

@@ -19,6 +19,7 @@ use super::finalize;
 use super::forward::Forwarding;
 use super::outcome::{Failed, Failure};
 use crate::http::message::{Response, Version};
+use crate::http::stream::StreamError;
 use crate::http::{End, Exchange};
 use crate::io::Text;
 use crate::upstream::{ClusterState, Lease, NoConnection, TargetWish};
@@ -99,6 +100,10 @@ pub(super) async fn run(
     let mut lease = match lease {
         Ok(lease) => lease,
         Err(why) => {
+            if why.failure == Failure::Overflow {
+                // The host was not even asked.
+                exchange.info.host = None;
+            }
             if why.failure.blames_host() {
                 cluster.report(
                     exchange.worker,
@@ -123,6 +128,10 @@ pub(super) async fn run(
         Err(Stop::Gone) => {
             stats.inc(names::UPSTREAM_RQ_CANCELLED);
             return Err(End::Gone);
+        }
+        Err(Stop::Malformed) => {
+            stats.inc(names::UPSTREAM_RQ_CANCELLED);
+            return Err(crate::http::reply::malformed_body().into());
         }
         Err(Stop::Failed(why)) => {
             note_failure(exchange, &cluster, &target.host, &why);
@@ -218,6 +227,8 @@ async fn connect(
 
 enum Stop {
     Gone,
+    /// The caller's body is not framed as its head says.
+    Malformed,
     Failed(Failed),
 }
 
@@ -236,6 +247,7 @@ async fn await_response(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding
                     timer.set(limits.next());
                 }
             }
+            Err(StreamError::Protocol) if !http2 => return Poll::Ready(Err(Stop::Malformed)),
             Err(_) => return Poll::Ready(Err(Stop::Gone)),
         }
         if forwarding.body.complete() && !was_complete {

@@ -30,19 +30,16 @@ enum Change {
     Add(http::HeaderName, HeaderValue, AppendAction),
 }
 
-fn settle(exchange: &Exchange<'_>, mutations: &HeaderMutations, out: &mut Vec<Change>) {
+fn settle(exchange: &Exchange<'_>, mutations: &HeaderMutations, response: Option<&HeaderMap>, out: &mut Vec<Change>) {
     out.extend(mutations.remove.iter().cloned().map(Change::Remove));
     for addition in &mutations.add {
         let value = match &addition.value {
             HeaderTemplate::Fixed(value) => value.clone(),
             HeaderTemplate::Format(text) => {
                 let Some(format) = exchange.hcm.format(text) else { continue };
-                let record = RequestRecord { info: &exchange.info, request: &exchange.request, conn: exchange.conn };
+                let record = RequestRecord::new(exchange, response);
                 let mut bytes = Vec::new();
                 format.write(&record, &mut bytes);
-                if bytes == b"-" {
-                    bytes.clear();
-                }
                 match HeaderValue::from_bytes(&bytes) {
                     Ok(value) => value,
                     Err(_) => continue,
@@ -80,14 +77,14 @@ fn apply(map: &mut HeaderMap, changes: Vec<Change>) {
 /// Changes that a filter makes to the request's headers.
 pub(crate) fn mutate_request(exchange: &mut Exchange<'_>, mutations: &HeaderMutations) {
     let mut settled = Vec::new();
-    settle(exchange, mutations, &mut settled);
+    settle(exchange, mutations, None, &mut settled);
     apply(&mut exchange.request.headers, settled);
 }
 
 /// Headers that a filter gives to its own reply.
 pub(crate) fn reply_headers(exchange: &Exchange<'_>, mutations: &HeaderMutations) -> HeaderMap {
     let (mut settled, mut map) = (Vec::new(), HeaderMap::new());
-    settle(exchange, mutations, &mut settled);
+    settle(exchange, mutations, None, &mut settled);
     apply(&mut map, settled);
     map
 }
@@ -97,7 +94,7 @@ pub(super) fn request(exchange: &mut Exchange<'_>, matched: &Matched, forward: &
     let mut settled = Vec::new();
     changes(matched, &mut |c| {
         if !c.request.is_empty() {
-            settle(exchange, &c.request, &mut settled);
+            settle(exchange, &c.request, None, &mut settled);
         }
     });
     let suppress = exchange.hcm.router.suppress_envoy_headers || exchange.hcm.config.suppress_envoy_headers;
@@ -110,6 +107,7 @@ pub(super) fn request(exchange: &mut Exchange<'_>, matched: &Matched, forward: &
             names::RETRY_GRPC_ON,
             names::MAX_RETRIES,
             names::RETRIABLE_STATUS_CODES,
+            names::RETRIABLE_HEADERS,
         ] {
             request.headers.remove(name);
         }
@@ -118,6 +116,10 @@ pub(super) fn request(exchange: &mut Exchange<'_>, matched: &Matched, forward: &
     if let Some(expected) = timeouts.expected().filter(|_| !suppress) {
         request.headers.insert(names::EXPECTED_TIMEOUT, HeaderValue::from(u64::try_from(expected.as_millis()).unwrap_or(u64::MAX)));
     }
+    if forward.max_grpc_timeout.is_some() && exchange.info.grpc {
+        grpc_timeout(&mut exchange.request.headers, timeouts.expected());
+    }
+    let request = &mut exchange.request;
     let weighted = lookup::weighted(matched).and_then(|w| w.host_rewrite.as_deref());
     let host = match (weighted, &forward.host_rewrite) {
         (Some(host), _) => Some(Text::from(host)),
@@ -140,6 +142,34 @@ pub(super) fn request(exchange: &mut Exchange<'_>, matched: &Matched, forward: &
     }
 }
 
+/// Where the route heeds the caller's deadline the upstream is told what became of it.
+fn grpc_timeout(map: &mut HeaderMap, limit: Option<std::time::Duration>) {
+    // gRPC allows eight digits.
+    let value = limit.map(|limit| match limit.as_millis() {
+        millis if millis < 100_000_000 => format!("{millis}m"),
+        millis => format!("{}S", (millis / 1000).min(99_999_999)),
+    });
+    match value.and_then(|v| HeaderValue::try_from(v).ok()) {
+        Some(value) => drop(map.insert(names::GRPC_TIMEOUT, value)),
+        None => drop(map.remove(names::GRPC_TIMEOUT)),
+    }
+}
+
+/// Before another try: the upstream is told how much time is left.
+pub(super) fn expected_timeout(exchange: &mut Exchange<'_>, forwarding: &super::forward::Forwarding) {
+    let left = forwarding.deadline.map(|at| at.saturating_duration_since(tokio::time::Instant::now()));
+    let expected = match (forwarding.timeouts.per_try, left) {
+        (Some(one), Some(left)) => Some(one.min(left)),
+        (one, left) => one.or(left),
+    };
+    if let Some(expected) = expected
+        && exchange.request.headers.contains_key(names::EXPECTED_TIMEOUT)
+    {
+        let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX);
+        exchange.request.headers.insert(names::EXPECTED_TIMEOUT, HeaderValue::from(millis));
+    }
+}
+
 /// Sends the request to another host name.
 pub(super) fn rewrite_host(exchange: &mut Exchange<'_>, forward: &Forward, host: Text) {
     let request = &mut exchange.request;
@@ -147,18 +177,27 @@ pub(super) fn rewrite_host(exchange: &mut Exchange<'_>, forward: &Forward, host:
         return;
     }
     let before = std::mem::replace(&mut request.authority, host);
+    // The rewrite of a weighted cluster goes without it, as in Envoy.
+    if forward.host_rewrite.is_some()
+        && !(exchange.hcm.router.suppress_envoy_headers || exchange.hcm.config.suppress_envoy_headers)
+        && let Ok(original) = HeaderValue::from_maybe_shared(before.clone().into_bytes())
+    {
+        request.headers.insert(names::ORIGINAL_HOST, original);
+    }
     if forward.append_x_forwarded_host {
         names::append_list(&mut request.headers, names::FORWARDED_HOST, &before);
     }
 }
 
 /// The configured changes to a response, ours or the upstream's.
-pub(crate) fn response_headers(exchange: &mut Exchange<'_>, map: &mut HeaderMap) {
+pub(crate) fn response_headers(exchange: &mut Exchange<'_>, status: http::StatusCode, map: &mut HeaderMap) {
+    // Values may name the status.
+    exchange.info.status = status.as_u16();
     let Some(matched) = exchange.info.route.clone() else { return };
     let mut settled = Vec::new();
     changes(&matched, &mut |c| {
         if !c.response.is_empty() {
-            settle(exchange, &c.response, &mut settled);
+            settle(exchange, &c.response, Some(map), &mut settled);
         }
     });
     apply(map, settled);

@@ -15,7 +15,7 @@ use super::attempt::{self, Tried};
 use super::outcome::{Failed, Failure};
 use super::replay::Body;
 use super::retry::{Decision, Retries};
-use super::timeouts::Timeouts;
+use super::timeouts::{ListenerLimits, Timeouts};
 use super::{finalize, hash, lookup, mirror, relay};
 use crate::http::headers as header_names;
 use crate::http::reply::Reply;
@@ -55,8 +55,8 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward:
     exchange.info.cluster = Some(Rc::clone(&cluster));
     check_upgrade(exchange, forward)?;
     let policy = forward.retry.clone().or_else(|| matched.virtual_host().and_then(|h| h.retry.clone()));
-    let listener_idle = exchange.hcm.config.stream_idle_timeout;
-    let timeouts = Timeouts::new(&exchange.request, forward, policy.as_deref(), listener_idle);
+    let listener = ListenerLimits { idle: exchange.hcm.config.stream_idle_timeout, stream: exchange.hcm.config.max_stream_duration };
+    let timeouts = Timeouts::new(&exchange.request, forward, policy.as_deref(), listener);
     let retries = Retries::new(policy, &exchange.request);
     let hash = if forward.hash.is_empty() { None } else { hash::of(exchange, &forward.hash) };
     finalize::request(exchange, matched, forward, &timeouts);
@@ -145,6 +145,7 @@ async fn tries(
             let wait = retries.take(exchange.worker.roll64());
             back_off(exchange, forwarding, wait).await?;
             forwarding.body.rewind();
+            finalize::expected_timeout(exchange, forwarding);
             continue;
         }
         if decision == Decision::Exhausted {
@@ -169,13 +170,13 @@ async fn conclude(
             relay::run(exchange, forwarding, response, lease, began).await
         }
         Err(failed) => {
-            exchange.info.transport_failure = failed.transport.clone();
+            exchange.info.transport_failure = details::underscored(&failed.transport).into_owned();
             match failed.failure {
                 Failure::Timeout => forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_TIMEOUT),
                 Failure::SlowRequest => exchange.hcm.stats.inc(names::DOWNSTREAM_RQ_TIMEOUT),
                 _ => {}
             }
-            Err(failed.reply(retries.taken() > 0).into())
+            Err(failed.reply(retries.taken() > 0, forwarding.body.complete()).into())
         }
     }
 }
@@ -198,7 +199,7 @@ async fn back_off(exchange: &mut Exchange<'_>, forwarding: &Forwarding, wait: st
     }
     if limit.is_some_and(|limit| limit <= Instant::now()) {
         exchange.info.details = Cow::Borrowed(details::RESPONSE_TIMEOUT);
-        return Err(Failed::from(Failure::Timeout).reply(true).into());
+        return Err(Failed::from(Failure::Timeout).reply(true, true).into());
     }
     Ok(())
 }

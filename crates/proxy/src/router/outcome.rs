@@ -9,6 +9,9 @@ use crate::http::reply::Reply;
 use crate::http::stream::StreamError;
 use crate::upstream::{ConnectFailure, NoConnection};
 
+/// gRPC's status of that name.
+const DEADLINE_EXCEEDED: u32 = 4;
+
 /// A try that brought no response (Envoy's stream reset reasons, and our timers).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::enum_variant_names, reason = "the names of Envoy's resets")]
@@ -94,7 +97,8 @@ impl Failure {
             Self::ProtocolError => ResponseFlags::UPSTREAM_PROTOCOL_ERROR,
             Self::Overflow => ResponseFlags::UPSTREAM_OVERFLOW,
             Self::Timeout | Self::PerTryTimeout | Self::PerTryIdleTimeout => ResponseFlags::UPSTREAM_REQUEST_TIMEOUT,
-            Self::StreamDuration => ResponseFlags::UPSTREAM_MAX_STREAM_DURATION_REACHED,
+            // Limits of the caller's stream, not the upstream's: Envoy sets no flag.
+            Self::StreamDuration => ResponseFlags::NONE,
             Self::StreamIdle => ResponseFlags::STREAM_IDLE_TIMEOUT,
             Self::SlowRequest => ResponseFlags::NONE,
             Self::NoHealthyHost => ResponseFlags::NO_HEALTHY_UPSTREAM,
@@ -112,8 +116,9 @@ impl Failure {
 }
 
 impl Failed {
-    /// The answer to the caller.
-    pub(super) fn reply(&self, retried: bool) -> Reply {
+    /// The answer to the caller; one that has not sent its whole request is itself the late one.
+    pub(super) fn reply(&self, retried: bool, complete: bool) -> Reply {
+        let late = if complete { 504 } else { 408 };
         let flags = self.failure.flags();
         let timeout = |details| Reply::new(504, "upstream request timeout", details, flags);
         match self.failure {
@@ -121,9 +126,11 @@ impl Failed {
             Failure::PerTryTimeout => timeout(details::UPSTREAM_PER_TRY_TIMEOUT),
             Failure::PerTryIdleTimeout => timeout(details::UPSTREAM_PER_TRY_IDLE_TIMEOUT),
             Failure::StreamDuration => {
-                Reply::new(504, "upstream max stream duration reached", details::UPSTREAM_MAX_STREAM_DURATION_REACHED, flags)
+                let mut reply = Reply::new(late, "downstream duration timeout", details::MAX_DURATION_TIMEOUT, flags);
+                reply.grpc_status = Some(DEADLINE_EXCEEDED);
+                reply
             }
-            Failure::StreamIdle => Reply::new(504, "stream timeout", details::STREAM_IDLE_TIMEOUT, flags),
+            Failure::StreamIdle => Reply::new(late, "stream timeout", details::STREAM_IDLE_TIMEOUT, flags),
             // Envoy `ConnectionManagerImpl::ActiveStream::onRequestTimeout`.
             Failure::SlowRequest => Reply::new(408, "request timeout", details::REQUEST_OVERALL_TIMEOUT, flags),
             Failure::NoHealthyHost => Reply::new(503, "no healthy upstream", details::NO_HEALTHY_UPSTREAM, flags),
@@ -147,7 +154,12 @@ impl Failed {
     }
 
     /// The detail once the response had begun.
-    pub(super) fn after_response(&self) -> String {
-        details::reset_after_response(self.failure.reason(), &self.transport)
+    pub(super) fn after_response(&self) -> Cow<'static, str> {
+        match self.failure {
+            Failure::Timeout => Cow::Borrowed(details::RESPONSE_TIMEOUT),
+            Failure::StreamDuration => Cow::Borrowed(details::MAX_DURATION_TIMEOUT),
+            Failure::StreamIdle => Cow::Borrowed(details::STREAM_IDLE_TIMEOUT),
+            _ => Cow::Owned(details::reset_after_response(self.failure.reason(), &self.transport)),
+        }
     }
 }

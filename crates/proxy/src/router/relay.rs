@@ -4,8 +4,8 @@ use std::future::poll_fn;
 use std::task::Poll;
 
 use http::HeaderValue;
-use lateen_telemetry::details;
 use lateen_telemetry::envoy_names::{cluster as cluster_names, http as names};
+use lateen_telemetry::{ResponseFlags, details};
 use tokio::time::Instant;
 
 use super::attempt::{Began, Limits};
@@ -40,11 +40,12 @@ pub(super) async fn run(
     }
     filter::http::on_response(exchange, &mut response);
     let suppress = exchange.hcm.router.suppress_envoy_headers || exchange.hcm.config.suppress_envoy_headers;
-    if !suppress {
+    // Before the request is complete the time would say how long the caller took.
+    if !suppress && forwarding.body.complete() && exchange.request.upgrade.is_none() {
         let millis = arrived.saturating_duration_since(began.at).as_millis();
         response.headers.insert(SERVICE_TIME, HeaderValue::from(u64::try_from(millis).unwrap_or(u64::MAX)));
     }
-    finalize::response_headers(exchange, &mut response.headers);
+    finalize::response_headers(exchange, response.status, &mut response.headers);
     if upgraded {
         forwarding.body.start_raw();
         lease.upstream.start_raw();
@@ -59,6 +60,9 @@ pub(super) async fn run(
     match result {
         Ok(()) => {
             let ended = *exchange.info.ended.insert(Instant::now());
+            if upgraded && forwarding.body.complete() {
+                caller_left(exchange);
+            }
             if forwarding.body.sent() || upgraded {
                 lease.finish(forwarding.cluster.cluster.config.max_requests_per_connection, ended);
             }
@@ -67,16 +71,26 @@ pub(super) async fn run(
         Err(Broken::Caller) => {
             forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_CANCELLED);
             // Both ends of an upgraded connection just stop; that is no failure.
-            if upgraded { Ok(()) } else { Err(End::Gone) }
+            if upgraded {
+                caller_left(exchange);
+                return Ok(());
+            }
+            Err(End::Gone)
         }
         Err(Broken::Upstream(_)) if upgraded => Err(End::Cut),
         Err(Broken::Upstream(failed)) => {
             exchange.hcm.stats.inc(names::RQ_RESET_AFTER_DOWNSTREAM_RESPONSE_STARTED);
             exchange.info.flags.insert(failed.failure.flags());
-            exchange.info.details = Cow::Owned(failed.after_response());
+            exchange.info.details = failed.after_response();
             Err(End::Cut)
         }
     }
+}
+
+/// Of an upgraded connection the log tells who ended it.
+fn caller_left(exchange: &mut Exchange<'_>) {
+    exchange.info.flags.insert(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
+    exchange.info.details = Cow::Borrowed(details::DOWNSTREAM_REMOTE_DISCONNECT);
 }
 
 async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &mut Lease, upgraded: bool) -> Result<(), Broken> {

@@ -16,6 +16,7 @@ pub(super) struct Retries {
     taken: u32,
     /// From the caller's header, beside the policy's.
     more_codes: Vec<u16>,
+    more_headers: Vec<http::HeaderName>,
 }
 
 /// A decision.
@@ -31,11 +32,12 @@ impl Retries {
     pub(super) fn new(policy: Option<Arc<RetryPolicy>>, request: &Request) -> Self {
         let mut on = policy.as_ref().map_or(RetryOn::default(), |p| p.on);
         let mut remaining = policy.as_ref().map_or(1, |p| p.num_retries);
-        let mut more_codes = Vec::new();
+        let (mut more_codes, mut more_headers) = (Vec::new(), Vec::new());
         if request.hints.envoy {
             let text = |name: http::HeaderName| names::text(&request.headers, &name).unwrap_or("");
             on = words(text(names::RETRY_ON)).chain(words(text(names::RETRY_GRPC_ON))).filter_map(condition).fold(on, RetryOn::with);
             more_codes = words(text(names::RETRIABLE_STATUS_CODES)).filter_map(|w| w.parse().ok()).collect();
+            more_headers = words(text(names::RETRIABLE_HEADERS)).filter_map(|w| w.parse().ok()).collect();
             if let Some(most) = names::number(&request.headers, &names::MAX_RETRIES) {
                 remaining = u32::try_from(most).unwrap_or(u32::MAX);
             }
@@ -43,7 +45,7 @@ impl Retries {
         if on == RetryOn::default() {
             remaining = 0;
         }
-        Self { policy, on, remaining, taken: 0, more_codes }
+        Self { policy, on, remaining, taken: 0, more_codes, more_headers }
     }
 
     pub(super) fn policy(&self) -> Option<&Arc<RetryPolicy>> {
@@ -85,6 +87,9 @@ impl Retries {
         }
         let listed = self.policy.as_ref().is_some_and(|p| p.retriable_status_codes.contains(&code)) || self.more_codes.contains(&code);
         if on(RetryOn::RETRIABLE_STATUS_CODES) && listed {
+            return true;
+        }
+        if on(RetryOn::RETRIABLE_HEADERS) && self.more_headers.iter().any(|name| response.headers.contains_key(name)) {
             return true;
         }
         if on(RetryOn::RETRIABLE_HEADERS)

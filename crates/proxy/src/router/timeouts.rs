@@ -19,23 +19,31 @@ pub(super) struct Timeouts {
     pub(super) stream: Option<Duration>,
 }
 
+/// What the connection manager says for routes that say nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ListenerLimits {
+    pub(super) idle: Option<Duration>,
+    pub(super) stream: Option<Duration>,
+}
+
 fn positive(duration: Option<Duration>) -> Option<Duration> {
     duration.filter(|d| !d.is_zero())
 }
 
 impl Timeouts {
-    pub(super) fn new(request: &Request, forward: &Forward, retry: Option<&RetryPolicy>, listener_idle: Option<Duration>) -> Self {
+    pub(super) fn new(request: &Request, forward: &Forward, retry: Option<&RetryPolicy>, listener: ListenerLimits) -> Self {
         let mut timeouts = Self {
             global: forward.timeout,
             per_try: retry.and_then(|r| r.per_try_timeout),
             per_try_idle: positive(retry.and_then(|r| r.per_try_idle_timeout)),
-            idle: positive(forward.idle_timeout.or(listener_idle)),
-            stream: positive(forward.max_stream_duration),
+            idle: positive(forward.idle_timeout.or(listener.idle)),
+            stream: positive(stream(request, forward).or(listener.stream)),
         };
         if let Some(most) = forward.max_grpc_timeout
-            && let Some(asked) = request.headers.get(names::GRPC_TIMEOUT).filter(|_| request.is_grpc())
+            && request.is_grpc()
         {
-            let asked = grpc_timeout(asked.as_bytes());
+            // One that asks for nothing gets the most.
+            let asked = request.headers.get(names::GRPC_TIMEOUT).and_then(|v| grpc_timeout(v.as_bytes()));
             let asked = asked.map(|t| t.saturating_sub(forward.grpc_timeout_offset.unwrap_or_default()));
             timeouts.global = match (asked, positive(Some(most))) {
                 (Some(asked), Some(most)) => Some(asked.min(most)),
@@ -62,6 +70,15 @@ impl Timeouts {
     pub(super) fn expected(&self) -> Option<Duration> {
         self.per_try.or(self.global)
     }
+}
+
+/// How long the stream may last: what the caller asks for where the route lets it, else what the route says.
+fn stream(request: &Request, forward: &Forward) -> Option<Duration> {
+    let asked = request.headers.get(names::GRPC_TIMEOUT).and_then(|v| grpc_timeout(v.as_bytes()));
+    let (Some(asked), Some(most)) = (asked, forward.stream_grpc_max) else { return forward.max_stream_duration };
+    let asked = positive(Some(most)).map_or(asked, |most| asked.min(most));
+    // Zero would mean no limit: what is over at once still has one.
+    Some(asked.saturating_sub(forward.stream_grpc_offset.unwrap_or_default()).max(Duration::from_millis(1)))
 }
 
 /// gRPC's `grpc-timeout`: up to eight digits and a unit.

@@ -134,7 +134,7 @@ fn custom(exchange: &Exchange<'_>, tag: &CustomTag, span: &mut Span) {
         TagValue::Header { name, default } => names::text(&exchange.request.headers, name).unwrap_or(default).to_owned(),
         TagValue::Format(text) => {
             let Some(format) = exchange.hcm.format(text) else { return };
-            let record = RequestRecord { info: &exchange.info, request: &exchange.request, conn: exchange.conn };
+            let record = RequestRecord::new(exchange, exchange.info.response_headers.as_ref());
             let mut bytes = Vec::new();
             format.write(&record, &mut bytes);
             if bytes == b"-" { String::new() } else { String::from_utf8_lossy(&bytes).into_owned() }

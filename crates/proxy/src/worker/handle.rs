@@ -158,6 +158,11 @@ impl WorkerHandle {
     }
 
     /// Waits for the thread's end, after [`Self::stop`].
+    /// Whether its thread has ended.
+    pub fn has_stopped(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     pub fn join(mut self) {
         self.stop();
         if let Some(thread) = self.thread.take() {

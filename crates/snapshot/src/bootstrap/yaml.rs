@@ -19,7 +19,10 @@ pub struct NotYaml {
 }
 
 /// Reads the only document of `text`.
-pub(crate) fn read(text: &str) -> Result<Value, NotYaml> {
+///
+/// # Errors
+/// When it is not YAML, nested too deep, or its aliases stand for too much.
+pub fn read(text: &str) -> Result<Value, NotYaml> {
     let mut builder = Builder::default();
     events(text, |event, span| builder.event(event, span))?;
     Ok(builder.root.unwrap_or(Value::Null))

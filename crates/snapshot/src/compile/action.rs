@@ -60,6 +60,8 @@ pub(crate) fn forward(value: proto::RouteAction, inherited: &Inherited, context:
     harmless!(early_data_policy, max_internal_redirects);
     refuse!(metadata_match, path_rewrite_policy, flush_timeout, retry_policy_typed_config);
     refuse!(internal_redirect_policy, internal_redirect_action, hedge_policy);
+    // The newer limits stand instead of the older ones (Envoy `usingNewTimeouts`).
+    let newer = max_stream_duration.is_some();
     let streams = max_stream_duration.unwrap_or_default();
     let route_action::MaxStreamDuration { max_stream_duration, grpc_timeout_header_max, grpc_timeout_header_offset } = streams;
     let mirrors = if request_mirror_policies.is_empty() { inherited.mirrors.clone() } else { request_mirror_policies };
@@ -75,15 +77,16 @@ pub(crate) fn forward(value: proto::RouteAction, inherited: &Inherited, context:
         path_rewrite: self::path_rewrite(prefix_rewrite, regex_rewrite, path_rewrite)?,
         host_rewrite: host_rewrite(host_rewrite_specifier)?,
         append_x_forwarded_host,
-        timeout: limit(timeout.as_ref(), Some(ROUTE_TIMEOUT), "timeout")?,
+        timeout: limit(timeout.as_ref(), Some(ROUTE_TIMEOUT), "timeout")?.filter(|_| !newer),
         idle_timeout: limit(idle_timeout.as_ref(), None, "idle_timeout")?,
-        max_stream_duration: limit(max_stream_duration.as_ref(), None, "max_stream_duration.max_stream_duration")?,
-        max_grpc_timeout: grpc_timeout_header_max.or(max_grpc_timeout).map(|d| duration(&d)).transpose().within("max_grpc_timeout")?,
-        grpc_timeout_offset: grpc_timeout_header_offset
-            .or(grpc_timeout_offset)
+        max_stream_duration: max_stream_duration.map(|d| duration(&d)).transpose().within("max_stream_duration.max_stream_duration")?,
+        max_grpc_timeout: max_grpc_timeout.map(|d| duration(&d)).transpose().within("max_grpc_timeout")?.filter(|_| !newer),
+        grpc_timeout_offset: grpc_timeout_offset.map(|d| duration(&d)).transpose().within("grpc_timeout_offset")?,
+        stream_grpc_max: grpc_timeout_header_max.map(|d| duration(&d)).transpose().within("max_stream_duration.grpc_timeout_header_max")?,
+        stream_grpc_offset: grpc_timeout_header_offset
             .map(|d| duration(&d))
             .transpose()
-            .within("grpc_timeout_offset")?,
+            .within("max_stream_duration.grpc_timeout_header_offset")?,
         retry: retry_policy.map(|p| retry(p).map(Arc::new)).transpose().within("retry_policy")?,
         mirrors,
         hash: hash_policy.into_iter().enumerate().map(|(i, h)| hash(h).within_item("hash_policy", i)).collect::<Result<_>>()?,

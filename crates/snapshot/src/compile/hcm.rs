@@ -5,7 +5,7 @@ use std::time::Duration;
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::extensions::filters::network::http_connection_manager::v3::{self as proto, http_connection_manager as inner};
 
-use super::common::{duration_or, limit};
+use super::common::{cidr, duration_or, limit};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::{access_log, filter, route};
@@ -13,6 +13,7 @@ use crate::http::{
     Codec, CurrentClientCert, EscapedSlashes, ForwardClientCert, Http1Options, Http2Options, HttpConnectionManager, PathNormalization,
     RouteSource, ServerHeader, Underscores,
 };
+use crate::matcher::Cidr;
 
 const FIVE_MINUTES: Duration = Duration::from_secs(300);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -82,7 +83,7 @@ pub(crate) fn manager(value: proto::HttpConnectionManager, context: &mut Context
     // jitter and flush intervals only spread work in time.
     harmless!(http1_safe_max_connection_duration, stream_flush_timeout, drain_timeout_jitter, proxy_100_continue);
     harmless!(stream_error_on_invalid_http_message, add_proxy_protocol_connection_state, access_log_flush_interval);
-    harmless!(represent_ipv4_remote_address_as_ipv4_mapped_ipv6, internal_address_config, typed_header_validation_config);
+    harmless!(represent_ipv4_remote_address_as_ipv4_mapped_ipv6, typed_header_validation_config);
     refuse!(add_user_agent, http3_protocol_options, scheme_header_transformation, flush_access_log_on_new_request);
     refuse!(original_ip_detection_extensions, early_header_mutation_extensions, forward_client_cert_matcher, path_normalization_options);
     refuse!(strip_trailing_host_dot, proxy_status_config, append_x_forwarded_port, append_local_overload, forward_proto_config);
@@ -125,6 +126,7 @@ pub(crate) fn manager(value: proto::HttpConnectionManager, context: &mut Context
         use_remote_address: use_remote_address.unwrap_or(false),
         xff_num_trusted_hops,
         skip_xff_append,
+        internal_addresses: internal(internal_address_config).within("internal_address_config")?,
         generate_request_id: generate_request_id.unwrap_or(true),
         preserve_external_request_id,
         always_set_request_id_in_response,
@@ -177,6 +179,13 @@ fn routes(value: Option<inner::RouteSpecifier>, context: &mut Context<'_>) -> Re
         Some(inner::RouteSpecifier::ScopedRoutes(_)) => Err(Invalid::unsupported("scoped_routes")),
         None => Err(Invalid::new("has no routes; give rds or route_config")),
     }
+}
+
+/// Pipes have no address here, so that nothing is internal for coming through one.
+fn internal(value: Option<inner::InternalAddressConfig>) -> Result<Vec<Cidr>> {
+    let inner::InternalAddressConfig { unix_sockets, cidr_ranges } = value.unwrap_or_default();
+    refuse!(unix_sockets);
+    cidr_ranges.into_iter().enumerate().map(|(i, block)| cidr(block).within_item("cidr_ranges", i)).collect()
 }
 
 fn codec(value: i32) -> Result<Codec> {

@@ -244,8 +244,10 @@ fn push_ipv4(out: &mut Vec<u8>, octets: [u8; 4]) {
 /// `grpc-status` of the trailers, else of the headers of a response without a body.
 fn grpc_status<R: Record + ?Sized>(record: &R) -> Option<u16> {
     let key = HeaderKey::Named(http::HeaderName::from_static("grpc-status"));
-    let value = record.header(HeadersOf::ResponseTrailers, &key).or_else(|| record.header(HeadersOf::Response, &key))?;
-    std::str::from_utf8(value).ok()?.parse().ok()
+    match record.header(HeadersOf::ResponseTrailers, &key).or_else(|| record.header(HeadersOf::Response, &key)) {
+        Some(value) => std::str::from_utf8(value).ok()?.parse().ok(),
+        None => record.implied_grpc_status(),
+    }
 }
 
 fn grpc_name(code: u16) -> &'static str {

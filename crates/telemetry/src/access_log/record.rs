@@ -121,6 +121,11 @@ pub trait Record {
         None
     }
 
+    /// What a gRPC call's status is where neither trailers nor headers name one: made from the HTTP status.
+    fn implied_grpc_status(&self) -> Option<u16> {
+        None
+    }
+
     /// How many times the upstream was tried.
     fn attempts(&self) -> u32 {
         0

@@ -55,14 +55,21 @@ pub(super) fn on_request(exchange: &mut Exchange<'_>) -> Step {
     if allowed.policy.allow_credentials {
         reply = reply.with_header(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
     }
-    let optional: [(HeaderName, &Option<HeaderValue>); 3] = [
-        (header::ACCESS_CONTROL_ALLOW_METHODS, &policy.allow_methods),
-        (header::ACCESS_CONTROL_ALLOW_HEADERS, &policy.allow_headers),
-        (header::ACCESS_CONTROL_MAX_AGE, &policy.max_age),
+    let asked = |name: HeaderName| request.headers.get(name).cloned().unwrap_or(HeaderValue::from_static(""));
+    // A star is no wildcard where credentials are sent: what was asked for is allowed by its name.
+    let unless_any = |value: &HeaderValue, name| if value == "*" { asked(name) } else { value.clone() };
+    let optional: [(HeaderName, Option<HeaderValue>); 4] = [
+        (header::ACCESS_CONTROL_ALLOW_METHODS, policy.allow_methods.as_ref().map(|v| unless_any(v, header::ACCESS_CONTROL_REQUEST_METHOD))),
+        (
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+            policy.allow_headers.as_ref().map(|v| unless_any(v, header::ACCESS_CONTROL_REQUEST_HEADERS)),
+        ),
+        (header::ACCESS_CONTROL_EXPOSE_HEADERS, policy.expose_headers.clone()),
+        (header::ACCESS_CONTROL_MAX_AGE, policy.max_age.clone()),
     ];
     for (name, value) in optional {
         if let Some(value) = value {
-            reply = reply.with_header(name, value.clone());
+            reply = reply.with_header(name, value);
         }
     }
     Step::Reply(reply)

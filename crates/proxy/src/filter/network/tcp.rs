@@ -11,7 +11,7 @@ use lateen_identity::tls::PeerIdentity;
 use lateen_snapshot::listener::TcpProxy;
 use lateen_telemetry::envoy_names::{cluster as cluster_names, tcp as names};
 use lateen_telemetry::istio::{DestinationId, PrincipalId, Reporter, StreamLabels, TcpSeries};
-use lateen_telemetry::{BlockName, Local, ResponseFlags};
+use lateen_telemetry::{BlockName, Local, ResponseFlags, details};
 use tokio::time::Instant;
 
 use super::Passed;
@@ -176,7 +176,7 @@ async fn connect(
                 host.counters.cx_connect_fail.fetch_add(1, Relaxed);
                 cluster.report_connect(worker, &host, false);
                 outcome.flags = ResponseFlags::UPSTREAM_CONNECTION_FAILURE;
-                outcome.failure = failure.reason();
+                outcome.failure = details::underscored(&failure.reason()).into_owned();
             }
         }
     }

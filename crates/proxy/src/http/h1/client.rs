@@ -93,6 +93,8 @@ impl H1Client {
                 }
             }
             match ready!(self.wire.poll_fill(cx)) {
+                // Part of a head is no head.
+                Ok(0) if !self.wire.input.is_empty() => return Poll::Ready(Err(StreamError::Protocol)),
                 Ok(0) => return Poll::Ready(Err(StreamError::Closed)),
                 Ok(_) => {}
                 Err(e) => return Poll::Ready(Err(StreamError::from_io(&e))),
@@ -123,9 +125,9 @@ impl H1Client {
                     self.decoder = Decoder::Done;
                     return Poll::Ready(None);
                 }
-                Ok(0) => return Poll::Ready(Some(Err(StreamError::Closed))),
+                // An end within the body breaks the framing, whatever the connection's reasons were.
+                Ok(0) | Err(_) => return Poll::Ready(Some(Err(StreamError::Protocol))),
                 Ok(_) => {}
-                Err(e) => return Poll::Ready(Some(Err(StreamError::from_io(&e)))),
             }
         }
     }

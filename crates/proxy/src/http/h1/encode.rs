@@ -40,6 +40,8 @@ pub(super) enum Framing {
     /// Says a length, but sends no body: the answer to HEAD.
     LengthOnly(u64),
     Chunked,
+    /// Says that the body would come in chunks, but sends none: the answer to HEAD.
+    ChunkedOnly,
     /// Ends with the connection (HTTP/1.0), or raw bytes after a switch of protocols.
     UntilClose,
 }
@@ -47,9 +49,14 @@ pub(super) enum Framing {
 fn framing(out: &mut BytesMut, framing: Framing) {
     match framing {
         Framing::Length(n) | Framing::LengthOnly(n) => header(out, b"content-length", itoa::Buffer::new().format(n).as_bytes()),
-        Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+        Framing::Chunked | Framing::ChunkedOnly => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         Framing::None | Framing::UntilClose => {}
     }
+}
+
+fn needs_no_body(method: &http::Method) -> bool {
+    use http::Method;
+    matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE | Method::CONNECT)
 }
 
 /// A request's head; returns how its body will be framed.
@@ -75,11 +82,9 @@ pub(super) fn request(out: &mut BytesMut, request: &Request) -> Framing {
         }
         (Length::Known(n), None) => Framing::Length(n),
         (Length::Unknown, None) => Framing::Chunked,
-        // Servers may wait for a body of these methods unless told that there is none.
-        (Length::None, None) if matches!(request.method, http::Method::POST | http::Method::PUT | http::Method::PATCH) => {
-            Framing::Length(0)
-        }
-        (Length::None, None) => Framing::None,
+        // Servers may wait for a body unless told that there is none, where the method does not say so.
+        (Length::None, None) if needs_no_body(&request.method) => Framing::None,
+        (Length::None, None) => Framing::Length(0),
     };
     framing(out, kind);
     if request.accepts_trailers {

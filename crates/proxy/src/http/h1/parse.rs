@@ -34,7 +34,9 @@ pub(crate) enum InvalidHead {
     TooMany,
     #[error("HTTP/1.0 is not enabled")]
     OldVersion,
-    #[error("Host is missing, empty or given twice")]
+    #[error("Host is missing")]
+    NoHost,
+    #[error("Host is given twice, or is no host")]
     Host,
     #[error("the request target is not valid")]
     Target,
@@ -231,7 +233,8 @@ impl Fields {
             }
             header::CONTENT_LENGTH => {
                 let length = content_length(bytes)?;
-                if self.content_length.is_some_and(|other| other != length) {
+                // Even twice the same: what strips one of them on the way would see another message.
+                if self.content_length.is_some() {
                     return Err(InvalidHead::ContentLength);
                 }
                 self.content_length = Some(length);
@@ -284,7 +287,7 @@ impl Fields {
         size: usize,
     ) -> Result<Option<(Request, RequestFraming)>, InvalidHead> {
         self.drop_nominated();
-        let (authority, path, scheme) = self.target(&method, target, version)?;
+        let (authority, path, scheme) = self.target(&method, target)?;
         let (decoder, length) = match (self.transfer_encoding, self.content_length) {
             (Some(_), Some(_)) => return Err(InvalidHead::TransferEncoding),
             // HTTP/1.0 knows no chunks: an old proxy on the way would take them for the body.
@@ -301,7 +304,8 @@ impl Fields {
         let upgrade = if method == Method::CONNECT {
             Some(Text::fixed("connect"))
         } else {
-            self.upgrade.take().filter(|_| self.upgrade_wanted && version != Version::Http10 && !self.upgrade_to_h2())
+            let wanted = self.upgrade_wanted && version != Version::Http10 && !self.upgrade_to_h2();
+            self.upgrade.take().filter(|_| wanted)
         };
         let request = Request {
             method,
@@ -332,20 +336,18 @@ impl Fields {
     }
 
     /// Splits the request target: origin form, absolute form, authority form (CONNECT) or `*`.
-    fn target(&mut self, method: &Method, target: Text, version: Version) -> Result<(Text, Text, Option<&'static str>), InvalidHead> {
-        if target.bytes().any(|b| b <= b' ' || b == 0x7f) {
-            return Err(InvalidHead::Target);
+    fn target(&mut self, method: &Method, target: Text) -> Result<(Text, Text, Option<&'static str>), InvalidHead> {
+        if target.bytes().any(|b| !b.is_ascii_graphic()) {
+            return Err(InvalidHead::Syntax);
         }
         if *method == Method::CONNECT {
             return if valid_host(&target) && !target.is_empty() { Ok((target, Text::EMPTY, None)) } else { Err(InvalidHead::Target) };
         }
-        let host = match (self.host.take(), version) {
-            (Some(host), _) => host,
-            (None, Version::Http10) => Text::EMPTY,
-            (None, _) => {
-                // The absolute form names a host, but RFC 9112 3.2 demands the header all the same.
-                return Err(InvalidHead::Host);
-            }
+        let host = match self.host.take() {
+            Some(host) => host,
+            // The absolute form names a host, but RFC 9112 3.2 demands the header all the same; HTTP/1.0 does not
+            // know it, and without one no virtual host could be chosen.
+            None => return Err(InvalidHead::NoHost),
         };
         if target.starts_with('/') || (target.as_str() == "*" && *method == Method::OPTIONS) {
             return Ok((host, without_fragment(target), None));

@@ -156,6 +156,7 @@ impl H1Server {
         } else if self.is_head || status == StatusCode::NOT_MODIFIED {
             match response.length {
                 Length::Known(n) => Framing::LengthOnly(n),
+                _ if self.is_head && status != StatusCode::NOT_MODIFIED && !http10 => Framing::ChunkedOnly,
                 _ => Framing::None,
             }
         } else {
@@ -202,7 +203,7 @@ impl H1Server {
                 self.wire.push(data.slice(..n as usize));
             }
             Framing::UntilClose => self.wire.push(data),
-            Framing::None | Framing::LengthOnly(_) => {}
+            Framing::None | Framing::LengthOnly(_) | Framing::ChunkedOnly => {}
         }
     }
 

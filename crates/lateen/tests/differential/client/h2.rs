@@ -1,0 +1,85 @@
+//! A caller's HTTP/2 exchange.
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request};
+use serde_json::{Value, json};
+
+use crate::case::{Headers, Step};
+use crate::config::Places;
+use crate::wire::{Io, fields, shown};
+
+pub(super) async fn ask(stream: impl Io + 'static, step: &Step, index: usize, places: &Places, patience: Duration) -> Value {
+    let mut answer = json!({});
+    let work = exchange(stream, step, index, places, &mut answer);
+    match tokio::time::timeout(patience, work).await {
+        Ok(Ok(())) => {}
+        Ok(Err(e)) => answer["cut"] = e.reason().map_or_else(|| "closed".to_owned(), |r| format!("{r:?}")).into(),
+        Err(_) => answer["cut"] = "nothing came in time".into(),
+    }
+    answer
+}
+
+async fn exchange(stream: impl Io + 'static, step: &Step, index: usize, places: &Places, answer: &mut Value) -> Result<(), h2::Error> {
+    let scheme = if step.tls.is_some() { "https" } else { "http" };
+    let (client, connection) = h2::client::handshake(stream).await?;
+    let driver = tokio::spawn(connection);
+    let mut client = client.ready().await?;
+    let (method, path) = step.method_and_path();
+    let mut request = Request::new(());
+    *request.method_mut() = method.parse().unwrap_or_default();
+    *request.version_mut() = http::Version::HTTP_2;
+    *request.headers_mut() = map(&Headers(super::headers(step, index, places)));
+    let authority = super::host(step, places);
+    let uri = if method == "CONNECT" { authority } else { format!("{scheme}://{authority}{path}") };
+    *request.uri_mut() = uri.parse().unwrap_or_default();
+    let (pieces, _) = step.pieces();
+    let ends = pieces.is_empty() && step.trailers.0.is_empty();
+    let (response, mut send) = client.send_request(request, ends)?;
+    if !ends {
+        let last = pieces.len().saturating_sub(1);
+        for (at, piece) in pieces.into_iter().enumerate() {
+            // A stream that is answered early takes no more.
+            let _ = send.send_data(piece.into(), at == last && step.trailers.0.is_empty());
+        }
+        if !step.trailers.0.is_empty() {
+            let _ = send.send_trailers(map(&step.trailers));
+        }
+    }
+    receive(response, answer).await?;
+    driver.abort();
+    Ok(())
+}
+
+fn map(headers: &Headers) -> HeaderMap {
+    let pair =
+        |(n, v): &(String, String)| Some((http::HeaderName::try_from(n.as_str()).ok()?, http::HeaderValue::try_from(v.as_str()).ok()?));
+    headers.0.iter().filter_map(pair).collect()
+}
+
+async fn receive(response: h2::client::ResponseFuture, answer: &mut Value) -> Result<(), h2::Error> {
+    let (parts, mut body) = response.await?.into_parts();
+    let told = |map: &HeaderMap| fields(map.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap_or("?"))));
+    answer["status"] = parts.status.as_u16().into();
+    answer["headers"] = told(&parts.headers);
+    let mut bytes: Vec<u8> = Vec::new();
+    let mut outcome = Ok(());
+    while let Some(piece) = body.data().await {
+        match piece {
+            Ok(piece) => {
+                let _ = body.flow_control().release_capacity(piece.len());
+                bytes.extend_from_slice(&piece);
+            }
+            Err(e) => {
+                outcome = Err(e);
+                break;
+            }
+        }
+    }
+    answer["body"] = shown(&Bytes::from(bytes));
+    outcome?;
+    if let Some(trailers) = body.trailers().await? {
+        answer["trailers"] = told(&trailers);
+    }
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! An upstream's HTTP/2 connection.
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use serde_json::json;
+use tokio::task::JoinSet;
+
+use super::Script;
+use crate::case::{Answer, Headers, Then};
+use crate::wire::{Io, fields, shown};
+
+pub(super) async fn serve(stream: impl Io + 'static, name: &str, script: &Arc<Script>) {
+    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+    let mut open = JoinSet::new();
+    while let Some(Ok((request, respond))) = connection.accept().await {
+        let (name, script) = (name.to_owned(), Arc::clone(script));
+        open.spawn(async move {
+            // A stream that the proxy gave up is no mistake of ours.
+            let _ = exchange(request, respond, &name, &script).await;
+        });
+    }
+}
+
+async fn exchange(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, name: &str, script: &Script) -> Result<(), h2::Error> {
+    let (parts, mut body) = request.into_parts();
+    let path = parts.uri.path_and_query().map_or("", |p| p.as_str());
+    let pseudo = [(":authority", parts.uri.authority().map_or("", |a| a.as_str())), (":scheme", parts.uri.scheme_str().unwrap_or(""))];
+    let headers = parts.headers.iter().filter(|(n, _)| *n != "x-step").map(|(n, v)| (n.as_str(), v.to_str().unwrap_or("?")));
+    let seen = json!({
+        "upstream": name, "version": "HTTP/2", "method": parts.method.as_str(), "path": path,
+        "headers": fields(pseudo.into_iter().chain(headers)),
+    });
+    let (at, answer) = script.next(seen);
+    if !answer.early {
+        receive(&mut body, at, script).await?;
+    }
+    tokio::time::sleep(Duration::from_millis(answer.after_ms)).await;
+    if answer.silent {
+        std::future::pending::<()>().await;
+    }
+    match answer.then {
+        Then::Refuse => respond.send_reset(Reason::REFUSED_STREAM),
+        Then::Reset if answer.body.is_none() => respond.send_reset(Reason::INTERNAL_ERROR),
+        _ => reply(&mut respond, &answer, name, parts.method == http::Method::HEAD).await?,
+    }
+    Ok(())
+}
+
+async fn receive(body: &mut RecvStream, at: usize, script: &Script) -> Result<(), h2::Error> {
+    let mut bytes = Vec::new();
+    while let Some(piece) = body.data().await {
+        let piece = match piece {
+            Ok(piece) => piece,
+            Err(e) => {
+                script.note(at, "body_incomplete", true.into());
+                return Err(e);
+            }
+        };
+        let _ = body.flow_control().release_capacity(piece.len());
+        bytes.extend_from_slice(&piece);
+    }
+    script.note(at, "body", shown(&bytes));
+    if let Some(trailers) = body.trailers().await? {
+        script.note(at, "trailers", fields(trailers.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap_or("?")))));
+    }
+    Ok(())
+}
+
+pub(crate) fn map(headers: &Headers) -> HeaderMap {
+    let pair = |(n, v): &(String, String)| Some((HeaderName::try_from(n.as_str()).ok()?, HeaderValue::try_from(v.as_str()).ok()?));
+    headers.0.iter().filter_map(pair).collect()
+}
+
+async fn reply(respond: &mut SendResponse<Bytes>, answer: &Answer, name: &str, is_head: bool) -> Result<(), h2::Error> {
+    let mut response = Response::new(());
+    *response.status_mut() = http::StatusCode::from_u16(answer.status).unwrap_or_default();
+    *response.headers_mut() = map(&answer.headers);
+    let body = super::body_of(answer, name);
+    let bodiless = matches!(answer.status, 204 | 304) || is_head || (body.is_empty() && answer.trailers.0.is_empty());
+    let mut stream = respond.send_response(response, bodiless)?;
+    if bodiless {
+        return Ok(());
+    }
+    tokio::time::sleep(Duration::from_millis(answer.pause_ms)).await;
+    let ends = answer.trailers.0.is_empty() && answer.then == Then::Keep;
+    stream.send_data(body.into(), ends)?;
+    if answer.then != Then::Keep {
+        // The data goes out before the reset would overtake it.
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        stream.send_reset(Reason::INTERNAL_ERROR);
+    } else if !ends {
+        stream.send_trailers(map(&answer.trailers))?;
+    }
+    Ok(())
+}

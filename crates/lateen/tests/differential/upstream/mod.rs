@@ -1,0 +1,126 @@
+//! The upstreams behind both proxies: they answer as the case says and tell what they saw.
+mod h1;
+mod h2;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::Value;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+
+use crate::case::Answer;
+use crate::certificates::Certificates;
+use crate::wire::Io;
+
+/// The first bytes of HTTP/2, as many as tell it from any method.
+const HTTP2: &[u8] = b"PRI ";
+const TLS_HANDSHAKE: u8 = 22;
+
+/// All upstreams of one proxy; they end when this is dropped.
+pub(crate) struct Upstreams {
+    pub(crate) ports: BTreeMap<String, u16>,
+    script: Arc<Script>,
+    _accepting: JoinSet<()>,
+}
+
+/// What is to be answered, and what was seen.
+#[derive(Default)]
+pub(crate) struct Script(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    answers: VecDeque<Answer>,
+    seen: Vec<Value>,
+}
+
+impl Script {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a request whose head is here, and says what to answer.
+    fn next(&self, request: Value) -> (usize, Answer) {
+        let mut state = self.state();
+        state.seen.push(request);
+        (state.seen.len() - 1, state.answers.pop_front().unwrap_or_default())
+    }
+
+    /// Adds what came after the head.
+    fn note(&self, at: usize, field: &str, value: Value) {
+        if let Some(seen) = self.state().seen.get_mut(at) {
+            seen[field] = value;
+        }
+    }
+}
+
+impl Upstreams {
+    pub(crate) async fn start(names: &[String], certificates: &Certificates) -> anyhow::Result<Self> {
+        let (script, mut ports, mut accepting) = (Arc::new(Script::default()), BTreeMap::new(), JoinSet::new());
+        for name in names {
+            let listener = TcpListener::bind("127.0.0.1:0").await?;
+            ports.insert(name.clone(), listener.local_addr()?.port());
+            if name.starts_with("dead") {
+                continue;
+            }
+            let (name, script, tls) = (name.clone(), Arc::clone(&script), certificates.upstream());
+            accepting.spawn(async move {
+                let mut open = JoinSet::new();
+                while let Ok((stream, _)) = listener.accept().await {
+                    open.spawn(serve(stream, name.clone(), Arc::clone(&script), tls.clone()));
+                }
+            });
+        }
+        Ok(Self { ports, script, _accepting: accepting })
+    }
+
+    /// Before a request: what will be answered.
+    pub(crate) fn prepare(&self, answers: &[Answer]) {
+        *self.script.state() = State { answers: answers.iter().cloned().collect(), seen: Vec::new() };
+    }
+
+    /// What was seen since.
+    pub(crate) fn seen(&self) -> Vec<Value> {
+        self.script.state().seen.clone()
+    }
+}
+
+async fn serve(stream: TcpStream, name: String, script: Arc<Script>, tls: TlsAcceptor) {
+    let mut first = [0; 4];
+    loop {
+        match stream.peek(&mut first).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) if first[0] == TLS_HANDSHAKE => {
+                if let Ok(stream) = tls.accept(stream).await {
+                    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                    speak(stream, http2, &name, &script).await;
+                }
+                return;
+            }
+            Ok(n) if n >= HTTP2.len() => return speak(stream, first == HTTP2, &name, &script).await,
+            Ok(_) => tokio::time::sleep(std::time::Duration::from_millis(1)).await,
+        }
+    }
+}
+
+async fn speak(stream: impl Io + 'static, http2: bool, name: &str, script: &Arc<Script>) {
+    if http2 {
+        h2::serve(stream, name, script).await;
+    } else {
+        // Its end, however it came, is the end of this connection only.
+        let _ = h1::serve(stream, name, script).await;
+    }
+}
+
+fn body_of(answer: &Answer, name: &str) -> Vec<u8> {
+    match (&answer.body, answer.body_bytes) {
+        (Some(text), _) => text.clone().into_bytes(),
+        (None, Some(n)) => vec![b'y'; n],
+        (None, None) => format!("from {name}").into_bytes(),
+    }
+}
+
+fn reason(status: u16) -> &'static str {
+    http::StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("Unnamed")
+}
