@@ -120,7 +120,7 @@ fn any(values: Vec<proto::JwtRequirement>, providers: &Providers, depth: u32) ->
 
 fn every(providers: &Providers) -> Vec<Arc<Provider>> {
     let mut sorted: Vec<_> = providers.iter().collect();
-    sorted.sort_by(|(a, _), (b, _)| a.cmp(b));
+    sorted.sort_by_key(|(name, _)| *name);
     sorted.into_iter().map(|(_, provider)| Arc::clone(provider)).collect()
 }
 
