@@ -5,6 +5,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use crate::budget::{self, RetryBudget};
+
 /// The thresholds of one priority (Envoy circuit_breaker.proto). `u32::MAX` means unlimited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -12,19 +14,35 @@ pub struct Limits {
     pub max_pending_requests: u32,
     pub max_requests: u32,
     pub max_retries: u32,
+    /// Takes the place of `max_retries`.
+    pub retry_budget: Option<RetryBudget>,
 }
 
 impl Default for Limits {
     /// Envoy's defaults: 1024 of each, 3 retries.
     fn default() -> Self {
-        Self { max_connections: 1024, max_pending_requests: 1024, max_requests: 1024, max_retries: 3 }
+        Self { max_connections: 1024, max_pending_requests: 1024, max_requests: 1024, max_retries: 3, retry_budget: None }
     }
 }
 
 impl Limits {
     /// Istio's default: nothing is limited.
-    pub const UNLIMITED: Self =
-        Self { max_connections: u32::MAX, max_pending_requests: u32::MAX, max_requests: u32::MAX, max_retries: u32::MAX };
+    pub const UNLIMITED: Self = Self {
+        max_connections: u32::MAX,
+        max_pending_requests: u32::MAX,
+        max_requests: u32::MAX,
+        max_retries: u32::MAX,
+        retry_budget: None,
+    };
+
+    /// A share of requests needs their number, so with a budget even unlimited gates count.
+    fn countable(mut self) -> Self {
+        if self.retry_budget.is_some() {
+            self.max_requests = self.max_requests.min(u32::MAX - 1);
+            self.max_pending_requests = self.max_pending_requests.min(u32::MAX - 1);
+        }
+        self
+    }
 }
 
 /// One counted resource with its limit.
@@ -47,6 +65,10 @@ impl Gate {
         if limit == u32::MAX {
             return Some(Permit(None));
         }
+        self.take_below(limit)
+    }
+
+    fn take_below(self: &Arc<Self>, limit: u32) -> Option<Permit> {
         if self.used.fetch_add(1, Relaxed) >= limit {
             self.used.fetch_sub(1, Relaxed);
             return None;
@@ -88,11 +110,16 @@ pub struct Breakers {
     pub pending: Arc<Gate>,
     pub requests: Arc<Gate>,
     pub retries: Arc<Gate>,
+    budget: budget::Cell,
 }
 
 impl Breakers {
     pub fn new(limits: Limits) -> Self {
+        let limits = limits.countable();
+        let budget = budget::Cell::default();
+        budget.set(limits.retry_budget);
         Self {
+            budget,
             connections: Gate::new(limits.max_connections),
             pending: Gate::new(limits.max_pending_requests),
             requests: Gate::new(limits.max_requests),
@@ -100,8 +127,18 @@ impl Breakers {
         }
     }
 
+    /// Takes one retry: by the budget if there is one, else by the limit.
+    pub fn take_retry(&self) -> Option<Permit> {
+        match self.budget.limit(self.requests.used().saturating_add(self.pending.used())) {
+            Some(limit) => self.retries.take_below(limit),
+            None => self.retries.take(),
+        }
+    }
+
     /// Applies new limits; what is in use stays counted. A gate that was unlimited starts from zero.
     pub fn set_limits(&self, limits: Limits) {
+        let limits = limits.countable();
+        self.budget.set(limits.retry_budget);
         self.connections.limit.store(limits.max_connections, Relaxed);
         self.pending.limit.store(limits.max_pending_requests, Relaxed);
         self.requests.limit.store(limits.max_requests, Relaxed);
@@ -122,6 +159,21 @@ mod tests {
         assert_eq!(breakers.requests.used(), 2);
         drop(first);
         assert!(breakers.requests.take().is_some());
+    }
+
+    #[test]
+    fn a_budget_is_a_share_of_the_requests_under_way() {
+        let budget = Some(RetryBudget { share: 200_000, min_concurrency: 1 });
+        let breakers = Breakers::new(Limits { retry_budget: budget, max_retries: 0, ..Limits::UNLIMITED });
+        let _first = breakers.take_retry().unwrap();
+        assert!(breakers.take_retry().is_none(), "the least is one");
+        let requests: Vec<_> = (0..15).map(|_| breakers.requests.take()).collect();
+        let held: Vec<_> = std::iter::from_fn(|| breakers.take_retry()).collect();
+        assert_eq!((requests.len(), held.len()), (15, 2), "a fifth of fifteen is three");
+        breakers.set_limits(Limits { max_retries: 5, ..Limits::UNLIMITED });
+        assert!(breakers.take_retry().is_some(), "the limit is back in force");
+        breakers.set_limits(Limits { retry_budget: Some(RetryBudget { share: 0, min_concurrency: 0 }), ..Limits::UNLIMITED });
+        assert!(breakers.take_retry().is_none());
     }
 
     #[test]

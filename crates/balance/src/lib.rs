@@ -5,6 +5,7 @@
 //! them; [`outlier`] takes hosts out and [`breaker`] says when a cluster is full.
 pub mod balancer;
 pub mod breaker;
+pub mod budget;
 pub mod config;
 mod edf;
 mod hashing;
@@ -15,5 +16,6 @@ mod plan;
 
 pub use balancer::{Balancer, Choice, Context};
 pub use breaker::{Breakers, Limits};
+pub use budget::RetryBudget;
 pub use config::{LbPolicy, OutlierSettings, Settings};
 pub use host::{Address, Host, HostSet, Locality, LocalityHosts, Priority};

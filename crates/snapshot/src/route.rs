@@ -208,11 +208,30 @@ pub struct RetryPolicy {
     pub per_try_idle_timeout: Option<Duration>,
     pub retriable_status_codes: Vec<u16>,
     pub retriable_headers: Vec<HeaderMatcher>,
+    /// When not empty, only requests that one of these matches are tried again.
+    pub retriable_request_headers: Vec<HeaderMatcher>,
+    pub rate_limited: Option<RateLimitedBackOff>,
     pub back_off_base: Duration,
     pub back_off_max: Duration,
     /// Hosts already tried are avoided (Envoy `previous_hosts` predicate).
     pub avoid_previous_hosts: bool,
     pub host_selection_attempts: u32,
+}
+
+/// Waits as long as the server's answer says (Envoy `rate_limited_retry_back_off`).
+#[derive(Debug, Clone)]
+pub struct RateLimitedBackOff {
+    /// The first that a response has counts.
+    pub headers: Vec<ResetHeader>,
+    /// A longer wait is not believed.
+    pub max: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct ResetHeader {
+    pub name: HeaderName,
+    /// The moment rather than the seconds until then.
+    pub unix: bool,
 }
 
 /// Retry conditions (Envoy `x-envoy-retry-on`, `x-envoy-retry-grpc-on`) as a set of bits.

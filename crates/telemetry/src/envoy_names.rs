@@ -76,6 +76,7 @@ table! {
         counter UPSTREAM_RQ_TX_RESET = "upstream_rq_tx_reset";
         counter UPSTREAM_RQ_RETRY = "upstream_rq_retry";
         counter UPSTREAM_RQ_RETRY_BACKOFF_EXPONENTIAL = "upstream_rq_retry_backoff_exponential";
+        counter UPSTREAM_RQ_RETRY_BACKOFF_RATELIMITED = "upstream_rq_retry_backoff_ratelimited";
         counter UPSTREAM_RQ_RETRY_LIMIT_EXCEEDED = "upstream_rq_retry_limit_exceeded";
         counter UPSTREAM_RQ_RETRY_SUCCESS = "upstream_rq_retry_success";
         counter UPSTREAM_RQ_RETRY_OVERFLOW = "upstream_rq_retry_overflow";

@@ -134,16 +134,20 @@ async fn tries(
         };
         let stats = &forwarding.cluster.stats;
         if decision == Decision::Retry && forwarding.body.repeatable() {
-            let Some(_permit) = forwarding.cluster.breakers(forwarding.high_priority).retries.take() else {
+            let Some(_permit) = forwarding.cluster.breakers(forwarding.high_priority).take_retry() else {
                 stats.inc(cluster_names::UPSTREAM_RQ_RETRY_OVERFLOW);
                 exchange.info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
                 return conclude(exchange, forwarding, outcome, &retries).await;
             };
             stats.inc(cluster_names::UPSTREAM_RQ_RETRY);
-            stats.inc(cluster_names::UPSTREAM_RQ_RETRY_BACKOFF_EXPONENTIAL);
             drop(outcome);
             let wait = retries.take(exchange.worker.roll64());
-            back_off(exchange, forwarding, wait).await?;
+            stats.inc(if wait.rate_limited {
+                cluster_names::UPSTREAM_RQ_RETRY_BACKOFF_RATELIMITED
+            } else {
+                cluster_names::UPSTREAM_RQ_RETRY_BACKOFF_EXPONENTIAL
+            });
+            back_off(exchange, forwarding, wait.span).await?;
             forwarding.body.rewind();
             finalize::expected_timeout(exchange, forwarding);
             continue;

@@ -1,4 +1,6 @@
 //! Retries: conditions, limits, bodies, hosts.
+use std::io::Write;
+
 use crate::support::*;
 
 fn with_policy(ports: &[u16], policy: &str) -> Proxy {
@@ -77,4 +79,45 @@ fn a_grpc_status_in_the_head_is_a_condition() {
     let answer = proxy.call("POST / HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\ncontent-length: 0\r\n\r\n");
     assert_eq!(answer.header("grpc-status"), Some("0"));
     assert_eq!(upstream.seen().len(), 2);
+}
+
+#[test]
+fn only_requests_that_the_policy_names_are_tried_again() {
+    let upstream = Upstream::start(|_, _, stream| write_status(stream, 503));
+    let proxy = with_policy(
+        &[upstream.port()],
+        "{retry_on: 5xx, num_retries: 1, retriable_request_headers: [{name: x-again, present_match: true}]}",
+    );
+    assert_eq!(proxy.get("/").status, 503);
+    assert_eq!(upstream.seen().len(), 1);
+    proxy.call("GET / HTTP/1.1\r\nhost: a\r\nx-again: yes\r\n\r\n");
+    assert_eq!(upstream.seen().len(), 3);
+}
+
+#[test]
+fn a_server_says_how_long_to_wait() {
+    let respond = |n, _: &str, stream: &mut std::net::TcpStream| match n {
+        1 => stream.write_all(b"HTTP/1.1 503 X\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n").is_ok(),
+        _ => write_ok(stream, "later"),
+    };
+    let upstream = Upstream::start(respond);
+    let policy = "{retry_on: 5xx, num_retries: 1, rate_limited_retry_back_off: {reset_headers: [{name: retry-after, format: SECONDS}]}}";
+    let proxy = with_policy(&[upstream.port()], policy);
+    let began = std::time::Instant::now();
+    assert_eq!(proxy.get("/").body, "later");
+    assert!(began.elapsed() >= std::time::Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!(proxy.stat("cluster.c.upstream_rq_retry_backoff_ratelimited"), 1);
+    assert_eq!(proxy.stat("cluster.c.upstream_rq_retry_backoff_exponential"), 0);
+}
+
+#[test]
+fn a_budget_of_nothing_allows_no_retry() {
+    let upstream = Upstream::start(|_, _, stream| write_status(stream, 503));
+    let mut config = Config::to(&[]).routes("- {match: {prefix: /}, route: {cluster: c, retry_policy: {retry_on: 5xx, num_retries: 3}}}");
+    let budget = "circuit_breakers: {thresholds: [{retry_budget: {budget_percent: {value: 0}, min_retry_concurrency: 0}}]}";
+    config.clusters = vec![cluster("c", &[upstream.port()], budget)];
+    let proxy = config.start();
+    assert_eq!(proxy.get("/").status, 503);
+    assert_eq!(upstream.seen().len(), 1);
+    assert_eq!(proxy.stat("cluster.c.upstream_rq_retry_overflow"), 1);
 }

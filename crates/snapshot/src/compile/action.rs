@@ -3,24 +3,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
-use lateen_proto::Any;
-use lateen_proto::any;
 use lateen_proto::envoy::config::core::v3 as core;
-use lateen_proto::envoy::config::route::v3::{self as proto, retry_policy, route_action, weighted_cluster};
-use lateen_proto::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+use lateen_proto::envoy::config::route::v3::{self as proto, route_action, weighted_cluster};
 use route_action::{ClusterSpecifier, HostRewriteSpecifier, hash_policy};
 
 use super::common::{duration, limit, runtime_fraction};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::route::{Inherited, clean};
-use super::{filter, header, matcher};
+use super::{filter, header, matcher, retry};
 use crate::http::HeaderChanges;
 use crate::matcher::Fraction;
-use crate::route::{
-    ClusterChoice, Forward, HashPolicy, HashSource, HostRewrite, Mirror, PathRewrite, RetryOn, RetryPolicy, WeightedCluster,
-    WeightedClusters,
-};
+use crate::route::{ClusterChoice, Forward, HashPolicy, HashSource, HostRewrite, Mirror, PathRewrite, WeightedCluster, WeightedClusters};
 
 /// Envoy's default when a route sets no timeout.
 const ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -87,7 +81,7 @@ pub(crate) fn forward(value: proto::RouteAction, inherited: &Inherited, context:
             .map(|d| duration(&d))
             .transpose()
             .within("max_stream_duration.grpc_timeout_header_offset")?,
-        retry: retry_policy.map(|p| retry(p).map(Arc::new)).transpose().within("retry_policy")?,
+        retry: retry_policy.map(|p| retry::policy(p).map(Arc::new)).transpose().within("retry_policy")?,
         mirrors,
         hash: hash_policy.into_iter().enumerate().map(|(i, h)| hash(h).within_item("hash_policy", i)).collect::<Result<_>>()?,
         cors: cors.map(|c| filter::route_cors(c).map(Arc::new)).transpose().within("cors")?,
@@ -278,100 +272,3 @@ fn hash(value: route_action::HashPolicy) -> Result<HashPolicy> {
     };
     Ok(HashPolicy { source, terminal })
 }
-
-pub(crate) fn retry(value: proto::RetryPolicy) -> Result<RetryPolicy> {
-    let proto::RetryPolicy {
-        retry_on,
-        num_retries,
-        per_try_timeout,
-        per_try_idle_timeout,
-        retry_priority,
-        retry_host_predicate,
-        retry_options_predicates,
-        host_selection_retry_max_attempts,
-        retriable_status_codes,
-        retry_back_off,
-        rate_limited_retry_back_off,
-        retriable_headers,
-        retriable_request_headers,
-        refresh_cluster_on_retry,
-    } = value;
-    refuse!(retry_priority, retry_options_predicates, rate_limited_retry_back_off, retriable_request_headers, refresh_cluster_on_retry);
-    let (back_off_base, back_off_max) = back_off(retry_back_off).within("retry_back_off")?;
-    let mut avoid_previous_hosts = false;
-    for (index, predicate) in retry_host_predicate.into_iter().enumerate() {
-        avoid_previous_hosts |= previous_hosts(predicate).within_item("retry_host_predicate", index)?;
-    }
-    let mut codes = Vec::with_capacity(retriable_status_codes.len());
-    for (index, code) in retriable_status_codes.into_iter().enumerate() {
-        let code = u16::try_from(code)
-            .map_err(|_| Invalid::new(format!("{code} is not a status")))
-            .within_item("retriable_status_codes", index)?;
-        codes.push(code);
-    }
-    Ok(RetryPolicy {
-        on: RetryOn::parse(&retry_on).map_err(|unknown| Invalid::field("retry_on", format!("`{unknown}` is not a retry condition")))?,
-        num_retries: num_retries.unwrap_or(1),
-        per_try_timeout: limit(per_try_timeout.as_ref(), None, "per_try_timeout")?,
-        per_try_idle_timeout: limit(per_try_idle_timeout.as_ref(), None, "per_try_idle_timeout")?,
-        retriable_status_codes: codes,
-        retriable_headers: matcher::headers(retriable_headers, "retriable_headers")?,
-        back_off_base,
-        back_off_max,
-        avoid_previous_hosts,
-        host_selection_attempts: u32::try_from(host_selection_retry_max_attempts.max(1)).unwrap_or(u32::MAX),
-    })
-}
-
-/// Envoy's defaults: 25 ms, at most ten times that.
-fn back_off(value: Option<retry_policy::RetryBackOff>) -> Result<(Duration, Duration)> {
-    let Some(retry_policy::RetryBackOff { base_interval, max_interval }) = value else {
-        return Ok((Duration::from_millis(25), Duration::from_millis(250)));
-    };
-    let base = base_interval.map_or_else(|| Err(Invalid::new("is missing")), |d| duration(&d)).within("base_interval")?;
-    let max = max_interval.map_or(Ok(base.saturating_mul(10)), |d| duration(&d)).within("max_interval")?;
-    if base.is_zero() || max < base {
-        return Err(Invalid::new("the intervals must be above zero and the maximum not below the base"));
-    }
-    Ok((base, max))
-}
-
-fn previous_hosts(value: retry_policy::RetryHostPredicate) -> Result<bool> {
-    let retry_policy::RetryHostPredicate { name, config_type } = value;
-    let config: Option<Any> = config_type.map(|retry_policy::retry_host_predicate::ConfigType::TypedConfig(c)| c);
-    if name == "envoy.retry_host_predicates.previous_hosts" || config.as_ref().is_some_and(any::is::<PreviousHostsPredicate>) {
-        return Ok(true);
-    }
-    Err(Invalid::new(format!("{name} is not supported; envoy.retry_host_predicates.previous_hosts is")))
-}
-
-impl RetryOn {
-    /// Reads a comma-separated list of conditions (Envoy `retry_on`, `x-envoy-retry-on`).
-    ///
-    /// # Errors
-    /// The first word that is not a condition.
-    pub fn parse(text: &str) -> std::result::Result<Self, String> {
-        text.split(',').map(str::trim).filter(|w| !w.is_empty()).try_fold(Self::default(), |set, word| {
-            RETRY_WORDS.iter().find(|(w, _)| *w == word).map(|(_, bit)| set.with(*bit)).ok_or_else(|| word.to_owned())
-        })
-    }
-}
-
-const RETRY_WORDS: [(&str, RetryOn); 16] = [
-    ("5xx", RetryOn::FIVE_XX),
-    ("gateway-error", RetryOn::GATEWAY_ERROR),
-    ("reset", RetryOn::RESET),
-    ("reset-before-request", RetryOn::RESET_BEFORE_REQUEST),
-    ("connect-failure", RetryOn::CONNECT_FAILURE),
-    ("refused-stream", RetryOn::REFUSED_STREAM),
-    ("retriable-4xx", RetryOn::RETRIABLE_4XX),
-    ("retriable-status-codes", RetryOn::RETRIABLE_STATUS_CODES),
-    ("retriable-headers", RetryOn::RETRIABLE_HEADERS),
-    ("envoy-ratelimited", RetryOn::ENVOY_RATELIMITED),
-    ("http3-post-connect-failure", RetryOn::HTTP3_POST_CONNECT_FAILURE),
-    ("cancelled", RetryOn::GRPC_CANCELLED),
-    ("deadline-exceeded", RetryOn::GRPC_DEADLINE_EXCEEDED),
-    ("internal", RetryOn::GRPC_INTERNAL),
-    ("resource-exhausted", RetryOn::GRPC_RESOURCE_EXHAUSTED),
-    ("unavailable", RetryOn::GRPC_UNAVAILABLE),
-];

@@ -1,7 +1,8 @@
 //! Circuit breakers of a cluster, by priority.
-use lateen_balance::Limits;
+use lateen_balance::{Limits, RetryBudget};
 use lateen_proto::envoy::config::cluster::v3 as proto;
 
+use super::common::percent_fraction;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 
 /// Limits by priority, and whether what is left of them is shown.
@@ -23,10 +24,10 @@ pub(crate) fn limits(value: Option<proto::CircuitBreakers>) -> Result<([Limits; 
         } = value;
         harmless!(max_connection_pools);
         let checked = || -> Result<usize> {
-            refuse!(retry_budget);
             usize::try_from(priority).ok().filter(|p| *p < 2).ok_or_else(|| Invalid::field("priority", format!("{priority} is not known")))
         };
         let priority = checked().within_item("thresholds", index)?;
+        let retry_budget = retry_budget.map(budget).transpose().within("retry_budget").within_item("thresholds", index)?;
         // Of two entries for one priority Envoy takes the first.
         if let (Some(limits), Some(seen @ false), Some(tracked)) =
             (result.get_mut(priority), seen.get_mut(priority), tracked.get_mut(priority))
@@ -41,8 +42,18 @@ pub(crate) fn limits(value: Option<proto::CircuitBreakers>) -> Result<([Limits; 
                 max_pending_requests: max_pending_requests.unwrap_or(default.max_pending_requests).min(most),
                 max_requests: max_requests.unwrap_or(default.max_requests).min(most),
                 max_retries: max_retries.unwrap_or(default.max_retries).min(most),
+                retry_budget,
             };
         }
     }
     Ok((result, tracked))
+}
+
+/// Envoy's defaults: a fifth of the requests, and never fewer than three.
+fn budget(value: proto::circuit_breakers::thresholds::RetryBudget) -> Result<RetryBudget> {
+    let proto::circuit_breakers::thresholds::RetryBudget { budget_percent, min_retry_concurrency, budget_interval } = value;
+    // The budget follows the requests of this moment.
+    refuse!(budget_interval);
+    let share = budget_percent.map(percent_fraction).transpose().within("budget_percent")?;
+    Ok(RetryBudget { share: share.map_or(200_000, |s| s.numerator), min_concurrency: min_retry_concurrency.unwrap_or(3) })
 }

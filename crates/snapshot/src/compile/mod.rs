@@ -32,6 +32,7 @@ pub(crate) mod parts;
 mod ratelimit;
 mod rbac;
 mod record;
+mod retry;
 mod route;
 mod secret;
 mod source;

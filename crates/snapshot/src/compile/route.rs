@@ -10,7 +10,7 @@ use lateen_proto::envoy::config::route::v3::{self as proto, redirect_action, rou
 use super::common::{data, metadata_text, port, runtime_fraction};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::{action, filter, header, matcher};
+use super::{action, filter, header, matcher, retry};
 use crate::http::HeaderChanges;
 use crate::route::{Action, DirectResponse, PathMatch, Redirect, RedirectPath, RequireTls, Route, RouteMatch, RouteTable, VirtualHost};
 
@@ -160,7 +160,7 @@ fn one_virtual_host(value: proto::VirtualHost, inherited: &Inherited, context: &
         nested = Inherited { mirrors: request_mirror_policies, direct_body_limit: inherited.direct_body_limit };
         &nested
     };
-    let retry = retry_policy.map(|p| action::retry(p).map(Arc::new)).transpose().within("retry_policy")?;
+    let retry = retry_policy.map(|p| retry::policy(p).map(Arc::new)).transpose().within("retry_policy")?;
     let routes = routes
         .into_iter()
         .enumerate()

@@ -1,0 +1,131 @@
+//! Retry policies of routes and virtual hosts.
+use std::time::Duration;
+
+use lateen_proto::Any;
+use lateen_proto::any;
+use lateen_proto::envoy::config::route::v3::{self as proto, retry_policy};
+use lateen_proto::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+
+use super::common::{duration, limit};
+use super::invalid::{Invalid, Result, Within, refuse};
+use super::matcher;
+use crate::route::{RateLimitedBackOff, ResetHeader, RetryOn, RetryPolicy};
+
+/// Envoy's longest wait on a server's word.
+const MAX_RESET: Duration = Duration::from_secs(300);
+
+pub(crate) fn policy(value: proto::RetryPolicy) -> Result<RetryPolicy> {
+    let proto::RetryPolicy {
+        retry_on,
+        num_retries,
+        per_try_timeout,
+        per_try_idle_timeout,
+        retry_priority,
+        retry_host_predicate,
+        retry_options_predicates,
+        host_selection_retry_max_attempts,
+        retriable_status_codes,
+        retry_back_off,
+        rate_limited_retry_back_off,
+        retriable_headers,
+        retriable_request_headers,
+        refresh_cluster_on_retry,
+    } = value;
+    refuse!(retry_priority, retry_options_predicates, refresh_cluster_on_retry);
+    let (back_off_base, back_off_max) = back_off(retry_back_off).within("retry_back_off")?;
+    let mut avoid_previous_hosts = false;
+    for (index, predicate) in retry_host_predicate.into_iter().enumerate() {
+        avoid_previous_hosts |= previous_hosts(predicate).within_item("retry_host_predicate", index)?;
+    }
+    let mut codes = Vec::with_capacity(retriable_status_codes.len());
+    for (index, code) in retriable_status_codes.into_iter().enumerate() {
+        let code = u16::try_from(code)
+            .map_err(|_| Invalid::new(format!("{code} is not a status")))
+            .within_item("retriable_status_codes", index)?;
+        codes.push(code);
+    }
+    Ok(RetryPolicy {
+        on: RetryOn::parse(&retry_on).map_err(|unknown| Invalid::field("retry_on", format!("`{unknown}` is not a retry condition")))?,
+        num_retries: num_retries.unwrap_or(1),
+        per_try_timeout: limit(per_try_timeout.as_ref(), None, "per_try_timeout")?,
+        per_try_idle_timeout: limit(per_try_idle_timeout.as_ref(), None, "per_try_idle_timeout")?,
+        retriable_status_codes: codes,
+        retriable_headers: matcher::headers(retriable_headers, "retriable_headers")?,
+        retriable_request_headers: matcher::headers(retriable_request_headers, "retriable_request_headers")?,
+        rate_limited: rate_limited_retry_back_off.map(rate_limited).transpose().within("rate_limited_retry_back_off")?,
+        back_off_base,
+        back_off_max,
+        avoid_previous_hosts,
+        host_selection_attempts: u32::try_from(host_selection_retry_max_attempts.max(1)).unwrap_or(u32::MAX),
+    })
+}
+
+/// Envoy's defaults: 25 ms, at most ten times that.
+fn back_off(value: Option<retry_policy::RetryBackOff>) -> Result<(Duration, Duration)> {
+    let Some(retry_policy::RetryBackOff { base_interval, max_interval }) = value else {
+        return Ok((Duration::from_millis(25), Duration::from_millis(250)));
+    };
+    let base = base_interval.map_or_else(|| Err(Invalid::new("is missing")), |d| duration(&d)).within("base_interval")?;
+    let max = max_interval.map_or(Ok(base.saturating_mul(10)), |d| duration(&d)).within("max_interval")?;
+    if base.is_zero() || max < base {
+        return Err(Invalid::new("the intervals must be above zero and the maximum not below the base"));
+    }
+    Ok((base, max))
+}
+
+fn rate_limited(value: retry_policy::RateLimitedRetryBackOff) -> Result<RateLimitedBackOff> {
+    let retry_policy::RateLimitedRetryBackOff { reset_headers, max_interval } = value;
+    if reset_headers.is_empty() {
+        return Err(Invalid::field("reset_headers", "is empty; name the header that says when to try again"));
+    }
+    let header = |retry_policy::ResetHeader { name, format }: retry_policy::ResetHeader| {
+        let unix = match retry_policy::ResetHeaderFormat::try_from(format) {
+            Ok(format) => format == retry_policy::ResetHeaderFormat::UnixTimestamp,
+            Err(_) => return Err(Invalid::field("format", format!("{format} is not known"))),
+        };
+        Ok(ResetHeader { name: matcher::header_name(&name).within("name")?, unix })
+    };
+    let headers = reset_headers.into_iter().enumerate().map(|(i, h)| header(h).within_item("reset_headers", i)).collect::<Result<_>>()?;
+    let max = max_interval.map_or(Ok(MAX_RESET), |d| duration(&d)).within("max_interval")?;
+    Ok(RateLimitedBackOff { headers, max })
+}
+
+fn previous_hosts(value: retry_policy::RetryHostPredicate) -> Result<bool> {
+    let retry_policy::RetryHostPredicate { name, config_type } = value;
+    let config: Option<Any> = config_type.map(|retry_policy::retry_host_predicate::ConfigType::TypedConfig(c)| c);
+    if name == "envoy.retry_host_predicates.previous_hosts" || config.as_ref().is_some_and(any::is::<PreviousHostsPredicate>) {
+        return Ok(true);
+    }
+    Err(Invalid::new(format!("{name} is not supported; envoy.retry_host_predicates.previous_hosts is")))
+}
+
+impl RetryOn {
+    /// Reads a comma-separated list of conditions (Envoy `retry_on`, `x-envoy-retry-on`).
+    ///
+    /// # Errors
+    /// The first word that is not a condition.
+    pub fn parse(text: &str) -> std::result::Result<Self, String> {
+        text.split(',').map(str::trim).filter(|w| !w.is_empty()).try_fold(Self::default(), |set, word| {
+            RETRY_WORDS.iter().find(|(w, _)| *w == word).map(|(_, bit)| set.with(*bit)).ok_or_else(|| word.to_owned())
+        })
+    }
+}
+
+const RETRY_WORDS: [(&str, RetryOn); 16] = [
+    ("5xx", RetryOn::FIVE_XX),
+    ("gateway-error", RetryOn::GATEWAY_ERROR),
+    ("reset", RetryOn::RESET),
+    ("reset-before-request", RetryOn::RESET_BEFORE_REQUEST),
+    ("connect-failure", RetryOn::CONNECT_FAILURE),
+    ("refused-stream", RetryOn::REFUSED_STREAM),
+    ("retriable-4xx", RetryOn::RETRIABLE_4XX),
+    ("retriable-status-codes", RetryOn::RETRIABLE_STATUS_CODES),
+    ("retriable-headers", RetryOn::RETRIABLE_HEADERS),
+    ("envoy-ratelimited", RetryOn::ENVOY_RATELIMITED),
+    ("http3-post-connect-failure", RetryOn::HTTP3_POST_CONNECT_FAILURE),
+    ("cancelled", RetryOn::GRPC_CANCELLED),
+    ("deadline-exceeded", RetryOn::GRPC_DEADLINE_EXCEEDED),
+    ("internal", RetryOn::GRPC_INTERNAL),
+    ("resource-exhausted", RetryOn::GRPC_RESOURCE_EXHAUSTED),
+    ("unavailable", RetryOn::GRPC_UNAVAILABLE),
+];
