@@ -160,7 +160,7 @@ pub enum HttpFilter {
     Router(Arc<Router>),
     Fault(Arc<Fault>),
     Cors,
-    GrpcStats,
+    GrpcStats(Arc<crate::grpc_stats::GrpcStats>),
     Rbac(Arc<Rbac>),
     /// Istio's ALPN override by downstream protocol.
     IstioAlpn(Arc<AlpnOverrides>),

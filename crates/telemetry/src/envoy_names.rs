@@ -307,6 +307,63 @@ table! {
 }
 
 table! {
+    /// gRPC calls, under `cluster.<name>.grpc.` or `cluster.<name>.grpc.<service>.<method>.`.
+    grpc {
+        counter SUCCESS = "success";
+        counter FAILURE = "failure";
+        counter TOTAL = "total";
+        counter REQUEST_MESSAGE_COUNT = "request_message_count";
+        counter RESPONSE_MESSAGE_COUNT = "response_message_count";
+        counter ?hidden STATUS_0 = "0";
+        counter ?hidden STATUS_1 = "1";
+        counter ?hidden STATUS_2 = "2";
+        counter ?hidden STATUS_3 = "3";
+        counter ?hidden STATUS_4 = "4";
+        counter ?hidden STATUS_5 = "5";
+        counter ?hidden STATUS_6 = "6";
+        counter ?hidden STATUS_7 = "7";
+        counter ?hidden STATUS_8 = "8";
+        counter ?hidden STATUS_9 = "9";
+        counter ?hidden STATUS_10 = "10";
+        counter ?hidden STATUS_11 = "11";
+        counter ?hidden STATUS_12 = "12";
+        counter ?hidden STATUS_13 = "13";
+        counter ?hidden STATUS_14 = "14";
+        counter ?hidden STATUS_15 = "15";
+        counter ?hidden STATUS_16 = "16";
+    }
+}
+
+/// Counts the end of a gRPC call.
+pub fn count_grpc_status(stats: &crate::Local, status: u16) {
+    use grpc as g;
+    const BY_STATUS: [crate::stats::Counter; 17] = [
+        g::STATUS_0,
+        g::STATUS_1,
+        g::STATUS_2,
+        g::STATUS_3,
+        g::STATUS_4,
+        g::STATUS_5,
+        g::STATUS_6,
+        g::STATUS_7,
+        g::STATUS_8,
+        g::STATUS_9,
+        g::STATUS_10,
+        g::STATUS_11,
+        g::STATUS_12,
+        g::STATUS_13,
+        g::STATUS_14,
+        g::STATUS_15,
+        g::STATUS_16,
+    ];
+    if let Some(counter) = BY_STATUS.get(usize::from(status)) {
+        stats.inc(*counter);
+    }
+    stats.inc(if status == 0 { g::SUCCESS } else { g::FAILURE });
+    stats.inc(g::TOTAL);
+}
+
+table! {
     /// Why requests were traced, under `http.<stat prefix>.`.
     tracing {
         counter RANDOM_SAMPLING = "tracing.random_sampling";

@@ -24,6 +24,7 @@ use super::reply::{self, Reply};
 use super::stream::Downstream;
 use super::{Hcm, normalize, report, sanitize};
 use crate::filter;
+use crate::filter::http::grpc_stats;
 use crate::io::Timer;
 use crate::listener::Conn;
 use crate::router;
@@ -105,6 +106,8 @@ pub(crate) struct Info {
     pub(crate) cors_origin: Option<http::HeaderValue>,
     /// The caller sent its own metadata and expects ours.
     pub(crate) peer_asked: bool,
+    /// Messages of a gRPC call, where they are counted.
+    pub(crate) grpc_call: Option<Box<grpc_stats::Call>>,
     /// The request's span, where it has one.
     pub(crate) span: Option<Box<Active>>,
     /// What filters found out.
@@ -166,6 +169,7 @@ impl<'a> Exchange<'a> {
             affinity_cookie: None,
             cors_origin: None,
             peer_asked: false,
+            grpc_call: None,
             span: None,
             metadata: Metadata::default(),
             quotas: Vec::new(),

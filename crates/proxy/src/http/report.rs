@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::Exchange;
 use super::message::Version;
+use crate::filter::http::grpc_stats;
 use crate::upstream::ClusterState;
 use crate::worker::Worker;
 use lateen_snapshot::http::HttpFilter;
@@ -32,8 +33,10 @@ pub(crate) fn end(exchange: &Exchange<'_>, ended: Instant) {
         stats.inc(names::DOWNSTREAM_RQ_RX_RESET);
     }
     for filter in &exchange.hcm.config.filters {
-        if let HttpFilter::IstioStats(config) = filter {
-            istio(exchange, config.reporter_source, config.disable_host_header_fallback, micros);
+        match filter {
+            HttpFilter::IstioStats(config) => istio(exchange, config.reporter_source, config.disable_host_header_fallback, micros),
+            HttpFilter::GrpcStats(config) => grpc_stats::charge(exchange, config),
+            _ => {}
         }
     }
     if !exchange.hcm.logs.is_empty() {

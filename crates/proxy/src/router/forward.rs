@@ -75,8 +75,12 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward:
         high_priority: forward.high_priority,
         deadline: None,
     };
+    forwarding.body.messages = exchange.info.grpc_call.is_some().then(Default::default);
     let result = tries(exchange, matched, forward, &mut forwarding, retries).await;
     exchange.info.body_received = forwarding.body.received;
+    if let (Some(call), Some(messages)) = (&mut exchange.info.grpc_call, forwarding.body.messages) {
+        call.request = messages;
+    }
     result
 }
 

@@ -121,6 +121,9 @@ async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &
                 Poll::Ready(Some(Ok(Frame::Data(data)))) => {
                     moved = true;
                     info.body_sent += data.len() as u64;
+                    if let Some(call) = &mut info.grpc_call {
+                        call.response.push(&data);
+                    }
                     down.send_data(data);
                 }
                 Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => {

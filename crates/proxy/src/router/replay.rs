@@ -5,6 +5,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 
 use super::mirror::Mirrors;
+use crate::filter::http::grpc_stats::Messages;
 use crate::http::message::Frame;
 use crate::http::stream::{Downstream, StreamError, Upstream};
 
@@ -26,6 +27,8 @@ pub(super) struct Body {
     /// Writing failed; the response, if there is one, tells why.
     broken: bool,
     pub(super) received: u64,
+    /// Counts messages, where somebody wants to know.
+    pub(super) messages: Option<Messages>,
     pub(super) mirrors: Mirrors,
 }
 
@@ -43,6 +46,7 @@ impl Body {
             upgrade: upgrade && !has_body,
             broken: false,
             received: 0,
+            messages: None,
             mirrors,
         }
     }
@@ -112,6 +116,9 @@ impl Body {
                 Poll::Ready(Some(Ok(Frame::Data(data)))) => {
                     moved = true;
                     self.received += data.len() as u64;
+                    if let Some(messages) = &mut self.messages {
+                        messages.push(&data);
+                    }
                     self.keep(&data);
                     self.mirrors.push(&data);
                     up.send_data(data);

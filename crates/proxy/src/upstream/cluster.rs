@@ -61,6 +61,7 @@ pub(crate) struct ClusterState {
     pub(crate) istio_destination: Cell<Option<DestinationId>>,
     /// Counters of outlier detection, where it is configured.
     outlier: Option<Local>,
+    pub(crate) grpc: crate::filter::http::grpc_stats::Counters,
     /// Workloads behind endpoints, as interned for Istio's metrics.
     peers: RefCell<HashMap<*const Host, PeerId>>,
 }
@@ -100,6 +101,7 @@ impl ClusterState {
             last: RefCell::default(),
             istio_destination: Cell::new(None),
             outlier,
+            grpc: Default::default(),
             peers: RefCell::default(),
         })
     }

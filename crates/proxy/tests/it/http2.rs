@@ -187,3 +187,44 @@ fn a_drain_says_goaway_and_lets_open_streams_finish() {
         tokio::task::block_in_place(|| eventually(|| proxy.worker.connections() == 0));
     });
 }
+
+#[test]
+fn grpc_calls_and_messages_are_counted_by_cluster_and_method() {
+    let runtime = runtime();
+    let upstream = runtime.block_on(echo_server());
+    let filter = |more: &str| {
+        format!(
+            "- name: envoy.filters.http.grpc_stats\n  typed_config: {{\"@type\": \
+             type.googleapis.com/envoy.extensions.filters.http.grpc_stats.v3.FilterConfig, {more}}}"
+        )
+    };
+    let start = |more: &str| {
+        let mut config = Config::to(&[]);
+        config.clusters = vec![cluster("c", &[upstream.port()], H2_UPSTREAM)];
+        config.filters = filter(more);
+        config.start()
+    };
+    let call = |proxy: &Proxy| {
+        runtime.block_on(async {
+            let mut sender = connect(proxy.address).await;
+            let request = Request::post("http://shop/a.B/C").header("content-type", "application/grpc").header("te", "trailers");
+            let (response, mut body) = sender.send_request(request.body(()).unwrap(), false).unwrap();
+            body.send_data(Bytes::from_static(b"\0\0\0\0\x01x\0\0\0\0\0"), true).unwrap();
+            read(response).await
+        });
+    };
+    let counted = |proxy: &Proxy, under: &str| {
+        eventually(|| proxy.stat(&format!("{under}.total")) == 1);
+        ["success", "failure", "0", "request_message_count", "response_message_count"].map(|n| proxy.stat(&format!("{under}.{n}")))
+    };
+    let plain = start("emit_filter_state: true");
+    call(&plain);
+    assert_eq!(counted(&plain, "cluster.c.grpc"), [1, 0, 1, 2, 2]);
+    let all = start("stats_for_all_methods: true, replace_dots_in_grpc_service_name: true");
+    call(&all);
+    assert_eq!(counted(&all, "cluster.c.grpc.a_B.C"), [1, 0, 1, 2, 2]);
+    assert_eq!(all.stat("cluster.c.grpc.total"), 0);
+    let other = start("individual_method_stats_allowlist: {services: [{name: a.B, method_names: [D]}]}");
+    call(&other);
+    assert_eq!(counted(&other, "cluster.c.grpc"), [1, 0, 1, 2, 2]);
+}

@@ -15,7 +15,7 @@ use proto::fault::v3::{self as fault, fault_abort};
 use super::common::{duration, fraction, open, runtime_fraction};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::{headers, strings};
-use super::{istio, jwt_authn, local_ratelimit, metadata, rbac};
+use super::{grpc_stats, istio, jwt_authn, local_ratelimit, metadata, rbac};
 use crate::http::{AbortKind, AlpnOverrides, Cors, Fault, FaultAbort, FaultDelay, HttpFilter, PerRoute, RbacPerRoute, Router};
 use crate::matcher::Fraction;
 
@@ -72,7 +72,7 @@ fn typed(name: &str, config: &Any, outbound: bool) -> Result<HttpFilter> {
         let proto::cors::v3::Cors {} = open(config)?;
         Ok(HttpFilter::Cors)
     } else if any::is::<proto::grpc_stats::v3::FilterConfig>(config) {
-        grpc_stats(open(config)?)
+        grpc_stats::filter(open(config)?)
     } else if any::is::<proto::rbac::v3::Rbac>(config) {
         Ok(HttpFilter::Rbac(Arc::new(http_rbac(open(config)?)?)))
     } else if any::is::<proto::local_ratelimit::v3::LocalRateLimit>(config) {
@@ -106,23 +106,6 @@ fn router(value: proto::router::v3::Router) -> Result<HttpFilter> {
     harmless!(dynamic_stats, upstream_log_options, suppress_grpc_request_failure_code_stats, reject_connect_request_early_data);
     refuse!(upstream_log, strict_check_headers, upstream_http_filters);
     Ok(HttpFilter::Router(Arc::new(Router { suppress_envoy_headers, start_child_span, respect_expected_rq_timeout })))
-}
-
-fn grpc_stats(value: proto::grpc_stats::v3::FilterConfig) -> Result<HttpFilter> {
-    use proto::grpc_stats::v3::filter_config::PerMethodStatSpecifier as Spec;
-    let proto::grpc_stats::v3::FilterConfig {
-        emit_filter_state,
-        enable_upstream_stats,
-        replace_dots_in_grpc_service_name,
-        per_method_stat_specifier,
-    } = value;
-    harmless!(emit_filter_state, replace_dots_in_grpc_service_name);
-    refuse!(enable_upstream_stats);
-    match per_method_stat_specifier {
-        None | Some(Spec::StatsForAllMethods(false)) => Ok(HttpFilter::GrpcStats),
-        Some(Spec::StatsForAllMethods(true)) => Err(Invalid::unsupported("stats_for_all_methods")),
-        Some(Spec::IndividualMethodStatsAllowlist(_)) => Err(Invalid::unsupported("individual_method_stats_allowlist")),
-    }
 }
 
 pub(crate) fn http_rbac(value: proto::rbac::v3::Rbac) -> Result<crate::matcher::Rbac> {

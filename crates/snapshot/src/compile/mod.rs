@@ -15,6 +15,7 @@ mod context;
 mod discovery;
 mod endpoint;
 mod filter;
+mod grpc_stats;
 mod hcm;
 mod header;
 mod health_check;

@@ -1,6 +1,7 @@
 //! HTTP filters, run in the order of the configuration. Most decide on the spot; only a delay waits.
 mod cors;
 mod fault;
+pub(crate) mod grpc_stats;
 mod header_to_metadata;
 mod jwt_authn;
 mod local_ratelimit;
@@ -40,8 +41,12 @@ pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
                 peer_metadata::on_request(exchange, config);
                 Step::Continue
             }
+            HttpFilter::GrpcStats(_) => {
+                exchange.info.grpc_call = exchange.info.grpc.then(Box::default);
+                Step::Continue
+            }
             // What these do is done where the facts arise: when connecting, and at the request's end.
-            HttpFilter::IstioAlpn(_) | HttpFilter::IstioStats(_) | HttpFilter::GrpcStats | HttpFilter::Router(_) => Step::Continue,
+            HttpFilter::IstioAlpn(_) | HttpFilter::IstioStats(_) | HttpFilter::Router(_) => Step::Continue,
         };
         if let Step::Reply(reply) = step {
             return Err(reply.into());
