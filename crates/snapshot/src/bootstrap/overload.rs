@@ -228,7 +228,7 @@ mod tests {
                 "threshold.value",
             ),
             (
-                "{name: x, typed_config: {'@type': type.googleapis.com/google.protobuf.Struct}}",
+                "{name: x, typed_config: {'@type': type.googleapis.com/google.protobuf.Struct, value: {}}}",
                 String::new(),
                 "resource_monitors[0].name: x is not supported",
             ),
