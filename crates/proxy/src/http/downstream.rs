@@ -131,12 +131,13 @@ async fn serve_h1(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, a
             Some(Err(NoRequest::Invalid(why))) => {
                 hcm.stats.inc(names::DOWNSTREAM_CX_PROTOCOL_ERROR);
                 tracing::debug!("a request was refused: {why}");
-                return refuse(worker, hcm, conn, &mut down, &mut timer, reply::malformed(why)).await;
+                // Apart, so that a connection between requests holds no room for it.
+                return Box::pin(refuse(worker, hcm, conn, &mut down, &mut timer, reply::malformed(why))).await;
             }
             None => {
                 if head_since.is_some() {
                     hcm.stats.inc(names::DOWNSTREAM_RQ_HEADER_TIMEOUT);
-                    return refuse(worker, hcm, conn, &mut down, &mut timer, reply::late_head()).await;
+                    return Box::pin(refuse(worker, hcm, conn, &mut down, &mut timer, reply::late_head())).await;
                 }
                 hcm.stats.inc(if draining { names::DOWNSTREAM_CX_DRAIN_CLOSE } else { names::DOWNSTREAM_CX_IDLE_TIMEOUT });
                 hcm.stats.inc(names::DOWNSTREAM_CX_DESTROY_LOCAL);
