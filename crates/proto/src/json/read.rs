@@ -159,8 +159,12 @@ impl Reader<'_> {
         delimited(1, url.as_bytes(), out);
         nested(2, out, |out| {
             if WellKnown::of(name).is_some() {
-                let inner = get(fields, "value").ok_or_else(|| Misfit::new("has no `value`"))?;
-                return self.message(id, inner, depth + 1, out).at(|| Step::Key("value".to_owned()));
+                return match get(fields, "value") {
+                    Some(inner) => self.message(id, inner, depth + 1, out).at(|| Step::Key("value".to_owned())),
+                    // Nothing but its type: the empty one.
+                    None if fields.len() == 1 => Ok(()),
+                    None => Err(Misfit::new("has no `value`")),
+                };
             }
             if depth >= MAX_DEPTH {
                 return Err(Misfit::new("is nested too deep"));

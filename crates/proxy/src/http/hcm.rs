@@ -17,6 +17,9 @@ use super::{LogSet, headers};
 use crate::spans::Tracer;
 use crate::worker::Worker;
 
+/// Compiled header templates kept at most.
+const MAX_FORMATS: usize = 4096;
+
 /// The connection manager as a worker runs it.
 pub(crate) struct Hcm {
     pub(crate) config: Arc<HttpConnectionManager>,
@@ -35,7 +38,8 @@ pub(crate) struct Hcm {
     local_limits: RefCell<Vec<(Arc<str>, Rc<Local>)>>,
     /// Whether any filter wants to see the response.
     pub(crate) response_filters: bool,
-    formats: RefCell<HashMap<usize, Option<Rc<TextFormat>>>>,
+    /// By the text's address. Each holds its text, or another text could come to stand there.
+    formats: RefCell<HashMap<usize, (Arc<str>, Option<Rc<TextFormat>>)>>,
 }
 
 impl Hcm {
@@ -90,7 +94,12 @@ impl Hcm {
     pub(crate) fn format(&self, text: &Arc<str>) -> Option<Rc<TextFormat>> {
         let key = text.as_ptr() as usize;
         let mut formats = self.formats.borrow_mut();
-        formats.entry(key).or_insert_with(|| TextFormat::compile(text).ok().map(|f| Rc::new(f.omit_missing()))).clone()
+        if formats.len() > MAX_FORMATS {
+            // Of route tables long replaced, most of them.
+            formats.clear();
+        }
+        let compile = || (Arc::clone(text), TextFormat::compile(text).ok().map(|f| Rc::new(f.omit_missing())));
+        formats.entry(key).or_insert_with(compile).1.clone()
     }
 }
 
