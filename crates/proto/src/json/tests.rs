@@ -153,8 +153,10 @@ fn what_does_not_fit_is_told_with_its_place() {
             "address.socket_address: cannot stand beside `pipe`; choose one",
         ),
         (chain(json!({"typed_config": {"name": "x"}})), "filterChains[1].filters[0].typed_config: has no `@type`"),
-        (chain(json!({"typed_config": {"@type": "x/google.protobuf.Struct", "a": 1}})),
-         "filterChains[1].filters[0].typed_config: has no `value`"),
+        (
+            chain(json!({"typed_config": {"@type": "x/google.protobuf.Struct", "a": 1}})),
+            "filterChains[1].filters[0].typed_config: has no `value`",
+        ),
         (chain(json!({"typed_config": {"@type": "x/no.Such"}})), "filterChains[1].filters[0].typed_config: `no.Such` is not a known type"),
         (
             chain(json!({"typed_config": {"@type": tcp, "clutser": "c"}})),

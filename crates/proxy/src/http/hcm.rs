@@ -17,6 +17,9 @@ use super::{LogSet, headers};
 use crate::spans::Tracer;
 use crate::worker::Worker;
 
+/// A template with its compiled form, if it has one.
+type KeptFormat = (Arc<str>, Option<Rc<TextFormat>>);
+
 /// Compiled header templates kept at most.
 const MAX_FORMATS: usize = 4096;
 
@@ -39,7 +42,7 @@ pub(crate) struct Hcm {
     /// Whether any filter wants to see the response.
     pub(crate) response_filters: bool,
     /// By the text's address. Each holds its text, or another text could come to stand there.
-    formats: RefCell<HashMap<usize, (Arc<str>, Option<Rc<TextFormat>>)>>,
+    formats: RefCell<HashMap<usize, KeptFormat>>,
 }
 
 impl Hcm {
