@@ -48,7 +48,8 @@ pub(crate) async fn run(case: &Case, folder: &Path, certificates: &Certificates)
         add(&step.name, counts(&ours.counts, &theirs.counts, step.tolerance));
     }
     for (index, step) in case.requests.iter().enumerate().filter(|(_, s)| s.repeat.is_none()) {
-        let of = |log: &[Value]| Value::Array(log.iter().filter(|l| l["step"] == index.to_string()).cloned().collect());
+        let index = index.to_string();
+        let of = |log: &[Value]| Value::Array(log.iter().filter(|l| l["step"].as_str() == Some(index.as_str())).cloned().collect());
         add(&step.name, differences(&json!({"log": of(&lateen.1)}), &json!({"log": of(&envoy.1)})));
     }
     // Formats of a case's own need not tell when and for what they were written.

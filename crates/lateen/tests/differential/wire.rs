@@ -115,7 +115,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     async fn more(&mut self) -> Result<(), Cut> {
-        let mut piece = [0; 16 << 10];
+        let mut piece = vec![0; 16 << 10];
         match self.io.read(&mut piece).await {
             Ok(0) => Err(Cut::Closed),
             Ok(n) => {
