@@ -27,6 +27,7 @@ pub(crate) fn request_seeds() -> Vec<Vec<u8>> {
         "OPTIONS * HTTP/1.0\r\nconnection: keep-alive\r\n\r\n",
         "GET / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n",
         "\r\n\r\nGET / HTTP/1.1\nhost: a\n\n",
+        "POST / HTTP/1.1\r\nhost: a\r\n\r\n4;x=y\r\nwxyz\r\n0\r\nx-end: 1",
     ]
     .map(|text| text.as_bytes().to_vec())
     .to_vec()

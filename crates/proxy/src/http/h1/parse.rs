@@ -87,7 +87,7 @@ impl HeadScan {
         false
     }
 
-    fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         *self = Self::default();
     }
 }

@@ -83,10 +83,18 @@ impl H1Server {
             }
             match ready!(self.wire.poll_fill(cx)) {
                 Ok(0) if self.wire.input.is_empty() => return Poll::Ready(Err(NoRequest::Closed)),
-                Ok(0) | Err(_) => return Poll::Ready(Err(NoRequest::Io)),
+                Ok(0) => return Poll::Ready(Err(self.judge_rest())),
+                Err(_) => return Poll::Ready(Err(NoRequest::Io)),
                 Ok(_) => {}
             }
         }
+    }
+
+    /// What ended before its head did. Nonsense is nonsense however it was cut, though the parser was not asked about each piece.
+    fn judge_rest(&mut self) -> NoRequest {
+        self.scan.reset();
+        let read = parse::request(&mut self.wire.input, &mut self.scan, self.limits, self.https);
+        read.err().map_or(NoRequest::Io, NoRequest::Invalid)
     }
 
     /// The next piece of the request's body; `None` at its end.
