@@ -159,7 +159,7 @@ fn grpc_status_comes_from_trailers_or_headers() {
 fn what_cannot_be_honoured_is_named() {
     for (format, named) in [
         ("%NONSENSE%", "NONSENSE"),
-        ("%DYNAMIC_METADATA(a:b)%", "DYNAMIC_METADATA"),
+        ("%CEL(request.path)%", "CEL"),
         ("%FILTER_STATE(x)%", "FILTER_STATE"),
         ("%REQ()%", "REQ"),
         ("%REQ%", "REQ"),
