@@ -53,7 +53,7 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> Result<(), String> {
         return fs::write(&file, text).map_err(|e| format!("{}: {e}", file.display()));
     }
     if !committed.lines().any(|line| line.strip_prefix("# ") == Some(&compiler)) {
-        println!("the committed figures are of another compiler than {compiler}: not compared");
+        println!("the committed figures are of another compiler or processor than {compiler}: not compared");
         return Ok(());
     }
     if args.iter().any(|arg| arg == "--check") && !failures.is_empty() {
@@ -66,10 +66,13 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> Result<(), String> {
     Ok(())
 }
 
-/// Compiler and machine, whose other versions make other instructions.
+/// Compiler and processor: others make other instructions, and libraries choose theirs by the processor.
 fn compiler() -> Result<String, String> {
     let output = Command::new("rustc").arg("--version").output().map_err(|e| format!("rustc does not start: {e}"))?;
-    Ok(format!("{} {}", String::from_utf8_lossy(&output.stdout).trim(), std::env::consts::ARCH))
+    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = processors.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let model = model.trim_start_matches([' ', '\t', ':']);
+    Ok(format!("{} {} {model}", String::from_utf8_lossy(&output.stdout).trim(), std::env::consts::ARCH).trim_end().to_owned())
 }
 
 fn build() -> Result<PathBuf, String> {
