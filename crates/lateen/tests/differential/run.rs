@@ -73,6 +73,8 @@ async fn one(kind: Kind, case: &Case, folder: &Path, certificates: &Certificates
     let mut all = Vec::new();
     let mut begun = Vec::new();
     for (index, step) in case.requests.iter().enumerate() {
+        // Lines without the step's number are told apart by the millisecond in which they began.
+        tokio::time::sleep(Duration::from_millis(3)).await;
         begun.push(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64());
         all.push(match step.repeat {
             None => Observed { value: ask(step, index, &upstreams, &places, certificates).await, counts: BTreeMap::new() },
