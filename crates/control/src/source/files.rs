@@ -71,8 +71,8 @@ struct Listing {
     /// By the name that people know.
     files: BTreeMap<PathBuf, Found>,
     unreadable: Vec<(PathBuf, std::io::Error)>,
-    /// The generations that were listed.
-    generations: Vec<PathBuf>,
+    /// Folders of generations, each with the one that was listed.
+    generations: Vec<(PathBuf, PathBuf)>,
 }
 
 #[derive(Default)]
@@ -197,10 +197,11 @@ impl Source for Files {
             self.watcher = watch(&self.paths, self.dirty.clone());
         }
         self.again_at = None;
-        for _ in 0..MAX_LOOKS {
+        for look in 1..=MAX_LOOKS {
             let listing = self.list();
             let diagnostics = self.take(&listing);
-            if !listing.is_gone() {
+            // A writer that never rests must not keep its folder from ever being read.
+            if !listing.has_moved() || (look == MAX_LOOKS && !listing.is_gone()) {
                 return Some(self.state(diagnostics));
             }
         }
@@ -316,7 +317,7 @@ impl Listing {
             Err(error) if generation.is_some() && error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return self.unreadable.push((path.to_owned(), error)),
         };
-        self.generations.extend(generation);
+        self.generations.extend(generation.map(|generation| (at.to_owned(), generation)));
         for entry in entries {
             if !entry.file_name().to_string_lossy().starts_with('.') {
                 self.descend(&path.join(entry.file_name()), &entry.path(), depth + 1);
@@ -324,9 +325,14 @@ impl Listing {
         }
     }
 
+    /// Whether a folder was replaced since it was listed: kubelet then removes what was listed, file by file.
+    fn has_moved(&self) -> bool {
+        self.generations.iter().any(|(folder, listed)| generation::current(folder).as_ref() != Some(listed))
+    }
+
     /// Whether a generation was removed since it was listed, so that not all of it may have been read.
     fn is_gone(&self) -> bool {
-        self.generations.iter().any(|generation| !generation.exists())
+        self.generations.iter().any(|(_, listed)| !listed.exists())
     }
 }
 

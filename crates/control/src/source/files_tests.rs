@@ -204,6 +204,19 @@ fn a_change_of_several_files_is_seen_whole_or_not_at_all() {
     assert_eq!(names(&load(&mut files)), ["rule-199", "ruled-199"]);
 }
 
+#[test]
+fn a_folder_that_was_replaced_is_looked_at_again() {
+    let (folder, files) = folder();
+    let mut writer = generation::Writer::new(folder.path());
+    publish(&mut writer, &["a"]);
+    let listing = files.list();
+    assert!(!listing.has_moved() && !listing.is_gone());
+    publish(&mut writer, &["b"]);
+    assert!(listing.has_moved() && !listing.is_gone(), "the one before is kept for a while");
+    publish(&mut writer, &["c"]);
+    assert!(listing.is_gone());
+}
+
 #[tokio::test]
 async fn a_load_that_is_due_is_told_once() {
     let (_folder, mut files) = folder();
