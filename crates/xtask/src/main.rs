@@ -43,7 +43,8 @@ fn main() -> ExitCode {
 fn test(args: impl Iterator<Item = String>) -> Result<(), String> {
     let peers = peers::install()?;
     let mut cargo = cargo();
-    cargo.args(["test", "--workspace"]).args(args);
+    // All that is wrong is told at once, not the first crate's mistakes alone.
+    cargo.args(["test", "--workspace", "--no-fail-fast"]).args(args);
     for (key, value) in peers.environment() {
         cargo.env(key, value);
     }

@@ -95,8 +95,7 @@ fn trials(bench: &Arc<Bench>) -> Vec<Trial> {
 
 fn check(bench: &Bench, file: &Path) -> anyhow::Result<()> {
     let case = Case::read(file)?;
-    let folder = bench.folder.path().join(&case.name);
-    std::fs::create_dir(&folder)?;
+    let folder = tempfile::Builder::new().prefix(&format!("{}.", case.name)).tempdir_in(bench.folder.path())?.keep();
     let found = bench.runtime.block_on(run::run(&case, &folder, &bench.certificates))?;
     let known = |f: &run::Found| bench.known.iter().filter(|k| k.covers(&case.name, &f.request, &f.difference)).count() > 0;
     let unknown: Vec<String> = found.iter().filter(|f| !known(f)).map(told).collect();

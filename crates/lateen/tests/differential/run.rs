@@ -106,7 +106,7 @@ async fn ask(step: &Step, index: usize, upstreams: &Upstreams, places: &Places, 
     upstreams.prepare(&step.answers);
     let answer = client::ask(step, index, places, certificates).await;
     tokio::time::sleep(Duration::from_millis(step.settle_ms)).await;
-    let mut value = json!({"answer": answer, "upstream": upstreams.seen()});
+    let mut value = json!({"answer": answer, "upstream": upstreams.seen().await});
     normalise(&mut value, places);
     value
 }

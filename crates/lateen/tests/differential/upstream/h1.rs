@@ -57,6 +57,7 @@ fn read_back<S: Io>(reader: Reader<tokio::io::ReadHalf<S>>, write: WriteHalf<S>)
 }
 
 async fn body<R: tokio::io::AsyncRead + Unpin>(reader: &mut Reader<R>, head: &Head, at: usize, script: &Script) -> Result<(), Cut> {
+    let _reading = script.read();
     let mut bytes = Vec::new();
     let outcome = if head.is_chunked() {
         reader.chunks(&mut bytes).await.map(|trailers| {

@@ -51,6 +51,7 @@ async fn exchange(request: Request<RecvStream>, mut respond: SendResponse<Bytes>
 }
 
 async fn receive(body: &mut RecvStream, at: usize, script: &Script) -> Result<(), h2::Error> {
+    let _reading = script.read();
     let mut bytes = Vec::new();
     while let Some(piece) = body.data().await {
         let piece = match piece {

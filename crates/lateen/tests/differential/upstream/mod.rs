@@ -4,6 +4,7 @@ mod h2;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
@@ -17,6 +18,8 @@ use crate::wire::Io;
 /// The first bytes of HTTP/2, as many as tell it from any method.
 const HTTP2: &[u8] = b"PRI ";
 const TLS_HANDSHAKE: u8 = 22;
+/// How long an answered request's body may still be on its way.
+const ENDS_WITHIN: Duration = Duration::from_millis(500);
 
 /// All upstreams of one proxy; they end when this is dropped.
 pub(crate) struct Upstreams {
@@ -33,6 +36,20 @@ pub(crate) struct Script(Mutex<State>);
 struct State {
     answers: VecDeque<Answer>,
     seen: Vec<Value>,
+    /// Requests before those, so that what is late is not noted of another.
+    before: usize,
+    /// Bodies that are being read: what comes of them is not noted yet.
+    reading: usize,
+}
+
+/// A body that is being read, until this is dropped.
+pub(crate) struct Reading<'a>(&'a Script);
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.reading = state.reading.saturating_sub(1);
+    }
 }
 
 impl Script {
@@ -44,12 +61,19 @@ impl Script {
     fn next(&self, request: Value) -> (usize, Answer) {
         let mut state = self.state();
         state.seen.push(request);
-        (state.seen.len() - 1, state.answers.pop_front().unwrap_or_default())
+        (state.before + state.seen.len() - 1, state.answers.pop_front().unwrap_or_default())
+    }
+
+    fn read(&self) -> Reading<'_> {
+        self.state().reading += 1;
+        Reading(self)
     }
 
     /// Adds what came after the head.
     fn note(&self, at: usize, field: &str, value: Value) {
-        if let Some(seen) = self.state().seen.get_mut(at) {
+        let mut state = self.state();
+        let index = at.checked_sub(state.before);
+        if let Some(seen) = index.and_then(|index| state.seen.get_mut(index)) {
             seen[field] = value;
         }
     }
@@ -77,11 +101,18 @@ impl Upstreams {
 
     /// Before a request: what will be answered.
     pub(crate) fn prepare(&self, answers: &[Answer]) {
-        *self.script.state() = State { answers: answers.iter().cloned().collect(), seen: Vec::new() };
+        let mut state = self.script.state();
+        state.before += state.seen.len();
+        state.seen.clear();
+        state.answers = answers.iter().cloned().collect();
     }
 
-    /// What was seen since.
-    pub(crate) fn seen(&self) -> Vec<Value> {
+    /// What was seen since. A body whose caller has gone ends a moment later here; some end only with the next request.
+    pub(crate) async fn seen(&self) -> Vec<Value> {
+        let since = Instant::now();
+        while self.script.state().reading > 0 && since.elapsed() < ENDS_WITHIN {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         self.script.state().seen.clone()
     }
 }
@@ -99,7 +130,7 @@ async fn serve(stream: TcpStream, name: String, script: Arc<Script>, tls: TlsAcc
                 return;
             }
             Ok(n) if n >= HTTP2.len() => return speak(stream, first == HTTP2, &name, &script).await,
-            Ok(_) => tokio::time::sleep(std::time::Duration::from_millis(1)).await,
+            Ok(_) => tokio::time::sleep(Duration::from_millis(1)).await,
         }
     }
 }
