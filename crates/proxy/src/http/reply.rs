@@ -188,6 +188,8 @@ pub(crate) fn malformed(why: InvalidHead) -> Reply {
         InvalidHead::NoHost => (400, "", details::MISSING_HOST_HEADER),
         InvalidHead::Target => (400, "Bad Request", "http1.invalid_url"),
         InvalidHead::TransferEncoding => (400, "Bad Request", "http1.invalid_transfer_encoding"),
+        InvalidHead::TwoLengths => (400, "Bad Request", "http1.content_length_and_chunked_not_allowed"),
+        InvalidHead::Characters => (400, "Bad Request", "http1.invalid_characters"),
         InvalidHead::Syntax | InvalidHead::Host | InvalidHead::ContentLength => (400, "Bad Request", CODEC_ERROR),
     };
     let flags = if why == InvalidHead::NoHost { ResponseFlags::NONE } else { ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR };

@@ -64,6 +64,11 @@ pub(crate) fn plain_error(error: &io::Error) -> String {
     }
 }
 
+/// Why a handshake failed, in words: what was wrong with the peer's certificate, else what TLS or the socket says.
+fn handshake_error(error: &io::Error) -> String {
+    if error.get_ref().is_some() { lateen_identity::tls::refusal(error) } else { plain_error(error) }
+}
+
 impl Dialer {
     /// Connects within the cluster's `connect_timeout`, which includes the TLS handshake as in Envoy.
     pub(crate) async fn connect(
@@ -115,7 +120,7 @@ impl Dialer {
                 Address::Pipe(_) => IpAddr::from([127, 0, 0, 1]).into(),
             }),
         };
-        let stream = TlsConnector::from(client).connect(name, socket).await.map_err(|e| ConnectFailure::Tls(plain_error(&e)))?;
+        let stream = TlsConnector::from(client).connect(name, socket).await.map_err(|e| ConnectFailure::Tls(handshake_error(&e)))?;
         Ok(Io::Tls(Box::new(TlsStream::Client(stream))))
     }
 

@@ -28,6 +28,8 @@ impl HeadLimits {
 pub(crate) enum InvalidHead {
     #[error("the head is not HTTP/1")]
     Syntax,
+    #[error("the head has control characters")]
+    Characters,
     #[error("the head is too large")]
     TooLarge,
     #[error("there are too many headers")]
@@ -42,8 +44,10 @@ pub(crate) enum InvalidHead {
     Target,
     #[error("Content-Length is not one number")]
     ContentLength,
-    #[error("Transfer-Encoding is not exactly chunked, or comes with Content-Length")]
+    #[error("Transfer-Encoding is not exactly chunked")]
     TransferEncoding,
+    #[error("Transfer-Encoding comes with Content-Length")]
+    TwoLengths,
 }
 
 /// What a request's head says about its connection.
@@ -112,7 +116,7 @@ pub(crate) fn request(
             return if input.len() > limits.bytes { Err(InvalidHead::TooLarge) } else { Ok(None) };
         }
         Err(httparse::Error::TooManyHeaders) => return Err(InvalidHead::TooMany),
-        Err(_) => return Err(InvalidHead::Syntax),
+        Err(error) => return Err(unreadable(input, error)),
     };
     if size > limits.bytes {
         return Err(InvalidHead::TooLarge);
@@ -145,6 +149,19 @@ pub(crate) fn request(
     }
     let target = Text::new(head.slice(target)).ok_or(InvalidHead::Target)?;
     fields.into_request(method, target, version, https, size)
+}
+
+/// What was wrong with a head, told apart as Envoy's codec does: control characters in a value or the request line, or anything
+/// else.
+fn unreadable(input: &[u8], error: httparse::Error) -> InvalidHead {
+    let line = input.split(|b| *b == b'\n').next().unwrap_or_default().trim_ascii_end();
+    let begins = line.first().is_some_and(u8::is_ascii_uppercase);
+    match error {
+        httparse::Error::HeaderValue => InvalidHead::Characters,
+        // What does not even begin with a method is another protocol.
+        httparse::Error::Token if begins && line.iter().any(u8::is_ascii_control) => InvalidHead::Characters,
+        _ => InvalidHead::Syntax,
+    }
 }
 
 /// Where a header's name and value lie in the head: start and length of each.
@@ -289,7 +306,7 @@ impl Fields {
         self.drop_nominated();
         let (authority, path, scheme) = self.target(&method, target)?;
         let (decoder, length) = match (self.transfer_encoding, self.content_length) {
-            (Some(_), Some(_)) => return Err(InvalidHead::TransferEncoding),
+            (Some(_), Some(_)) => return Err(InvalidHead::TwoLengths),
             // HTTP/1.0 knows no chunks: an old proxy on the way would take them for the body.
             (Some(_), None) if version == Version::Http10 => return Err(InvalidHead::TransferEncoding),
             (Some(_), None) => (Decoder::chunked(), Length::Unknown),
@@ -352,7 +369,8 @@ impl Fields {
         if target.starts_with('/') || (target.as_str() == "*" && *method == Method::OPTIONS) {
             return Ok((host, without_fragment(target), None));
         }
-        let (scheme, rest) = target.split_once("://").ok_or(InvalidHead::Target)?;
+        let nothing = if target.as_str() == "*" { InvalidHead::Target } else { InvalidHead::Syntax };
+        let (scheme, rest) = target.split_once("://").ok_or(nothing)?;
         let scheme = match scheme {
             s if s.eq_ignore_ascii_case("http") => "http",
             s if s.eq_ignore_ascii_case("https") => "https",
