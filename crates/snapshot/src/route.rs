@@ -128,6 +128,30 @@ pub struct Forward {
     pub rate_limits: Vec<RateLimit>,
     /// The virtual host's limits count too, whatever the filter says.
     pub include_virtual_host_limits: bool,
+    pub internal_redirect: Option<Box<InternalRedirect>>,
+}
+
+/// Envoy `InternalRedirectPolicy`: an upstream's redirect is followed here, and the caller never sees it.
+#[derive(Debug)]
+pub struct InternalRedirect {
+    /// More redirects of one request than this are passed on.
+    pub most: u32,
+    pub statuses: Vec<u16>,
+    /// All must agree.
+    pub predicates: Vec<RedirectPredicate>,
+    pub allow_cross_scheme: bool,
+    /// Headers that the next request has from the response, or else not at all.
+    pub headers_to_copy: Vec<HeaderName>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum RedirectPredicate {
+    /// Not to a route that was reached from this route before.
+    PreviousRoutes,
+    /// To a route of one of these names.
+    AllowListed(Vec<Box<str>>),
+    /// Not from HTTP to HTTPS.
+    SafeCrossScheme,
 }
 
 #[derive(Debug)]

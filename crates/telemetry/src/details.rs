@@ -15,6 +15,8 @@ pub const ROUTE_CONFIGURATION_NOT_FOUND: &str = "route_configuration_not_found";
 pub const CLUSTER_NOT_FOUND: &str = "cluster_not_found";
 /// The cluster has no usable endpoint.
 pub const NO_HEALTHY_UPSTREAM: &str = "no_healthy_upstream";
+/// The upstream's redirect was followed here.
+pub const INTERNAL_REDIRECT: &str = "internal_redirect";
 /// A `direct_response` route.
 pub const DIRECT_RESPONSE: &str = "direct_response";
 /// The fault filter answered.

@@ -81,6 +81,8 @@ table! {
         counter UPSTREAM_RQ_RETRY_SUCCESS = "upstream_rq_retry_success";
         counter UPSTREAM_RQ_RETRY_OVERFLOW = "upstream_rq_retry_overflow";
         counter RETRY_OR_SHADOW_ABANDONED = "retry_or_shadow_abandoned";
+        counter UPSTREAM_INTERNAL_REDIRECT_FAILED_TOTAL = "upstream_internal_redirect_failed_total";
+        counter UPSTREAM_INTERNAL_REDIRECT_SUCCEEDED_TOTAL = "upstream_internal_redirect_succeeded_total";
         counter ?hidden UPSTREAM_RQ_1XX = "upstream_rq_1xx";
         counter ?hidden UPSTREAM_RQ_2XX = "upstream_rq_2xx";
         counter ?hidden UPSTREAM_RQ_3XX = "upstream_rq_3xx";
@@ -299,6 +301,11 @@ table! {
         counter RQ_TOTAL = "rq_total";
         counter RQ_REDIRECT = "rq_redirect";
         counter RQ_DIRECT_RESPONSE = "rq_direct_response";
+        counter PASSTHROUGH_INTERNAL_REDIRECT_BAD_LOCATION = "passthrough_internal_redirect_bad_location";
+        counter PASSTHROUGH_INTERNAL_REDIRECT_NO_ROUTE = "passthrough_internal_redirect_no_route";
+        counter PASSTHROUGH_INTERNAL_REDIRECT_PREDICATE = "passthrough_internal_redirect_predicate";
+        counter PASSTHROUGH_INTERNAL_REDIRECT_TOO_MANY_REDIRECTS = "passthrough_internal_redirect_too_many_redirects";
+        counter PASSTHROUGH_INTERNAL_REDIRECT_UNSAFE_SCHEME = "passthrough_internal_redirect_unsafe_scheme";
         counter RQ_RESET_AFTER_DOWNSTREAM_RESPONSE_STARTED = "rq_reset_after_downstream_response_started";
         counter RS_TOO_LARGE = "rs_too_large";
         histogram (ENVOY_MS_FINE) DOWNSTREAM_RQ_TIME = "downstream_rq_time";

@@ -27,7 +27,7 @@ use crate::filter;
 use crate::filter::http::grpc_stats;
 use crate::io::Timer;
 use crate::listener::Conn;
-use crate::router;
+use crate::router::{self, Redirects};
 use crate::spans::{self, Active};
 use crate::upstream::ClusterState;
 use crate::worker::{Live, Worker};
@@ -41,6 +41,8 @@ pub(crate) enum End {
     Gone,
     /// The response had begun when it broke: all we can do is to cut it off.
     Cut,
+    /// The upstream redirected, and the request begins anew where that leads.
+    Redirected,
 }
 
 impl From<Reply> for End {
@@ -126,21 +128,15 @@ pub(crate) struct Exchange<'a> {
     pub(crate) down: &'a mut Downstream,
     pub(crate) timer: &'a mut Timer,
     pub(crate) info: Info,
+    /// Set once a redirect was followed here.
+    pub(crate) redirects: Option<Box<Redirects>>,
 }
 
-impl<'a> Exchange<'a> {
-    pub(crate) fn new(
-        worker: &'a Rc<Worker>,
-        hcm: &'a Rc<Hcm>,
-        conn: &'a Rc<Conn>,
-        request: Request,
-        down: &'a mut Downstream,
-        timer: &'a mut Timer,
-    ) -> Self {
-        let start = Instant::now();
-        let info = Info {
+impl Info {
+    fn new(start: Instant, start_time: SystemTime, remote: SocketAddr, grpc: bool) -> Self {
+        Self {
             start,
-            start_time: worker.wall_clock(start),
+            start_time,
             moment: start,
             ended: None,
             flags: ResponseFlags::NONE,
@@ -160,10 +156,10 @@ impl<'a> Exchange<'a> {
             response_at: None,
             response_headers: None,
             response_trailers: None,
-            grpc: request.is_grpc(),
+            grpc,
             grpc_status: None,
             peer: PeerId::default(),
-            remote: conn.remote,
+            remote,
             internal: false,
             reply_body: None,
             affinity_cookie: None,
@@ -173,15 +169,35 @@ impl<'a> Exchange<'a> {
             span: None,
             metadata: Metadata::default(),
             quotas: Vec::new(),
-        };
-        Self { worker, hcm, conn, live: worker.live(), request, down, timer, info }
+        }
+    }
+}
+
+impl<'a> Exchange<'a> {
+    pub(crate) fn new(
+        worker: &'a Rc<Worker>,
+        hcm: &'a Rc<Hcm>,
+        conn: &'a Rc<Conn>,
+        request: Request,
+        down: &'a mut Downstream,
+        timer: &'a mut Timer,
+    ) -> Self {
+        let start = Instant::now();
+        let info = Info::new(start, worker.wall_clock(start), conn.remote, request.is_grpc());
+        Self { worker, hcm, conn, live: worker.live(), request, down, timer, info, redirects: None }
     }
 
     /// Serves the request to its end, whatever that is; returns when that was.
     pub(crate) async fn run(mut self) -> Instant {
         report::begin(&self);
-        match self.steps().await {
-            Ok(()) => {}
+        let outcome = loop {
+            match self.steps().await {
+                Err(End::Redirected) => self.begin_anew(),
+                outcome => break outcome,
+            }
+        };
+        match outcome {
+            Ok(()) | Err(End::Redirected) => {}
             Err(End::Reply(reply)) => reply::send(&mut self, *reply).await,
             Err(End::Gone) => {
                 self.info.flags.insert(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
@@ -195,6 +211,28 @@ impl<'a> Exchange<'a> {
         spans::end(&mut self);
         report::end(&self, ended);
         ended
+    }
+
+    /// What was learnt so far is told as a request of its own; the next is as old, and by the same caller.
+    fn begin_anew(&mut self) {
+        self.timer.set(None);
+        let now = Instant::now();
+        self.info.ended = Some(now);
+        spans::end(self);
+        report::end(self, now);
+        let before = &mut self.info;
+        let mut info = Info::new(before.start, before.start_time, before.remote, before.grpc);
+        info.moment = now;
+        info.body_received = before.body_received;
+        info.request_done = before.request_done;
+        info.internal = before.internal;
+        info.peer_asked = before.peer_asked;
+        if self.hcm.inbound {
+            info.peer = before.peer;
+        }
+        self.info = info;
+        self.live = self.worker.live();
+        report::begin(self);
     }
 
     /// Answers without a request to serve.
@@ -211,7 +249,10 @@ impl<'a> Exchange<'a> {
         assert!(self.request.path.as_str() != "/injected-panic", "injected");
         self.refuse_when_overloaded()?;
         normalize::run(self)?;
-        sanitize::run(self)?;
+        // What a redirected request says of itself was settled the first time.
+        if self.redirects.is_none() {
+            sanitize::run(self)?;
+        }
         let found = self.find_route();
         spans::begin(self);
         found?;

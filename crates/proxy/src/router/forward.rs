@@ -16,7 +16,7 @@ use super::outcome::{Failed, Failure};
 use super::replay::Body;
 use super::retry::{Decision, Retries};
 use super::timeouts::{ListenerLimits, Timeouts};
-use super::{finalize, hash, lookup, mirror, relay};
+use super::{finalize, hash, internal_redirect, lookup, mirror, relay};
 use crate::http::headers as header_names;
 use crate::http::reply::Reply;
 use crate::http::{End, Exchange, Matched};
@@ -63,9 +63,13 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward:
     let mirrors = if forward.mirrors.is_empty() { mirror::Mirrors::default() } else { mirror::start(exchange, &forward.mirrors) };
     let upgrade = exchange.request.upgrade.is_some();
     let cap = if upgrade { 0 } else { KEPT_BODY.min(exchange.conn.listener.listener.per_connection_buffer_limit as usize) };
+    let body = match exchange.redirects.as_mut().and_then(|r| r.body.take()) {
+        Some(kept) => Body::again(*kept, cap, mirrors),
+        None => Body::new(exchange.request.has_body(), upgrade, cap, mirrors),
+    };
     let start = exchange.info.start;
     let mut forwarding = Forwarding {
-        body: Body::new(exchange.request.has_body(), upgrade, cap, mirrors),
+        body,
         stream_deadline: timeouts.stream.and_then(|limit| start.checked_add(limit)),
         request_deadline: exchange.hcm.config.request_timeout.filter(|_| !upgrade).and_then(|limit| start.checked_add(limit)),
         cluster,
@@ -75,7 +79,9 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward:
         high_priority: forward.high_priority,
         deadline: None,
     };
-    forwarding.body.messages = exchange.info.grpc_call.is_some().then(Default::default);
+    if exchange.info.grpc_call.is_some() {
+        forwarding.body.count_messages();
+    }
     let result = tries(exchange, matched, forward, &mut forwarding, retries).await;
     exchange.info.body_received = forwarding.body.received;
     if let (Some(call), Some(messages)) = (&mut exchange.info.grpc_call, forwarding.body.messages) {
@@ -141,7 +147,7 @@ async fn tries(
             let Some(_permit) = forwarding.cluster.breakers(forwarding.high_priority).take_retry() else {
                 stats.inc(cluster_names::UPSTREAM_RQ_RETRY_OVERFLOW);
                 exchange.info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
-                return conclude(exchange, forwarding, outcome, &retries).await;
+                return conclude(exchange, matched, forward, forwarding, outcome, &retries).await;
             };
             stats.inc(cluster_names::UPSTREAM_RQ_RETRY);
             drop(outcome);
@@ -160,12 +166,14 @@ async fn tries(
             stats.inc(cluster_names::UPSTREAM_RQ_RETRY_LIMIT_EXCEEDED);
             exchange.info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
         }
-        return conclude(exchange, forwarding, outcome, &retries).await;
+        return conclude(exchange, matched, forward, forwarding, outcome, &retries).await;
     }
 }
 
 async fn conclude(
     exchange: &mut Exchange<'_>,
+    matched: &Matched,
+    forward: &Forward,
     forwarding: &mut Forwarding,
     outcome: Result<(crate::http::message::Response, crate::upstream::Lease, attempt::Began), Failed>,
     retries: &Retries,
@@ -174,6 +182,11 @@ async fn conclude(
         Ok((response, lease, began)) => {
             if retries.taken() > 0 && response.status.as_u16() < 500 {
                 forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_RETRY_SUCCESS);
+            }
+            if let Some(policy) = &forward.internal_redirect
+                && internal_redirect::follow(exchange, matched, policy, forwarding, &response)
+            {
+                return internal_redirect::leave(exchange, forwarding, response, lease);
             }
             relay::run(exchange, forwarding, response, lease, began).await
         }

@@ -3,6 +3,7 @@ mod attempt;
 pub(crate) mod finalize;
 mod forward;
 pub(crate) mod hash;
+mod internal_redirect;
 pub(crate) mod lookup;
 mod mirror;
 mod outcome;
@@ -18,6 +19,8 @@ use lateen_telemetry::{ResponseFlags, details};
 
 use crate::http::reply::Reply;
 use crate::http::{End, Exchange};
+
+pub(crate) use internal_redirect::Redirects;
 
 /// Does what the route says.
 pub(crate) async fn run(exchange: &mut Exchange<'_>) -> Result<(), End> {

@@ -32,6 +32,13 @@ pub(super) struct Body {
     pub(super) mirrors: Mirrors,
 }
 
+/// All of a body.
+#[derive(Default)]
+pub(crate) struct Kept {
+    pieces: Vec<Bytes>,
+    trailers: Option<Box<HeaderMap>>,
+}
+
 impl Body {
     pub(super) fn new(has_body: bool, upgrade: bool, cap: usize, mirrors: Mirrors) -> Self {
         Self {
@@ -49,6 +56,25 @@ impl Body {
             messages: None,
             mirrors,
         }
+    }
+
+    /// A body that came for the request before a redirect.
+    pub(super) fn again(kept: Kept, cap: usize, mut mirrors: Mirrors) -> Self {
+        kept.pieces.iter().for_each(|piece| mirrors.push(piece));
+        mirrors.end();
+        let received = kept.pieces.iter().map(|p| p.len() as u64).sum();
+        Self { kept: kept.pieces, trailers: kept.trailers, complete: true, received, ..Self::new(false, false, cap, mirrors) }
+    }
+
+    /// What is to be sent once more, to wherever a redirect leads.
+    pub(super) fn take(&mut self) -> Kept {
+        Kept { pieces: std::mem::take(&mut self.kept), trailers: self.trailers.take() }
+    }
+
+    /// Counts the messages of a gRPC call from here on.
+    pub(super) fn count_messages(&mut self) {
+        let messages = self.messages.insert(Messages::default());
+        self.kept.iter().for_each(|piece| messages.push(piece));
     }
 
     /// Whether a new try could send everything that was sent so far.

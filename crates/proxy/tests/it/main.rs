@@ -9,6 +9,7 @@ mod hostile_http1;
 mod hostile_http2;
 mod http1;
 mod http2;
+mod internal_redirects;
 mod jwt;
 mod metadata;
 mod rate_limits;

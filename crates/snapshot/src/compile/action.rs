@@ -11,7 +11,7 @@ use super::common::{duration, limit, runtime_fraction};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::route::{Inherited, clean};
-use super::{filter, header, matcher, retry};
+use super::{filter, header, internal_redirect, matcher, retry};
 use crate::http::HeaderChanges;
 use crate::matcher::Fraction;
 use crate::route::{ClusterChoice, Forward, HashPolicy, HashSource, HostRewrite, Mirror, PathRewrite, WeightedCluster, WeightedClusters};
@@ -51,9 +51,10 @@ pub(crate) fn forward(value: proto::RouteAction, inherited: &Inherited, context:
         cluster_specifier,
         host_rewrite_specifier,
     } = value;
-    harmless!(early_data_policy, max_internal_redirects);
+    // Requests in early data are never sent.
+    harmless!(early_data_policy);
     refuse!(metadata_match, path_rewrite_policy, flush_timeout, retry_policy_typed_config);
-    refuse!(internal_redirect_policy, internal_redirect_action, hedge_policy);
+    refuse!(hedge_policy);
     // The newer limits stand instead of the older ones (Envoy `usingNewTimeouts`).
     let newer = max_stream_duration.is_some();
     let streams = max_stream_duration.unwrap_or_default();
@@ -97,6 +98,8 @@ pub(crate) fn forward(value: proto::RouteAction, inherited: &Inherited, context:
             .collect::<Result<_>>()?,
         rate_limits: super::ratelimit::limits(rate_limits, "rate_limits")?,
         include_virtual_host_limits: include_vh_rate_limits.unwrap_or(false),
+        internal_redirect: internal_redirect::policy(internal_redirect_policy, internal_redirect_action, max_internal_redirects)?
+            .map(Box::new),
     })
 }
 

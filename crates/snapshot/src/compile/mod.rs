@@ -19,6 +19,7 @@ mod grpc_stats;
 mod hcm;
 mod header;
 mod health_check;
+mod internal_redirect;
 pub(crate) mod invalid;
 mod istio;
 mod jwt_authn;

@@ -7,5 +7,5 @@ mod server;
 
 pub(crate) use body::Decoder;
 pub(crate) use client::H1Client;
-pub(crate) use parse::{HeadLimits, InvalidHead};
+pub(crate) use parse::{HeadLimits, InvalidHead, valid_host};
 pub(crate) use server::{H1Server, NoRequest};

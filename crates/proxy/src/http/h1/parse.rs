@@ -394,7 +394,8 @@ fn without_fragment(path: Text) -> Text {
     }
 }
 
-fn valid_host(host: &str) -> bool {
+/// Whether text could be a `Host`.
+pub(crate) fn valid_host(host: &str) -> bool {
     host.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b'?' | b'#' | b'@' | b'\\' | b'<' | b'>' | b'"' | b',' | b' '))
 }
 
