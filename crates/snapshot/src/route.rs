@@ -40,6 +40,9 @@ pub struct VirtualHost {
     pub retry: Option<Arc<RetryPolicy>>,
     pub include_request_attempt_count: bool,
     pub include_attempt_count_in_response: bool,
+    /// Tries after the first are told whether the one before was too slow.
+    pub include_is_timeout_retry: bool,
+    pub hedge_on_per_try_timeout: bool,
     pub rate_limits: Vec<RateLimit>,
 }
 
@@ -129,6 +132,8 @@ pub struct Forward {
     /// The virtual host's limits count too, whatever the filter says.
     pub include_virtual_host_limits: bool,
     pub internal_redirect: Option<Box<InternalRedirect>>,
+    /// A try that is too slow goes on beside its repetition; `None` for what the virtual host says.
+    pub hedge_on_per_try_timeout: Option<bool>,
 }
 
 /// Envoy `InternalRedirectPolicy`: an upstream's redirect is followed here, and the caller never sees it.

@@ -21,8 +21,10 @@ names! {
     GRPC_MESSAGE = "grpc-message";
     GRPC_STATUS = "grpc-status";
     GRPC_TIMEOUT = "grpc-timeout";
+    HEDGE_ON_PER_TRY_TIMEOUT = "x-envoy-hedge-on-per-try-timeout";
     INTERNAL = "x-envoy-internal";
     IP_TAGS = "x-envoy-ip-tags";
+    IS_TIMEOUT_RETRY = "x-envoy-is-timeout-retry";
     MAX_RETRIES = "x-envoy-max-retries";
     ORIGINAL_PATH = "x-envoy-original-path";
     ORIGINAL_HOST = "x-envoy-original-host";

@@ -10,14 +10,17 @@ use http::StatusCode;
 use lateen_balance::host::ActiveRequest;
 use lateen_balance::outlier::Outcome;
 use lateen_balance::{Context, Host};
-use lateen_snapshot::route::{Forward, HostRewrite, RetryPolicy};
+use lateen_snapshot::route::{Forward, HostRewrite};
 use lateen_telemetry::envoy_names::cluster as names;
 use lateen_telemetry::envoy_names::count_upstream_code;
 use tokio::time::Instant;
 
 use super::finalize;
 use super::forward::Forwarding;
+use super::hedge::{Answer, Late};
 use super::outcome::{Failed, Failure};
+use super::replay::Progress;
+use super::retry::Retries;
 use crate::http::message::{Response, Version};
 use crate::http::stream::StreamError;
 use crate::http::{End, Exchange};
@@ -27,7 +30,7 @@ use crate::upstream::{ClusterState, Lease, NoConnection, TargetWish};
 /// How a try ended.
 #[allow(clippy::large_enum_variant, reason = "moved once per try, and boxing would allocate per request")]
 pub(super) enum Tried {
-    Response(Response, Lease, Began),
+    Response(Answered),
     Failed {
         failed: Failed,
         /// It was a pooled connection that had been closed: repeating is free.
@@ -35,7 +38,12 @@ pub(super) enum Tried {
         /// Some of the request may have reached the host.
         sent_any: bool,
     },
+    /// It is too slow, and goes on beside its repetition.
+    Late(Late),
 }
+
+/// A response's head, and where the rest comes from.
+pub(super) type Answered = (Response, Lease, Began);
 
 /// What an exchange holds of a host while it lasts.
 pub(super) struct Began {
@@ -53,8 +61,9 @@ pub(super) async fn run(
     exchange: &mut Exchange<'_>,
     forward: &Forward,
     forwarding: &mut Forwarding,
-    policy: Option<&Arc<RetryPolicy>>,
+    retries: &Retries,
 ) -> Result<Tried, End> {
+    let policy = retries.policy();
     let cluster = Rc::clone(&forwarding.cluster);
     let stats = &cluster.stats;
     let avoid: &[Arc<Host>] = if policy.is_some_and(|p| p.avoid_previous_hosts) { &forwarding.tried } else { &[] };
@@ -92,7 +101,10 @@ pub(super) async fn run(
     let lease = match target.pool.ready(&cluster) {
         Some(lease) => Ok(lease),
         None => {
-            let lease = connect(exchange, forwarding, &cluster, &target).await?;
+            let lease = match connect(exchange, forwarding, &cluster, &target, retries).await? {
+                Connecting::Done(lease) => lease,
+                Connecting::Overtaken(answer) => return Ok(Tried::Response(answer.settle(exchange, forwarding))),
+            };
             exchange.info.moment = Instant::now();
             lease
         }
@@ -122,7 +134,7 @@ pub(super) async fn run(
     if let Err(e) = lease.upstream.send_request(&exchange.request) {
         return Ok(Tried::Failed { failed: e.into(), stale: lease.reused, sent_any: false });
     }
-    let result = await_response(exchange, forwarding, &mut lease).await;
+    let result = await_response(exchange, forwarding, &mut lease, retries).await;
     let response = match result {
         Ok(response) => response,
         Err(Stop::Gone) => {
@@ -133,6 +145,11 @@ pub(super) async fn run(
             stats.inc(names::UPSTREAM_RQ_CANCELLED);
             return Err(crate::http::reply::malformed_body().into());
         }
+        Err(Stop::Overtaken(answer)) => return Ok(Tried::Response(answer.settle(exchange, forwarding))),
+        Err(Stop::Late(progress)) => {
+            cluster.report(exchange.worker, &target.host, Outcome::LocalTimeout);
+            return Ok(Tried::Late(Late { lease, began, progress }));
+        }
         Err(Stop::Failed(why)) => {
             note_failure(exchange, &cluster, &target.host, &why);
             let closed = matches!(why.failure, Failure::ConnectionTermination | Failure::RefusedStream);
@@ -142,19 +159,24 @@ pub(super) async fn run(
             return Ok(Tried::Failed { failed: why, stale, sent_any: !untouched });
         }
     };
+    exchange.info.moment = Instant::now();
+    note_response(exchange, &cluster, &began, &response);
+    Ok(Tried::Response((response, lease, began)))
+}
+
+/// Tells of a response to whoever counts or judges.
+pub(super) fn note_response(exchange: &Exchange<'_>, cluster: &Rc<ClusterState>, began: &Began, response: &Response) {
+    let (stats, host) = (&cluster.stats, began.active.host());
     let status = response.status.as_u16();
     count_upstream_code(stats, status);
-    let counters = &target.host.counters;
     if status >= 500 {
-        counters.rq_error.fetch_add(1, Relaxed)
+        host.counters.rq_error.fetch_add(1, Relaxed)
     } else {
-        counters.rq_success.fetch_add(1, Relaxed)
+        host.counters.rq_success.fetch_add(1, Relaxed)
     };
-    let judged = if exchange.info.grpc { grpc_as_http(&response).unwrap_or(status) } else { status };
-    cluster.report(exchange.worker, &target.host, Outcome::Response(judged));
-    exchange.info.moment = Instant::now();
-    stats.record(names::UPSTREAM_RQ_TIME, exchange.info.moment.saturating_duration_since(at).as_micros() as u64);
-    Ok(Tried::Response(response, lease, began))
+    let judged = if exchange.info.grpc { grpc_as_http(response).unwrap_or(status) } else { status };
+    cluster.report(exchange.worker, host, Outcome::Response(judged));
+    stats.record(names::UPSTREAM_RQ_TIME, exchange.info.moment.saturating_duration_since(began.at).as_micros() as u64);
 }
 
 /// A trailers-only gRPC response carries its real status in a header.
@@ -175,7 +197,7 @@ fn grpc_as_http(response: &Response) -> Option<u16> {
     })
 }
 
-fn note_failure(exchange: &Exchange<'_>, cluster: &Rc<ClusterState>, host: &Arc<Host>, why: &Failed) {
+pub(super) fn note_failure(exchange: &Exchange<'_>, cluster: &Rc<ClusterState>, host: &Arc<Host>, why: &Failed) {
     let stats = &cluster.stats;
     host.counters.rq_error.fetch_add(1, Relaxed);
     match why.failure {
@@ -204,39 +226,62 @@ fn start_deadline(forwarding: &mut Forwarding, now: Instant) {
 /// Connects within the request's limits.
 async fn connect(
     exchange: &mut Exchange<'_>,
-    forwarding: &Forwarding,
+    forwarding: &mut Forwarding,
     cluster: &Rc<ClusterState>,
     target: &crate::upstream::Target,
-) -> Result<Result<Lease, Failed>, End> {
-    let limits = Limits::new(forwarding, exchange.info.moment);
+    retries: &Retries,
+) -> Result<Connecting, End> {
+    // A connection has a limit of its own: that of a try starts when it is there.
+    let limits = Limits { try_ends: None, ..Limits::new(forwarding, exchange.info.moment) };
     exchange.timer.set(limits.next());
     let worker = exchange.worker;
     let mut acquire = pin!(target.pool.acquire(worker, cluster, &target.host, forwarding.high_priority, &target.plan));
-    let (timer, down) = (&mut exchange.timer, &mut exchange.down);
+    let (timer, down, request) = (&mut exchange.timer, &mut exchange.down, &exchange.request);
+    let Forwarding { late, body, .. } = forwarding;
     poll_fn(|cx| {
         if let Poll::Ready(result) = acquire.as_mut().poll(cx) {
-            return Poll::Ready(Ok(result.map_err(|e: NoConnection| Failed::from(e))));
+            return Poll::Ready(Ok(Connecting::Done(result.map_err(|e: NoConnection| Failed::from(e)))));
         }
         if down.request_done() && down.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(End::Gone));
         }
-        timer.poll(cx).map(|()| Ok(Err(limits.expired(Instant::now()).into())))
+        if let Poll::Ready(answer) = late.poll(cx, body, request, retries) {
+            return Poll::Ready(Ok(Connecting::Overtaken(answer)));
+        }
+        timer.poll(cx).map(|()| Ok(Connecting::Done(Err(limits.expired(Instant::now()).into()))))
     })
     .await
 }
 
+#[allow(clippy::large_enum_variant, reason = "moved once per try, and boxing would allocate per request")]
+enum Connecting {
+    Done(Result<Lease, Failed>),
+    /// A slower try has answered meanwhile.
+    Overtaken(Answer),
+}
+
+#[allow(clippy::large_enum_variant, reason = "moved once per try, and boxing would allocate per request")]
 enum Stop {
     Gone,
+    /// A slower try has answered.
+    Overtaken(Answer),
+    /// This try is too slow, and goes on.
+    Late(Progress),
     /// The caller's body is not framed as its head says.
     Malformed,
     Failed(Failed),
 }
 
-async fn await_response(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &mut Lease) -> Result<Response, Stop> {
+async fn await_response(
+    exchange: &mut Exchange<'_>,
+    forwarding: &mut Forwarding,
+    lease: &mut Lease,
+    retries: &Retries,
+) -> Result<Response, Stop> {
     let (start, mut now) = (exchange.info.start, Some(exchange.info.moment));
     let mut limits = Limits::new(forwarding, exchange.info.moment);
     exchange.timer.set(limits.next());
-    let (down, timer, info) = (&mut *exchange.down, &mut *exchange.timer, &mut exchange.info);
+    let (down, timer, info, request) = (&mut *exchange.down, &mut *exchange.timer, &mut exchange.info, &exchange.request);
     let http2 = exchange.request.version == Version::Http2;
     poll_fn(|cx| {
         let was_complete = forwarding.body.complete();
@@ -256,6 +301,7 @@ async fn await_response(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding
             start_deadline(forwarding, now);
             limits.deadline = forwarding.deadline;
             limits.request = None;
+            limits.try_ends = forwarding.timeouts.per_try.and_then(|limit| now.checked_add(limit));
             timer.set(limits.next());
         }
         now = None;
@@ -276,7 +322,22 @@ async fn await_response(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding
         if (forwarding.body.complete() || http2) && down.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Stop::Gone));
         }
-        timer.poll(cx).map(|()| Err(Stop::Failed(limits.expired(Instant::now()).into())))
+        if let Poll::Ready(answer) = forwarding.late.poll(cx, &forwarding.body, request, retries) {
+            return Poll::Ready(Err(Stop::Overtaken(answer)));
+        }
+        while timer.poll(cx).is_ready() {
+            let why = limits.expired(Instant::now());
+            if why != Failure::PerTryTimeout || !forwarding.timeouts.hedge {
+                return Poll::Ready(Err(Stop::Failed(why.into())));
+            }
+            if let Some(progress) = forwarding.body.progress() {
+                return Poll::Ready(Err(Stop::Late(progress)));
+            }
+            // What could not be sent again is waited for as long as it takes.
+            limits.try_ends = None;
+            timer.set(limits.next());
+        }
+        Poll::Pending
     })
     .await
 }
@@ -303,7 +364,8 @@ impl Limits {
             deadline: forwarding.deadline,
             stream: forwarding.stream_deadline,
             request: forwarding.request_deadline.filter(|_| !forwarding.body.complete()),
-            try_ends: timeouts.per_try.and_then(|limit| now.checked_add(limit)),
+            // A caller may take its time: only the answer is waited for.
+            try_ends: timeouts.per_try.filter(|_| forwarding.body.complete()).and_then(|limit| now.checked_add(limit)),
             idle: idle.and_then(|(span, failure)| Some((span, now.checked_add(span)?, failure))),
         }
     }

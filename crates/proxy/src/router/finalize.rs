@@ -108,6 +108,8 @@ pub(super) fn request(exchange: &mut Exchange<'_>, matched: &Matched, forward: &
             names::MAX_RETRIES,
             names::RETRIABLE_STATUS_CODES,
             names::RETRIABLE_HEADERS,
+            names::HEDGE_ON_PER_TRY_TIMEOUT,
+            names::TIMEOUT_ALT_RESPONSE,
         ] {
             request.headers.remove(name);
         }
@@ -158,7 +160,8 @@ fn grpc_timeout(map: &mut HeaderMap, limit: Option<std::time::Duration>) {
 /// Before another try: the upstream is told how much time is left.
 pub(super) fn expected_timeout(exchange: &mut Exchange<'_>, forwarding: &super::forward::Forwarding) {
     let left = forwarding.deadline.map(|at| at.saturating_duration_since(tokio::time::Instant::now()));
-    let expected = match (forwarding.timeouts.per_try, left) {
+    let per_try = forwarding.timeouts.per_try.filter(|_| !forwarding.timeouts.hedge);
+    let expected = match (per_try, left) {
         (Some(one), Some(left)) => Some(one.min(left)),
         (one, left) => one.or(left),
     };

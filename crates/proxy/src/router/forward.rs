@@ -5,18 +5,20 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
+use http::HeaderValue;
 use lateen_balance::Host;
 use lateen_snapshot::route::Forward;
 use lateen_telemetry::envoy_names::{cluster as cluster_names, http as names};
 use lateen_telemetry::{ResponseFlags, details};
 use tokio::time::Instant;
 
-use super::attempt::{self, Tried};
+use super::attempt::{self, Answered, Tried};
+use super::hedge::LateTries;
 use super::outcome::{Failed, Failure};
 use super::replay::Body;
 use super::retry::{Decision, Retries};
-use super::timeouts::{ListenerLimits, Timeouts};
-use super::{finalize, hash, internal_redirect, lookup, mirror, relay};
+use super::timeouts::{Inherited, ListenerLimits, Timeouts};
+use super::{finalize, hash, hedge, internal_redirect, lookup, mirror, relay};
 use crate::http::headers as header_names;
 use crate::http::reply::Reply;
 use crate::http::{End, Exchange, Matched};
@@ -40,6 +42,7 @@ pub(super) struct Forwarding {
     pub(super) stream_deadline: Option<Instant>,
     /// When the caller must have sent all of the request (the listener's `request_timeout`).
     pub(super) request_deadline: Option<Instant>,
+    pub(super) late: LateTries,
 }
 
 pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward: &Forward) -> Result<(), End> {
@@ -56,7 +59,12 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward:
     check_upgrade(exchange, forward)?;
     let policy = forward.retry.clone().or_else(|| matched.virtual_host().and_then(|h| h.retry.clone()));
     let listener = ListenerLimits { idle: exchange.hcm.config.stream_idle_timeout, stream: exchange.hcm.config.max_stream_duration };
-    let timeouts = Timeouts::new(&exchange.request, forward, policy.as_deref(), listener);
+    let inherited = Inherited {
+        listener,
+        hedge: matched.virtual_host().is_some_and(|h| h.hedge_on_per_try_timeout),
+        respects_expected: exchange.hcm.router.respect_expected_rq_timeout,
+    };
+    let timeouts = Timeouts::new(&exchange.request, forward, policy.as_deref(), inherited);
     let retries = Retries::new(policy, &exchange.request);
     let hash = if forward.hash.is_empty() { None } else { hash::of(exchange, &forward.hash) };
     finalize::request(exchange, matched, forward, &timeouts);
@@ -78,6 +86,7 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward:
         tried: Vec::new(),
         high_priority: forward.high_priority,
         deadline: None,
+        late: LateTries::default(),
     };
     if exchange.info.grpc_call.is_some() {
         forwarding.body.count_messages();
@@ -113,6 +122,9 @@ async fn tries(
     // A server that closes idle connections closes many at once: each repeat may meet another of them.
     let mut free_repeats = 8;
     let mut again = false;
+    // Held while the retry lasts.
+    #[allow(unused_assignments)]
+    let mut permit = None;
     loop {
         if again {
             exchange.info.moment = Instant::now();
@@ -125,49 +137,88 @@ async fn tries(
         if exchange.info.span.is_some() {
             spans::begin_try(exchange);
         }
-        let tried = attempt::run(exchange, forward, forwarding, retries.policy()).await?;
-        let (decision, outcome) = match tried {
-            Tried::Response(response, lease, began) => {
-                let decision = retries.after_response(&response, &exchange.request);
-                (decision, Ok((response, lease, began)))
+        let tried = attempt::run(exchange, forward, forwarding, &retries).await?;
+        let decision = match &tried {
+            Tried::Response((response, ..)) => retries.after_response(response, &exchange.request),
+            // A pooled connection that its peer had closed says nothing about the host.
+            Tried::Failed { stale: true, .. } if free_repeats > 0 && forwarding.body.repeatable() => {
+                free_repeats -= 1;
+                exchange.info.attempts -= 1;
+                forwarding.body.rewind();
+                continue;
             }
-            Tried::Failed { failed, stale, sent_any } => {
-                // A pooled connection that its peer had closed says nothing about the host.
-                if stale && free_repeats > 0 && forwarding.body.repeatable() {
-                    free_repeats -= 1;
-                    exchange.info.attempts -= 1;
-                    forwarding.body.rewind();
-                    continue;
-                }
-                (retries.after_failure(failed.failure, sent_any), Err(failed))
-            }
+            Tried::Failed { failed, sent_any, .. } => retries.after_failure(failed.failure, *sent_any),
+            Tried::Late(_) => retries.after_slowness(),
         };
-        let stats = &forwarding.cluster.stats;
+        // The retry before is over, and its place may be taken.
+        permit = None;
         if decision == Decision::Retry && forwarding.body.repeatable() {
-            let Some(_permit) = forwarding.cluster.breakers(forwarding.high_priority).take_retry() else {
-                stats.inc(cluster_names::UPSTREAM_RQ_RETRY_OVERFLOW);
-                exchange.info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
-                return conclude(exchange, matched, forward, forwarding, outcome, &retries).await;
-            };
-            stats.inc(cluster_names::UPSTREAM_RQ_RETRY);
-            drop(outcome);
-            let wait = retries.take(exchange.worker.roll64());
-            stats.inc(if wait.rate_limited {
-                cluster_names::UPSTREAM_RQ_RETRY_BACKOFF_RATELIMITED
-            } else {
-                cluster_names::UPSTREAM_RQ_RETRY_BACKOFF_EXPONENTIAL
-            });
-            back_off(exchange, forwarding, wait.span).await?;
-            forwarding.body.rewind();
-            finalize::expected_timeout(exchange, forwarding);
-            continue;
-        }
-        if decision == Decision::Exhausted {
-            stats.inc(cluster_names::UPSTREAM_RQ_RETRY_LIMIT_EXCEEDED);
+            permit = forwarding.cluster.breakers(forwarding.high_priority).take_retry();
+            if permit.is_some() {
+                if let Some(answered) = prepare_retry(exchange, matched, forwarding, &mut retries, tried).await? {
+                    return conclude(exchange, matched, forward, forwarding, Ok(answered), &retries).await;
+                }
+                continue;
+            }
+            forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_RETRY_OVERFLOW);
+            exchange.info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
+        } else if decision == Decision::Exhausted {
+            forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_RETRY_LIMIT_EXCEEDED);
             exchange.info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
         }
+        let outcome = match tried {
+            Tried::Late(late) => {
+                forwarding.late.push(late);
+                Box::pin(hedge::outcome(exchange, forwarding, &retries)).await?
+            }
+            // What would be tried again is no answer while there may be a better one.
+            Tried::Response(answered) if decision != Decision::No && !forwarding.late.is_empty() => {
+                drop(answered);
+                Box::pin(hedge::outcome(exchange, forwarding, &retries)).await?
+            }
+            Tried::Failed { failed, .. } if !failed.failure.ends_request() && !forwarding.late.is_empty() => {
+                Box::pin(hedge::outcome(exchange, forwarding, &retries)).await?
+            }
+            Tried::Response(answered) => Ok(answered),
+            Tried::Failed { failed, .. } => Err(failed),
+        };
         return conclude(exchange, matched, forward, forwarding, outcome, &retries).await;
     }
+}
+
+/// Waits, and makes the request ready for its next try. Returns the answer of a slower try that came meanwhile.
+async fn prepare_retry(
+    exchange: &mut Exchange<'_>,
+    matched: &Matched,
+    forwarding: &mut Forwarding,
+    retries: &mut Retries,
+    tried: Tried,
+) -> Result<Option<Answered>, End> {
+    let slow = match tried {
+        Tried::Late(late) => {
+            forwarding.late.push(late);
+            true
+        }
+        Tried::Failed { failed, .. } => failed.failure.is_timeout(),
+        Tried::Response(..) => false,
+    };
+    let stats = &forwarding.cluster.stats;
+    stats.inc(cluster_names::UPSTREAM_RQ_RETRY);
+    let wait = retries.take(exchange.worker.roll64());
+    stats.inc(if wait.rate_limited {
+        cluster_names::UPSTREAM_RQ_RETRY_BACKOFF_RATELIMITED
+    } else {
+        cluster_names::UPSTREAM_RQ_RETRY_BACKOFF_EXPONENTIAL
+    });
+    if let Some(answered) = back_off(exchange, forwarding, wait.span, retries).await? {
+        return Ok(Some(answered));
+    }
+    forwarding.body.rewind();
+    finalize::expected_timeout(exchange, forwarding);
+    if matched.virtual_host().is_some_and(|h| h.include_is_timeout_retry) {
+        exchange.request.headers.insert(header_names::IS_TIMEOUT_RETRY, HeaderValue::from_static(if slow { "true" } else { "false" }));
+    }
+    Ok(None)
 }
 
 async fn conclude(
@@ -175,9 +226,10 @@ async fn conclude(
     matched: &Matched,
     forward: &Forward,
     forwarding: &mut Forwarding,
-    outcome: Result<(crate::http::message::Response, crate::upstream::Lease, attempt::Began), Failed>,
+    outcome: Result<Answered, Failed>,
     retries: &Retries,
 ) -> Result<(), End> {
+    forwarding.late.forget();
     match outcome {
         Ok((response, lease, began)) => {
             if retries.taken() > 0 && response.status.as_u16() < 500 {
@@ -197,30 +249,39 @@ async fn conclude(
                 Failure::SlowRequest => exchange.hcm.stats.inc(names::DOWNSTREAM_RQ_TIMEOUT),
                 _ => {}
             }
-            Err(failed.reply(retries.taken() > 0, forwarding.body.complete()).into())
+            Err(failed.reply(retries.taken() > 0, forwarding.body.complete(), forwarding.timeouts.quiet).into())
         }
     }
 }
 
-/// Waits before the next try, within the request's own limit.
-async fn back_off(exchange: &mut Exchange<'_>, forwarding: &Forwarding, wait: std::time::Duration) -> Result<(), End> {
+/// Waits before the next try, within the request's own limit. Returns the answer of a slower try that came meanwhile.
+async fn back_off(
+    exchange: &mut Exchange<'_>,
+    forwarding: &mut Forwarding,
+    wait: std::time::Duration,
+    retries: &Retries,
+) -> Result<Option<Answered>, End> {
     let until = Instant::now() + wait;
     let limit = [forwarding.deadline, forwarding.stream_deadline].into_iter().flatten().min();
     exchange.timer.set(Some(limit.map_or(until, |limit| limit.min(until))));
-    let (timer, down) = (&mut exchange.timer, &mut exchange.down);
-    let gone = poll_fn(|cx| {
+    let (timer, down, request) = (&mut exchange.timer, &mut exchange.down, &exchange.request);
+    let Forwarding { late, body, .. } = &mut *forwarding;
+    let answer = poll_fn(|cx| {
         if down.request_done() && down.poll_gone(cx).is_ready() {
-            return Poll::Ready(true);
+            return Poll::Ready(Err(End::Gone));
         }
-        timer.poll(cx).map(|()| false)
+        if let Poll::Ready(answer) = late.poll(cx, body, request, retries) {
+            return Poll::Ready(Ok(Some(answer)));
+        }
+        timer.poll(cx).map(|()| Ok(None))
     })
-    .await;
-    if gone {
-        return Err(End::Gone);
+    .await?;
+    if let Some(answer) = answer {
+        return Ok(Some(answer.settle(exchange, forwarding)));
     }
     if limit.is_some_and(|limit| limit <= Instant::now()) {
         exchange.info.details = Cow::Borrowed(details::RESPONSE_TIMEOUT);
-        return Err(Failed::from(Failure::Timeout).reply(true, true).into());
+        return Err(Failed::from(Failure::Timeout).reply(true, true, forwarding.timeouts.quiet).into());
     }
-    Ok(())
+    Ok(None)
 }

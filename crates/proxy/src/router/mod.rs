@@ -3,6 +3,7 @@ mod attempt;
 pub(crate) mod finalize;
 mod forward;
 pub(crate) mod hash;
+mod hedge;
 mod internal_redirect;
 pub(crate) mod lookup;
 mod mirror;

@@ -110,6 +110,11 @@ impl Failure {
         !matches!(self, Self::Overflow | Self::NoHealthyHost | Self::StreamDuration | Self::StreamIdle | Self::SlowRequest)
     }
 
+    /// Whether nothing that is still under way could be of use.
+    pub(super) fn ends_request(self) -> bool {
+        matches!(self, Self::Timeout | Self::StreamDuration | Self::StreamIdle | Self::SlowRequest)
+    }
+
     pub(super) fn is_timeout(self) -> bool {
         matches!(self, Self::Timeout | Self::PerTryTimeout | Self::PerTryIdleTimeout)
     }
@@ -117,10 +122,13 @@ impl Failure {
 
 impl Failed {
     /// The answer to the caller; one that has not sent its whole request is itself the late one.
-    pub(super) fn reply(&self, retried: bool, complete: bool) -> Reply {
+    pub(super) fn reply(&self, retried: bool, complete: bool, quiet: bool) -> Reply {
         let late = if complete { 504 } else { 408 };
         let flags = self.failure.flags();
-        let timeout = |details| Reply::new(504, "upstream request timeout", details, flags);
+        let timeout = |details| match quiet {
+            true => Reply::new(204, "", details, flags),
+            false => Reply::new(504, "upstream request timeout", details, flags),
+        };
         match self.failure {
             Failure::Timeout => timeout(details::RESPONSE_TIMEOUT),
             Failure::PerTryTimeout => timeout(details::UPSTREAM_PER_TRY_TIMEOUT),

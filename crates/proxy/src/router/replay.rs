@@ -32,6 +32,13 @@ pub(super) struct Body {
     pub(super) mirrors: Mirrors,
 }
 
+/// How far a try has come with sending the body.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Progress {
+    next: usize,
+    sent: bool,
+}
+
 /// All of a body.
 #[derive(Default)]
 pub(crate) struct Kept {
@@ -97,6 +104,34 @@ impl Body {
         self.next = 0;
         self.complete = false;
         self.sent = false;
+    }
+
+    /// How far this try has come, for when it goes on beside the next; `None` for what the next could not send again.
+    pub(super) fn progress(&self) -> Option<Progress> {
+        (self.complete && (self.sent || self.keeps)).then_some(Progress { next: self.next, sent: self.sent })
+    }
+
+    /// Goes on where a slower try stands.
+    pub(super) fn resume(&mut self, progress: Progress) {
+        Progress { next: self.next, sent: self.sent } = progress;
+    }
+
+    /// Sends what a slower try has not sent yet. `false` when its connection takes no more.
+    pub(super) fn send_rest(&self, progress: &mut Progress, cx: &mut Context<'_>, up: &mut Upstream) -> bool {
+        while !progress.sent {
+            match up.poll_room(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return false,
+                Poll::Pending => break,
+            }
+            match self.kept.get(progress.next) {
+                Some(piece) => up.send_data(piece.clone()),
+                None => up.send_end(self.trailers.clone()),
+            }
+            progress.sent = progress.next >= self.kept.len();
+            progress.next += 1;
+        }
+        !matches!(up.poll_flush(cx), Poll::Ready(Err(_)))
     }
 
     /// Starts over for the next try.

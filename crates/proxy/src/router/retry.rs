@@ -48,7 +48,8 @@ impl Retries {
         let (mut more_codes, mut more_headers) = (Vec::new(), Vec::new());
         if request.hints.envoy {
             let text = |name: HeaderName| names::text(&request.headers, &name).unwrap_or("");
-            on = words(text(names::RETRY_ON)).chain(words(text(names::RETRY_GRPC_ON))).filter_map(condition).fold(on, RetryOn::with);
+            on = words(text(names::RETRY_ON)).filter_map(RetryOn::of_http).fold(on, RetryOn::with);
+            on = words(text(names::RETRY_GRPC_ON)).filter_map(RetryOn::of_grpc).fold(on, RetryOn::with);
             more_codes = words(text(names::RETRIABLE_STATUS_CODES)).filter_map(|w| w.parse().ok()).collect();
             more_headers = words(text(names::RETRIABLE_HEADERS)).filter_map(|w| w.parse().ok()).collect();
             if let Some(most) = names::number(&request.headers, &names::MAX_RETRIES) {
@@ -83,6 +84,12 @@ impl Retries {
         self.decide(self.wants_failure(failure, sent_any))
     }
 
+    /// After a try that is too slow and goes on: whatever the conditions are, it is repeated while retries are left.
+    pub(super) fn after_slowness(&mut self) -> Decision {
+        self.told = None;
+        self.decide(self.on != RetryOn::default())
+    }
+
     fn decide(&self, wanted: bool) -> Decision {
         match (wanted, self.remaining) {
             (false, _) => Decision::No,
@@ -92,7 +99,7 @@ impl Retries {
         }
     }
 
-    fn wants_response(&self, response: &Response, request: &Request) -> bool {
+    pub(super) fn wants_response(&self, response: &Response, request: &Request) -> bool {
         let on = |condition| self.on.contains(condition);
         let code = response.status.as_u16();
         if response.headers.contains_key(names::RATE_LIMITED) {
@@ -183,27 +190,6 @@ fn reset_interval(config: &RateLimitedBackOff, map: &HeaderMap, now: SystemTime)
 
 fn words(list: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(str::trim).filter(|w| !w.is_empty())
-}
-
-fn condition(word: &str) -> Option<RetryOn> {
-    Some(match word {
-        "5xx" => RetryOn::FIVE_XX,
-        "gateway-error" => RetryOn::GATEWAY_ERROR,
-        "reset" => RetryOn::RESET,
-        "reset-before-request" => RetryOn::RESET_BEFORE_REQUEST,
-        "connect-failure" => RetryOn::CONNECT_FAILURE,
-        "refused-stream" => RetryOn::REFUSED_STREAM,
-        "retriable-4xx" => RetryOn::RETRIABLE_4XX,
-        "retriable-status-codes" => RetryOn::RETRIABLE_STATUS_CODES,
-        "retriable-headers" => RetryOn::RETRIABLE_HEADERS,
-        "envoy-ratelimited" => RetryOn::ENVOY_RATELIMITED,
-        "cancelled" => RetryOn::GRPC_CANCELLED,
-        "deadline-exceeded" => RetryOn::GRPC_DEADLINE_EXCEEDED,
-        "internal" => RetryOn::GRPC_INTERNAL,
-        "resource-exhausted" => RetryOn::GRPC_RESOURCE_EXHAUSTED,
-        "unavailable" => RetryOn::GRPC_UNAVAILABLE,
-        _ => return None,
-    })
 }
 
 #[cfg(test)]

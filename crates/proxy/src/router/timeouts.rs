@@ -17,6 +17,10 @@ pub(super) struct Timeouts {
     pub(super) idle: Option<Duration>,
     /// Of the whole stream.
     pub(super) stream: Option<Duration>,
+    /// A try that is too slow goes on beside its repetition.
+    pub(super) hedge: bool,
+    /// Callers may ask for 204 in place of 504.
+    pub(super) quiet: bool,
 }
 
 /// What the connection manager says for routes that say nothing.
@@ -26,18 +30,31 @@ pub(super) struct ListenerLimits {
     pub(super) stream: Option<Duration>,
 }
 
+/// What holds where the route says nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Inherited {
+    pub(super) listener: ListenerLimits,
+    /// Of the virtual host.
+    pub(super) hedge: bool,
+    /// Of the router filter.
+    pub(super) respects_expected: bool,
+}
+
 fn positive(duration: Option<Duration>) -> Option<Duration> {
     duration.filter(|d| !d.is_zero())
 }
 
 impl Timeouts {
-    pub(super) fn new(request: &Request, forward: &Forward, retry: Option<&RetryPolicy>, listener: ListenerLimits) -> Self {
+    pub(super) fn new(request: &Request, forward: &Forward, retry: Option<&RetryPolicy>, inherited: Inherited) -> Self {
+        let listener = inherited.listener;
         let mut timeouts = Self {
             global: forward.timeout,
             per_try: retry.and_then(|r| r.per_try_timeout),
             per_try_idle: positive(retry.and_then(|r| r.per_try_idle_timeout)),
             idle: positive(forward.idle_timeout.or(listener.idle)),
             stream: positive(stream(request, forward).or(listener.stream)),
+            hedge: forward.hedge_on_per_try_timeout.unwrap_or(inherited.hedge),
+            quiet: false,
         };
         if let Some(most) = forward.max_grpc_timeout
             && request.is_grpc()
@@ -52,8 +69,16 @@ impl Timeouts {
         }
         if request.hints.envoy {
             let millis = |name: http::HeaderName| names::number(&request.headers, &name).map(Duration::from_millis);
-            timeouts.global = millis(names::TIMEOUT).or(timeouts.global);
+            // A caller's proxy has told how long it waits, and took the caller's own wish into account.
+            let expected = inherited.respects_expected.then(|| millis(names::EXPECTED_TIMEOUT)).flatten();
+            timeouts.global = expected.or_else(|| millis(names::TIMEOUT)).or(timeouts.global);
             timeouts.per_try = millis(names::PER_TRY_TIMEOUT).or(timeouts.per_try);
+            timeouts.quiet = request.headers.contains_key(names::TIMEOUT_ALT_RESPONSE);
+            match names::text(&request.headers, &names::HEDGE_ON_PER_TRY_TIMEOUT) {
+                Some("true") => timeouts.hedge = true,
+                Some("false") => timeouts.hedge = false,
+                _ => {}
+            }
         }
         timeouts.global = positive(timeouts.global);
         timeouts.per_try = positive(timeouts.per_try);
@@ -68,7 +93,7 @@ impl Timeouts {
 
     /// What the upstream is told to expect.
     pub(super) fn expected(&self) -> Option<Duration> {
-        self.per_try.or(self.global)
+        self.per_try.filter(|_| !self.hedge).or(self.global)
     }
 }
 

@@ -121,3 +121,92 @@ fn a_budget_of_nothing_allows_no_retry() {
     assert_eq!(upstream.seen().len(), 1);
     assert_eq!(proxy.stat("cluster.c.upstream_rq_retry_overflow"), 1);
 }
+
+const HEDGED: &str = "- {match: {prefix: /}, route: {cluster: c, timeout: 4s, hedge_policy: {hedge_on_per_try_timeout: true}, \
+                      retry_policy: {retry_on: 5xx, num_retries: 1, per_try_timeout: 0.2s, retry_back_off: {base_interval: 0.005s}}}}";
+
+/// An upstream that takes so many milliseconds for each request in turn, and answers with the status in `answers`.
+fn slow(answers: &'static [(u64, u16)]) -> Upstream {
+    Upstream::start(move |n, _, stream| {
+        let (millis, status) = answers.get(n - 1).copied().unwrap_or((0, 200));
+        std::thread::sleep(std::time::Duration::from_millis(millis));
+        let body = n.to_string();
+        stream
+            .write_all(format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes())
+            .is_ok()
+    })
+}
+
+#[test]
+fn a_slow_try_goes_on_beside_its_repetition_and_the_first_good_answer_wins() {
+    for (answers, winner) in [
+        (&[(3_000, 200), (0, 200)][..], "2"),
+        (&[(700, 200), (3_000, 200)], "1"),
+        (&[(700, 503), (1_200, 200)], "2"),
+        (&[(1_200, 200), (0, 503)], "1"),
+        (&[(1_200, 503), (0, 503)], "1"),
+    ] {
+        let upstream = slow(answers);
+        let proxy = Config::to(&[upstream.port()]).routes(HEDGED).start();
+        let answer = proxy.call("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello");
+        assert_eq!(answer.body, winner, "{answers:?}");
+        assert_eq!(upstream.seen().len(), 2, "{answers:?}");
+        assert!(upstream.seen().iter().all(|r| r.ends_with("hello")));
+        assert_eq!(proxy.stat("cluster.c.upstream_rq_retry"), 1);
+        eventually(|| proxy.stat("cluster.c.upstream_rq_active") == 0);
+    }
+}
+
+#[test]
+fn without_retries_left_a_slow_try_is_waited_for() {
+    let upstream = slow(&[(800, 200)]);
+    let routes = HEDGED.replace("num_retries: 1", "num_retries: 0");
+    let proxy = Config::to(&[upstream.port()]).routes(&routes).start();
+    assert_eq!(proxy.get("/").body, "1");
+    let upstream = slow(&[(3_000, 200)]);
+    let routes = routes.replace("timeout: 4s", "timeout: 0.6s");
+    let proxy = Config::to(&[upstream.port()]).routes(&routes).start();
+    let answer = proxy.get("/");
+    assert_eq!((answer.status, answer.body.as_str()), (504, "upstream request timeout"));
+}
+
+#[test]
+fn the_limit_of_a_try_starts_when_the_request_is_complete() {
+    let upstream = Upstream::ok("done");
+    let routes = "- {match: {prefix: /}, route: {cluster: c, timeout: 0s, retry_policy: {retry_on: connect-failure, per_try_timeout: 0.3s}}}";
+    let proxy = Config::to(&[upstream.port()]).routes(routes).start();
+    let mut stream = proxy.connect();
+    stream.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhel").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    stream.write_all(b"lo").unwrap();
+    assert_eq!(Answer::read(&mut stream).body, "done");
+}
+
+#[test]
+fn an_upstream_is_told_that_the_try_before_was_too_slow() {
+    let upstream = slow(&[(1_500, 200), (0, 503)]);
+    let mut config = Config::to(&[upstream.port()]).routes(
+        "- {match: {prefix: /}, route: {cluster: c, timeout: 0s, \
+         retry_policy: {retry_on: 5xx, num_retries: 2, per_try_timeout: 0.3s, retry_back_off: {base_interval: 0.005s}}}}",
+    );
+    config.virtual_host = "include_is_timeout_retry_header: true".to_owned();
+    let proxy = config.start();
+    assert_eq!(proxy.get("/").body, "3");
+    let told: Vec<_> = upstream
+        .seen()
+        .iter()
+        .map(|r| r.lines().find_map(|l| l.strip_prefix("x-envoy-is-timeout-retry: ").map(str::to_owned)))
+        .collect();
+    assert_eq!(told, [None, Some("true".to_owned()), Some("false".to_owned())]);
+}
+
+#[test]
+fn a_caller_may_ask_for_silence_instead_of_a_timeout() {
+    let upstream = slow(&[(2_000, 200)]);
+    let mut config = Config::to(&[upstream.port()]).routes("- {match: {prefix: /}, route: {cluster: c, timeout: 0.3s}}");
+    config.hcm = "internal_address_config: {cidr_ranges: [{address_prefix: 127.0.0.0, prefix_len: 8}]}\nuse_remote_address: true".to_owned();
+    let proxy = config.start();
+    let answer = proxy.call("GET / HTTP/1.1\r\nhost: a\r\nx-envoy-upstream-rq-timeout-alt-response: 1\r\n\r\n");
+    assert_eq!(answer.status, 204);
+    assert!(!upstream.seen()[0].contains("alt-response"));
+}

@@ -54,7 +54,6 @@ pub(crate) fn forward(value: proto::RouteAction, inherited: &Inherited, context:
     // Requests in early data are never sent.
     harmless!(early_data_policy);
     refuse!(metadata_match, path_rewrite_policy, flush_timeout, retry_policy_typed_config);
-    refuse!(hedge_policy);
     // The newer limits stand instead of the older ones (Envoy `usingNewTimeouts`).
     let newer = max_stream_duration.is_some();
     let streams = max_stream_duration.unwrap_or_default();
@@ -100,6 +99,7 @@ pub(crate) fn forward(value: proto::RouteAction, inherited: &Inherited, context:
         include_virtual_host_limits: include_vh_rate_limits.unwrap_or(false),
         internal_redirect: internal_redirect::policy(internal_redirect_policy, internal_redirect_action, max_internal_redirects)?
             .map(Box::new),
+        hedge_on_per_try_timeout: hedge_policy.map(retry::hedge).transpose().within("hedge_policy")?,
     })
 }
 

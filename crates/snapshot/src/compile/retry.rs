@@ -7,6 +7,7 @@ use lateen_proto::envoy::config::route::v3::{self as proto, retry_policy};
 use lateen_proto::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
 
 use super::common::{duration, limit};
+use super::common::fraction;
 use super::invalid::{Invalid, Result, Within, refuse};
 use super::matcher;
 use crate::route::{RateLimitedBackOff, ResetHeader, RetryOn, RetryPolicy};
@@ -60,6 +61,20 @@ pub(crate) fn policy(value: proto::RetryPolicy) -> Result<RetryPolicy> {
     })
 }
 
+/// Whether a try that is too slow goes on beside its repetition.
+pub(crate) fn hedge(value: proto::HedgePolicy) -> Result<bool> {
+    let proto::HedgePolicy { initial_requests, additional_request_chance, hedge_on_per_try_timeout } = value;
+    // Envoy has never had more than one first request either.
+    if initial_requests.is_some_and(|n| n != 1) {
+        return Err(Invalid::unsupported("initial_requests"));
+    }
+    let chance = additional_request_chance.map(fraction).transpose().within("additional_request_chance")?;
+    if chance.is_some_and(|c| c.numerator > 0) {
+        return Err(Invalid::unsupported("additional_request_chance"));
+    }
+    Ok(hedge_on_per_try_timeout)
+}
+
 /// Envoy's defaults: 25 ms, at most ten times that.
 fn back_off(value: Option<retry_policy::RetryBackOff>) -> Result<(Duration, Duration)> {
     let Some(retry_policy::RetryBackOff { base_interval, max_interval }) = value else {
@@ -106,12 +121,22 @@ impl RetryOn {
     /// The first word that is not a condition.
     pub fn parse(text: &str) -> std::result::Result<Self, String> {
         text.split(',').map(str::trim).filter(|w| !w.is_empty()).try_fold(Self::default(), |set, word| {
-            RETRY_WORDS.iter().find(|(w, _)| *w == word).map(|(_, bit)| set.with(*bit)).ok_or_else(|| word.to_owned())
+            Self::of_http(word).or_else(|| Self::of_grpc(word)).map(|bit| set.with(bit)).ok_or_else(|| word.to_owned())
         })
+    }
+
+    /// A condition of `x-envoy-retry-on`.
+    pub fn of_http(word: &str) -> Option<Self> {
+        HTTP_WORDS.iter().find(|(known, _)| *known == word).map(|(_, bit)| *bit)
+    }
+
+    /// A condition of `x-envoy-retry-grpc-on`.
+    pub fn of_grpc(word: &str) -> Option<Self> {
+        GRPC_WORDS.iter().find(|(known, _)| *known == word).map(|(_, bit)| *bit)
     }
 }
 
-const RETRY_WORDS: [(&str, RetryOn); 16] = [
+const HTTP_WORDS: [(&str, RetryOn); 11] = [
     ("5xx", RetryOn::FIVE_XX),
     ("gateway-error", RetryOn::GATEWAY_ERROR),
     ("reset", RetryOn::RESET),
@@ -123,6 +148,9 @@ const RETRY_WORDS: [(&str, RetryOn); 16] = [
     ("retriable-headers", RetryOn::RETRIABLE_HEADERS),
     ("envoy-ratelimited", RetryOn::ENVOY_RATELIMITED),
     ("http3-post-connect-failure", RetryOn::HTTP3_POST_CONNECT_FAILURE),
+];
+
+const GRPC_WORDS: [(&str, RetryOn); 5] = [
     ("cancelled", RetryOn::GRPC_CANCELLED),
     ("deadline-exceeded", RetryOn::GRPC_DEADLINE_EXCEEDED),
     ("internal", RetryOn::GRPC_INTERNAL),

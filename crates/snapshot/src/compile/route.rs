@@ -146,7 +146,7 @@ fn one_virtual_host(value: proto::VirtualHost, inherited: &Inherited, context: &
     } = value;
     // Virtual clusters only name statistics; nothing is buffered for retries beyond the connection's limit.
     harmless!(virtual_clusters, per_request_buffer_limit_bytes, request_body_buffer_limit, metadata);
-    refuse!(matcher, retry_policy_typed_config, hedge_policy, include_is_timeout_retry_header, route_specifiers);
+    refuse!(matcher, retry_policy_typed_config, route_specifiers);
     let request = header::mutations(request_headers_to_add, request_headers_to_remove, "request")?;
     let response = header::mutations(response_headers_to_add, response_headers_to_remove, "response")?;
     let mut per_route = filter::per_route(typed_per_filter_config)?;
@@ -180,6 +180,8 @@ fn one_virtual_host(value: proto::VirtualHost, inherited: &Inherited, context: &
         retry,
         include_request_attempt_count,
         include_attempt_count_in_response,
+        include_is_timeout_retry: include_is_timeout_retry_header,
+        hedge_on_per_try_timeout: hedge_policy.map(retry::hedge).transpose().within("hedge_policy")?.unwrap_or(false),
         rate_limits: super::ratelimit::limits(rate_limits, "rate_limits")?,
     })
 }
