@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lateen_identity::PeerIdentity;
 
-use crate::matcher::{Permission, Principal, Rbac, RbacAction, RbacPolicy};
+use crate::matcher::{Permission, Principal, Rbac, RbacAction, RbacPolicy, RbacRules};
 use crate::metadata::Metadata;
 use crate::route::RequestHead;
 
@@ -19,6 +19,8 @@ pub struct Facts<'a> {
     pub direct_remote: IpAddr,
     /// The peer after `x-forwarded-for` or PROXY protocol.
     pub remote: IpAddr,
+    /// The port that belongs to `remote`.
+    pub source_port: u16,
     /// The verified peer certificate, if the connection is mutual TLS.
     pub peer: Option<&'a PeerIdentity>,
     pub server_name: Option<&'a str>,
@@ -32,21 +34,41 @@ pub struct Verdict {
     pub allowed: bool,
     /// The policy that matched. A denial without one means that no ALLOW policy matched.
     pub policy: Option<Arc<str>>,
+    /// What access logs are told, where some rule is there to log.
+    pub log: Option<bool>,
 }
 
 impl Rbac {
     /// Whether to let through. `Log` never denies.
     pub fn evaluate(&self, facts: &Facts<'_>) -> Verdict {
-        if !self.enforced {
-            return Verdict { allowed: true, policy: None };
+        let nothing = || Verdict { allowed: true, policy: None, log: None };
+        self.rules.as_ref().map_or_else(nothing, |rules| rules.evaluate(facts))
+    }
+}
+
+impl RbacRules {
+    pub fn evaluate(&self, facts: &Facts<'_>) -> Verdict {
+        match self {
+            Self::Policies { action, policies } => {
+                let policy = policies.iter().find(|p| p.matches(facts)).map(|p| p.name.clone());
+                let allowed = match action {
+                    RbacAction::Allow => policy.is_some(),
+                    RbacAction::Deny => policy.is_none(),
+                    RbacAction::Log => true,
+                };
+                let log = (*action == RbacAction::Log).then_some(policy.is_some());
+                Verdict { allowed, policy, log }
+            }
+            Self::Tree { tree, logs } => {
+                let decision = tree.find(facts);
+                let log = decision.is_some_and(|d| d.action == RbacAction::Log);
+                Verdict {
+                    allowed: decision.is_some_and(|d| d.action != RbacAction::Deny),
+                    policy: decision.map(|d| d.name.clone()),
+                    log: logs.then_some(log),
+                }
+            }
         }
-        let policy = self.policies.iter().find(|p| p.matches(facts)).map(|p| p.name.clone());
-        let allowed = match self.action {
-            RbacAction::Allow => policy.is_some(),
-            RbacAction::Deny => policy.is_none(),
-            RbacAction::Log => true,
-        };
-        Verdict { allowed, policy }
     }
 }
 
@@ -69,6 +91,7 @@ impl Permission {
             Self::DestinationPort(port) => facts.destination.port() == *port,
             Self::DestinationPortRange(range) => range.contains(&facts.destination.port()),
             Self::Metadata(matcher) => matcher.matches(facts.metadata),
+            Self::UriTemplate(template) => facts.head.is_some_and(|head| template.matches(head.path())),
             Self::RequestedServerName(matcher) => matcher.matches(facts.server_name.unwrap_or_default()),
         }
     }

@@ -381,6 +381,7 @@ fn facts<'a>(call: &'a Call, head: Option<&'a RequestHead<'a>>) -> Facts<'a> {
         destination: call.destination,
         direct_remote: call.source.ip(),
         remote: call.source.ip(),
+        source_port: call.source.port(),
         peer: call.peer.as_ref(),
         server_name: call.sni.as_deref(),
         metadata: None,

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use http::HeaderName;
 use regex::Regex;
 
+use crate::matcher_tree::MatchTree;
 use crate::metadata::MetadataMatcher;
+use crate::path_template::PathTemplate;
 
 /// A string matcher (Envoy string.proto).
 #[derive(Debug, Clone)]
@@ -131,14 +133,39 @@ impl std::fmt::Display for Cidr {
 }
 
 /// Role-based access control (Envoy rbac.proto), HTTP and network.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Rbac {
-    pub action: RbacAction,
-    /// By name, in Envoy's (sorted) order.
-    pub policies: Vec<RbacPolicy>,
-    /// Whether there were any rules at all: a filter without rules enforces nothing.
-    pub enforced: bool,
+    /// `None` enforces nothing.
+    pub rules: Option<RbacRules>,
+    /// Evaluated and told of, and never enforced.
+    pub shadow: Option<RbacRules>,
+    /// In front of the names of counters and of keys of dynamic metadata.
     pub stat_prefix: Arc<str>,
+    pub shadow_stat_prefix: Arc<str>,
+    /// Each policy has counters of its own.
+    pub tracks_policies: bool,
+}
+
+#[derive(Debug)]
+pub enum RbacRules {
+    Policies {
+        action: RbacAction,
+        /// By name, in Envoy's (sorted) order.
+        policies: Vec<RbacPolicy>,
+    },
+    /// Without a decision the request is denied.
+    Tree {
+        tree: MatchTree<RbacDecision>,
+        /// Some decision is to log.
+        logs: bool,
+    },
+}
+
+/// What a tree of matchers leads to.
+#[derive(Debug)]
+pub struct RbacDecision {
+    pub name: Arc<str>,
+    pub action: RbacAction,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,6 +195,7 @@ pub enum Permission {
     DestinationPortRange(std::ops::Range<u16>),
     RequestedServerName(StringMatcher),
     Metadata(MetadataMatcher),
+    UriTemplate(PathTemplate),
 }
 
 #[derive(Debug)]

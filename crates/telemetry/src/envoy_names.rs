@@ -404,10 +404,17 @@ table! {
 }
 
 table! {
-    /// An RBAC filter, under `http.<stat prefix>.rbac.` or `<stat prefix>rbac.` of a network filter.
+    /// The rules of an RBAC filter, under `http.<stat prefix>.rbac[.<rules prefix>].`, with `policy.<policy>.` for one policy,
+    /// or `<stat prefix>rbac.` of a network filter.
     rbac {
         counter ALLOWED = "allowed";
         counter DENIED = "denied";
+    }
+}
+
+table! {
+    /// The shadow rules of an RBAC filter, under the same names with a prefix of their own.
+    rbac_shadow {
         counter SHADOW_ALLOWED = "shadow_allowed";
         counter SHADOW_DENIED = "shadow_denied";
     }

@@ -8,12 +8,14 @@ use http::HeaderValue;
 use lateen_snapshot::Listener;
 use lateen_snapshot::http::{HttpConnectionManager, HttpFilter, Router};
 use lateen_snapshot::listener::Direction;
+use lateen_snapshot::matcher::Rbac;
 use lateen_telemetry::access_log::TextFormat;
-use lateen_telemetry::envoy_names::{cors, fault, http as names, jwt_authn, local_rate_limit, rbac};
+use lateen_telemetry::envoy_names::{cors, fault, http as names, jwt_authn, local_rate_limit};
 use lateen_telemetry::{BlockName, Local};
 
 use super::h1::HeadLimits;
 use super::{LogSet, headers};
+use crate::filter::http::rbac;
 use crate::spans::Tracer;
 use crate::worker::Worker;
 
@@ -30,7 +32,7 @@ pub(crate) struct Hcm {
     pub(crate) stats: Local,
     pub(crate) fault: Local,
     pub(crate) cors: Local,
-    pub(crate) rbac: Local,
+    rbac: Vec<(Arc<Rbac>, rbac::Stats)>,
     pub(crate) jwt_authn: Local,
     pub(crate) logs: LogSet,
     pub(crate) limits: HeadLimits,
@@ -59,7 +61,14 @@ impl Hcm {
             stats: local(names::DEFS, BlockName::http(prefix)),
             fault: local(fault::DEFS, BlockName::http(prefix)),
             cors: local(cors::DEFS, BlockName::http(prefix)),
-            rbac: local(rbac::DEFS, BlockName::http_filter(prefix, "rbac")),
+            rbac: config
+                .filters
+                .iter()
+                .filter_map(|f| match f {
+                    HttpFilter::Rbac(filter) => Some((Arc::clone(filter), rbac::Stats::new(worker, prefix, filter))),
+                    _ => None,
+                })
+                .collect(),
             jwt_authn: local(jwt_authn::DEFS, BlockName::http(prefix)),
             logs: LogSet::new(worker, &config.access_logs),
             limits: HeadLimits {
@@ -75,6 +84,11 @@ impl Hcm {
             local_limits: RefCell::default(),
             config,
         })
+    }
+
+    /// The counters of an RBAC filter.
+    pub(crate) fn rbac(&self, filter: &Arc<Rbac>) -> Option<&rbac::Stats> {
+        self.rbac.iter().find(|(known, _)| Arc::ptr_eq(known, filter)).map(|(_, stats)| stats)
     }
 
     /// The counters of a local rate limit, by its prefix. The text is compared only after the configuration changed.

@@ -2,12 +2,16 @@ use http::HeaderMap;
 use lateen_proto::envoy::config::rbac::v3::Rbac as Proto;
 
 use super::*;
-use crate::compile::parts::rbac_rules;
+use crate::compile::parts::{rbac_rules, rbac_tree};
 use crate::test_support::message;
 
 fn rbac(action: &str, permission: &str, principal: &str) -> Rbac {
     let text = format!("{{action: {action}, policies: {{p: {{permissions: [{permission}], principals: [{principal}]}}}}}}");
-    rbac_rules(Some(message::<Proto>(&text)), "").unwrap()
+    rules(message(&text))
+}
+
+fn rules(value: Proto) -> Rbac {
+    Rbac { rules: Some(rbac_rules(value).unwrap()), ..Rbac::default() }
 }
 
 fn peer(uri: &str) -> PeerIdentity {
@@ -42,11 +46,19 @@ impl World {
             destination: "10.0.0.1:8080".parse().unwrap(),
             direct_remote: "10.1.0.1".parse().unwrap(),
             remote: "192.168.0.1".parse().unwrap(),
+            source_port: 4000,
             peer: self.peer.as_ref(),
             server_name: Some("a.b"),
             metadata: None,
         }
     }
+}
+
+fn template(path: &str) -> String {
+    format!(
+        "{{uri_template: {{name: t, typed_config: {{'@type': type.googleapis.com/\
+         envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig, path_template: '{path}'}}}}}}"
+    )
 }
 
 #[test]
@@ -66,6 +78,8 @@ fn conditions_hold_as_documented() {
         ("{not_rule: {header: {name: x-role, exact_match: admin}}}", "{any: true}", false),
         ("{and_rules: {rules: [{any: true}, {destination_port: 1}]}}", "{any: true}", false),
         ("{or_rules: {rules: [{any: true}, {destination_port: 1}]}}", "{any: true}", true),
+        (&template("/admin/*"), "{any: true}", true),
+        (&template("/admin/{x}/y"), "{any: true}", false),
         ("{any: true}", "{authenticated: {}}", true),
         ("{any: true}", "{authenticated: {principal_name: {exact: 'spiffe://td/ns/a/sa/b'}}}", true),
         ("{any: true}", "{authenticated: {principal_name: {suffix: '/sa/c'}}}", false),
@@ -94,8 +108,8 @@ fn actions_turn_matches_into_verdicts() {
         assert_eq!((verdict.allowed, verdict.policy.is_some()), (allowed, named), "{action} {permission}");
     }
     // No rules at all enforce nothing; rules without policies allow nobody.
-    assert!(world.judge(&rbac_rules(None, "").unwrap()).allowed);
-    assert!(!world.judge(&rbac_rules(Some(message("{action: ALLOW}")), "").unwrap()).allowed);
+    assert!(world.judge(&Rbac::default()).allowed);
+    assert!(!world.judge(&rules(message("{action: ALLOW}"))).allowed);
 }
 
 #[test]
@@ -104,4 +118,57 @@ fn without_a_certificate_nobody_is_authenticated_and_without_a_request_no_path_m
     assert!(!world.judge(&rbac("ALLOW", "{any: true}", "{authenticated: {}}")).allowed);
     let on_path = rbac("ALLOW", "{url_path: {path: {prefix: /}}}", "{any: true}");
     assert!(!on_path.evaluate(&world.facts(None)).allowed);
+}
+
+#[test]
+fn a_tree_of_matchers_leads_to_a_decision() {
+    const COMMON: &str = "type.googleapis.com/envoy.extensions.matching.common_inputs";
+    let action = |name: &str, action: &str| {
+        format!("{{action: {{name: {name}, typed_config: {{'@type': type.googleapis.com/envoy.config.rbac.v3.Action, name: {name}, action: {action}}}}}}}")
+    };
+    let input = |kind: &str| format!("{{name: i, typed_config: {{'@type': {COMMON}.{kind}}}}}");
+    let header = "{name: h, typed_config: {'@type': type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput, header_name: x-role}}";
+    let ip = "{name: ip, typed_config: {'@type': type.googleapis.com/envoy.extensions.matching.input_matchers.ip.v3.Ip, \
+              stat_prefix: s, cidr_ranges: [{address_prefix: 10.0.0.0, prefix_len: 8}]}}";
+    let one = |input: &str, test: &str| format!("{{single_predicate: {{input: {input}, {test}}}}}");
+    let outside = one(&input("network.v3.DirectSourceIPInput"), &format!("custom_match: {ip}"));
+    let outside = format!("{{not_matcher: {outside}}}");
+    let text = format!(
+        "{{matcher_list: {{matchers: [
+            {{predicate: {{and_matcher: {{predicate: [{root}, {on_port}]}}}}, on_match: {deny}}},
+            {{predicate: {outside}, on_match: {deny}}},
+            {{predicate: {by_name}, on_match: {{matcher: {{matcher_tree: {{input: {port}, exact_match_map: {{map: {{'9090': {allow}}}}}}}}}}}}}
+          ]}}, on_no_match: {{matcher: {{matcher_tree: {{input: {uri}, prefix_match_map: {{map: {{
+            'spiffe://td/': {log}, 'spiffe://td/ns/evil/': {deny}}}}}}}}}}}}}",
+        root = one(header, "value_match: {exact: root}"),
+        on_port = one(&input("network.v3.DestinationPortInput"), "value_match: {exact: '8080'}"),
+        by_name = one(&input("network.v3.ServerNameInput"), "value_match: {suffix: .b}"),
+        port = input("network.v3.DestinationPortInput"),
+        uri = input("ssl.v3.UriSanInput"),
+        deny = action("no", "DENY"),
+        allow = action("yes", "ALLOW"),
+        log = action("told", "LOG"),
+    );
+    let tree = Rbac { rules: Some(rbac_tree(message(&text)).unwrap()), ..Rbac::default() };
+    let judged = |headers: &[(&'static str, &str)], peer_name: Option<&str>| {
+        let verdict = World { peer: peer_name.map(peer), ..World::new(headers) }.judge(&tree);
+        (verdict.allowed, verdict.policy.unwrap_or_default().to_string(), verdict.log)
+    };
+    let outcome = |allowed, policy: &str, log| (allowed, policy.to_owned(), Some(log));
+    assert_eq!(judged(&[("x-role", "root")], Some("spiffe://td/ns/a/sa/b")), outcome(false, "no", false));
+    assert_eq!(judged(&[("x-role", "user")], Some("spiffe://td/ns/a/sa/b")), outcome(true, "told", true));
+    assert_eq!(judged(&[], Some("spiffe://td/ns/evil/sa/b")), outcome(false, "no", false), "the longest prefix counts");
+    assert_eq!(judged(&[], None), outcome(false, "", false), "what no branch is for is denied");
+}
+
+#[test]
+fn what_a_tree_cannot_do_is_refused_with_its_place() {
+    let at = |text: &str| rbac_tree(message(text)).unwrap_err().to_string();
+    let cel = "{matcher_list: {matchers: [{predicate: {single_predicate: {input: {name: c, typed_config: \
+               {'@type': type.googleapis.com/xds.type.matcher.v3.HttpAttributesCelMatchInput}}, value_match: {exact: a}}}, \
+               on_match: {action: {name: a, typed_config: {'@type': type.googleapis.com/envoy.config.rbac.v3.Action, name: a}}}}]}}";
+    let refused = at(cel);
+    assert!(refused.starts_with("matcher_list.matchers[0].predicate.single_predicate.input: c (") && refused.contains("Cel"), "{refused}");
+    let kept = "{on_no_match: {keep_matching: true, action: {name: a, typed_config: {'@type': type.googleapis.com/envoy.config.rbac.v3.Action, name: a}}}}";
+    assert_eq!(at(kept), "on_no_match.keep_matching: is not supported; remove it");
 }

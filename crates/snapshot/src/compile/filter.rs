@@ -118,9 +118,15 @@ pub(crate) fn http_rbac(value: proto::rbac::v3::Rbac) -> Result<crate::matcher::
         shadow_rules_stat_prefix,
         track_per_rule_stats,
     } = value;
-    refuse!(matcher, shadow_matcher, shadow_rules);
-    harmless!(shadow_rules_stat_prefix, track_per_rule_stats);
-    rbac::rules(rules, &rules_stat_prefix).within("rules")
+    rbac::filter(rbac::Parts {
+        rules,
+        matcher,
+        shadow_rules,
+        shadow_matcher,
+        stat_prefix: rules_stat_prefix,
+        shadow_stat_prefix: shadow_rules_stat_prefix,
+        tracks_policies: track_per_rule_stats,
+    })
 }
 
 fn http_fault(value: fault::HttpFault) -> Result<Fault> {

@@ -34,7 +34,12 @@ pub(crate) fn whole(value: proto::RegexMatcher) -> Result<Regex> {
     let proto::RegexMatcher { regex, engine_type } = value;
     // RE2 is the only engine there is, and its program size limit has an equivalent here.
     harmless!(engine_type);
-    compile(&format!(r"\A(?:{regex})\z"), &regex)
+    self::regex(&regex)
+}
+
+/// [`whole`] of the bare text.
+pub(crate) fn regex(text: &str) -> Result<Regex> {
+    compile(&format!(r"\A(?:{text})\z"), text)
 }
 
 /// An expression that is searched for.

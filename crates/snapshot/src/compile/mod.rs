@@ -26,6 +26,7 @@ mod jwt_authn;
 mod listener;
 mod local_ratelimit;
 mod matcher;
+mod matcher_tree;
 mod metadata;
 mod names;
 mod network;

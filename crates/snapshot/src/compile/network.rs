@@ -103,9 +103,17 @@ fn network_rbac(value: proto::rbac::v3::Rbac) -> Result<crate::matcher::Rbac> {
         enforcement_type,
         delay_deny,
     } = value;
-    refuse!(matcher, shadow_rules, shadow_matcher);
-    harmless!(shadow_rules_stat_prefix, enforcement_type, delay_deny);
-    rbac::rules(rules, &stat_prefix).within("rules")
+    // Who is let in is judged when the connection comes, before a byte of it is read.
+    harmless!(enforcement_type, delay_deny);
+    rbac::filter(rbac::Parts {
+        rules,
+        matcher,
+        shadow_rules,
+        shadow_matcher,
+        stat_prefix,
+        shadow_stat_prefix: shadow_rules_stat_prefix,
+        tracks_policies: false,
+    })
 }
 
 fn connection_limit(value: proto::connection_limit::v3::ConnectionLimit) -> Result<NetworkFilter> {

@@ -1,43 +1,100 @@
 //! Role-based access control, for the HTTP and the network filter.
-use std::sync::Arc;
-
+use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::rbac::v3::{self as proto, permission, principal, rbac};
 use lateen_proto::envoy::r#type::matcher::v3::{self as matcher, path_matcher};
+use lateen_proto::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use lateen_proto::envoy::r#type::v3::Int32Range;
+use lateen_proto::xds::r#type::matcher::v3::Matcher;
+use lateen_proto::{Any, any};
 
-use super::common::{cidr, port};
+use super::common::{cidr, open, port};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::{header, string};
-use super::metadata;
-use crate::matcher::{Permission, Principal, Rbac, RbacAction, RbacPolicy, StringMatcher};
+use super::{matcher_tree, metadata};
+use crate::matcher::{Permission, Principal, Rbac, RbacAction, RbacDecision, RbacPolicy, RbacRules, StringMatcher};
 use crate::metadata::MetadataMatcher;
+use crate::path_template::PathTemplate;
 
 /// Rules nested deeper than this are refused: evaluation recurses, and no real policy comes near.
 const MAX_DEPTH: u32 = 32;
 
-/// `None` rules make a filter that enforces nothing.
-pub(crate) fn rules(value: Option<proto::Rbac>, stat_prefix: &str) -> Result<Rbac> {
-    let stat_prefix: Arc<str> = stat_prefix.into();
-    let Some(proto::Rbac { action, policies, audit_logging_options }) = value else {
-        return Ok(Rbac { action: RbacAction::Allow, policies: Vec::new(), enforced: false, stat_prefix });
-    };
+/// What a filter is made of, HTTP or network.
+pub(crate) struct Parts {
+    pub(crate) rules: Option<proto::Rbac>,
+    pub(crate) matcher: Option<Matcher>,
+    pub(crate) shadow_rules: Option<proto::Rbac>,
+    pub(crate) shadow_matcher: Option<Matcher>,
+    pub(crate) stat_prefix: String,
+    pub(crate) shadow_stat_prefix: String,
+    pub(crate) tracks_policies: bool,
+}
+
+/// A tree of matchers stands instead of rules.
+pub(crate) fn filter(value: Parts) -> Result<Rbac> {
+    let Parts { rules, matcher, shadow_rules, shadow_matcher, stat_prefix, shadow_stat_prefix, tracks_policies } = value;
+    Ok(Rbac {
+        rules: match matcher {
+            Some(matcher) => Some(tree(matcher).within("matcher")?),
+            None => rules.map(self::rules).transpose().within("rules")?,
+        },
+        shadow: match shadow_matcher {
+            Some(matcher) => Some(tree(matcher).within("shadow_matcher")?),
+            None => shadow_rules.map(self::rules).transpose().within("shadow_rules")?,
+        },
+        stat_prefix: stat_prefix.into(),
+        shadow_stat_prefix: shadow_stat_prefix.into(),
+        tracks_policies,
+    })
+}
+
+pub(crate) fn rules(value: proto::Rbac) -> Result<RbacRules> {
+    let proto::Rbac { action, policies, audit_logging_options } = value;
     refuse!(audit_logging_options);
-    let action = match rbac::Action::try_from(action) {
-        Ok(rbac::Action::Allow) => RbacAction::Allow,
-        Ok(rbac::Action::Deny) => RbacAction::Deny,
-        Ok(rbac::Action::Log) => RbacAction::Log,
-        Err(_) => return Err(Invalid::field("action", format!("{action} is not known"))),
-    };
+    let action = self::action(action)?;
     let mut policies: Vec<_> = policies.into_iter().collect();
     // Evaluation in the order of names, as Envoy does, so that the policy named in logs is always the same.
     policies.sort_by(|(a, _), (b, _)| a.cmp(b));
     let policies =
         policies.into_iter().map(|(name, p)| policy(&name, p).within(&format!("policies[\"{name}\"]"))).collect::<Result<_>>()?;
-    Ok(Rbac { action, policies, enforced: true, stat_prefix })
+    Ok(RbacRules::Policies { action, policies })
+}
+
+fn action(value: i32) -> Result<RbacAction> {
+    match rbac::Action::try_from(value) {
+        Ok(rbac::Action::Allow) => Ok(RbacAction::Allow),
+        Ok(rbac::Action::Deny) => Ok(RbacAction::Deny),
+        Ok(rbac::Action::Log) => Ok(RbacAction::Log),
+        Err(_) => Err(Invalid::field("action", format!("{value} is not known"))),
+    }
+}
+
+pub(crate) fn tree(value: Matcher) -> Result<RbacRules> {
+    let decision = |name: &str, config: &Any| {
+        if !any::is::<proto::Action>(config) {
+            return Err(Invalid::new(format!("{name} ({}) is not an action of access control", super::istio::type_name(config))));
+        }
+        let proto::Action { name, action } = open(config)?;
+        Ok(RbacDecision { name: name.into(), action: self::action(action).within("typed_config")? })
+    };
+    let tree = matcher_tree::tree(value, &decision)?;
+    Ok(RbacRules::Tree { logs: tree.any(&|d: &RbacDecision| d.action == RbacAction::Log), tree })
+}
+
+fn uri_template(value: core::TypedExtensionConfig) -> Result<PathTemplate> {
+    let core::TypedExtensionConfig { name, typed_config } = value;
+    match typed_config {
+        Some(config) if any::is::<UriTemplateMatchConfig>(&config) => {
+            let UriTemplateMatchConfig { path_template } = open(&config)?;
+            PathTemplate::compile(&path_template)
+                .map_err(|why| Invalid::field("typed_config.path_template", format!("`{path_template}`: {why}")))
+        }
+        _ => Err(Invalid::new(format!("{name} is not supported; envoy.path.match.uri_template.uri_template_matcher is"))),
+    }
 }
 
 fn policy(name: &str, value: proto::Policy) -> Result<RbacPolicy> {
     let proto::Policy { permissions, principals, condition, checked_condition, cel_config } = value;
+    // Conditions are expressions of CEL.
     refuse!(condition, checked_condition);
     harmless!(cel_config);
     if permissions.is_empty() || principals.is_empty() {
@@ -72,7 +129,7 @@ fn permission(value: proto::Permission, depth: u32) -> Result<Permission> {
         Some(Rule::Metadata(m)) => Permission::Metadata(metadata::matcher(m).within("metadata")?),
         Some(Rule::SourcedMetadata(m)) => Permission::Metadata(sourced(m).within("sourced_metadata")?),
         Some(Rule::Matcher(_)) => return Err(Invalid::unsupported("matcher")),
-        Some(Rule::UriTemplate(_)) => return Err(Invalid::unsupported("uri_template")),
+        Some(Rule::UriTemplate(template)) => Permission::UriTemplate(uri_template(template).within("uri_template")?),
         None => return Err(Invalid::new("has no rule")),
     })
 }

@@ -6,7 +6,7 @@ mod header_to_metadata;
 mod jwt_authn;
 mod local_ratelimit;
 mod peer_metadata;
-mod rbac;
+pub(crate) mod rbac;
 
 use std::sync::Arc;
 

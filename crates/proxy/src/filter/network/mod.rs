@@ -14,7 +14,7 @@ use bytes::Bytes;
 use lateen_snapshot::authorize::Facts;
 use lateen_snapshot::http::IstioStats;
 use lateen_snapshot::listener::{FilterChain, NetworkFilter};
-use lateen_telemetry::envoy_names::rbac as names;
+use lateen_telemetry::envoy_names::{rbac as names, rbac_shadow as shadow_names};
 use lateen_telemetry::{BlockName, Local};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -24,7 +24,7 @@ use crate::worker::Worker;
 
 /// A chain's network filters bound to one worker.
 pub(crate) struct NetworkFilters {
-    rbac: Vec<Local>,
+    rbac: Vec<(Local, Local)>,
     /// Open connections, for connection limits; each worker counts its own share.
     open: Rc<Cell<u64>>,
 }
@@ -59,8 +59,12 @@ impl NetworkFilters {
         let rbac = chain.filters.iter().filter_map(|f| match f {
             NetworkFilter::Rbac(rbac) => {
                 let prefix = rbac.stat_prefix.trim_end_matches('.');
-                let name = BlockName::plain(&format!("{prefix}.rbac"));
-                Some(worker.shard.local(&worker.registry.block(names::DEFS, name)))
+                let local = |defs, name: &str| worker.shard.local(&worker.registry.block(defs, BlockName::plain(name)));
+                let shadow = match rbac.shadow_stat_prefix.trim_end_matches('.') {
+                    "" => format!("{prefix}.rbac"),
+                    own => format!("{prefix}.rbac.{own}"),
+                };
+                Some((local(names::DEFS, &format!("{prefix}.rbac")), local(shadow_names::DEFS, &shadow)))
             }
             _ => None,
         });
@@ -79,16 +83,23 @@ pub(crate) fn run(worker: &Worker, conn: &Conn) -> Verdict {
             NetworkFilter::SniCluster => passed.cluster.clone_from(&conn.server_name),
             NetworkFilter::IstioStats(stats) => passed.stats = Some(Arc::clone(stats)),
             NetworkFilter::Rbac(rbac) => {
-                let verdict = rbac.evaluate(&Facts {
+                let facts = Facts {
                     head: None,
                     destination: conn.local,
                     direct_remote: conn.direct_remote.ip(),
                     remote: conn.remote.ip(),
+                    source_port: conn.remote.port(),
                     peer: conn.peer(),
                     server_name: conn.server_name.as_deref(),
                     metadata: None,
-                });
-                if let Some(stats) = rbac_stats.next() {
+                };
+                let stats = rbac_stats.next();
+                if let (Some(rules), Some((_, stats))) = (&rbac.shadow, stats) {
+                    let allowed = rules.evaluate(&facts).allowed;
+                    stats.inc(if allowed { shadow_names::SHADOW_ALLOWED } else { shadow_names::SHADOW_DENIED });
+                }
+                let verdict = rbac.evaluate(&facts);
+                if let (Some(_), Some((stats, _))) = (&rbac.rules, stats) {
                     stats.inc(if verdict.allowed { names::ALLOWED } else { names::DENIED });
                 }
                 if !verdict.allowed {
