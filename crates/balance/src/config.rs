@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::host::{DEGRADED_ACTIVE_HC, DEGRADED_EDS, DRAINING_EDS, FAILED_ACTIVE_HC, FAILED_EDS, FAILED_OUTLIER, TIMEOUT_EDS};
+
 /// The load-balancing policy (Envoy cluster.proto `LbPolicy`).
 #[derive(Clone, Debug, PartialEq)]
 pub enum LbPolicy {
@@ -29,11 +31,51 @@ pub struct Settings {
     pub locality_weighted: bool,
     /// How much more than its share a healthy priority may take, in percent (Envoy default 140).
     pub overprovisioning_percent: u32,
+    /// When a host is used that a session asks for by its address.
+    pub override_host: HostStatuses,
+}
+
+/// States of hosts (Envoy `override_host_status`), as bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostStatuses(pub u8);
+
+impl HostStatuses {
+    /// Healthy, or not known to be otherwise.
+    pub const HEALTHY: u8 = 1;
+    pub const UNHEALTHY: u8 = 1 << 1;
+    pub const DRAINING: u8 = 1 << 2;
+    pub const TIMEOUT: u8 = 1 << 3;
+    pub const DEGRADED: u8 = 1 << 4;
+
+    /// Whether a host with these health flags is in one of the states (Envoy `HostImplBase::healthStatus`).
+    pub fn allows(self, flags: u32) -> bool {
+        let any = |wanted: u32| flags & wanted != 0;
+        let status = if any(FAILED_ACTIVE_HC | FAILED_OUTLIER) {
+            Self::UNHEALTHY
+        } else if any(DRAINING_EDS) {
+            Self::DRAINING
+        } else if any(TIMEOUT_EDS) {
+            Self::TIMEOUT
+        } else if any(FAILED_EDS) {
+            Self::UNHEALTHY
+        } else if any(DEGRADED_ACTIVE_HC | DEGRADED_EDS) {
+            Self::DEGRADED
+        } else {
+            Self::HEALTHY
+        };
+        self.0 & status != 0
+    }
+}
+
+impl Default for HostStatuses {
+    fn default() -> Self {
+        Self(Self::HEALTHY | Self::DEGRADED)
+    }
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { policy: LbPolicy::RoundRobin, panic_threshold_percent: 50.0, locality_weighted: false, overprovisioning_percent: 140 }
+        Self { policy: LbPolicy::RoundRobin, panic_threshold_percent: 50.0, locality_weighted: false, overprovisioning_percent: 140, override_host: HostStatuses::default() }
     }
 }
 
@@ -93,5 +135,28 @@ impl Default for OutlierSettings {
             always_eject_one_host: false,
             uneject_on_check: true,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_keeps_a_host_in_the_states_that_are_named() {
+        let default = HostStatuses::default();
+        for (flags, allowed) in [
+            (0, true),
+            (DEGRADED_EDS, true),
+            (FAILED_EDS, false),
+            (FAILED_EDS | DRAINING_EDS, false),
+            (FAILED_OUTLIER, false),
+            (FAILED_ACTIVE_HC | DEGRADED_EDS, false),
+        ] {
+            assert_eq!(default.allows(flags), allowed, "{flags:b}");
+        }
+        let draining = HostStatuses(HostStatuses::HEALTHY | HostStatuses::DRAINING);
+        assert!(draining.allows(FAILED_EDS | DRAINING_EDS) && !draining.allows(FAILED_EDS) && !draining.allows(DEGRADED_EDS));
+        assert!(!draining.allows(FAILED_EDS | DRAINING_EDS | FAILED_OUTLIER), "what failed here counts before what is said");
     }
 }

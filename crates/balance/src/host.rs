@@ -47,6 +47,11 @@ pub const DEGRADED_ACTIVE_HC: u32 = 1 << 4;
 /// Health flag: not checked yet, and left out of the panic threshold until then (`ignore_new_hosts_until_first_hc`).
 pub const PENDING_ACTIVE_HC: u32 = 1 << 5;
 
+/// Health flag, beside [`FAILED_EDS`]: the discovery service says DRAINING.
+pub const DRAINING_EDS: u32 = 1 << 16;
+/// Health flag, beside [`FAILED_EDS`]: the discovery service says TIMEOUT.
+pub const TIMEOUT_EDS: u32 = 1 << 17;
+
 /// Where and how an endpoint is checked, when not like a request (Envoy `Endpoint.HealthCheckConfig`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckedAt {

@@ -7,6 +7,7 @@ use crate::header_metadata::HeaderToMetadata;
 use crate::jwt::{JwtAuthn, JwtPerRoute};
 use crate::matcher::{Fraction, Rbac, StringMatcher, ValueMatcher};
 use crate::ratelimit::LocalRateLimit;
+use crate::stateful_session::{StatefulSession, StatefulSessionPerRoute};
 use crate::trace::Tracing;
 use crate::{RouteTable, RouteTableId};
 
@@ -169,6 +170,7 @@ pub enum HttpFilter {
     LocalRateLimit(Arc<LocalRateLimit>),
     HeaderToMetadata(Arc<HeaderToMetadata>),
     JwtAuthn(Arc<JwtAuthn>),
+    StatefulSession(Arc<StatefulSession>),
 }
 
 /// Envoy `Router` filter.
@@ -256,6 +258,7 @@ pub struct PerRoute {
     pub local_rate_limit: Option<Arc<LocalRateLimit>>,
     pub header_to_metadata: Option<Arc<HeaderToMetadata>>,
     pub jwt_authn: Option<Arc<JwtPerRoute>>,
+    pub stateful_session: Option<Arc<StatefulSessionPerRoute>>,
     /// Filters that are switched off here (`true`), or on again, by their names.
     pub disabled: Vec<(Arc<str>, bool)>,
 }

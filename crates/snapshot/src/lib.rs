@@ -28,6 +28,7 @@ pub mod path_template;
 pub mod ratelimit;
 pub mod rewrite;
 pub mod route;
+pub mod stateful_session;
 #[cfg(test)]
 mod test_support;
 pub mod tls;

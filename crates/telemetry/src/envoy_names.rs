@@ -404,6 +404,16 @@ table! {
 }
 
 table! {
+    /// A stateful session filter, under `http.<stat prefix>.stateful_session.<own prefix>.`.
+    stateful_session {
+        counter ROUTED = "routed";
+        counter FAILED_OPEN = "failed_open";
+        counter FAILED_CLOSED = "failed_closed";
+        counter NO_SESSION = "no_session";
+    }
+}
+
+table! {
     /// The rules of an RBAC filter, under `http.<stat prefix>.rbac[.<rules prefix>].`, with `policy.<policy>.` for one policy,
     /// or `<stat prefix>rbac.` of a network filter.
     rbac {

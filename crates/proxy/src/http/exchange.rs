@@ -25,6 +25,7 @@ use super::stream::Downstream;
 use super::{Hcm, normalize, report, sanitize};
 use crate::filter;
 use crate::filter::http::grpc_stats;
+use crate::filter::http::stateful_session::Session;
 use crate::io::Timer;
 use crate::listener::Conn;
 use crate::router::{self, Redirects};
@@ -116,6 +117,8 @@ pub(crate) struct Info {
     pub(crate) metadata: Metadata,
     /// Buckets that the caller is told about.
     pub(crate) quotas: Vec<Arc<TokenBucket>>,
+    /// The host that the caller stays at.
+    pub(crate) session: Option<Box<Session>>,
 }
 
 /// The exchange.
@@ -169,6 +172,7 @@ impl Info {
             span: None,
             metadata: Metadata::default(),
             quotas: Vec::new(),
+            session: None,
         }
     }
 }

@@ -10,7 +10,7 @@ use lateen_snapshot::http::{HttpConnectionManager, HttpFilter, Router};
 use lateen_snapshot::listener::Direction;
 use lateen_snapshot::matcher::Rbac;
 use lateen_telemetry::access_log::TextFormat;
-use lateen_telemetry::envoy_names::{cors, fault, http as names, jwt_authn, local_rate_limit};
+use lateen_telemetry::envoy_names::{cors, fault, http as names, jwt_authn, local_rate_limit, stateful_session};
 use lateen_telemetry::{BlockName, Local};
 
 use super::h1::HeadLimits;
@@ -33,6 +33,7 @@ pub(crate) struct Hcm {
     pub(crate) fault: Local,
     pub(crate) cors: Local,
     rbac: Vec<(Arc<Rbac>, rbac::Stats)>,
+    sessions: RefCell<Vec<(Arc<str>, Rc<Local>)>>,
     pub(crate) jwt_authn: Local,
     pub(crate) logs: LogSet,
     pub(crate) limits: HeadLimits,
@@ -54,7 +55,7 @@ impl Hcm {
         let router = config.filters.iter().find_map(|f| if let HttpFilter::Router(r) = f { Some(Arc::clone(r)) } else { None });
         let sees_response = |f: &HttpFilter| {
             use HttpFilter as F;
-            matches!(f, F::Cors | F::PeerMetadata(_) | F::IstioStats(_) | F::LocalRateLimit(_) | F::HeaderToMetadata(_))
+            matches!(f, F::Cors | F::PeerMetadata(_) | F::IstioStats(_) | F::LocalRateLimit(_) | F::HeaderToMetadata(_) | F::StatefulSession(_))
         };
         Rc::new(Self {
             inbound: listener.direction == Direction::Inbound,
@@ -82,8 +83,21 @@ impl Hcm {
             response_filters: config.filters.iter().any(sees_response),
             formats: RefCell::default(),
             local_limits: RefCell::default(),
+            sessions: RefCell::default(),
             config,
         })
+    }
+
+    /// The counters of a stateful session filter, by its prefix.
+    pub(crate) fn session_stats(&self, worker: &Worker, prefix: &Arc<str>) -> Rc<Local> {
+        let mut known = self.sessions.borrow_mut();
+        if let Some((_, stats)) = known.iter().find(|(name, _)| name == prefix) {
+            return Rc::clone(stats);
+        }
+        let name = BlockName::http_filter(&self.config.stat_prefix, &format!("stateful_session.{}", prefix.trim_end_matches('.')));
+        let stats = Rc::new(worker.shard.local(&worker.registry.block(stateful_session::DEFS, name)));
+        known.push((Arc::clone(prefix), Rc::clone(&stats)));
+        stats
     }
 
     /// The counters of an RBAC filter.

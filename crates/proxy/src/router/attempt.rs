@@ -21,6 +21,7 @@ use super::hedge::{Answer, Late};
 use super::outcome::{Failed, Failure};
 use super::replay::Progress;
 use super::retry::Retries;
+use crate::filter::http::stateful_session;
 use crate::http::message::{Response, Version};
 use crate::http::stream::StreamError;
 use crate::http::{End, Exchange};
@@ -68,7 +69,8 @@ pub(super) async fn run(
     let stats = &cluster.stats;
     let avoid: &[Arc<Host>] = if policy.is_some_and(|p| p.avoid_previous_hosts) { &forwarding.tried } else { &[] };
     let context = Context { hash: forwarding.hash, avoid, reselect: policy.map_or(0, |p| p.host_selection_attempts) };
-    let Some(host) = cluster.choose(&context, Some(exchange.conn.local)) else {
+    let own = if exchange.info.session.is_some() { stateful_session::choose(exchange, &cluster)? } else { None };
+    let Some(host) = own.or_else(|| cluster.choose(&context, Some(exchange.conn.local))) else {
         stats.inc(names::UPSTREAM_CX_NONE_HEALTHY);
         return Ok(failed(Failure::NoHealthyHost));
     };

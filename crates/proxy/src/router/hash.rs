@@ -3,6 +3,7 @@ use std::net::IpAddr;
 
 use http::HeaderValue;
 use lateen_snapshot::route::{HashPolicy, HashSource};
+use lateen_snapshot::stateful_session::set_cookie;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::http::Exchange;
@@ -51,22 +52,15 @@ fn one(exchange: &mut Exchange<'_>, source: &HashSource) -> Option<u64> {
             }
             let ttl = (*ttl)?;
             let value = format!("{:016x}", exchange.worker.roll64());
-            let mut set = format!("{name}=\"{value}\"");
-            if !ttl.is_zero() {
-                set.push_str(&format!("; Max-Age={}", ttl.as_secs()));
-            }
-            if !path.is_empty() {
-                set.push_str(&format!("; Path={path}"));
-            }
-            set.push_str(attributes);
-            set.push_str("; HttpOnly");
+            let set = set_cookie(name, &value, ttl, path, attributes);
             exchange.info.affinity_cookie = HeaderValue::from_str(&set).ok();
             Some(xxh64(value.as_bytes(), 0))
         }
     }
 }
 
-fn cookie(exchange: &Exchange<'_>, name: &str) -> Option<String> {
+/// The value of the request's cookie of that name.
+pub(crate) fn cookie(exchange: &Exchange<'_>, name: &str) -> Option<String> {
     let all = exchange.request.headers.get_all(http::header::COOKIE);
     let pairs = all.iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(';'));
     let found = pairs.filter_map(|pair| pair.trim().split_once('=')).find(|(key, _)| *key == name);

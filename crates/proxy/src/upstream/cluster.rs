@@ -1,5 +1,5 @@
 //! One worker's view of a cluster: its balancer, its counters, its pools.
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -62,6 +62,8 @@ pub(crate) struct ClusterState {
     /// Counters of outlier detection, where it is configured.
     outlier: Option<Local>,
     pub(crate) grpc: crate::filter::http::grpc_stats::Counters,
+    /// Members by address as text, made when first asked for.
+    by_text: OnceCell<HashMap<String, Arc<Host>>>,
     /// Workloads behind endpoints, as interned for Istio's metrics.
     peers: RefCell<HashMap<*const Host, PeerId>>,
 }
@@ -102,6 +104,7 @@ impl ClusterState {
             istio_destination: Cell::new(None),
             outlier,
             grpc: Default::default(),
+            by_text: OnceCell::new(),
             peers: RefCell::default(),
         })
     }
@@ -169,6 +172,12 @@ impl ClusterState {
             Choice::Host(host) => Some(host),
             Choice::NoHealthyHost => None,
         }
+    }
+
+    /// The member at an address, as text.
+    pub(crate) fn host_at(&self, address: &str) -> Option<Arc<Host>> {
+        let all = self.by_text.get_or_init(|| self.cluster.hosts.hosts().map(|h| (h.address.to_string(), Arc::clone(h))).collect());
+        all.get(address).cloned()
     }
 
     fn dynamic_host(&self, address: SocketAddr) -> Arc<Host> {

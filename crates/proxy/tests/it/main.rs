@@ -15,6 +15,7 @@ mod metadata;
 mod rate_limits;
 mod retries;
 mod routing;
+mod sessions;
 mod swap;
 mod tcp;
 mod tls;

@@ -1,4 +1,5 @@
 //! Load balancing: the enum and its settings, or the typed policy that replaces them.
+use lateen_balance::config::HostStatuses;
 use lateen_balance::{LbPolicy, Settings};
 use lateen_proto::any;
 use lateen_proto::envoy::config::cluster::v3::{self as proto, cluster};
@@ -60,7 +61,10 @@ fn common_settings(value: cluster::CommonLbConfig, settings: &mut Settings) -> R
         locality_config_specifier,
     } = value;
     // Updates are merged by the main thread anyway; the caller has taken `ignore_new_hosts_until_first_hc`.
-    harmless!(update_merge_window, ignore_new_hosts_until_first_hc, override_host_status);
+    harmless!(update_merge_window, ignore_new_hosts_until_first_hc);
+    if let Some(core::HealthStatusSet { statuses }) = override_host_status {
+        settings.override_host = statuses_of(statuses).within("override_host_status")?;
+    }
     refuse!(consistent_hashing_lb_config);
     if let Some(threshold) = healthy_panic_threshold {
         settings.panic_threshold_percent = percent(threshold).within("healthy_panic_threshold")?;
@@ -71,6 +75,19 @@ fn common_settings(value: cluster::CommonLbConfig, settings: &mut Settings) -> R
         Some(Specifier::ZoneAwareLbConfig(_)) | None => {}
     }
     Ok(close_connections_on_host_set_change)
+}
+
+/// In which states a host is used that a session asks for.
+fn statuses_of(values: Vec<i32>) -> Result<HostStatuses> {
+    let bit = |value: i32| match core::HealthStatus::try_from(value) {
+        Ok(core::HealthStatus::Unknown | core::HealthStatus::Healthy) => Ok(HostStatuses::HEALTHY),
+        Ok(core::HealthStatus::Unhealthy) => Ok(HostStatuses::UNHEALTHY),
+        Ok(core::HealthStatus::Draining) => Ok(HostStatuses::DRAINING),
+        Ok(core::HealthStatus::Timeout) => Ok(HostStatuses::TIMEOUT),
+        Ok(core::HealthStatus::Degraded) => Ok(HostStatuses::DEGRADED),
+        Err(_) => Err(Invalid::field("statuses", format!("{value} is not known"))),
+    };
+    values.into_iter().try_fold(0, |bits, value| Ok(bits | bit(value)?)).map(HostStatuses)
 }
 
 fn by_enum(value: i32, config: Option<cluster::LbConfig>, original_dst: bool) -> Result<LbPolicy> {

@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use lateen_balance::host::{CheckedAt, DEGRADED_ACTIVE_HC, DEGRADED_EDS, FAILED_ACTIVE_HC, FAILED_EDS, PENDING_ACTIVE_HC};
+use lateen_balance::host::{CheckedAt, DEGRADED_ACTIVE_HC, DEGRADED_EDS, DRAINING_EDS, FAILED_ACTIVE_HC, FAILED_EDS, PENDING_ACTIVE_HC, TIMEOUT_EDS};
 use lateen_balance::{Address, Host, HostSet, Locality, LocalityHosts, Priority};
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::endpoint::v3::{self as proto, lb_endpoint, locality_lb_endpoints};
@@ -124,7 +124,9 @@ fn endpoint(value: proto::LbEndpoint, inherited: Option<&prost_types::Struct>) -
     }
     let flags = match core::HealthStatus::try_from(health_status) {
         Ok(core::HealthStatus::Unknown | core::HealthStatus::Healthy) => 0,
-        Ok(core::HealthStatus::Unhealthy | core::HealthStatus::Draining | core::HealthStatus::Timeout) => FAILED_EDS,
+        Ok(core::HealthStatus::Unhealthy) => FAILED_EDS,
+        Ok(core::HealthStatus::Draining) => FAILED_EDS | DRAINING_EDS,
+        Ok(core::HealthStatus::Timeout) => FAILED_EDS | TIMEOUT_EDS,
         Ok(core::HealthStatus::Degraded) => DEGRADED_EDS,
         Err(_) => return Err(Invalid::field("health_status", format!("{health_status} is not known"))),
     };
@@ -233,8 +235,9 @@ pub(crate) fn host(member: Member, living: &HashMap<&Address, &Arc<Host>>) -> Ar
     if unchecked.is_none() {
         host.set_flag(FAILED_ACTIVE_HC | DEGRADED_ACTIVE_HC | PENDING_ACTIVE_HC, false);
     }
-    host.set_flag(FAILED_EDS, flags & FAILED_EDS != 0);
-    host.set_flag(DEGRADED_EDS, flags & DEGRADED_EDS != 0);
+    for flag in [FAILED_EDS, DEGRADED_EDS, DRAINING_EDS, TIMEOUT_EDS] {
+        host.set_flag(flag, flags & flag != 0);
+    }
     host
 }
 

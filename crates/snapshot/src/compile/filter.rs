@@ -15,12 +15,12 @@ use proto::fault::v3::{self as fault, fault_abort};
 use super::common::{duration, fraction, open, runtime_fraction};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::{headers, strings};
-use super::{grpc_stats, istio, jwt_authn, local_ratelimit, metadata, rbac};
+use super::{grpc_stats, istio, jwt_authn, local_ratelimit, metadata, rbac, stateful_session};
 use crate::http::{AbortKind, AlpnOverrides, Cors, Fault, FaultAbort, FaultDelay, HttpFilter, PerRoute, RbacPerRoute, Router};
 use crate::matcher::Fraction;
 
 /// What is supported, for the error about everything else.
-const SUPPORTED: &str = "router, fault, cors, grpc_stats, rbac, local_ratelimit, header_to_metadata, jwt_authn, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
+const SUPPORTED: &str = "router, fault, cors, grpc_stats, rbac, local_ratelimit, header_to_metadata, jwt_authn, stateful_session, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
 
 /// The filters of a connection manager. The last must be the router.
 pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str, outbound: bool) -> Result<(Vec<HttpFilter>, Vec<Arc<str>>)> {
@@ -81,6 +81,8 @@ fn typed(name: &str, config: &Any, outbound: bool) -> Result<HttpFilter> {
         Ok(HttpFilter::HeaderToMetadata(Arc::new(metadata::filter(open(config)?)?)))
     } else if any::is::<proto::jwt_authn::v3::JwtAuthentication>(config) {
         Ok(HttpFilter::JwtAuthn(Arc::new(jwt_authn::filter(open(config)?)?)))
+    } else if any::is::<proto::stateful_session::v3::StatefulSession>(config) {
+        Ok(HttpFilter::StatefulSession(Arc::new(stateful_session::filter(open(config)?)?)))
     } else if any::is::<istio_alpn::FilterConfig>(config) {
         alpn(open(config)?)
     } else if let Some(filter) = istio::http_filter(config, outbound)? {
@@ -251,9 +253,11 @@ fn per_filter(result: &mut PerRoute, name: &str, config: Any) -> Result<()> {
         result.header_to_metadata = Some(Arc::new(metadata::filter(open(&config)?)?));
     } else if any::is::<proto::jwt_authn::v3::PerRouteConfig>(&config) {
         result.jwt_authn = Some(Arc::new(jwt_authn::per_route(open(&config)?)?));
+    } else if any::is::<proto::stateful_session::v3::StatefulSessionPerRoute>(&config) {
+        result.stateful_session = Some(Arc::new(stateful_session::per_route(open(&config)?)?));
     } else {
         return Err(Invalid::new(format!(
-            "{name} ({}) is not supported per route; fault, cors, rbac, local_ratelimit, header_to_metadata and jwt_authn are",
+            "{name} ({}) is not supported per route; fault, cors, rbac, local_ratelimit, header_to_metadata, jwt_authn and stateful_session are",
             istio::type_name(&config)
         )));
     }

@@ -39,6 +39,7 @@ mod retry;
 mod route;
 mod secret;
 mod source;
+mod stateful_session;
 mod tls;
 mod tracing;
 mod transport;

@@ -7,6 +7,7 @@ mod jwt_authn;
 mod local_ratelimit;
 mod peer_metadata;
 pub(crate) mod rbac;
+pub(crate) mod stateful_session;
 
 use std::sync::Arc;
 
@@ -37,6 +38,7 @@ pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
             HttpFilter::JwtAuthn(config) => jwt_authn::on_request(exchange, config),
             HttpFilter::HeaderToMetadata(config) => header_to_metadata::on_request(exchange, config),
             HttpFilter::LocalRateLimit(config) => local_ratelimit::on_request(exchange, config),
+            HttpFilter::StatefulSession(config) => stateful_session::on_request(exchange, config),
             HttpFilter::PeerMetadata(config) => {
                 peer_metadata::on_request(exchange, config);
                 Step::Continue
@@ -71,6 +73,7 @@ pub(crate) fn on_response(exchange: &mut Exchange<'_>, response: &mut Response) 
             HttpFilter::PeerMetadata(config) => peer_metadata::on_response(exchange, config, response),
             HttpFilter::HeaderToMetadata(config) => header_to_metadata::on_response(exchange, config, response),
             HttpFilter::LocalRateLimit(_) => local_ratelimit::on_response(exchange, response),
+            HttpFilter::StatefulSession(_) => stateful_session::on_response(exchange, response),
             _ => {}
         }
     }
