@@ -9,7 +9,7 @@ use crate::matcher::{Fraction, Rbac, StringMatcher, ValueMatcher};
 use crate::ratelimit::LocalRateLimit;
 use crate::stateful_session::{StatefulSession, StatefulSessionPerRoute};
 use crate::trace::Tracing;
-use crate::{RouteTable, RouteTableId};
+use crate::{ExtensionId, RouteTable, RouteTableId};
 
 /// Envoy `codec_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub enum Codec {
 }
 
 /// Envoy `HttpConnectionManager`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct HttpConnectionManager {
     pub stat_prefix: Arc<str>,
     pub codec: Codec,
@@ -171,6 +171,35 @@ pub enum HttpFilter {
     HeaderToMetadata(Arc<HeaderToMetadata>),
     JwtAuthn(Arc<JwtAuthn>),
     StatefulSession(Arc<StatefulSession>),
+    /// Stands for what a request is given instead, unless there is nothing.
+    Discovered(Arc<DiscoveredFilter>),
+}
+
+/// A filter whose configuration is discovered (Envoy `config_discovery`).
+#[derive(Debug)]
+pub struct DiscoveredFilter {
+    pub id: ExtensionId,
+    /// Names of the message types that it may have.
+    pub types: Vec<Box<str>>,
+    /// Until something was discovered.
+    pub default: Option<HttpFilter>,
+}
+
+/// A discovered configuration, as a listener for inbound and one for outbound traffic takes it.
+#[derive(Debug)]
+pub struct Extension {
+    pub type_name: Box<str>,
+    pub inbound: HttpFilter,
+    pub outbound: HttpFilter,
+}
+
+impl DiscoveredFilter {
+    /// The filter of the moment.
+    pub fn resolve(&self, found: Option<&Extension>, outbound: bool) -> Option<HttpFilter> {
+        let found = found.filter(|e| self.types.contains(&e.type_name));
+        let found = found.map(|e| if outbound { &e.outbound } else { &e.inbound });
+        found.or(self.default.as_ref()).cloned()
+    }
 }
 
 /// Envoy `Router` filter.

@@ -49,6 +49,10 @@ pub struct ClusterId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RouteTableId(pub u32);
 
+/// Index of a discovered filter's configuration in every snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ExtensionId(pub u32);
+
 /// All the configuration of a proxy at one moment. Immutable; parts that did not change are shared
 /// with the snapshot before, so comparing pointers tells what did.
 #[derive(Debug, Default)]
@@ -60,6 +64,8 @@ pub struct Snapshot {
     pub clusters: Vec<Option<Arc<Cluster>>>,
     /// By [`RouteTableId`].
     pub routes: Vec<Option<Arc<RouteTable>>>,
+    /// By [`ExtensionId`].
+    pub extensions: Vec<Option<Arc<http::Extension>>>,
     pub cluster_ids: Arc<HashMap<Arc<str>, ClusterId>>,
 }
 
@@ -71,6 +77,10 @@ impl Snapshot {
     pub fn cluster_named(&self, name: &str) -> Option<(ClusterId, &Arc<Cluster>)> {
         let id = *self.cluster_ids.get(name)?;
         Some((id, self.cluster(id)?))
+    }
+
+    pub fn extension(&self, id: ExtensionId) -> Option<&Arc<http::Extension>> {
+        self.extensions.get(id.0 as usize)?.as_ref()
     }
 
     pub fn route_table(&self, id: RouteTableId) -> Option<&Arc<RouteTable>> {

@@ -32,6 +32,7 @@ pub(super) fn config_dump(main: &Main, ask: &Ask<'_>) -> Reply {
         configs.push(dumper.endpoints(main));
     }
     configs.extend([dumper.listeners(main), dumper.routes(main), dumper.secrets(main)]);
+    configs.extend(dumper.extensions(main));
     drop(dumper);
     let reply = match ask.parameter("resource") {
         None => Reply::json(&json!({ "configs": configs })),
@@ -223,6 +224,19 @@ impl Dumper {
             }
         }
         dump("RoutesConfigDump", "", [("static_route_configs", fixed), ("dynamic_route_configs", dynamic)])
+    }
+
+    /// Filters that are discovered.
+    fn extensions(&self, main: &Main) -> Option<Value> {
+        let compiler = main.compiler();
+        let mut filters = Vec::new();
+        for entry in self.shown(compiler.list(Kind::Extension)) {
+            let Some(record) = entry.active else { continue };
+            let mut fields = self.record("ecds_filter", record);
+            self.status(&mut fields, entry.failure);
+            filters.push(Value::Object(fields));
+        }
+        (!filters.is_empty()).then(|| dump("EcdsConfigDump", "", [("ecds_filters", filters)]))
     }
 
     fn endpoints(&self, main: &Main) -> Value {

@@ -150,7 +150,8 @@ async fn serve_h1(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, a
             h1.close_after();
         }
         // On the heap while it lasts, so that a connection between requests does not hold the room for one.
-        let exchange = Exchange::new(worker, hcm, conn, request, &mut down, &mut timer);
+        let resolved = hcm.discovers.then(|| hcm.current(worker));
+        let exchange = Exchange::new(worker, resolved.as_ref().unwrap_or(hcm), conn, request, &mut down, &mut timer);
         idle_since = Box::pin(exchange.run()).await;
         let Downstream::H1(h1) = &mut down else { return };
         if !h1.next() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 use lateen_snapshot::Listener;
-use lateen_snapshot::http::{HttpConnectionManager, HttpFilter, Router};
+use lateen_snapshot::http::{Extension, HttpConnectionManager, HttpFilter, Router};
 use lateen_snapshot::listener::Direction;
 use lateen_snapshot::matcher::Rbac;
 use lateen_telemetry::access_log::TextFormat;
@@ -25,10 +25,21 @@ type KeptFormat = (Arc<str>, Option<Rc<TextFormat>>);
 /// Compiled header templates kept at most.
 const MAX_FORMATS: usize = 4096;
 
+/// A connection manager with the discovered filters of a snapshot.
+struct Resolved {
+    version: u64,
+    of: Vec<Option<Arc<Extension>>>,
+    hcm: Rc<Hcm>,
+}
+
 /// The connection manager as a worker runs it.
 pub(crate) struct Hcm {
     pub(crate) config: Arc<HttpConnectionManager>,
     pub(crate) inbound: bool,
+    direction: Direction,
+    /// Some filter's configuration is discovered: requests are served by [`Self::current`].
+    pub(crate) discovers: bool,
+    resolved: RefCell<Option<Resolved>>,
     pub(crate) stats: Local,
     pub(crate) fault: Local,
     pub(crate) cors: Local,
@@ -50,6 +61,11 @@ pub(crate) struct Hcm {
 
 impl Hcm {
     pub(crate) fn new(worker: &Rc<Worker>, listener: &Listener, config: Arc<HttpConnectionManager>) -> Rc<Self> {
+        let tracer = Tracer::new(worker, config.tracing.as_ref(), &config.stat_prefix, listener.direction == Direction::Outbound);
+        Self::with(worker, listener.direction, config, tracer)
+    }
+
+    fn with(worker: &Rc<Worker>, direction: Direction, config: Arc<HttpConnectionManager>, tracer: Option<Rc<Tracer>>) -> Rc<Self> {
         let prefix = &config.stat_prefix;
         let local = |defs, name| worker.shard.local(&worker.registry.block(defs, name));
         let router = config.filters.iter().find_map(|f| if let HttpFilter::Router(r) = f { Some(Arc::clone(r)) } else { None });
@@ -58,7 +74,10 @@ impl Hcm {
             matches!(f, F::Cors | F::PeerMetadata(_) | F::IstioStats(_) | F::LocalRateLimit(_) | F::HeaderToMetadata(_) | F::StatefulSession(_))
         };
         Rc::new(Self {
-            inbound: listener.direction == Direction::Inbound,
+            direction,
+            inbound: direction == Direction::Inbound,
+            resolved: RefCell::default(),
+            discovers: config.filters.iter().any(|f| matches!(f, HttpFilter::Discovered(_))),
             stats: local(names::DEFS, BlockName::http(prefix)),
             fault: local(fault::DEFS, BlockName::http(prefix)),
             cors: local(cors::DEFS, BlockName::http(prefix)),
@@ -79,13 +98,45 @@ impl Hcm {
             },
             server: HeaderValue::from_str(&config.server_name).unwrap_or(HeaderValue::from_static("envoy")),
             router: router.unwrap_or_default(),
-            tracer: Tracer::new(worker, config.tracing.as_ref(), prefix, listener.direction == Direction::Outbound),
+            tracer,
             response_filters: config.filters.iter().any(sees_response),
             formats: RefCell::default(),
             local_limits: RefCell::default(),
             sessions: RefCell::default(),
             config,
         })
+    }
+
+    /// This one with the filters that are discovered as of now. Requests under way keep those that they began with.
+    pub(crate) fn current(&self, worker: &Rc<Worker>) -> Rc<Self> {
+        let live = worker.live();
+        let snapshot = &live.snapshot;
+        let mut kept = self.resolved.borrow_mut();
+        if let Some(resolved) = kept.as_ref().filter(|r| r.version == snapshot.version) {
+            return Rc::clone(&resolved.hcm);
+        }
+        let discovered = |f: &HttpFilter| match f {
+            HttpFilter::Discovered(filter) => Some(snapshot.extension(filter.id).cloned()),
+            _ => None,
+        };
+        let of: Vec<_> = self.config.filters.iter().filter_map(discovered).collect();
+        let same = |a: &Option<Arc<Extension>>, b: &Option<Arc<Extension>>| a.as_ref().map(Arc::as_ptr) == b.as_ref().map(Arc::as_ptr);
+        if let Some(resolved) = kept.as_mut().filter(|r| r.of.iter().zip(&of).all(|(a, b)| same(a, b))) {
+            resolved.version = snapshot.version;
+            return Rc::clone(&resolved.hcm);
+        }
+        let mut config = HttpConnectionManager::clone(&self.config);
+        let mut found = of.iter();
+        for filter in &mut config.filters {
+            if let HttpFilter::Discovered(one) = filter
+                && let Some(now) = one.resolve(found.next().and_then(Option::as_deref), self.direction == Direction::Outbound)
+            {
+                *filter = now;
+            }
+        }
+        let hcm = Self::with(worker, self.direction, Arc::new(config), self.tracer.clone());
+        *kept = Some(Resolved { version: snapshot.version, of, hcm: Rc::clone(&hcm) });
+        hcm
     }
 
     /// The counters of a stateful session filter, by its prefix.

@@ -104,6 +104,9 @@ async fn follow(mut wanted: watch::Receiver<Wanted>, subscriptions: Subscription
         if now.routes != before.routes {
             subscriptions.set(types::ROUTE, names(&now.routes));
         }
+        if now.extensions != before.extensions {
+            subscriptions.set(types::EXTENSION, names(&now.extensions));
+        }
         let secrets = |w: &Wanted| names_of(w, &SecretSource::Ads);
         if secrets(&now) != secrets(&before) {
             subscriptions.set(types::SECRET, secrets(&now));

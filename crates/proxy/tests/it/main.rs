@@ -2,6 +2,7 @@
 mod support;
 
 mod endings;
+mod extensions;
 mod faults;
 mod health;
 mod hostile_connections;

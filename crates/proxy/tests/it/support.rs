@@ -35,12 +35,18 @@ pub(crate) fn snapshot(yaml: &str, version: u64) -> Arc<Snapshot> {
         clusters: shared.clusters.clone(),
         routes: shared.routes.clone(),
         cluster_ids: shared.cluster_ids.clone(),
+        extensions: shared.extensions.clone(),
     });
     snapshot.version = version;
     Arc::new(snapshot)
 }
 
 pub(crate) fn start(yaml: &str) -> Proxy {
+    start_with(yaml, snapshot(yaml, 1))
+}
+
+/// [`start`] with a snapshot that is made elsewhere.
+pub(crate) fn start_with(yaml: &str, snapshot: Arc<Snapshot>) -> Proxy {
     let (registry, shards) = Registry::new(1, TagStyle::Istio);
     let (_, istio) = IstioMetrics::new(IstioConfig::new(PeerMetadata::default()), 1);
     let overload = Overload::new(lateen_snapshot::bootstrap::parse(yaml, "test.yaml").unwrap().overload.limits);
@@ -57,7 +63,7 @@ pub(crate) fn start(yaml: &str) -> Proxy {
         epoch: Instant::now(),
     };
     let worker = WorkerHandle::spawn(config).unwrap();
-    publish(&worker, snapshot(yaml, 1));
+    publish(&worker, snapshot);
     assert_eq!(worker.problems(), Vec::<String>::new());
     let address = worker.bound()[0].1;
     Proxy { worker, registry, address, overload }

@@ -22,14 +22,16 @@ use super::secret::{SecretKey, SecretValue, Secrets};
 use super::source::SecretSource;
 use super::tls::Waiting;
 use super::warming::Versions;
-use super::{listener, route};
+use super::{filter, listener, route};
 use crate::cluster::{Cluster, ClusterLive, Discovery};
+use crate::http::Extension;
 use crate::{Listener, RouteTable, Snapshot};
 
 type ListenerProto = envoy::config::listener::v3::Listener;
 type RouteProto = envoy::config::route::v3::RouteConfiguration;
 type ClusterProto = envoy::config::cluster::v3::Cluster;
 type EndpointProto = envoy::config::endpoint::v3::ClusterLoadAssignment;
+type ExtensionProto = envoy::config::core::v3::TypedExtensionConfig;
 type SecretProto = envoy::extensions::transport_sockets::tls::v3::Secret;
 
 /// A single resource larger than this is refused: a whole mesh's listener is a few megabytes.
@@ -56,6 +58,7 @@ pub struct Wanted {
     pub routes: BTreeSet<Arc<str>>,
     pub endpoints: BTreeSet<Arc<str>>,
     pub secrets: BTreeSet<SecretKey>,
+    pub extensions: BTreeSet<Arc<str>>,
 }
 
 /// One named resource of a type, with its versions.
@@ -104,6 +107,7 @@ pub struct Compiler {
     pub(crate) routes: HashMap<Arc<str>, Entry<RouteVersion>>,
     pub(crate) clusters: IndexMap<Arc<str>, Entry<ClusterVersion>>,
     pub(crate) endpoints: HashMap<Arc<str>, Entry<Arc<Assignment>>>,
+    pub(crate) extensions: HashMap<Arc<str>, Entry<Arc<Extension>>>,
     /// Outlives the versions of a cluster.
     live: HashMap<Arc<str>, Arc<ClusterLive>>,
     resolved: HashMap<Arc<str>, Resolved>,
@@ -178,6 +182,8 @@ impl Compiler {
                 self.take_endpoints(update, origin, now)
             } else if type_name == SecretProto::full_name() {
                 self.take_secret(&update, source)
+            } else if type_name == ExtensionProto::full_name() {
+                self.take_extension(update, origin, now)
             } else {
                 Err(Invalid::new(format!("resources of type {type_name} are not supported")))
             };
@@ -237,6 +243,20 @@ impl Compiler {
         Ok(())
     }
 
+    fn take_extension(&mut self, update: Update, origin: Origin, now: Instant) -> Result<()> {
+        let users = self.listeners.values().flat_map(|e| e.versions.all()).flat_map(|v| &v.value.uses.extensions);
+        let wanted: Vec<_> = users.filter(|u| *u.name == *update.name).map(|u| u.types.clone()).collect();
+        self.names.extension(&update.name);
+        let entry = self.extensions.entry(update.name.as_str().into()).or_insert_with(|| Entry::new(origin));
+        entry.take(update, origin, now, |proto: ExtensionProto, name| {
+            same_name(&proto.name, name)?;
+            filter::extension(proto, &wanted).map(Arc::new)
+        })?;
+        // A filter waits for nothing.
+        self.dirty |= entry.versions.promote(now, |_| true);
+        Ok(())
+    }
+
     fn take_secret(&mut self, update: &Update, source: &SecretSource) -> Result<()> {
         let proto: SecretProto = decode(&update.body)?;
         same_name(&proto.name, &update.name)?;
@@ -282,6 +302,11 @@ impl Compiler {
             } else if type_name == EndpointProto::full_name() {
                 self.endpoints.remove(name);
                 self.refresh_members(|config| matches!(&config.discovery, Discovery::Eds(service) if **service == *name));
+            } else if type_name == ExtensionProto::full_name() {
+                // A filter that a listener has stays as it was last: nothing says what to do instead.
+                if !self.wanted().extensions.contains(name) {
+                    self.dirty |= self.extensions.remove(name).is_some();
+                }
             } else if type_name == SecretProto::full_name() {
                 let key = SecretKey { source: source.clone(), name: name.into() };
                 if !self.all_tls().any(|w| w.needs(&key)) {
@@ -356,8 +381,13 @@ impl Compiler {
             let active = |name: &Arc<str>| routes.get(name).is_some_and(|e| !e.versions.is_new());
             uses.route_tables.iter().all(|id| names.get(id.0 as usize).is_some_and(active))
         };
+        let extensions = &self.extensions;
+        let is_there = |name: &Arc<str>| extensions.get(name).is_some_and(|e| !e.versions.is_new());
+        let has_extensions = |uses: &Uses| uses.extensions.iter().all(|u| !u.waits || is_there(&u.name));
         for entry in self.listeners.values_mut() {
-            let ready = |v: &ListenerVersion| has_routes(&v.uses) && arrived(&v.uses) && v.uses.tls.iter().all(Waiting::is_ready);
+            let ready = |v: &ListenerVersion| {
+                has_routes(&v.uses) && has_extensions(&v.uses) && arrived(&v.uses) && v.uses.tls.iter().all(Waiting::is_ready)
+            };
             self.dirty |= entry.versions.promote(now, ready);
         }
         self.forget_unwanted();
@@ -418,12 +448,13 @@ impl Compiler {
 
     fn forget_unwanted(&mut self) {
         let wanted = self.wanted();
-        let Self { routes, endpoints, secrets, .. } = self;
+        let Self { routes, endpoints, secrets, extensions, .. } = self;
         // What was subscribed to and is no longer would be stale when it is wanted again.
         let before = routes.len();
         routes.retain(|name, e| e.origin == Origin::Static || wanted.routes.contains(name));
         endpoints.retain(|name, e| e.origin == Origin::Static || wanted.endpoints.contains(name));
         secrets.keep(|key| wanted.secrets.contains(key));
+        extensions.retain(|name, e| e.origin == Origin::Static || wanted.extensions.contains(name));
         self.dirty |= routes.len() != before;
     }
 
@@ -433,6 +464,7 @@ impl Compiler {
         for version in self.listeners.values().flat_map(|e| e.versions.all()) {
             let names = version.value.uses.route_tables.iter().filter_map(|id| self.names.route_names().get(id.0 as usize));
             wanted.routes.extend(names.cloned());
+            wanted.extensions.extend(version.value.uses.extensions.iter().map(|u| u.name.clone()));
         }
         for version in self.clusters.values().flat_map(|e| e.versions.all()) {
             if let Discovery::Eds(service) = &version.value.compiled.config.discovery {
@@ -471,11 +503,13 @@ impl Compiler {
         }
         let cluster = |name: &Arc<str>| self.clusters.get(name)?.versions.active.as_ref()?.value.cluster.clone();
         let table = |name: &Arc<str>| Some(self.routes.get(name)?.versions.active.as_ref()?.value.table.clone());
+        let extension = |name: &Arc<str>| Some(self.extensions.get(name)?.versions.active.as_ref()?.value.clone());
         self.snapshot = Arc::new(Snapshot {
             version: self.snapshot.version + 1,
             listeners: self.listeners.values().filter_map(|e| Some(e.versions.active.as_ref()?.value.listener.clone())).collect(),
             clusters: self.names.cluster_names().iter().map(cluster).collect(),
             routes: self.names.route_names().iter().map(table).collect(),
+            extensions: self.names.extension_names().iter().map(extension).collect(),
             cluster_ids: self.names.cluster_ids(),
         });
         self.dirty = false;
@@ -499,6 +533,7 @@ impl Compiler {
             Kind::Route => self.routes.iter().map(|(n, e)| e.listed(n)).collect(),
             Kind::Cluster => self.clusters.iter().map(|(n, e)| e.listed(n)).collect(),
             Kind::Endpoint => self.endpoints.iter().map(|(n, e)| e.listed(n)).collect(),
+            Kind::Extension => self.extensions.iter().map(|(n, e)| e.listed(n)).collect(),
         }
     }
 

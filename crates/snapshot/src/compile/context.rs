@@ -1,4 +1,6 @@
 //! What compiling a resource needs from, and leaves behind in, the compiler.
+use std::sync::Arc;
+
 use crate::{ClusterId, RouteTableId};
 
 use super::names::Names;
@@ -21,6 +23,17 @@ pub(crate) struct Uses {
     pub(crate) clusters: Vec<ClusterId>,
     pub(crate) route_tables: Vec<RouteTableId>,
     pub(crate) tls: Vec<Waiting>,
+    pub(crate) extensions: Vec<ExtensionUse>,
+}
+
+/// A discovered filter that a listener has.
+#[derive(Debug)]
+pub(crate) struct ExtensionUse {
+    pub(crate) name: Arc<str>,
+    /// Names of the message types that it may have.
+    pub(crate) types: Vec<Box<str>>,
+    /// The listener waits for it.
+    pub(crate) waits: bool,
 }
 
 impl Context<'_> {

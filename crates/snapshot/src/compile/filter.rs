@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::route::v3::{self as route, cors_policy};
 use lateen_proto::envoy::extensions::filters::common::fault::v3::{self as common_fault, fault_delay};
 use lateen_proto::envoy::extensions::filters::http as proto;
@@ -13,17 +14,18 @@ use lateen_proto::{Any, any};
 use proto::fault::v3::{self as fault, fault_abort};
 
 use super::common::{duration, fraction, open, runtime_fraction};
+use super::context::{Context, ExtensionUse};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::{headers, strings};
 use super::{grpc_stats, istio, jwt_authn, local_ratelimit, metadata, rbac, stateful_session};
-use crate::http::{AbortKind, AlpnOverrides, Cors, Fault, FaultAbort, FaultDelay, HttpFilter, PerRoute, RbacPerRoute, Router};
+use crate::http::{AbortKind, AlpnOverrides, Cors, DiscoveredFilter, Extension, Fault, FaultAbort, FaultDelay, HttpFilter, PerRoute, RbacPerRoute, Router};
 use crate::matcher::Fraction;
 
 /// What is supported, for the error about everything else.
 const SUPPORTED: &str = "router, fault, cors, grpc_stats, rbac, local_ratelimit, header_to_metadata, jwt_authn, stateful_session, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
 
 /// The filters of a connection manager. The last must be the router.
-pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str, outbound: bool) -> Result<(Vec<HttpFilter>, Vec<Arc<str>>)> {
+pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str, context: &mut Context<'_>) -> Result<(Vec<HttpFilter>, Vec<Arc<str>>)> {
     let mut filters = Vec::with_capacity(values.len());
     let mut names: Vec<Arc<str>> = Vec::with_capacity(values.len());
     let last = values.len().wrapping_sub(1);
@@ -32,7 +34,7 @@ pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str, outbound: bool) -
         if names.contains(&name) {
             return Err(Invalid::new(format!("the name {name} is used twice; filter names must differ"))).within_item(field, index);
         }
-        let Some(filter) = filter(value, outbound).within_item(field, index)? else { continue };
+        let Some(filter) = filter(value, context).within_item(field, index)? else { continue };
         if matches!(filter, HttpFilter::Router(_)) != (index == last) {
             let reason = format!("{name}: the router must be the last filter, and the last filter must be the router");
             return Err(Invalid::new(reason)).within_item(field, index);
@@ -47,20 +49,62 @@ pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str, outbound: bool) -
 }
 
 /// `None` for a filter that is optional and unknown.
-fn filter(value: hcm::HttpFilter, outbound: bool) -> Result<Option<HttpFilter>> {
+fn filter(value: hcm::HttpFilter, context: &mut Context<'_>) -> Result<Option<HttpFilter>> {
     let hcm::HttpFilter { name, is_optional, disabled, config_type } = value;
     // A route may switch such a filter on again, which would have to be honoured.
     refuse!(disabled);
     let config = match config_type {
         Some(http_filter::ConfigType::TypedConfig(config)) => config,
-        Some(http_filter::ConfigType::ConfigDiscovery(_)) if is_optional => return Ok(None),
-        Some(http_filter::ConfigType::ConfigDiscovery(_)) => return Err(Invalid::unsupported("config_discovery")),
+        Some(http_filter::ConfigType::ConfigDiscovery(source)) => {
+            return discovered(&name, source, context).within("config_discovery").map(Some);
+        }
         None => return Err(Invalid::field("typed_config", format!("is missing for {name}"))),
     };
-    match typed(&name, &config, outbound) {
+    match typed(&name, &config, context.outbound) {
         Err(e) if is_optional && e.path.is_empty() => Ok(None),
         other => other.map(Some),
     }
+}
+
+/// A filter whose configuration is discovered by its own name.
+fn discovered(name: &str, source: core::ExtensionConfigSource, context: &mut Context<'_>) -> Result<HttpFilter> {
+    let core::ExtensionConfigSource { config_source, default_config, apply_default_config_without_warming, type_urls } = source;
+    super::source::ads_only(config_source).within("config_source")?;
+    if type_urls.is_empty() {
+        return Err(Invalid::field("type_urls", "is empty; name the types that the filter may have"));
+    }
+    let types: Vec<Box<str>> = type_urls.iter().map(|url| any::name_of(url).into()).collect();
+    let default = default_config.map(|config| allowed(name, &config, &types, context.outbound)).transpose().within("default_config")?;
+    if apply_default_config_without_warming && default.is_none() {
+        return Err(Invalid::field("apply_default_config_without_warming", "needs a default_config"));
+    }
+    let id = context.names.extension(name);
+    context.uses.extensions.push(ExtensionUse { name: name.into(), types: types.clone(), waits: !apply_default_config_without_warming });
+    Ok(HttpFilter::Discovered(Arc::new(DiscoveredFilter { id, types, default })))
+}
+
+fn allowed(name: &str, config: &Any, types: &[Box<str>], outbound: bool) -> Result<HttpFilter> {
+    let type_name = any::name_of(&config.type_url);
+    if !types.iter().any(|t| **t == *type_name) {
+        return Err(Invalid::new(format!("{name} has type {type_name}, which is not in type_urls")));
+    }
+    match typed(name, config, outbound)? {
+        HttpFilter::Router(_) => Err(Invalid::new("the router is not discovered; give it in the listener")),
+        filter => Ok(filter),
+    }
+}
+
+/// A configuration that was discovered. `wanted` has the types that listeners want it to have.
+pub(crate) fn extension(value: core::TypedExtensionConfig, wanted: &[Vec<Box<str>>]) -> Result<Extension> {
+    let core::TypedExtensionConfig { name, typed_config } = value;
+    let config = typed_config.ok_or_else(|| Invalid::field("typed_config", "is missing"))?;
+    let any_type = [any::name_of(&config.type_url).into()];
+    let types = wanted.iter().find(|types| !types.contains(&any_type[0])).map_or(&any_type[..], Vec::as_slice);
+    Ok(Extension {
+        inbound: allowed(&name, &config, types, false)?,
+        outbound: allowed(&name, &config, types, true)?,
+        type_name: any_type[0].clone(),
+    })
 }
 
 fn typed(name: &str, config: &Any, outbound: bool) -> Result<HttpFilter> {

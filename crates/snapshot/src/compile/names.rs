@@ -2,7 +2,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::{ClusterId, RouteTableId};
+use crate::{ClusterId, ExtensionId, RouteTableId};
 
 /// The ids given so far. A name keeps its id for the life of the process.
 #[derive(Debug, Default)]
@@ -11,6 +11,8 @@ pub(crate) struct Names {
     cluster_names: Vec<Arc<str>>,
     routes: HashMap<Arc<str>, RouteTableId>,
     route_names: Vec<Arc<str>>,
+    extensions: HashMap<Arc<str>, ExtensionId>,
+    extension_names: Vec<Arc<str>>,
 }
 
 impl Names {
@@ -34,6 +36,21 @@ impl Names {
         self.route_names.push(name.clone());
         self.routes.insert(name, id);
         id
+    }
+
+    pub(crate) fn extension(&mut self, name: &str) -> ExtensionId {
+        if let Some(id) = self.extensions.get(name) {
+            return *id;
+        }
+        let id = ExtensionId(u32::try_from(self.extension_names.len()).unwrap_or(u32::MAX));
+        let name: Arc<str> = Arc::from(name);
+        self.extension_names.push(name.clone());
+        self.extensions.insert(name, id);
+        id
+    }
+
+    pub(crate) fn extension_names(&self) -> &[Arc<str>] {
+        &self.extension_names
     }
 
     pub(crate) fn cluster_names(&self) -> &[Arc<str>] {

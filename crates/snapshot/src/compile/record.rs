@@ -36,6 +36,7 @@ pub enum Kind {
     Route,
     Cluster,
     Endpoint,
+    Extension,
 }
 
 /// One resource as it arrived, in the versions there are.

@@ -12,6 +12,7 @@ pub(crate) mod stateful_session;
 use std::sync::Arc;
 
 use lateen_snapshot::http::{AlpnOverrides, HttpFilter, PerRoute};
+use lateen_telemetry::ResponseFlags;
 
 use crate::http::message::Response;
 use crate::http::reply::Reply;
@@ -47,6 +48,7 @@ pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
                 exchange.info.grpc_call = exchange.info.grpc.then(Box::default);
                 Step::Continue
             }
+            HttpFilter::Discovered(_) => Step::Reply(Reply::new(500, "", "", ResponseFlags::NO_FILTER_CONFIG_FOUND)),
             // What these do is done where the facts arise: when connecting, and at the request's end.
             HttpFilter::IstioAlpn(_) | HttpFilter::IstioStats(_) | HttpFilter::Router(_) => Step::Continue,
         };

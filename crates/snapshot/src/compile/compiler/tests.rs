@@ -411,3 +411,95 @@ proptest! {
         }
     }
 }
+
+mod extensions {
+    use lateen_proto::envoy::config::core::v3::TypedExtensionConfig;
+    use lateen_proto::envoy::extensions::filters::http::{cors::v3::Cors, fault::v3::HttpFault, router::v3::Router};
+
+    use super::*;
+    use crate::http::HttpFilter;
+    use crate::listener::Terminal;
+
+    const EXTENSION: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
+
+    fn listener(more: &str) -> Update {
+        let filter = format!(
+            "{{name: extra, config_discovery: {{config_source: {{ads: {{}}}}, {more} \
+             type_urls: [type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors, \
+             type.googleapis.com/envoy.extensions.filters.http.router.v3.Router]}}}}"
+        );
+        update::<ListenerProto>(&rds_listener().replace("http_filters: [", &format!("http_filters: [{filter}, ")))
+    }
+
+    fn extension(config: Any) -> Update {
+        let body = pack(&TypedExtensionConfig { name: "extra".to_owned(), typed_config: Some(config) });
+        Update { name: "extra".to_owned(), version: "1".to_owned(), body }
+    }
+
+    fn with_routes() -> (Compiler, Instant) {
+        let (mut compiler, now) = (Compiler::new(), Instant::now());
+        let cluster = "{name: c, type: STATIC, load_assignment: {cluster_name: c}}";
+        accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(cluster)], &[], now));
+        (compiler, now)
+    }
+
+    /// What stands in the place of the discovered filter.
+    fn filter(compiler: &mut Compiler) -> Option<HttpFilter> {
+        let snapshot = compiler.snapshot();
+        let listener = snapshot.listeners.first()?;
+        let Terminal::Http(manager) = &listener.chains.first()?.terminal else { panic!("no HTTP") };
+        let HttpFilter::Discovered(discovered) = &manager.filters[0] else { panic!("{:?}", manager.filters) };
+        discovered.resolve(snapshot.extension(discovered.id).map(|e| &**e), false)
+    }
+
+    #[test]
+    fn a_listener_waits_for_its_filters_and_keeps_the_last_good_one() {
+        let (mut compiler, now) = with_routes();
+        accepted(compiler.apply(LISTENER, vec![listener("")], &[], now));
+        accepted(compiler.apply(ROUTE, vec![routes("c")], &[], now));
+        assert!(compiler.wanted().extensions.contains("extra"));
+        assert_eq!(compiler.snapshot().listeners.len(), 0);
+        accepted(compiler.apply(EXTENSION, vec![extension(pack(&Cors::default()))], &[], now));
+        let version = compiler.snapshot().version;
+        assert!(matches!(filter(&mut compiler), Some(HttpFilter::Cors)));
+        for (config, why) in [(pack(&HttpFault::default()), "not in type_urls"), (pack(&Router::default()), "router is not discovered")] {
+            let rejected = compiler.apply(EXTENSION, vec![extension(config)], &[], now);
+            assert!(rejected[0].reason.contains(why), "{rejected:?}");
+        }
+        accepted(compiler.apply(EXTENSION, Vec::new(), &["extra".to_owned()], now));
+        assert!(matches!(filter(&mut compiler), Some(HttpFilter::Cors)));
+        assert_eq!(compiler.snapshot().version, version, "nothing changed");
+        accepted(compiler.apply(LISTENER, Vec::new(), &["l".to_owned()], now));
+        assert!(compiler.wanted().extensions.is_empty() && compiler.list(Kind::Extension).is_empty());
+    }
+
+    #[test]
+    fn a_default_serves_until_then_at_once_or_when_waiting_is_over() {
+        let default = "default_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors},";
+        for (more, at_once) in [(default.to_owned(), false), (format!("{default} apply_default_config_without_warming: true,"), true)] {
+            let (mut compiler, now) = with_routes();
+            accepted(compiler.apply(LISTENER, vec![listener(&more)], &[], now));
+            accepted(compiler.apply(ROUTE, vec![routes("c")], &[], now));
+            assert_eq!(compiler.snapshot().listeners.len(), usize::from(at_once));
+            compiler.settle(now + FETCH_TIMEOUT);
+            assert!(matches!(filter(&mut compiler), Some(HttpFilter::Cors)));
+        }
+        let (mut compiler, now) = with_routes();
+        accepted(compiler.apply(LISTENER, vec![listener("")], &[], now));
+        accepted(compiler.apply(ROUTE, vec![routes("c")], &[], now));
+        compiler.settle(now + FETCH_TIMEOUT);
+        assert!(filter(&mut compiler).is_none(), "nothing came, and there is no default");
+    }
+
+    #[test]
+    fn what_cannot_be_discovered_is_refused_with_its_place() {
+        let reason = |more: &str| {
+            let rejected = Compiler::new().apply(LISTENER, vec![listener(more)], &[], Instant::now());
+            rejected.into_iter().next().map(|r| r.reason).unwrap_or_default()
+        };
+        let early = reason("apply_default_config_without_warming: true,");
+        assert!(early.contains("config_discovery.apply_default_config_without_warming: needs a default_config"), "{early}");
+        let other = reason("default_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault},");
+        assert!(other.contains("config_discovery.default_config: extra has type"), "{other}");
+    }
+}
