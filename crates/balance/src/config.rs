@@ -75,7 +75,13 @@ impl Default for HostStatuses {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { policy: LbPolicy::RoundRobin, panic_threshold_percent: 50.0, locality_weighted: false, overprovisioning_percent: 140, override_host: HostStatuses::default() }
+        Self {
+            policy: LbPolicy::RoundRobin,
+            panic_threshold_percent: 50.0,
+            locality_weighted: false,
+            overprovisioning_percent: 140,
+            override_host: HostStatuses::default(),
+        }
     }
 }
 

@@ -34,7 +34,7 @@ pub struct Verdict {
     pub allowed: bool,
     /// The policy that matched. A denial without one means that no ALLOW policy matched.
     pub policy: Option<Arc<str>>,
-    /// What access logs are told, where some rule is there to log.
+    /// What access logs are told, where rules are there to log.
     pub log: Option<bool>,
 }
 
@@ -61,11 +61,10 @@ impl RbacRules {
             }
             Self::Tree { tree, logs } => {
                 let decision = tree.find(facts);
-                let log = decision.is_some_and(|d| d.action == RbacAction::Log);
                 Verdict {
                     allowed: decision.is_some_and(|d| d.action != RbacAction::Deny),
                     policy: decision.map(|d| d.name.clone()),
-                    log: logs.then_some(log),
+                    log: decision.filter(|_| *logs).map(|d| d.action == RbacAction::Log),
                 }
             }
         }

@@ -156,7 +156,7 @@ pub enum RbacRules {
     /// Without a decision the request is denied.
     Tree {
         tree: MatchTree<RbacDecision>,
-        /// Some decision is to log.
+        /// Some decision is to log, so that each tells logs whether it is.
         logs: bool,
     },
 }

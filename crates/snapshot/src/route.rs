@@ -65,6 +65,8 @@ pub struct Route {
     pub per_route: PerRoute,
     /// Operation name for spans and `x-envoy-decorator-operation`.
     pub decorator: Option<Arc<str>>,
+    /// The other end is told of it.
+    pub decorator_propagates: bool,
     /// `filter_metadata.istio.config`, our provenance text, for explanations.
     pub provenance: Option<Arc<str>>,
 }

@@ -71,7 +71,10 @@ impl Hcm {
         let router = config.filters.iter().find_map(|f| if let HttpFilter::Router(r) = f { Some(Arc::clone(r)) } else { None });
         let sees_response = |f: &HttpFilter| {
             use HttpFilter as F;
-            matches!(f, F::Cors | F::PeerMetadata(_) | F::IstioStats(_) | F::LocalRateLimit(_) | F::HeaderToMetadata(_) | F::StatefulSession(_))
+            matches!(
+                f,
+                F::Cors | F::PeerMetadata(_) | F::IstioStats(_) | F::LocalRateLimit(_) | F::HeaderToMetadata(_) | F::StatefulSession(_)
+            )
         };
         Rc::new(Self {
             direction,

@@ -215,7 +215,8 @@ pub(crate) fn response_headers(exchange: &mut Exchange<'_>, status: http::Status
     } else if exchange.hcm.config.tracing.is_some() {
         // The server's side names the operation; the caller's sidecar keeps that to itself.
         if exchange.hcm.inbound {
-            if let Some(value) = matched.route.decorator.as_deref().and_then(|d| HeaderValue::from_str(d).ok()) {
+            let told = matched.route.decorator.as_deref().filter(|_| matched.route.decorator_propagates);
+            if let Some(value) = told.and_then(|d| HeaderValue::from_str(d).ok()) {
                 names::insert_if_absent(map, names::DECORATOR, || value);
             }
         } else {

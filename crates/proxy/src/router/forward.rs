@@ -123,7 +123,6 @@ async fn tries(
     let mut free_repeats = 8;
     let mut again = false;
     // Held while the retry lasts.
-    #[allow(unused_assignments)]
     let mut permit = None;
     loop {
         if again {
@@ -151,7 +150,7 @@ async fn tries(
             Tried::Late(_) => retries.after_slowness(),
         };
         // The retry before is over, and its place may be taken.
-        permit = None;
+        drop(permit.take());
         if decision == Decision::Retry && forwarding.body.repeatable() {
             permit = forwarding.cluster.breakers(forwarding.high_priority).take_retry();
             if permit.is_some() {

@@ -60,7 +60,13 @@ impl LateTries {
     }
 
     /// [`LateTries::poll`] when nothing else is under way: the last one counts whatever it brings.
-    fn poll_last(&mut self, cx: &mut Context<'_>, body: &Body, request: &Request, retries: &Retries) -> Poll<Result<Answer, (Failed, Late)>> {
+    fn poll_last(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &Body,
+        request: &Request,
+        retries: &Retries,
+    ) -> Poll<Result<Answer, (Failed, Late)>> {
         if self.0.len() > 1
             && let Poll::Ready(answer) = self.poll(cx, body, request, retries)
         {
@@ -108,7 +114,11 @@ impl Answer {
 }
 
 /// Waits for the late tries when there is nothing else to wait for.
-pub(super) async fn outcome(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, retries: &Retries) -> Result<Result<Answered, Failed>, End> {
+pub(super) async fn outcome(
+    exchange: &mut Exchange<'_>,
+    forwarding: &mut Forwarding,
+    retries: &Retries,
+) -> Result<Result<Answered, Failed>, End> {
     let limits = Limits::while_relaying(forwarding, Instant::now());
     exchange.timer.set(limits.next());
     let (timer, down, request) = (&mut exchange.timer, &mut exchange.down, &exchange.request);

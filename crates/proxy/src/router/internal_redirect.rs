@@ -121,8 +121,7 @@ fn redirect(
         if let Some(headers) = headers {
             request.headers = headers;
         }
-    } else if let Ok(original) =
-        HeaderValue::try_from(format!("{}://{}{}", if from_https { "https" } else { "http" }, &*authority, &*path))
+    } else if let Ok(original) = HeaderValue::try_from(format!("{}://{}{}", if from_https { "https" } else { "http" }, &*authority, &*path))
     {
         request.headers.insert(ORIGINAL_URL, original);
     }

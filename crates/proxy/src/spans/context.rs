@@ -50,8 +50,9 @@ pub(super) fn read_b3(map: &HeaderMap) -> Result<Incoming, Malformed> {
     let flags = text(map, &B3_FLAGS).is_some_and(|f| f == "1").then_some(true);
     let sampled = match text(map, &B3_SAMPLED) {
         Some("1" | "true") => Some(true),
-        Some("0" | "false") => Some(false),
-        Some(_) | None => None,
+        // Whatever else it says is no wish to be sampled.
+        Some(_) => Some(false),
+        None => None,
     };
     let sampled = flags.or(sampled);
     let ids = match (text(map, &B3_TRACE), text(map, &B3_SPAN)) {
@@ -82,16 +83,18 @@ fn read_single(single: &str) -> Result<Incoming, Malformed> {
     if parts.next().is_some() {
         return Err(Malformed);
     }
-    let trace = hex::<32>(first).filter(|n| *n != 0).ok_or(Malformed)?;
+    // Unlike in a header of its own, an id has its full length here.
+    let whole = matches!(first.len(), 16 | 32) && span.len() == 16;
+    let trace = hex::<32>(first).filter(|n| *n != 0 && whole).ok_or(Malformed)?;
     Ok(Incoming { ids: Some(Ids { trace, span: id(span).ok_or(Malformed)?, parent }), sampled })
 }
 
 pub(super) fn write_b3(map: &mut HeaderMap, ids: &Ids, sampled: bool) {
     let trace = trace_text(ids.trace);
-    // A caller that used the single header must not contradict the others.
+    // A caller that used the single header is answered in kind.
     if map.contains_key(B3) {
         let parent = ids.parent.map(|p| format!("-{p:016x}")).unwrap_or_default();
-        put(map, B3, &format!("{trace}-{:016x}-{}{parent}", ids.span, u8::from(sampled)));
+        return put(map, B3, &format!("{trace}-{:016x}-{}{parent}", ids.span, u8::from(sampled)));
     }
     put(map, B3_TRACE, &trace);
     put(map, B3_SPAN, &format!("{:016x}", ids.span));
@@ -144,13 +147,13 @@ mod tests {
     #[test]
     fn b3_is_read_in_both_forms() {
         let ids = Ids { trace: 0x0af7_6519, span: 7, parent: Some(5) };
-        let many = map(&[("x-b3-traceid", "000000000af76519"), ("x-b3-spanid", "7"), ("x-b3-parentspanid", "5"), ("x-b3-sampled", "0")]);
+        let many = map(&[("x-b3-traceid", "000000000af76519"), ("x-b3-spanid", "7"), ("x-b3-parentspanid", "5"), ("x-b3-sampled", "d")]);
         assert_eq!(read_b3(&many), Ok(Incoming { ids: Some(ids), sampled: Some(false) }));
-        let single = map(&[("b3", "0af76519-0000000000000007-1-0000000000000005")]);
+        let single = map(&[("b3", "000000000af76519-0000000000000007-1-0000000000000005")]);
         assert_eq!(read_b3(&single), Ok(Incoming { ids: Some(ids), sampled: Some(true) }));
         assert_eq!(read_b3(&map(&[("b3", "0")])), Ok(Incoming { ids: None, sampled: Some(false) }));
         assert_eq!(read_b3(&map(&[("x-b3-flags", "1")])), Ok(Incoming { ids: None, sampled: Some(true) }));
-        for bad in ["zz-7-1", "1-0-1", "1-7-x", "1-7-1-5-9", "", "-"] {
+        for bad in ["zz-7-1", "1-7-1", "0000000000000001-0000000000000000-1", "0000000000000001-0000000000000007-x", "", "-"] {
             assert_eq!(read_b3(&map(&[("b3", bad)])), Err(Malformed), "{bad}");
         }
     }
@@ -161,7 +164,9 @@ mod tests {
         let mut both = map(&[("b3", "1")]);
         write_b3(&mut both, &ids, true);
         assert_eq!(read_b3(&both), Ok(Incoming { ids: Some(ids), sampled: Some(true) }));
+        assert!(!both.contains_key("x-b3-traceid"));
         both.remove("b3");
+        write_b3(&mut both, &ids, true);
         assert_eq!(read_b3(&both), Ok(Incoming { ids: Some(ids), sampled: Some(true) }));
         write_w3c(&mut both, &ids, false);
         assert_eq!(read_w3c(&both), Ok(Incoming { ids: Some(Ids { parent: None, ..ids }), sampled: Some(false) }));

@@ -87,7 +87,8 @@ impl Tracer {
     fn read(&self, map: &HeaderMap) -> Result<Incoming, Malformed> {
         match self.config.provider.as_ref().map(|p| &p.kind) {
             Some(ProviderKind::Zipkin { w3c, .. }) => match context::read_b3(map)? {
-                Incoming { ids: None, sampled: None } if *w3c => context::read_w3c(map),
+                // What is not understood of the other form is as if it were not there.
+                Incoming { ids: None, sampled: None } if *w3c => Ok(context::read_w3c(map).unwrap_or_default()),
                 found => Ok(found),
             },
             _ => context::read_w3c(map),
@@ -117,10 +118,12 @@ impl Tracer {
             _ => (false, true),
         };
         match incoming {
-            Some(ids) if shares && !self.egress => (ids, true),
+            Some(ids) if shares && self.kind() == Kind::Server => (ids, true),
             Some(ids) => (Ids { trace: ids.trace, span: low, parent: Some(ids.span) }, false),
-            None if wide => (Ids { trace: u128::from(high) << 64 | u128::from(low), span: low, parent: None }, false),
-            None => (Ids { trace: low.into(), span: low, parent: None }, false),
+            None => {
+                let trace = if wide { u128::from(high) << 64 | u128::from(low) } else { low.into() };
+                (Ids { trace, span: low, parent: None }, shares && self.kind() == Kind::Server)
+            }
         }
     }
 
@@ -133,8 +136,9 @@ impl Tracer {
         });
     }
 
+    /// Where each try has a span of its own, that of the request is the server's on both sides.
     fn kind(&self) -> Kind {
-        if self.egress { Kind::Client } else { Kind::Server }
+        if self.egress && !self.config.spawn_upstream_span { Kind::Client } else { Kind::Server }
     }
 
     fn hand_over(&self, span: Span) {
@@ -161,22 +165,25 @@ pub(crate) fn begin(exchange: &mut Exchange<'_>) {
         Some(Box::new(Active { tracer: Rc::clone(tracer), ids, sampled, shared, name, trace_state, decorated, current_try: None }));
 }
 
-/// The span's name: the route's operation, for the server's side the caller's wish before it, else Envoy's default.
+/// The span's name: the route's operation, for the server's side the caller's wish before it, else the host. Whether the
+/// other side is told of the operation is up to the route.
 fn name(exchange: &mut Exchange<'_>, egress: bool) -> (String, Option<Arc<str>>) {
-    let decorated = exchange.info.route.as_ref().and_then(|m| m.route.decorator.clone()).filter(|d| !d.is_empty());
+    let route = exchange.info.route.as_ref().map(|m| &m.route);
+    let decorated = route.and_then(|r| r.decorator.clone()).filter(|d| !d.is_empty());
+    let told = decorated.clone().filter(|_| route.is_some_and(|r| r.decorator_propagates));
+    let host = exchange.request.authority.to_string();
     let map = &mut exchange.request.headers;
     if egress {
-        if let Some(value) = decorated.as_deref().and_then(|d| HeaderValue::from_str(d).ok()) {
+        if let Some(value) = told.as_deref().and_then(|d| HeaderValue::from_str(d).ok()) {
             map.insert(headers::DECORATOR, value);
         }
-        let name = decorated.as_deref().map_or_else(|| format!("egress {}", &*exchange.request.authority), str::to_owned);
-        return (name, decorated);
+        return (decorated.as_deref().map_or(host, str::to_owned), told);
     }
     let wished = map.remove(headers::DECORATOR).filter(|w| !w.is_empty());
     match wished.as_ref().and_then(|w| w.to_str().ok()) {
         // The caller knows the name already: the response need not tell it.
         Some(wished) => (wished.to_owned(), None),
-        None => (decorated.as_deref().unwrap_or("ingress").to_owned(), decorated),
+        None => (decorated.as_deref().map_or(host, str::to_owned), told),
     }
 }
 
@@ -230,6 +237,9 @@ fn end_try(exchange: &mut Exchange<'_>) {
         status: 0,
     };
     span::common_tags(exchange, &mut span);
+    for map in [exchange.info.response_headers.as_ref(), exchange.info.response_trailers.as_deref()].into_iter().flatten() {
+        span::grpc_tags(map, &mut span);
+    }
     span.tag("http.protocol", exchange.request.version.name());
     if let Some(host) = &exchange.info.host {
         span.tag("upstream_address", host.address.to_string());

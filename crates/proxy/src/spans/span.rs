@@ -120,7 +120,7 @@ pub(super) fn common_tags(exchange: &Exchange<'_>, span: &mut Span) {
 }
 
 /// gRPC's status, and whether it is the server's fault.
-fn grpc_tags(map: &HeaderMap, span: &mut Span) {
+pub(super) fn grpc_tags(map: &HeaderMap, span: &mut Span) {
     span.copy("grpc.status_code", map, &names::GRPC_STATUS);
     span.copy("grpc.message", map, &names::GRPC_MESSAGE);
     if matches!(names::number(map, &names::GRPC_STATUS), Some(2 | 4 | 12 | 13 | 14 | 15)) {

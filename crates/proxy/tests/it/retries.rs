@@ -131,9 +131,7 @@ fn slow(answers: &'static [(u64, u16)]) -> Upstream {
         let (millis, status) = answers.get(n - 1).copied().unwrap_or((0, 200));
         std::thread::sleep(std::time::Duration::from_millis(millis));
         let body = n.to_string();
-        stream
-            .write_all(format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes())
-            .is_ok()
+        stream.write_all(format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{body}", body.len()).as_bytes()).is_ok()
     })
 }
 
@@ -173,7 +171,8 @@ fn without_retries_left_a_slow_try_is_waited_for() {
 #[test]
 fn the_limit_of_a_try_starts_when_the_request_is_complete() {
     let upstream = Upstream::ok("done");
-    let routes = "- {match: {prefix: /}, route: {cluster: c, timeout: 0s, retry_policy: {retry_on: connect-failure, per_try_timeout: 0.3s}}}";
+    let routes =
+        "- {match: {prefix: /}, route: {cluster: c, timeout: 0s, retry_policy: {retry_on: connect-failure, per_try_timeout: 0.3s}}}";
     let proxy = Config::to(&[upstream.port()]).routes(routes).start();
     let mut stream = proxy.connect();
     stream.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhel").unwrap();
@@ -192,11 +191,8 @@ fn an_upstream_is_told_that_the_try_before_was_too_slow() {
     config.virtual_host = "include_is_timeout_retry_header: true".to_owned();
     let proxy = config.start();
     assert_eq!(proxy.get("/").body, "3");
-    let told: Vec<_> = upstream
-        .seen()
-        .iter()
-        .map(|r| r.lines().find_map(|l| l.strip_prefix("x-envoy-is-timeout-retry: ").map(str::to_owned)))
-        .collect();
+    let told: Vec<_> =
+        upstream.seen().iter().map(|r| r.lines().find_map(|l| l.strip_prefix("x-envoy-is-timeout-retry: ").map(str::to_owned))).collect();
     assert_eq!(told, [None, Some("true".to_owned()), Some("false".to_owned())]);
 }
 
@@ -204,7 +200,8 @@ fn an_upstream_is_told_that_the_try_before_was_too_slow() {
 fn a_caller_may_ask_for_silence_instead_of_a_timeout() {
     let upstream = slow(&[(2_000, 200)]);
     let mut config = Config::to(&[upstream.port()]).routes("- {match: {prefix: /}, route: {cluster: c, timeout: 0.3s}}");
-    config.hcm = "internal_address_config: {cidr_ranges: [{address_prefix: 127.0.0.0, prefix_len: 8}]}\nuse_remote_address: true".to_owned();
+    config.hcm =
+        "internal_address_config: {cidr_ranges: [{address_prefix: 127.0.0.0, prefix_len: 8}]}\nuse_remote_address: true".to_owned();
     let proxy = config.start();
     let answer = proxy.call("GET / HTTP/1.1\r\nhost: a\r\nx-envoy-upstream-rq-timeout-alt-response: 1\r\n\r\n");
     assert_eq!(answer.status, 204);

@@ -100,7 +100,8 @@ fn a_callers_context_is_continued_and_its_decision_holds() {
     assert_eq!((&spans[0]["parentId"], &spans[0]["shared"]), (&"00000000000000cc".into(), &true.into()));
     assert_eq!(spans[0]["name"], "theirs");
     let requests = upstream.seen();
-    assert_eq!(sent(&requests[0], "x-b3-sampled"), Some("0"));
+    assert_eq!(sent(&requests[0], "b3"), Some("00000000000000aa-00000000000000bb-0"));
+    assert!(!requests[0].contains("x-b3-"), "a caller with one header gets one");
     assert_eq!(sent(&requests[1], "b3"), Some("00000000000000aa-00000000000000bb-1-00000000000000cc"));
     assert_eq!((sent(&requests[2], "b3"), sent(&requests[2], "x-b3-traceid")), (Some("nonsense"), None));
     assert_eq!(sent(&requests[3], "x-b3-spanid"), Some("0000000000000002"));
@@ -118,7 +119,7 @@ fn failures_are_marked_and_each_try_may_have_its_span() {
     assert_eq!(proxy.get("/").status, 503);
     let spans = reported(&collector, 5);
     let (parent, tries) = spans.split_last().unwrap();
-    assert_eq!((&parent["name"], &parent["tags"]["error"]), (&"ingress".into(), &"true".into()));
+    assert_eq!((&parent["name"], &parent["tags"]["error"]), (&"a".into(), &"true".into()));
     assert_eq!(parent["tags"]["response_flags"], "URX");
     assert_eq!(
         tries.iter().map(|t| t["name"].as_str().unwrap()).collect::<Vec<_>>(),
@@ -234,4 +235,18 @@ fn a_dead_collector_costs_spans_and_nothing_else() {
     }
     eventually(|| proxy.stat("tracing.zipkin.spans_dropped") >= 5);
     assert!(proxy.stat("tracing.zipkin.reports_failed") >= 1);
+}
+
+#[test]
+fn an_operation_that_is_not_to_be_told_is_kept() {
+    let (upstream, collector) = (Upstream::ok(""), collector());
+    let mut config = Config::to(&[upstream.port()])
+        .routes("- {match: {prefix: /}, route: {cluster: c}, decorator: {operation: inside, propagate: false}}")
+        .cluster(cluster("zipkin", &[collector.port()], ""));
+    config.hcm = format!("tracing: {{provider: {{name: p, typed_config: {{{ZIPKIN}}}}}}}");
+    let proxy = config.start();
+    for _ in 0..5 {
+        assert_eq!(proxy.get("/").header("x-envoy-decorator-operation"), None);
+    }
+    assert!(reported(&collector, 5).iter().all(|span| span["name"] == "inside" && span["shared"] == true));
 }

@@ -3,7 +3,9 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use lateen_balance::host::{CheckedAt, DEGRADED_ACTIVE_HC, DEGRADED_EDS, DRAINING_EDS, FAILED_ACTIVE_HC, FAILED_EDS, PENDING_ACTIVE_HC, TIMEOUT_EDS};
+use lateen_balance::host::{
+    CheckedAt, DEGRADED_ACTIVE_HC, DEGRADED_EDS, DRAINING_EDS, FAILED_ACTIVE_HC, FAILED_EDS, PENDING_ACTIVE_HC, TIMEOUT_EDS,
+};
 use lateen_balance::{Address, Host, HostSet, Locality, LocalityHosts, Priority};
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::endpoint::v3::{self as proto, lb_endpoint, locality_lb_endpoints};

@@ -18,7 +18,9 @@ use super::context::{Context, ExtensionUse};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::{headers, strings};
 use super::{grpc_stats, istio, jwt_authn, local_ratelimit, metadata, rbac, stateful_session};
-use crate::http::{AbortKind, AlpnOverrides, Cors, DiscoveredFilter, Extension, Fault, FaultAbort, FaultDelay, HttpFilter, PerRoute, RbacPerRoute, Router};
+use crate::http::{
+    AbortKind, AlpnOverrides, Cors, DiscoveredFilter, Extension, Fault, FaultAbort, FaultDelay, HttpFilter, PerRoute, RbacPerRoute, Router,
+};
 use crate::matcher::Fraction;
 
 /// What is supported, for the error about everything else.

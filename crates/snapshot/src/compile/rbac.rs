@@ -1,8 +1,10 @@
 //! Role-based access control, for the HTTP and the network filter.
+use std::cell::Cell;
+
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::rbac::v3::{self as proto, permission, principal, rbac};
-use lateen_proto::envoy::r#type::matcher::v3::{self as matcher, path_matcher};
 use lateen_proto::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
+use lateen_proto::envoy::r#type::matcher::v3::{self as matcher, path_matcher};
 use lateen_proto::envoy::r#type::v3::Int32Range;
 use lateen_proto::xds::r#type::matcher::v3::Matcher;
 use lateen_proto::{Any, any};
@@ -69,15 +71,18 @@ fn action(value: i32) -> Result<RbacAction> {
 }
 
 pub(crate) fn tree(value: Matcher) -> Result<RbacRules> {
+    let logs = Cell::new(false);
     let decision = |name: &str, config: &Any| {
         if !any::is::<proto::Action>(config) {
             return Err(Invalid::new(format!("{name} ({}) is not an action of access control", super::istio::type_name(config))));
         }
         let proto::Action { name, action } = open(config)?;
-        Ok(RbacDecision { name: name.into(), action: self::action(action).within("typed_config")? })
+        let action = self::action(action).within("typed_config")?;
+        logs.set(logs.get() || action == RbacAction::Log);
+        Ok(RbacDecision { name: name.into(), action })
     };
     let tree = matcher_tree::tree(value, &decision)?;
-    Ok(RbacRules::Tree { logs: tree.any(&|d: &RbacDecision| d.action == RbacAction::Log), tree })
+    Ok(RbacRules::Tree { tree, logs: logs.get() })
 }
 
 fn uri_template(value: core::TypedExtensionConfig) -> Result<PathTemplate> {

@@ -6,8 +6,8 @@ use lateen_proto::any;
 use lateen_proto::envoy::config::route::v3::{self as proto, retry_policy};
 use lateen_proto::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
 
-use super::common::{duration, limit};
 use super::common::fraction;
+use super::common::{duration, limit};
 use super::invalid::{Invalid, Result, Within, refuse};
 use super::matcher;
 use crate::route::{RateLimitedBackOff, ResetHeader, RetryOn, RetryPolicy};

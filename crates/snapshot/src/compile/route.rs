@@ -220,10 +220,8 @@ fn one_route(value: proto::Route, inherited: &Inherited, context: &mut Context<'
         Some(route::Action::FilterAction(_)) => return Err(Invalid::unsupported("filter_action")),
         None => return Err(Invalid::new("has no action; give route, redirect or direct_response")),
     };
-    let decorator = decorator.map(|proto::Decorator { operation, propagate }| {
-        harmless!(propagate);
-        operation.into()
-    });
+    let proto::Decorator { operation, propagate } = decorator.unwrap_or_default();
+    let decorator = (!operation.is_empty()).then(|| operation.into());
     let provenance = metadata_text(metadata.as_ref(), "istio", "config").map(Into::into);
     Ok(Route {
         name: name.into(),
@@ -232,6 +230,7 @@ fn one_route(value: proto::Route, inherited: &Inherited, context: &mut Context<'
         headers: HeaderChanges { request, response },
         per_route: filter::per_route(typed_per_filter_config)?,
         decorator,
+        decorator_propagates: propagate.unwrap_or(true),
         provenance,
     })
 }
