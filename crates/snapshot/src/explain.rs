@@ -3,7 +3,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use lateen_balance::{Address, HostSet};
 use lateen_identity::PeerIdentity;
 
@@ -13,7 +13,7 @@ use crate::http::{HttpConnectionManager, HttpFilter, PerRoute, RbacPerRoute, Rou
 use crate::listener::{ConnectionInfo, FilterChain, Listener, NetworkFilter, TcpProxy, Terminal};
 use crate::matching::Mismatch;
 use crate::normalize::{Normalized, normalize};
-use crate::route::{Action, ClusterChoice, Forward, RequestHead, Route, RouteTable, VirtualHost};
+use crate::route::{Action, ClusterChoice, Forward, NamedCluster, RequestHead, Route, RouteTable, VirtualHost};
 use crate::{ClusterId, Snapshot};
 
 /// A hypothetical connection, with a request on it unless it is plain TCP.
@@ -299,19 +299,23 @@ impl Snapshot {
     fn forward(&self, call: &Call, forward: &Forward, head: &RequestHead<'_>, steps: &mut Vec<Step>) -> Result<Outcome, Outcome> {
         #[allow(clippy::cast_possible_truncation)] // A share is taken of the low bits.
         let roll = call.roll as u32;
+        let text = |header: &HeaderName| head.headers.get(header).and_then(|v| v.to_str().ok()).unwrap_or_default();
         for mirror in forward.mirrors.iter().filter(|m| m.fraction.hits(roll)) {
-            steps.push(Step::Mirrored { cluster: self.name_of(mirror.cluster) });
+            let cluster = match &mirror.cluster {
+                NamedCluster::Fixed(id) => self.name_of(*id),
+                NamedCluster::Header(header) => text(header).to_owned(),
+            };
+            steps.push(Step::Mirrored { cluster });
         }
         let missing = |name: &str| answered(forward.cluster_not_found_status.as_u16(), &format!("cluster {name} is unknown"));
+        let by_header = |header: &HeaderName| self.cluster_named(text(header)).map(|(id, _)| id).ok_or_else(|| missing(text(header)));
         let id = match &forward.cluster {
             ClusterChoice::One(id) => *id,
-            ClusterChoice::Weighted(weighted) => {
-                weighted.choose(call.roll).map(|e| e.cluster).ok_or_else(|| answered(503, "no weights"))?
-            }
-            ClusterChoice::Header(header) => {
-                let name = head.headers.get(header).and_then(|v| v.to_str().ok()).unwrap_or_default();
-                self.cluster_named(name).map(|(id, _)| id).ok_or_else(|| missing(name))?
-            }
+            ClusterChoice::Weighted(weighted) => match &weighted.choose(call.roll).ok_or_else(|| answered(503, "no weights"))?.cluster {
+                NamedCluster::Fixed(id) => *id,
+                NamedCluster::Header(header) => by_header(header)?,
+            },
+            ClusterChoice::Header(header) => by_header(header)?,
         };
         if self.cluster(id).is_none() {
             return Err(missing(&self.name_of(id)));
@@ -421,6 +425,10 @@ fn reason(route: &Route, mismatch: Mismatch, head: &RequestHead<'_>) -> String {
         Mismatch::Query(index) => match route.matches.query.get(index) {
             Some(matcher) => format!("query parameter {} does not match", matcher.name),
             None => "a query parameter does not match".to_owned(),
+        },
+        Mismatch::Cookie(index) => match route.matches.cookies.get(index) {
+            Some(matcher) => format!("cookie {} does not match", matcher.name),
+            None => "a cookie does not match".to_owned(),
         },
         Mismatch::NotGrpc => "the request is not gRPC".to_owned(),
         Mismatch::Fraction => "the roll falls outside of the route's share".to_owned(),

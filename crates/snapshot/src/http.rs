@@ -32,6 +32,8 @@ pub struct HttpConnectionManager {
     pub filters: Vec<HttpFilter>,
     /// The filters' names, in the same order.
     pub filter_names: Vec<Arc<str>>,
+    /// Which filters only routes switch on, in the same order; empty when none is.
+    pub filters_off: Vec<bool>,
     pub access_logs: Vec<Arc<AccessLog>>,
     /// `server` response header (default `envoy`; Istio `istio-envoy`).
     pub server_name: Arc<str>,
@@ -274,6 +276,7 @@ pub struct Cors {
     pub expose_headers: Option<::http::HeaderValue>,
     pub max_age: Option<::http::HeaderValue>,
     pub allow_credentials: bool,
+    pub allow_private_network_access: bool,
     pub forward_not_matching_preflights: bool,
     pub enabled: Option<Fraction>,
 }
@@ -290,6 +293,8 @@ pub struct PerRoute {
     pub stateful_session: Option<Arc<StatefulSessionPerRoute>>,
     /// Filters that are switched off here (`true`), or on again, by their names.
     pub disabled: Vec<(Arc<str>, bool)>,
+    /// Filters that are configured here, which switches them on.
+    pub configured: Vec<Arc<str>>,
 }
 
 #[derive(Debug)]

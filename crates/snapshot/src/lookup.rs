@@ -9,8 +9,13 @@ const SHORT: usize = 255;
 impl RouteTable {
     /// The virtual host and route of a request. `roll` is any uniformly distributed number: one per request.
     pub fn find(&self, head: &RequestHead<'_>, roll: u64) -> Option<(&VirtualHost, &Arc<Route>)> {
-        let host = self.virtual_host(head.authority)?;
-        let path = head.path();
+        let named = |name| head.headers.get(name).and_then(|v| v.to_str().ok());
+        let authority = self.vhost_header.as_ref().map_or(Some(head.authority), named)?;
+        let host = self.virtual_host(authority)?;
+        let mut path = head.path();
+        if self.ignore_path_parameters {
+            path = path.split(';').next().unwrap_or(path);
+        }
         let route = host.routes.iter().find(|r| r.matches.check(head, path, roll).is_ok())?;
         Some((host, route))
     }

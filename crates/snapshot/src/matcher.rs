@@ -63,8 +63,22 @@ pub enum HeaderPredicate {
 #[derive(Debug, Clone)]
 pub struct QueryMatcher {
     pub name: Box<str>,
-    /// `None`: the parameter must be present.
-    pub value: Option<StringMatcher>,
+    pub value: QueryValue,
+}
+
+#[derive(Debug, Clone)]
+pub enum QueryValue {
+    Present,
+    Absent,
+    Matches(StringMatcher),
+}
+
+/// A cookie matcher.
+#[derive(Debug, Clone)]
+pub struct CookieMatcher {
+    pub name: Box<str>,
+    pub value: StringMatcher,
+    pub invert: bool,
 }
 
 /// `numerator` of `denominator` requests (Envoy `FractionalPercent`).

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use http::HeaderMap;
 
-use crate::matcher::{HeaderKey, HeaderMatcher, HeaderPredicate, QueryMatcher, StringMatcher, ValueMatcher};
+use crate::matcher::{CookieMatcher, HeaderKey, HeaderMatcher, HeaderPredicate, QueryMatcher, QueryValue, StringMatcher, ValueMatcher};
 use crate::route::{PathMatch, RequestHead, RouteMatch, WeightedCluster, WeightedClusters};
 
 impl StringMatcher {
@@ -136,10 +136,25 @@ impl QueryMatcher {
     pub fn matches(&self, path_and_query: &str) -> bool {
         let value = query_parameters(path_and_query).find(|(name, _)| *name == &*self.name).map(|(_, value)| value);
         match (&self.value, value) {
-            (_, None) => false,
-            (None, Some(_)) => true,
-            (Some(matcher), Some(value)) => matcher.matches(value),
+            (QueryValue::Present, value) => value.is_some(),
+            (QueryValue::Absent, value) => value.is_none(),
+            (QueryValue::Matches(matcher), value) => value.is_some_and(|value| matcher.matches(value)),
         }
+    }
+}
+
+/// The value of a cookie, without its quotes (Envoy `Utility::parseCookieValue`).
+pub fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let all = headers.get_all(http::header::COOKIE);
+    let pairs = all.iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(';'));
+    let (_, value) = pairs.filter_map(|pair| pair.trim().split_once('=')).find(|(key, _)| *key == name)?;
+    Some(value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value))
+}
+
+impl CookieMatcher {
+    /// A missing cookie matches only where the matcher is inverted.
+    pub fn matches(&self, headers: &HeaderMap) -> bool {
+        cookie(headers, &self.name).is_some_and(|value| self.value.matches(value)) != self.invert
     }
 }
 
@@ -162,6 +177,8 @@ pub enum Mismatch {
     Header(usize),
     /// Index of the query matcher.
     Query(usize),
+    /// Index of the cookie matcher.
+    Cookie(usize),
     NotGrpc,
     /// The die fell outside of the route's share.
     Fraction,
@@ -187,6 +204,9 @@ impl RouteMatch {
         if let Some(index) = self.query.iter().position(|q| !q.matches(head.path_and_query)) {
             return Err(Mismatch::Query(index));
         }
+        if let Some(index) = self.cookies.iter().position(|c| !c.matches(head.headers)) {
+            return Err(Mismatch::Cookie(index));
+        }
         if self.grpc_only && !is_grpc(head.headers) {
             return Err(Mismatch::NotGrpc);
         }
@@ -205,6 +225,7 @@ impl RouteMatch {
             PathMatch::Exact(exact) => same(path_bytes, exact.as_bytes(), ignore_case),
             PathMatch::Regex(regex) => regex.is_match(path),
             PathMatch::PathSeparatedPrefix(prefix) => starts(prefix) && matches!(path_bytes.get(prefix.len()), None | Some(b'/')),
+            PathMatch::Template(template) => template.matches(path),
             PathMatch::Connect => head.method == "CONNECT",
         }
     }

@@ -15,7 +15,7 @@ impl RouteMatch {
         match &self.path {
             PathMatch::Prefix(text) | PathMatch::Exact(text) | PathMatch::PathSeparatedPrefix(text) => path.get(text.len()..).unwrap_or(""),
             // An expression matched all of it.
-            PathMatch::Regex(_) => "",
+            PathMatch::Regex(_) | PathMatch::Template(_) => "",
             PathMatch::Connect => path,
         }
     }
@@ -40,6 +40,10 @@ impl PathRewrite {
             Self::Prefix(prefix) => matched.replaced(path, prefix),
             Self::Regex { pattern, substitution } => pattern.replace_all(path, &**substitution).into_owned(),
             Self::Full(path) => path.to_string(),
+            Self::Template(rewrite) => match &matched.path {
+                PathMatch::Template(template) => rewrite.apply(template, path).unwrap_or_else(|| path.to_owned()),
+                _ => path.to_owned(),
+            },
         };
         result.push_str(query);
         result

@@ -8,8 +8,10 @@ use http::{HeaderName, StatusCode};
 use regex::Regex;
 
 use crate::ClusterId;
+use crate::header::HeaderMutations;
 use crate::http::{HeaderChanges, PerRoute};
-use crate::matcher::{Fraction, HeaderMatcher, QueryMatcher, StringMatcher};
+use crate::matcher::{CookieMatcher, Fraction, HeaderMatcher, QueryMatcher, StringMatcher};
+use crate::path_template::{PathTemplate, PathTemplateRewrite};
 use crate::ratelimit::RateLimit;
 
 /// Envoy `RouteConfiguration`.
@@ -26,6 +28,13 @@ pub struct RouteTable {
     /// The `*` virtual host.
     pub catch_all: Option<u32>,
     pub ignore_port_in_host: bool,
+    /// The virtual host is found by this header instead of the host.
+    pub vhost_header: Option<HeaderName>,
+    /// Paths are matched without what follows a `;`.
+    pub ignore_path_parameters: bool,
+    /// Taken off requests from outside.
+    pub internal_only_headers: Vec<HeaderName>,
+    pub per_route: PerRoute,
     pub headers: HeaderChanges,
     pub most_specific_header_mutations_wins: bool,
 }
@@ -43,6 +52,7 @@ pub struct VirtualHost {
     /// Tries after the first are told whether the one before was too slow.
     pub include_is_timeout_retry: bool,
     pub hedge_on_per_try_timeout: bool,
+    pub buffer_limit: BufferLimit,
     pub rate_limits: Vec<RateLimit>,
 }
 
@@ -63,12 +73,24 @@ pub struct Route {
     pub action: Action,
     pub headers: HeaderChanges,
     pub per_route: PerRoute,
+    pub buffer_limit: BufferLimit,
     /// Operation name for spans and `x-envoy-decorator-operation`.
     pub decorator: Option<Arc<str>>,
     /// The other end is told of it.
     pub decorator_propagates: bool,
     /// `filter_metadata.istio.config`, our provenance text, for explanations.
     pub provenance: Option<Arc<str>>,
+}
+
+/// How much of a request's body is kept for another try.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BufferLimit {
+    #[default]
+    Inherited,
+    /// Whatever the connection's limit is (Envoy `request_body_buffer_limit`).
+    Own(u64),
+    /// At most the connection's limit (Envoy `per_request_buffer_limit_bytes`).
+    Below(u64),
 }
 
 #[derive(Debug)]
@@ -78,6 +100,7 @@ pub struct RouteMatch {
     pub case_sensitive: bool,
     pub headers: Vec<HeaderMatcher>,
     pub query: Vec<QueryMatcher>,
+    pub cookies: Vec<CookieMatcher>,
     pub grpc_only: bool,
     pub fraction: Option<Fraction>,
 }
@@ -90,6 +113,7 @@ pub enum PathMatch {
     Regex(Regex),
     /// Prefix that ends at a `/` or the path's end.
     PathSeparatedPrefix(Box<str>),
+    Template(PathTemplate),
     Connect,
 }
 
@@ -172,13 +196,22 @@ pub enum ClusterChoice {
 #[derive(Debug)]
 pub struct WeightedClusters {
     pub total: u64,
+    /// A request may bring its roll in this header.
+    pub roll_header: Option<HeaderName>,
     /// With cumulative upper bounds: the first entry whose bound exceeds the roll is chosen.
     pub entries: Vec<WeightedCluster>,
 }
 
+/// A cluster, or the request header that names it.
+#[derive(Debug)]
+pub enum NamedCluster {
+    Fixed(ClusterId),
+    Header(HeaderName),
+}
+
 #[derive(Debug)]
 pub struct WeightedCluster {
-    pub cluster: ClusterId,
+    pub cluster: NamedCluster,
     pub bound: u64,
     pub headers: HeaderChanges,
     pub per_route: PerRoute,
@@ -194,6 +227,8 @@ pub enum PathRewrite {
         substitution: Box<str>,
     },
     Full(Box<str>),
+    /// By the variables of the route's template.
+    Template(PathTemplateRewrite),
 }
 
 #[derive(Debug)]
@@ -202,6 +237,11 @@ pub enum HostRewrite {
     Header(HeaderName),
     /// The chosen endpoint's hostname.
     Auto,
+    /// Made of the path.
+    PathRegex {
+        pattern: Regex,
+        substitution: Box<str>,
+    },
 }
 
 #[derive(Debug)]
@@ -299,11 +339,12 @@ impl RetryOn {
 
 #[derive(Debug)]
 pub struct Mirror {
-    pub cluster: ClusterId,
+    pub cluster: NamedCluster,
     pub fraction: Fraction,
     /// Append `-shadow` to the host (off in Istio by default).
     pub append_shadow: bool,
     pub host_rewrite: Option<Box<str>>,
+    pub headers: HeaderMutations,
 }
 
 #[derive(Debug)]
@@ -317,6 +358,8 @@ pub struct HashPolicy {
 pub enum HashSource {
     Header {
         name: HeaderName,
+        /// What of it is hashed.
+        rewrite: Option<(Regex, Box<str>)>,
     },
     /// With a lifetime, the cookie is made on demand.
     Cookie {

@@ -294,6 +294,9 @@ impl<'a> Exchange<'a> {
         let Some(table) = table else {
             return Err(Reply::new(404, "", details::ROUTE_CONFIGURATION_NOT_FOUND, ResponseFlags::NO_ROUTE_FOUND).into());
         };
+        if !table.internal_only_headers.is_empty() && !self.info.internal {
+            table.internal_only_headers.iter().for_each(|name| drop(self.request.headers.remove(name)));
+        }
         self.info.route = router::lookup::find(&table, &self.request, self.worker.roll64());
         Ok(())
     }

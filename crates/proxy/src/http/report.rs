@@ -32,7 +32,7 @@ pub(crate) fn end(exchange: &Exchange<'_>, ended: Instant) {
     } else {
         stats.inc(names::DOWNSTREAM_RQ_RX_RESET);
     }
-    for filter in &exchange.hcm.config.filters {
+    for filter in crate::filter::http::in_force(exchange) {
         match filter {
             HttpFilter::IstioStats(config) => istio(exchange, config.reporter_source, config.disable_host_header_fallback, micros),
             HttpFilter::GrpcStats(config) => grpc_stats::charge(exchange, config),

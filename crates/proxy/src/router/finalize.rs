@@ -81,6 +81,13 @@ pub(crate) fn mutate_request(exchange: &mut Exchange<'_>, mutations: &HeaderMuta
     apply(&mut exchange.request.headers, settled);
 }
 
+/// Changes to the headers of a copy of the request.
+pub(super) fn mutate_copy(exchange: &Exchange<'_>, mutations: &HeaderMutations, map: &mut HeaderMap) {
+    let mut settled = Vec::new();
+    settle(exchange, mutations, None, &mut settled);
+    apply(map, settled);
+}
+
 /// Headers that a filter gives to its own reply.
 pub(crate) fn reply_headers(exchange: &Exchange<'_>, mutations: &HeaderMutations) -> HeaderMap {
     let (mut settled, mut map) = (Vec::new(), HeaderMap::new());
@@ -127,6 +134,10 @@ pub(super) fn request(exchange: &mut Exchange<'_>, matched: &Matched, forward: &
         (Some(host), _) => Some(Text::from(host)),
         (None, Some(HostRewrite::Literal(host))) => host.to_str().ok().map(Text::from),
         (None, Some(HostRewrite::Header(name))) => names::text(&request.headers, name).map(Text::from),
+        (None, Some(HostRewrite::PathRegex { pattern, substitution })) => {
+            let path = request.path.split(['?', '#']).next().unwrap_or_default();
+            Some(Text::from(pattern.replace_all(path, &**substitution).into_owned()))
+        }
         (None, Some(HostRewrite::Auto) | None) => None,
     };
     if let Some(host) = host {

@@ -7,7 +7,7 @@ use std::task::Poll;
 
 use http::HeaderValue;
 use lateen_balance::Host;
-use lateen_snapshot::route::Forward;
+use lateen_snapshot::route::{BufferLimit, Forward};
 use lateen_telemetry::envoy_names::{cluster as cluster_names, http as names};
 use lateen_telemetry::{ResponseFlags, details};
 use tokio::time::Instant;
@@ -28,6 +28,9 @@ use crate::upstream::ClusterState;
 /// Envoy's default for `per_connection_buffer_limit_bytes` bounds the kept body by 1 MiB; its retry buffer by
 /// 64 KiB where nothing else is said.
 const KEPT_BODY: usize = 64 * 1024;
+
+/// Whatever a route says, a request keeps no more than this.
+const MOST_KEPT: usize = 64 << 20;
 
 /// One forwarded request's state over its tries.
 pub(super) struct Forwarding {
@@ -70,7 +73,7 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward:
     finalize::request(exchange, matched, forward, &timeouts);
     let mirrors = if forward.mirrors.is_empty() { mirror::Mirrors::default() } else { mirror::start(exchange, &forward.mirrors) };
     let upgrade = exchange.request.upgrade.is_some();
-    let cap = if upgrade { 0 } else { KEPT_BODY.min(exchange.conn.listener.listener.per_connection_buffer_limit as usize) };
+    let cap = if upgrade { 0 } else { kept_body(exchange, matched) };
     let body = match exchange.redirects.as_mut().and_then(|r| r.body.take()) {
         Some(kept) => Body::again(*kept, cap, mirrors),
         None => Body::new(exchange.request.has_body(), upgrade, cap, mirrors),
@@ -97,6 +100,21 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward:
         call.request = messages;
     }
     result
+}
+
+/// How much of the body may be sent again.
+fn kept_body(exchange: &Exchange<'_>, matched: &Matched) -> usize {
+    let connection = exchange.conn.listener.listener.per_connection_buffer_limit as usize;
+    let own = match matched.route.buffer_limit {
+        BufferLimit::Inherited => matched.virtual_host().map_or(BufferLimit::Inherited, |h| h.buffer_limit),
+        own => own,
+    };
+    let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    match own {
+        BufferLimit::Inherited => KEPT_BODY.min(connection),
+        BufferLimit::Own(n) => bytes(n).min(MOST_KEPT),
+        BufferLimit::Below(n) => bytes(n).min(connection),
+    }
 }
 
 /// Upgrades go where listener or route allow them; all else is refused before anything goes up.

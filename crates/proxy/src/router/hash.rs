@@ -29,15 +29,19 @@ pub(crate) fn of_address(address: IpAddr) -> u64 {
 
 fn one(exchange: &mut Exchange<'_>, source: &HashSource) -> Option<u64> {
     match source {
-        HashSource::Header { name } => {
+        HashSource::Header { name, rewrite } => {
+            let hashed = |value: &[u8], seed| match rewrite {
+                None => xxh64(value, seed),
+                Some((pattern, with)) => xxh64(pattern.replace_all(&String::from_utf8_lossy(value), &**with).as_bytes(), seed),
+            };
             let mut values: Vec<&[u8]> = exchange.request.headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
-            match values.len() {
-                0 if name == http::header::HOST => Some(xxh64(exchange.request.authority.as_bytes(), 0)),
-                0 => None,
-                1 => Some(xxh64(values[0], 0)),
+            match values.as_slice() {
+                [] if name == http::header::HOST => Some(hashed(exchange.request.authority.as_bytes(), 0)),
+                [] => None,
+                [one] => Some(hashed(one, 0)),
                 _ => {
                     values.sort_unstable();
-                    Some(values.iter().fold(0, |seed, value| xxh64(value, seed)))
+                    Some(values.iter().fold(0, |seed, value| hashed(value, seed)))
                 }
             }
         }
@@ -47,7 +51,7 @@ fn one(exchange: &mut Exchange<'_>, source: &HashSource) -> Option<u64> {
             found.map(|(_, value)| xxh64(value.as_bytes(), 0))
         }
         HashSource::Cookie { name, ttl, path, attributes } => {
-            if let Some(value) = cookie(exchange, name) {
+            if let Some(value) = lateen_snapshot::matching::cookie(&exchange.request.headers, name) {
                 return Some(xxh64(value.as_bytes(), 0));
             }
             let ttl = (*ttl)?;
@@ -57,12 +61,4 @@ fn one(exchange: &mut Exchange<'_>, source: &HashSource) -> Option<u64> {
             Some(xxh64(value.as_bytes(), 0))
         }
     }
-}
-
-/// The value of the request's cookie of that name.
-pub(crate) fn cookie(exchange: &Exchange<'_>, name: &str) -> Option<String> {
-    let all = exchange.request.headers.get_all(http::header::COOKIE);
-    let pairs = all.iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(';'));
-    let found = pairs.filter_map(|pair| pair.trim().split_once('=')).find(|(key, _)| *key == name);
-    found.map(|(_, value)| value.trim_matches('"').to_owned())
 }

@@ -2,7 +2,7 @@
 use std::sync::Arc;
 
 use lateen_snapshot::matcher::HeaderMatcher;
-use lateen_snapshot::route::{Action, ClusterChoice, RequestHead, RouteTable, WeightedCluster};
+use lateen_snapshot::route::{Action, ClusterChoice, NamedCluster, RequestHead, RouteTable, WeightedCluster};
 use lateen_snapshot::{ClusterId, Snapshot};
 
 use crate::http::Matched;
@@ -28,7 +28,8 @@ pub(crate) fn find(table: &Arc<RouteTable>, request: &Request, roll: u64) -> Opt
         Action::Forward(forward) => match &forward.cluster {
             ClusterChoice::Weighted(clusters) => {
                 // Other bits than the ones that matched fractions, or the two shares would go together.
-                clusters.choose(roll.rotate_left(32)).map(|entry| index_of(&clusters.entries, entry))
+                let brought = clusters.roll_header.as_ref().and_then(|name| crate::http::headers::number(&request.headers, name));
+                clusters.choose(brought.unwrap_or(roll.rotate_left(32))).map(|entry| index_of(&clusters.entries, entry))
             }
             _ => None,
         },
@@ -59,7 +60,10 @@ pub(crate) fn fixed_cluster(matched: &Matched) -> Option<ClusterId> {
     match &matched.route.action {
         Action::Forward(forward) => match &forward.cluster {
             ClusterChoice::One(id) => Some(*id),
-            ClusterChoice::Weighted(_) => weighted(matched).map(|w| w.cluster),
+            ClusterChoice::Weighted(_) => match weighted(matched)?.cluster {
+                NamedCluster::Fixed(id) => Some(id),
+                NamedCluster::Header(_) => None,
+            },
             ClusterChoice::Header(_) => None,
         },
         _ => None,
@@ -72,7 +76,10 @@ pub(crate) fn cluster_of(matched: &Matched, snapshot: &Snapshot, request: &Reque
         return Some(id);
     }
     let Action::Forward(forward) = &matched.route.action else { return None };
-    let ClusterChoice::Header(name) = &forward.cluster else { return None };
+    let name = match (&forward.cluster, weighted(matched).map(|w| &w.cluster)) {
+        (ClusterChoice::Header(name), _) | (_, Some(NamedCluster::Header(name))) => name,
+        _ => return None,
+    };
     let name = request.headers.get(name)?.to_str().ok()?;
     snapshot.cluster_named(name).map(|(id, _)| id)
 }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use lateen_balance::Context;
 use lateen_snapshot::ClusterId;
-use lateen_snapshot::route::Mirror;
+use lateen_snapshot::route::{Mirror, NamedCluster};
 use tokio::sync::mpsc;
 
 use crate::http::Exchange;
@@ -45,11 +45,18 @@ pub(super) fn start(exchange: &Exchange<'_>, mirrors: &[Mirror]) -> Mirrors {
         if !mirror.fraction.hits(exchange.worker.roll()) {
             continue;
         }
+        let cluster = match &mirror.cluster {
+            NamedCluster::Fixed(id) => Some(*id),
+            NamedCluster::Header(name) => {
+                let name = exchange.request.headers.get(name).and_then(|v| v.to_str().ok());
+                name.and_then(|name| exchange.live.snapshot.cluster_named(name)).map(|(id, _)| id)
+            }
+        };
+        let Some(cluster) = cluster else { continue };
         let copy = copy_of(exchange, mirror);
         let (sender, receiver) = mpsc::channel(WAITING);
         let has_body = copy.has_body();
         let (worker, live) = (Rc::clone(exchange.worker), Rc::clone(&exchange.live));
-        let cluster = mirror.cluster;
         crate::worker::spawn(exchange.worker, async move {
             let sending = send(&worker, &live, cluster, copy, receiver);
             let _ = tokio::time::timeout(LONGEST, Box::pin(sending)).await;
@@ -75,6 +82,9 @@ fn copy_of(exchange: &Exchange<'_>, mirror: &Mirror) -> Request {
     headers.remove(names::EXPECTED_TIMEOUT);
     if let Ok(address) = HeaderValue::from_str(&exchange.conn.remote.ip().to_string()) {
         headers.append(names::FORWARDED_FOR, address);
+    }
+    if !mirror.headers.is_empty() {
+        super::finalize::mutate_copy(exchange, &mirror.headers, &mut headers);
     }
     Request {
         method: request.method.clone(),

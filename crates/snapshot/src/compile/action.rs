@@ -3,23 +3,35 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
+use lateen_proto::any;
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::route::v3::{self as proto, route_action, weighted_cluster};
+use lateen_proto::envoy::extensions::path::rewrite::uri_template::v3::UriTemplateRewriteConfig;
 use route_action::{ClusterSpecifier, HostRewriteSpecifier, hash_policy};
+use weighted_cluster::RandomValueSpecifier;
 
-use super::common::{duration, limit, runtime_fraction};
+use super::common::{duration, limit, open, runtime_fraction};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::route::{Inherited, clean};
 use super::{filter, header, internal_redirect, matcher, retry};
 use crate::http::HeaderChanges;
 use crate::matcher::Fraction;
-use crate::route::{ClusterChoice, Forward, HashPolicy, HashSource, HostRewrite, Mirror, PathRewrite, WeightedCluster, WeightedClusters};
+use crate::path_template::PathTemplateRewrite;
+use crate::route::{
+    ClusterChoice, Forward, HashPolicy, HashSource, HostRewrite, Mirror, NamedCluster, PathMatch, PathRewrite, RouteMatch, WeightedCluster,
+    WeightedClusters,
+};
 
 /// Envoy's default when a route sets no timeout.
 const ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
 
-pub(crate) fn forward(value: proto::RouteAction, inherited: &Inherited, context: &mut Context<'_>) -> Result<Forward> {
+pub(crate) fn forward(
+    value: proto::RouteAction,
+    matches: &RouteMatch,
+    inherited: &Inherited,
+    context: &mut Context<'_>,
+) -> Result<Forward> {
     let proto::RouteAction {
         cluster_not_found_response_code,
         metadata_match,
@@ -53,7 +65,7 @@ pub(crate) fn forward(value: proto::RouteAction, inherited: &Inherited, context:
     } = value;
     // Requests in early data are never sent.
     harmless!(early_data_policy);
-    refuse!(metadata_match, path_rewrite_policy, flush_timeout, retry_policy_typed_config);
+    refuse!(metadata_match, flush_timeout, retry_policy_typed_config);
     // The newer limits stand instead of the older ones (Envoy `usingNewTimeouts`).
     let newer = max_stream_duration.is_some();
     let streams = max_stream_duration.unwrap_or_default();
@@ -68,7 +80,7 @@ pub(crate) fn forward(value: proto::RouteAction, inherited: &Inherited, context:
     Ok(Forward {
         cluster: cluster(cluster_specifier, context)?,
         cluster_not_found_status: not_found(cluster_not_found_response_code)?,
-        path_rewrite: self::path_rewrite(prefix_rewrite, regex_rewrite, path_rewrite)?,
+        path_rewrite: self::path_rewrite(prefix_rewrite, regex_rewrite, path_rewrite, path_rewrite_policy, matches)?,
         host_rewrite: host_rewrite(host_rewrite_specifier)?,
         append_x_forwarded_host,
         timeout: limit(timeout.as_ref(), Some(ROUTE_TIMEOUT), "timeout")?.filter(|_| !newer),
@@ -129,8 +141,12 @@ fn weighted(value: proto::WeightedCluster, context: &mut Context<'_>) -> Result<
     let proto::WeightedCluster { clusters, total_weight, runtime_key_prefix, random_value_specifier } = value;
     // The total is the sum of the weights; Envoy ignores the older field too.
     harmless!(total_weight, runtime_key_prefix);
-    refuse!(random_value_specifier);
-    let mut result = WeightedClusters { total: 0, entries: Vec::with_capacity(clusters.len()) };
+    let roll_header = match random_value_specifier {
+        None | Some(RandomValueSpecifier::UseHashPolicy(false)) => None,
+        Some(RandomValueSpecifier::HeaderName(name)) => Some(matcher::header_name(&name).within("header_name")?),
+        Some(RandomValueSpecifier::UseHashPolicy(true)) => return Err(Invalid::unsupported("use_hash_policy")),
+    };
+    let mut result = WeightedClusters { total: 0, roll_header, entries: Vec::with_capacity(clusters.len()) };
     for (index, entry) in clusters.into_iter().enumerate() {
         let weight = u64::from(entry.weight.unwrap_or(0));
         result.total += weight;
@@ -159,14 +175,12 @@ fn weighted_entry(value: weighted_cluster::ClusterWeight, bound: u64, context: &
         typed_per_filter_config,
         host_rewrite_specifier,
     } = value;
-    refuse!(cluster_header, metadata_match);
-    if name.is_empty() {
-        return Err(Invalid::field("name", "is empty"));
-    }
+    refuse!(metadata_match);
+    let cluster = named(name, cluster_header, "name", context)?;
     let host_rewrite = host_rewrite_specifier
         .map(|weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(host)| clean(host, "host_rewrite_literal"));
     Ok(WeightedCluster {
-        cluster: context.cluster(&name),
+        cluster,
         bound,
         headers: HeaderChanges {
             request: header::mutations(request_headers_to_add, request_headers_to_remove, "request")?,
@@ -177,13 +191,29 @@ fn weighted_entry(value: weighted_cluster::ClusterWeight, bound: u64, context: &
     })
 }
 
+/// A cluster by its name or by the header that has it.
+fn named(name: String, header: String, field: &str, context: &mut Context<'_>) -> Result<NamedCluster> {
+    match (name.is_empty(), header.is_empty()) {
+        (false, true) => Ok(NamedCluster::Fixed(context.cluster(&name))),
+        (true, false) => Ok(NamedCluster::Header(matcher::header_name(&header).within("cluster_header")?)),
+        (true, true) => Err(Invalid::field(field, "is empty")),
+        (false, false) => Err(Invalid::field("cluster_header", format!("cannot stand beside {field}; keep one"))),
+    }
+}
+
 fn path_rewrite(
     prefix: String,
     regex: Option<lateen_proto::envoy::r#type::matcher::v3::RegexMatchAndSubstitute>,
     full: String,
+    policy: Option<core::TypedExtensionConfig>,
+    matches: &RouteMatch,
 ) -> Result<Option<PathRewrite>> {
-    if usize::from(!prefix.is_empty()) + usize::from(regex.is_some()) + usize::from(!full.is_empty()) > 1 {
-        return Err(Invalid::new("has more than one of prefix_rewrite, regex_rewrite and path_rewrite; keep one"));
+    let given = [!prefix.is_empty(), regex.is_some(), !full.is_empty(), policy.is_some()];
+    if given.into_iter().filter(|set| *set).count() > 1 {
+        return Err(Invalid::new("has more than one of prefix_rewrite, regex_rewrite, path_rewrite and path_rewrite_policy; keep one"));
+    }
+    if let Some(policy) = policy {
+        return template_rewrite(policy, matches).within("path_rewrite_policy").map(Some);
     }
     Ok(if let Some(r) = regex {
         let (pattern, substitution) = matcher::substitution(r).within("regex_rewrite")?;
@@ -200,6 +230,20 @@ fn path_rewrite(
     })
 }
 
+fn template_rewrite(value: core::TypedExtensionConfig, matches: &RouteMatch) -> Result<PathRewrite> {
+    let core::TypedExtensionConfig { name, typed_config } = value;
+    let config = typed_config
+        .filter(any::is::<UriTemplateRewriteConfig>)
+        .ok_or_else(|| Invalid::new(format!("{name} is not supported; envoy.path.rewrite.uri_template.uri_template_rewriter is")))?;
+    let UriTemplateRewriteConfig { path_template_rewrite } = open(&config)?;
+    let PathMatch::Template(template) = &matches.path else {
+        return Err(Invalid::new(format!("{name} needs a path_match_policy in the route's match")));
+    };
+    PathTemplateRewrite::compile(&path_template_rewrite, template)
+        .map(PathRewrite::Template)
+        .map_err(|why| Invalid::field("typed_config.path_template_rewrite", format!("`{path_template_rewrite}`: {why}")))
+}
+
 fn host_rewrite(value: Option<HostRewriteSpecifier>) -> Result<Option<HostRewrite>> {
     Ok(match value {
         None | Some(HostRewriteSpecifier::AutoHostRewrite(false)) => None,
@@ -211,7 +255,10 @@ fn host_rewrite(value: Option<HostRewriteSpecifier>) -> Result<Option<HostRewrit
         Some(HostRewriteSpecifier::HostRewriteHeader(name)) => {
             Some(HostRewrite::Header(matcher::header_name(&name).within("host_rewrite_header")?))
         }
-        Some(HostRewriteSpecifier::HostRewritePathRegex(_)) => return Err(Invalid::unsupported("host_rewrite_path_regex")),
+        Some(HostRewriteSpecifier::HostRewritePathRegex(regex)) => {
+            let (pattern, substitution) = matcher::substitution(regex).within("host_rewrite_path_regex")?;
+            Some(HostRewrite::PathRegex { pattern, substitution })
+        }
         Some(HostRewriteSpecifier::HostRewrite(_)) => return Err(Invalid::unsupported("host_rewrite")),
     })
 }
@@ -236,14 +283,13 @@ fn mirror(value: route_action::RequestMirrorPolicy, context: &mut Context<'_>) -
         request_headers_mutations,
         host_rewrite_literal,
     } = value;
+    // Copies have no spans.
     harmless!(trace_sampled);
-    refuse!(cluster_header, request_headers_mutations);
-    if cluster.is_empty() {
-        return Err(Invalid::field("cluster", "is empty"));
-    }
+    let cluster = named(cluster, cluster_header, "cluster", context)?;
     let fraction = fraction.map(runtime_fraction).transpose().within("runtime_fraction")?.unwrap_or(Fraction::ALL);
     let host_rewrite = (!host_rewrite_literal.is_empty()).then(|| clean(host_rewrite_literal, "host_rewrite_literal")).transpose()?;
-    let mirror = Mirror { cluster: context.cluster(&cluster), fraction, append_shadow: !disable_shadow_host_suffix_append, host_rewrite };
+    let headers = header::mutation_list(request_headers_mutations, "request_headers_mutations")?;
+    let mirror = Mirror { cluster, fraction, append_shadow: !disable_shadow_host_suffix_append, host_rewrite, headers };
     Ok((fraction.numerator > 0).then_some(mirror))
 }
 
@@ -251,10 +297,10 @@ fn hash(value: route_action::HashPolicy) -> Result<HashPolicy> {
     use hash_policy::PolicySpecifier;
     let route_action::HashPolicy { terminal, policy_specifier } = value;
     let source = match policy_specifier {
-        Some(PolicySpecifier::Header(hash_policy::Header { header_name, regex_rewrite })) => {
-            refuse!(regex_rewrite);
-            HashSource::Header { name: matcher::header_name(&header_name).within("header.header_name")? }
-        }
+        Some(PolicySpecifier::Header(hash_policy::Header { header_name, regex_rewrite })) => HashSource::Header {
+            name: matcher::header_name(&header_name).within("header.header_name")?,
+            rewrite: regex_rewrite.map(matcher::substitution).transpose().within("header.regex_rewrite")?,
+        },
         Some(PolicySpecifier::Cookie(hash_policy::Cookie { name, ttl, path, attributes })) => {
             let attributes: String = attributes.iter().fold(String::new(), |text, a| match a.value.as_str() {
                 "" => text + "; " + &a.name,

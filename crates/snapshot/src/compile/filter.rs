@@ -26,13 +26,23 @@ use crate::matcher::Fraction;
 /// What is supported, for the error about everything else.
 const SUPPORTED: &str = "router, fault, cors, grpc_stats, rbac, local_ratelimit, header_to_metadata, jwt_authn, stateful_session, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
 
+/// The filters of a connection manager, with what belongs to each.
+pub(crate) struct Chain {
+    pub(crate) filters: Vec<HttpFilter>,
+    pub(crate) names: Vec<Arc<str>>,
+    /// Only routes switch it on; empty when none is.
+    pub(crate) off: Vec<bool>,
+}
+
 /// The filters of a connection manager. The last must be the router.
-pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str, context: &mut Context<'_>) -> Result<(Vec<HttpFilter>, Vec<Arc<str>>)> {
+pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str, context: &mut Context<'_>) -> Result<Chain> {
     let mut filters = Vec::with_capacity(values.len());
     let mut names: Vec<Arc<str>> = Vec::with_capacity(values.len());
+    let mut off = Vec::with_capacity(values.len());
     let last = values.len().wrapping_sub(1);
     for (index, value) in values.into_iter().enumerate() {
         let name: Arc<str> = value.name.as_str().into();
+        let disabled = value.disabled;
         if names.contains(&name) {
             return Err(Invalid::new(format!("the name {name} is used twice; filter names must differ"))).within_item(field, index);
         }
@@ -41,20 +51,25 @@ pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str, context: &mut Con
             let reason = format!("{name}: the router must be the last filter, and the last filter must be the router");
             return Err(Invalid::new(reason)).within_item(field, index);
         }
+        if disabled && index == last {
+            return Err(Invalid::field("disabled", "is not for the router")).within_item(field, index);
+        }
         names.push(name);
         filters.push(filter);
+        off.push(disabled);
     }
     if filters.is_empty() {
         return Err(Invalid::field(field, "is empty; end it with envoy.filters.http.router"));
     }
-    Ok((filters, names))
+    if !off.contains(&true) {
+        off.clear();
+    }
+    Ok(Chain { filters, names, off })
 }
 
 /// `None` for a filter that is optional and unknown.
 fn filter(value: hcm::HttpFilter, context: &mut Context<'_>) -> Result<Option<HttpFilter>> {
-    let hcm::HttpFilter { name, is_optional, disabled, config_type } = value;
-    // A route may switch such a filter on again, which would have to be honoured.
-    refuse!(disabled);
+    let hcm::HttpFilter { name, is_optional, disabled: _taken, config_type } = value;
     let config = match config_type {
         Some(http_filter::ConfigType::TypedConfig(config)) => config,
         Some(http_filter::ConfigType::ConfigDiscovery(source)) => {
@@ -283,6 +298,7 @@ fn per_filter(result: &mut PerRoute, name: &str, config: Any) -> Result<()> {
             None => Ok(()),
         };
     }
+    result.configured.push(name.into());
     if any::is::<fault::HttpFault>(&config) {
         result.fault = Some(Arc::new(http_fault(open(&config)?)?));
     } else if any::is::<proto::cors::v3::CorsPolicy>(&config) {
@@ -324,7 +340,6 @@ fn cors(value: proto::cors::v3::CorsPolicy) -> Result<Cors> {
         forward_not_matching_preflights,
     } = value;
     harmless!(shadow_enabled);
-    refuse!(allow_private_network_access);
     Ok(Cors {
         allow_origins: strings(allow_origin_string_match, "allow_origin_string_match")?,
         allow_methods: header_value(allow_methods, "allow_methods")?,
@@ -332,6 +347,7 @@ fn cors(value: proto::cors::v3::CorsPolicy) -> Result<Cors> {
         expose_headers: header_value(expose_headers, "expose_headers")?,
         max_age: header_value(max_age, "max_age")?,
         allow_credentials: allow_credentials.unwrap_or(false),
+        allow_private_network_access: allow_private_network_access.unwrap_or(false),
         forward_not_matching_preflights: forward_not_matching_preflights.unwrap_or(true),
         enabled: filter_enabled.map(runtime_fraction).transpose().within("filter_enabled")?,
     })

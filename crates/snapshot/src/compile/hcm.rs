@@ -110,7 +110,7 @@ pub(crate) fn manager(value: proto::HttpConnectionManager, context: &mut Context
     if !(1..=8192).contains(&max_request_headers_kb) {
         return Err(Invalid::field("max_request_headers_kb", format!("{max_request_headers_kb} is not between 1 and 8192")));
     }
-    let (filters, filter_names) = filter::chain(http_filters, "http_filters", context)?;
+    let filter::Chain { filters, names: filter_names, off: filters_off } = filter::chain(http_filters, "http_filters", context)?;
     let suppress_envoy_headers = filters.iter().any(|f| matches!(f, crate::http::HttpFilter::Router(r) if r.suppress_envoy_headers));
     Ok(HttpConnectionManager {
         stat_prefix: stat_prefix.into(),
@@ -120,6 +120,7 @@ pub(crate) fn manager(value: proto::HttpConnectionManager, context: &mut Context
         routes: routes(route_specifier, context)?,
         filters,
         filter_names,
+        filters_off,
         access_logs: access_log::logs(access_log, "access_log")?,
         server_name: if server_name.is_empty() { "envoy".into() } else { route::clean(server_name, "server_name")?.into() },
         server_header: server_header(server_header_transformation)?,

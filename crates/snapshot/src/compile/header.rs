@@ -1,5 +1,6 @@
 //! Header additions and removals.
 use http::{HeaderName, HeaderValue};
+use lateen_proto::envoy::config::common::mutation_rules::v3::{HeaderMutation, header_mutation};
 use lateen_proto::envoy::config::core::v3::{self as core, header_value_option::HeaderAppendAction};
 use lateen_telemetry::access_log::TextFormat;
 
@@ -20,6 +21,25 @@ pub(crate) fn mutations(add: Vec<core::HeaderValueOption>, remove: Vec<String>, 
 pub(crate) fn additions(values: Vec<core::HeaderValueOption>, field: &str) -> Result<HeaderMutations> {
     let add = values.into_iter().enumerate().map(|(i, v)| addition(v).within_item(field, i)).collect::<Result<_>>()?;
     Ok(HeaderMutations { remove: Vec::new(), add })
+}
+
+/// Changes as a list of single steps, taken as all removals and then all additions.
+pub(crate) fn mutation_list(values: Vec<HeaderMutation>, field: &str) -> Result<HeaderMutations> {
+    let mut result = HeaderMutations::default();
+    for (index, value) in values.into_iter().enumerate() {
+        match value.action {
+            Some(header_mutation::Action::Remove(_)) if !result.add.is_empty() => {
+                return Err(Invalid::field("remove", "must stand before everything that adds")).within_item(field, index);
+            }
+            Some(header_mutation::Action::Remove(name)) => result.remove.push(removal(&name).within("remove").within_item(field, index)?),
+            Some(header_mutation::Action::Append(option)) => result.add.push(addition(option).within("append").within_item(field, index)?),
+            Some(header_mutation::Action::RemoveOnMatch(_)) => {
+                return Err(Invalid::unsupported("remove_on_match")).within_item(field, index);
+            }
+            None => return Err(Invalid::new("does nothing")).within_item(field, index),
+        }
+    }
+    Ok(result)
 }
 
 /// Envoy refuses to remove `host` and pseudo headers, which would make the request malformed.

@@ -5,7 +5,7 @@ use lateen_proto::envoy::r#type::matcher::v3::{self as proto, string_matcher};
 use regex::{Regex, RegexBuilder};
 
 use super::invalid::{Invalid, Result, Within, harmless};
-use crate::matcher::{HeaderKey, HeaderMatcher, HeaderPredicate, QueryMatcher, StringMatcher};
+use crate::matcher::{CookieMatcher, HeaderKey, HeaderMatcher, HeaderPredicate, QueryMatcher, QueryValue, StringMatcher};
 
 /// A compiled expression may take this much memory: enough for real ones, too little to hurt.
 const MAX_REGEX_BYTES: usize = 1 << 20;
@@ -136,9 +136,19 @@ fn query(value: route::QueryParameterMatcher) -> Result<QueryMatcher> {
     use query_parameter_matcher::QueryParameterMatchSpecifier as Spec;
     let route::QueryParameterMatcher { name, query_parameter_match_specifier } = value;
     let value = match query_parameter_match_specifier {
-        None | Some(Spec::PresentMatch(true)) => None,
-        Some(Spec::PresentMatch(false)) => return Err(Invalid::field("present_match", "only true is supported; remove the matcher")),
-        Some(Spec::StringMatch(s)) => Some(string(s).within("string_match")?),
+        None | Some(Spec::PresentMatch(true)) => QueryValue::Present,
+        Some(Spec::PresentMatch(false)) => QueryValue::Absent,
+        Some(Spec::StringMatch(s)) => QueryValue::Matches(string(s).within("string_match")?),
     };
     Ok(QueryMatcher { name: name.into(), value })
+}
+
+pub(crate) fn cookies(values: Vec<route::CookieMatcher>, field: &str) -> Result<Vec<CookieMatcher>> {
+    values.into_iter().enumerate().map(|(i, v)| cookie(v).within_item(field, i)).collect()
+}
+
+fn cookie(value: route::CookieMatcher) -> Result<CookieMatcher> {
+    let route::CookieMatcher { name, string_match, invert_match } = value;
+    let value = string_match.ok_or_else(|| Invalid::new("is missing")).and_then(string).within("string_match")?;
+    Ok(CookieMatcher { name: name.into(), value, invert: invert_match })
 }

@@ -1,9 +1,7 @@
 //! Role-based access control, for the HTTP and the network filter.
 use std::cell::Cell;
 
-use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::rbac::v3::{self as proto, permission, principal, rbac};
-use lateen_proto::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use lateen_proto::envoy::r#type::matcher::v3::{self as matcher, path_matcher};
 use lateen_proto::envoy::r#type::v3::Int32Range;
 use lateen_proto::xds::r#type::matcher::v3::Matcher;
@@ -12,10 +10,9 @@ use lateen_proto::{Any, any};
 use super::common::{cidr, open, port};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::{header, string};
-use super::{matcher_tree, metadata};
+use super::{matcher_tree, metadata, route};
 use crate::matcher::{Permission, Principal, Rbac, RbacAction, RbacDecision, RbacPolicy, RbacRules, StringMatcher};
 use crate::metadata::MetadataMatcher;
-use crate::path_template::PathTemplate;
 
 /// Rules nested deeper than this are refused: evaluation recurses, and no real policy comes near.
 const MAX_DEPTH: u32 = 32;
@@ -85,18 +82,6 @@ pub(crate) fn tree(value: Matcher) -> Result<RbacRules> {
     Ok(RbacRules::Tree { tree, logs: logs.get() })
 }
 
-fn uri_template(value: core::TypedExtensionConfig) -> Result<PathTemplate> {
-    let core::TypedExtensionConfig { name, typed_config } = value;
-    match typed_config {
-        Some(config) if any::is::<UriTemplateMatchConfig>(&config) => {
-            let UriTemplateMatchConfig { path_template } = open(&config)?;
-            PathTemplate::compile(&path_template)
-                .map_err(|why| Invalid::field("typed_config.path_template", format!("`{path_template}`: {why}")))
-        }
-        _ => Err(Invalid::new(format!("{name} is not supported; envoy.path.match.uri_template.uri_template_matcher is"))),
-    }
-}
-
 fn policy(name: &str, value: proto::Policy) -> Result<RbacPolicy> {
     let proto::Policy { permissions, principals, condition, checked_condition, cel_config } = value;
     // Conditions are expressions of CEL.
@@ -134,7 +119,7 @@ fn permission(value: proto::Permission, depth: u32) -> Result<Permission> {
         Some(Rule::Metadata(m)) => Permission::Metadata(metadata::matcher(m).within("metadata")?),
         Some(Rule::SourcedMetadata(m)) => Permission::Metadata(sourced(m).within("sourced_metadata")?),
         Some(Rule::Matcher(_)) => return Err(Invalid::unsupported("matcher")),
-        Some(Rule::UriTemplate(template)) => Permission::UriTemplate(uri_template(template).within("uri_template")?),
+        Some(Rule::UriTemplate(template)) => Permission::UriTemplate(route::uri_template(template).within("uri_template")?),
         None => return Err(Invalid::new("has no rule")),
     })
 }

@@ -4,15 +4,20 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::StatusCode;
+use lateen_proto::any;
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::route::v3::{self as proto, redirect_action, route, route_match, virtual_host};
+use lateen_proto::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 
-use super::common::{data, metadata_text, port, runtime_fraction};
+use super::common::{data, metadata_text, open, port, runtime_fraction};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::{action, filter, header, matcher, retry};
 use crate::http::HeaderChanges;
-use crate::route::{Action, DirectResponse, PathMatch, Redirect, RedirectPath, RequireTls, Route, RouteMatch, RouteTable, VirtualHost};
+use crate::path_template::PathTemplate;
+use crate::route::{
+    Action, BufferLimit, DirectResponse, PathMatch, Redirect, RedirectPath, RequireTls, Route, RouteMatch, RouteTable, VirtualHost,
+};
 
 /// Envoy's default for `max_direct_response_body_size_bytes`.
 const DIRECT_BODY_BYTES: u32 = 4096;
@@ -47,8 +52,13 @@ pub(crate) fn table(value: proto::RouteConfiguration, context: &mut Context<'_>)
     } = value;
     // A route to an unknown cluster answers 503 (or as configured) whether clusters are validated or not.
     harmless!(validate_clusters, metadata);
-    refuse!(vhds, internal_only_headers, cluster_specifier_plugins, vhost_header, ignore_path_parameters_in_path_matching);
-    refuse!(typed_per_filter_config, route_specifiers);
+    refuse!(vhds, cluster_specifier_plugins, route_specifiers);
+    let by_header = (!vhost_header.is_empty()).then(|| matcher::header_name(&vhost_header)).transpose().within("vhost_header")?;
+    let internal_only_headers = internal_only_headers
+        .iter()
+        .enumerate()
+        .map(|(i, name)| matcher::header_name(name).within_item("internal_only_headers", i))
+        .collect::<Result<_>>()?;
     let inherited = Inherited {
         mirrors: request_mirror_policies,
         direct_body_limit: max_direct_response_body_size_bytes.unwrap_or(DIRECT_BODY_BYTES) as usize,
@@ -63,6 +73,10 @@ pub(crate) fn table(value: proto::RouteConfiguration, context: &mut Context<'_>)
         prefixes: Vec::new(),
         catch_all: None,
         ignore_port_in_host: ignore_port_in_host_matching,
+        vhost_header: by_header,
+        ignore_path_parameters: ignore_path_parameters_in_path_matching,
+        internal_only_headers,
+        per_route: filter::per_route(typed_per_filter_config)?,
         headers: HeaderChanges { request, response },
         most_specific_header_mutations_wins,
     };
@@ -144,8 +158,8 @@ fn one_virtual_host(value: proto::VirtualHost, inherited: &Inherited, context: &
         metadata,
         route_specifiers,
     } = value;
-    // Virtual clusters only name statistics; nothing is buffered for retries beyond the connection's limit.
-    harmless!(virtual_clusters, per_request_buffer_limit_bytes, request_body_buffer_limit, metadata);
+    // Virtual clusters only name statistics.
+    harmless!(virtual_clusters, metadata);
     refuse!(matcher, retry_policy_typed_config, route_specifiers);
     let request = header::mutations(request_headers_to_add, request_headers_to_remove, "request")?;
     let response = header::mutations(response_headers_to_add, response_headers_to_remove, "response")?;
@@ -182,8 +196,20 @@ fn one_virtual_host(value: proto::VirtualHost, inherited: &Inherited, context: &
         include_attempt_count_in_response,
         include_is_timeout_retry: include_is_timeout_retry_header,
         hedge_on_per_try_timeout: hedge_policy.map(retry::hedge).transpose().within("hedge_policy")?.unwrap_or(false),
+        buffer_limit: buffer_limit(per_request_buffer_limit_bytes, request_body_buffer_limit)?,
         rate_limits: super::ratelimit::limits(rate_limits, "rate_limits")?,
     })
+}
+
+fn buffer_limit(older: Option<u32>, own: Option<u64>) -> Result<BufferLimit> {
+    match (older, own) {
+        (None, None) => Ok(BufferLimit::Inherited),
+        (None, Some(bytes)) => Ok(BufferLimit::Own(bytes)),
+        (Some(bytes), None) => Ok(BufferLimit::Below(bytes.into())),
+        (Some(_), Some(_)) => {
+            Err(Invalid::field("request_body_buffer_limit", "cannot stand beside per_request_buffer_limit_bytes; keep one"))
+        }
+    }
 }
 
 fn one_route(value: proto::Route, inherited: &Inherited, context: &mut Context<'_>) -> Result<Route> {
@@ -204,14 +230,14 @@ fn one_route(value: proto::Route, inherited: &Inherited, context: &mut Context<'
         route_specifiers,
         action,
     } = value;
-    harmless!(per_request_buffer_limit_bytes, stat_prefix, request_body_buffer_limit);
+    harmless!(stat_prefix);
     refuse!(tracing, route_specifiers);
     let request = header::mutations(request_headers_to_add, request_headers_to_remove, "request")?;
     let response = header::mutations(response_headers_to_add, response_headers_to_remove, "response")?;
     let matches = r#match.ok_or_else(|| Invalid::field("match", "is missing; use `prefix: /` for everything"))?;
     let matches = route_match(matches).within("match")?;
     let action = match action {
-        Some(route::Action::Route(a)) => Action::Forward(Box::new(action::forward(*a, inherited, context).within("route")?)),
+        Some(route::Action::Route(a)) => Action::Forward(Box::new(action::forward(*a, &matches, inherited, context).within("route")?)),
         Some(route::Action::Redirect(r)) => Action::Redirect(Box::new(redirect(r).within("redirect")?)),
         Some(route::Action::DirectResponse(r)) => {
             Action::Direct(Box::new(direct(r, inherited.direct_body_limit).within("direct_response")?))
@@ -229,6 +255,7 @@ fn one_route(value: proto::Route, inherited: &Inherited, context: &mut Context<'
         action,
         headers: HeaderChanges { request, response },
         per_route: filter::per_route(typed_per_filter_config)?,
+        buffer_limit: buffer_limit(per_request_buffer_limit_bytes, request_body_buffer_limit)?,
         decorator,
         decorator_propagates: propagate.unwrap_or(true),
         provenance,
@@ -249,7 +276,7 @@ pub(crate) fn route_match(value: proto::RouteMatch) -> Result<RouteMatch> {
         filter_state,
         path_specifier,
     } = value;
-    refuse!(cookies, tls_context, dynamic_metadata, filter_state);
+    refuse!(tls_context, dynamic_metadata, filter_state);
     let case_sensitive = case_sensitive.unwrap_or(true);
     let fold = |text: String| if case_sensitive { text } else { text.to_ascii_lowercase() }.into_boxed_str();
     let path = match path_specifier {
@@ -258,7 +285,7 @@ pub(crate) fn route_match(value: proto::RouteMatch) -> Result<RouteMatch> {
         Some(PathSpecifier::SafeRegex(r)) => PathMatch::Regex(matcher::whole(r).within("safe_regex")?),
         Some(PathSpecifier::ConnectMatcher(_)) => PathMatch::Connect,
         Some(PathSpecifier::PathSeparatedPrefix(text)) => PathMatch::PathSeparatedPrefix(separated(fold(text))?),
-        Some(PathSpecifier::PathMatchPolicy(_)) => return Err(Invalid::unsupported("path_match_policy")),
+        Some(PathSpecifier::PathMatchPolicy(policy)) => PathMatch::Template(uri_template(policy).within("path_match_policy")?),
         None => return Err(Invalid::new("has no path; use `prefix: /` for everything")),
     };
     Ok(RouteMatch {
@@ -266,9 +293,23 @@ pub(crate) fn route_match(value: proto::RouteMatch) -> Result<RouteMatch> {
         case_sensitive,
         headers: matcher::headers(headers, "headers")?,
         query: matcher::queries(query_parameters, "query_parameters")?,
+        cookies: matcher::cookies(cookies, "cookies")?,
         grpc_only: grpc.is_some(),
         fraction: fraction.map(runtime_fraction).transpose().within("runtime_fraction")?,
     })
+}
+
+/// The only policy there is: a template.
+pub(crate) fn uri_template(value: core::TypedExtensionConfig) -> Result<PathTemplate> {
+    let core::TypedExtensionConfig { name, typed_config } = value;
+    match typed_config {
+        Some(config) if any::is::<UriTemplateMatchConfig>(&config) => {
+            let UriTemplateMatchConfig { path_template } = open(&config)?;
+            PathTemplate::compile(&path_template)
+                .map_err(|why| Invalid::field("typed_config.path_template", format!("`{path_template}`: {why}")))
+        }
+        _ => Err(Invalid::new(format!("{name} is not supported; envoy.path.match.uri_template.uri_template_matcher is"))),
+    }
 }
 
 fn separated(text: Box<str>) -> Result<Box<str>> {

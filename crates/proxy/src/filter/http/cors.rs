@@ -12,6 +12,9 @@ use crate::http::Exchange;
 use crate::http::message::Response;
 use crate::http::reply::Reply;
 
+const PRIVATE_NETWORK_ASKED: HeaderName = HeaderName::from_static("access-control-request-private-network");
+const PRIVATE_NETWORK_ALLOWED: HeaderName = HeaderName::from_static("access-control-allow-private-network");
+
 /// What the answer says about an allowed origin.
 #[derive(Clone)]
 pub(super) struct Allowed {
@@ -54,6 +57,9 @@ pub(super) fn on_request(exchange: &mut Exchange<'_>) -> Step {
     let mut reply = answer().with_header(header::ACCESS_CONTROL_ALLOW_ORIGIN, allowed.origin.clone());
     if allowed.policy.allow_credentials {
         reply = reply.with_header(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
+    }
+    if allowed.policy.allow_private_network_access && request.headers.get(PRIVATE_NETWORK_ASKED).is_some_and(|v| v == "true") {
+        reply = reply.with_header(PRIVATE_NETWORK_ALLOWED, HeaderValue::from_static("true"));
     }
     let asked = |name: HeaderName| request.headers.get(name).cloned().unwrap_or(HeaderValue::from_static(""));
     // A star is no wildcard where credentials are sent: what was asked for is allowed by its name.

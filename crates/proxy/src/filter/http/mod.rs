@@ -83,25 +83,41 @@ pub(crate) fn on_response(exchange: &mut Exchange<'_>, response: &mut Response) 
 
 /// The ALPN override in force, if any.
 pub(crate) fn alpn_overrides<'a>(exchange: &Exchange<'a>) -> Option<&'a Arc<AlpnOverrides>> {
-    exchange.hcm.config.filters.iter().find_map(|f| if let HttpFilter::IstioAlpn(o) = f { Some(o) } else { None })
+    let mut filters = exchange.hcm.config.filters.iter().enumerate();
+    let (index, overrides) = filters.find_map(|(i, f)| if let HttpFilter::IstioAlpn(o) = f { Some((i, o)) } else { None })?;
+    (!has_switches(exchange) || !is_disabled(exchange, index)).then_some(overrides)
+}
+
+/// Filters that are not switched off.
+pub(crate) fn in_force<'a>(exchange: &'a Exchange<'_>) -> impl Iterator<Item = &'a HttpFilter> {
+    let switched = has_switches(exchange);
+    let filters = exchange.hcm.config.filters.iter().enumerate();
+    filters.filter(move |(index, _)| !switched || !is_disabled(exchange, *index)).map(|(_, filter)| filter)
 }
 
 /// The places of per-route configuration, most specific first.
 fn levels(matched: &Matched) -> impl Iterator<Item = &PerRoute> {
     let weighted = crate::router::lookup::weighted(matched).map(|w| &w.per_route);
     let host = matched.virtual_host().map(|h| &h.per_route);
-    [weighted, Some(&matched.route.per_route), host].into_iter().flatten()
+    [weighted, Some(&matched.route.per_route), host, Some(&matched.table.per_route)].into_iter().flatten()
 }
 
-/// Whether the route switches any filter off or on; almost none does.
+/// Whether any filter is switched off, or by the route off or on; almost none is.
 fn has_switches(exchange: &Exchange<'_>) -> bool {
-    exchange.info.route.as_ref().is_some_and(|matched| levels(matched).any(|level| !level.disabled.is_empty()))
+    !exchange.hcm.config.filters_off.is_empty()
+        || exchange.info.route.as_ref().is_some_and(|matched| levels(matched).any(|level| !level.disabled.is_empty()))
 }
 
 /// The most specific place that speaks of the filter counts (Envoy `FilterConfig.disabled`).
 fn is_disabled(exchange: &Exchange<'_>, index: usize) -> bool {
-    let (Some(matched), Some(name)) = (&exchange.info.route, exchange.hcm.config.filter_names.get(index)) else { return false };
-    levels(matched).find_map(|level| level.disabled.iter().find(|(known, _)| known == name)).is_some_and(|(_, off)| *off)
+    let config = &exchange.hcm.config;
+    let off = config.filters_off.get(index).copied().unwrap_or(false);
+    let (Some(matched), Some(name)) = (&exchange.info.route, config.filter_names.get(index)) else { return off };
+    let at = |level: &PerRoute| {
+        let switch = level.disabled.iter().find(|(known, _)| known == name).map(|(_, off)| *off);
+        switch.or_else(|| level.configured.contains(name).then_some(false))
+    };
+    levels(matched).find_map(at).unwrap_or(off)
 }
 
 /// A filter's configuration by route: that of the weighted cluster, else the route, else the virtual host.

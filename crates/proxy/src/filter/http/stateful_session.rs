@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use http::HeaderValue;
 use http::header::SET_COOKIE;
 use lateen_balance::Host;
+use lateen_snapshot::matching;
 use lateen_snapshot::stateful_session::{self as state, SessionCookie, SessionState, StatefulSession, StatefulSessionPerRoute};
 use lateen_telemetry::envoy_names::stateful_session as names;
 use lateen_telemetry::{Local, ResponseFlags, details};
@@ -14,7 +15,6 @@ use super::{Step, per_route};
 use crate::http::message::Response;
 use crate::http::reply::Reply;
 use crate::http::{End, Exchange};
-use crate::router::hash;
 use crate::upstream::ClusterState;
 
 /// The session of a request.
@@ -40,7 +40,8 @@ pub(super) fn on_request(exchange: &mut Exchange<'_>, filter: &Arc<StatefulSessi
         None => (false, None),
         Some(SessionState::Cookie(cookie)) if !cookie.covers(&exchange.request.path) => (false, None),
         Some(SessionState::Cookie(cookie)) => {
-            (true, hash::cookie(exchange, &cookie.name).and_then(|value| SessionCookie::read(&value, now(exchange))))
+            let value = matching::cookie(&exchange.request.headers, &cookie.name);
+            (true, value.and_then(|value| SessionCookie::read(value, now(exchange))))
         }
         Some(SessionState::Header(name)) => {
             let value = exchange.request.headers.get(name).and_then(|v| v.to_str().ok());
