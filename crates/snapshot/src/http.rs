@@ -173,8 +173,16 @@ pub enum HttpFilter {
     HeaderToMetadata(Arc<HeaderToMetadata>),
     JwtAuthn(Arc<JwtAuthn>),
     StatefulSession(Arc<StatefulSession>),
+    OnDemand(Arc<OnDemand>),
     /// Stands for what a request is given instead, unless there is nothing.
     Discovered(Arc<DiscoveredFilter>),
+}
+
+/// Requests for unknown clusters wait until those are discovered (Envoy on_demand filter).
+#[derive(Debug)]
+pub struct OnDemand {
+    /// How long; `None` not at all.
+    pub clusters: Option<Duration>,
 }
 
 /// A filter whose configuration is discovered (Envoy `config_discovery`).
@@ -291,6 +299,7 @@ pub struct PerRoute {
     pub header_to_metadata: Option<Arc<HeaderToMetadata>>,
     pub jwt_authn: Option<Arc<JwtPerRoute>>,
     pub stateful_session: Option<Arc<StatefulSessionPerRoute>>,
+    pub on_demand: Option<Arc<OnDemand>>,
     /// Filters that are switched off here (`true`), or on again, by their names.
     pub disabled: Vec<(Arc<str>, bool)>,
     /// Filters that are configured here, which switches them on.

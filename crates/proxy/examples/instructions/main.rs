@@ -80,6 +80,7 @@ impl Workers {
                 node: Arc::new(NodeText::default()),
                 overload: Overload::new(Default::default()),
                 epoch: Instant::now(),
+                wishes: Default::default(),
             })
         });
         Ok(Self(each.collect::<Result<_, _>>()?))

@@ -104,6 +104,11 @@ async fn follow(mut wanted: watch::Receiver<Wanted>, subscriptions: Subscription
         if now.routes != before.routes {
             subscriptions.set(types::ROUTE, names(&now.routes));
         }
+        let beside = |set: &BTreeSet<Arc<str>>, other| set.difference(other).map(ToString::to_string).collect::<Vec<_>>();
+        if now.clusters != before.clusters {
+            subscriptions.subscribe(types::CLUSTER, beside(&now.clusters, &before.clusters));
+            subscriptions.unsubscribe(types::CLUSTER, beside(&before.clusters, &now.clusters));
+        }
         if now.extensions != before.extensions {
             subscriptions.set(types::EXTENSION, names(&now.extensions));
         }

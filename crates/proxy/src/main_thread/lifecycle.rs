@@ -16,9 +16,9 @@ use tokio::task::JoinSet;
 
 use super::drain::{DrainPlan, Draining, Step};
 use super::state::{Main, Parts, Publisher};
-use super::{cluster_figures, discovery, dns, ejection, figures, files, health, overload};
+use super::{cluster_figures, discovery, dns, ejection, figures, files, health, on_demand, overload};
 use crate::admin::{self, AdminOptions};
-use crate::worker::{Drain, LogFiles, NodeText, Overload, WorkerConfig, WorkerHandle};
+use crate::worker::{Drain, LogFiles, NodeText, Overload, Wishes, WorkerConfig, WorkerHandle};
 
 /// How a proxy process runs.
 pub struct Options {
@@ -101,6 +101,7 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
     registry.add_source(istio);
     let logs = Arc::new(LogFiles::default());
     let mut handles = Vec::with_capacity(concurrency);
+    let (wishes, asked) = Wishes::channel();
     for (index, (shard, istio)) in shards.into_iter().zip(istio_shards).enumerate() {
         handles.push(WorkerHandle::spawn(WorkerConfig {
             index,
@@ -113,6 +114,7 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
             node: node.clone(),
             overload: switches.clone(),
             epoch,
+            wishes: wishes.clone(),
         })?);
     }
     let workers = Arc::new(Workers(handles));
@@ -138,6 +140,7 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
     tasks.spawn(health::run(main.clone()));
     tasks.spawn(ejection::run(main.clone()));
     tasks.spawn(overload::run(main.clone()));
+    tasks.spawn(on_demand::run(main.clone(), asked));
     tasks.spawn(discovery::secrets(main.clone(), identity, token.clone()));
     discovery::single(&main, token.clone(), &mut tasks);
     discovery::aggregated(&main, token, &mut tasks);

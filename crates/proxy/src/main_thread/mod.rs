@@ -2,7 +2,8 @@
 //!
 //! One owner of the compiler ([`state::Main`]) takes what arrives from the bootstrap file, the discovery
 //! stream, the certificate rotation, DNS and the file system, and publishes a snapshot to the workers.
-//! Around it run tasks of one idea each: [`discovery`], [`dns`], [`files`], [`health`], [`ejection`], [`cluster_figures`].
+//! Around it run tasks of one idea each: [`discovery`], [`dns`], [`files`], [`health`], [`ejection`], [`cluster_figures`],
+//! [`on_demand`].
 mod cluster_figures;
 mod discovery;
 mod dns;
@@ -13,6 +14,7 @@ mod files;
 mod health;
 mod lifecycle;
 pub(crate) mod memory;
+mod on_demand;
 mod overload;
 mod probe;
 mod state;

@@ -1,12 +1,13 @@
 //! Asking the snapshot about a request.
 use std::sync::Arc;
 
+use http::HeaderName;
 use lateen_snapshot::matcher::HeaderMatcher;
 use lateen_snapshot::route::{Action, ClusterChoice, NamedCluster, RequestHead, RouteTable, WeightedCluster};
 use lateen_snapshot::{ClusterId, Snapshot};
 
-use crate::http::Matched;
 use crate::http::message::Request;
+use crate::http::{Exchange, Matched};
 
 /// The request as matchers read it.
 pub(crate) fn head_of(request: &Request) -> RequestHead<'_> {
@@ -75,13 +76,29 @@ pub(crate) fn cluster_of(matched: &Matched, snapshot: &Snapshot, request: &Reque
     if let Some(id) = fixed_cluster(matched) {
         return Some(id);
     }
-    let Action::Forward(forward) = &matched.route.action else { return None };
-    let name = match (&forward.cluster, weighted(matched).map(|w| &w.cluster)) {
-        (ClusterChoice::Header(name), _) | (_, Some(NamedCluster::Header(name))) => name,
-        _ => return None,
-    };
-    let name = request.headers.get(name)?.to_str().ok()?;
+    let name = request.headers.get(header_of(matched)?)?.to_str().ok()?;
     snapshot.cluster_named(name).map(|(id, _)| id)
+}
+
+/// The request header that names the cluster.
+fn header_of(matched: &Matched) -> Option<&HeaderName> {
+    let Action::Forward(forward) = &matched.route.action else { return None };
+    match (&forward.cluster, weighted(matched).map(|w| &w.cluster)) {
+        (ClusterChoice::Header(name), _) | (_, Some(NamedCluster::Header(name))) => Some(name),
+        _ => None,
+    }
+}
+
+/// The cluster that the request is meant for, if the snapshot does not have it.
+pub(crate) fn unknown_cluster(exchange: &Exchange<'_>) -> Option<String> {
+    let matched = exchange.info.route.as_ref()?;
+    let snapshot = &exchange.live.snapshot;
+    if let Some(id) = fixed_cluster(matched) {
+        return if snapshot.cluster(id).is_none() { name_of(snapshot, id).map(str::to_owned) } else { None };
+    }
+    let name = header_of(matched)?;
+    let name = exchange.request.headers.get(name)?.to_str().ok()?;
+    snapshot.cluster_named(name).is_none().then(|| name.to_owned())
 }
 
 /// The name behind an id. Searches all names: for a request that fails anyway.

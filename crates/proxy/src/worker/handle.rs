@@ -12,7 +12,7 @@ use lateen_telemetry::{Registry, Shard};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
-use super::{LogFiles, NodeText, Overload, TICK, Worker, guard};
+use super::{LogFiles, NodeText, Overload, TICK, Wishes, Worker, guard};
 
 /// What a worker is made from.
 pub struct WorkerConfig {
@@ -32,6 +32,8 @@ pub struct WorkerConfig {
     pub overload: Arc<Overload>,
     /// Zero of the clock given to outlier detection; the main thread's ticks must use the same.
     pub epoch: Instant,
+    /// Where clusters are asked for that are not there.
+    pub wishes: Wishes,
 }
 
 enum Command {

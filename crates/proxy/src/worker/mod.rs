@@ -5,6 +5,7 @@ mod handle;
 mod live;
 mod logs;
 mod overload;
+mod wishes;
 
 pub(crate) use drain::DrainSignal;
 pub(crate) use guard::spawn;
@@ -12,6 +13,7 @@ pub use handle::{Drain, WorkerConfig, WorkerHandle};
 pub(crate) use live::Live;
 pub use logs::LogFiles;
 pub use overload::Overload;
+pub use wishes::{Wish, Wishes};
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -60,6 +62,7 @@ pub(crate) struct Worker {
     connections: Cell<u64>,
     next_connection: Cell<u64>,
     shared: Arc<Shared>,
+    pub(crate) wishes: Wishes,
     /// Zero of the millisecond clock that all workers share for outlier detection.
     epoch: std::time::Instant,
 }
@@ -115,6 +118,7 @@ impl Worker {
             connections: Cell::new(0),
             next_connection: Cell::new(config.index as u64),
             shared,
+            wishes: config.wishes,
             epoch: config.epoch,
         })
     }
@@ -122,6 +126,11 @@ impl Worker {
     /// The configuration of this moment; a request keeps the one it began with.
     pub(crate) fn live(&self) -> Rc<Live> {
         Rc::clone(&self.live.borrow())
+    }
+
+    /// The version of the snapshot in force, as it changes.
+    pub(crate) fn applied(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.shared.applied.subscribe()
     }
 
     pub(crate) fn pools_of(&self, id: ClusterId) -> Rc<Pools> {

@@ -39,6 +39,7 @@ fn started() -> (WorkerHandle, Arc<Registry>, SocketAddr) {
         node: Arc::default(),
         overload: Overload::new(Default::default()),
         epoch: Instant::now(),
+        wishes: Default::default(),
     })
     .unwrap();
     let mut compiler = Compiler::new();

@@ -13,6 +13,7 @@ mod http2;
 mod internal_redirects;
 mod jwt;
 mod metadata;
+mod on_demand;
 mod rate_limits;
 mod retries;
 mod routing;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use lateen_proxy::worker::NodeText;
-use lateen_proxy::{LogFiles, Overload, WorkerConfig, WorkerHandle};
+use lateen_proxy::{LogFiles, Overload, Wishes, WorkerConfig, WorkerHandle};
 use lateen_snapshot::Snapshot;
 use lateen_snapshot::compile::Compiler;
 use lateen_telemetry::Registry;
@@ -47,6 +47,11 @@ pub(crate) fn start(yaml: &str) -> Proxy {
 
 /// [`start`] with a snapshot that is made elsewhere.
 pub(crate) fn start_with(yaml: &str, snapshot: Arc<Snapshot>) -> Proxy {
+    start_asking(yaml, snapshot, Wishes::default())
+}
+
+/// [`start_with`] and somebody who is asked for clusters.
+pub(crate) fn start_asking(yaml: &str, snapshot: Arc<Snapshot>, wishes: Wishes) -> Proxy {
     let (registry, shards) = Registry::new(1, TagStyle::Istio);
     let (_, istio) = IstioMetrics::new(IstioConfig::new(PeerMetadata::default()), 1);
     let overload = Overload::new(lateen_snapshot::bootstrap::parse(yaml, "test.yaml").unwrap().overload.limits);
@@ -61,6 +66,7 @@ pub(crate) fn start_with(yaml: &str, snapshot: Arc<Snapshot>) -> Proxy {
         node: Arc::new(NodeText::default()),
         overload: overload.clone(),
         epoch: Instant::now(),
+        wishes,
     };
     let worker = WorkerHandle::spawn(config).unwrap();
     publish(&worker, snapshot);

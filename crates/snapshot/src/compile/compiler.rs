@@ -37,6 +37,9 @@ type SecretProto = envoy::extensions::transport_sockets::tls::v3::Secret;
 /// A single resource larger than this is refused: a whole mesh's listener is a few megabytes.
 const MAX_RESOURCE_BYTES: usize = 64 << 20;
 
+/// Clusters that may be asked for by requests: their names come from callers.
+const MOST_ON_DEMAND: usize = 10_000;
+
 /// A resource that arrived.
 #[derive(Clone, Debug)]
 pub struct Update {
@@ -59,6 +62,8 @@ pub struct Wanted {
     pub endpoints: BTreeSet<Arc<str>>,
     pub secrets: BTreeSet<SecretKey>,
     pub extensions: BTreeSet<Arc<str>>,
+    /// Clusters that requests asked for.
+    pub clusters: BTreeSet<Arc<str>>,
 }
 
 /// One named resource of a type, with its versions.
@@ -111,6 +116,8 @@ pub struct Compiler {
     /// Outlives the versions of a cluster.
     live: HashMap<Arc<str>, Arc<ClusterLive>>,
     resolved: HashMap<Arc<str>, Resolved>,
+    /// Clusters that requests asked for, and that the server has not denied.
+    on_demand: BTreeSet<Arc<str>>,
     snapshot: Arc<Snapshot>,
     dirty: bool,
 }
@@ -289,6 +296,7 @@ impl Compiler {
             if type_name == ListenerProto::full_name() {
                 self.dirty |= remove_dynamic(&mut self.listeners, name);
             } else if type_name == ClusterProto::full_name() {
+                self.on_demand.remove(name);
                 if remove_dynamic(&mut self.clusters, name) {
                     self.live.remove(name);
                     self.resolved.remove(name);
@@ -458,9 +466,21 @@ impl Compiler {
         self.dirty |= routes.len() != before;
     }
 
+    /// Asks for a cluster because a request wants it. `false` when that are too many.
+    pub fn want_cluster(&mut self, name: &str) -> bool {
+        self.on_demand.contains(name) || (self.on_demand.len() < MOST_ON_DEMAND && self.on_demand.insert(name.into()))
+    }
+
+    /// Nobody waits for the cluster any more: one that never came is not asked for any longer.
+    pub fn unwant_cluster(&mut self, name: &str) {
+        if !self.clusters.contains_key(name) {
+            self.on_demand.remove(name);
+        }
+    }
+
     /// What must be subscribed to.
     pub fn wanted(&self) -> Wanted {
-        let mut wanted = Wanted::default();
+        let mut wanted = Wanted { clusters: self.on_demand.clone(), ..Wanted::default() };
         for version in self.listeners.values().flat_map(|e| e.versions.all()) {
             let names = version.value.uses.route_tables.iter().filter_map(|id| self.names.route_names().get(id.0 as usize));
             wanted.routes.extend(names.cloned());

@@ -17,14 +17,14 @@ use super::common::{duration, fraction, open, runtime_fraction};
 use super::context::{Context, ExtensionUse};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::{headers, strings};
-use super::{grpc_stats, istio, jwt_authn, local_ratelimit, metadata, rbac, stateful_session};
+use super::{grpc_stats, istio, jwt_authn, local_ratelimit, metadata, on_demand, rbac, stateful_session};
 use crate::http::{
     AbortKind, AlpnOverrides, Cors, DiscoveredFilter, Extension, Fault, FaultAbort, FaultDelay, HttpFilter, PerRoute, RbacPerRoute, Router,
 };
 use crate::matcher::Fraction;
 
 /// What is supported, for the error about everything else.
-const SUPPORTED: &str = "router, fault, cors, grpc_stats, rbac, local_ratelimit, header_to_metadata, jwt_authn, stateful_session, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
+const SUPPORTED: &str = "router, fault, cors, grpc_stats, rbac, local_ratelimit, header_to_metadata, jwt_authn, stateful_session, on_demand, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
 
 /// The filters of a connection manager, with what belongs to each.
 pub(crate) struct Chain {
@@ -144,6 +144,8 @@ fn typed(name: &str, config: &Any, outbound: bool) -> Result<HttpFilter> {
         Ok(HttpFilter::JwtAuthn(Arc::new(jwt_authn::filter(open(config)?)?)))
     } else if any::is::<proto::stateful_session::v3::StatefulSession>(config) {
         Ok(HttpFilter::StatefulSession(Arc::new(stateful_session::filter(open(config)?)?)))
+    } else if any::is::<proto::on_demand::v3::OnDemand>(config) {
+        Ok(HttpFilter::OnDemand(Arc::new(on_demand::filter(open(config)?)?)))
     } else if any::is::<istio_alpn::FilterConfig>(config) {
         alpn(open(config)?)
     } else if let Some(filter) = istio::http_filter(config, outbound)? {
@@ -317,9 +319,11 @@ fn per_filter(result: &mut PerRoute, name: &str, config: Any) -> Result<()> {
         result.jwt_authn = Some(Arc::new(jwt_authn::per_route(open(&config)?)?));
     } else if any::is::<proto::stateful_session::v3::StatefulSessionPerRoute>(&config) {
         result.stateful_session = Some(Arc::new(stateful_session::per_route(open(&config)?)?));
+    } else if any::is::<proto::on_demand::v3::PerRouteConfig>(&config) {
+        result.on_demand = Some(Arc::new(on_demand::per_route(open(&config)?)?));
     } else {
         return Err(Invalid::new(format!(
-            "{name} ({}) is not supported per route; fault, cors, rbac, local_ratelimit, header_to_metadata, jwt_authn and stateful_session are",
+            "{name} ({}) is not supported per route; fault, cors, rbac, local_ratelimit, header_to_metadata, jwt_authn, stateful_session and on_demand are",
             istio::type_name(&config)
         )));
     }

@@ -30,6 +30,7 @@ mod matcher_tree;
 mod metadata;
 mod names;
 mod network;
+mod on_demand;
 mod outlier;
 pub(crate) mod parts;
 mod ratelimit;

@@ -5,6 +5,7 @@ pub(crate) mod grpc_stats;
 mod header_to_metadata;
 mod jwt_authn;
 mod local_ratelimit;
+mod on_demand;
 mod peer_metadata;
 pub(crate) mod rbac;
 pub(crate) mod stateful_session;
@@ -40,6 +41,8 @@ pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
             HttpFilter::HeaderToMetadata(config) => header_to_metadata::on_request(exchange, config),
             HttpFilter::LocalRateLimit(config) => local_ratelimit::on_request(exchange, config),
             HttpFilter::StatefulSession(config) => stateful_session::on_request(exchange, config),
+            // Apart, so that requests without it do not hold the room for its wait.
+            HttpFilter::OnDemand(config) => Box::pin(on_demand::on_request(exchange, config)).await?,
             HttpFilter::PeerMetadata(config) => {
                 peer_metadata::on_request(exchange, config);
                 Step::Continue

@@ -1,0 +1,137 @@
+//! Clusters that are discovered because a request wants them (Envoy ODCDS).
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::Main;
+use crate::worker::Wish;
+
+/// Requests that wait at once, over all workers.
+const MOST_WAITING: usize = 10_000;
+/// How often requests that gave up are forgotten.
+const SWEEP: Duration = Duration::from_secs(1);
+
+type Waiting = HashMap<Arc<str>, Vec<oneshot::Sender<u64>>>;
+
+/// Answers the workers' wishes.
+pub(super) async fn run(main: Arc<Main>, mut wishes: mpsc::Receiver<Wish>) {
+    let (mut snapshots, mut wanted) = (main.snapshots(), main.wanted());
+    let mut sweep = tokio::time::interval(SWEEP);
+    let mut waiting = Waiting::new();
+    loop {
+        tokio::select! {
+            wish = wishes.recv() => match wish {
+                Some(wish) => take(&main, &mut waiting, wish),
+                None => return,
+            },
+            changed = snapshots.changed() => if changed.is_err() { return },
+            changed = wanted.changed() => if changed.is_err() { return },
+            _ = sweep.tick() => forget(&main, &mut waiting),
+        }
+        answer(&main, &mut waiting);
+    }
+}
+
+fn take(main: &Main, waiting: &mut Waiting, Wish { cluster, answer }: Wish) {
+    if waiting.values().map(Vec::len).sum::<usize>() >= MOST_WAITING {
+        return;
+    }
+    if main.snapshot().cluster_named(&cluster).is_none() && !main.change(|compiler, _| compiler.want_cluster(&cluster)) {
+        return;
+    }
+    waiting.entry(cluster).or_default().push(answer);
+}
+
+/// A cluster that is there, or that the server says does not exist, is waited for no longer.
+fn answer(main: &Main, waiting: &mut Waiting) {
+    if waiting.is_empty() {
+        return;
+    }
+    let (snapshot, wanted) = (main.snapshot(), main.wanted());
+    let wanted = wanted.borrow();
+    waiting.retain(|name, answers| {
+        let there = snapshot.cluster_named(name).is_some();
+        if there {
+            answers.drain(..).for_each(|answer| drop(answer.send(snapshot.version)));
+        }
+        !there && wanted.clusters.contains(name)
+    });
+}
+
+/// What nobody waits for any more, and never came, is not asked for any more.
+fn forget(main: &Main, waiting: &mut Waiting) {
+    waiting.retain(|name, answers| {
+        answers.retain(|answer| !answer.is_closed());
+        if answers.is_empty() {
+            main.change(|compiler, _| compiler.unwant_cluster(name));
+        }
+        !answers.is_empty()
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use lateen_snapshot::Snapshot;
+    use lateen_snapshot::compile::{SecretSource, Update};
+    use lateen_telemetry::Registry;
+    use lateen_telemetry::stats::TagStyle;
+    use lateen_xds::types;
+
+    use super::*;
+    use crate::main_thread::{Parts, Publisher};
+    use crate::worker::Wishes;
+
+    struct Nobody;
+
+    impl Publisher for Nobody {
+        fn publish(&self, _snapshot: Arc<Snapshot>) {}
+    }
+
+    const YAML: &str = "{node: {id: n, cluster: c}, static_resources: {clusters: [{name: late, type: STATIC, \
+                        load_assignment: {cluster_name: late}}]}}";
+
+    fn main() -> Arc<Main> {
+        let bootstrap = lateen_snapshot::bootstrap::parse("{node: {id: n, cluster: c}}", "test.yaml").unwrap();
+        let overload = crate::worker::Overload::new(bootstrap.overload.limits.clone());
+        let parts = Parts {
+            bootstrap,
+            registry: Registry::new(1, TagStyle::Envoy).0,
+            publisher: Box::new(Nobody),
+            epoch: Instant::now(),
+            workers: 1,
+            upstream_mark: None,
+            overload,
+            drain_time: Duration::ZERO,
+            drain_gradually: false,
+        };
+        Main::new(parts).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wish_is_subscribed_to_until_it_is_answered_or_nobody_waits() {
+        let main = main();
+        let (wishes, asked) = Wishes::channel();
+        let task = tokio::spawn(run(Arc::clone(&main), asked));
+        let mut wanted = main.wanted();
+        let first = wishes.ask("late").unwrap();
+        let second = wishes.ask("late").unwrap();
+        let denied = wishes.ask("none").unwrap();
+        wanted.wait_for(|w| w.clusters.len() == 2).await.unwrap();
+        let body = lateen_snapshot::bootstrap::parse(YAML, "test.yaml").unwrap().resources.remove(0);
+        let update = Update { name: "late".to_owned(), version: "1".to_owned(), body };
+        main.apply(&SecretSource::Ads, types::CLUSTER, vec![update], &["none".to_owned()]);
+        let version = main.snapshot().version;
+        assert_eq!((first.await, second.await), (Ok(version), Ok(version)));
+        assert!(denied.await.is_err(), "the server says that there is none");
+        assert_eq!(wishes.ask("late").unwrap().await, Ok(version), "it is there already");
+        // A cluster that is there stays subscribed to; one that never came does not when nobody waits.
+        drop(wishes.ask("later").unwrap());
+        wanted.wait_for(|w| w.clusters.iter().map(|c| &**c).eq(["late", "later"])).await.unwrap();
+        wanted.wait_for(|w| w.clusters.iter().map(|c| &**c).eq(["late"])).await.unwrap();
+        task.abort();
+    }
+}

@@ -1,0 +1,85 @@
+//! Requests for clusters that nobody has told of yet.
+use std::time::{Duration, Instant};
+
+use lateen_proxy::Wishes;
+use lateen_snapshot::compile::{Compiler, Update};
+
+use crate::support::*;
+
+const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+
+fn config(timeout: &str) -> Config {
+    let mut config = Config::to(&[]).routes(
+        "- {match: {prefix: /named}, route: {cluster: late}}\n\
+         - {match: {prefix: /off}, route: {cluster: late}, typed_per_filter_config: {envoy.filters.http.on_demand: \
+           {\"@type\": type.googleapis.com/envoy.extensions.filters.http.on_demand.v3.PerRouteConfig}}}\n\
+         - {match: {prefix: /}, route: {cluster_header: x-cluster}}",
+    );
+    config.clusters.clear();
+    config.filters = format!(
+        "- name: envoy.filters.http.on_demand\n  typed_config:\n    \
+         \"@type\": type.googleapis.com/envoy.extensions.filters.http.on_demand.v3.OnDemand\n    \
+         odcds: {{source: {{ads: {{}}}}, timeout: {timeout}}}"
+    );
+    config
+}
+
+fn compiler(yaml: &str) -> Compiler {
+    let mut compiler = Compiler::new();
+    compiler.add_static(lateen_snapshot::bootstrap::parse(yaml, "test.yaml").unwrap().resources, Instant::now()).unwrap();
+    compiler
+}
+
+/// The cluster as a discovery service sends it.
+fn update(port: u16) -> Vec<Update> {
+    let mut config = Config::to(&[]);
+    config.clusters = vec![cluster("late", &[port], "")];
+    let resources = lateen_snapshot::bootstrap::parse(&config.yaml(), "test.yaml").unwrap().resources;
+    let body = resources.into_iter().find(|r| r.type_url == CLUSTER).unwrap();
+    vec![Update { name: "late".to_owned(), version: String::new(), body }]
+}
+
+#[test]
+fn a_request_waits_for_its_cluster_by_route_or_by_header() {
+    let upstream = Upstream::ok("there");
+    for request in ["GET /named HTTP/1.1\r\nhost: a\r\n\r\n", "GET / HTTP/1.1\r\nhost: a\r\nx-cluster: late\r\n\r\n"] {
+        let yaml = config("4s").yaml();
+        let mut compiler = compiler(&yaml);
+        let (wishes, mut asked) = Wishes::channel();
+        let proxy = start_asking(&yaml, compiler.snapshot(), wishes);
+        std::thread::scope(|scope| {
+            let call = scope.spawn(|| proxy.call(request));
+            let wish = asked.blocking_recv().unwrap();
+            assert_eq!(&*wish.cluster, "late");
+            assert!(compiler.apply(CLUSTER, update(upstream.port()), &[], Instant::now()).is_empty());
+            let snapshot = compiler.snapshot();
+            // The answer may be there before the worker has the cluster.
+            wish.answer.send(snapshot.version).unwrap();
+            proxy.worker.publish(snapshot);
+            assert_eq!(call.join().unwrap().body, "there");
+        });
+        assert_eq!(proxy.call(request).body, "there");
+        assert!(asked.try_recv().is_err(), "what is there is not asked for");
+    }
+}
+
+#[test]
+fn a_cluster_that_does_not_come_is_waited_for_only_so_long() {
+    let yaml = config("0.5s").yaml();
+    let (wishes, mut asked) = Wishes::channel();
+    let proxy = start_asking(&yaml, compiler(&yaml).snapshot(), wishes);
+    let began = Instant::now();
+    assert_eq!(proxy.get("/named").status, 503);
+    assert!(began.elapsed() >= Duration::from_millis(450), "{:?}", began.elapsed());
+    assert!(asked.try_recv().is_ok());
+    assert_eq!(proxy.get("/off").status, 503);
+    assert!(asked.try_recv().is_err(), "the route does not wait");
+    std::thread::scope(|scope| {
+        let began = Instant::now();
+        let call = scope.spawn(|| proxy.get("/named"));
+        // There is no such cluster.
+        drop(asked.blocking_recv().unwrap().answer);
+        assert_eq!(call.join().unwrap().status, 503);
+        assert!(began.elapsed() < Duration::from_millis(450), "{:?}", began.elapsed());
+    });
+}
