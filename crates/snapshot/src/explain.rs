@@ -400,7 +400,7 @@ fn choose_route<'a>(
     steps: &mut Vec<Step>,
 ) -> Result<&'a Arc<Route>, Outcome> {
     for (index, route) in host.routes.iter().enumerate() {
-        match route.matches.check(head, head.path(), call.roll) {
+        match route.matches.check(head, head.path(), None, call.roll) {
             Ok(()) => {
                 let provenance = route.provenance.as_deref().map(str::to_owned);
                 steps.push(Step::Route { index, name: route.name.to_string(), provenance });
@@ -430,6 +430,7 @@ fn reason(route: &Route, mismatch: Mismatch, head: &RequestHead<'_>) -> String {
             Some(matcher) => format!("cookie {} does not match", matcher.name),
             None => "a cookie does not match".to_owned(),
         },
+        Mismatch::Metadata(_) => "what filters found out does not match".to_owned(),
         Mismatch::NotGrpc => "the request is not gRPC".to_owned(),
         Mismatch::Fraction => "the roll falls outside of the route's share".to_owned(),
     }

@@ -1,14 +1,16 @@
 //! From a request's host to its virtual host, and on to its route.
 use std::sync::Arc;
 
+use crate::metadata::Metadata;
 use crate::route::{RequestHead, Route, RouteTable, VirtualHost};
 
 /// Hosts up to this length are lower-cased on the stack.
 const SHORT: usize = 255;
 
 impl RouteTable {
-    /// The virtual host and route of a request. `roll` is any uniformly distributed number: one per request.
-    pub fn find(&self, head: &RequestHead<'_>, roll: u64) -> Option<(&VirtualHost, &Arc<Route>)> {
+    /// The virtual host and route of a request. `metadata` is what filters found out about it so far, and `roll` any
+    /// uniformly distributed number: one per request.
+    pub fn find(&self, head: &RequestHead<'_>, metadata: Option<&Metadata>, roll: u64) -> Option<(&VirtualHost, &Arc<Route>)> {
         let named = |name| head.headers.get(name).and_then(|v| v.to_str().ok());
         let authority = self.vhost_header.as_ref().map_or(Some(head.authority), named)?;
         let host = self.virtual_host(authority)?;
@@ -16,7 +18,7 @@ impl RouteTable {
         if self.ignore_path_parameters {
             path = path.split(';').next().unwrap_or(path);
         }
-        let route = host.routes.iter().find(|r| r.matches.check(head, path, roll).is_ok())?;
+        let route = host.routes.iter().find(|r| r.matches.check(head, path, metadata, roll).is_ok())?;
         Some((host, route))
     }
 

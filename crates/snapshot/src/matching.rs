@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use http::HeaderMap;
 
 use crate::matcher::{CookieMatcher, HeaderKey, HeaderMatcher, HeaderPredicate, QueryMatcher, QueryValue, StringMatcher, ValueMatcher};
+use crate::metadata::Metadata;
 use crate::route::{PathMatch, RequestHead, RouteMatch, WeightedCluster, WeightedClusters};
 
 impl StringMatcher {
@@ -179,6 +180,8 @@ pub enum Mismatch {
     Query(usize),
     /// Index of the cookie matcher.
     Cookie(usize),
+    /// Index of the metadata matcher.
+    Metadata(usize),
     NotGrpc,
     /// The die fell outside of the route's share.
     Fraction,
@@ -187,14 +190,14 @@ pub enum Mismatch {
 impl RouteMatch {
     /// Whether the route takes the request. `roll` is any uniformly distributed number.
     pub fn matches(&self, head: &RequestHead<'_>, roll: u64) -> bool {
-        self.check(head, head.path(), roll).is_ok()
+        self.check(head, head.path(), None, roll).is_ok()
     }
 
     /// [`RouteMatch::matches`] with the first reason against.
     ///
     /// # Errors
     /// The condition that does not hold.
-    pub fn check(&self, head: &RequestHead<'_>, path: &str, roll: u64) -> Result<(), Mismatch> {
+    pub fn check(&self, head: &RequestHead<'_>, path: &str, metadata: Option<&Metadata>, roll: u64) -> Result<(), Mismatch> {
         if !self.path_matches(head, path) {
             return Err(Mismatch::Path);
         }
@@ -206,6 +209,9 @@ impl RouteMatch {
         }
         if let Some(index) = self.cookies.iter().position(|c| !c.matches(head.headers)) {
             return Err(Mismatch::Cookie(index));
+        }
+        if let Some(index) = self.metadata.iter().position(|m| !m.matches(metadata)) {
+            return Err(Mismatch::Metadata(index));
         }
         if self.grpc_only && !is_grpc(head.headers) {
             return Err(Mismatch::NotGrpc);

@@ -11,8 +11,10 @@ use crate::ClusterId;
 use crate::header::HeaderMutations;
 use crate::http::{HeaderChanges, PerRoute};
 use crate::matcher::{CookieMatcher, Fraction, HeaderMatcher, QueryMatcher, StringMatcher};
+use crate::metadata::MetadataMatcher;
 use crate::path_template::{PathTemplate, PathTemplateRewrite};
 use crate::ratelimit::RateLimit;
+use crate::trace::RouteTracing;
 
 /// Envoy `RouteConfiguration`.
 #[derive(Debug)]
@@ -78,6 +80,8 @@ pub struct Route {
     pub decorator: Option<Arc<str>>,
     /// The other end is told of it.
     pub decorator_propagates: bool,
+    /// In place of the connection manager's shares.
+    pub tracing: Option<Box<RouteTracing>>,
     /// `filter_metadata.istio.config`, our provenance text, for explanations.
     pub provenance: Option<Arc<str>>,
 }
@@ -101,6 +105,8 @@ pub struct RouteMatch {
     pub headers: Vec<HeaderMatcher>,
     pub query: Vec<QueryMatcher>,
     pub cookies: Vec<CookieMatcher>,
+    /// Of what filters found out, where one has the route looked for again.
+    pub metadata: Vec<MetadataMatcher>,
     pub grpc_only: bool,
     pub fraction: Option<Fraction>,
 }
@@ -203,7 +209,7 @@ pub struct WeightedClusters {
 }
 
 /// A cluster, or the request header that names it.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum NamedCluster {
     Fixed(ClusterId),
     Header(HeaderName),

@@ -10,11 +10,7 @@ use crate::matcher::Fraction;
 /// Envoy `HttpConnectionManager.Tracing`.
 #[derive(Debug)]
 pub struct Tracing {
-    /// Of requests with `x-client-trace-id`.
-    pub client_sampling: Fraction,
-    pub random_sampling: Fraction,
-    /// Of what the other two, or the caller, chose.
-    pub overall_sampling: Fraction,
+    pub sampling: Sampling,
     /// Bytes of the path that `http.url` shows; default 256.
     pub max_path_tag_length: u32,
     pub custom_tags: Vec<CustomTag>,
@@ -24,6 +20,24 @@ pub struct Tracing {
     pub propagates: bool,
     pub request_id: RequestIdRules,
     pub provider: Option<Provider>,
+}
+
+/// Which requests are traced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sampling {
+    /// Of requests with `x-client-trace-id`.
+    pub client: Fraction,
+    pub random: Fraction,
+    /// Of what the other two, or the caller, chose.
+    pub overall: Fraction,
+}
+
+/// What a route says of tracing, in place of its connection manager (Envoy `config.route.v3.Tracing`).
+#[derive(Debug)]
+pub struct RouteTracing {
+    pub sampling: Sampling,
+    /// Before the connection manager's tags of the same names.
+    pub custom_tags: Vec<CustomTag>,
 }
 
 /// Envoy `UuidRequestIdConfig`.
@@ -58,6 +72,12 @@ pub enum TagValue {
     },
     /// With the commands of access logs.
     Format(Arc<str>),
+    /// What filters found out about the request.
+    Metadata {
+        namespace: Arc<str>,
+        path: Vec<Box<str>>,
+        default: Arc<str>,
+    },
 }
 
 #[derive(Debug)]

@@ -54,7 +54,10 @@ fn answer(main: &Main, waiting: &mut Waiting) {
     waiting.retain(|name, answers| {
         let there = snapshot.cluster_named(name).is_some();
         if there {
-            answers.drain(..).for_each(|answer| drop(answer.send(snapshot.version)));
+            answers.drain(..).for_each(|answer| {
+                // Who waited may have given up.
+                let _ = answer.send(snapshot.version);
+            });
         }
         !there && wanted.clusters.contains(name)
     });

@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use http::HeaderName;
 use lateen_snapshot::matcher::HeaderMatcher;
+use lateen_snapshot::metadata::Metadata;
 use lateen_snapshot::route::{Action, ClusterChoice, NamedCluster, RequestHead, RouteTable, WeightedCluster};
 use lateen_snapshot::{ClusterId, Snapshot};
 
@@ -21,9 +22,9 @@ pub(crate) fn head_of(request: &Request) -> RequestHead<'_> {
 }
 
 /// Virtual host and route, with the weighted cluster already chosen, as filters are configured by it.
-pub(crate) fn find(table: &Arc<RouteTable>, request: &Request, roll: u64) -> Option<Matched> {
+pub(crate) fn find(table: &Arc<RouteTable>, request: &Request, metadata: &Metadata, roll: u64) -> Option<Matched> {
     let head = head_of(request);
-    let (host, route) = table.find(&head, roll)?;
+    let (host, route) = table.find(&head, Some(metadata), roll)?;
     let virtual_host = index_of(&table.virtual_hosts, host);
     let weighted = match &route.action {
         Action::Forward(forward) => match &forward.cluster {

@@ -3,7 +3,7 @@
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 use lateen_snapshot::matcher::Fraction;
-use lateen_snapshot::trace::Tracing;
+use lateen_snapshot::trace::{RequestIdRules, Sampling};
 
 use crate::http::headers::{FORCE_TRACE, REQUEST_ID};
 
@@ -57,8 +57,8 @@ fn hits(fraction: Fraction, die: u64) -> bool {
 }
 
 /// Decides, and packs the decision into the id. `roll` is for requests that a client wants traced.
-pub(super) fn decide(map: &mut HeaderMap, config: &Tracing, roll: u32) -> Reason {
-    if !config.request_id.samples {
+pub(super) fn decide(map: &mut HeaderMap, rules: RequestIdRules, sampling: &Sampling, roll: u32) -> Reason {
+    if !rules.samples {
         return Reason::Sampling;
     }
     let Some(id) = map.get(REQUEST_ID) else { return Reason::NotTraceable };
@@ -66,18 +66,18 @@ pub(super) fn decide(map: &mut HeaderMap, config: &Tracing, roll: u32) -> Reason
     let Some(die) = die(id.as_bytes()) else { return Reason::NotTraceable };
     let mut reason = before;
     if reason == Reason::NotTraceable {
-        if map.contains_key(CLIENT_TRACE_ID) && config.client_sampling.hits(roll) {
+        if map.contains_key(CLIENT_TRACE_ID) && sampling.client.hits(roll) {
             reason = Reason::ClientForced;
         } else if map.contains_key(FORCE_TRACE) {
             reason = Reason::ServiceForced;
-        } else if hits(config.random_sampling, die) {
+        } else if hits(sampling.random, die) {
             reason = Reason::Sampling;
         }
     }
-    if reason != Reason::NotTraceable && !hits(config.overall_sampling, die) {
+    if reason != Reason::NotTraceable && !hits(sampling.overall, die) {
         reason = Reason::NotTraceable;
     }
-    if reason != before && config.request_id.pack_reason {
+    if reason != before && rules.pack_reason {
         pack(map, reason);
     }
     reason
@@ -100,21 +100,10 @@ fn pack(map: &mut HeaderMap, reason: Reason) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lateen_snapshot::trace::RequestIdRules;
 
-    fn config(random: u32, overall: u32) -> Tracing {
+    fn config(random: u32, overall: u32) -> Sampling {
         let share = |percent| Fraction { numerator: percent, denominator: 100 };
-        Tracing {
-            client_sampling: Fraction::ALL,
-            random_sampling: share(random),
-            overall_sampling: share(overall),
-            max_path_tag_length: 256,
-            custom_tags: Vec::new(),
-            spawn_upstream_span: false,
-            propagates: true,
-            request_id: RequestIdRules::default(),
-            provider: None,
-        }
+        Sampling { client: Fraction::ALL, random: share(random), overall: share(overall) }
     }
 
     fn with_id(id: &'static str, more: &[HeaderName]) -> HeaderMap {
@@ -123,9 +112,9 @@ mod tests {
         map
     }
 
-    fn run(id: &'static str, more: &[HeaderName], config: &Tracing) -> (Reason, String) {
+    fn run(id: &'static str, more: &[HeaderName], sampling: &Sampling) -> (Reason, String) {
         let mut map = with_id(id, more);
-        let reason = decide(&mut map, config, 0);
+        let reason = decide(&mut map, RequestIdRules::default(), sampling, 0);
         (reason, map[REQUEST_ID].to_str().unwrap().to_owned())
     }
 
@@ -147,9 +136,9 @@ mod tests {
         let sampled = "00001388-58bc-9eb4-8f3c-0e64a5c7f3a1";
         assert_eq!(run(sampled, &[], &config(0, 100)), (Reason::Sampling, sampled.to_owned()));
         assert_eq!(run(sampled, &[], &config(0, 50)), (Reason::NotTraceable, HIGH.to_owned()));
-        let mut silent = config(100, 100);
-        silent.request_id.pack_reason = false;
-        assert_eq!(run(HIGH, &[], &silent), (Reason::Sampling, HIGH.to_owned()));
+        let silent = RequestIdRules { pack_reason: false, ..RequestIdRules::default() };
+        let mut map = with_id(HIGH, &[]);
+        assert_eq!((decide(&mut map, silent, &config(100, 100), 0), &map[REQUEST_ID]), (Reason::Sampling, &HeaderValue::from_static(HIGH)));
         assert_eq!(run("not an id", &[FORCE_TRACE], &config(100, 100)).0, Reason::NotTraceable);
     }
 }

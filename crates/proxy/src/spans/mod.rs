@@ -152,8 +152,10 @@ impl Tracer {
 pub(crate) fn begin(exchange: &mut Exchange<'_>) {
     let Some(tracer) = &exchange.hcm.tracer else { return };
     let roll = exchange.worker.roll();
+    let of_route = exchange.info.route.as_ref().and_then(|m| m.route.tracing.as_deref());
     let map = &mut exchange.request.headers;
-    let reason = decision::decide(map, &tracer.config, roll);
+    let sampling = of_route.map_or(&tracer.config.sampling, |t| &t.sampling);
+    let reason = decision::decide(map, tracer.config.request_id, sampling, roll);
     tracer.count(reason);
     let Ok(incoming) = tracer.read(map) else { return };
     let sampled = incoming.sampled.unwrap_or(reason != Reason::NotTraceable);

@@ -73,7 +73,9 @@ pub(super) fn finish(exchange: &Exchange<'_>, active: &Active, span: &mut Span) 
     for map in [info.response_headers.as_ref(), info.response_trailers.as_deref()].into_iter().flatten() {
         grpc_tags(map, span);
     }
-    for tag in &tracer.config.custom_tags {
+    let of_route = info.route.as_ref().and_then(|m| m.route.tracing.as_deref());
+    let own = of_route.map_or(&[][..], |t| &t.custom_tags);
+    for tag in tracer.config.custom_tags.iter().filter(|tag| !own.iter().any(|o| o.name == tag.name)).chain(own) {
         custom(exchange, tag, span);
     }
 }
@@ -139,6 +141,11 @@ fn custom(exchange: &Exchange<'_>, tag: &CustomTag, span: &mut Span) {
             format.write(&record, &mut bytes);
             if bytes == b"-" { String::new() } else { String::from_utf8_lossy(&bytes).into_owned() }
         }
+        TagValue::Metadata { namespace, path, default } => match exchange.info.metadata.get(namespace, path) {
+            None | Some(serde_json::Value::Null) => default.to_string(),
+            Some(serde_json::Value::String(text)) => text.clone(),
+            Some(value) => value.to_string(),
+        },
     };
     if !value.is_empty() {
         span.add(Cow::Owned(tag.name.to_string()), value);

@@ -132,6 +132,36 @@ fn failures_are_marked_and_each_try_may_have_its_span() {
 }
 
 #[test]
+fn a_route_has_shares_and_tags_of_its_own_and_tags_tell_what_filters_found() {
+    let (upstream, collector) = (Upstream::ok(""), collector());
+    let rbac = "- {name: envoy.filters.http.rbac, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC, \
+                shadow_rules_stat_prefix: istio_dry_run_, shadow_rules: {action: DENY, policies: {p: {permissions: [{any: true}], \
+                principals: [{any: true}]}}}}}";
+    let dry_run = "{kind: {request: {}}, metadata_key: {key: envoy.filters.http.rbac, path: [{key: istio_dry_run_shadow_engine_result}]}, \
+                   default_value: none}";
+    let mut config = Config::to(&[upstream.port()])
+        .routes(
+            "- {match: {prefix: /never}, route: {cluster: c}, tracing: {random_sampling: {numerator: 0}}}\n\
+             - {match: {prefix: /}, route: {cluster: c}, tracing: {custom_tags: [{tag: who, literal: {value: route}}]}}",
+        )
+        .cluster(cluster("zipkin", &[collector.port()], ""));
+    config.filters = rbac.to_owned();
+    config.hcm = format!(
+        "tracing: {{provider: {{name: p, typed_config: {{{ZIPKIN}}}}}, custom_tags: [{{tag: who, literal: {{value: listener}}}}, \
+         {{tag: dry, metadata: {dry_run}}}, {{tag: other, metadata: {{metadata_key: {{key: none, path: [{{key: x}}]}}, default_value: d}}}}]}}"
+    );
+    let proxy = config.start();
+    for _ in 0..5 {
+        proxy.get("/never");
+        proxy.get("/");
+    }
+    let spans = reported(&collector, 5);
+    assert_eq!(spans.len(), 5);
+    let tags = &spans[0]["tags"];
+    assert_eq!((&tags["who"], &tags["dry"], &tags["other"]), (&"route".into(), &"denied".into(), &"d".into()));
+}
+
+#[test]
 fn sampling_follows_the_request_id_and_what_is_not_sampled_is_not_reported() {
     let (upstream, collector) = (Upstream::ok(""), collector());
     let proxy = traced(&upstream, &collector, ZIPKIN, "random_sampling: {value: 50}");

@@ -63,9 +63,9 @@ pub(crate) fn forward(
         cluster_specifier,
         host_rewrite_specifier,
     } = value;
-    // Requests in early data are never sent.
-    harmless!(early_data_policy);
-    refuse!(metadata_match, flush_timeout, retry_policy_typed_config);
+    // Requests in early data are never sent; flushing has a limit of its own.
+    harmless!(early_data_policy, flush_timeout);
+    refuse!(metadata_match, retry_policy_typed_config);
     // The newer limits stand instead of the older ones (Envoy `usingNewTimeouts`).
     let newer = max_stream_duration.is_some();
     let streams = max_stream_duration.unwrap_or_default();

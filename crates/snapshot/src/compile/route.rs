@@ -12,7 +12,7 @@ use lateen_proto::envoy::extensions::path::r#match::uri_template::v3::UriTemplat
 use super::common::{data, metadata_text, open, port, runtime_fraction};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::{action, filter, header, matcher, retry};
+use super::{action, filter, header, matcher, metadata, retry, tracing};
 use crate::http::HeaderChanges;
 use crate::path_template::PathTemplate;
 use crate::route::{
@@ -231,7 +231,7 @@ fn one_route(value: proto::Route, inherited: &Inherited, context: &mut Context<'
         action,
     } = value;
     harmless!(stat_prefix);
-    refuse!(tracing, route_specifiers);
+    refuse!(route_specifiers);
     let request = header::mutations(request_headers_to_add, request_headers_to_remove, "request")?;
     let response = header::mutations(response_headers_to_add, response_headers_to_remove, "response")?;
     let matches = r#match.ok_or_else(|| Invalid::field("match", "is missing; use `prefix: /` for everything"))?;
@@ -258,6 +258,7 @@ fn one_route(value: proto::Route, inherited: &Inherited, context: &mut Context<'
         buffer_limit: buffer_limit(per_request_buffer_limit_bytes, request_body_buffer_limit)?,
         decorator,
         decorator_propagates: propagate.unwrap_or(true),
+        tracing: tracing.map(|t| tracing::of_route(t).map(Box::new)).transpose().within("tracing")?,
         provenance,
     })
 }
@@ -276,7 +277,7 @@ pub(crate) fn route_match(value: proto::RouteMatch) -> Result<RouteMatch> {
         filter_state,
         path_specifier,
     } = value;
-    refuse!(tls_context, dynamic_metadata, filter_state);
+    refuse!(tls_context, filter_state);
     let case_sensitive = case_sensitive.unwrap_or(true);
     let fold = |text: String| if case_sensitive { text } else { text.to_ascii_lowercase() }.into_boxed_str();
     let path = match path_specifier {
@@ -294,6 +295,11 @@ pub(crate) fn route_match(value: proto::RouteMatch) -> Result<RouteMatch> {
         headers: matcher::headers(headers, "headers")?,
         query: matcher::queries(query_parameters, "query_parameters")?,
         cookies: matcher::cookies(cookies, "cookies")?,
+        metadata: dynamic_metadata
+            .into_iter()
+            .enumerate()
+            .map(|(i, m)| metadata::matcher(m).within_item("dynamic_metadata", i))
+            .collect::<Result<_>>()?,
         grpc_only: grpc.is_some(),
         fraction: fraction.map(runtime_fraction).transpose().within("runtime_fraction")?,
     })

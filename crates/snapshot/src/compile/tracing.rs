@@ -5,19 +5,20 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use lateen_proto::any;
 use lateen_proto::envoy::config::core::v3 as core;
+use lateen_proto::envoy::config::route::v3 as route;
 use lateen_proto::envoy::config::trace::v3::{self as trace, zipkin_config};
 use lateen_proto::envoy::extensions::filters::network::http_connection_manager::v3::{self as proto, http_connection_manager as inner};
-use lateen_proto::envoy::r#type::metadata::v3::metadata_kind;
+use lateen_proto::envoy::r#type::metadata::v3::{MetadataKey, metadata_key, metadata_kind};
 use lateen_proto::envoy::r#type::tracing::v3::{self as tags, custom_tag};
 
-use super::common::{duration_or, open, percent_fraction};
+use super::common::{duration_or, fraction, open, percent_fraction};
 use super::context::Context;
 use super::header;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::header_name;
 use crate::header::HeaderTemplate;
 use crate::matcher::Fraction;
-use crate::trace::{Collector, CustomTag, Provider, ProviderKind, RequestIdRules, TagValue, Tracing};
+use crate::trace::{Collector, CustomTag, Provider, ProviderKind, RequestIdRules, RouteTracing, Sampling, TagValue, Tracing};
 
 /// What Envoy waits for a collector (`tracing.zipkin.request_timeout`).
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -62,18 +63,36 @@ pub(crate) fn tracing(value: inner::Tracing, request_id: RequestIdRules, context
     } = value;
     refuse!(verbose, operation, upstream_operation);
     let share = |value: Option<_>, field: &str| value.map_or(Ok(Fraction::ALL), |v| percent_fraction(v).within(field));
-    let custom_tags = custom_tags.into_iter().enumerate().map(|(i, t)| custom_tag(t).within_item("custom_tags", i));
     Ok(Tracing {
-        client_sampling: share(client_sampling, "client_sampling")?,
-        random_sampling: share(random_sampling, "random_sampling")?,
-        overall_sampling: share(overall_sampling, "overall_sampling")?,
+        sampling: Sampling {
+            client: share(client_sampling, "client_sampling")?,
+            random: share(random_sampling, "random_sampling")?,
+            overall: share(overall_sampling, "overall_sampling")?,
+        },
         max_path_tag_length: max_path_tag_length.unwrap_or(256),
-        custom_tags: custom_tags.filter_map(Result::transpose).collect::<Result<_>>()?,
+        custom_tags: self::custom_tags(custom_tags)?,
         spawn_upstream_span: spawn_upstream_span.unwrap_or(false),
         propagates: !no_context_propagation,
         request_id,
         provider: provider.map(|p| self::provider(p, context)).transpose().within("provider")?,
     })
+}
+
+pub(crate) fn of_route(value: route::Tracing) -> Result<RouteTracing> {
+    let route::Tracing { client_sampling, random_sampling, overall_sampling, custom_tags, operation, upstream_operation } = value;
+    refuse!(operation, upstream_operation);
+    let share = |value: Option<_>, field: &str| value.map_or(Ok(Fraction::ALL), |v| fraction(v).within(field));
+    let sampling = Sampling {
+        client: share(client_sampling, "client_sampling")?,
+        random: share(random_sampling, "random_sampling")?,
+        overall: share(overall_sampling, "overall_sampling")?,
+    };
+    Ok(RouteTracing { sampling, custom_tags: self::custom_tags(custom_tags)? })
+}
+
+fn custom_tags(values: Vec<tags::CustomTag>) -> Result<Vec<CustomTag>> {
+    let tags = values.into_iter().enumerate().map(|(i, t)| custom_tag(t).within_item("custom_tags", i));
+    tags.filter_map(Result::transpose).collect()
 }
 
 /// `None` for a tag that can never have a value.
@@ -90,7 +109,7 @@ fn custom_tag(value: tags::CustomTag) -> Result<Option<CustomTag>> {
         Some(custom_tag::Type::RequestHeader(custom_tag::Header { name, default_value })) => {
             TagValue::Header { name: header_name(&name).within("request_header.name")?, default: default_value.into() }
         }
-        Some(custom_tag::Type::Metadata(metadata)) => TagValue::Fixed(absent_metadata(metadata).within("metadata")?.into()),
+        Some(custom_tag::Type::Metadata(value)) => metadata(value).within("metadata")?,
         Some(custom_tag::Type::Value(text)) => match header::template(&text).within("value")? {
             HeaderTemplate::Fixed(value) => TagValue::Fixed(value.to_str().unwrap_or_default().into()),
             HeaderTemplate::Format(text) => TagValue::Format(text),
@@ -101,15 +120,18 @@ fn custom_tag(value: tags::CustomTag) -> Result<Option<CustomTag>> {
     Ok((!never).then(|| CustomTag { name: tag.into(), value }))
 }
 
-/// Istio asks for what RBAC's dry run notes about a request. Dry runs are refused, so there is never such a
-/// note, and the default holds.
-fn absent_metadata(value: custom_tag::Metadata) -> Result<String> {
+fn metadata(value: custom_tag::Metadata) -> Result<TagValue> {
     let custom_tag::Metadata { kind, metadata_key, default_value } = value;
-    let of_request = matches!(kind.and_then(|k| k.kind), None | Some(metadata_kind::Kind::Request(_)));
-    match metadata_key {
-        Some(key) if of_request && key.key == "envoy.filters.http.rbac" => Ok(default_value),
-        _ => Err(Invalid::new("is not supported; use literal, environment, request_header or value")),
+    if !matches!(kind.and_then(|k| k.kind), None | Some(metadata_kind::Kind::Request(_))) {
+        return Err(Invalid::field("kind", "is not supported; request is"));
     }
+    let MetadataKey { key, path } = metadata_key.ok_or_else(|| Invalid::field("metadata_key", "is missing"))?;
+    let segment = |(index, s): (usize, metadata_key::PathSegment)| match s.segment {
+        Some(metadata_key::path_segment::Segment::Key(key)) => Ok(key.into_boxed_str()),
+        _ => Err(Invalid::new("has no key; use one")).within_item("metadata_key.path", index),
+    };
+    let path = path.into_iter().enumerate().map(segment).collect::<Result<_>>()?;
+    Ok(TagValue::Metadata { namespace: key.into(), path, default: default_value.into() })
 }
 
 fn provider(value: trace::tracing::Http, context: &mut Context<'_>) -> Result<Provider> {

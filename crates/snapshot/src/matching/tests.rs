@@ -138,7 +138,7 @@ virtual_hosts:
     for (path, headers, roll, expected) in cases {
         let map: HeaderMap = headers.iter().map(|(k, v)| (k.parse().unwrap(), v.parse().unwrap())).collect();
         let head = RequestHead { path_and_query: path, ..head_of(&map) };
-        let (_, route) = table.find(&head, roll).unwrap();
+        let (_, route) = table.find(&head, None, roll).unwrap();
         assert_eq!(&*route.name, expected, "{path} {headers:?}");
     }
 }
@@ -150,10 +150,34 @@ fn weights_split_exactly() {
          [{name: a, weight: 90}, {name: none, weight: 0}, {name: b, weight: 10}]}}}]}]}",
     );
     let headers = HeaderMap::new();
-    let (_, route) = table.find(&head_of(&headers), 0).unwrap();
+    let (_, route) = table.find(&head_of(&headers), None, 0).unwrap();
     let crate::route::Action::Forward(forward) = &route.action else { panic!() };
     let crate::route::ClusterChoice::Weighted(weighted) = &forward.cluster else { panic!() };
-    let first = weighted.choose(0).unwrap().cluster;
-    let hits = (0..1000).filter(|roll| weighted.choose(*roll).unwrap().cluster == first).count();
+    let first = &weighted.choose(0).unwrap().cluster;
+    let hits = (0..1000).filter(|roll| weighted.choose(*roll).unwrap().cluster == *first).count();
     assert_eq!((hits, weighted.entries.len()), (900, 2));
+}
+
+#[test]
+fn claims_choose_a_route_once_a_filter_told_them() {
+    let table = route_table(
+        "{name: r, virtual_hosts: [{name: v, domains: ['*'], routes: [
+          {name: admins, match: {prefix: /, dynamic_metadata: [{filter: jwt, path: [{key: payload}, {key: group}],
+            value: {or_match: {value_matchers: [{string_match: {exact: admin}}, {list_match: {one_of: {string_match: {exact: admin}}}}]}}}]},
+           non_forwarding_action: {}},
+          {name: rest, match: {prefix: /}, non_forwarding_action: {}}]}]}",
+    );
+    let headers = HeaderMap::new();
+    let chosen = |payload: Option<serde_json::Value>| {
+        let mut metadata = Metadata::default();
+        if let Some(payload) = payload {
+            metadata.set(&"jwt".into(), "payload", payload);
+        }
+        let (_, route) = table.find(&head_of(&headers), Some(&metadata), 0).unwrap();
+        route.name.to_string()
+    };
+    assert_eq!(chosen(None), "rest");
+    assert_eq!(chosen(Some(serde_json::json!({"group": "guest"}))), "rest");
+    assert_eq!(chosen(Some(serde_json::json!({"group": "admin"}))), "admins");
+    assert_eq!(chosen(Some(serde_json::json!({"group": ["guest", "admin"]}))), "admins");
 }

@@ -50,8 +50,8 @@ fn is_preflight(exchange: &Exchange<'_>) -> bool {
 
 fn by_rule<'a>(exchange: &Exchange<'_>, config: &'a JwtAuthn) -> Option<&'a Requirement> {
     let head = lookup::head_of(&exchange.request);
-    let roll = exchange.worker.roll64();
-    config.rules.iter().find(|rule| rule.matches.check(&head, head.path(), roll).is_ok())?.requirement.as_ref()
+    let (metadata, roll) = (Some(&exchange.info.metadata), exchange.worker.roll64());
+    config.rules.iter().find(|rule| rule.matches.check(&head, head.path(), metadata, roll).is_ok())?.requirement.as_ref()
 }
 
 fn check(exchange: &mut Exchange<'_>, requirement: &Requirement) -> Result<(), JwtFault> {
