@@ -9,7 +9,7 @@ use lateen_identity::PeerIdentity;
 
 use crate::authorize::Facts;
 use crate::cluster::Discovery;
-use crate::http::{HttpConnectionManager, HttpFilter, PerRoute, RbacPerRoute, RouteSource};
+use crate::http::{FilterOverrides, HttpConnectionManager, HttpFilter, RbacPerRoute, RouteSource};
 use crate::listener::{ConnectionInfo, FilterChain, Listener, NetworkFilter, TcpProxy, Terminal};
 use crate::matching::Mismatch;
 use crate::normalize::{Normalized, normalize};
@@ -444,11 +444,11 @@ fn http_policies(
     head: &RequestHead<'_>,
     steps: &mut Vec<Step>,
 ) -> Result<(), Outcome> {
-    let overriding = |p: &PerRoute| p.rbac.clone();
-    let per_route = overriding(&route.per_route).or_else(|| overriding(&host.per_route));
-    for filter in &manager.filters {
+    for (filter, name) in manager.filters.iter().zip(&manager.filter_names) {
         let HttpFilter::Rbac(rbac) = filter else { continue };
-        let rbac = match per_route.as_deref() {
+        let overriding = |o: &FilterOverrides| o.of(name).and_then(|p| p.rbac.clone());
+        let own = overriding(&route.per_route).or_else(|| overriding(&host.per_route));
+        let rbac = match own.as_deref() {
             Some(RbacPerRoute::Disabled) => continue,
             Some(RbacPerRoute::Override(other)) => other,
             None => rbac,

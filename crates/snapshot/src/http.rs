@@ -157,7 +157,7 @@ pub struct Http2Options {
     pub keepalive_timeout: Duration,
 }
 
-/// An HTTP filter, in its listener-wide configuration; routes may override (see [`PerRoute`]).
+/// An HTTP filter, in its listener-wide configuration; routes may override (see [`FilterOverrides`]).
 #[derive(Debug, Clone)]
 pub enum HttpFilter {
     Router(Arc<Router>),
@@ -289,7 +289,23 @@ pub struct Cors {
     pub enabled: Option<Fraction>,
 }
 
-/// Per-filter configuration of a route, virtual host or weighted cluster: most specific wins.
+/// What a route table, virtual host, route or weighted cluster says of filters: most specific wins.
+#[derive(Debug, Default)]
+pub struct FilterOverrides {
+    /// By the filters' names.
+    pub configs: Vec<(Arc<str>, PerRoute)>,
+    /// Filters that are switched off here (`true`), or on again, by their names.
+    pub disabled: Vec<(Arc<str>, bool)>,
+}
+
+impl FilterOverrides {
+    /// What holds for the filter of this name.
+    pub fn of(&self, name: &str) -> Option<&PerRoute> {
+        self.configs.iter().find(|(known, _)| **known == *name).map(|(_, config)| config)
+    }
+}
+
+/// One filter's configuration of a route: of the forms, one is there.
 #[derive(Debug, Clone, Default)]
 pub struct PerRoute {
     pub fault: Option<Arc<Fault>>,
@@ -300,10 +316,6 @@ pub struct PerRoute {
     pub jwt_authn: Option<Arc<JwtPerRoute>>,
     pub stateful_session: Option<Arc<StatefulSessionPerRoute>>,
     pub on_demand: Option<Arc<OnDemand>>,
-    /// Filters that are switched off here (`true`), or on again, by their names.
-    pub disabled: Vec<(Arc<str>, bool)>,
-    /// Filters that are configured here, which switches them on.
-    pub configured: Vec<Arc<str>>,
 }
 
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use regex::Regex;
 
 use crate::ClusterId;
 use crate::header::HeaderMutations;
-use crate::http::{HeaderChanges, PerRoute};
+use crate::http::{Cors, FilterOverrides, HeaderChanges};
 use crate::matcher::{CookieMatcher, Fraction, HeaderMatcher, QueryMatcher, StringMatcher};
 use crate::metadata::MetadataMatcher;
 use crate::path_template::{PathTemplate, PathTemplateRewrite};
@@ -36,7 +36,7 @@ pub struct RouteTable {
     pub ignore_path_parameters: bool,
     /// Taken off requests from outside.
     pub internal_only_headers: Vec<HeaderName>,
-    pub per_route: PerRoute,
+    pub per_route: FilterOverrides,
     pub headers: HeaderChanges,
     pub most_specific_header_mutations_wins: bool,
 }
@@ -46,7 +46,9 @@ pub struct VirtualHost {
     pub name: Arc<str>,
     pub routes: Vec<Arc<Route>>,
     pub headers: HeaderChanges,
-    pub per_route: PerRoute,
+    pub per_route: FilterOverrides,
+    /// For routes without a policy of their own.
+    pub cors: Option<Arc<Cors>>,
     pub require_tls: RequireTls,
     pub retry: Option<Arc<RetryPolicy>>,
     pub include_request_attempt_count: bool,
@@ -74,7 +76,7 @@ pub struct Route {
     pub matches: RouteMatch,
     pub action: Action,
     pub headers: HeaderChanges,
-    pub per_route: PerRoute,
+    pub per_route: FilterOverrides,
     pub buffer_limit: BufferLimit,
     /// Operation name for spans and `x-envoy-decorator-operation`.
     pub decorator: Option<Arc<str>>,
@@ -155,7 +157,7 @@ pub struct Forward {
     pub retry: Option<Arc<RetryPolicy>>,
     pub mirrors: Vec<Mirror>,
     pub hash: Vec<HashPolicy>,
-    pub cors: Option<Arc<crate::http::Cors>>,
+    pub cors: Option<Arc<Cors>>,
     /// High-priority circuit breakers are used.
     pub high_priority: bool,
     /// Per-route switch of upgrades: (lower-case name, allowed).
@@ -220,7 +222,7 @@ pub struct WeightedCluster {
     pub cluster: NamedCluster,
     pub bound: u64,
     pub headers: HeaderChanges,
-    pub per_route: PerRoute,
+    pub per_route: FilterOverrides,
     pub host_rewrite: Option<Box<str>>,
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use lateen_snapshot::compile::{Compiler, Update};
 use lateen_snapshot::http::RouteSource;
 use lateen_snapshot::listener::{ConnectionInfo, Terminal};
-use lateen_snapshot::route::{Action, ClusterChoice, RequestHead};
+use lateen_snapshot::route::{Action, ClusterChoice, NamedCluster, RequestHead};
 use lateen_snapshot::{ClusterId, Snapshot};
 use lateen_translate::{ProxyView, World, type_url};
 
@@ -72,11 +72,14 @@ fn send(snapshot: &Snapshot, call: &Call) -> String {
     let (authority, path_and_query) = call.http.unwrap();
     let headers = call.headers.iter().map(|(k, v)| (k.parse().unwrap(), v.parse().unwrap())).collect();
     let head = RequestHead { method: "GET", authority, scheme: "http", path_and_query, headers: &headers };
-    let Some((_, route)) = table.find(&head, call.roll) else { return "404".to_owned() };
+    let Some((_, route)) = table.find(&head, None, call.roll) else { return "404".to_owned() };
     match &route.action {
         Action::Forward(forward) => match &forward.cluster {
             ClusterChoice::One(id) => name(snapshot, *id),
-            ClusterChoice::Weighted(weighted) => name(snapshot, weighted.choose(call.roll).unwrap().cluster),
+            ClusterChoice::Weighted(weighted) => match &weighted.choose(call.roll).unwrap().cluster {
+                NamedCluster::Fixed(id) => name(snapshot, *id),
+                other @ NamedCluster::Header(_) => panic!("{other:?}"),
+            },
             other => panic!("{other:?}"),
         },
         other => format!("{other:?}").split(['(', ' ']).next().unwrap_or_default().to_owned(),

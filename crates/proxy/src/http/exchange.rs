@@ -85,6 +85,8 @@ pub(crate) struct Info {
     pub(crate) body_sent: u64,
     pub(crate) head_sent: u64,
     pub(crate) route: Option<Matched>,
+    /// Index of the HTTP filter that runs.
+    pub(crate) filter: usize,
     pub(crate) cluster: Option<Rc<ClusterState>>,
     pub(crate) host: Option<Arc<Host>>,
     pub(crate) upstream_local: Option<SocketAddr>,
@@ -149,6 +151,7 @@ impl Info {
             body_sent: 0,
             head_sent: 0,
             route: None,
+            filter: 0,
             cluster: None,
             host: None,
             upstream_local: None,

@@ -19,7 +19,8 @@ use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::{headers, strings};
 use super::{grpc_stats, istio, jwt_authn, local_ratelimit, metadata, on_demand, rbac, stateful_session};
 use crate::http::{
-    AbortKind, AlpnOverrides, Cors, DiscoveredFilter, Extension, Fault, FaultAbort, FaultDelay, HttpFilter, PerRoute, RbacPerRoute, Router,
+    AbortKind, AlpnOverrides, Cors, DiscoveredFilter, Extension, Fault, FaultAbort, FaultDelay, FilterOverrides, HttpFilter, PerRoute,
+    RbacPerRoute, Router,
 };
 use crate::matcher::Fraction;
 
@@ -274,8 +275,8 @@ fn alpn(value: istio_alpn::FilterConfig) -> Result<HttpFilter> {
 }
 
 /// `typed_per_filter_config` of a route, virtual host or weighted cluster.
-pub(crate) fn per_route(values: HashMap<String, Any>) -> Result<PerRoute> {
-    let mut result = PerRoute::default();
+pub(crate) fn per_route(values: HashMap<String, Any>) -> Result<FilterOverrides> {
+    let mut result = FilterOverrides::default();
     // In the order of names, so that the same configuration always gives the same error.
     let mut values: Vec<_> = values.into_iter().collect();
     values.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -285,22 +286,22 @@ pub(crate) fn per_route(values: HashMap<String, Any>) -> Result<PerRoute> {
     Ok(result)
 }
 
-fn per_filter(result: &mut PerRoute, name: &str, config: Any) -> Result<()> {
+fn per_filter(overrides: &mut FilterOverrides, name: &str, config: Any) -> Result<()> {
     if any::is::<route::FilterConfig>(&config) {
         let route::FilterConfig { config, is_optional, disabled } = open(&config)?;
-        result.disabled.push((name.into(), disabled));
+        overrides.disabled.push((name.into(), disabled));
         if disabled {
             return Ok(());
         }
         return match config {
-            Some(config) => match per_filter(result, name, config) {
+            Some(config) => match per_filter(overrides, name, config) {
                 Err(e) if is_optional && e.path.is_empty() => Ok(()),
                 other => other.within("config"),
             },
             None => Ok(()),
         };
     }
-    result.configured.push(name.into());
+    let mut result = PerRoute::default();
     if any::is::<fault::HttpFault>(&config) {
         result.fault = Some(Arc::new(http_fault(open(&config)?)?));
     } else if any::is::<proto::cors::v3::CorsPolicy>(&config) {
@@ -327,6 +328,7 @@ fn per_filter(result: &mut PerRoute, name: &str, config: Any) -> Result<()> {
             istio::type_name(&config)
         )));
     }
+    overrides.configs.push((name.into(), result));
     Ok(())
 }
 

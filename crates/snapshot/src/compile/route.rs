@@ -163,10 +163,6 @@ fn one_virtual_host(value: proto::VirtualHost, inherited: &Inherited, context: &
     refuse!(matcher, retry_policy_typed_config, route_specifiers);
     let request = header::mutations(request_headers_to_add, request_headers_to_remove, "request")?;
     let response = header::mutations(response_headers_to_add, response_headers_to_remove, "response")?;
-    let mut per_route = filter::per_route(typed_per_filter_config)?;
-    if let Some(cors) = cors {
-        per_route.cors = Some(Arc::new(filter::route_cors(cors).within("cors")?));
-    }
     let nested;
     let inherited = if request_mirror_policies.is_empty() {
         inherited
@@ -184,7 +180,8 @@ fn one_virtual_host(value: proto::VirtualHost, inherited: &Inherited, context: &
         name: name.into(),
         routes,
         headers: HeaderChanges { request, response },
-        per_route,
+        per_route: filter::per_route(typed_per_filter_config)?,
+        cors: cors.map(|c| filter::route_cors(c).map(Arc::new)).transpose().within("cors")?,
         require_tls: match virtual_host::TlsRequirementType::try_from(require_tls) {
             Ok(virtual_host::TlsRequirementType::None) => RequireTls::None,
             Ok(virtual_host::TlsRequirementType::ExternalOnly) => RequireTls::ExternalOnly,

@@ -23,11 +23,13 @@ pub(super) struct Allowed {
 }
 
 fn policy(exchange: &Exchange<'_>) -> Option<Arc<Cors>> {
-    let configured = per_route(exchange, |p| p.cors.as_ref());
-    let policy = configured.or_else(|| match &exchange.info.route.as_ref()?.route.action {
+    let matched = exchange.info.route.as_ref()?;
+    let of_route = || match &matched.route.action {
         Action::Forward(forward) => forward.cors.clone(),
         _ => None,
-    })?;
+    };
+    let configured = per_route(exchange, |p| p.cors.as_ref());
+    let policy = configured.or_else(of_route).or_else(|| matched.virtual_host()?.cors.clone())?;
     policy.enabled.is_none_or(|f| f.hits(exchange.worker.roll())).then_some(policy)
 }
 

@@ -12,7 +12,7 @@ pub(crate) mod stateful_session;
 
 use std::sync::Arc;
 
-use lateen_snapshot::http::{AlpnOverrides, HttpFilter, PerRoute};
+use lateen_snapshot::http::{AlpnOverrides, FilterOverrides, HttpFilter, PerRoute};
 use lateen_telemetry::ResponseFlags;
 
 use crate::http::message::Response;
@@ -33,6 +33,7 @@ pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
         if switched && is_disabled(exchange, index) {
             continue;
         }
+        exchange.info.filter = index;
         let step = match filter {
             HttpFilter::Fault(config) => fault::on_request(exchange, config).await?,
             HttpFilter::Cors => cors::on_request(exchange),
@@ -73,6 +74,7 @@ pub(crate) fn on_response(exchange: &mut Exchange<'_>, response: &mut Response) 
         if switched && is_disabled(exchange, index) {
             continue;
         }
+        exchange.info.filter = index;
         match filter {
             HttpFilter::Cors => cors::on_response(exchange, response),
             HttpFilter::PeerMetadata(config) => peer_metadata::on_response(exchange, config, response),
@@ -99,7 +101,7 @@ pub(crate) fn in_force<'a>(exchange: &'a Exchange<'_>) -> impl Iterator<Item = &
 }
 
 /// The places of per-route configuration, most specific first.
-fn levels(matched: &Matched) -> impl Iterator<Item = &PerRoute> {
+fn levels(matched: &Matched) -> impl Iterator<Item = &FilterOverrides> {
     let weighted = crate::router::lookup::weighted(matched).map(|w| &w.per_route);
     let host = matched.virtual_host().map(|h| &h.per_route);
     [weighted, Some(&matched.route.per_route), host, Some(&matched.table.per_route)].into_iter().flatten()
@@ -116,15 +118,16 @@ fn is_disabled(exchange: &Exchange<'_>, index: usize) -> bool {
     let config = &exchange.hcm.config;
     let off = config.filters_off.get(index).copied().unwrap_or(false);
     let (Some(matched), Some(name)) = (&exchange.info.route, config.filter_names.get(index)) else { return off };
-    let at = |level: &PerRoute| {
+    let at = |level: &FilterOverrides| {
         let switch = level.disabled.iter().find(|(known, _)| known == name).map(|(_, off)| *off);
-        switch.or_else(|| level.configured.contains(name).then_some(false))
+        switch.or_else(|| level.of(name).map(|_| false))
     };
     levels(matched).find_map(at).unwrap_or(off)
 }
 
-/// A filter's configuration by route: that of the weighted cluster, else the route, else the virtual host.
+/// The running filter's configuration by route: that of the weighted cluster, else the route, else the virtual host.
 fn per_route<T>(exchange: &Exchange<'_>, pick: impl Fn(&PerRoute) -> Option<&Arc<T>>) -> Option<Arc<T>> {
     let matched = exchange.info.route.as_ref()?;
-    levels(matched).find_map(pick).cloned()
+    let name = exchange.hcm.config.filter_names.get(exchange.info.filter)?;
+    levels(matched).find_map(|level| level.of(name).and_then(&pick)).cloned()
 }
