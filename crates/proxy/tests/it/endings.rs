@@ -168,7 +168,7 @@ fn no_request_is_lost_while_the_process_drains_under_load() {
 
 /// A whole process on a port of its own; `more` are fields of the bootstrap.
 fn whole(more: &str, upstream: &Upstream) -> (tokio::runtime::Runtime, lateen_proxy::main_thread::Process, std::net::SocketAddr) {
-    let port = dead_port();
+    let port = free_port();
     let yaml = Config::to(&[upstream.port()]).yaml().replace("port_value: 0", &format!("port_value: {port}"));
     let options = lateen_proxy::main_thread::Options {
         bootstrap: lateen_snapshot::bootstrap::parse(&format!("{more}{yaml}"), "test.yaml").unwrap(),
@@ -240,7 +240,7 @@ fn admin(port: u16, method: &str, path: &str) -> (u16, String) {
 
 #[test]
 fn the_admin_server_fails_health_checks_and_drains_in_the_configured_time() {
-    let port = dead_port();
+    let port = free_port();
     let upstream = Upstream::ok("x");
     let text = format!("admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}\n");
     let (_runtime, process, address) = whole(&text, &upstream);

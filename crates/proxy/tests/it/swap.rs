@@ -64,7 +64,7 @@ fn a_removed_listener_stops_listening_and_a_new_one_starts() {
     let proxy = Config::to(&[upstream.port()]).start();
     let before = proxy.address;
     assert_eq!(proxy.get("/").status, 200);
-    let other = dead_port();
+    let other = free_port();
     let yaml = Config::to(&[upstream.port()])
         .yaml()
         .replace("name: l\n", "name: m\n")

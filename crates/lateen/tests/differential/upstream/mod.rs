@@ -3,11 +3,12 @@ mod h1;
 mod h2;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -26,6 +27,7 @@ pub(crate) struct Upstreams {
     pub(crate) ports: BTreeMap<String, u16>,
     script: Arc<Script>,
     _accepting: JoinSet<()>,
+    _dead: Vec<TcpSocket>,
 }
 
 /// What is to be answered, and what was seen.
@@ -82,12 +84,17 @@ impl Script {
 impl Upstreams {
     pub(crate) async fn start(names: &[String], certificates: &Certificates) -> anyhow::Result<Self> {
         let (script, mut ports, mut accepting) = (Arc::new(Script::default()), BTreeMap::new(), JoinSet::new());
+        let mut dead = Vec::new();
         for name in names {
-            let listener = TcpListener::bind("127.0.0.1:0").await?;
-            ports.insert(name.clone(), listener.local_addr()?.port());
+            let socket = TcpSocket::new_v4()?;
+            socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+            ports.insert(name.clone(), socket.local_addr()?.port());
             if name.starts_with("dead") {
+                // Bound and never listened on: calls are refused, and no upstream of another case gets the port.
+                dead.push(socket);
                 continue;
             }
+            let listener = socket.listen(128)?;
             let (name, script, tls) = (name.clone(), Arc::clone(&script), certificates.upstream());
             accepting.spawn(async move {
                 let mut open = JoinSet::new();
@@ -96,7 +103,7 @@ impl Upstreams {
                 }
             });
         }
-        Ok(Self { ports, script, _accepting: accepting })
+        Ok(Self { ports, script, _accepting: accepting, _dead: dead })
     }
 
     /// Before a request: what will be answered.
