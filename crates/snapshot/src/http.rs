@@ -2,6 +2,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::compression::{Compressor, CompressorPerRoute, Decompressor};
 use crate::header::HeaderMutations;
 use crate::header_metadata::HeaderToMetadata;
 use crate::jwt::{JwtAuthn, JwtPerRoute};
@@ -174,6 +175,10 @@ pub enum HttpFilter {
     JwtAuthn(Arc<JwtAuthn>),
     StatefulSession(Arc<StatefulSession>),
     OnDemand(Arc<OnDemand>),
+    Buffer(Arc<Buffer>),
+    Compressor(Arc<Compressor>),
+    Decompressor(Arc<Decompressor>),
+    GrpcWeb,
     /// Stands for what a request is given instead, unless there is nothing.
     Discovered(Arc<DiscoveredFilter>),
 }
@@ -210,6 +215,18 @@ impl DiscoveredFilter {
         let found = found.map(|e| if outbound { &e.outbound } else { &e.inbound });
         found.or(self.default.as_ref()).cloned()
     }
+}
+
+/// Envoy `Buffer` filter.
+#[derive(Debug)]
+pub struct Buffer {
+    pub max_request_bytes: u32,
+}
+
+#[derive(Debug)]
+pub enum BufferPerRoute {
+    Disabled,
+    Override(Buffer),
 }
 
 /// Envoy `Router` filter.
@@ -316,6 +333,8 @@ pub struct PerRoute {
     pub jwt_authn: Option<Arc<JwtPerRoute>>,
     pub stateful_session: Option<Arc<StatefulSessionPerRoute>>,
     pub on_demand: Option<Arc<OnDemand>>,
+    pub buffer: Option<Arc<BufferPerRoute>>,
+    pub compressor: Option<Arc<CompressorPerRoute>>,
 }
 
 #[derive(Debug)]

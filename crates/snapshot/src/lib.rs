@@ -10,6 +10,7 @@ pub mod bootstrap;
 pub mod chain;
 pub mod cluster;
 pub mod compile;
+pub mod compression;
 pub mod explain;
 pub mod grpc_stats;
 pub mod header;

@@ -55,6 +55,14 @@ pub const FILTER_CHAIN_NOT_FOUND: &str = "filter_chain_not_found";
 pub const REQUEST_PAYLOAD_TOO_LARGE: &str = "request_payload_too_large";
 /// A filter needed the whole response body and it was too large.
 pub const RESPONSE_PAYLOAD_TOO_LARGE: &str = "response_payload_too_large";
+/// A compressed body is not what it says.
+pub const DECOMPRESSION_FAILED: &str = "decompression_failed";
+/// A compressed body grows by more than is allowed.
+pub const DECOMPRESSION_RATIO_EXCEEDED: &str = "decompression_ratio_exceeded";
+/// A gRPC-Web request in text is no base64.
+pub const GRPC_BASE64_DECODE_FAILED: &str = "grpc_base_64_decode_failed";
+/// A gRPC-Web request in text ends within a group of base64.
+pub const GRPC_BASE64_DECODE_FAILED_BAD_SIZE: &str = "grpc_base_64_decode_failed_bad_size";
 /// The body outgrew the retry buffer.
 pub const REQUEST_PAYLOAD_EXCEEDED_RETRY_BUFFER_LIMIT: &str = "request_payload_exceeded_retry_buffer_limit";
 /// HTTP/1.1 without `Host`, HTTP/2 without `:authority`.

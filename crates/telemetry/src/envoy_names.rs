@@ -449,6 +449,40 @@ table! {
 }
 
 table! {
+    /// One direction of a compressor, under `http.<stat prefix>.compressor.<library name>.<library>.<direction>.`.
+    compressor {
+        counter COMPRESSED = "compressed";
+        counter NOT_COMPRESSED = "not_compressed";
+        counter TOTAL_UNCOMPRESSED_BYTES = "total_uncompressed_bytes";
+        counter TOTAL_COMPRESSED_BYTES = "total_compressed_bytes";
+        counter CONTENT_LENGTH_TOO_SMALL = "content_length_too_small";
+    }
+}
+
+table! {
+    /// What callers of a compressor accept, under `http.<stat prefix>.compressor.<library name>.<library>.`.
+    compressor_choice {
+        counter NO_ACCEPT_HEADER = "no_accept_header";
+        counter HEADER_IDENTITY = "header_identity";
+        counter HEADER_COMPRESSOR_USED = "header_compressor_used";
+        counter HEADER_COMPRESSOR_OVERSHADOWED = "header_compressor_overshadowed";
+        counter HEADER_WILDCARD = "header_wildcard";
+        counter HEADER_NOT_VALID = "header_not_valid";
+        counter NOT_COMPRESSED_ETAG = "not_compressed_etag";
+    }
+}
+
+table! {
+    /// One direction of a decompressor, under `http.<stat prefix>.decompressor.<library name>.<library>.<direction>.`.
+    decompressor {
+        counter DECOMPRESSED = "decompressed";
+        counter NOT_DECOMPRESSED = "not_decompressed";
+        counter TOTAL_UNCOMPRESSED_BYTES = "total_uncompressed_bytes";
+        counter TOTAL_COMPRESSED_BYTES = "total_compressed_bytes";
+    }
+}
+
+table! {
     /// The JWT filter, under `http.<stat prefix>.`.
     jwt_authn {
         counter ALLOWED = "jwt_authn.allowed";

@@ -8,6 +8,7 @@ mod case;
 mod certificates;
 mod client;
 mod compare;
+mod compressed;
 mod config;
 mod known;
 mod proxies;

@@ -24,6 +24,7 @@ use super::reply::{self, Reply};
 use super::stream::Downstream;
 use super::{Hcm, normalize, report, sanitize};
 use crate::filter;
+use crate::filter::http::body::Bodies;
 use crate::filter::http::grpc_stats;
 use crate::filter::http::stateful_session::Session;
 use crate::io::Timer;
@@ -135,6 +136,8 @@ pub(crate) struct Exchange<'a> {
     pub(crate) info: Info,
     /// Set once a redirect was followed here.
     pub(crate) redirects: Option<Box<Redirects>>,
+    /// What filters make of bodies, where any does.
+    pub(crate) bodies: Option<Box<Bodies>>,
 }
 
 impl Info {
@@ -191,7 +194,7 @@ impl<'a> Exchange<'a> {
     ) -> Self {
         let start = Instant::now();
         let info = Info::new(start, worker.wall_clock(start), conn.remote, request.is_grpc());
-        Self { worker, hcm, conn, live: worker.live(), request, down, timer, info, redirects: None }
+        Self { worker, hcm, conn, live: worker.live(), request, down, timer, info, redirects: None, bodies: None }
     }
 
     /// Serves the request to its end, whatever that is; returns when that was.
@@ -238,6 +241,8 @@ impl<'a> Exchange<'a> {
             info.peer = before.peer;
         }
         self.info = info;
+        let body = self.redirects.as_mut().and_then(|r| r.body.take());
+        self.bodies = body.map(|kept| Box::new(Bodies::of(kept.into_frames())));
         self.live = self.worker.live();
         report::begin(self);
     }

@@ -15,7 +15,8 @@ use lateen_telemetry::{BlockName, Local};
 
 use super::h1::HeadLimits;
 use super::{LogSet, headers};
-use crate::filter::http::rbac;
+use crate::filter;
+use crate::filter::http::{FilterStats, rbac};
 use crate::spans::Tracer;
 use crate::worker::Worker;
 
@@ -55,6 +56,10 @@ pub(crate) struct Hcm {
     local_limits: RefCell<Vec<(Arc<str>, Rc<Local>)>>,
     /// Whether any filter wants to see the response.
     pub(crate) response_filters: bool,
+    /// By the filters' places.
+    pub(crate) filter_stats: Vec<FilterStats>,
+    /// Whether any filter may hold a response back.
+    pub(crate) holds_responses: bool,
     /// By the text's address. Each holds its text, or another text could come to stand there.
     formats: RefCell<HashMap<usize, KeptFormat>>,
 }
@@ -73,7 +78,15 @@ impl Hcm {
             use HttpFilter as F;
             matches!(
                 f,
-                F::Cors | F::PeerMetadata(_) | F::IstioStats(_) | F::LocalRateLimit(_) | F::HeaderToMetadata(_) | F::StatefulSession(_)
+                F::Cors
+                    | F::PeerMetadata(_)
+                    | F::IstioStats(_)
+                    | F::LocalRateLimit(_)
+                    | F::HeaderToMetadata(_)
+                    | F::StatefulSession(_)
+                    | F::Compressor(_)
+                    | F::Decompressor(_)
+                    | F::GrpcWeb
             )
         };
         Rc::new(Self {
@@ -103,6 +116,8 @@ impl Hcm {
             router: router.unwrap_or_default(),
             tracer,
             response_filters: config.filters.iter().any(sees_response),
+            filter_stats: config.filters.iter().map(|f| FilterStats::new(worker, prefix, f)).collect(),
+            holds_responses: config.filters.iter().any(filter::http::may_hold_response),
             formats: RefCell::default(),
             local_limits: RefCell::default(),
             sessions: RefCell::default(),

@@ -8,6 +8,7 @@ macro_rules! names {
 names! {
     ALT_STAT_NAME = "x-envoy-upstream-alt-stat-name";
     ATTEMPT_COUNT = "x-envoy-attempt-count";
+    COMPRESSION_STATUS = "x-envoy-compression-status";
     DECORATOR = "x-envoy-decorator-operation";
     DOWNSTREAM_CLUSTER = "x-envoy-downstream-service-cluster";
     DOWNSTREAM_NODE = "x-envoy-downstream-service-node";
@@ -18,6 +19,7 @@ names! {
     FORWARDED_HOST = "x-forwarded-host";
     FORWARDED_PROTO = "x-forwarded-proto";
     FORWARDED_CLIENT_CERT = "x-forwarded-client-cert";
+    GRPC_ACCEPT_ENCODING = "grpc-accept-encoding";
     GRPC_MESSAGE = "grpc-message";
     GRPC_STATUS = "grpc-status";
     GRPC_TIMEOUT = "grpc-timeout";

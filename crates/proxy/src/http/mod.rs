@@ -17,7 +17,7 @@ mod xfcc;
 
 pub(crate) use access::{ConnectionRecord, LogSet, log_refused};
 pub(crate) use downstream::serve;
-pub(crate) use exchange::{End, Exchange, Matched};
+pub(crate) use exchange::{End, Exchange, Info, Matched};
 pub(crate) use h1::valid_host;
 pub(crate) use hcm::Hcm;
 pub(crate) use host_port::host as host_of;

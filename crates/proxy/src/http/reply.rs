@@ -2,6 +2,7 @@
 use std::borrow::Cow;
 use std::future::poll_fn;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -12,6 +13,11 @@ use super::Exchange;
 use super::h1::InvalidHead;
 use super::headers;
 use super::message::{Frame, Length, Response};
+use crate::filter;
+use crate::filter::http::body::Whole;
+
+/// How long a caller may take over a reply, or the next piece of it.
+const LONGEST: Duration = Duration::from_secs(15);
 
 /// A local reply.
 #[derive(Debug)]
@@ -24,6 +30,8 @@ pub(crate) struct Reply {
     pub(crate) grpc_status: Option<u32>,
     /// Instead of plain text.
     pub(crate) content_type: Option<HeaderValue>,
+    /// Filters do not see it: it takes the place of a response that they have seen.
+    pub(crate) direct: bool,
 }
 
 impl Reply {
@@ -45,6 +53,7 @@ impl Reply {
             headers: Vec::new(),
             grpc_status: None,
             content_type: None,
+            direct: false,
         }
     }
 
@@ -56,7 +65,7 @@ impl Reply {
 }
 
 /// gRPC's status for an HTTP status (grpc.io "HTTP to gRPC status code mapping").
-pub(super) fn grpc_status(status: StatusCode) -> u16 {
+pub(crate) fn grpc_status(status: StatusCode) -> u16 {
     grpc_status_of(status.as_u16())
 }
 
@@ -91,34 +100,77 @@ pub(crate) async fn send(exchange: &mut Exchange<'_>, reply: Reply) {
         info.reply_body = Some(Cow::Owned(text));
     }
     note_cluster(exchange);
-    crate::filter::http::on_response(exchange, &mut response);
     crate::router::finalize::response_headers(exchange, response.status, &mut response.headers);
     if !body.is_empty() {
         // What the route says of the content is not contradicted.
         let kind = reply.content_type.unwrap_or(HeaderValue::from_static("text/plain"));
         headers::insert_if_absent(&mut response.headers, header::CONTENT_TYPE, || kind);
     }
-    let bodiless = exchange.request.method == http::Method::HEAD || matches!(reply.status.as_u16(), 204 | 304);
     response.length = if body.is_empty() { Length::None } else { Length::Known(body.len() as u64) };
+    let mut body = Whole(Some(body));
+    if reply.direct {
+        exchange.bodies = None;
+    } else if exchange.hcm.holds_responses {
+        // A filter that would answer otherwise has an answer before it already.
+        let _ = Box::pin(filter::http::on_response_held(exchange, &mut response, &mut body)).await;
+    } else {
+        filter::http::on_response(exchange, &mut response);
+    }
+    let bodiless = exchange.request.method == http::Method::HEAD || matches!(reply.status.as_u16(), 204 | 304);
     // What is left of the request's body either has arrived and is dropped, or the connection ends:
     // the caller must hear of that before it sends the next request.
-    let end = bodiless || body.is_empty();
+    let end = bodiless || matches!(response.length, Length::None | Length::Known(0));
     drain_arrived(exchange).await;
     if !exchange.down.request_done() {
         exchange.down.close_after();
     }
     exchange.send_head(response, end);
+    if !end && exchange.bodies.as_ref().is_some_and(|b| !b.response.is_empty()) {
+        return Box::pin(flow(exchange, body)).await;
+    }
     if !end {
+        let body = body.0.unwrap_or_default();
         exchange.info.body_sent += body.len() as u64;
         exchange.down.send_data(body);
         exchange.down.send_end(None);
     }
     let down = &mut exchange.down;
     let timer = &mut exchange.timer;
-    timer.after(Some(std::time::Duration::from_secs(15)));
+    timer.after(Some(LONGEST));
     let _ = poll_fn(|cx| match down.poll_flush(cx) {
         Poll::Pending => timer.poll(cx).map(|()| Ok(())),
         ready => ready,
+    })
+    .await;
+}
+
+/// Sends a body through what filters make of it.
+async fn flow(exchange: &mut Exchange<'_>, mut body: Whole) {
+    let (down, timer, info) = (&mut *exchange.down, &mut *exchange.timer, &mut exchange.info);
+    let Some(bodies) = &mut exchange.bodies else { return };
+    let mut sent = false;
+    timer.after(Some(LONGEST));
+    poll_fn(|cx| {
+        while !sent && matches!(down.poll_room(cx), Poll::Ready(Ok(()))) {
+            match bodies.response.poll_piece(cx, info, &mut body) {
+                Poll::Ready(Some(Ok(Frame::Data(data)))) => {
+                    info.body_sent += data.len() as u64;
+                    down.send_data(data);
+                    timer.after(Some(LONGEST));
+                    continue;
+                }
+                Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => down.send_end(Some(trailers)),
+                Poll::Ready(None) => down.send_end(None),
+                Poll::Ready(Some(Err(_))) => down.abort(),
+                Poll::Pending => break,
+            }
+            sent = true;
+        }
+        match down.poll_flush(cx) {
+            Poll::Ready(Err(_)) => Poll::Ready(()),
+            Poll::Ready(Ok(())) if sent => Poll::Ready(()),
+            _ => timer.poll(cx),
+        }
     })
     .await;
 }
@@ -167,7 +219,7 @@ fn as_grpc(response: &mut Response, status: StatusCode, code: Option<u32>, body:
 }
 
 /// gRPC's message encoding: bytes outside printable ASCII, and `%`, as `%XX`.
-fn percent(text: &[u8]) -> Vec<u8> {
+pub(crate) fn percent(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     for byte in text {
         if (b' '..=b'~').contains(byte) && *byte != b'%' {

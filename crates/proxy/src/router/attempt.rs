@@ -21,8 +21,10 @@ use super::hedge::{Answer, Late};
 use super::outcome::{Failed, Failure};
 use super::replay::Progress;
 use super::retry::Retries;
+use crate::filter::http::body::{Caller, Halt};
 use crate::filter::http::stateful_session;
 use crate::http::message::{Response, Version};
+use crate::http::reply::Reply;
 use crate::http::stream::StreamError;
 use crate::http::{End, Exchange};
 use crate::io::Text;
@@ -152,6 +154,10 @@ pub(super) async fn run(
             cluster.report(exchange.worker, &target.host, Outcome::LocalTimeout);
             return Ok(Tried::Late(Late { lease, began, progress }));
         }
+        Err(Stop::Reply(reply)) => {
+            stats.inc(names::UPSTREAM_RQ_CANCELLED);
+            return Err(End::Reply(reply));
+        }
         Err(Stop::Failed(why)) => {
             note_failure(exchange, &cluster, &target.host, &why);
             let closed = matches!(why.failure, Failure::ConnectionTermination | Failure::RefusedStream);
@@ -271,6 +277,8 @@ enum Stop {
     Late(Progress),
     /// The caller's body is not framed as its head says.
     Malformed,
+    /// A filter does not like the body.
+    Reply(Box<Reply>),
     Failed(Failed),
 }
 
@@ -284,18 +292,20 @@ async fn await_response(
     let mut limits = Limits::new(forwarding, exchange.info.moment);
     exchange.timer.set(limits.next());
     let (down, timer, info, request) = (&mut *exchange.down, &mut *exchange.timer, &mut exchange.info, &exchange.request);
+    let mut caller = Caller { down, timer, chain: exchange.bodies.as_mut().map(|b| &mut b.request) };
     let http2 = exchange.request.version == Version::Http2;
     poll_fn(|cx| {
         let was_complete = forwarding.body.complete();
-        match forwarding.body.poll(cx, down, &mut lease.upstream) {
+        match forwarding.body.poll(cx, &mut *info, &mut caller, &mut lease.upstream) {
             Ok(moved) => {
                 if moved && limits.idle.is_some() {
                     limits.touch();
-                    timer.set(limits.next());
+                    caller.timer.set(limits.next());
                 }
             }
-            Err(StreamError::Protocol) if !http2 => return Poll::Ready(Err(Stop::Malformed)),
-            Err(_) => return Poll::Ready(Err(Stop::Gone)),
+            Err(Halt::Stream(StreamError::Protocol)) if !http2 => return Poll::Ready(Err(Stop::Malformed)),
+            Err(Halt::Stream(_)) => return Poll::Ready(Err(Stop::Gone)),
+            Err(Halt::Reply(reply)) => return Poll::Ready(Err(Stop::Reply(reply))),
         }
         if forwarding.body.complete() && !was_complete {
             let now = now.unwrap_or_else(Instant::now);
@@ -304,7 +314,7 @@ async fn await_response(
             limits.deadline = forwarding.deadline;
             limits.request = None;
             limits.try_ends = forwarding.timeouts.per_try.and_then(|limit| now.checked_add(limit));
-            timer.set(limits.next());
+            caller.timer.set(limits.next());
         }
         now = None;
         loop {
@@ -312,8 +322,8 @@ async fn await_response(
                 Poll::Ready(Ok(response)) if response.status.is_informational() && response.upgrade.is_none() => {
                     // Our own 100 went out when the body was asked for.
                     if response.status != StatusCode::CONTINUE {
-                        down.send_informational(response.status, &response.headers);
-                        let _ = down.poll_flush(cx);
+                        caller.down.send_informational(response.status, &response.headers);
+                        let _ = caller.down.poll_flush(cx);
                     }
                 }
                 Poll::Ready(Ok(response)) => return Poll::Ready(Ok(response)),
@@ -321,13 +331,13 @@ async fn await_response(
                 Poll::Pending => break,
             }
         }
-        if (forwarding.body.complete() || http2) && down.poll_gone(cx).is_ready() {
+        if (forwarding.body.complete() || http2) && caller.down.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Stop::Gone));
         }
         if let Poll::Ready(answer) = forwarding.late.poll(cx, &forwarding.body, request, retries) {
             return Poll::Ready(Err(Stop::Overtaken(answer)));
         }
-        while timer.poll(cx).is_ready() {
+        while caller.timer.poll(cx).is_ready() {
             let why = limits.expired(Instant::now());
             if why != Failure::PerTryTimeout || !forwarding.timeouts.hedge {
                 return Poll::Ready(Err(Stop::Failed(why.into())));
@@ -337,7 +347,7 @@ async fn await_response(
             }
             // What could not be sent again is waited for as long as it takes.
             limits.try_ends = None;
-            timer.set(limits.next());
+            caller.timer.set(limits.next());
         }
         Poll::Pending
     })

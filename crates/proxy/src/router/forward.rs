@@ -73,11 +73,9 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward:
     finalize::request(exchange, matched, forward, &timeouts);
     let mirrors = if forward.mirrors.is_empty() { mirror::Mirrors::default() } else { mirror::start(exchange, &forward.mirrors) };
     let upgrade = exchange.request.upgrade.is_some();
-    let cap = if upgrade { 0 } else { kept_body(exchange, matched) };
-    let body = match exchange.redirects.as_mut().and_then(|r| r.body.take()) {
-        Some(kept) => Body::again(*kept, cap, mirrors),
-        None => Body::new(exchange.request.has_body(), upgrade, cap, mirrors),
-    };
+    let limit = exchange.bodies.as_ref().and_then(|b| b.kept);
+    let cap = if upgrade { 0 } else { limit.unwrap_or_else(|| kept_body(exchange, matched)) };
+    let body = Body::new(exchange.request.has_body(), upgrade, cap, mirrors);
     let start = exchange.info.start;
     let mut forwarding = Forwarding {
         body,
@@ -95,7 +93,10 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward:
         forwarding.body.count_messages();
     }
     let result = tries(exchange, matched, forward, &mut forwarding, retries).await;
-    exchange.info.body_received = forwarding.body.received;
+    // A chain counts what comes in; what goes out of it is something else.
+    if exchange.bodies.is_none() {
+        exchange.info.body_received = forwarding.body.received;
+    }
     if let (Some(call), Some(messages)) = (&mut exchange.info.grpc_call, forwarding.body.messages) {
         call.request = messages;
     }

@@ -26,7 +26,8 @@ pub(crate) struct Redirects {
     count: u32,
     /// From which route which was reached, by their names.
     reached: Vec<(Arc<str>, Arc<str>)>,
-    pub(super) body: Option<Box<Kept>>,
+    /// What is sent once more, through the filters of another turn.
+    pub(crate) body: Option<Box<Kept>>,
 }
 
 /// Turns the request into the one that the response redirects to. `false` when the policy or the request does not

@@ -13,6 +13,8 @@ mod replay;
 mod retry;
 mod timeouts;
 
+pub(crate) use outcome::{Failed, Failure};
+
 use http::header::{HeaderValue, LOCATION};
 use lateen_snapshot::route::{Action, RequireTls};
 use lateen_telemetry::envoy_names::http as names;

@@ -15,7 +15,7 @@ const DEADLINE_EXCEEDED: u32 = 4;
 /// A try that brought no response (Envoy's stream reset reasons, and our timers).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::enum_variant_names, reason = "the names of Envoy's resets")]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     ConnectionFailure,
     ConnectionTimeout,
     ConnectionTermination,
@@ -36,7 +36,7 @@ pub(super) enum Failure {
 
 /// A failure with what the socket or TLS said.
 #[derive(Clone, Debug)]
-pub(super) struct Failed {
+pub(crate) struct Failed {
     pub(super) failure: Failure,
     pub(super) transport: String,
 }
@@ -122,7 +122,7 @@ impl Failure {
 
 impl Failed {
     /// The answer to the caller; one that has not sent its whole request is itself the late one.
-    pub(super) fn reply(&self, retried: bool, complete: bool, quiet: bool) -> Reply {
+    pub(crate) fn reply(&self, retried: bool, complete: bool, quiet: bool) -> Reply {
         let late = if complete { 504 } else { 408 };
         let flags = self.failure.flags();
         let timeout = |details| match quiet {

@@ -1,7 +1,7 @@
 //! The answer on its way to the caller, while the rest of the request may still be going up.
 use std::borrow::Cow;
 use std::future::poll_fn;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 
 use http::HeaderValue;
 use lateen_telemetry::envoy_names::{cluster as cluster_names, http as names};
@@ -12,16 +12,22 @@ use super::attempt::{Began, Limits};
 use super::finalize;
 use super::forward::Forwarding;
 use super::outcome::Failed;
+use super::replay::Body;
 use crate::filter;
+use crate::filter::http::body::{Caller, Halt, Origin, Piece, Source};
 use crate::http::headers::SERVICE_TIME;
 use crate::http::message::{Frame, Length, Response};
-use crate::http::{End, Exchange};
+use crate::http::reply::Reply;
+use crate::http::stream::{StreamError, Upstream};
+use crate::http::{End, Exchange, Info};
 use crate::upstream::Lease;
 
 enum Broken {
     /// The caller went away.
     Caller,
     Upstream(Failed),
+    /// A filter would answer otherwise, which is too late now.
+    Filter(Box<Reply>),
 }
 
 pub(super) async fn run(
@@ -38,7 +44,6 @@ pub(super) async fn run(
     if exchange.info.peer == Default::default() && !exchange.hcm.inbound {
         exchange.info.peer = forwarding.cluster.peer_of(exchange.worker, began.active.host());
     }
-    filter::http::on_response(exchange, &mut response);
     let suppress = exchange.hcm.router.suppress_envoy_headers || exchange.hcm.config.suppress_envoy_headers;
     // Before the request is complete the time would say how long the caller took.
     if !suppress && forwarding.body.complete() && exchange.request.upgrade.is_none() {
@@ -46,7 +51,14 @@ pub(super) async fn run(
         response.headers.insert(SERVICE_TIME, HeaderValue::from(u64::try_from(millis).unwrap_or(u64::MAX)));
     }
     finalize::response_headers(exchange, response.status, &mut response.headers);
+    if exchange.hcm.holds_responses && !upgraded {
+        Box::pin(held(exchange, forwarding, &mut response, &mut lease)).await?;
+    } else {
+        filter::http::on_response(exchange, &mut response);
+    }
     if upgraded {
+        // What follows belongs to another protocol.
+        exchange.bodies = None;
         forwarding.body.start_raw();
         lease.upstream.start_raw();
         exchange.hcm.stats.inc(names::DOWNSTREAM_CX_UPGRADES_TOTAL);
@@ -68,21 +80,98 @@ pub(super) async fn run(
             }
             Ok(())
         }
-        Err(Broken::Caller) => {
+        // Both ends of an upgraded connection just stop; that is no failure.
+        Err(Broken::Caller) if upgraded => {
             forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_CANCELLED);
-            // Both ends of an upgraded connection just stop; that is no failure.
-            if upgraded {
-                caller_left(exchange);
-                return Ok(());
-            }
-            Err(End::Gone)
+            caller_left(exchange);
+            Ok(())
         }
         Err(Broken::Upstream(_)) if upgraded => Err(End::Cut),
-        Err(Broken::Upstream(failed)) => {
-            exchange.hcm.stats.inc(names::RQ_RESET_AFTER_DOWNSTREAM_RESPONSE_STARTED);
-            exchange.info.flags.insert(failed.failure.flags());
-            exchange.info.details = failed.after_response();
-            Err(End::Cut)
+        Err(broken) => Err(cut(exchange, forwarding, broken)),
+    }
+}
+
+/// How an exchange ends that broke after its response had begun.
+fn cut(exchange: &mut Exchange<'_>, forwarding: &Forwarding, broken: Broken) -> End {
+    let (flags, details) = match broken {
+        Broken::Caller => {
+            forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_CANCELLED);
+            return End::Gone;
+        }
+        Broken::Upstream(failed) => (failed.failure.flags(), failed.after_response()),
+        Broken::Filter(reply) => (reply.flags, reply.details),
+    };
+    exchange.hcm.stats.inc(names::RQ_RESET_AFTER_DOWNSTREAM_RESPONSE_STARTED);
+    exchange.info.flags.insert(flags);
+    exchange.info.details = details;
+    End::Cut
+}
+
+/// Lets filters see the response that may wait for its body before its head goes on.
+async fn held(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, response: &mut Response, lease: &mut Lease) -> Result<(), End> {
+    let limits = Limits::while_relaying(forwarding, exchange.info.moment);
+    exchange.timer.set(limits.next());
+    let mut coming = Coming { body: &mut forwarding.body, upstream: &mut lease.upstream, limits, ended: false, broken: None };
+    let Err(end) = filter::http::on_response_held(exchange, response, &mut coming).await else { return Ok(()) };
+    match (coming.broken, end) {
+        (Some(broken), _) => Err(cut(exchange, forwarding, broken)),
+        // It takes the response's place, and filters have seen one already.
+        (None, End::Reply(mut reply)) => {
+            reply.direct = true;
+            Err(End::Reply(reply))
+        }
+        (None, end) => Err(end),
+    }
+}
+
+/// A response whose head is held back: while its body is waited for the request's goes on up.
+struct Coming<'a> {
+    body: &'a mut Body,
+    upstream: &'a mut Upstream,
+    limits: Limits,
+    ended: bool,
+    broken: Option<Broken>,
+}
+
+impl Coming<'_> {
+    fn poll_all(&mut self, cx: &mut Context<'_>, info: &mut Info, caller: &mut Caller<'_>) -> Poll<Result<Piece, Broken>> {
+        if !self.body.sent() {
+            match self.body.poll(cx, info, caller, self.upstream) {
+                Ok(_) => {}
+                Err(Halt::Stream(_)) => return Poll::Ready(Err(Broken::Caller)),
+                Err(reply) => return Poll::Ready(Ok(Some(Err(reply)))),
+            }
+        }
+        match Source::poll_piece(self.upstream, cx, info) {
+            Poll::Ready(Some(Err(Halt::Stream(e)))) => return Poll::Ready(Err(Broken::Upstream(e.into()))),
+            Poll::Ready(piece) => {
+                self.limits.touch();
+                caller.timer.set(self.limits.next());
+                return Poll::Ready(Ok(piece));
+            }
+            Poll::Pending => {}
+        }
+        if self.body.complete() && caller.down.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(Broken::Caller));
+        }
+        caller.timer.poll(cx).map(|()| Err(Broken::Upstream(self.limits.expired(Instant::now()).into())))
+    }
+}
+
+impl Origin for Coming<'_> {
+    fn poll_piece(&mut self, cx: &mut Context<'_>, info: &mut Info, caller: &mut Caller<'_>) -> Poll<Piece> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        match ready!(self.poll_all(cx, info, caller)) {
+            Ok(piece) => {
+                self.ended = !matches!(piece, Some(Ok(Frame::Data(_))));
+                Poll::Ready(piece)
+            }
+            Err(broken) => {
+                self.broken = Some(broken);
+                Poll::Ready(Some(Err(Halt::Stream(StreamError::Closed))))
+            }
         }
     }
 }
@@ -100,31 +189,44 @@ async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &
     }
     exchange.timer.set(limits.next());
     let (down, timer, info) = (&mut *exchange.down, &mut *exchange.timer, &mut exchange.info);
+    let (request, mut response) = match exchange.bodies.as_deref_mut() {
+        None => (None, None),
+        Some(bodies) => (Some(&mut bodies.request), Some(&mut bodies.response)),
+    };
+    let mut caller = Caller { down, timer, chain: request };
     let mut answered = false;
     poll_fn(|cx| {
         let mut moved = false;
         if !forwarding.body.sent() {
-            match forwarding.body.poll(cx, down, &mut lease.upstream) {
+            match forwarding.body.poll(cx, info, &mut caller, &mut lease.upstream) {
                 Ok(some) => moved |= some,
-                Err(_) => return Poll::Ready(Err(Broken::Caller)),
+                Err(Halt::Stream(_)) => return Poll::Ready(Err(Broken::Caller)),
+                Err(Halt::Reply(reply)) => return Poll::Ready(Err(Broken::Filter(reply))),
             }
         } else if upgraded {
             let _ = lease.upstream.poll_flush(cx);
         }
         while !answered {
-            match down.poll_room(cx) {
+            match caller.down.poll_room(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Caller)),
                 Poll::Pending => break,
             }
-            match lease.upstream.poll_frame(cx) {
+            let piece = match &mut response {
+                None => lease.upstream.poll_frame(cx).map(|piece| piece.map(|p| p.map_err(Halt::Stream))),
+                Some(chain) => chain.poll_piece(cx, info, &mut lease.upstream),
+            };
+            match piece {
                 Poll::Ready(Some(Ok(Frame::Data(data)))) => {
                     moved = true;
                     info.body_sent += data.len() as u64;
-                    if let Some(call) = &mut info.grpc_call {
+                    // A chain counts what goes into it.
+                    if let Some(call) = &mut info.grpc_call
+                        && response.is_none()
+                    {
                         call.response.push(&data);
                     }
-                    down.send_data(data);
+                    caller.down.send_data(data);
                 }
                 Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => {
                     if info.grpc {
@@ -132,30 +234,31 @@ async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &
                             crate::http::headers::number(&trailers, &crate::http::headers::GRPC_STATUS).and_then(|n| u16::try_from(n).ok());
                     }
                     info.response_trailers = Some(trailers.clone());
-                    down.send_end(Some(trailers));
+                    caller.down.send_end(Some(trailers));
                     answered = true;
                 }
                 Poll::Ready(None) => {
-                    down.send_end(None);
+                    caller.down.send_end(None);
                     answered = true;
                 }
-                Poll::Ready(Some(Err(e))) => return Poll::Ready(Err(Broken::Upstream(e.into()))),
+                Poll::Ready(Some(Err(Halt::Stream(e)))) => return Poll::Ready(Err(Broken::Upstream(e.into()))),
+                Poll::Ready(Some(Err(Halt::Reply(reply)))) => return Poll::Ready(Err(Broken::Filter(reply))),
                 Poll::Pending => break,
             }
         }
-        match down.poll_flush(cx) {
+        match caller.down.poll_flush(cx) {
             Poll::Ready(Ok(())) if answered => return Poll::Ready(Ok(())),
             Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Caller)),
             _ => {}
         }
-        if forwarding.body.complete() && !upgraded && down.poll_gone(cx).is_ready() {
+        if forwarding.body.complete() && !upgraded && caller.down.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Broken::Caller));
         }
         if moved && limits.has_idle() {
             limits.touch();
-            timer.set(limits.next());
+            caller.timer.set(limits.next());
         }
-        timer.poll(cx).map(|()| Err(Broken::Upstream(limits.expired(Instant::now()).into())))
+        caller.timer.poll(cx).map(|()| Err(Broken::Upstream(limits.expired(Instant::now()).into())))
     })
     .await
 }

@@ -5,9 +5,11 @@ use bytes::Bytes;
 use http::HeaderMap;
 
 use super::mirror::Mirrors;
+use crate::filter::http::body::{Caller, Halt};
 use crate::filter::http::grpc_stats::Messages;
+use crate::http::Info;
 use crate::http::message::Frame;
-use crate::http::stream::{Downstream, StreamError, Upstream};
+use crate::http::stream::Upstream;
 
 /// The body. Memory is bounded by the cap: a body that outgrows it can no longer be sent again.
 pub(super) struct Body {
@@ -46,6 +48,12 @@ pub(crate) struct Kept {
     trailers: Option<Box<HeaderMap>>,
 }
 
+impl Kept {
+    pub(crate) fn into_frames(self) -> impl Iterator<Item = Frame> {
+        self.pieces.into_iter().map(Frame::Data).chain(self.trailers.map(Frame::Trailers))
+    }
+}
+
 impl Body {
     pub(super) fn new(has_body: bool, upgrade: bool, cap: usize, mirrors: Mirrors) -> Self {
         Self {
@@ -63,14 +71,6 @@ impl Body {
             messages: None,
             mirrors,
         }
-    }
-
-    /// A body that came for the request before a redirect.
-    pub(super) fn again(kept: Kept, cap: usize, mut mirrors: Mirrors) -> Self {
-        kept.pieces.iter().for_each(|piece| mirrors.push(piece));
-        mirrors.end();
-        let received = kept.pieces.iter().map(|p| p.len() as u64).sum();
-        Self { kept: kept.pieces, trailers: kept.trailers, complete: true, received, ..Self::new(false, false, cap, mirrors) }
     }
 
     /// What is to be sent once more, to wherever a redirect leads.
@@ -150,8 +150,8 @@ impl Body {
         }
     }
 
-    /// Moves what can be moved. An error is the caller's.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, down: &mut Downstream, up: &mut Upstream) -> Result<bool, StreamError> {
+    /// Moves what can be moved. An error is the caller's, or a filter's.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, info: &mut Info, caller: &mut Caller<'_>, up: &mut Upstream) -> Result<bool, Halt> {
         let mut moved = false;
         while !self.sent && !self.broken {
             match up.poll_room(cx) {
@@ -173,7 +173,7 @@ impl Body {
                 up.send_end(self.trailers.clone());
                 break;
             }
-            match down.poll_frame(cx) {
+            match caller.poll_piece(cx, info) {
                 Poll::Ready(Some(Ok(Frame::Data(data)))) => {
                     moved = true;
                     self.received += data.len() as u64;

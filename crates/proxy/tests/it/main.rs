@@ -1,6 +1,7 @@
 //! The data plane over loopback sockets: configuration as Envoy YAML, scripted upstreams, raw callers.
 mod support;
 
+mod bodies;
 mod endings;
 mod extensions;
 mod faults;

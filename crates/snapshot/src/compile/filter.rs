@@ -17,7 +17,7 @@ use super::common::{duration, fraction, open, runtime_fraction};
 use super::context::{Context, ExtensionUse};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::{headers, strings};
-use super::{grpc_stats, istio, jwt_authn, local_ratelimit, metadata, on_demand, rbac, stateful_session};
+use super::{buffer, compressor, grpc_stats, istio, jwt_authn, local_ratelimit, metadata, on_demand, rbac, stateful_session};
 use crate::http::{
     AbortKind, AlpnOverrides, Cors, DiscoveredFilter, Extension, Fault, FaultAbort, FaultDelay, FilterOverrides, HttpFilter, PerRoute,
     RbacPerRoute, Router,
@@ -25,7 +25,7 @@ use crate::http::{
 use crate::matcher::Fraction;
 
 /// What is supported, for the error about everything else.
-const SUPPORTED: &str = "router, fault, cors, grpc_stats, rbac, local_ratelimit, header_to_metadata, jwt_authn, stateful_session, on_demand, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
+const SUPPORTED: &str = "router, fault, cors, grpc_stats, rbac, local_ratelimit, header_to_metadata, jwt_authn, stateful_session, on_demand, buffer, compressor, decompressor, grpc_web, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
 
 /// The filters of a connection manager, with what belongs to each.
 pub(crate) struct Chain {
@@ -147,6 +147,15 @@ fn typed(name: &str, config: &Any, outbound: bool) -> Result<HttpFilter> {
         Ok(HttpFilter::StatefulSession(Arc::new(stateful_session::filter(open(config)?)?)))
     } else if any::is::<proto::on_demand::v3::OnDemand>(config) {
         Ok(HttpFilter::OnDemand(Arc::new(on_demand::filter(open(config)?)?)))
+    } else if any::is::<proto::buffer::v3::Buffer>(config) {
+        Ok(HttpFilter::Buffer(Arc::new(buffer::filter(open(config)?)?)))
+    } else if any::is::<proto::grpc_web::v3::GrpcWeb>(config) {
+        let proto::grpc_web::v3::GrpcWeb {} = open(config)?;
+        Ok(HttpFilter::GrpcWeb)
+    } else if any::is::<proto::compressor::v3::Compressor>(config) {
+        Ok(HttpFilter::Compressor(Arc::new(compressor::filter(open(config)?)?)))
+    } else if any::is::<proto::decompressor::v3::Decompressor>(config) {
+        Ok(HttpFilter::Decompressor(Arc::new(compressor::decompressor(open(config)?)?)))
     } else if any::is::<istio_alpn::FilterConfig>(config) {
         alpn(open(config)?)
     } else if let Some(filter) = istio::http_filter(config, outbound)? {
@@ -322,9 +331,13 @@ fn per_filter(overrides: &mut FilterOverrides, name: &str, config: Any) -> Resul
         result.stateful_session = Some(Arc::new(stateful_session::per_route(open(&config)?)?));
     } else if any::is::<proto::on_demand::v3::PerRouteConfig>(&config) {
         result.on_demand = Some(Arc::new(on_demand::per_route(open(&config)?)?));
+    } else if any::is::<proto::buffer::v3::BufferPerRoute>(&config) {
+        result.buffer = Some(Arc::new(buffer::per_route(open(&config)?)?));
+    } else if any::is::<proto::compressor::v3::CompressorPerRoute>(&config) {
+        result.compressor = Some(Arc::new(compressor::per_route(open(&config)?)?));
     } else {
         return Err(Invalid::new(format!(
-            "{name} ({}) is not supported per route; fault, cors, rbac, local_ratelimit, header_to_metadata, jwt_authn, stateful_session and on_demand are",
+            "{name} ({}) is not supported per route; fault, cors, rbac, local_ratelimit, header_to_metadata, jwt_authn, stateful_session, on_demand, buffer and compressor are",
             istio::type_name(&config)
         )));
     }

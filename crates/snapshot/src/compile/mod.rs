@@ -7,10 +7,12 @@
 mod access_log;
 mod action;
 mod balance;
+mod buffer;
 mod circuit_breakers;
 mod cluster;
 mod common;
 mod compiler;
+mod compressor;
 mod context;
 mod discovery;
 mod endpoint;

@@ -56,7 +56,7 @@ impl BlockName {
         let mut name = Self::http(stat_prefix);
         name.dotted.push_str(filter);
         name.dotted.push('.');
-        name.flat.push_str(&filter.replace('.', "_"));
+        name.flat.push_str(&filter.replace(['.', '-'], "_"));
         name.flat.push('_');
         name
     }

@@ -7,6 +7,7 @@ use tokio::io::{AsyncRead, AsyncWriteExt as _, split};
 use tokio::sync::Notify;
 
 use crate::case::{Step, Version, wire};
+use crate::compressed;
 use crate::config::Places;
 use crate::wire::{Cut, Head, Io, Reader, fields, shown, within};
 
@@ -130,7 +131,7 @@ async fn body<R: AsyncRead + Unpin>(reader: &mut Reader<R>, head: &Head, bodiles
             Err(_) => Err(Cut::Timeout),
         }
     };
-    answer["body"] = shown(&bytes);
+    answer["body"] = compressed::shown(&bytes, head.get("content-encoding"));
     if let Err(cut) = outcome {
         answer["cut"] = cut.name().into();
     }

@@ -1,13 +1,13 @@
 //! A caller's HTTP/2 exchange.
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderMap, Request};
 use serde_json::{Value, json};
 
 use crate::case::{Headers, Step};
+use crate::compressed;
 use crate::config::Places;
-use crate::wire::{Io, fields, shown};
+use crate::wire::{Io, fields};
 
 pub(super) async fn ask(stream: impl Io + 'static, step: &Step, index: usize, places: &Places, patience: Duration) -> Value {
     let mut answer = json!({});
@@ -76,7 +76,7 @@ async fn receive(response: h2::client::ResponseFuture, answer: &mut Value) -> Re
             }
         }
     }
-    answer["body"] = shown(&Bytes::from(bytes));
+    answer["body"] = compressed::shown(&bytes, parts.headers.get("content-encoding").and_then(|v| v.to_str().ok()));
     outcome?;
     if let Some(trailers) = body.trailers().await? {
         answer["trailers"] = told(&trailers);

@@ -6,7 +6,8 @@ use tokio::io::{AsyncWriteExt as _, WriteHalf, split};
 
 use super::Script;
 use crate::case::{Answer, Then, wire};
-use crate::wire::{Cut, Head, Io, Reader, fields, shown};
+use crate::compressed;
+use crate::wire::{Cut, Head, Io, Reader, fields};
 
 /// More than a socket holds, when a body must not be drained.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -68,7 +69,7 @@ async fn body<R: tokio::io::AsyncRead + Unpin>(reader: &mut Reader<R>, head: &He
     } else {
         reader.exactly(head.length().unwrap_or(0), &mut bytes).await
     };
-    script.note(at, "body", shown(&bytes));
+    script.note(at, "body", compressed::shown(&bytes, head.get("content-encoding")));
     if outcome.is_err() {
         script.note(at, "body_incomplete", true.into());
     }

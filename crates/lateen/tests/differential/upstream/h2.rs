@@ -11,7 +11,8 @@ use tokio::task::JoinSet;
 
 use super::Script;
 use crate::case::{Answer, Headers, Then};
-use crate::wire::{Io, fields, shown};
+use crate::compressed;
+use crate::wire::{Io, fields};
 
 pub(super) async fn serve(stream: impl Io + 'static, name: &str, script: &Arc<Script>) {
     let Ok(mut connection) = h2::server::handshake(stream).await else { return };
@@ -36,7 +37,7 @@ async fn exchange(request: Request<RecvStream>, mut respond: SendResponse<Bytes>
     });
     let (at, answer) = script.next(seen);
     if !answer.early {
-        receive(&mut body, at, script).await?;
+        receive(&mut body, parts.headers.get("content-encoding").and_then(|v| v.to_str().ok()), at, script).await?;
     }
     tokio::time::sleep(Duration::from_millis(answer.after_ms)).await;
     if answer.silent {
@@ -50,7 +51,7 @@ async fn exchange(request: Request<RecvStream>, mut respond: SendResponse<Bytes>
     Ok(())
 }
 
-async fn receive(body: &mut RecvStream, at: usize, script: &Script) -> Result<(), h2::Error> {
+async fn receive(body: &mut RecvStream, coding: Option<&str>, at: usize, script: &Script) -> Result<(), h2::Error> {
     let _reading = script.read();
     let mut bytes = Vec::new();
     while let Some(piece) = body.data().await {
@@ -64,7 +65,7 @@ async fn receive(body: &mut RecvStream, at: usize, script: &Script) -> Result<()
         let _ = body.flow_control().release_capacity(piece.len());
         bytes.extend_from_slice(&piece);
     }
-    script.note(at, "body", shown(&bytes));
+    script.note(at, "body", compressed::shown(&bytes, coding));
     if let Some(trailers) = body.trailers().await? {
         script.note(at, "trailers", fields(trailers.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap_or("?")))));
     }

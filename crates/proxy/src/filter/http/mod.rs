@@ -1,7 +1,11 @@
 //! HTTP filters, run in the order of the configuration. Most decide on the spot; only a delay waits.
+pub(crate) mod body;
+mod buffer;
+mod compression;
 mod cors;
 mod fault;
 pub(crate) mod grpc_stats;
+mod grpc_web;
 mod header_to_metadata;
 mod jwt_authn;
 mod local_ratelimit;
@@ -12,12 +16,15 @@ pub(crate) mod stateful_session;
 
 use std::sync::Arc;
 
+use body::Origin;
 use lateen_snapshot::http::{AlpnOverrides, FilterOverrides, HttpFilter, PerRoute};
-use lateen_telemetry::ResponseFlags;
+use lateen_telemetry::{BlockName, ResponseFlags, envoy_names};
 
-use crate::http::message::Response;
+use crate::http::message::{Length, Response};
 use crate::http::reply::Reply;
 use crate::http::{End, Exchange, Matched};
+use crate::worker::Worker;
+use compression::{compressor, decompressor};
 
 /// What a filter decided.
 pub(crate) enum Step {
@@ -44,6 +51,23 @@ pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
             HttpFilter::StatefulSession(config) => stateful_session::on_request(exchange, config),
             // Apart, so that requests without it do not hold the room for its wait.
             HttpFilter::OnDemand(config) => Box::pin(on_demand::on_request(exchange, config)).await?,
+            HttpFilter::Compressor(config) => {
+                if let Some(FilterStats::Compressor(stats)) = hcm.filter_stats.get(index) {
+                    compressor::on_request(exchange, config, stats, index);
+                }
+                Step::Continue
+            }
+            HttpFilter::Decompressor(config) => {
+                if let Some(FilterStats::Decompressor(stats)) = hcm.filter_stats.get(index) {
+                    decompressor::on_request(exchange, config, stats);
+                }
+                Step::Continue
+            }
+            HttpFilter::GrpcWeb => {
+                grpc_web::on_request(exchange, index);
+                Step::Continue
+            }
+            HttpFilter::Buffer(config) => Box::pin(buffer::on_request(exchange, config)).await?,
             HttpFilter::PeerMetadata(config) => {
                 peer_metadata::on_request(exchange, config);
                 Step::Continue
@@ -75,13 +99,92 @@ pub(crate) fn on_response(exchange: &mut Exchange<'_>, response: &mut Response) 
             continue;
         }
         exchange.info.filter = index;
+        see_response(exchange, index, filter, response);
+    }
+}
+
+fn see_response(exchange: &mut Exchange<'_>, index: usize, filter: &HttpFilter, response: &mut Response) {
+    match filter {
+        HttpFilter::Cors => cors::on_response(exchange, response),
+        HttpFilter::PeerMetadata(config) => peer_metadata::on_response(exchange, config, response),
+        HttpFilter::HeaderToMetadata(config) => header_to_metadata::on_response(exchange, config, response),
+        HttpFilter::LocalRateLimit(_) => local_ratelimit::on_response(exchange, response),
+        HttpFilter::StatefulSession(_) => stateful_session::on_response(exchange, response),
+        HttpFilter::Compressor(config) => {
+            if let Some(FilterStats::Compressor(stats)) = exchange.hcm.filter_stats.get(index) {
+                compressor::on_response(exchange, config, stats, index, response);
+            }
+        }
+        HttpFilter::Decompressor(config) => {
+            if let Some(FilterStats::Decompressor(stats)) = exchange.hcm.filter_stats.get(index) {
+                decompressor::on_response(exchange, config, stats, response);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Whether the filter may hold a response's head back, to wait for its body or for somebody's word on it.
+pub(crate) fn may_hold_response(filter: &HttpFilter) -> bool {
+    matches!(filter, HttpFilter::GrpcWeb)
+}
+
+/// [`on_response`] where a filter may hold the response back; `body` is what comes after its head.
+///
+/// # Errors
+/// When a filter answers in the response's place, or waiting for the body failed.
+pub(crate) async fn on_response_held(exchange: &mut Exchange<'_>, response: &mut Response, body: &mut dyn Origin) -> Result<(), End> {
+    let hcm = exchange.hcm;
+    let switched = has_switches(exchange);
+    for (index, filter) in hcm.config.filters.iter().enumerate().rev() {
+        if switched && is_disabled(exchange, index) {
+            continue;
+        }
+        exchange.info.filter = index;
         match filter {
-            HttpFilter::Cors => cors::on_response(exchange, response),
-            HttpFilter::PeerMetadata(config) => peer_metadata::on_response(exchange, config, response),
-            HttpFilter::HeaderToMetadata(config) => header_to_metadata::on_response(exchange, config, response),
-            HttpFilter::LocalRateLimit(_) => local_ratelimit::on_response(exchange, response),
-            HttpFilter::StatefulSession(_) => stateful_session::on_response(exchange, response),
-            _ => {}
+            HttpFilter::GrpcWeb => grpc_web::on_response(exchange, index, response, body).await?,
+            _ => see_response(exchange, index, filter, response),
+        }
+    }
+    Ok(())
+}
+
+/// Whether anything comes after a response's head.
+fn has_body(exchange: &Exchange<'_>, response: &Response) -> bool {
+    exchange.request.method != http::Method::HEAD
+        && response.upgrade.is_none()
+        && !matches!(response.status.as_u16(), 204 | 304)
+        && !matches!(response.length, Length::None | Length::Known(0))
+}
+
+/// What one filter counts, where those of its kind do not count together.
+pub(crate) enum FilterStats {
+    None,
+    Compressor(Box<compressor::Stats>),
+    Decompressor(Box<decompressor::Stats>),
+}
+
+impl FilterStats {
+    pub(crate) fn new(worker: &Worker, prefix: &str, filter: &HttpFilter) -> Self {
+        let local = |defs, name: &str| worker.shard.local(&worker.registry.block(defs, BlockName::http_filter(prefix, name)));
+        match filter {
+            HttpFilter::Compressor(config) => {
+                let name = format!("compressor.{}", config.stat_prefix);
+                let response = if config.response_has_prefix { format!("{name}.response") } else { name.clone() };
+                Self::Compressor(Box::new(compressor::Stats {
+                    request: local(envoy_names::compressor::DEFS, &format!("{name}.request")),
+                    response: local(envoy_names::compressor::DEFS, &response),
+                    choice: local(envoy_names::compressor_choice::DEFS, &name),
+                }))
+            }
+            HttpFilter::Decompressor(config) => {
+                let name = format!("decompressor.{}", config.stat_prefix);
+                Self::Decompressor(Box::new(decompressor::Stats {
+                    request: local(envoy_names::decompressor::DEFS, &format!("{name}.request")),
+                    response: local(envoy_names::decompressor::DEFS, &format!("{name}.response")),
+                }))
+            }
+            _ => Self::None,
         }
     }
 }
@@ -125,9 +228,14 @@ fn is_disabled(exchange: &Exchange<'_>, index: usize) -> bool {
     levels(matched).find_map(at).unwrap_or(off)
 }
 
-/// The running filter's configuration by route: that of the weighted cluster, else the route, else the virtual host.
-fn per_route<T>(exchange: &Exchange<'_>, pick: impl Fn(&PerRoute) -> Option<&Arc<T>>) -> Option<Arc<T>> {
+/// A filter's configuration by route: that of the weighted cluster, else the route, else the virtual host.
+fn route_of<T>(exchange: &Exchange<'_>, index: usize, pick: impl Fn(&PerRoute) -> Option<&Arc<T>>) -> Option<Arc<T>> {
     let matched = exchange.info.route.as_ref()?;
-    let name = exchange.hcm.config.filter_names.get(exchange.info.filter)?;
+    let name = exchange.hcm.config.filter_names.get(index)?;
     levels(matched).find_map(|level| level.of(name).and_then(&pick)).cloned()
+}
+
+/// The running filter's configuration by route.
+fn per_route<T>(exchange: &Exchange<'_>, pick: impl Fn(&PerRoute) -> Option<&Arc<T>>) -> Option<Arc<T>> {
+    route_of(exchange, exchange.info.filter, pick)
 }

@@ -1,0 +1,220 @@
+//! Waiting for a body before its head goes on, up to a limit.
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use lateen_snapshot::route::Action;
+use lateen_telemetry::envoy_names::http as names;
+use lateen_telemetry::{ResponseFlags, details};
+use tokio::time::Instant;
+
+use super::{Caller, Chain, Halt, Origin, Piece, Source, Stage};
+use crate::http::message::{Frame, Length};
+use crate::http::reply::Reply;
+use crate::http::{End, Exchange, Info};
+use crate::router::Failure;
+
+/// A body that was waited for, or its beginning.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    frames: VecDeque<Frame>,
+    bytes: usize,
+    /// There is no more of it.
+    complete: bool,
+}
+
+impl Held {
+    /// All of a body.
+    pub(crate) fn of(frames: impl Iterator<Item = Frame>) -> Self {
+        let mut held = Self::default();
+        frames.for_each(|frame| held.add(frame));
+        held.complete = true;
+        held
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// The bytes in one piece.
+    pub(crate) fn bytes(&self) -> Bytes {
+        let mut all = self.data();
+        match (all.next(), all.next()) {
+            (None, _) => Bytes::new(),
+            (Some(only), None) => only.clone(),
+            _ => self
+                .data()
+                .fold(BytesMut::with_capacity(self.bytes), |mut joined, data| {
+                    joined.extend_from_slice(data);
+                    joined
+                })
+                .freeze(),
+        }
+    }
+
+    fn data(&self) -> impl Iterator<Item = &Bytes> {
+        self.frames.iter().filter_map(|f| if let Frame::Data(data) = f { Some(data) } else { None })
+    }
+
+    fn add(&mut self, frame: Frame) {
+        match &frame {
+            Frame::Data(data) => self.bytes += data.len(),
+            Frame::Trailers(_) => self.complete = true,
+        }
+        self.frames.push_back(frame);
+    }
+}
+
+impl Stage for Held {
+    fn poll_piece(&mut self, cx: &mut Context<'_>, info: &mut Info, source: &mut dyn Source) -> Poll<Piece> {
+        match self.frames.pop_front() {
+            Some(frame) => Poll::Ready(Some(Ok(frame))),
+            None if self.complete => Poll::Ready(None),
+            None => source.poll_piece(cx, info),
+        }
+    }
+}
+
+/// Waits for the request's body, as the filters before made it, until it is complete or has more than `limit` bytes.
+/// Put it back with [`Exchange::put_back_request`], or the bytes are lost.
+///
+/// # Errors
+/// When the caller goes away or takes too long, or a filter before answers.
+pub(crate) async fn request(exchange: &mut Exchange<'_>, limit: usize) -> Result<Held, End> {
+    let limits = Limits::of(exchange);
+    exchange.timer.set(limits.next(Instant::now()));
+    let (down, timer, info) = (&mut *exchange.down, &mut *exchange.timer, &mut exchange.info);
+    let chain = exchange.bodies.get_or_insert_default();
+    let (http1, mut held) = (exchange.request.version != crate::http::message::Version::Http2, Held::default());
+    let result = poll_fn(|cx| {
+        loop {
+            match chain.request.poll_piece(cx, info, down) {
+                Poll::Ready(Some(Ok(frame))) => held.add(frame),
+                Poll::Ready(None) => held.complete = true,
+                Poll::Ready(Some(Err(Halt::Reply(reply)))) => return Poll::Ready(Err(End::Reply(reply))),
+                Poll::Ready(Some(Err(Halt::Stream(crate::http::stream::StreamError::Protocol)))) if http1 => {
+                    return Poll::Ready(Err(crate::http::reply::malformed_body().into()));
+                }
+                Poll::Ready(Some(Err(Halt::Stream(_)))) => return Poll::Ready(Err(End::Gone)),
+                Poll::Pending => break,
+            }
+            if held.complete || held.bytes > limit {
+                return Poll::Ready(Ok(()));
+            }
+            if limits.idle.is_some() {
+                timer.set(limits.next(Instant::now()));
+            }
+        }
+        timer.poll(cx).map(|()| Err(End::from(limits.expired(Instant::now()).reply(false, false, false))))
+    })
+    .await;
+    exchange.timer.set(None);
+    if matches!(&result, Err(End::Reply(reply)) if reply.details == details::REQUEST_OVERALL_TIMEOUT) {
+        exchange.hcm.stats.inc(names::DOWNSTREAM_RQ_TIMEOUT);
+    }
+    result.map(|()| held)
+}
+
+/// Waits for a response's body, as the filters before made it, until it is complete or has more than `limit` bytes.
+/// What is held goes no further.
+///
+/// # Errors
+/// When either end goes away or takes too long, or a filter before answers.
+pub(crate) async fn response(exchange: &mut Exchange<'_>, origin: &mut dyn Origin, limit: usize) -> Result<Held, End> {
+    let (down, timer, info) = (&mut *exchange.down, &mut *exchange.timer, &mut exchange.info);
+    let bodies = exchange.bodies.get_or_insert_default();
+    let (mut caller, chain) = (Caller { down, timer, chain: Some(&mut bodies.request) }, &mut bodies.response);
+    let mut held = Held::default();
+    poll_fn(|cx| {
+        loop {
+            match chain.poll_piece(cx, info, &mut Meanwhile { origin, caller: &mut caller }) {
+                Poll::Ready(Some(Ok(frame))) => held.add(frame),
+                Poll::Ready(None) => held.complete = true,
+                Poll::Ready(Some(Err(Halt::Reply(reply)))) => return Poll::Ready(Err(End::Reply(reply))),
+                Poll::Ready(Some(Err(Halt::Stream(_)))) => return Poll::Ready(Err(End::Cut)),
+                Poll::Pending => return Poll::Pending,
+            }
+            if held.complete || held.bytes > limit {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    })
+    .await?;
+    Ok(held)
+}
+
+/// An [`Origin`] as a source.
+struct Meanwhile<'a, 'b> {
+    origin: &'a mut dyn Origin,
+    caller: &'a mut Caller<'b>,
+}
+
+impl Source for Meanwhile<'_, '_> {
+    fn poll_piece(&mut self, cx: &mut Context<'_>, info: &mut Info) -> Poll<Piece> {
+        self.origin.poll_piece(cx, info, self.caller)
+    }
+}
+
+impl Exchange<'_> {
+    /// Lets a held body go on. One that is complete, and was in length what it says, has a known length.
+    pub(crate) fn put_back_request(&mut self, held: Held) {
+        if held.complete {
+            self.request.length = Length::Known(held.bytes as u64);
+        }
+        // What it went through before is behind it, and gave all it had.
+        put_back(&mut self.bodies().request, held);
+    }
+}
+
+/// What a complete body went through is behind it; what an incomplete one goes through goes on before it.
+fn put_back(chain: &mut Chain, held: Held) {
+    if held.complete {
+        *chain = Chain::default();
+    }
+    chain.push(held);
+}
+
+/// The answer to a body that a filter needs whole and that is too large for that (Envoy's words).
+pub(crate) fn request_too_large(exchange: &Exchange<'_>) -> Reply {
+    exchange.hcm.stats.inc(names::DOWNSTREAM_RQ_TOO_LARGE);
+    Reply::new(413, "Payload Too Large", details::REQUEST_PAYLOAD_TOO_LARGE, ResponseFlags::NONE)
+}
+
+/// How long a caller may take over its body while nobody else has the request.
+struct Limits {
+    idle: Option<std::time::Duration>,
+    request: Option<Instant>,
+    stream: Option<Instant>,
+}
+
+impl Limits {
+    fn of(exchange: &Exchange<'_>) -> Self {
+        let config = &exchange.hcm.config;
+        let route = exchange.info.route.as_ref().and_then(|m| if let Action::Forward(f) = &m.route.action { Some(f) } else { None });
+        let positive = |d: Option<std::time::Duration>| d.filter(|d| !d.is_zero());
+        let after = |d: std::time::Duration| exchange.info.start.checked_add(d);
+        Self {
+            idle: positive(route.and_then(|f| f.idle_timeout).or(config.stream_idle_timeout)),
+            request: positive(config.request_timeout).and_then(after),
+            stream: positive(route.and_then(|f| f.max_stream_duration).or(config.max_stream_duration)).and_then(after),
+        }
+    }
+
+    fn next(&self, now: Instant) -> Option<Instant> {
+        let idle = self.idle.and_then(|span| now.checked_add(span));
+        [idle, self.request, self.stream].into_iter().flatten().min()
+    }
+
+    fn expired(&self, now: Instant) -> crate::router::Failed {
+        let passed = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        let failure = if passed(self.request) {
+            Failure::SlowRequest
+        } else if passed(self.stream) {
+            Failure::StreamDuration
+        } else {
+            Failure::StreamIdle
+        };
+        failure.into()
+    }
+}
