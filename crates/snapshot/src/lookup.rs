@@ -1,4 +1,5 @@
 //! From a request's host to its virtual host, and on to its route.
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::metadata::Metadata;
@@ -14,11 +15,9 @@ impl RouteTable {
         let named = |name| head.headers.get(name).and_then(|v| v.to_str().ok());
         let authority = self.vhost_header.as_ref().map_or(Some(head.authority), named)?;
         let host = self.virtual_host(authority)?;
-        let mut path = head.path();
-        if self.ignore_path_parameters {
-            path = path.split(';').next().unwrap_or(path);
-        }
-        let route = host.routes.iter().find(|r| r.matches.check(head, path, metadata, roll).is_ok())?;
+        let path = head.path();
+        let path = if self.ignore_path_parameters { without_parameters(path) } else { Cow::Borrowed(path) };
+        let route = host.routes.iter().find(|r| r.matches.check(head, &path, metadata, roll).is_ok())?;
         Some((host, route))
     }
 
@@ -71,6 +70,15 @@ fn longest<'a>(entries: &[(Box<str>, u32)], host_length: usize, part: impl Fn(us
         rest = shorter;
     }
     None
+}
+
+/// A path without what follows a `;` in any of its parts.
+fn without_parameters(path: &str) -> Cow<'_, str> {
+    if !path.contains(';') {
+        return Cow::Borrowed(path);
+    }
+    let parts: Vec<&str> = path.split('/').map(|part| part.split(';').next().unwrap_or(part)).collect();
+    Cow::Owned(parts.join("/"))
 }
 
 /// The host without its port, if what follows the last colon is one. Leaves `[::1]` and `::1` alone.

@@ -204,10 +204,19 @@ pub enum ClusterChoice {
 #[derive(Debug)]
 pub struct WeightedClusters {
     pub total: u64,
-    /// A request may bring its roll in this header.
-    pub roll_header: Option<HeaderName>,
+    pub roll: Roll,
     /// With cumulative upper bounds: the first entry whose bound exceeds the roll is chosen.
     pub entries: Vec<WeightedCluster>,
+}
+
+/// What chooses among weighted clusters.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Roll {
+    Dice,
+    /// The number in this header, if there is one.
+    Header(HeaderName),
+    /// The route's hash policies, if they yield a hash.
+    Hash,
 }
 
 /// A cluster, or the request header that names it.

@@ -305,14 +305,14 @@ impl<'a> Exchange<'a> {
         if !table.internal_only_headers.is_empty() && !self.info.internal {
             table.internal_only_headers.iter().for_each(|name| drop(self.request.headers.remove(name)));
         }
-        self.info.route = router::lookup::find(&table, &self.request, &self.info.metadata, self.worker.roll64());
+        self.info.route = router::lookup::find(&table, self);
         Ok(())
     }
 
     /// Finds the route again, after a filter changed what routes are matched by.
     pub(crate) fn refresh_route(&mut self) {
         if let Some(table) = self.info.route.as_ref().map(|matched| Arc::clone(&matched.table)) {
-            self.info.route = router::lookup::find(&table, &self.request, &self.info.metadata, self.worker.roll64());
+            self.info.route = router::lookup::find(&table, self);
         }
     }
 

@@ -10,16 +10,29 @@ use crate::http::Exchange;
 
 /// The hash of a request; `None` when no policy yields one. A cookie that is to be made is noted in the exchange.
 pub(super) fn of(exchange: &mut Exchange<'_>, policies: &[HashPolicy]) -> Option<u64> {
-    let mut hash: Option<u64> = None;
+    let (hash, cookie) = combined(exchange, policies, true);
+    if cookie.is_some() {
+        exchange.info.affinity_cookie = cookie;
+    }
+    hash
+}
+
+/// The hash of what the caller brought.
+pub(super) fn brought(exchange: &Exchange<'_>, policies: &[HashPolicy]) -> Option<u64> {
+    combined(exchange, policies, false).0
+}
+
+fn combined(exchange: &Exchange<'_>, policies: &[HashPolicy], makes_cookies: bool) -> (Option<u64>, Option<HeaderValue>) {
+    let (mut hash, mut cookie): (Option<u64>, _) = (None, None);
     for policy in policies {
-        let Some(new) = one(exchange, &policy.source) else { continue };
+        let Some(new) = one(exchange, &policy.source, makes_cookies.then_some(&mut cookie)) else { continue };
         // Rotating keeps two equal parts from cancelling each other out.
         hash = Some(hash.map_or(new, |old| old.rotate_left(1) ^ new));
         if policy.terminal {
             break;
         }
     }
-    hash
+    (hash, cookie)
 }
 
 /// The hash of a caller's address, without its port.
@@ -27,7 +40,7 @@ pub(crate) fn of_address(address: IpAddr) -> u64 {
     xxh64(address.to_string().as_bytes(), 0)
 }
 
-fn one(exchange: &mut Exchange<'_>, source: &HashSource) -> Option<u64> {
+fn one(exchange: &Exchange<'_>, source: &HashSource, new_cookie: Option<&mut Option<HeaderValue>>) -> Option<u64> {
     match source {
         HashSource::Header { name, rewrite } => {
             let hashed = |value: &[u8], seed| match rewrite {
@@ -54,10 +67,10 @@ fn one(exchange: &mut Exchange<'_>, source: &HashSource) -> Option<u64> {
             if let Some(value) = lateen_snapshot::matching::cookie(&exchange.request.headers, name) {
                 return Some(xxh64(value.as_bytes(), 0));
             }
-            let ttl = (*ttl)?;
+            let (new_cookie, ttl) = (new_cookie?, (*ttl)?);
             let value = format!("{:016x}", exchange.worker.roll64());
             let set = set_cookie(name, &value, ttl, path, attributes);
-            exchange.info.affinity_cookie = HeaderValue::from_str(&set).ok();
+            *new_cookie = HeaderValue::from_str(&set).ok();
             Some(xxh64(value.as_bytes(), 0))
         }
     }

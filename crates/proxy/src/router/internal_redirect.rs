@@ -111,7 +111,7 @@ fn redirect(
     let authority = std::mem::replace(&mut request.authority, Text::from(target.authority));
     let path = std::mem::replace(&mut request.path, Text::from(target.path.into_owned()));
     let scheme = std::mem::replace(&mut request.scheme, if target.https { "https" } else { "http" });
-    let allowed = match lookup::find(&matched.table, &exchange.request, &exchange.info.metadata, exchange.worker.roll64()) {
+    let allowed = match lookup::find(&matched.table, exchange) {
         None => Err(names::PASSTHROUGH_INTERNAL_REDIRECT_NO_ROUTE),
         Some(next) if admits(exchange, policy, &matched.route.name, &next.route.name, from_https, target.https) => Ok(()),
         Some(_) => Err(names::PASSTHROUGH_INTERNAL_REDIRECT_PREDICATE),

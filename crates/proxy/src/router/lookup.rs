@@ -3,8 +3,7 @@ use std::sync::Arc;
 
 use http::HeaderName;
 use lateen_snapshot::matcher::HeaderMatcher;
-use lateen_snapshot::metadata::Metadata;
-use lateen_snapshot::route::{Action, ClusterChoice, NamedCluster, RequestHead, RouteTable, WeightedCluster};
+use lateen_snapshot::route::{Action, ClusterChoice, NamedCluster, RequestHead, Roll, RouteTable, WeightedCluster};
 use lateen_snapshot::{ClusterId, Snapshot};
 
 use crate::http::message::Request;
@@ -22,15 +21,19 @@ pub(crate) fn head_of(request: &Request) -> RequestHead<'_> {
 }
 
 /// Virtual host and route, with the weighted cluster already chosen, as filters are configured by it.
-pub(crate) fn find(table: &Arc<RouteTable>, request: &Request, metadata: &Metadata, roll: u64) -> Option<Matched> {
-    let head = head_of(request);
-    let (host, route) = table.find(&head, Some(metadata), roll)?;
+pub(crate) fn find(table: &Arc<RouteTable>, exchange: &Exchange<'_>) -> Option<Matched> {
+    let (request, roll) = (&exchange.request, exchange.worker.roll64());
+    let (host, route) = table.find(&head_of(request), Some(&exchange.info.metadata), roll)?;
     let virtual_host = index_of(&table.virtual_hosts, host);
     let weighted = match &route.action {
         Action::Forward(forward) => match &forward.cluster {
             ClusterChoice::Weighted(clusters) => {
+                let brought = match &clusters.roll {
+                    Roll::Dice => None,
+                    Roll::Header(name) => crate::http::headers::number(&request.headers, name),
+                    Roll::Hash => super::hash::brought(exchange, &forward.hash),
+                };
                 // Other bits than the ones that matched fractions, or the two shares would go together.
-                let brought = clusters.roll_header.as_ref().and_then(|name| crate::http::headers::number(&request.headers, name));
                 clusters.choose(brought.unwrap_or(roll.rotate_left(32))).map(|entry| index_of(&clusters.entries, entry))
             }
             _ => None,

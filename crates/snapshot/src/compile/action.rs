@@ -19,8 +19,8 @@ use crate::http::HeaderChanges;
 use crate::matcher::Fraction;
 use crate::path_template::PathTemplateRewrite;
 use crate::route::{
-    ClusterChoice, Forward, HashPolicy, HashSource, HostRewrite, Mirror, NamedCluster, PathMatch, PathRewrite, RouteMatch, WeightedCluster,
-    WeightedClusters,
+    ClusterChoice, Forward, HashPolicy, HashSource, HostRewrite, Mirror, NamedCluster, PathMatch, PathRewrite, Roll, RouteMatch,
+    WeightedCluster, WeightedClusters,
 };
 
 /// Envoy's default when a route sets no timeout.
@@ -141,12 +141,12 @@ fn weighted(value: proto::WeightedCluster, context: &mut Context<'_>) -> Result<
     let proto::WeightedCluster { clusters, total_weight, runtime_key_prefix, random_value_specifier } = value;
     // The total is the sum of the weights; Envoy ignores the older field too.
     harmless!(total_weight, runtime_key_prefix);
-    let roll_header = match random_value_specifier {
-        None | Some(RandomValueSpecifier::UseHashPolicy(false)) => None,
-        Some(RandomValueSpecifier::HeaderName(name)) => Some(matcher::header_name(&name).within("header_name")?),
-        Some(RandomValueSpecifier::UseHashPolicy(true)) => return Err(Invalid::unsupported("use_hash_policy")),
+    let roll = match random_value_specifier {
+        None | Some(RandomValueSpecifier::UseHashPolicy(false)) => Roll::Dice,
+        Some(RandomValueSpecifier::HeaderName(name)) => Roll::Header(matcher::header_name(&name).within("header_name")?),
+        Some(RandomValueSpecifier::UseHashPolicy(true)) => Roll::Hash,
     };
-    let mut result = WeightedClusters { total: 0, roll_header, entries: Vec::with_capacity(clusters.len()) };
+    let mut result = WeightedClusters { total: 0, roll, entries: Vec::with_capacity(clusters.len()) };
     for (index, entry) in clusters.into_iter().enumerate() {
         let weight = u64::from(entry.weight.unwrap_or(0));
         result.total += weight;

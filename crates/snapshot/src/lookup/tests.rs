@@ -104,3 +104,9 @@ proptest! {
         prop_assert_eq!(table.search_any_case(&host).map(|i| i as usize), naive(&domains, &host), "{:?} {}", domains, host);
     }
 }
+
+#[test]
+fn parameters_are_cut_off_every_part_of_a_path() {
+    let cut = |path: &str| without_parameters(path).into_owned();
+    assert_eq!([cut("/a/b"), cut("/a;x=1/b;y"), cut("/a/;x/b")], ["/a/b", "/a/b", "/a//b"]);
+}
