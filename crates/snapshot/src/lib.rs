@@ -32,6 +32,7 @@ pub mod route;
 pub mod stateful_session;
 #[cfg(test)]
 mod test_support;
+pub mod service;
 pub mod tls;
 pub mod trace;
 

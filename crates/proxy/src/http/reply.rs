@@ -70,7 +70,7 @@ pub(crate) fn grpc_status(status: StatusCode) -> u16 {
 }
 
 /// [`grpc_status`] of a number.
-pub(super) fn grpc_status_of(status: u16) -> u16 {
+pub(crate) fn grpc_status_of(status: u16) -> u16 {
     match status {
         400 => 13,
         401 => 16,

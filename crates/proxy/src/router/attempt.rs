@@ -28,7 +28,7 @@ use crate::http::reply::Reply;
 use crate::http::stream::StreamError;
 use crate::http::{End, Exchange};
 use crate::io::Text;
-use crate::upstream::{ClusterState, Lease, NoConnection, TargetWish};
+use crate::upstream::{ClusterState, Lease, NoConnection, TargetWish, grpc};
 
 /// How a try ended.
 #[allow(clippy::large_enum_variant, reason = "moved once per try, and boxing would allocate per request")]
@@ -182,27 +182,9 @@ pub(super) fn note_response(exchange: &Exchange<'_>, cluster: &Rc<ClusterState>,
     } else {
         host.counters.rq_success.fetch_add(1, Relaxed)
     };
-    let judged = if exchange.info.grpc { grpc_as_http(response).unwrap_or(status) } else { status };
+    let judged = if exchange.info.grpc { grpc::as_http(&response.headers).unwrap_or(status) } else { status };
     cluster.report(exchange.worker, host, Outcome::Response(judged));
     stats.record(names::UPSTREAM_RQ_TIME, exchange.info.moment.saturating_duration_since(began.at).as_micros() as u64);
-}
-
-/// A trailers-only gRPC response carries its real status in a header.
-fn grpc_as_http(response: &Response) -> Option<u16> {
-    Some(match crate::http::headers::number(&response.headers, &crate::http::headers::GRPC_STATUS)? {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
-    })
 }
 
 pub(super) fn note_failure(exchange: &Exchange<'_>, cluster: &Rc<ClusterState>, host: &Arc<Host>, why: &Failed) {

@@ -3,7 +3,6 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use http::HeaderValue;
-use lateen_balance::Context;
 use lateen_snapshot::ClusterId;
 use lateen_snapshot::route::{Mirror, NamedCluster};
 use tokio::sync::mpsc;
@@ -12,7 +11,7 @@ use crate::http::Exchange;
 use crate::http::headers as names;
 use crate::http::message::{Frame, Length, Request, Version};
 use crate::io::Text;
-use crate::upstream::TargetWish;
+use crate::upstream::call::Call;
 use crate::worker::{Live, Worker};
 
 /// Pieces of a body that may wait for a slow mirror; a body that would exceed this is cut off there,
@@ -92,7 +91,7 @@ fn copy_of(exchange: &Exchange<'_>, mirror: &Mirror) -> Request {
         scheme: request.scheme,
         path: request.path.clone(),
         headers,
-        version: request.version,
+        version: Version::Http11,
         // Whatever the length said: a copy that is cut off must not look complete.
         length: if request.has_body() { Length::Unknown } else { Length::None },
         upgrade: None,
@@ -103,40 +102,24 @@ fn copy_of(exchange: &Exchange<'_>, mirror: &Mirror) -> Request {
     }
 }
 
-async fn send(worker: &Rc<Worker>, live: &Rc<Live>, id: ClusterId, request: Request, mut body: mpsc::Receiver<Bytes>) -> Option<()> {
-    let cluster = live.cluster(worker, id)?;
-    let _permit = cluster.breakers(false).requests.take()?;
-    let host = cluster.choose(&Context::default(), None)?;
-    let wish = TargetWish { downstream: Version::Http11, alpn: None, authority: &request.authority, upgrade: false, addresses: None };
-    let target = cluster.target(host, &wish);
-    let _active = target.host.begin_request();
-    let mut lease = target.pool.acquire(worker, &cluster, &target.host, false, &target.plan).await.ok()?;
-    cluster.stats.inc(lateen_telemetry::envoy_names::cluster::UPSTREAM_RQ_TOTAL);
-    lease.upstream.send_request(&request).ok()?;
+async fn send(worker: &Rc<Worker>, live: &Live, id: ClusterId, request: Request, mut body: mpsc::Receiver<Bytes>) -> Option<()> {
+    let mut call = Call::begin(worker, live, id, &request).await.ok()?;
     if request.has_body() {
         loop {
             let piece = body.recv().await?;
             if piece.is_empty() {
                 break;
             }
-            std::future::poll_fn(|cx| lease.upstream.poll_room(cx)).await.ok()?;
-            lease.upstream.send_data(piece);
+            call.send(piece).await.ok()?;
         }
+        call.end();
     }
-    lease.upstream.send_end(None);
-    std::future::poll_fn(|cx| lease.upstream.poll_flush(cx)).await.ok()?;
-    let response = loop {
-        let response = std::future::poll_fn(|cx| lease.upstream.poll_response(cx)).await.ok()?;
-        if !response.status.is_informational() {
-            break response;
-        }
-    };
-    lateen_telemetry::envoy_names::count_upstream_code(&cluster.stats, response.status.as_u16());
-    while let Some(frame) = std::future::poll_fn(|cx| lease.upstream.poll_frame(cx)).await {
+    call.response(worker).await.ok()?;
+    while let Some(frame) = call.frame().await {
         if let Frame::Trailers(_) = frame.ok()? {
             break;
         }
     }
-    lease.finish(cluster.cluster.config.max_requests_per_connection, tokio::time::Instant::now());
+    call.finish();
     Some(())
 }

@@ -1,23 +1,21 @@
 //! Sends finished spans to the collector in batches, over the mesh's cluster, in a task beside the requests.
-use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, TE};
-use lateen_balance::Context;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use lateen_snapshot::trace::{Collector, Provider, ProviderKind, Tracing};
 use lateen_telemetry::Local;
-use lateen_telemetry::envoy_names::{cluster as cluster_names, count_upstream_code, exporter as names};
+use lateen_telemetry::envoy_names::exporter as names;
 use tokio::sync::mpsc;
 
 use super::span::Span;
 use super::{otlp, zipkin};
-use crate::http::headers::{GRPC_STATUS, number};
-use crate::http::message::{Frame, Hints, Length, Request, Version};
+use crate::http::message::{Hints, Length, Request, Version};
 use crate::io::Text;
-use crate::upstream::TargetWish;
+use crate::upstream::call::{self, Limits};
+use crate::upstream::grpc;
 use crate::worker::Worker;
 
 /// Spans that are sent without waiting for more (Envoy `tracing.zipkin.min_flush_spans`).
@@ -26,6 +24,8 @@ const ENOUGH: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Spans of one report: those that came while the last one was under way.
 const MOST: usize = 256;
+/// Bytes of a collector's answer, which says nothing that is used.
+const MOST_ANSWER: usize = 64 * 1024;
 
 /// Why a report did not arrive.
 enum Lost {
@@ -46,8 +46,7 @@ pub(super) async fn run(worker: Rc<Worker>, config: Arc<Tracing>, stats: Local, 
             stats.inc(names::TIMER_FLUSHED);
         }
         let body = encode(&worker, provider, &batch);
-        let sending = Box::pin(send(&worker, &provider.collector, body));
-        match tokio::time::timeout(provider.collector.timeout, sending).await.unwrap_or(Err(Lost::Failed)) {
+        match Box::pin(send(&worker, &provider.collector, body)).await {
             Ok(()) => {
                 stats.inc(names::REPORTS_SENT);
                 stats.add(names::SPANS_SENT, batch.len() as u64);
@@ -73,11 +72,7 @@ fn encode(worker: &Worker, provider: &Provider, batch: &[Span]) -> Bytes {
             if !provider.collector.grpc {
                 return message.into();
             }
-            let mut framed = BytesMut::with_capacity(message.len() + 5);
-            framed.put_u8(0);
-            framed.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
-            framed.extend_from_slice(&message);
-            framed.freeze()
+            grpc::framed_bytes(&message)
         }
     }
 }
@@ -90,9 +85,6 @@ fn request(collector: &Collector, json: bool, length: usize) -> Request {
         (false, false) => "application/x-protobuf",
     };
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    if collector.grpc {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
-    }
     for (name, value) in &collector.headers {
         headers.insert(name.clone(), value.clone());
     }
@@ -113,38 +105,14 @@ fn request(collector: &Collector, json: bool, length: usize) -> Request {
 }
 
 async fn send(worker: &Rc<Worker>, collector: &Collector, body: Bytes) -> Result<(), Lost> {
-    let cluster = worker.live().cluster(worker, collector.cluster).ok_or(Lost::NoCluster)?;
-    let json = body.first() == Some(&b'[');
-    let request = request(collector, json, body.len());
-    let _permit = cluster.breakers(false).requests.take().ok_or(Lost::Failed)?;
-    let host = cluster.choose(&Context::default(), None).ok_or(Lost::Failed)?;
-    let wish = TargetWish { downstream: request.version, alpn: None, authority: &request.authority, upgrade: false, addresses: None };
-    let target = cluster.target(host, &wish);
-    let _active = target.host.begin_request();
-    let acquired = target.pool.acquire(worker, &cluster, &target.host, false, &target.plan).await;
-    let mut lease = acquired.map_err(|_| Lost::Failed)?;
-    let up = &mut lease.upstream;
-    cluster.stats.inc(cluster_names::UPSTREAM_RQ_TOTAL);
-    up.send_request(&request).map_err(|_| Lost::Failed)?;
-    poll_fn(|cx| up.poll_room(cx)).await.map_err(|_| Lost::Failed)?;
-    up.send_data(body);
-    up.send_end(None);
-    poll_fn(|cx| up.poll_flush(cx)).await.map_err(|_| Lost::Failed)?;
-    let response = loop {
-        let response = poll_fn(|cx| up.poll_response(cx)).await.map_err(|_| Lost::Failed)?;
-        if !response.status.is_informational() {
-            break response;
-        }
+    let request = request(collector, body.first() == Some(&b'['), body.len());
+    let limits = Limits { time: Some(collector.timeout), bytes: MOST_ANSWER };
+    let answer = call::ask(worker, &worker.live(), collector.cluster, &request, body, limits).await;
+    let answer = answer.map_err(|lost| if lost == call::Lost::NoCluster { Lost::NoCluster } else { Lost::Failed })?;
+    let accepted = if collector.grpc {
+        grpc::ended(answer.status.as_u16(), &answer.headers, answer.trailers.as_deref()).is_ok()
+    } else {
+        answer.status.is_success()
     };
-    count_upstream_code(&cluster.stats, response.status.as_u16());
-    let mut grpc_status = number(&response.headers, &GRPC_STATUS);
-    while let Some(frame) = poll_fn(|cx| up.poll_frame(cx)).await {
-        if let Frame::Trailers(trailers) = frame.map_err(|_| Lost::Failed)? {
-            grpc_status = number(&trailers, &GRPC_STATUS).or(grpc_status);
-            break;
-        }
-    }
-    lease.finish(cluster.cluster.config.max_requests_per_connection, tokio::time::Instant::now());
-    let accepted = response.status.is_success() && (!collector.grpc || grpc_status == Some(0));
     if accepted { Ok(()) } else { Err(Lost::Refused) }
 }

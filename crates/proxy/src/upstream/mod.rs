@@ -1,7 +1,9 @@
 //! Upstream connections of one worker: made, pooled, shared and given up. Nothing here crosses threads.
+pub(crate) mod call;
 mod cluster;
 mod connect;
 mod eyeballs;
+pub(crate) mod grpc;
 mod lease;
 mod pool;
 

@@ -44,6 +44,7 @@ mod secret;
 mod source;
 mod stateful_session;
 mod tls;
+mod service;
 mod tracing;
 mod transport;
 mod upstream_connection;

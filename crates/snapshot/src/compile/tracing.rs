@@ -2,7 +2,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue};
 use lateen_proto::any;
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::route::v3 as route;
@@ -16,6 +15,7 @@ use super::context::Context;
 use super::header;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::header_name;
+use super::service::fixed_header;
 use crate::header::HeaderTemplate;
 use crate::matcher::Fraction;
 use crate::trace::{Collector, CustomTag, Provider, ProviderKind, RequestIdRules, RouteTracing, Sampling, TagValue, Tracing};
@@ -285,18 +285,4 @@ fn http_collector(value: core::HttpService, context: &mut Context<'_>) -> Result
         headers.push(header.within_item("request_headers_to_add", index)?);
     }
     Ok(Collector { cluster: context.cluster(&cluster), authority, path, grpc: false, timeout, headers })
-}
-
-fn fixed_header(value: core::HeaderValue) -> Result<(HeaderName, HeaderValue)> {
-    let core::HeaderValue { key, value, raw_value } = value;
-    let value = if raw_value.is_empty() {
-        match header::template(&value).within("value")? {
-            HeaderTemplate::Fixed(value) => value,
-            HeaderTemplate::Format(_) => return Err(Invalid::field("value", "`%` commands are not supported here")),
-        }
-    } else {
-        HeaderValue::from_bytes(&raw_value)
-            .map_err(|_| Invalid::field("raw_value", "holds a character that a header value must not have"))?
-    };
-    Ok((header_name(&key).within("key")?, value))
 }
