@@ -3,6 +3,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::compression::{Compressor, CompressorPerRoute, Decompressor};
+use crate::ext_authz::{ExtAuthz, ExtAuthzPerRoute};
+use crate::global_ratelimit::{GlobalRateLimit, RateLimitPerRoute};
 use crate::header::HeaderMutations;
 use crate::header_metadata::HeaderToMetadata;
 use crate::jwt::{JwtAuthn, JwtPerRoute};
@@ -173,6 +175,8 @@ pub enum HttpFilter {
     LocalRateLimit(Arc<LocalRateLimit>),
     HeaderToMetadata(Arc<HeaderToMetadata>),
     JwtAuthn(Arc<JwtAuthn>),
+    ExtAuthz(Arc<ExtAuthz>),
+    RateLimit(Arc<GlobalRateLimit>),
     StatefulSession(Arc<StatefulSession>),
     OnDemand(Arc<OnDemand>),
     Buffer(Arc<Buffer>),
@@ -335,6 +339,8 @@ pub struct PerRoute {
     pub on_demand: Option<Arc<OnDemand>>,
     pub buffer: Option<Arc<BufferPerRoute>>,
     pub compressor: Option<Arc<CompressorPerRoute>>,
+    pub ext_authz: Option<Arc<ExtAuthzPerRoute>>,
+    pub rate_limit: Option<Arc<RateLimitPerRoute>>,
 }
 
 #[derive(Debug)]

@@ -12,6 +12,8 @@ pub mod cluster;
 pub mod compile;
 pub mod compression;
 pub mod explain;
+pub mod ext_authz;
+pub mod global_ratelimit;
 pub mod grpc_stats;
 pub mod header;
 pub mod header_metadata;
@@ -29,10 +31,10 @@ pub mod path_template;
 pub mod ratelimit;
 pub mod rewrite;
 pub mod route;
+pub mod service;
 pub mod stateful_session;
 #[cfg(test)]
 mod test_support;
-pub mod service;
 pub mod tls;
 pub mod trace;
 

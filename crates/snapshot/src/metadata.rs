@@ -43,6 +43,35 @@ pub fn number(value: f64) -> Value {
     serde_json::Number::from_f64(value).map_or(Value::Null, Value::Number)
 }
 
+/// A protobuf value as metadata holds it.
+pub fn from_proto(value: &prost_types::Value) -> Value {
+    use prost_types::value::Kind;
+    match &value.kind {
+        None | Some(Kind::NullValue(_)) => Value::Null,
+        Some(Kind::NumberValue(n)) => number(*n),
+        Some(Kind::StringValue(s)) => Value::String(s.clone()),
+        Some(Kind::BoolValue(b)) => Value::Bool(*b),
+        Some(Kind::StructValue(s)) => Value::Object(s.fields.iter().map(|(k, v)| (k.clone(), from_proto(v))).collect()),
+        Some(Kind::ListValue(l)) => Value::Array(l.values.iter().map(from_proto).collect()),
+    }
+}
+
+/// Metadata as a protobuf value.
+pub fn to_proto(value: &Value) -> prost_types::Value {
+    use prost_types::value::Kind;
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Number(n) => Kind::NumberValue(n.as_f64().unwrap_or_default()),
+        Value::String(s) => Kind::StringValue(s.clone()),
+        Value::Bool(b) => Kind::BoolValue(*b),
+        Value::Object(map) => {
+            Kind::StructValue(prost_types::Struct { fields: map.iter().map(|(k, v)| (k.clone(), to_proto(v))).collect() })
+        }
+        Value::Array(items) => Kind::ListValue(prost_types::ListValue { values: items.iter().map(to_proto).collect() }),
+    };
+    prost_types::Value { kind: Some(kind) }
+}
+
 /// Envoy's `MetadataMatcher`, for dynamic metadata.
 #[derive(Debug, Clone)]
 pub struct MetadataMatcher {
@@ -114,6 +143,12 @@ mod tests {
         assert!(!matches(&["payload", "none"], MetadataValue::Present, false));
         assert!(matches(&["payload", "none"], exact("x"), true));
         assert!(!matcher(&["x"], MetadataValue::Present, false).matches(None));
+    }
+
+    #[test]
+    fn metadata_survives_the_way_over_protobuf() {
+        let value = serde_json::json!({"a": [1, 1.5, "x", true, null, {"b": {}}]});
+        assert_eq!(from_proto(&to_proto(&value)), value);
     }
 
     #[test]

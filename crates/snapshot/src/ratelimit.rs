@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::header::HeaderMutations;
 use crate::matcher::{Cidr, Fraction, HeaderKey, HeaderMatcher, QueryMatcher};
 use crate::matching::query_parameters;
+use crate::metadata::Metadata;
 use crate::route::RequestHead;
 
 /// One entry of a route's `rate_limits` (Envoy `RateLimit`).
@@ -20,14 +21,48 @@ pub struct RateLimit {
 /// How one part of a descriptor is made. An action that yields nothing takes its whole descriptor away.
 #[derive(Debug, Clone)]
 pub enum DescriptorAction {
+    /// The cluster that this proxy belongs to.
+    SourceCluster,
     DestinationCluster,
-    RequestHeader { name: HeaderKey, key: Box<str>, skip_if_absent: bool },
-    QueryParameter { name: Box<str>, key: Box<str>, skip_if_absent: bool },
+    RequestHeader {
+        name: HeaderKey,
+        key: Box<str>,
+        skip_if_absent: bool,
+    },
+    QueryParameter {
+        name: Box<str>,
+        key: Box<str>,
+        skip_if_absent: bool,
+    },
     RemoteAddress,
-    MaskedRemoteAddress { v4: u8, v6: u8 },
-    GenericKey { key: Box<str>, value: Box<str> },
-    HeaderValueMatch { key: Box<str>, value: Box<str>, headers: Vec<HeaderMatcher>, expect: bool },
-    QueryValueMatch { key: Box<str>, value: Box<str>, parameters: Vec<QueryMatcher>, expect: bool },
+    MaskedRemoteAddress {
+        v4: u8,
+        v6: u8,
+    },
+    GenericKey {
+        key: Box<str>,
+        value: Box<str>,
+    },
+    HeaderValueMatch {
+        key: Box<str>,
+        value: Box<str>,
+        headers: Vec<HeaderMatcher>,
+        expect: bool,
+    },
+    QueryValueMatch {
+        key: Box<str>,
+        value: Box<str>,
+        parameters: Vec<QueryMatcher>,
+        expect: bool,
+    },
+    /// A text that a filter wrote.
+    Metadata {
+        key: Box<str>,
+        namespace: Box<str>,
+        path: Vec<Box<str>>,
+        default: Box<str>,
+        skip_if_absent: bool,
+    },
 }
 
 /// A key with its value; a list of them is a descriptor.
@@ -47,6 +82,9 @@ pub struct LimitFacts<'a> {
     /// The caller after `x-forwarded-for`.
     pub remote: IpAddr,
     pub cluster: Option<&'a str>,
+    /// The cluster of this proxy's node.
+    pub source: &'a str,
+    pub metadata: &'a Metadata,
 }
 
 impl RateLimit {
@@ -73,6 +111,7 @@ enum Made<'a> {
 impl DescriptorAction {
     fn entry<'a>(&'a self, facts: &LimitFacts<'a>) -> Made<'a> {
         match self {
+            Self::SourceCluster => Made::Entry("source_cluster", facts.source.into()),
             Self::DestinationCluster => facts.cluster.map_or(Made::Nothing, |name| Made::Entry("destination_cluster", name.into())),
             Self::RequestHeader { name, key, skip_if_absent } => made_or(key, crate::matching::value_of(name, facts.head), *skip_if_absent),
             Self::QueryParameter { name, key, skip_if_absent } => {
@@ -93,6 +132,11 @@ impl DescriptorAction {
             Self::QueryValueMatch { key, value, parameters, expect } => {
                 let all = parameters.iter().all(|m| m.matches(facts.head.path_and_query));
                 if all == *expect { Made::Entry(key, Cow::Borrowed(value)) } else { Made::Nothing }
+            }
+            Self::Metadata { key, namespace, path, default, skip_if_absent } => {
+                let found = facts.metadata.get(namespace, path).and_then(|v| v.as_str()).filter(|text| !text.is_empty());
+                let fallback = (!default.is_empty()).then_some(&**default);
+                made_or(key, found.or(fallback).map(Cow::Borrowed), *skip_if_absent)
             }
         }
     }

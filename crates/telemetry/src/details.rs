@@ -85,10 +85,14 @@ pub const WEBSOCKET_HANDSHAKE_UNSUCCESSFUL: &str = "websocket_handshake_unsucces
 pub const LOCAL_RATE_LIMITED: &str = "local_rate_limited";
 /// The rate limit service said no.
 pub const REQUEST_RATE_LIMITED: &str = "request_rate_limited";
+/// The rate limit service could not be asked.
+pub const RATE_LIMITER_ERROR: &str = "rate_limiter_error";
 /// The external authorizer said no.
 pub const EXT_AUTHZ_DENIED: &str = "ext_authz_denied";
 /// The external authorizer could not be asked.
 pub const EXT_AUTHZ_ERROR: &str = "ext_authz_error";
+/// The external authorizer's answer holds a header that cannot be.
+pub const EXT_AUTHZ_INVALID: &str = "ext_authz_invalid";
 /// A CORS preflight was answered by the filter.
 pub const CORS_RESPONSE: &str = "cors_response";
 /// The overload manager said no.

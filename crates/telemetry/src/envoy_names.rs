@@ -494,6 +494,35 @@ table! {
 }
 
 table! {
+    /// An external authorization filter, under `http.<stat prefix>.ext_authz.`, and the same of a route's cluster.
+    ext_authz {
+        counter OK = "ok";
+        counter DENIED = "denied";
+        counter ERROR = "error";
+        counter FAILURE_MODE_ALLOWED = "failure_mode_allowed";
+    }
+}
+
+table! {
+    /// What more an external authorization filter counts, under `http.<stat prefix>.ext_authz.`.
+    ext_authz_filter {
+        counter DISABLED = "disabled";
+        counter INVALID = "invalid";
+        counter IGNORED_DYNAMIC_METADATA = "ignored_dynamic_metadata";
+    }
+}
+
+table! {
+    /// A global rate limit, under `cluster.<route's cluster>.ratelimit.`.
+    ratelimit {
+        counter OK = "ok";
+        counter ERROR = "error";
+        counter OVER_LIMIT = "over_limit";
+        counter FAILURE_MODE_ALLOWED = "failure_mode_allowed";
+    }
+}
+
+table! {
     /// One listener, under `listener.<address>.`.
     listener {
         gauge DOWNSTREAM_CX_ACTIVE = "downstream_cx_active";

@@ -118,6 +118,8 @@ pub(crate) struct Answer {
     pub(crate) headers: Headers,
     pub(crate) body: Option<String>,
     pub(crate) body_bytes: Option<usize>,
+    /// A gRPC message in hexadecimal, as body.
+    pub(crate) message: Option<String>,
     pub(crate) trailers: Headers,
     /// These very bytes instead, over HTTP/1.
     pub(crate) raw: Option<String>,
@@ -143,6 +145,7 @@ impl Default for Answer {
             headers: Headers::default(),
             body: None,
             body_bytes: None,
+            message: None,
             trailers: Headers::default(),
             raw: None,
             before: Vec::new(),

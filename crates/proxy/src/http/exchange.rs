@@ -122,6 +122,8 @@ pub(crate) struct Info {
     pub(crate) quotas: Vec<Arc<TokenBucket>>,
     /// The host that the caller stays at.
     pub(crate) session: Option<Box<Session>>,
+    /// What filters that asked another server put on the response.
+    pub(crate) response_mutations: Option<Box<filter::http::Mutations>>,
 }
 
 /// The exchange.
@@ -179,6 +181,7 @@ impl Info {
             metadata: Metadata::default(),
             quotas: Vec::new(),
             session: None,
+            response_mutations: None,
         }
     }
 }

@@ -10,7 +10,7 @@ use lateen_snapshot::http::{Extension, HttpConnectionManager, HttpFilter, Router
 use lateen_snapshot::listener::Direction;
 use lateen_snapshot::matcher::Rbac;
 use lateen_telemetry::access_log::TextFormat;
-use lateen_telemetry::envoy_names::{cors, fault, http as names, jwt_authn, local_rate_limit, stateful_session};
+use lateen_telemetry::envoy_names::{cors, fault, http as names, jwt_authn, stateful_session};
 use lateen_telemetry::{BlockName, Local};
 
 use super::h1::HeadLimits;
@@ -18,7 +18,7 @@ use super::{LogSet, headers};
 use crate::filter;
 use crate::filter::http::{FilterStats, rbac};
 use crate::spans::Tracer;
-use crate::worker::Worker;
+use crate::worker::{Counters, Worker};
 
 /// A template with its compiled form, if it has one.
 type KeptFormat = (Arc<str>, Option<Rc<TextFormat>>);
@@ -52,8 +52,8 @@ pub(crate) struct Hcm {
     pub(crate) server: HeaderValue,
     pub(crate) router: Arc<Router>,
     pub(crate) tracer: Option<Rc<Tracer>>,
-    /// Counters of the local rate limits, which routes may give a prefix of their own.
-    local_limits: RefCell<Vec<(Arc<str>, Rc<Local>)>>,
+    /// Counters of filters, which may have a prefix of their own.
+    pub(crate) counters: Counters,
     /// Whether any filter wants to see the response.
     pub(crate) response_filters: bool,
     /// By the filters' places.
@@ -83,6 +83,8 @@ impl Hcm {
                     | F::IstioStats(_)
                     | F::LocalRateLimit(_)
                     | F::HeaderToMetadata(_)
+                    | F::ExtAuthz(_)
+                    | F::RateLimit(_)
                     | F::StatefulSession(_)
                     | F::Compressor(_)
                     | F::Decompressor(_)
@@ -119,8 +121,8 @@ impl Hcm {
             filter_stats: config.filters.iter().map(|f| FilterStats::new(worker, prefix, f)).collect(),
             holds_responses: config.filters.iter().any(filter::http::may_hold_response),
             formats: RefCell::default(),
-            local_limits: RefCell::default(),
             sessions: RefCell::default(),
+            counters: Counters::default(),
             config,
         })
     }
@@ -172,22 +174,6 @@ impl Hcm {
     /// The counters of an RBAC filter.
     pub(crate) fn rbac(&self, filter: &Arc<Rbac>) -> Option<&rbac::Stats> {
         self.rbac.iter().find(|(known, _)| Arc::ptr_eq(known, filter)).map(|(_, stats)| stats)
-    }
-
-    /// The counters of a local rate limit, by its prefix. The text is compared only after the configuration changed.
-    pub(crate) fn local_limit(&self, worker: &Worker, prefix: &Arc<str>) -> Rc<Local> {
-        let mut known = self.local_limits.borrow_mut();
-        if let Some((_, stats)) = known.iter().find(|(name, _)| Arc::ptr_eq(name, prefix)) {
-            return Rc::clone(stats);
-        }
-        if let Some((name, stats)) = known.iter_mut().find(|(name, _)| name == prefix) {
-            *name = Arc::clone(prefix);
-            return Rc::clone(stats);
-        }
-        let block = worker.registry.block(local_rate_limit::DEFS, BlockName::plain(prefix));
-        let stats = Rc::new(worker.shard.local(&block));
-        known.push((Arc::clone(prefix), Rc::clone(&stats)));
-        stats
     }
 
     /// The compiled form of a header template; `None` for one that does not compile (refused with the configuration).

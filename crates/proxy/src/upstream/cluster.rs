@@ -64,6 +64,8 @@ pub(crate) struct ClusterState {
     pub(crate) grpc: crate::filter::http::grpc_stats::Counters,
     /// Members by address as text, made when first asked for.
     by_text: OnceCell<HashMap<String, Arc<Host>>>,
+    /// Counters of filters that decide about requests for this cluster.
+    pub(crate) counters: crate::worker::Counters,
     /// Workloads behind endpoints, as interned for Istio's metrics.
     peers: RefCell<HashMap<*const Host, PeerId>>,
 }
@@ -105,6 +107,7 @@ impl ClusterState {
             outlier,
             grpc: Default::default(),
             by_text: OnceCell::new(),
+            counters: Default::default(),
             peers: RefCell::default(),
         })
     }

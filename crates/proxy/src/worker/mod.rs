@@ -1,4 +1,5 @@
 //! Worker threads: each has its own runtime, sockets, snapshot, pools, balancers and counters.
+mod counters;
 mod drain;
 mod guard;
 mod handle;
@@ -7,6 +8,7 @@ mod logs;
 mod overload;
 mod wishes;
 
+pub(crate) use counters::Counters;
 pub(crate) use drain::DrainSignal;
 pub(crate) use guard::spawn;
 pub use handle::{Drain, WorkerConfig, WorkerHandle};

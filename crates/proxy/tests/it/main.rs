@@ -1,10 +1,13 @@
 //! The data plane over loopback sockets: configuration as Envoy YAML, scripted upstreams, raw callers.
+mod grpc;
 mod support;
 
 mod bodies;
 mod endings;
+mod ext_authz;
 mod extensions;
 mod faults;
+mod global_rate_limits;
 mod health;
 mod hostile_connections;
 mod hostile_http1;

@@ -255,9 +255,11 @@ impl Compiler {
         let wanted: Vec<_> = users.filter(|u| *u.name == *update.name).map(|u| u.types.clone()).collect();
         self.names.extension(&update.name);
         let entry = self.extensions.entry(update.name.as_str().into()).or_insert_with(|| Entry::new(origin));
+        let (names, secrets) = (&mut self.names, &mut self.secrets);
         entry.take(update, origin, now, |proto: ExtensionProto, name| {
             same_name(&proto.name, name)?;
-            filter::extension(proto, &wanted).map(Arc::new)
+            let mut context = Context { names, secrets, uses: Uses::default(), outbound: false };
+            filter::extension(proto, &wanted, &mut context).map(Arc::new)
         })?;
         // A filter waits for nothing.
         self.dirty |= entry.versions.promote(now, |_| true);

@@ -3,6 +3,7 @@ use lateen_proto::envoy::config::route::v3::{
     self as proto,
     rate_limit::{Action, action, action::ActionSpecifier as Spec},
 };
+use lateen_proto::envoy::r#type::metadata::v3::{MetadataKey, metadata_key};
 
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::{headers, queries};
@@ -38,9 +39,9 @@ fn action(value: Action) -> Result<DescriptorAction> {
         Some(Spec::GenericKey(g)) => generic_key(g).within("generic_key")?,
         Some(Spec::HeaderValueMatch(h)) => header_value_match(h).within("header_value_match")?,
         Some(Spec::QueryParameterValueMatch(q)) => query_value_match(q).within("query_parameter_value_match")?,
-        Some(Spec::SourceCluster(_)) => return Err(Invalid::unsupported("source_cluster")),
+        Some(Spec::SourceCluster(action::SourceCluster {})) => DescriptorAction::SourceCluster,
+        Some(Spec::Metadata(m)) => metadata(m).within("metadata")?,
         Some(Spec::DynamicMetadata(_)) => return Err(Invalid::unsupported("dynamic_metadata")),
-        Some(Spec::Metadata(_)) => return Err(Invalid::unsupported("metadata")),
         Some(Spec::Extension(_)) => return Err(Invalid::unsupported("extension")),
         Some(Spec::RemoteAddressMatch(_)) => return Err(Invalid::unsupported("remote_address_match")),
         None => return Err(Invalid::new("has no action")),
@@ -56,6 +57,27 @@ fn request_headers(value: action::RequestHeaders) -> Result<DescriptorAction> {
 fn query_parameters(value: action::QueryParameters) -> Result<DescriptorAction> {
     let action::QueryParameters { query_parameter_name, descriptor_key, skip_if_absent } = value;
     Ok(DescriptorAction::QueryParameter { name: query_parameter_name.into(), key: key(descriptor_key)?, skip_if_absent })
+}
+
+/// Only what filters wrote is at hand; what routes and clusters carry for others is not kept.
+fn metadata(value: action::MetaData) -> Result<DescriptorAction> {
+    let action::MetaData { descriptor_key, metadata_key, default_value, source, skip_if_absent } = value;
+    if source != action::meta_data::Source::Dynamic as i32 {
+        return Err(Invalid::field("source", "only DYNAMIC is supported"));
+    }
+    let MetadataKey { key: namespace, path } = metadata_key.ok_or_else(|| Invalid::field("metadata_key", "is missing"))?;
+    let segment = |(index, s): (usize, metadata_key::PathSegment)| match s.segment {
+        Some(metadata_key::path_segment::Segment::Key(key)) => Ok(key.into()),
+        Some(metadata_key::path_segment::Segment::Index(_)) => Err(Invalid::unsupported("index")).within_item("metadata_key.path", index),
+        None => Err(Invalid::new("has no key")).within_item("metadata_key.path", index),
+    };
+    Ok(DescriptorAction::Metadata {
+        key: key(descriptor_key)?,
+        namespace: namespace.into(),
+        path: path.into_iter().enumerate().map(segment).collect::<Result<_>>()?,
+        default: default_value.into(),
+        skip_if_absent,
+    })
 }
 
 fn masked(value: &action::MaskedRemoteAddress) -> Result<DescriptorAction> {

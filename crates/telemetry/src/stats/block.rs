@@ -53,12 +53,17 @@ impl BlockName {
 
     /// `http.<stat prefix>.<filter>.`: a filter's metrics under its connection manager (`fault`, `rbac`, `jwt_authn`).
     pub fn http_filter(stat_prefix: &str, filter: &str) -> Self {
-        let mut name = Self::http(stat_prefix);
-        name.dotted.push_str(filter);
-        name.dotted.push('.');
-        name.flat.push_str(&filter.replace(['.', '-'], "_"));
-        name.flat.push('_');
-        name
+        Self::http(stat_prefix).below(filter)
+    }
+
+    /// The same name, one part longer.
+    #[must_use]
+    pub fn below(mut self, part: &str) -> Self {
+        self.dotted.push_str(part);
+        self.dotted.push('.');
+        self.flat.push_str(&part.replace(['.', '-'], "_"));
+        self.flat.push('_');
+        self
     }
 
     /// `listener.<address>.`: `0.0.0.0_15001`, or the listener's `stat_prefix`.

@@ -152,6 +152,11 @@ async fn speak(stream: impl Io + 'static, http2: bool, name: &str, script: &Arc<
 }
 
 fn body_of(answer: &Answer, name: &str) -> Vec<u8> {
+    if let Some(hexadecimal) = &answer.message {
+        let digits: Vec<u32> = hexadecimal.chars().filter_map(|c| c.to_digit(16)).collect();
+        let message: Vec<u8> = digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | *digit as u8)).collect();
+        return [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat();
+    }
     match (&answer.body, answer.body_bytes) {
         (Some(text), _) => text.clone().into_bytes(),
         (None, Some(n)) => vec![b'y'; n],

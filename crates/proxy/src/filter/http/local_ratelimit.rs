@@ -4,12 +4,11 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 use http::header::RETRY_AFTER;
-use lateen_snapshot::ratelimit::{Descriptor, LimitFacts, Limiter, LocalRateLimit, RateLimit, TokenBucket, VirtualHostLimits};
-use lateen_snapshot::route::Action;
+use lateen_snapshot::ratelimit::{Descriptor, LimitFacts, Limiter, LocalRateLimit, TokenBucket};
 use lateen_telemetry::envoy_names::local_rate_limit as names;
-use lateen_telemetry::{ResponseFlags, details};
+use lateen_telemetry::{BlockName, ResponseFlags, details};
 
-use super::{Step, per_route};
+use super::{Step, descriptors, per_route};
 use crate::http::Exchange;
 use crate::http::headers::{RATE_LIMIT_LIMIT, RATE_LIMIT_REMAINING, RATE_LIMIT_RESET};
 use crate::http::message::Response;
@@ -24,7 +23,8 @@ pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &Arc<LocalRateLimi
     if !config.enabled.hits(exchange.worker.roll()) {
         return Step::Continue;
     }
-    let stats = exchange.hcm.local_limit(exchange.worker, &config.stat_prefix);
+    let prefix = &config.stat_prefix;
+    let stats = exchange.hcm.counters.get(exchange.worker, names::DEFS, prefix, || BlockName::plain(prefix));
     stats.inc(names::ENABLED);
     let now = exchange.worker.nanos();
     let (allowed, bucket) = take(exchange, &config, now);
@@ -65,8 +65,8 @@ fn take(exchange: &Exchange<'_>, config: &Arc<LocalRateLimit>, now: u64) -> (boo
         return (allowed, bucket.cloned());
     }
     let head = lookup::head_of(&exchange.request);
-    let facts = LimitFacts { head: &head, remote: exchange.info.remote.ip(), cluster: cluster_name(exchange) };
-    let (allowed, bucket) = limiter.take(&descriptors(exchange, config, &facts), now);
+    let described = descriptors(exchange, config, &descriptors::facts(exchange, &head));
+    let (allowed, bucket) = limiter.take(&described, now);
     (allowed, bucket.cloned())
 }
 
@@ -83,28 +83,12 @@ fn of_connection(exchange: &Exchange<'_>, config: &Arc<LocalRateLimit>) -> Rc<Li
     limiter
 }
 
-fn cluster_name<'a>(exchange: &'a Exchange<'_>) -> Option<&'a str> {
-    let matched = exchange.info.route.as_ref()?;
-    let id = lookup::cluster_of(matched, &exchange.live.snapshot, &exchange.request)?;
-    Some(&exchange.live.snapshot.cluster(id)?.config.name)
-}
-
 /// What the request counts as: by the filter's own limits, or the route's and the virtual host's.
 fn descriptors<'a>(exchange: &'a Exchange<'_>, config: &'a LocalRateLimit, facts: &LimitFacts<'a>) -> Vec<Descriptor<'a>> {
-    let made = |limits: &'a [RateLimit]| limits.iter().filter(|l| l.stage == config.stage).filter_map(|l| l.descriptor(facts));
-    if !config.limits.is_empty() {
-        return made(&config.limits).collect();
+    if config.limits.is_empty() {
+        return descriptors::of_route(exchange, config.virtual_host, config.stage, facts);
     }
-    let Some(matched) = &exchange.info.route else { return Vec::new() };
-    let Action::Forward(forward) = &matched.route.action else { return Vec::new() };
-    let include = match config.virtual_host {
-        _ if forward.include_virtual_host_limits => true,
-        VirtualHostLimits::Include => true,
-        VirtualHostLimits::Ignore => false,
-        VirtualHostLimits::Override => forward.rate_limits.is_empty(),
-    };
-    let host = matched.virtual_host().filter(|_| include).map_or(&[][..], |h| &h.rate_limits);
-    made(&forward.rate_limits).chain(made(host)).collect()
+    config.limits.iter().filter(|l| l.stage == config.stage).filter_map(|l| l.descriptor(facts)).collect()
 }
 
 /// Tells the caller how much is left.

@@ -1,24 +1,32 @@
-//! HTTP filters, run in the order of the configuration. Most decide on the spot; only a delay waits.
+//! HTTP filters, run in the order of the configuration. Most decide on the spot; some wait, for a time or for another server.
 pub(crate) mod body;
 mod buffer;
 mod compression;
 mod cors;
+mod descriptors;
+mod ext_authz;
 mod fault;
 pub(crate) mod grpc_stats;
 mod grpc_web;
 mod header_to_metadata;
+mod heads;
+pub(crate) mod jwks;
 mod jwt_authn;
 mod local_ratelimit;
 mod on_demand;
 mod peer_metadata;
+mod ratelimit;
 pub(crate) mod rbac;
 pub(crate) mod stateful_session;
+mod wait;
 
 use std::sync::Arc;
 
 use body::Origin;
 use lateen_snapshot::http::{AlpnOverrides, FilterOverrides, HttpFilter, PerRoute};
 use lateen_telemetry::{BlockName, ResponseFlags, envoy_names};
+
+pub(crate) use heads::Mutations;
 
 use crate::http::message::{Length, Response};
 use crate::http::reply::Reply;
@@ -45,7 +53,10 @@ pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
             HttpFilter::Fault(config) => fault::on_request(exchange, config).await?,
             HttpFilter::Cors => cors::on_request(exchange),
             HttpFilter::Rbac(config) => rbac::on_request(exchange, config),
-            HttpFilter::JwtAuthn(config) => jwt_authn::on_request(exchange, config),
+            HttpFilter::JwtAuthn(config) => jwt_authn::on_request(exchange, config).await?,
+            // On the heap while it lasts: its state would otherwise be part of every request's.
+            HttpFilter::ExtAuthz(config) => Box::pin(ext_authz::on_request(exchange, config)).await?,
+            HttpFilter::RateLimit(config) => Box::pin(ratelimit::on_request(exchange, config)).await?,
             HttpFilter::HeaderToMetadata(config) => header_to_metadata::on_request(exchange, config),
             HttpFilter::LocalRateLimit(config) => local_ratelimit::on_request(exchange, config),
             HttpFilter::StatefulSession(config) => stateful_session::on_request(exchange, config),
@@ -109,6 +120,7 @@ fn see_response(exchange: &mut Exchange<'_>, index: usize, filter: &HttpFilter, 
         HttpFilter::PeerMetadata(config) => peer_metadata::on_response(exchange, config, response),
         HttpFilter::HeaderToMetadata(config) => header_to_metadata::on_response(exchange, config, response),
         HttpFilter::LocalRateLimit(_) => local_ratelimit::on_response(exchange, response),
+        HttpFilter::ExtAuthz(_) | HttpFilter::RateLimit(_) => heads::change_response(exchange, response),
         HttpFilter::StatefulSession(_) => stateful_session::on_response(exchange, response),
         HttpFilter::Compressor(config) => {
             if let Some(FilterStats::Compressor(stats)) = exchange.hcm.filter_stats.get(index) {
@@ -238,4 +250,11 @@ fn route_of<T>(exchange: &Exchange<'_>, index: usize, pick: impl Fn(&PerRoute) -
 /// The running filter's configuration by route.
 fn per_route<T>(exchange: &Exchange<'_>, pick: impl Fn(&PerRoute) -> Option<&Arc<T>>) -> Option<Arc<T>> {
     route_of(exchange, exchange.info.filter, pick)
+}
+
+/// What all places say of the running filter, most specific first.
+fn per_route_all<T>(exchange: &Exchange<'_>, pick: impl Fn(&PerRoute) -> Option<&Arc<T>>) -> Vec<Arc<T>> {
+    let name = exchange.hcm.config.filter_names.get(exchange.info.filter);
+    let (Some(matched), Some(name)) = (&exchange.info.route, name) else { return Vec::new() };
+    levels(matched).filter_map(|level| level.of(name).and_then(&pick)).cloned().collect()
 }

@@ -1,0 +1,42 @@
+//! What a request counts as for rate limits, local and global.
+use lateen_snapshot::ratelimit::{Descriptor, LimitFacts, RateLimit, VirtualHostLimits};
+use lateen_snapshot::route::{Action, RequestHead};
+
+use crate::http::Exchange;
+use crate::router::lookup;
+
+/// What descriptors are made of.
+pub(super) fn facts<'a>(exchange: &'a Exchange<'_>, head: &'a RequestHead<'a>) -> LimitFacts<'a> {
+    LimitFacts {
+        head,
+        remote: exchange.info.remote.ip(),
+        cluster: cluster_name(exchange),
+        source: &exchange.worker.node.cluster,
+        metadata: &exchange.info.metadata,
+    }
+}
+
+fn cluster_name<'a>(exchange: &'a Exchange<'_>) -> Option<&'a str> {
+    let matched = exchange.info.route.as_ref()?;
+    let id = lookup::cluster_of(matched, &exchange.live.snapshot, &exchange.request)?;
+    Some(&exchange.live.snapshot.cluster(id)?.config.name)
+}
+
+/// The descriptors of these limits, of whatever stage.
+pub(super) fn of<'a>(limits: &'a [RateLimit], facts: &LimitFacts<'a>) -> Vec<Descriptor<'a>> {
+    limits.iter().filter_map(|l| l.descriptor(facts)).collect()
+}
+
+/// The descriptors of the route, and of its virtual host where that counts too.
+pub(super) fn of_route<'a>(exchange: &'a Exchange<'_>, host: VirtualHostLimits, stage: u32, facts: &LimitFacts<'a>) -> Vec<Descriptor<'a>> {
+    let Some(matched) = &exchange.info.route else { return Vec::new() };
+    let Action::Forward(forward) = &matched.route.action else { return Vec::new() };
+    let include = match host {
+        _ if forward.include_virtual_host_limits => true,
+        VirtualHostLimits::Include => true,
+        VirtualHostLimits::Ignore => false,
+        VirtualHostLimits::Override => forward.rate_limits.is_empty(),
+    };
+    let host = matched.virtual_host().filter(|_| include).map_or(&[][..], |h| &h.rate_limits);
+    forward.rate_limits.iter().chain(host).filter(|l| l.stage == stage).filter_map(|l| l.descriptor(facts)).collect()
+}

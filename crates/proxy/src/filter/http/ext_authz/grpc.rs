@@ -1,0 +1,177 @@
+//! Asking an authorizer over gRPC: `envoy.service.auth.v3.Authorization/Check`.
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use lateen_proto::envoy::config::core::v3::{self as core, header_value_option::HeaderAppendAction};
+use lateen_proto::envoy::service::auth::v3::{self as auth, attribute_context, check_response::HttpResponse};
+use lateen_snapshot::ext_authz::ExtAuthz;
+use lateen_snapshot::header::AppendAction;
+use lateen_snapshot::metadata;
+use lateen_snapshot::service::GrpcService;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use prost_types::{Struct, value::Kind};
+
+use super::super::{heads, wait};
+use super::context_extensions;
+use super::verdict::{Changes, Collected, Decision, Refusal, Verdict};
+use crate::http::headers::{DOWNSTREAM_CLUSTER, text};
+use crate::http::{End, Exchange};
+use crate::upstream::grpc;
+
+const METHOD: &str = "/envoy.service.auth.v3.Authorization/Check";
+const PARTIAL_BODY: &str = "x-envoy-auth-partial-body";
+/// Envoy encodes a certificate's PEM as it does for `x-forwarded-client-cert`.
+const PEM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+pub(super) async fn ask(exchange: &mut Exchange<'_>, config: &ExtAuthz, service: &GrpcService) -> Result<Verdict, End> {
+    let question = auth::CheckRequest { attributes: Some(attributes(exchange, config)) };
+    let (worker, live) = (exchange.worker.clone(), exchange.live.clone());
+    let asking = Box::pin(grpc::unary::<auth::CheckResponse>(&worker, &live, service, METHOD, &question));
+    let answer = wait::patiently(exchange, asking).await?;
+    Ok(answer.map_or_else(
+        |status| {
+            tracing::debug!(code = status.code, message = status.message, "external authorization failed");
+            Verdict::error()
+        },
+        verdict,
+    ))
+}
+
+fn attributes(exchange: &Exchange<'_>, config: &ExtAuthz) -> auth::AttributeContext {
+    let conn = exchange.conn;
+    let peer = conn.peer();
+    let principal = peer.map(|p| p.uri_sans.first().or(p.dns_sans.first()).unwrap_or(&p.subject).clone()).unwrap_or_default();
+    let certificate = peer.filter(|_| config.include_peer_certificate).map(|p| utf8_percent_encode(&p.pem(), PEM).to_string());
+    let namespaces = config.metadata_namespaces.iter();
+    let known = namespaces.filter_map(|name| Some((name.to_string(), as_struct(exchange.info.metadata.get(name, &[])?)?)));
+    auth::AttributeContext {
+        source: Some(attribute_context::Peer {
+            address: Some(address(conn.remote)),
+            service: text(&exchange.request.headers, &DOWNSTREAM_CLUSTER).unwrap_or_default().to_owned(),
+            labels: HashMap::new(),
+            principal,
+            certificate: certificate.unwrap_or_default(),
+        }),
+        destination: Some(attribute_context::Peer {
+            address: Some(address(conn.local)),
+            principal: conn.local_uri.as_deref().cloned().unwrap_or_default(),
+            ..Default::default()
+        }),
+        request: Some(attribute_context::Request {
+            time: Some(exchange.info.start_time.into()),
+            http: Some(http_request(exchange, config)),
+        }),
+        context_extensions: context_extensions(exchange).into_iter().collect(),
+        metadata_context: Some(core::Metadata { filter_metadata: known.collect(), ..Default::default() }),
+        route_metadata_context: Some(core::Metadata::default()),
+        tls_session: (config.include_tls_session && conn.is_tls())
+            .then(|| attribute_context::TlsSession { sni: conn.server_name.as_deref().unwrap_or_default().to_owned() }),
+    }
+}
+
+fn http_request(exchange: &Exchange<'_>, config: &ExtAuthz) -> attribute_context::HttpRequest {
+    let request = &exchange.request;
+    let mut http = attribute_context::HttpRequest {
+        id: exchange.worker.roll64().to_string(),
+        method: request.method.as_str().to_owned(),
+        path: request.path.to_string(),
+        host: request.authority.to_string(),
+        scheme: request.scheme.to_owned(),
+        size: i64::try_from(exchange.info.body_received).unwrap_or(i64::MAX),
+        protocol: request.version.name().to_owned(),
+        ..Default::default()
+    };
+    let shown = heads::of_request(request).into_iter().filter(|(name, _)| *name != PARTIAL_BODY && config.headers.passes(name));
+    if config.raw_headers {
+        let header =
+            |(name, value): (&str, Vec<u8>)| core::HeaderValue { key: name.to_owned(), raw_value: value.into(), ..Default::default() };
+        http.header_map = Some(core::HeaderMap { headers: shown.map(header).collect() });
+    } else {
+        for (name, value) in shown {
+            let value = heads::sanitized(&value);
+            match http.headers.get_mut(name) {
+                Some(before) => {
+                    before.push(',');
+                    before.push_str(&value);
+                }
+                None => drop(http.headers.insert(name.to_owned(), value)),
+            }
+        }
+    }
+    http
+}
+
+fn as_struct(value: &serde_json::Value) -> Option<Struct> {
+    match metadata::to_proto(value).kind {
+        Some(Kind::StructValue(fields)) => Some(fields),
+        _ => None,
+    }
+}
+
+fn address(of: SocketAddr) -> core::Address {
+    let port = core::socket_address::PortSpecifier::PortValue(of.port().into());
+    let socket = core::SocketAddress { address: of.ip().to_canonical().to_string(), port_specifier: Some(port), ..Default::default() };
+    core::Address { address: Some(core::address::Address::SocketAddress(socket)) }
+}
+
+fn verdict(answer: auth::CheckResponse) -> Verdict {
+    let code = answer.status.map_or(0, |status| status.code);
+    let mut said = answer.dynamic_metadata;
+    if let Some(HttpResponse::OkResponse(ok)) = &answer.http_response
+        && let Some(older) = &ok.dynamic_metadata
+    {
+        said = Some(older.clone());
+    }
+    let metadata = said.map(|s| s.fields.iter().map(|(key, value)| (key.clone(), metadata::from_proto(value))).collect());
+    let decision = match (code, answer.http_response) {
+        (0, Some(HttpResponse::OkResponse(ok))) => Decision::Allowed(Box::new(changes(ok))),
+        (0, _) => Decision::Allowed(Box::default()),
+        (_, Some(HttpResponse::ErrorResponse(error))) => Decision::Error(Some(refusal(error, 0))),
+        (_, Some(HttpResponse::DeniedResponse(denied))) => Decision::Denied(refusal(denied, 403)),
+        (_, _) => Decision::Denied(Refusal { status: 403, ..Refusal::default() }),
+    };
+    Verdict { decision, metadata: metadata.unwrap_or_default() }
+}
+
+fn changes(ok: auth::OkHttpResponse) -> Changes {
+    let (request, response) = (collect(ok.headers), collect(ok.response_headers_to_add));
+    let plain = |text: &str| text.bytes().all(|b| (b'!'..=b'~').contains(&b) && b != b'#');
+    let (set_query, wrong): (Vec<_>, Vec<_>) =
+        ok.query_parameters_to_set.into_iter().map(|p| (p.key, p.value)).partition(|(key, value)| plain(key) && plain(value));
+    Changes {
+        invalid: request.invalid || response.invalid || !wrong.is_empty(),
+        request: request.mutations,
+        response: response.mutations,
+        remove: ok.headers_to_remove,
+        set_query,
+        remove_query: ok.query_parameters_to_remove,
+    }
+}
+
+fn refusal(denied: auth::DeniedHttpResponse, status: u16) -> Refusal {
+    let headers = collect(denied.headers);
+    let asked = denied.status.map(|s| s.code).and_then(|code| u16::try_from(code).ok()).filter(|code| (100..600).contains(code));
+    Refusal { status: asked.unwrap_or(status), headers: headers.mutations, body: denied.body.into_bytes(), invalid: headers.invalid }
+}
+
+fn collect(headers: Vec<core::HeaderValueOption>) -> Collected {
+    let mut collected = Collected::default();
+    for core::HeaderValueOption { header, append, append_action, .. } in headers {
+        let Some(core::HeaderValue { key, value, raw_value }) = header else { continue };
+        let value = if value.is_empty() { &raw_value[..] } else { value.as_bytes() };
+        let (action, joins) = match (append, HeaderAppendAction::try_from(append_action)) {
+            (Some(true), _) => (AppendAction::AppendIfExistsOrAdd, true),
+            (Some(false), _) => (AppendAction::OverwriteIfExistsOrAdd, false),
+            (None, Ok(HeaderAppendAction::AppendIfExistsOrAdd)) => (AppendAction::AppendIfExistsOrAdd, false),
+            (None, Ok(HeaderAppendAction::AddIfAbsent)) => (AppendAction::AddIfAbsent, false),
+            (None, Ok(HeaderAppendAction::OverwriteIfExistsOrAdd)) => (AppendAction::OverwriteIfExistsOrAdd, false),
+            (None, Ok(HeaderAppendAction::OverwriteIfExists)) => (AppendAction::OverwriteIfExists, false),
+            (None, Err(_)) => {
+                collected.invalid = true;
+                (AppendAction::OverwriteIfExistsOrAdd, false)
+            }
+        };
+        collected.add(&key, value, action, joins);
+    }
+    collected
+}
