@@ -4,7 +4,7 @@
 //! could sign. A key is tried only with algorithms of its own family.
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet};
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk};
 use jsonwebtoken::{Algorithm, DecodingKey, Header};
 
 const RSA: [Algorithm; 6] = [Algorithm::RS256, Algorithm::RS384, Algorithm::RS512, Algorithm::PS256, Algorithm::PS384, Algorithm::PS512];
@@ -41,9 +41,17 @@ pub enum Unverified {
     Signature(String),
 }
 
+/// A key set whose keys are read one by one: what one of them is must not hide the others.
+#[derive(serde::Deserialize)]
+struct Document {
+    keys: Vec<serde_json::Value>,
+}
+
 struct VerifyingKey {
     id: Option<String>,
     algorithms: Vec<Algorithm>,
+    /// The key says for which algorithm it is.
+    one_algorithm: bool,
     key: DecodingKey,
 }
 
@@ -62,10 +70,12 @@ impl KeySet {
     /// # Errors
     /// When it does not parse or holds no usable public key.
     pub fn parse(text: &str) -> Result<Self, InvalidKeys> {
-        let set: JwkSet = serde_json::from_str(text).map_err(|e| InvalidKeys::Json(e.to_string()))?;
+        let set: Document = serde_json::from_str(text).map_err(|e| InvalidKeys::Json(e.to_string()))?;
         let mut keys = Vec::new();
-        for (index, jwk) in set.keys.iter().enumerate() {
-            match jwk_key(index + 1, jwk) {
+        for (index, jwk) in set.keys.into_iter().enumerate() {
+            let position = index + 1;
+            let jwk: Result<Jwk, _> = serde_json::from_value(jwk).map_err(|e| InvalidKeys::Key { position, reason: e.to_string() });
+            match jwk.and_then(|jwk| jwk_key(position, &jwk)) {
                 Ok(key) => keys.push(key),
                 // A set may hold keys for other uses; one of them must not disable the rest.
                 Err(error) => tracing::warn!(%error, "key of the key set is left out"),
@@ -90,11 +100,15 @@ impl KeySet {
     pub fn verify(&self, token: &str) -> Result<(), Unverified> {
         let header = header(token)?;
         let (message, signature) = token.rsplit_once('.').ok_or(Unverified::Format)?;
-        let fits = |key: &&VerifyingKey| {
-            key.algorithms.contains(&header.alg) && (header.kid.is_none() || key.id.is_none() || key.id == header.kid)
-        };
+        let named = |key: &&VerifyingKey| header.kid.is_none() || key.id.is_none() || key.id == header.kid;
+        // A key of that name and another family is a wrong key, unless it says itself that it is for something else.
+        let fits = |key: &&VerifyingKey| named(key) && (key.algorithms.contains(&header.alg) || !key.one_algorithm);
         let mut reason = Unverified::NoKey(format!("{:?}", header.alg));
         for key in self.0.iter().filter(fits) {
+            if !key.algorithms.contains(&header.alg) {
+                reason = Unverified::Signature("InvalidAlgorithm".to_owned());
+                continue;
+            }
             match jsonwebtoken::crypto::verify(signature, message.as_bytes(), &key.key, header.alg) {
                 Ok(true) => return Ok(()),
                 Ok(false) => reason = Unverified::Signature("InvalidSignature".to_owned()),
@@ -137,14 +151,15 @@ fn jwk_key(position: usize, jwk: &Jwk) -> Result<VerifyingKey, InvalidKeys> {
         }
     }
     let key = DecodingKey::from_jwk(jwk).map_err(|e| failed(e.to_string()))?;
-    Ok(VerifyingKey { id: jwk.common.key_id.clone(), algorithms, key })
+    let one_algorithm = jwk.common.key_algorithm.is_some();
+    Ok(VerifyingKey { id: jwk.common.key_id.clone(), algorithms, one_algorithm, key })
 }
 
 fn pem_key(position: usize, pem: &str) -> Result<VerifyingKey, InvalidKeys> {
     if let Ok(key) = DecodingKey::from_rsa_pem(pem.as_bytes()) {
-        return Ok(VerifyingKey { id: None, algorithms: RSA.to_vec(), key });
+        return Ok(VerifyingKey { id: None, algorithms: RSA.to_vec(), one_algorithm: false, key });
     }
     let key = DecodingKey::from_ec_pem(pem.as_bytes())
         .map_err(|_| InvalidKeys::Key { position, reason: "not a PEM PUBLIC KEY of RSA or EC".to_owned() })?;
-    Ok(VerifyingKey { id: None, algorithms: vec![Algorithm::ES256, Algorithm::ES384], key })
+    Ok(VerifyingKey { id: None, algorithms: vec![Algorithm::ES256, Algorithm::ES384], one_algorithm: false, key })
 }

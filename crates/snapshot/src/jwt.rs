@@ -3,9 +3,12 @@
 //! Envoy's jwt_authn filter. A pure function of the request and the time; statuses have Envoy's texts.
 mod extract;
 mod payload;
+mod remote;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use lateen_identity::jwks::{KeySet, Unverified};
@@ -14,6 +17,7 @@ use serde_json::Value;
 use crate::metadata::Metadata;
 use crate::route::RouteMatch;
 use extract::{Place, Token};
+pub use remote::{Fetching, KeySource, RemoteKeys};
 
 /// The namespace of what this filter writes.
 pub const NAMESPACE: &str = "envoy.filters.http.jwt_authn";
@@ -31,6 +35,8 @@ pub struct JwtAuthn {
     pub bypass_cors_preflight: bool,
     /// Refusals have no body.
     pub strip_failure_response: bool,
+    /// Of all providers, those that are fetched.
+    pub remote: Vec<Arc<RemoteKeys>>,
 }
 
 #[derive(Debug)]
@@ -67,7 +73,7 @@ pub struct Provider {
     pub issuer: Option<Box<str>>,
     /// Without the scheme and the last slash; empty takes every audience.
     pub audiences: Vec<Box<str>>,
-    pub keys: KeySet,
+    pub keys: Keys,
     /// The token goes on to the upstream.
     pub forward: bool,
     pub headers: Vec<TokenHeader>,
@@ -83,6 +89,22 @@ pub struct Provider {
     pub clock_skew: u64,
     pub claim_headers: Vec<ClaimHeader>,
     pub clear_route_cache: bool,
+}
+
+/// What signatures are checked with.
+#[derive(Debug)]
+pub enum Keys {
+    Local(KeySet),
+    Remote(Arc<RemoteKeys>),
+}
+
+impl Keys {
+    fn verify(&self, token: &str) -> Result<(), JwtFault> {
+        match self {
+            Self::Local(keys) => Ok(keys.verify(token)?),
+            Self::Remote(keys) => keys.verify(token),
+        }
+    }
 }
 
 /// A header that may hold a token, after a prefix.
@@ -108,27 +130,46 @@ pub enum JwtFault {
     HeaderJson,
     PayloadBase64,
     PayloadJson,
-    PayloadField,
+    /// A claim of the wrong type: one that is a text,
+    NotText(&'static str),
+    /// a time,
+    NotInteger(&'static str),
+    /// a time that can be,
+    OutOfRange(&'static str),
+    /// a text or a list of texts.
+    AudienceType,
+    SignatureBase64,
     Algorithm,
+    AlgorithmMissing,
+    /// `kid` is no text.
+    KeyId,
     NotYetValid,
     Expired,
     UnknownIssuer,
     Audience,
     NoKey,
     Signature,
+    /// The keys could not be fetched.
+    Fetch,
 }
 
 impl JwtFault {
     /// The text in Envoy's answer.
-    pub fn text(self) -> &'static str {
-        match self {
+    pub fn text(self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
+            Self::NotText(name) => return format!("Jwt payload [{name}] field is not a string").into(),
+            Self::NotInteger(name) => return format!("Jwt payload [{name}] field is not an integer").into(),
+            Self::OutOfRange(name) => return format!("Jwt payload [{name}] field is not a positive 64 bit integer").into(),
             Self::Missing => "Jwt is missing",
             Self::BadFormat => "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections",
             Self::HeaderBase64 => "Jwt header is an invalid Base64url encoded",
             Self::HeaderJson => "Jwt header is an invalid JSON",
             Self::PayloadBase64 => "Jwt payload is an invalid Base64url encoded",
             Self::PayloadJson => "Jwt payload is an invalid JSON",
-            Self::PayloadField => "Jwt payload has a field of a wrong type",
+            Self::AudienceType => "Jwt payload [aud] field is not a string or string list",
+            Self::SignatureBase64 => "Jwt signature is an invalid Base64url encoded",
+            Self::AlgorithmMissing => "Jwt header [alg] field is required and must be a string",
+            Self::KeyId => "Jwt header [kid] field is not a string",
             Self::Algorithm => "Jwt header [alg] is not supported",
             Self::NotYetValid => "Jwt not yet valid",
             Self::Expired => "Jwt is expired",
@@ -136,7 +177,8 @@ impl JwtFault {
             Self::Audience => "Audiences in Jwt are not allowed",
             Self::NoKey => "Jwks doesn't have key to match kid or alg from Jwt",
             Self::Signature => "Jwt verification fails",
-        }
+            Self::Fetch => "Jwks remote fetch is failed",
+        })
     }
 }
 
@@ -147,8 +189,8 @@ impl From<Unverified> for JwtFault {
             Unverified::HeaderBase64 => Self::HeaderBase64,
             Unverified::HeaderJson => Self::HeaderJson,
             Unverified::Critical | Unverified::Signature(_) => Self::Signature,
-            Unverified::Algorithm(_) | Unverified::Symmetric(_) => Self::Algorithm,
-            Unverified::NoKey(_) => Self::NoKey,
+            // What no algorithm is was told before; no key here is of another one, or a secret that caller and issuer share.
+            Unverified::Algorithm(_) | Unverified::Symmetric(_) | Unverified::NoKey(_) => Self::NoKey,
         }
     }
 }
@@ -199,6 +241,24 @@ impl Requirement {
         }
     }
 
+    /// Keys that this request's tokens are verified with, and that have to be fetched first.
+    pub fn unfetched(&self, headers: &HeaderMap, path: &str, now: Instant, out: &mut Vec<Arc<RemoteKeys>>) {
+        let mut add = |provider: &Provider| {
+            if let Keys::Remote(keys) = &provider.keys
+                && !keys.is_fresh(now)
+                && provider.tokens(headers, path).iter().any(|token| provider.issued(token))
+                && !out.iter().any(|known| Arc::ptr_eq(known, keys))
+            {
+                out.push(Arc::clone(keys));
+            }
+        };
+        match self {
+            Self::Provider(provider, _) => add(provider),
+            Self::AllowMissing(providers) | Self::AllowMissingOrFailed(providers) => providers.iter().for_each(|p| add(p)),
+            Self::Any(all) | Self::All(all) => all.iter().for_each(|one| one.unfetched(headers, path, now, out)),
+        }
+    }
+
     /// Takes away what a caller must not say about a token that we did not see.
     fn sanitize(&self, headers: &mut HeaderMap) {
         let mut clean = |provider: &Provider| {
@@ -236,6 +296,12 @@ fn check_any(providers: &[Arc<Provider>], request: &mut JwtRequest<'_>, failures
 }
 
 impl Provider {
+    /// Whether a token says that it is of this provider's issuer.
+    fn issued(&self, token: &Token) -> bool {
+        let Ok(parsed) = payload::Parsed::read(&token.text) else { return false };
+        self.issuer.as_deref().is_none_or(|wanted| parsed.claims.get("iss").and_then(Value::as_str) == Some(wanted))
+    }
+
     fn check_all(&self, audiences: &[Box<str>], request: &mut JwtRequest<'_>) -> Result<(), JwtFault> {
         let tokens = self.tokens(request.headers, request.path);
         if tokens.is_empty() {

@@ -6,10 +6,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lateen_snapshot::Snapshot;
-use lateen_snapshot::listener::Direction;
+use lateen_snapshot::listener::{Direction, Terminal};
+use lateen_snapshot::{Listener, Snapshot};
 
 use super::{ListenerState, accept, socket};
+use crate::filter::http::jwks;
 use crate::worker::Worker;
 
 /// Which listener a socket's connections are for: changed in place by updates.
@@ -20,6 +21,15 @@ struct Bound {
     local: SocketAddr,
     /// Dropped to end the accept loop, which first takes what the kernel has queued.
     _accepting: tokio::sync::oneshot::Sender<()>,
+}
+
+/// Begins what a listener's filters have to have ready before the first connection makes their state.
+fn prepare(worker: &Rc<Worker>, listener: &Listener) {
+    for chain in listener.chains.iter().chain(&listener.default_chain) {
+        if let Terminal::Http(config) = &chain.terminal {
+            jwks::keep(worker, config);
+        }
+    }
 }
 
 /// One worker's listeners.
@@ -37,7 +47,10 @@ impl Manager {
         let mut by_address = HashMap::with_capacity(snapshot.listeners.len());
         for listener in &snapshot.listeners {
             let kept = self.by_name.borrow().get(&listener.name).filter(|s| Arc::ptr_eq(&s.listener, listener)).cloned();
-            let state = kept.unwrap_or_else(|| ListenerState::new(worker, Arc::clone(listener)));
+            let state = kept.unwrap_or_else(|| {
+                prepare(worker, listener);
+                ListenerState::new(worker, Arc::clone(listener))
+            });
             for address in &listener.addresses {
                 by_address.insert(*address, Rc::clone(&state));
             }

@@ -102,3 +102,77 @@ fn routes_name_a_requirement_or_switch_the_filter_off() {
     let text = "Failed JWT authentication: Wrong requirement_name: nobody. It should be one of [strict]";
     assert_eq!((wrong.status, wrong.body.as_str()), (403, text));
 }
+
+/// The filter with one provider whose keys are fetched.
+fn remote(upstream: u16, keys: u16, more: &str) -> Config {
+    let mut config = Config::to(&[upstream]).cluster(cluster("keys", &[keys], ""));
+    config.filters = format!(
+        "- name: envoy.filters.http.jwt_authn\n  typed_config:\n    \
+         \"@type\": type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication\n    providers:\n      p:\n        \
+         issuer: me\n        remote_jwks: {{http_uri: {{uri: \"http://issuer.example/keys?x=1\", cluster: keys, timeout: 2s}}{more}}}\n    \
+         rules: [{{match: {{prefix: /}}, requires: {{provider_name: p}}}}]\n"
+    );
+    config
+}
+
+#[test]
+fn keys_are_fetched_once_when_the_first_token_comes() {
+    let upstream = Upstream::ok("x");
+    let issuer = TokenIssuer::generate("me").unwrap();
+    let jwks = issuer.jwks();
+    let keys = Upstream::start(move |_, _, stream| {
+        std::thread::sleep(Duration::from_millis(100));
+        write_ok(stream, &jwks)
+    });
+    let proxy = remote(upstream.port(), keys.port(), "").start();
+    let token = |account: &str| issuer.issue("ns", account, "api", HOUR, SystemTime::now()).unwrap();
+    assert_eq!(proxy.get("/").status, 401);
+    assert!(keys.seen().is_empty(), "without a token no keys are needed");
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..4).map(|_| scope.spawn(|| ask(&proxy, "/", &token("app")).status)).collect();
+        calls.into_iter().map(|c| c.join().unwrap()).collect()
+    });
+    assert_eq!(statuses, [200; 4]);
+    let seen = keys.seen();
+    assert_eq!(seen.len(), 1, "one fetch for all");
+    assert!(seen[0].starts_with("GET /keys?x=1 HTTP/1.1\r\nhost: issuer.example\r\n"), "{}", seen[0]);
+    assert_eq!(proxy.stat("http.t.jwt_authn.jwks_fetch_success"), 1);
+    let other = TokenIssuer::generate("me").unwrap().issue("ns", "app", "api", HOUR, SystemTime::now()).unwrap();
+    assert_eq!(ask(&proxy, "/", &other).status, 401);
+}
+
+#[test]
+fn keys_that_cannot_be_fetched_refuse_and_old_ones_go_on() {
+    let upstream = Upstream::ok("x");
+    let issuer = TokenIssuer::generate("me").unwrap();
+    let jwks = issuer.jwks();
+    // First nothing, then no JSON, then the keys once, and never again.
+    let keys = Upstream::start(move |number, _, stream| match number {
+        1 => write_status(stream, 503),
+        2 => write_ok(stream, "{"),
+        3 => write_ok(stream, &jwks),
+        _ => write_ok(stream, "{\"keys\": []}"),
+    });
+    let proxy = remote(upstream.port(), keys.port(), ", cache_duration: 0.2s").start();
+    let ask = || ask(&proxy, "/", &issuer.issue("ns", "app", "api", HOUR, SystemTime::now()).unwrap());
+    let first = ask();
+    assert_eq!((first.status, first.body.as_str()), (401, "Jwks remote fetch is failed"));
+    assert_eq!((ask().status, ask().status), (401, 200));
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(ask().status, 200, "the keys are out of date and there are no others");
+    assert_eq!(keys.seen().len(), 4);
+    assert_eq!((proxy.stat("http.t.jwt_authn.jwks_fetch_success"), proxy.stat("http.t.jwt_authn.jwks_fetch_failed")), (1, 3));
+}
+
+#[test]
+fn keys_are_fetched_ahead_and_again_where_that_is_asked_for() {
+    let upstream = Upstream::ok("x");
+    let issuer = TokenIssuer::generate("me").unwrap();
+    let jwks = issuer.jwks();
+    let keys = Upstream::start(move |number, _, stream| if number == 2 { write_ok(stream, &jwks) } else { write_status(stream, 500) });
+    let retry = ", async_fetch: {failed_refetch_duration: 0.1s}, retry_policy: {num_retries: 3, retry_back_off: {base_interval: 0.05s}}";
+    let proxy = remote(upstream.port(), keys.port(), retry).start();
+    eventually(|| proxy.stat("http.t.jwt_authn.jwks_fetch_success") == 1);
+    assert_eq!(ask(&proxy, "/", &issuer.issue("ns", "app", "api", HOUR, SystemTime::now()).unwrap()).status, 200);
+    assert_eq!(keys.seen().len(), 2);
+}

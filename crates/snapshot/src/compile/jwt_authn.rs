@@ -1,26 +1,39 @@
 //! The JWT filter: providers with their keys, requirements, and the routes that they are for.
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lateen_identity::jwks::KeySet;
+use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::extensions::filters::http::jwt_authn::v3::{
     self as proto, jwt_provider::JwksSourceSpecifier as Jwks, jwt_requirement::RequiresType, per_route_config, requirement_rule,
 };
 
-use super::common::data;
+use super::common::{data, duration_or};
+use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::header_name;
 use super::route::route_match;
-use crate::jwt::{ClaimHeader, JwtAuthn, JwtPerRoute, JwtRule, Provider, Requirement, TokenHeader, audience};
+use super::service;
+use crate::jwt::{ClaimHeader, JwtAuthn, JwtPerRoute, JwtRule, KeySource, Keys, Provider, Requirement, TokenHeader, audience};
 
 /// Requirements nested deeper are refused: they are walked recursively.
 const MAX_DEPTH: u32 = 16;
 /// Envoy's default of `clock_skew_seconds`.
 const CLOCK_SKEW: u64 = 60;
 
+/// Envoy's defaults for keys that are fetched.
+const CACHE_DURATION: Duration = Duration::from_secs(600);
+const REFETCH: Duration = Duration::from_secs(1);
+const BACK_OFF: Duration = Duration::from_secs(1);
+/// Keys good for less would be fetched without end.
+const LEAST_CACHE: Duration = Duration::from_millis(1);
+/// Requests wait for a fetch with all its retries.
+const MOST_RETRIES: u32 = 100;
+
 type Providers = HashMap<String, Arc<Provider>>;
 
-pub(crate) fn filter(value: proto::JwtAuthentication) -> Result<JwtAuthn> {
+pub(crate) fn filter(value: proto::JwtAuthentication, context: &mut Context<'_>) -> Result<JwtAuthn> {
     let proto::JwtAuthentication {
         providers,
         rules,
@@ -34,15 +47,20 @@ pub(crate) fn filter(value: proto::JwtAuthentication) -> Result<JwtAuthn> {
     let mut sorted: Vec<_> = providers.into_iter().collect();
     // In the order of names, so that the same configuration always gives the same error.
     sorted.sort_by(|(a, _), (b, _)| a.cmp(b));
-    let one = |(name, p)| provider(p).within(&format!("providers[\"{name}\"]")).map(|p| (name, Arc::new(p)));
-    let providers: Providers = sorted.into_iter().map(one).collect::<Result<_>>()?;
+    let mut providers = Providers::new();
+    for (name, value) in sorted {
+        let made = provider(value, context).within(&format!("providers[\"{name}\"]"))?;
+        providers.insert(name, Arc::new(made));
+    }
     let mut sorted: Vec<_> = requirement_map.into_iter().collect();
     sorted.sort_by(|(a, _), (b, _)| a.cmp(b));
     let one =
         |(name, r): (String, _)| requirement(r, &providers, 0).within(&format!("requirement_map[\"{name}\"]")).map(|r| (name.into(), r));
     let named = sorted.into_iter().map(one).collect::<Result<_>>()?;
     let rules = rules.into_iter().enumerate().map(|(i, r)| rule(r, &providers, &named).within_item("rules", i)).collect::<Result<_>>()?;
-    Ok(JwtAuthn { rules, named, bypass_cors_preflight, strip_failure_response })
+    let fetched = |p: &Arc<Provider>| if let Keys::Remote(keys) = &p.keys { Some(Arc::clone(keys)) } else { None };
+    let remote = every(&providers).iter().filter_map(fetched).collect();
+    Ok(JwtAuthn { rules, named, bypass_cors_preflight, strip_failure_response, remote })
 }
 
 pub(crate) fn per_route(value: proto::PerRouteConfig) -> Result<JwtPerRoute> {
@@ -128,7 +146,7 @@ fn known(name: &str, providers: &Providers) -> Result<Arc<Provider>> {
     providers.get(name).cloned().ok_or_else(|| Invalid::new(format!("`{name}` is not among the providers")))
 }
 
-fn provider(value: proto::JwtProvider) -> Result<Provider> {
+fn provider(value: proto::JwtProvider, context: &mut Context<'_>) -> Result<Provider> {
     let proto::JwtProvider {
         issuer,
         audiences,
@@ -159,7 +177,7 @@ fn provider(value: proto::JwtProvider) -> Result<Provider> {
     Ok(Provider {
         issuer: some(issuer),
         audiences: self::audiences(&audiences),
-        keys: keys(jwks_source_specifier)?,
+        keys: keys(jwks_source_specifier, context)?,
         forward,
         headers: from_headers
             .into_iter()
@@ -187,16 +205,65 @@ fn audiences(values: &[String]) -> Vec<Box<str>> {
     values.iter().map(|text| audience(text).into()).collect()
 }
 
-fn keys(value: Option<Jwks>) -> Result<KeySet> {
+fn keys(value: Option<Jwks>, context: &mut Context<'_>) -> Result<Keys> {
     match value {
         Some(Jwks::LocalJwks(source)) => {
             let bytes = data(source).within("local_jwks")?.bytes;
             let text = std::str::from_utf8(&bytes).map_err(|_| Invalid::field("local_jwks", "is not UTF-8"))?;
-            KeySet::parse(text).map_err(|e| Invalid::field("local_jwks", e.to_string()))
+            KeySet::parse(text).map(Keys::Local).map_err(|e| Invalid::field("local_jwks", e.to_string()))
         }
-        Some(Jwks::RemoteJwks(_)) => Err(Invalid::field("remote_jwks", "is not supported; give the keys in local_jwks")),
-        None => Err(Invalid::new("has no keys; give local_jwks")),
+        Some(Jwks::RemoteJwks(remote)) => {
+            let source = key_source(remote, context).within("remote_jwks")?;
+            Ok(Keys::Remote(context.names.remote_keys(source)))
+        }
+        None => Err(Invalid::new("has no keys; give local_jwks or remote_jwks")),
     }
+}
+
+fn key_source(value: proto::RemoteJwks, context: &mut Context<'_>) -> Result<KeySource> {
+    let proto::RemoteJwks { http_uri, cache_duration, async_fetch, retry_policy } = value;
+    let cache = duration_or(cache_duration.as_ref(), CACHE_DURATION, "cache_duration")?;
+    if cache < LEAST_CACHE {
+        return Err(Invalid::field("cache_duration", "is shorter than 1ms"));
+    }
+    let refetch = async_fetch.map(|fetch| {
+        let proto::JwksAsyncFetch { fast_listener, failed_refetch_duration } = fetch;
+        // Requests that come before the keys wait for them, so that the listener need not.
+        harmless!(fast_listener);
+        duration_or(failed_refetch_duration.as_ref(), REFETCH, "failed_refetch_duration")
+    });
+    let (retries, back_off) = match retry_policy {
+        None => (0, (BACK_OFF, BACK_OFF)),
+        Some(policy) => retry(policy).within("retry_policy")?,
+    };
+    Ok(KeySource {
+        uri: service::http_uri(http_uri, context).within("http_uri")?,
+        cache,
+        refetch: refetch.transpose().within("async_fetch")?,
+        retries,
+        back_off,
+    })
+}
+
+fn retry(value: core::RetryPolicy) -> Result<(u32, (Duration, Duration))> {
+    let core::RetryPolicy {
+        retry_back_off,
+        num_retries,
+        retry_on,
+        retry_priority,
+        retry_host_predicate,
+        host_selection_retry_max_attempts,
+    } = value;
+    // Envoy retries whatever failed, and so do we.
+    harmless!(retry_on);
+    refuse!(retry_priority, retry_host_predicate, host_selection_retry_max_attempts);
+    let core::BackoffStrategy { base_interval, max_interval } = retry_back_off.unwrap_or_default();
+    let base = duration_or(base_interval.as_ref(), BACK_OFF, "retry_back_off.base_interval")?;
+    let max = duration_or(max_interval.as_ref(), base.saturating_mul(10), "retry_back_off.max_interval")?;
+    if max < base {
+        return Err(Invalid::field("retry_back_off.max_interval", "is below the base interval"));
+    }
+    Ok((num_retries.unwrap_or(1).min(MOST_RETRIES), (base, max)))
 }
 
 fn token_header(value: proto::JwtHeader) -> Result<TokenHeader> {

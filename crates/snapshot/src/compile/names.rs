@@ -1,7 +1,8 @@
 //! Names to ids: what a request would otherwise look up by text is an index.
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
+use crate::jwt::{KeySource, RemoteKeys};
 use crate::{ClusterId, ExtensionId, RouteTableId};
 
 /// The ids given so far. A name keeps its id for the life of the process.
@@ -13,6 +14,8 @@ pub(crate) struct Names {
     route_names: Vec<Arc<str>>,
     extensions: HashMap<Arc<str>, ExtensionId>,
     extension_names: Vec<Arc<str>>,
+    /// Keys that are fetched: the same source keeps its keys when what refers to it changes.
+    keys: Vec<Weak<RemoteKeys>>,
 }
 
 impl Names {
@@ -51,6 +54,16 @@ impl Names {
 
     pub(crate) fn extension_names(&self) -> &[Arc<str>] {
         &self.extension_names
+    }
+
+    pub(crate) fn remote_keys(&mut self, source: KeySource) -> Arc<RemoteKeys> {
+        self.keys.retain(|keys| keys.strong_count() > 0);
+        let known = self.keys.iter().filter_map(Weak::upgrade).find(|keys| keys.source == source);
+        known.unwrap_or_else(|| {
+            let made = RemoteKeys::new(source);
+            self.keys.push(Arc::downgrade(&made));
+            made
+        })
     }
 
     pub(crate) fn cluster_names(&self) -> &[Arc<str>] {

@@ -21,7 +21,7 @@ fn provider(issuer: &TokenIssuer) -> Provider {
     Provider {
         issuer: Some(issuer.issuer().into()),
         audiences: vec!["api".into()],
-        keys: KeySet::parse(&issuer.jwks()).unwrap(),
+        keys: Keys::Local(KeySet::parse(&issuer.jwks()).unwrap()),
         forward: false,
         headers: Vec::new(),
         parameters: Vec::new(),
@@ -104,12 +104,32 @@ fn unsigned_symmetric_and_changed_tokens_are_refused() {
     let good = issuer.issue("ns", "app", "api", HOUR, at(NOW)).unwrap();
     let parts: Vec<&str> = good.split('.').collect();
     let b64 = |text: &str| URL_SAFE_NO_PAD.encode(text);
-    for algorithm in ["none", "None", "HS256", "HS512"] {
-        let header = b64(&format!(r#"{{"alg":"{algorithm}"}}"#));
+    for (algorithm, fault) in [
+        (r#""none""#, JwtFault::Algorithm),
+        (r#""None""#, JwtFault::Algorithm),
+        ("7", JwtFault::AlgorithmMissing),
+        (r#""HS256""#, JwtFault::NoKey),
+        (r#""HS512""#, JwtFault::NoKey),
+        (r#""ES512""#, JwtFault::NoKey),
+        (r#""ES256","kid":1"#, JwtFault::KeyId),
+    ] {
+        let header = b64(&format!(r#"{{"alg":{algorithm}}}"#));
         for signature in ["", parts[2]] {
-            assert_eq!(outcome(&requirement, &format!("{header}.{}.{signature}", parts[1])), Err(JwtFault::Algorithm), "{algorithm}");
+            assert_eq!(outcome(&requirement, &format!("{header}.{}.{signature}", parts[1])), Err(fault), "{algorithm}");
         }
     }
+    for (claims, text) in [
+        (r#"{"iss":1}"#, "Jwt payload [iss] field is not a string"),
+        (r#"{"sub":[]}"#, "Jwt payload [sub] field is not a string"),
+        (r#"{"iat":"1"}"#, "Jwt payload [iat] field is not an integer"),
+        (r#"{"exp":-1}"#, "Jwt payload [exp] field is not a positive 64 bit integer"),
+        (r#"{"jti":{}}"#, "Jwt payload [jti] field is not a string"),
+        (r#"{"aud":["a",1]}"#, "Jwt payload [aud] field is not a string or string list"),
+    ] {
+        let fault = outcome(&requirement, &format!("{}.{}.{}", parts[0], b64(claims), parts[2])).unwrap_err();
+        assert_eq!(fault.text(), text);
+    }
+    assert_eq!(outcome(&requirement, &format!("{}.{}.a+b", parts[0], parts[1])), Err(JwtFault::SignatureBase64));
     let claims = b64(&format!(r#"{{"iss":"me","aud":"api","sub":"admin","exp":{}}}"#, NOW + 60));
     assert_eq!(outcome(&requirement, &format!("{}.{claims}.{}", parts[0], parts[2])), Err(JwtFault::Signature));
     let kid = b64(r#"{"alg":"ES256","kid":"../../dev/null"}"#);

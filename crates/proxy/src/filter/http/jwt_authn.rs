@@ -1,37 +1,48 @@
 //! JSON Web Tokens: who asks, proved by an issuer's signature (Envoy jwt_authn filter; texts are Envoy's).
+use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use http::header::{ACCESS_CONTROL_REQUEST_METHOD, HeaderValue, ORIGIN, WWW_AUTHENTICATE};
 use lateen_snapshot::jwt::{JwtAuthn, JwtFault, JwtPerRoute, JwtRequest, Requirement};
 use lateen_telemetry::envoy_names::jwt_authn as names;
 use lateen_telemetry::{ResponseFlags, details};
 
-use super::{Step, per_route};
-use crate::http::Exchange;
+use super::{Step, jwks, per_route};
 use crate::http::reply::Reply;
+use crate::http::{End, Exchange};
 use crate::io::Text;
 use crate::router::lookup;
 
 /// The longest path that an answer repeats.
 const MAX_REALM_PATH: usize = 256;
 
-pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &Arc<JwtAuthn>) -> Step {
+pub(super) async fn on_request(exchange: &mut Exchange<'_>, config: &Arc<JwtAuthn>) -> Result<Step, End> {
     if config.bypass_cors_preflight && is_preflight(exchange) {
         exchange.hcm.jwt_authn.inc(names::CORS_PREFLIGHT_BYPASSED);
-        return Step::Continue;
+        return Ok(Step::Continue);
     }
     let override_ = per_route(exchange, |p| p.jwt_authn.as_ref());
     let requirement = match override_.as_deref() {
         Some(JwtPerRoute::Disabled) => None,
         Some(JwtPerRoute::Named(name)) => match config.named.get(name) {
             Some(requirement) => Some(requirement),
-            None => return wrong_name(exchange, config, name),
+            None => return Ok(wrong_name(exchange, config, name)),
         },
         None => by_rule(exchange, config),
     };
+    if !config.remote.is_empty()
+        && let Some(requirement) = requirement
+    {
+        let mut wanted = Vec::new();
+        requirement.unfetched(&exchange.request.headers, &exchange.request.path, Instant::now(), &mut wanted);
+        if !wanted.is_empty() {
+            // On the heap while it lasts: its state would otherwise be part of every request's.
+            Box::pin(jwks::wait_for(exchange, wanted)).await?;
+        }
+    }
     let result = requirement.map_or(Ok(()), |requirement| check(exchange, requirement));
-    match result {
+    Ok(match result {
         Ok(()) => {
             exchange.hcm.jwt_authn.inc(names::ALLOWED);
             Step::Continue
@@ -40,7 +51,7 @@ pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &Arc<JwtAuthn>) ->
             exchange.hcm.jwt_authn.inc(names::DENIED);
             Step::Reply(refusal(exchange, fault, config.strip_failure_response))
         }
-    }
+    })
 }
 
 fn is_preflight(exchange: &Exchange<'_>) -> bool {
@@ -77,14 +88,14 @@ fn check(exchange: &mut Exchange<'_>, requirement: &Requirement) -> Result<(), J
 
 fn refusal(exchange: &Exchange<'_>, fault: JwtFault, strip: bool) -> Reply {
     let status = if fault == JwtFault::Audience { 403 } else { 401 };
-    let body = if strip { "" } else { fault.text() };
+    let body = if strip { Cow::Borrowed("") } else { fault.text() };
     let request = &exchange.request;
     let path: String = request.path.chars().take(MAX_REALM_PATH).collect();
     let mut challenge = format!("Bearer realm=\"{}://{}{path}\"", request.scheme, &*request.authority);
     if fault != JwtFault::Missing {
         challenge.push_str(", error=\"invalid_token\"");
     }
-    let reply = Reply::new(status, body, details::jwt_denied(fault.text()), ResponseFlags::NONE);
+    let reply = Reply::new(status, body, details::jwt_denied(&fault.text()), ResponseFlags::NONE);
     match HeaderValue::try_from(challenge) {
         Ok(value) => reply.with_header(WWW_AUTHENTICATE, value),
         Err(_) => reply,
