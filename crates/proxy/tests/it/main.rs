@@ -18,6 +18,7 @@ mod internal_redirects;
 mod jwt;
 mod metadata;
 mod on_demand;
+mod python;
 mod rate_limits;
 mod retries;
 mod routing;
