@@ -17,6 +17,7 @@ pub struct ExtAuthz {
     pub failure_mode_allow: bool,
     /// Such requests are marked.
     pub failure_mode_allow_header_add: bool,
+    pub with_request_body: Option<BodyRules>,
     pub clear_route_cache: bool,
     /// 403 unless set.
     pub status_on_error: u16,
@@ -75,6 +76,15 @@ pub enum AuthorizerPath {
     Fixed(Box<str>),
 }
 
+/// How much of a body the authorizer gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BodyRules {
+    pub max_bytes: usize,
+    /// A longer body is sent in part instead of being refused.
+    pub allow_partial: bool,
+    pub pack_as_bytes: bool,
+}
+
 /// Which headers of the request the authorizer gets.
 #[derive(Debug, Default)]
 pub struct AllowedHeaders {
@@ -96,4 +106,6 @@ pub struct ExtAuthzPerRoute {
     pub disabled: bool,
     /// For the authorizer; those of all levels count.
     pub context: Vec<(String, String)>,
+    pub skip_body: bool,
+    pub with_request_body: Option<BodyRules>,
 }

@@ -27,6 +27,8 @@ fn over_http(upstream: u16, authorizer: u16, more: &str) -> Config {
     config
 }
 
+type Asked = Arc<Mutex<Vec<auth::attribute_context::HttpRequest>>>;
+
 /// An authorizer that gives this answer, and what it was asked.
 fn authorizer(answer: auth::CheckResponse) -> (GrpcServer, Arc<Mutex<Vec<auth::AttributeContext>>>) {
     let asked = Arc::new(Mutex::new(Vec::new()));
@@ -234,6 +236,42 @@ fn a_filter_that_is_off_lets_through_or_refuses() {
     assert_eq!(proxy.get("/").status, 200, "no filter wrote that metadata");
 }
 
+fn bodies(asked: &Asked) -> Vec<(String, Vec<u8>, Option<String>)> {
+    let one = |h: &auth::attribute_context::HttpRequest| {
+        (h.body.clone(), h.raw_body.to_vec(), h.headers.get("x-envoy-auth-partial-body").cloned())
+    };
+    asked.lock().unwrap().iter().map(one).collect()
+}
+
+#[test]
+fn an_authorizer_gets_the_body_that_the_upstream_gets_too() {
+    let upstream = Upstream::ok("fine");
+    let (server, asked) = authorizer(allowed(auth::OkHttpResponse::default()));
+    let post = |proxy: &Proxy, body: &str| {
+        proxy.call(&format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{body}", body.len())).status
+    };
+    let whole = over_grpc(upstream.port(), server.port(), "    with_request_body: {max_request_bytes: 5}\n").start();
+    assert_eq!((post(&whole, "12345"), post(&whole, "123456")), (200, 413));
+    let part = "    with_request_body: {max_request_bytes: 5, allow_partial_message: true, pack_as_bytes: true}\n";
+    let part = over_grpc(upstream.port(), server.port(), part).start();
+    assert_eq!((post(&part, "123456789"), post(&part, "")), (200, 200));
+    let chunked = "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n";
+    assert_eq!(part.call(chunked).status, 200);
+    let asked: Asked = Arc::new(Mutex::new(asked.lock().unwrap().iter().map(|a| a.request.clone().unwrap().http.unwrap()).collect()));
+    let yes = |text: &str| Some(text.to_owned());
+    let expected = [
+        ("12345".to_owned(), vec![], yes("false")),
+        (String::new(), b"12345".to_vec(), yes("true")),
+        (String::new(), vec![], None),
+        (String::new(), b"abcde".to_vec(), yes("true")),
+    ];
+    assert_eq!(bodies(&asked).iter().map(|b| (b.0.clone(), b.1.clone())).collect::<Vec<_>>(), expected.clone().map(|b| (b.0, b.1)));
+    assert_eq!((bodies(&asked)[0].2.clone(), bodies(&asked)[1].2.clone()), (yes("false"), yes("true")));
+    let seen = upstream.seen();
+    assert!(seen[0].ends_with("\r\n\r\n12345") && seen[1].ends_with("\r\n\r\n123456789"), "{seen:?}");
+    assert!(seen[3].contains("abc") && seen[3].contains("defg"), "{seen:?}");
+}
+
 #[test]
 fn an_http_authorizer_sees_what_is_allowed_and_answers_by_its_status() {
     let upstream = Upstream::ok("fine");
@@ -276,4 +314,20 @@ fn an_http_authorizer_sees_what_is_allowed_and_answers_by_its_status() {
     assert_eq!((no.status, no.body.as_str(), no.header("location"), no.header("x-other")), (302, "login", Some("/login"), None));
     assert_eq!(call("/broken").status, 403);
     assert_eq!(stats(&proxy, "http.t"), [1, 1, 1, 0]);
+}
+
+#[test]
+fn an_http_authorizer_gets_the_body_where_asked_to() {
+    let upstream = Upstream::ok("fine");
+    let authorizer = Upstream::ok("");
+    let mut config = over_http(upstream.port(), authorizer.port(), "    with_request_body: {max_request_bytes: 10}\n");
+    config.filters = config.filters.replace("timeout: 2s", "timeout: 5s");
+    let proxy = config.start();
+    assert_eq!(proxy.call("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\nabc").status, 200);
+    let asked = authorizer.seen()[0].clone();
+    assert!(
+        asked.contains("content-length: 3\r\n") && asked.ends_with("abc") && asked.contains("x-envoy-auth-partial-body: false"),
+        "{asked}"
+    );
+    assert!(upstream.seen()[0].ends_with("abc"));
 }

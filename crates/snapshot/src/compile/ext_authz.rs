@@ -11,11 +11,13 @@ use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::strings;
 use super::{header, metadata, service};
-use crate::ext_authz::{AllowedHeaders, Authorizer, AuthorizerPath, ExtAuthz, ExtAuthzPerRoute, HttpAuthorizer};
+use crate::ext_authz::{AllowedHeaders, Authorizer, AuthorizerPath, BodyRules, ExtAuthz, ExtAuthzPerRoute, HttpAuthorizer};
 use crate::matcher::{Fraction, StringMatcher};
 
 /// Envoy's default for gRPC authorizers.
 const TIMEOUT: Duration = Duration::from_millis(200);
+/// Bodies are held whole: no limit above this is taken at its word.
+const MOST_BODY: usize = 64 << 20;
 
 pub(crate) fn filter(value: proto::ExtAuthz, context: &mut Context<'_>) -> Result<ExtAuthz> {
     let proto::ExtAuthz {
@@ -53,7 +55,7 @@ pub(crate) fn filter(value: proto::ExtAuthz, context: &mut Context<'_>) -> Resul
     } = value;
     // No filter writes typed metadata, and questions have no spans of their own.
     harmless!(typed_metadata_context_namespaces, emit_client_span);
-    refuse!(with_request_body, route_metadata_context_namespaces, route_typed_metadata_context_namespaces, bootstrap_metadata_labels_key);
+    refuse!(route_metadata_context_namespaces, route_typed_metadata_context_namespaces, bootstrap_metadata_labels_key);
     refuse!(decoder_header_mutation_rules, filter_metadata, emit_filter_state_stats, enforce_response_header_limits, shadow_mode);
     let grpc = matches!(services, Some(ext_authz::Services::GrpcService(_)));
     if grpc && core::ApiVersion::try_from(transport_api_version) != Ok(core::ApiVersion::V3) {
@@ -66,6 +68,7 @@ pub(crate) fn filter(value: proto::ExtAuthz, context: &mut Context<'_>) -> Resul
         service,
         failure_mode_allow,
         failure_mode_allow_header_add,
+        with_request_body: with_request_body.map(body).transpose().within("with_request_body")?,
         clear_route_cache,
         status_on_error: status(status_on_error).within("status_on_error")?,
         validate_mutations,
@@ -169,6 +172,14 @@ fn list(value: Option<matcher::ListStringMatcher>, field: &str) -> Result<Option
     value.map(|list| strings(list.patterns, "patterns").within(field)).transpose()
 }
 
+fn body(value: proto::BufferSettings) -> Result<BodyRules> {
+    let proto::BufferSettings { max_request_bytes, allow_partial_message, pack_as_bytes } = value;
+    if max_request_bytes == 0 {
+        return Err(Invalid::field("max_request_bytes", "must be more than zero"));
+    }
+    Ok(BodyRules { max_bytes: (max_request_bytes as usize).min(MOST_BODY), allow_partial: allow_partial_message, pack_as_bytes })
+}
+
 fn status(value: Option<types::HttpStatus>) -> Result<u16> {
     match value.map(|s| s.code) {
         None => Ok(403),
@@ -191,12 +202,17 @@ pub(crate) fn per_route(value: proto::ExtAuthzPerRoute) -> Result<ExtAuthzPerRou
 fn check_settings(value: proto::CheckSettings) -> Result<ExtAuthzPerRoute> {
     let proto::CheckSettings { context_extensions, disable_request_body_buffering, with_request_body, service_override, emit_client_span } =
         value;
-    harmless!(emit_client_span, disable_request_body_buffering);
-    refuse!(with_request_body);
-    if service_override.is_some() {
-        return Err(Invalid::field("grpc_service", "is not supported for a route; use a second filter that only this route switches on"));
+    harmless!(emit_client_span);
+    refuse!(service_override);
+    if disable_request_body_buffering && with_request_body.is_some() {
+        return Err(Invalid::field("with_request_body", "stands beside disable_request_body_buffering; keep one"));
     }
     let mut context: Vec<_> = context_extensions.into_iter().collect();
     context.sort();
-    Ok(ExtAuthzPerRoute { disabled: false, context })
+    Ok(ExtAuthzPerRoute {
+        disabled: false,
+        context,
+        skip_body: disable_request_body_buffering,
+        with_request_body: with_request_body.map(body).transpose().within("with_request_body")?,
+    })
 }

@@ -17,7 +17,10 @@ use super::common::{duration, fraction, open, runtime_fraction};
 use super::context::{Context, ExtensionUse};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::{headers, strings};
-use super::{buffer, compressor, ext_authz, global_ratelimit, grpc_stats, istio, jwt_authn, local_ratelimit, metadata, on_demand, rbac, stateful_session};
+use super::{
+    buffer, compressor, ext_authz, global_ratelimit, grpc_stats, istio, jwt_authn, local_ratelimit, metadata, on_demand, rbac,
+    stateful_session,
+};
 use crate::http::{
     AbortKind, AlpnOverrides, Cors, DiscoveredFilter, Extension, Fault, FaultAbort, FaultDelay, FilterOverrides, HttpFilter, PerRoute,
     RbacPerRoute, Router,

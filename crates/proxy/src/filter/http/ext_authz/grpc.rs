@@ -12,8 +12,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use prost_types::{Struct, value::Kind};
 
 use super::super::{heads, wait};
-use super::context_extensions;
 use super::verdict::{Changes, Collected, Decision, Refusal, Verdict};
+use super::{Shown, context_extensions};
 use crate::http::headers::{DOWNSTREAM_CLUSTER, text};
 use crate::http::{End, Exchange};
 use crate::upstream::grpc;
@@ -23,8 +23,13 @@ const PARTIAL_BODY: &str = "x-envoy-auth-partial-body";
 /// Envoy encodes a certificate's PEM as it does for `x-forwarded-client-cert`.
 const PEM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-pub(super) async fn ask(exchange: &mut Exchange<'_>, config: &ExtAuthz, service: &GrpcService) -> Result<Verdict, End> {
-    let question = auth::CheckRequest { attributes: Some(attributes(exchange, config)) };
+pub(super) async fn ask(
+    exchange: &mut Exchange<'_>,
+    config: &ExtAuthz,
+    service: &GrpcService,
+    body: Option<Shown>,
+) -> Result<Verdict, End> {
+    let question = auth::CheckRequest { attributes: Some(attributes(exchange, config, body)) };
     let (worker, live) = (exchange.worker.clone(), exchange.live.clone());
     let asking = Box::pin(grpc::unary::<auth::CheckResponse>(&worker, &live, service, METHOD, &question));
     let answer = wait::patiently(exchange, asking).await?;
@@ -37,7 +42,7 @@ pub(super) async fn ask(exchange: &mut Exchange<'_>, config: &ExtAuthz, service:
     ))
 }
 
-fn attributes(exchange: &Exchange<'_>, config: &ExtAuthz) -> auth::AttributeContext {
+fn attributes(exchange: &Exchange<'_>, config: &ExtAuthz, body: Option<Shown>) -> auth::AttributeContext {
     let conn = exchange.conn;
     let peer = conn.peer();
     let principal = peer.map(|p| p.uri_sans.first().or(p.dns_sans.first()).unwrap_or(&p.subject).clone()).unwrap_or_default();
@@ -59,7 +64,7 @@ fn attributes(exchange: &Exchange<'_>, config: &ExtAuthz) -> auth::AttributeCont
         }),
         request: Some(attribute_context::Request {
             time: Some(exchange.info.start_time.into()),
-            http: Some(http_request(exchange, config)),
+            http: Some(http_request(exchange, config, body)),
         }),
         context_extensions: context_extensions(exchange).into_iter().collect(),
         metadata_context: Some(core::Metadata { filter_metadata: known.collect(), ..Default::default() }),
@@ -69,7 +74,7 @@ fn attributes(exchange: &Exchange<'_>, config: &ExtAuthz) -> auth::AttributeCont
     }
 }
 
-fn http_request(exchange: &Exchange<'_>, config: &ExtAuthz) -> attribute_context::HttpRequest {
+fn http_request(exchange: &Exchange<'_>, config: &ExtAuthz, body: Option<Shown>) -> attribute_context::HttpRequest {
     let request = &exchange.request;
     let mut http = attribute_context::HttpRequest {
         id: exchange.worker.roll64().to_string(),
@@ -82,6 +87,8 @@ fn http_request(exchange: &Exchange<'_>, config: &ExtAuthz) -> attribute_context
         ..Default::default()
     };
     let shown = heads::of_request(request).into_iter().filter(|(name, _)| *name != PARTIAL_BODY && config.headers.passes(name));
+    let partial = body.as_ref().map(|shown| (PARTIAL_BODY, if shown.partial { "true" } else { "false" }.as_bytes().to_vec()));
+    let shown = shown.chain(partial);
     if config.raw_headers {
         let header =
             |(name, value): (&str, Vec<u8>)| core::HeaderValue { key: name.to_owned(), raw_value: value.into(), ..Default::default() };
@@ -97,6 +104,11 @@ fn http_request(exchange: &Exchange<'_>, config: &ExtAuthz) -> attribute_context
                 None => drop(http.headers.insert(name.to_owned(), value)),
             }
         }
+    }
+    match body {
+        Some(shown) if shown.as_bytes => http.raw_body = shown.bytes,
+        Some(shown) => http.body = heads::sanitized(&shown.bytes),
+        None => {}
     }
     http
 }

@@ -8,6 +8,7 @@ use lateen_snapshot::matcher::StringMatcher;
 use serde_json::{Map, Value};
 
 use super::super::{heads, wait};
+use super::Shown;
 use super::verdict::{Changes, Collected, Decision, Refusal, Verdict};
 use crate::http::headers::INTERNAL;
 use crate::http::message::{Hints, Length, Request, Version};
@@ -23,16 +24,22 @@ const TO_REMOVE: &str = "x-envoy-auth-headers-to-remove";
 /// Headers of a permission that say something about the answer itself.
 const OF_THE_ANSWER: [HeaderName; 2] = [header::DATE, header::CONTENT_TYPE];
 
-pub(super) async fn ask(exchange: &mut Exchange<'_>, config: &ExtAuthz, authorizer: &HttpAuthorizer) -> Result<Verdict, End> {
-    let request = request(exchange, config, authorizer);
+pub(super) async fn ask(
+    exchange: &mut Exchange<'_>,
+    config: &ExtAuthz,
+    authorizer: &HttpAuthorizer,
+    body: Option<Shown>,
+) -> Result<Verdict, End> {
+    let request = request(exchange, config, authorizer, body.as_ref());
+    let body = body.map_or_else(Bytes::new, |shown| shown.bytes);
     let (worker, live) = (exchange.worker.clone(), exchange.live.clone());
     let limits = Limits { time: authorizer.uri.timeout, bytes: MOST_ANSWER };
-    let asking = Box::pin(call::ask(&worker, &live, authorizer.uri.cluster, &request, Bytes::new(), limits));
+    let asking = Box::pin(call::ask(&worker, &live, authorizer.uri.cluster, &request, body, limits));
     let answer = wait::patiently(exchange, asking).await?;
     Ok(answer.map_or_else(|_| Verdict::error(), |answer| verdict(authorizer, answer)))
 }
 
-fn request(exchange: &Exchange<'_>, config: &ExtAuthz, authorizer: &HttpAuthorizer) -> Request {
+fn request(exchange: &Exchange<'_>, config: &ExtAuthz, authorizer: &HttpAuthorizer, body: Option<&Shown>) -> Request {
     let original = &exchange.request;
     let mut headers = HeaderMap::new();
     for (name, value) in heads::of_request(original) {
@@ -47,6 +54,9 @@ fn request(exchange: &Exchange<'_>, config: &ExtAuthz, authorizer: &HttpAuthoriz
         } else {
             heads::change(&mut headers, &name, &value, AppendAction::AppendIfExistsOrAdd, true);
         }
+    }
+    if let Some(shown) = body {
+        headers.insert("x-envoy-auth-partial-body", HeaderValue::from_static(if shown.partial { "true" } else { "false" }));
     }
     for (name, value) in &finalize::reply_headers(exchange, &authorizer.add) {
         headers.insert(name, value.clone());
@@ -63,7 +73,7 @@ fn request(exchange: &Exchange<'_>, config: &ExtAuthz, authorizer: &HttpAuthoriz
         },
         headers,
         version: Version::Http11,
-        length: Length::Known(0),
+        length: Length::Known(body.map_or(0, |shown| shown.bytes.len() as u64)),
         upgrade: None,
         expects_continue: false,
         accepts_trailers: false,

@@ -8,7 +8,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ::http::HeaderValue;
-use lateen_snapshot::ext_authz::{Authorizer, ExtAuthz};
+use bytes::Bytes;
+use lateen_snapshot::ext_authz::{Authorizer, BodyRules, ExtAuthz, ExtAuthzPerRoute};
 use lateen_telemetry::envoy_names::{count_upstream_code, ext_authz as names, ext_authz_filter as filter_names};
 use lateen_telemetry::stats::Counter;
 use lateen_telemetry::{BlockName, Local, ResponseFlags, details};
@@ -21,8 +22,17 @@ use crate::http::{End, Exchange};
 use crate::router::lookup;
 use crate::upstream::ClusterState;
 
+/// The part of a body that the authorizer gets.
+struct Shown {
+    bytes: Bytes,
+    partial: bool,
+    as_bytes: bool,
+}
+
 pub(super) async fn on_request(exchange: &mut Exchange<'_>, config: &Arc<ExtAuthz>) -> Result<Step, End> {
-    if super::per_route(exchange, |p| p.ext_authz.as_ref()).is_some_and(|settings| settings.disabled) {
+    let settings = super::per_route(exchange, |p| p.ext_authz.as_ref());
+    let settings = settings.as_deref();
+    if settings.is_some_and(|s| s.disabled) {
         return Ok(Step::Continue);
     }
     let stats = Stats::new(exchange, config);
@@ -30,10 +40,17 @@ pub(super) async fn on_request(exchange: &mut Exchange<'_>, config: &Arc<ExtAuth
         stats.filter.inc(filter_names::DISABLED);
         return Ok(if config.deny_at_disable { denied_at_disable(config) } else { Step::Continue });
     }
+    let body = match body_rules(exchange, config, settings) {
+        None => None,
+        Some(rules) => match show(exchange, rules).await? {
+            Ok(shown) => Some(shown),
+            Err(reply) => return Ok(Step::Reply(reply)),
+        },
+    };
     let asked = Instant::now();
     let mut verdict = match &config.service {
-        Authorizer::Grpc(service) => grpc::ask(exchange, config, service).await?,
-        Authorizer::Http(authorizer) => http::ask(exchange, config, authorizer).await?,
+        Authorizer::Grpc(service) => grpc::ask(exchange, config, service, body).await?,
+        Authorizer::Http(authorizer) => http::ask(exchange, config, authorizer, body).await?,
     };
     verdict::note_metadata(exchange, config, &stats.filter, &mut verdict, asked.elapsed());
     Ok(match verdict.decision {
@@ -76,6 +93,31 @@ fn is_enabled(exchange: &Exchange<'_>, config: &ExtAuthz) -> bool {
 fn denied_at_disable(config: &ExtAuthz) -> Step {
     let flags = ResponseFlags::UNAUTHORIZED_EXTERNAL_SERVICE;
     Step::Reply(Reply::new(config.status_on_error, "", details::EXT_AUTHZ_ERROR, flags))
+}
+
+/// Whether the authorizer gets the body, and how much of it. An upgraded connection has no end to wait for.
+fn body_rules(exchange: &Exchange<'_>, config: &ExtAuthz, settings: Option<&ExtAuthzPerRoute>) -> Option<BodyRules> {
+    let request = &exchange.request;
+    if !request.has_body() || request.upgrade.is_some() || settings.is_some_and(|s| s.skip_body) {
+        return None;
+    }
+    settings.and_then(|s| s.with_request_body).or(config.with_request_body)
+}
+
+/// Waits for the body; a reply when it is too large.
+async fn show(exchange: &mut Exchange<'_>, rules: BodyRules) -> Result<Result<Shown, Reply>, End> {
+    use super::body::hold;
+    // As much as is shown is enough where a part will do.
+    let limit = if rules.allow_partial { rules.max_bytes - 1 } else { rules.max_bytes };
+    let held = Box::pin(hold::request(exchange, limit)).await?;
+    if !held.is_complete() && !rules.allow_partial {
+        return Ok(Err(hold::request_too_large(exchange)));
+    }
+    let all = held.bytes();
+    let bytes = all.slice(..all.len().min(rules.max_bytes));
+    let partial = bytes.len() < all.len();
+    exchange.put_back_request(held);
+    Ok(Ok(Shown { bytes, partial, as_bytes: rules.pack_as_bytes }))
 }
 
 /// What routes tell the authorizer, the most specific last so that it counts.
