@@ -61,11 +61,10 @@ fn a_python_server_authorizes_and_counts() {
     let Some(peer) = peer() else { return };
     let upstream = Upstream::ok("fine");
     let mut config = Config::to(&[upstream.port()]).cluster(cluster("peer", &[peer.1], HTTP2));
-    config.routes = "- {match: {prefix: /}, route: {cluster: c, rate_limits: [{actions: [{generic_key: {descriptor_value: x}}]}]}}".to_owned();
+    config.routes =
+        "- {match: {prefix: /}, route: {cluster: c, rate_limits: [{actions: [{generic_key: {descriptor_value: x}}]}]}}".to_owned();
     let filter = |name: &str, kind: &str, more: &str| {
-        format!(
-            "- name: {name}\n  typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.{kind}, {more}}}\n"
-        )
+        format!("- name: {name}\n  typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.{kind}, {more}}}\n")
     };
     let service = "{envoy_grpc: {cluster_name: peer}, timeout: 5s}";
     config.filters = [
