@@ -72,7 +72,7 @@ impl Hcm {
 
     fn with(worker: &Rc<Worker>, direction: Direction, config: Arc<HttpConnectionManager>, tracer: Option<Rc<Tracer>>) -> Rc<Self> {
         // A filter that was discovered was not there when the listener was.
-        crate::filter::http::jwks::keep(worker, &config);
+        filter::http::jwks::keep(worker, &config);
         let prefix = &config.stat_prefix;
         let local = |defs, name| worker.shard.local(&worker.registry.block(defs, name));
         let router = config.filters.iter().find_map(|f| if let HttpFilter::Router(r) = f { Some(Arc::clone(r)) } else { None });

@@ -1,4 +1,5 @@
 //! External authorization, over gRPC and over HTTP.
+#![allow(deprecated, reason = "older fields of answers still count")]
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 

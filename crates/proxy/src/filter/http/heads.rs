@@ -205,7 +205,9 @@ mod tests {
         let value = HeaderValue::from_static;
         let of = |before: &[&'static str], action, joins| {
             let mut map = HeaderMap::new();
-            before.iter().for_each(|v| drop(map.append(&name, value(v))));
+            before.iter().for_each(|v| {
+                map.append(&name, value(v));
+            });
             change(&mut map, &name, &value("n"), action, joins);
             map.get_all(&name).iter().map(|v| v.to_str().unwrap().to_owned()).collect::<Vec<_>>()
         };
