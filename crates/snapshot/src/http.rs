@@ -7,6 +7,7 @@ use crate::ext_authz::{ExtAuthz, ExtAuthzPerRoute};
 use crate::global_ratelimit::{GlobalRateLimit, RateLimitPerRoute};
 use crate::header::HeaderMutations;
 use crate::header_metadata::HeaderToMetadata;
+use crate::header_mutation::{HeaderMutation, Mutations};
 use crate::jwt::{JwtAuthn, JwtPerRoute};
 use crate::matcher::{Fraction, Rbac, StringMatcher, ValueMatcher};
 use crate::ratelimit::LocalRateLimit;
@@ -183,6 +184,11 @@ pub enum HttpFilter {
     Compressor(Arc<Compressor>),
     Decompressor(Arc<Decompressor>),
     GrpcWeb,
+    HeaderMutation(Arc<HeaderMutation>),
+    Csrf(Arc<Csrf>),
+    SetMetadata(Arc<SetMetadata>),
+    HealthCheck(Arc<HealthCheckFilter>),
+    GrpcReverseBridge(Arc<GrpcReverseBridge>),
     /// Stands for what a request is given instead, unless there is nothing.
     Discovered(Arc<DiscoveredFilter>),
 }
@@ -271,8 +277,11 @@ pub struct PeerMetadata {
 pub struct Fault {
     pub delay: Option<FaultDelay>,
     pub abort: Option<FaultAbort>,
+    pub rate_limit: Option<FaultRateLimit>,
     /// Applies only to requests for this upstream cluster, when set.
     pub upstream_cluster: Option<Arc<str>>,
+    /// Applies only to requests from these nodes, when any is named.
+    pub downstream_nodes: Vec<Box<str>>,
     /// Applies only to requests with these headers.
     pub headers: Vec<crate::matcher::HeaderMatcher>,
     pub max_active_faults: Option<u32>,
@@ -280,20 +289,92 @@ pub struct Fault {
 
 #[derive(Debug, Clone, Copy)]
 pub struct FaultDelay {
-    pub duration: Duration,
+    pub kind: DelayKind,
     pub fraction: Fraction,
 }
 
 #[derive(Debug, Clone, Copy)]
+pub enum DelayKind {
+    Fixed(Duration),
+    /// The caller's header says how long.
+    Header,
+}
+
+#[derive(Debug, Clone)]
 pub struct FaultAbort {
     pub kind: AbortKind,
     pub fraction: Fraction,
+    /// Instead of Envoy's text.
+    pub body: Option<Arc<str>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct FaultRateLimit {
+    pub kind: RateKind,
+    pub fraction: Fraction,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum RateKind {
+    /// KiB a second.
+    Fixed(u64),
+    /// The caller's header says how many.
+    Header,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AbortKind {
     Http(u16),
     Grpc(u32),
+    /// The caller's headers say which.
+    Header,
+}
+
+/// Envoy `CsrfPolicy`.
+#[derive(Debug)]
+pub struct Csrf {
+    pub enabled: Fraction,
+    /// Counted, and let through.
+    pub shadow: Fraction,
+    pub additional_origins: Vec<StringMatcher>,
+}
+
+/// Envoy `grpc_http1_reverse_bridge` filter.
+#[derive(Debug)]
+pub struct GrpcReverseBridge {
+    /// What upstreams speak.
+    pub content_type: ::http::HeaderValue,
+    /// Upstreams get and send messages without gRPC's frame.
+    pub withhold_frames: bool,
+    /// Where upstreams tell how long their answer is; without it, it is waited for.
+    pub size_header: Option<::http::HeaderName>,
+}
+
+/// Envoy `HealthCheck` filter.
+#[derive(Debug)]
+pub struct HealthCheckFilter {
+    /// Checks go on to the upstream.
+    pub pass_through: bool,
+    /// How long an upstream's answer is given again.
+    pub cache: Option<Duration>,
+    /// Clusters, and how many percent of their hosts must be healthy.
+    pub min_healthy: Vec<(Arc<str>, f64)>,
+    /// What makes a request a check.
+    pub headers: Vec<crate::matcher::HeaderMatcher>,
+}
+
+/// Envoy `set_metadata`.
+#[derive(Debug)]
+pub struct SetMetadata {
+    pub entries: Vec<FixedMetadata>,
+}
+
+#[derive(Debug)]
+pub struct FixedMetadata {
+    pub namespace: Arc<str>,
+    pub allow_overwrite: bool,
+    /// An object.
+    pub value: serde_json::Value,
 }
 
 /// CORS policy (Envoy `CorsPolicy`).
@@ -341,6 +422,9 @@ pub struct PerRoute {
     pub compressor: Option<Arc<CompressorPerRoute>>,
     pub ext_authz: Option<Arc<ExtAuthzPerRoute>>,
     pub rate_limit: Option<Arc<RateLimitPerRoute>>,
+    pub header_mutation: Option<Arc<Mutations>>,
+    pub csrf: Option<Arc<Csrf>>,
+    pub grpc_reverse_bridge_disabled: Option<Arc<bool>>,
 }
 
 #[derive(Debug)]

@@ -17,6 +17,7 @@ pub mod global_ratelimit;
 pub mod grpc_stats;
 pub mod header;
 pub mod header_metadata;
+pub mod header_mutation;
 pub mod health_check;
 pub mod http;
 pub mod jwt;

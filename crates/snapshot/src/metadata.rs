@@ -22,6 +22,14 @@ impl Metadata {
         }
     }
 
+    /// Puts an object's values among those of a namespace: objects into objects, lists behind lists, all else over what is there.
+    pub fn merge(&mut self, namespace: &Arc<str>, value: &Value) {
+        match self.0.iter_mut().find(|(name, _)| name == namespace) {
+            Some((_, known)) => merge(known, value),
+            None => self.0.push((Arc::clone(namespace), value.clone())),
+        }
+    }
+
     /// The value at `path` below a namespace; the whole namespace for an empty path.
     pub fn get(&self, namespace: &str, path: &[Box<str>]) -> Option<&Value> {
         let root = self.0.iter().find(|(name, _)| **name == *namespace).map(|(_, value)| value)?;
@@ -30,6 +38,21 @@ impl Metadata {
 
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+fn merge(into: &mut Value, from: &Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                match into.get_mut(key) {
+                    Some(known) => merge(known, value),
+                    None => drop(into.insert(key.clone(), value.clone())),
+                }
+            }
+        }
+        (Value::Array(into), Value::Array(from)) => into.extend(from.iter().cloned()),
+        (into, from) => *into = from.clone(),
     }
 }
 

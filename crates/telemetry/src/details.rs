@@ -59,6 +59,30 @@ pub const RESPONSE_PAYLOAD_TOO_LARGE: &str = "response_payload_too_large";
 pub const DECOMPRESSION_FAILED: &str = "decompression_failed";
 /// A compressed body grows by more than is allowed.
 pub const DECOMPRESSION_RATIO_EXCEEDED: &str = "decompression_ratio_exceeded";
+/// The gRPC bridge got a request smaller than a frame.
+pub const GRPC_BRIDGE_DATA_TOO_SMALL: &str = "grpc_bridge_data_too_small";
+/// The gRPC bridge got an answer of another type than configured.
+pub const GRPC_BRIDGE_CONTENT_TYPE_WRONG: &str = "grpc_bridge_content_type_wrong";
+/// The gRPC bridge was not told how long an answer is.
+pub const GRPC_BRIDGE_CONTENT_LENGTH_MISSING: &str = "grpc_bridge_content_length_missing";
+/// The gRPC bridge was told another length than the answer has.
+pub const GRPC_BRIDGE_CONTENT_LENGTH_WRONG: &str = "grpc_bridge_content_length_wrong";
+/// The health check filter answered: all is well.
+pub const HEALTH_CHECK_OK: &str = "health_check_ok";
+/// The health check filter answered: this process is to be taken for failed.
+pub const HEALTH_CHECK_FAILED: &str = "health_check_failed";
+/// The health check filter answered as an upstream had before.
+pub const HEALTH_CHECK_CACHED: &str = "health_check_cached";
+/// A cluster that must be healthy is not there.
+pub const HEALTH_CHECK_FAILED_NO_CLUSTER_FOUND: &str = "health_check_failed_no_cluster_found";
+/// A cluster that must be healthy has no hosts.
+pub const HEALTH_CHECK_FAILED_CLUSTER_EMPTY: &str = "health_check_failed_cluster_empty";
+/// Too few hosts of a cluster are healthy.
+pub const HEALTH_CHECK_FAILED_CLUSTER_UNHEALTHY: &str = "health_check_failed_cluster_unhealthy";
+/// Enough hosts of the clusters are healthy.
+pub const HEALTH_CHECK_OK_CLUSTER_HEALTHY: &str = "health_check_ok_cluster_healthy";
+/// A request that changes something comes from another site.
+pub const CSRF_ORIGIN_MISMATCH: &str = "csrf_origin_mismatch";
 /// A gRPC-Web request in text is no base64.
 pub const GRPC_BASE64_DECODE_FAILED: &str = "grpc_base_64_decode_failed";
 /// A gRPC-Web request in text ends within a group of base64.

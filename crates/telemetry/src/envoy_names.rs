@@ -399,7 +399,24 @@ table! {
         counter ABORTS_INJECTED = "fault.aborts_injected";
         counter DELAYS_INJECTED = "fault.delays_injected";
         counter FAULTS_OVERFLOW = "fault.faults_overflow";
+        counter RESPONSE_RL_INJECTED = "fault.response_rl_injected";
         gauge ACTIVE_FAULTS = "fault.active_faults";
+    }
+}
+
+table! {
+    /// The CSRF filter, under `http.<stat prefix>.csrf.`.
+    csrf {
+        counter MISSING_SOURCE_ORIGIN = "missing_source_origin";
+        counter REQUEST_INVALID = "request_invalid";
+        counter REQUEST_VALID = "request_valid";
+    }
+}
+
+table! {
+    /// The filter of fixed metadata, under `http.<stat prefix>.set_metadata.`.
+    set_metadata {
+        counter OVERWRITE_DENIED = "overwrite_denied";
     }
 }
 

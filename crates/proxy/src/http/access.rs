@@ -66,14 +66,14 @@ impl LogSet {
 
     pub(crate) fn request(&self, exchange: &Exchange<'_>) {
         let record = RequestRecord::new(exchange, exchange.info.response_headers.as_ref());
-        self.write(&record, Some(&exchange.request));
+        self.write(&record, Some(&record));
     }
 
     pub(crate) fn connection(&self, record: &ConnectionRecord<'_>) {
         self.write(record, None);
     }
 
-    fn write<R: Record>(&self, record: &R, request: Option<&Request>) {
+    fn write<R: Record>(&self, record: &R, request: Option<&RequestRecord<'_>>) {
         for log in &self.0 {
             if log.config.filter.as_ref().is_some_and(|f| !passes(f, record, request)) {
                 continue;
@@ -86,7 +86,7 @@ impl LogSet {
     }
 }
 
-fn passes<R: Record>(filter: &LogFilter, record: &R, request: Option<&Request>) -> bool {
+fn passes<R: Record>(filter: &LogFilter, record: &R, request: Option<&RequestRecord<'_>>) -> bool {
     let value = |matcher: &ValueMatcher, value: u64| match matcher {
         ValueMatcher::Equal(n) => value == *n,
         ValueMatcher::GreaterOrEqual(n) => value >= *n,
@@ -102,8 +102,8 @@ fn passes<R: Record>(filter: &LogFilter, record: &R, request: Option<&Request>) 
         }
         LogFilter::And(all) => all.iter().all(|f| passes(f, record, request)),
         LogFilter::Or(any) => any.iter().any(|f| passes(f, record, request)),
-        LogFilter::NotHealthCheck => true,
-        LogFilter::Header(matcher) => request.is_some_and(|r| crate::router::lookup::header_matches(matcher, r)),
+        LogFilter::NotHealthCheck => !request.is_some_and(|r| r.info.health_check),
+        LogFilter::Header(matcher) => request.is_some_and(|r| crate::router::lookup::header_matches(matcher, r.request)),
     }
 }
 

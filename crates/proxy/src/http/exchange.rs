@@ -118,6 +118,8 @@ pub(crate) struct Info {
     pub(crate) span: Option<Box<Active>>,
     /// What filters found out.
     pub(crate) metadata: Metadata,
+    /// A health check, as a filter found out.
+    pub(crate) health_check: bool,
     /// Buckets that the caller is told about.
     pub(crate) quotas: Vec<Arc<TokenBucket>>,
     /// The host that the caller stays at.
@@ -179,6 +181,7 @@ impl Info {
             grpc_call: None,
             span: None,
             metadata: Metadata::default(),
+            health_check: false,
             quotas: Vec::new(),
             session: None,
             response_mutations: None,

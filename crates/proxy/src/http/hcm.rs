@@ -78,9 +78,11 @@ impl Hcm {
         let router = config.filters.iter().find_map(|f| if let HttpFilter::Router(r) = f { Some(Arc::clone(r)) } else { None });
         let sees_response = |f: &HttpFilter| {
             use HttpFilter as F;
+            // A fault by route may slow a response down.
             matches!(
                 f,
                 F::Cors
+                    | F::Fault(_)
                     | F::PeerMetadata(_)
                     | F::IstioStats(_)
                     | F::LocalRateLimit(_)
@@ -91,6 +93,9 @@ impl Hcm {
                     | F::Compressor(_)
                     | F::Decompressor(_)
                     | F::GrpcWeb
+                    | F::HeaderMutation(_)
+                    | F::HealthCheck(_)
+                    | F::GrpcReverseBridge(_)
             )
         };
         Rc::new(Self {

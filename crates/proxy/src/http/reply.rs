@@ -91,7 +91,9 @@ pub(crate) async fn send(exchange: &mut Exchange<'_>, reply: Reply) {
         response.headers.append(name, value);
     }
     let body = if info.grpc {
-        as_grpc(&mut response, reply.status, reply.grpc_status, &reply.body);
+        // What would be the body is not told to who wants none.
+        let message = if exchange.request.method == http::Method::HEAD { &[] } else { &*reply.body };
+        as_grpc(&mut response, reply.status, reply.grpc_status, message);
         Bytes::new()
     } else {
         Bytes::from(reply.body.into_owned())
@@ -218,11 +220,11 @@ fn as_grpc(response: &mut Response, status: StatusCode, code: Option<u32>, body:
     }
 }
 
-/// gRPC's message encoding: bytes outside printable ASCII, and `%`, as `%XX`.
+/// gRPC's message encoding: bytes outside printable ASCII, and `%`, as `%XX`; the last of the printable ones too, as Envoy does.
 pub(crate) fn percent(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     for byte in text {
-        if (b' '..=b'~').contains(byte) && *byte != b'%' {
+        if (b' '..b'~').contains(byte) && *byte != b'%' {
             out.push(*byte);
         } else {
             out.extend_from_slice(format!("%{byte:02X}").as_bytes());

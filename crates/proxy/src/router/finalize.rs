@@ -88,6 +88,26 @@ pub(super) fn mutate_copy(exchange: &Exchange<'_>, mutations: &HeaderMutations, 
     apply(map, settled);
 }
 
+/// Changes that a filter makes to a response's headers.
+pub(crate) fn mutate_response(exchange: &Exchange<'_>, mutations: &HeaderMutations, map: &mut HeaderMap) {
+    let mut settled = Vec::new();
+    settle(exchange, mutations, Some(map), &mut settled);
+    apply(map, settled);
+}
+
+/// Changes without commands in their values.
+pub(crate) fn mutate_fixed(mutations: &HeaderMutations, map: &mut HeaderMap) {
+    let mut settled: Vec<Change> = mutations.remove.iter().cloned().map(Change::Remove).collect();
+    for addition in &mutations.add {
+        if let HeaderTemplate::Fixed(value) = &addition.value
+            && (!value.is_empty() || addition.keep_empty)
+        {
+            settled.push(Change::Add(addition.name.clone(), value.clone(), addition.action));
+        }
+    }
+    apply(map, settled);
+}
+
 /// Headers that a filter gives to its own reply.
 pub(crate) fn reply_headers(exchange: &Exchange<'_>, mutations: &HeaderMutations) -> HeaderMap {
     let (mut settled, mut map) = (Vec::new(), HeaderMap::new());

@@ -161,3 +161,46 @@ fn a_bomb_and_nonsense_are_refused() {
         assert_eq!(answer.status, 400, "{coding}");
     }
 }
+
+#[test]
+fn a_response_is_slowed_down_to_its_rate_and_arrives_whole() {
+    let upstream = Upstream::ok("0123456789".repeat(2_000).leak());
+    let mut config = Config::to(&[upstream.port()]);
+    config.filters = r#"- name: envoy.filters.http.fault
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault
+    response_rate_limit: {fixed_limit: {limit_kbps: 40}, percentage: {numerator: 100}}"#
+        .to_owned();
+    let proxy = config.start();
+    let start = std::time::Instant::now();
+    let answer = proxy.get("/");
+    // 20 000 bytes at 40 KiB a second take half a second, the first slice less.
+    assert_eq!(answer.body.len(), 20_000);
+    assert!(start.elapsed() >= Duration::from_millis(350), "{:?}", start.elapsed());
+    assert_eq!(proxy.stat("http.t.fault.response_rl_injected"), 1);
+    eventually(|| proxy.stat("http.t.fault.active_faults") == 0);
+}
+
+#[test]
+fn what_was_compressed_is_repeated_and_mirrored_as_it_was_compressed() {
+    let (tell, told) = mpsc::channel();
+    let tell = std::sync::Mutex::new(tell);
+    let copy = Upstream::start(move |_, request, stream| {
+        let _ = tell.lock().unwrap().send(request.to_owned());
+        write_ok(stream, "")
+    });
+    let upstream = Upstream::start(|n, _, stream| if n == 1 { write_status(stream, 503) } else { write_ok(stream, "ok") });
+    let route = "- match: {prefix: /}\n  route:\n    cluster: c\n    retry_policy: {retry_on: 5xx, num_retries: 1}\n    request_mirror_policies: [{cluster: copy}]";
+    let mut config = Config::to(&[upstream.port()]).routes(route).cluster(cluster("copy", &[copy.port()], ""));
+    config.filters = compressor("co", "gzip.compressor.v3.Gzip", "    request_direction_config: {}");
+    let proxy = config.start();
+    let body = "a body that is repeated and mirrored ".repeat(20);
+    let request = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    assert_eq!(proxy.call(&request).body, "ok");
+    let seen = upstream.seen();
+    let body_of = |request: &str| request.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+    assert_eq!(seen.len(), 2);
+    assert!(seen.iter().all(|r| r.contains("content-encoding: gzip") && !body_of(r).contains("repeated")), "{seen:?}");
+    assert_eq!(body_of(&seen[0]), body_of(&seen[1]));
+    assert_eq!(body_of(&told.recv_timeout(WAIT).unwrap()), body_of(&seen[0]));
+}

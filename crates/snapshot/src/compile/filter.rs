@@ -1,34 +1,27 @@
 //! HTTP filters, listener-wide and per route.
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::HeaderValue;
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::route::v3::{self as route, cors_policy};
-use lateen_proto::envoy::extensions::filters::common::fault::v3::{self as common_fault, fault_delay};
 use lateen_proto::envoy::extensions::filters::http as proto;
 use lateen_proto::envoy::extensions::filters::network::http_connection_manager::v3::{self as hcm, http_filter};
 use lateen_proto::istio::envoy::config::filter::http::alpn::v2alpha1 as istio_alpn;
 use lateen_proto::{Any, any};
-use proto::fault::v3::{self as fault, fault_abort};
 
-use super::common::{duration, fraction, open, runtime_fraction};
+use super::common::{open, runtime_fraction};
 use super::context::{Context, ExtensionUse};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::matcher::{headers, strings};
+use super::matcher::strings;
 use super::{
-    buffer, compressor, ext_authz, global_ratelimit, grpc_stats, istio, jwt_authn, local_ratelimit, metadata, on_demand, rbac,
-    stateful_session,
+    buffer, compressor, ext_authz, fault, global_ratelimit, grpc_stats, header_mutation, istio, jwt_authn, local_ratelimit, metadata,
+    on_demand, rbac, small_filters, stateful_session,
 };
-use crate::http::{
-    AbortKind, AlpnOverrides, Cors, DiscoveredFilter, Extension, Fault, FaultAbort, FaultDelay, FilterOverrides, HttpFilter, PerRoute,
-    RbacPerRoute, Router,
-};
-use crate::matcher::Fraction;
+use crate::http::{AlpnOverrides, Cors, DiscoveredFilter, Extension, FilterOverrides, HttpFilter, PerRoute, RbacPerRoute, Router};
 
 /// What is supported, for the error about everything else.
-const SUPPORTED: &str = "router, fault, cors, grpc_stats, rbac, local_ratelimit, header_to_metadata, jwt_authn, ext_authz, ratelimit, stateful_session, on_demand, buffer, compressor, decompressor, grpc_web, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
+const SUPPORTED: &str = "router, fault, cors, grpc_stats, rbac, local_ratelimit, header_to_metadata, jwt_authn, ext_authz, ratelimit, stateful_session, on_demand, buffer, compressor, decompressor, grpc_web, header_mutation, csrf, set_metadata, health_check, grpc_http1_reverse_bridge, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
 
 /// The filters of a connection manager, with what belongs to each.
 pub(crate) struct Chain {
@@ -131,8 +124,8 @@ pub(crate) fn extension(value: core::TypedExtensionConfig, wanted: &[Vec<Box<str
 fn typed(name: &str, config: &Any, context: &mut Context<'_>) -> Result<HttpFilter> {
     if any::is::<proto::router::v3::Router>(config) {
         router(open(config)?)
-    } else if any::is::<fault::HttpFault>(config) {
-        Ok(HttpFilter::Fault(Arc::new(http_fault(open(config)?)?)))
+    } else if any::is::<proto::fault::v3::HttpFault>(config) {
+        Ok(HttpFilter::Fault(Arc::new(fault::filter(open(config)?)?)))
     } else if any::is::<proto::cors::v3::Cors>(config) {
         let proto::cors::v3::Cors {} = open(config)?;
         Ok(HttpFilter::Cors)
@@ -156,6 +149,16 @@ fn typed(name: &str, config: &Any, context: &mut Context<'_>) -> Result<HttpFilt
         Ok(HttpFilter::OnDemand(Arc::new(on_demand::filter(open(config)?)?)))
     } else if any::is::<proto::buffer::v3::Buffer>(config) {
         Ok(HttpFilter::Buffer(Arc::new(buffer::filter(open(config)?)?)))
+    } else if any::is::<proto::header_mutation::v3::HeaderMutation>(config) {
+        Ok(HttpFilter::HeaderMutation(Arc::new(header_mutation::filter(open(config)?)?)))
+    } else if any::is::<proto::csrf::v3::CsrfPolicy>(config) {
+        Ok(HttpFilter::Csrf(Arc::new(small_filters::csrf_policy(open(config)?)?)))
+    } else if any::is::<proto::set_metadata::v3::Config>(config) {
+        Ok(HttpFilter::SetMetadata(Arc::new(small_filters::fixed_metadata(open(config)?)?)))
+    } else if any::is::<proto::health_check::v3::HealthCheck>(config) {
+        Ok(HttpFilter::HealthCheck(Arc::new(small_filters::health_check_filter(open(config)?)?)))
+    } else if any::is::<proto::grpc_http1_reverse_bridge::v3::FilterConfig>(config) {
+        Ok(HttpFilter::GrpcReverseBridge(Arc::new(small_filters::reverse_bridge(open(config)?)?)))
     } else if any::is::<proto::grpc_web::v3::GrpcWeb>(config) {
         let proto::grpc_web::v3::GrpcWeb {} = open(config)?;
         Ok(HttpFilter::GrpcWeb)
@@ -211,70 +214,6 @@ pub(crate) fn http_rbac(value: proto::rbac::v3::Rbac) -> Result<crate::matcher::
     })
 }
 
-fn http_fault(value: fault::HttpFault) -> Result<Fault> {
-    let fault::HttpFault {
-        delay,
-        abort,
-        upstream_cluster,
-        headers: header_matchers,
-        downstream_nodes,
-        max_active_faults,
-        response_rate_limit,
-        delay_percent_runtime,
-        abort_percent_runtime,
-        delay_duration_runtime,
-        abort_http_status_runtime,
-        max_active_faults_runtime,
-        response_rate_limit_percent_runtime,
-        abort_grpc_status_runtime,
-        disable_downstream_cluster_stats,
-        filter_metadata,
-    } = value;
-    harmless!(delay_percent_runtime, abort_percent_runtime, delay_duration_runtime, abort_http_status_runtime, max_active_faults_runtime);
-    harmless!(response_rate_limit_percent_runtime, abort_grpc_status_runtime, disable_downstream_cluster_stats, filter_metadata);
-    refuse!(downstream_nodes, response_rate_limit);
-    Ok(Fault {
-        delay: delay.map(fault_delay).transpose().within("delay")?.flatten(),
-        abort: abort.map(fault_abort).transpose().within("abort")?,
-        upstream_cluster: (!upstream_cluster.is_empty()).then(|| upstream_cluster.into()),
-        headers: headers(header_matchers, "headers")?,
-        max_active_faults,
-    })
-}
-
-fn fault_delay(value: common_fault::FaultDelay) -> Result<Option<FaultDelay>> {
-    let common_fault::FaultDelay { percentage, fault_delay_secifier } = value;
-    let fraction = share(percentage)?;
-    match fault_delay_secifier {
-        Some(fault_delay::FaultDelaySecifier::FixedDelay(d)) => {
-            let duration = duration(&d).within("fixed_delay")?;
-            Ok((duration > Duration::ZERO).then_some(FaultDelay { duration, fraction }))
-        }
-        Some(fault_delay::FaultDelaySecifier::HeaderDelay(_)) => Err(Invalid::unsupported("header_delay")),
-        None => Err(Invalid::new("has no fixed_delay")),
-    }
-}
-
-fn fault_abort(value: fault::FaultAbort) -> Result<FaultAbort> {
-    let fault::FaultAbort { percentage, response_body, error_type } = value;
-    refuse!(response_body);
-    let kind = match error_type {
-        Some(fault_abort::ErrorType::HttpStatus(s)) => match u16::try_from(s) {
-            Ok(status @ 200..600) => AbortKind::Http(status),
-            _ => return Err(Invalid::field("http_status", format!("{s} is not between 200 and 599"))),
-        },
-        Some(fault_abort::ErrorType::GrpcStatus(s)) => AbortKind::Grpc(s),
-        Some(fault_abort::ErrorType::HeaderAbort(_)) => return Err(Invalid::unsupported("header_abort")),
-        None => return Err(Invalid::new("has no http_status or grpc_status")),
-    };
-    Ok(FaultAbort { kind, fraction: share(percentage)? })
-}
-
-/// Envoy takes a missing percentage as zero.
-fn share(value: Option<lateen_proto::envoy::r#type::v3::FractionalPercent>) -> Result<Fraction> {
-    value.map_or(Ok(Fraction::NONE), |v| fraction(v).within("percentage"))
-}
-
 fn alpn(value: istio_alpn::FilterConfig) -> Result<HttpFilter> {
     use istio_alpn::filter_config::Protocol;
     let mut overrides = AlpnOverrides::default();
@@ -318,8 +257,8 @@ fn per_filter(overrides: &mut FilterOverrides, name: &str, config: Any) -> Resul
         };
     }
     let mut result = PerRoute::default();
-    if any::is::<fault::HttpFault>(&config) {
-        result.fault = Some(Arc::new(http_fault(open(&config)?)?));
+    if any::is::<proto::fault::v3::HttpFault>(&config) {
+        result.fault = Some(Arc::new(fault::filter(open(&config)?)?));
     } else if any::is::<proto::cors::v3::CorsPolicy>(&config) {
         result.cors = Some(Arc::new(cors(open(&config)?)?));
     } else if any::is::<proto::rbac::v3::RbacPerRoute>(&config) {
@@ -340,6 +279,13 @@ fn per_filter(overrides: &mut FilterOverrides, name: &str, config: Any) -> Resul
         result.on_demand = Some(Arc::new(on_demand::per_route(open(&config)?)?));
     } else if any::is::<proto::buffer::v3::BufferPerRoute>(&config) {
         result.buffer = Some(Arc::new(buffer::per_route(open(&config)?)?));
+    } else if any::is::<proto::header_mutation::v3::HeaderMutationPerRoute>(&config) {
+        result.header_mutation = Some(Arc::new(header_mutation::per_route(open(&config)?)?));
+    } else if any::is::<proto::grpc_http1_reverse_bridge::v3::FilterConfigPerRoute>(&config) {
+        let proto::grpc_http1_reverse_bridge::v3::FilterConfigPerRoute { disabled } = open(&config)?;
+        result.grpc_reverse_bridge_disabled = Some(Arc::new(disabled));
+    } else if any::is::<proto::csrf::v3::CsrfPolicy>(&config) {
+        result.csrf = Some(Arc::new(small_filters::csrf_policy(open(&config)?)?));
     } else if any::is::<proto::compressor::v3::CompressorPerRoute>(&config) {
         result.compressor = Some(Arc::new(compressor::per_route(open(&config)?)?));
     } else if any::is::<proto::ext_authz::v3::ExtAuthzPerRoute>(&config) {
@@ -348,7 +294,7 @@ fn per_filter(overrides: &mut FilterOverrides, name: &str, config: Any) -> Resul
         result.rate_limit = Some(Arc::new(global_ratelimit::per_route(open(&config)?)?));
     } else {
         return Err(Invalid::new(format!(
-            "{name} ({}) is not supported per route; fault, cors, rbac, local_ratelimit, header_to_metadata, jwt_authn, ext_authz, ratelimit, stateful_session, on_demand, buffer and compressor are",
+            "{name} ({}) is not supported per route; fault, cors, rbac, local_ratelimit, header_to_metadata, jwt_authn, ext_authz, ratelimit, stateful_session, on_demand, buffer, compressor, header_mutation, csrf and grpc_http1_reverse_bridge are",
             istio::type_name(&config)
         )));
     }

@@ -43,14 +43,14 @@ pub(crate) fn mutation_list(values: Vec<HeaderMutation>, field: &str) -> Result<
 }
 
 /// Envoy refuses to remove `host` and pseudo headers, which would make the request malformed.
-fn removal(name: &str) -> Result<HeaderName> {
+pub(crate) fn removal(name: &str) -> Result<HeaderName> {
     match name {
         _ if name.starts_with(':') || name.eq_ignore_ascii_case("host") => Err(Invalid::new(format!("`{name}` cannot be removed"))),
         _ => header_name(name),
     }
 }
 
-fn addition(option: core::HeaderValueOption) -> Result<HeaderAddition> {
+pub(crate) fn addition(option: core::HeaderValueOption) -> Result<HeaderAddition> {
     let core::HeaderValueOption { header, append, append_action, keep_empty_value } = option;
     let core::HeaderValue { key, value, raw_value } = header.ok_or_else(|| Invalid::field("header", "is missing"))?;
     if key.starts_with(':') || key.eq_ignore_ascii_case("host") {

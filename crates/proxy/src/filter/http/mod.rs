@@ -3,13 +3,17 @@ pub(crate) mod body;
 mod buffer;
 mod compression;
 mod cors;
+mod csrf;
 mod descriptors;
 mod ext_authz;
 mod fault;
+mod grpc_reverse_bridge;
 pub(crate) mod grpc_stats;
 mod grpc_web;
+mod header_mutation;
 mod header_to_metadata;
 mod heads;
+mod health_check;
 pub(crate) mod jwks;
 mod jwt_authn;
 mod local_ratelimit;
@@ -17,6 +21,7 @@ mod on_demand;
 mod peer_metadata;
 mod ratelimit;
 pub(crate) mod rbac;
+mod set_metadata;
 pub(crate) mod stateful_session;
 mod wait;
 
@@ -24,7 +29,7 @@ use std::sync::Arc;
 
 use body::Origin;
 use lateen_snapshot::http::{AlpnOverrides, FilterOverrides, HttpFilter, PerRoute};
-use lateen_telemetry::{BlockName, ResponseFlags, envoy_names};
+use lateen_telemetry::{BlockName, Local, ResponseFlags, envoy_names};
 
 pub(crate) use heads::Mutations;
 
@@ -50,7 +55,7 @@ pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
         }
         exchange.info.filter = index;
         let step = match filter {
-            HttpFilter::Fault(config) => fault::on_request(exchange, config).await?,
+            HttpFilter::Fault(config) => fault::on_request(exchange, config, index).await?,
             HttpFilter::Cors => cors::on_request(exchange),
             HttpFilter::Rbac(config) => rbac::on_request(exchange, config),
             HttpFilter::JwtAuthn(config) => jwt_authn::on_request(exchange, config).await?,
@@ -72,6 +77,28 @@ pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
                 if let Some(FilterStats::Decompressor(stats)) = hcm.filter_stats.get(index) {
                     decompressor::on_request(exchange, config, stats);
                 }
+                Step::Continue
+            }
+            HttpFilter::HeaderMutation(config) => {
+                header_mutation::on_request(exchange, config);
+                Step::Continue
+            }
+            HttpFilter::HealthCheck(config) => match hcm.filter_stats.get(index) {
+                Some(FilterStats::HealthCheck(cached)) => health_check::on_request(exchange, config, cached, index),
+                _ => Step::Continue,
+            },
+            HttpFilter::Csrf(config) => match hcm.filter_stats.get(index) {
+                Some(FilterStats::One(stats)) => csrf::on_request(exchange, config, stats),
+                _ => Step::Continue,
+            },
+            HttpFilter::SetMetadata(config) => {
+                if let Some(FilterStats::One(stats)) = hcm.filter_stats.get(index) {
+                    set_metadata::on_request(exchange, config, stats);
+                }
+                Step::Continue
+            }
+            HttpFilter::GrpcReverseBridge(config) => {
+                grpc_reverse_bridge::on_request(exchange, config, index);
                 Step::Continue
             }
             HttpFilter::GrpcWeb => {
@@ -116,6 +143,13 @@ pub(crate) fn on_response(exchange: &mut Exchange<'_>, response: &mut Response) 
 
 fn see_response(exchange: &mut Exchange<'_>, index: usize, filter: &HttpFilter, response: &mut Response) {
     match filter {
+        HttpFilter::Fault(_) => fault::on_response(exchange, index),
+        HttpFilter::HealthCheck(config) => {
+            if let Some(FilterStats::HealthCheck(cached)) = exchange.hcm.filter_stats.get(index) {
+                health_check::on_response(exchange, config, cached, index, response);
+            }
+        }
+        HttpFilter::HeaderMutation(config) => header_mutation::on_response(exchange, config, response),
         HttpFilter::Cors => cors::on_response(exchange, response),
         HttpFilter::PeerMetadata(config) => peer_metadata::on_response(exchange, config, response),
         HttpFilter::HeaderToMetadata(config) => header_to_metadata::on_response(exchange, config, response),
@@ -138,7 +172,7 @@ fn see_response(exchange: &mut Exchange<'_>, index: usize, filter: &HttpFilter, 
 
 /// Whether the filter may hold a response's head back, to wait for its body or for somebody's word on it.
 pub(crate) fn may_hold_response(filter: &HttpFilter) -> bool {
-    matches!(filter, HttpFilter::GrpcWeb)
+    matches!(filter, HttpFilter::GrpcWeb | HttpFilter::GrpcReverseBridge(_))
 }
 
 /// [`on_response`] where a filter may hold the response back; `body` is what comes after its head.
@@ -155,6 +189,7 @@ pub(crate) async fn on_response_held(exchange: &mut Exchange<'_>, response: &mut
         exchange.info.filter = index;
         match filter {
             HttpFilter::GrpcWeb => grpc_web::on_response(exchange, index, response, body).await?,
+            HttpFilter::GrpcReverseBridge(config) => grpc_reverse_bridge::on_response(exchange, config, index, response, body).await?,
             _ => see_response(exchange, index, filter, response),
         }
     }
@@ -172,6 +207,8 @@ fn has_body(exchange: &Exchange<'_>, response: &Response) -> bool {
 /// What one filter counts, where those of its kind do not count together.
 pub(crate) enum FilterStats {
     None,
+    One(Local),
+    HealthCheck(health_check::Cached),
     Compressor(Box<compressor::Stats>),
     Decompressor(Box<decompressor::Stats>),
 }
@@ -196,6 +233,9 @@ impl FilterStats {
                     response: local(envoy_names::decompressor::DEFS, &format!("{name}.response")),
                 }))
             }
+            HttpFilter::HealthCheck(_) => Self::HealthCheck(health_check::Cached::default()),
+            HttpFilter::Csrf(_) => Self::One(local(envoy_names::csrf::DEFS, "csrf")),
+            HttpFilter::SetMetadata(_) => Self::One(local(envoy_names::set_metadata::DEFS, "set_metadata")),
             _ => Self::None,
         }
     }
@@ -245,6 +285,13 @@ fn route_of<T>(exchange: &Exchange<'_>, index: usize, pick: impl Fn(&PerRoute) -
     let matched = exchange.info.route.as_ref()?;
     let name = exchange.hcm.config.filter_names.get(index)?;
     levels(matched).find_map(|level| level.of(name).and_then(&pick)).cloned()
+}
+
+/// All that the places of the running filter's configuration say, most specific first.
+fn all_per_route<T>(exchange: &Exchange<'_>, pick: impl Fn(&PerRoute) -> Option<&Arc<T>>) -> Vec<Arc<T>> {
+    let name = exchange.hcm.config.filter_names.get(exchange.info.filter);
+    let (Some(matched), Some(name)) = (&exchange.info.route, name) else { return Vec::new() };
+    levels(matched).filter_map(|level| level.of(name).and_then(&pick)).cloned().collect()
 }
 
 /// The running filter's configuration by route.

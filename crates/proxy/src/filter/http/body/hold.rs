@@ -37,6 +37,11 @@ impl Held {
         self.complete
     }
 
+    /// How many bytes are held.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes
+    }
+
     /// The bytes in one piece.
     pub(crate) fn bytes(&self) -> Bytes {
         let mut all = self.data();
@@ -117,7 +122,7 @@ pub(crate) async fn request(exchange: &mut Exchange<'_>, limit: usize) -> Result
 }
 
 /// Waits for a response's body, as the filters before made it, until it is complete or has more than `limit` bytes.
-/// What is held goes no further.
+/// Put it back with [`Exchange::put_back_response`], or the bytes are lost.
 ///
 /// # Errors
 /// When either end goes away or takes too long, or a filter before answers.
@@ -165,6 +170,11 @@ impl Exchange<'_> {
         // What it went through before is behind it, and gave all it had.
         put_back(&mut self.bodies().request, held);
     }
+
+    /// Lets a held body go on; its length is the filter's to say.
+    pub(crate) fn put_back_response(&mut self, held: Held) {
+        put_back(&mut self.bodies().response, held);
+    }
 }
 
 /// What a complete body went through is behind it; what an incomplete one goes through goes on before it.
@@ -179,6 +189,12 @@ fn put_back(chain: &mut Chain, held: Held) {
 pub(crate) fn request_too_large(exchange: &Exchange<'_>) -> Reply {
     exchange.hcm.stats.inc(names::DOWNSTREAM_RQ_TOO_LARGE);
     Reply::new(413, "Payload Too Large", details::REQUEST_PAYLOAD_TOO_LARGE, ResponseFlags::NONE)
+}
+
+/// The same for a response's body.
+pub(crate) fn response_too_large(exchange: &Exchange<'_>) -> Reply {
+    exchange.hcm.stats.inc(names::RS_TOO_LARGE);
+    Reply::new(500, "Internal Server Error", details::RESPONSE_PAYLOAD_TOO_LARGE, ResponseFlags::NONE)
 }
 
 /// How long a caller may take over its body while nobody else has the request.
