@@ -19,6 +19,7 @@ async fn main() -> anyhow::Result<()> {
         local: Default::default(),
         admin: Default::default(),
         tags: Default::default(),
+        restart: None,
         drain_time: std::time::Duration::from_secs(5),
         drain_gradually: true,
     };

@@ -2,7 +2,7 @@
 //!
 //! Folders follow the path of a request: [`worker`] owns the threads, `listener` accepts and inspects,
 //! `tls` secures, `filter` and `http` act on connections and requests, `router` chooses and retries,
-//! `upstream` connects, `spans` tells collectors. The main thread compiles configuration and publishes snapshots to the workers;
+//! `upstream` connects, `spans` tells collectors, [`restart`] lets a new process take over. The main thread compiles configuration and publishes snapshots to the workers;
 //! a request reads its worker's own copy and takes no lock.
 pub mod admin;
 pub mod bootstrap;
@@ -13,6 +13,7 @@ mod http;
 mod io;
 mod listener;
 pub mod main_thread;
+pub mod restart;
 mod router;
 mod spans;
 mod tls;

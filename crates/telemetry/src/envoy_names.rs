@@ -615,6 +615,8 @@ table! {
         gauge MEMORY_PHYSICAL_SIZE = "memory_physical_size";
         gauge TOTAL_CONNECTIONS = "total_connections";
         gauge PARENT_CONNECTIONS = "parent_connections";
+        gauge HOT_RESTART_EPOCH = "hot_restart_epoch";
+        gauge HOT_RESTART_GENERATION = "hot_restart_generation";
         gauge DAYS_UNTIL_FIRST_CERT_EXPIRING = "days_until_first_cert_expiring";
         gauge VERSION = "version";
         counter PANICS = "panics";

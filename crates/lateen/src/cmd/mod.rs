@@ -13,6 +13,7 @@ mod logs;
 mod mesh;
 mod proxy;
 mod ps;
+mod restart;
 mod up;
 mod waiting;
 mod workload;

@@ -10,12 +10,13 @@ use clap::ValueEnum;
 use lateen_identity::WorkloadSecrets;
 use lateen_proxy::admin::AdminOptions;
 use lateen_proxy::bootstrap::{Environment, Role, agent_bootstrap, node};
-use lateen_proxy::main_thread::{DrainPlan, Options, start, token_file};
+use lateen_proxy::main_thread::{DrainPlan, Options, Process, start, token_file};
 use lateen_snapshot::bootstrap::{Bootstrap, load};
 use lateen_telemetry::istio::PeerMetadata;
 use lateen_telemetry::stats::TagStyle;
 use tokio::sync::watch;
 
+use super::restart::RestartArgs;
 use super::workload;
 
 #[derive(Debug, clap::Args)]
@@ -24,11 +25,14 @@ Examples:
   lateen proxy -c envoy.yaml                       serve a static Envoy bootstrap
   lateen proxy -c envoy.yaml --mode validate       only say whether it would be accepted
   lateen proxy sidecar                             as injected: the environment says all (POD_NAME, INSTANCE_IP …)
+  lateen proxy -c envoy.yaml --restart-epoch 0     can be replaced while it serves …
+  lateen proxy -c envoy.yaml --restart-epoch 1     … by this one, without a lost request
 
-The exit code is 0 after a graceful end (SIGTERM, SIGINT, POST /quitquitquit).")]
+The exit code is 0 after a graceful end (SIGTERM, SIGINT, POST /quitquitquit), and after
+another process has taken over.")]
 pub(crate) struct Args {
     /// Take the configuration from a control plane, as Istio's agent does
-    #[arg(value_enum, conflicts_with = "config", required_unless_present = "config")]
+    #[arg(value_enum, conflicts_with = "config", required_unless_present_any = ["config", "hot_restart_version"])]
     role: Option<Kind>,
     /// An Envoy bootstrap, YAML or JSON
     #[arg(short, long = "config-path", visible_alias = "config", value_name = "FILE", id = "config")]
@@ -51,13 +55,8 @@ pub(crate) struct Args {
     /// The DNS domain of the pod's namespace, as injection passes it
     #[arg(long, value_name = "DOMAIN", hide = true)]
     domain: Option<String>,
-    // Envoy's own flags that say how Envoy restarts itself: accepted, since command lines carry them.
-    #[arg(long, hide = true)]
-    base_id: Option<u64>,
-    #[arg(long, hide = true)]
-    disable_hot_restart: bool,
-    #[arg(long, hide = true)]
-    parent_shutdown_time_s: Option<u64>,
+    #[command(flatten)]
+    restart: RestartArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -83,6 +82,10 @@ const HEALTH: u16 = 15_021;
 const STATISTICS: u16 = 15_090;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.restart.hot_restart_version {
+        println!("{}", lateen_proxy::restart::version());
+        return Ok(ExitCode::SUCCESS);
+    }
     let level = crate::log::start(&args.log_level);
     lateen_core::memory::settle_after(super::SETTLED);
     match (&args.config, args.role) {
@@ -123,6 +126,7 @@ async fn serve_file(args: &Args, bootstrap: Bootstrap, level: crate::log::Level)
         drain_time,
         drain_gradually: args.drain_strategy == Strategy::Gradual,
         admin: AdminOptions { logging: Some(level), health: None, stats: None, agent: None },
+        restart: args.restart.options()?,
     };
     serve(options, DrainPlan { grace: drain_time, minimum: Duration::ZERO, exit_when_idle: true }).await
 }
@@ -147,6 +151,7 @@ async fn serve_agent(args: &Args, role: Role, level: crate::log::Level) -> anyho
         drain_time,
         drain_gradually: args.drain_strategy == Strategy::Gradual,
         admin: AdminOptions { logging: Some(level), health: any(HEALTH), stats: any(STATISTICS), agent: any(environment.status_port) },
+        restart: args.restart.options()?,
     };
     // Istio waits out the whole time unless it is told to end on zero connections; a proxy without connections has
     // nothing to wait for, so here the switch only adds the least time.
@@ -167,6 +172,7 @@ async fn serve(options: Options, plan: DrainPlan) -> anyhow::Result<ExitCode> {
         tokio::select! {
             () = &mut told => break,
             () = process.quit() => break,
+            () = process.replaced() => return replaced(process).await,
             why = process.worker_died() => {
                 eprintln!("lateen: a worker ended by a mistake of this program, please report it: {why}");
                 return Ok(ExitCode::FAILURE);
@@ -175,5 +181,11 @@ async fn serve(options: Options, plan: DrainPlan) -> anyhow::Result<ExitCode> {
         }
     }
     process.shut_down(plan).await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The end of a process whose place another one has taken: nothing is left to wait for.
+async fn replaced(process: Process) -> anyhow::Result<ExitCode> {
+    process.shut_down(DrainPlan { grace: Duration::ZERO, minimum: Duration::ZERO, exit_when_idle: true }).await;
     Ok(ExitCode::SUCCESS)
 }

@@ -5,8 +5,10 @@ mod clusters;
 mod dump;
 mod listeners;
 mod pages;
+mod ports;
 mod server;
 
 pub use server::{AdminOptions, LogControl};
 
+pub(crate) use ports::Ports;
 pub(crate) use server::serve;

@@ -17,6 +17,7 @@ pub(super) const HELP: &str = "\
   /healthcheck/fail (POST): cause the server to fail health checks
   /healthcheck/ok (POST): cause the server to pass health checks
   /help: print out list of admin commands
+  /hot_restart_version: print the hot restart compatibility version
   /listeners: print listener info (?format=json)
   /logging: show the log level; POST ?level=LEVEL changes it
   /memory: print current allocation/heap usage
@@ -50,11 +51,19 @@ pub(super) fn server_info(main: &Main) -> Reply {
         "version": version(),
         "state": state(main.phase()),
         "uptime_current_epoch": uptime,
-        "uptime_all_epochs": uptime,
-        "hot_restart_version": "disabled",
-        "command_line_options": {"concurrency": main.workers, "mode": "Serve"},
+        "uptime_all_epochs": duration(main.lineage.first_started.elapsed().unwrap_or(main.uptime())),
+        "hot_restart_version": restart_version(main),
+        "command_line_options": {"concurrency": main.workers, "mode": "Serve", "restart_epoch": main.lineage.epoch},
         "node": node,
     }))
+}
+
+pub(super) fn hot_restart_version(main: &Main) -> Reply {
+    Reply::text(restart_version(main))
+}
+
+fn restart_version(main: &Main) -> String {
+    if main.can_restart { crate::restart::version() } else { "disabled".to_owned() }
 }
 
 /// In the shape of Envoy's: revision, version, state, build type, TLS library.

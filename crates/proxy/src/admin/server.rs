@@ -2,11 +2,9 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -16,11 +14,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use lateen_snapshot::bootstrap::AdminAddress;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::{agent, certs, clusters, dump, listeners, pages};
-use crate::main_thread::Main;
+use super::{Ports, agent, certs, clusters, dump, listeners, pages};
+use crate::main_thread::{Main, Phase};
+use crate::restart::Inherited;
 
 /// Connections served at once; more wait, so that a forgotten scraper cannot use up the process.
 const MAX_CONNECTIONS: usize = 64;
@@ -96,55 +95,80 @@ enum Port {
 }
 
 /// Binds every port at once, so that one that is taken ends the start with a clear message.
-pub(crate) async fn serve(main: &Arc<Main>, options: AdminOptions, tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
+pub(crate) async fn serve(
+    main: &Arc<Main>,
+    options: AdminOptions,
+    inherited: Option<&Inherited>,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<Ports> {
+    let mut ports = Ports::default();
     match &main.bootstrap.admin {
         None => {}
         Some(AdminAddress::Socket(address)) => {
-            let listener = bind(*address, "admin").await?;
-            tasks.spawn(accept_tcp(listener, main.clone(), options.clone(), Port::Admin));
+            let (listener, shared) = ports.tcp("admin", *address, inherited)?;
+            tasks.spawn(accept_tcp(listener, main.clone(), options.clone(), Port::Admin, Turn { shared, open: ports.open() }));
         }
         Some(AdminAddress::Pipe(path)) => {
-            remove_stale(path);
-            let listener = UnixListener::bind(path).with_context(|| format!("admin socket {path}"))?;
-            tasks.spawn(accept_unix(listener, main.clone(), options.clone()));
+            let (listener, shared) = ports.unix("admin", path, inherited)?;
+            tasks.spawn(accept_unix(listener, main.clone(), options.clone(), Turn { shared, open: ports.open() }));
         }
     }
-    let ports =
+    let companions =
         [(options.health, Port::Health, "health"), (options.stats, Port::Stats, "statistics"), (options.agent, Port::Agent, "agent")];
-    for (address, port, what) in ports {
+    for (address, port, what) in companions {
         if let Some(address) = address {
-            let listener = bind(address, what).await?;
-            tasks.spawn(accept_tcp(listener, main.clone(), options.clone(), port));
+            let (listener, shared) = ports.tcp(what, address, inherited)?;
+            tasks.spawn(accept_tcp(listener, main.clone(), options.clone(), port, Turn { shared, open: ports.open() }));
         }
     }
-    Ok(())
+    Ok(ports)
 }
 
-async fn bind(address: SocketAddr, what: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("the {what} port {address} cannot be opened; is another proxy running?"))
+/// When a port is to be served.
+struct Turn {
+    /// The process before serves it too, until this one is ready: who asks is told about the one that serves.
+    shared: bool,
+    /// Until the next process serves it.
+    open: watch::Receiver<bool>,
 }
 
-/// A socket left by a process that was killed would make the next one fail.
-fn remove_stale(path: &str) {
-    if std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket()) {
-        let _ = std::fs::remove_file(path);
+impl Turn {
+    async fn is_over(&mut self) {
+        // Without anybody who could tell, the port is served for as long as the process runs.
+        if self.open.wait_for(|open| !open).await.is_err() {
+            std::future::pending().await
+        }
     }
 }
 
-async fn accept_tcp(listener: TcpListener, main: Arc<Main>, options: AdminOptions, port: Port) {
+async fn accept_tcp(listener: TcpListener, main: Arc<Main>, options: AdminOptions, port: Port, mut turn: Turn) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    if turn.shared {
+        main.released().await;
+    }
     loop {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = turn.is_over() => return,
+        };
+        match accepted {
             Ok((stream, _)) => connection(stream, &main, &options, port, &room).await,
             Err(e) => pause(&e).await,
         }
     }
 }
 
-async fn accept_unix(listener: UnixListener, main: Arc<Main>, options: AdminOptions) {
+async fn accept_unix(listener: UnixListener, main: Arc<Main>, options: AdminOptions, mut turn: Turn) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    if turn.shared {
+        main.released().await;
+    }
     loop {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = turn.is_over() => return,
+        };
+        match accepted {
             Ok((stream, _)) => connection(stream, &main, &options, Port::Admin, &room).await,
             Err(e) => pause(&e).await,
         }
@@ -193,6 +217,10 @@ fn answer(main: &Arc<Main>, options: &AdminOptions, port: Port, request: &Reques
     let headers = response.headers_mut();
     headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(reply.content_type));
     headers.insert(http::header::CACHE_CONTROL, http::HeaderValue::from_static("no-cache, max-age=0"));
+    if main.phase() == Phase::Draining {
+        // Who asks again is to reach the process that serves then.
+        headers.insert(http::header::CONNECTION, http::HeaderValue::from_static("close"));
+    }
     headers.insert("x-content-type-options", http::HeaderValue::from_static("nosniff"));
     response
 }
@@ -215,6 +243,7 @@ fn admin(main: &Arc<Main>, options: &AdminOptions, ask: &Ask<'_>) -> Reply {
         "/stats" => pages::stats(main, ask),
         "/stats/prometheus" => pages::prometheus(main, ask),
         "/memory" => pages::memory(),
+        "/hot_restart_version" => pages::hot_restart_version(main),
         "/runtime" => Reply::json(&serde_json::json!({"layers": [], "entries": {}})),
         "/logging" => pages::logging(options, ask),
         "/drain_listeners" => pages::drain(main, ask),

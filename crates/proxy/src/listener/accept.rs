@@ -21,7 +21,7 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Accepts until `stop`, and then what the kernel has queued: closing a socket resets those.
-pub(super) async fn run(worker: Rc<Worker>, current: Current, socket: TcpListener, stop: oneshot::Receiver<()>) {
+pub(super) async fn run(worker: Rc<Worker>, current: Current, socket: Rc<TcpListener>, stop: oneshot::Receiver<()>) {
     tokio::select! {
         _ = stop => {}
         () = accept(&worker, &current, &socket) => {}

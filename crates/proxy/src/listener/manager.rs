@@ -1,7 +1,8 @@
 //! Listeners of the current snapshot: sockets stay open across updates, connections of what changed drain.
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,16 +12,35 @@ use lateen_snapshot::{Listener, Snapshot};
 
 use super::{ListenerState, accept, socket};
 use crate::filter::http::jwks;
-use crate::worker::Worker;
+use crate::restart::Inherited;
+use crate::worker::{Sockets, Worker};
 
 /// Which listener a socket's connections are for: changed in place by updates.
 pub(super) type Current = Rc<RefCell<Rc<ListenerState>>>;
 
+/// The sockets of one address: one, unless there were more workers in the process before.
 struct Bound {
     current: Current,
     local: SocketAddr,
+    accepting: Vec<Accepting>,
+}
+
+struct Accepting {
+    socket: Rc<tokio::net::TcpListener>,
     /// Dropped to end the accept loop, which first takes what the kernel has queued.
-    _accepting: tokio::sync::oneshot::Sender<()>,
+    _stop: tokio::sync::oneshot::Sender<()>,
+}
+
+/// Which listeners have a socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Openness {
+    #[default]
+    All,
+    /// None yet: the process before still serves.
+    Held,
+    /// Those that are not inbound; the others were closed for good.
+    Outbound,
+    Closed,
 }
 
 /// Begins what a listener's filters have to have ready before the first connection makes their state.
@@ -39,6 +59,8 @@ pub(crate) struct Manager {
     sockets: RefCell<HashMap<SocketAddr, Bound>>,
     /// For hand-over by original destination; bound or not.
     by_address: RefCell<HashMap<SocketAddr, Rc<ListenerState>>>,
+    openness: Cell<Openness>,
+    inherited: RefCell<Option<Arc<Inherited>>>,
 }
 
 impl Manager {
@@ -64,6 +86,10 @@ impl Manager {
                 state.drain.start();
             }
         }
+        self.report(worker, problems);
+    }
+
+    fn report(&self, worker: &Worker, problems: Vec<String>) {
         let bound = self.sockets.borrow().values().map(|b| (Arc::clone(&b.current.borrow().listener.name), b.local)).collect();
         worker.report_listeners(bound, problems);
     }
@@ -71,7 +97,7 @@ impl Manager {
     fn bind(&self, worker: &Rc<Worker>, snapshot: &Snapshot) -> Vec<String> {
         let mut problems = Vec::new();
         let mut wanted = HashSet::new();
-        for listener in snapshot.listeners.iter().filter(|l| l.bind) {
+        for listener in snapshot.listeners.iter().filter(|l| l.bind && self.may_open(l)) {
             let Some(state) = self.by_name.borrow().get(&listener.name).cloned() else { continue };
             for address in &listener.addresses {
                 wanted.insert(*address);
@@ -95,12 +121,57 @@ impl Manager {
     }
 
     fn open(&self, worker: &Rc<Worker>, state: &Rc<ListenerState>, address: SocketAddr) -> std::io::Result<Bound> {
-        let socket = tokio::net::TcpListener::from_std(socket::listen(&state.listener, address)?)?;
-        let local = socket.local_addr()?;
+        let mut sockets = match &*self.inherited.borrow() {
+            Some(inherited) => inherited.take(address, worker.shard.index(), worker.registry.workers()),
+            None => Vec::new(),
+        };
+        for socket in &sockets {
+            socket::adopt(socket, &state.listener)?;
+        }
+        if sockets.is_empty() {
+            sockets.push(socket::listen(&state.listener, address)?);
+        }
+        let mut local = address;
         let current = Rc::new(RefCell::new(Rc::clone(state)));
-        let (accepting, stop) = tokio::sync::oneshot::channel();
-        crate::worker::spawn(worker, accept::run(Rc::clone(worker), Rc::clone(&current), socket, stop));
-        Ok(Bound { current, local, _accepting: accepting })
+        let mut accepting = Vec::with_capacity(sockets.len());
+        for socket in sockets {
+            let socket = Rc::new(tokio::net::TcpListener::from_std(socket)?);
+            local = socket.local_addr()?;
+            let (stop, stopped) = tokio::sync::oneshot::channel();
+            crate::worker::spawn(worker, accept::run(Rc::clone(worker), Rc::clone(&current), Rc::clone(&socket), stopped));
+            accepting.push(Accepting { socket, _stop: stop });
+        }
+        Ok(Bound { current, local, accepting })
+    }
+
+    fn may_open(&self, listener: &lateen_snapshot::Listener) -> bool {
+        match self.openness.get() {
+            Openness::All => true,
+            Openness::Outbound => listener.direction != Direction::Inbound,
+            Openness::Held | Openness::Closed => false,
+        }
+    }
+
+    /// Opens nothing until [`Self::open_held`].
+    pub(crate) fn hold(&self, inherited: Arc<Inherited>) {
+        self.openness.set(Openness::Held);
+        *self.inherited.borrow_mut() = Some(inherited);
+    }
+
+    /// Opens everything, with the sockets of the process before where it had them.
+    pub(crate) fn open_held(&self, worker: &Rc<Worker>, snapshot: &Snapshot) {
+        if self.openness.get() == Openness::Held {
+            self.openness.set(Openness::All);
+            let problems = self.bind(worker, snapshot);
+            self.report(worker, problems);
+        }
+    }
+
+    /// Duplicates of the listening sockets. One that cannot be duplicated is left out; the other process binds its own.
+    pub(crate) fn sockets(&self) -> Sockets {
+        let sockets = self.sockets.borrow();
+        let all = sockets.iter().flat_map(|(address, bound)| bound.accepting.iter().map(move |a| (*address, &a.socket)));
+        all.filter_map(|(address, socket)| Some((address, socket.as_fd().try_clone_to_owned().ok()?))).collect()
     }
 
     /// The listener for an original destination: its own address, else the wildcard of its port.
@@ -129,9 +200,21 @@ impl Manager {
         }
     }
 
-    pub(crate) fn stop_accepting(&self, inbound_only: bool) {
+    /// Closes sockets, and opens none again, whatever configuration comes.
+    pub(crate) fn close(&self, inbound_only: bool) {
         let concerns = |state: &ListenerState| !inbound_only || state.listener.direction == Direction::Inbound;
         self.sockets.borrow_mut().retain(|_, bound| !concerns(&bound.current.borrow()));
+        if !inbound_only {
+            self.openness.set(Openness::Closed);
+        } else if self.openness.get() == Openness::All {
+            self.openness.set(Openness::Outbound);
+        }
+    }
+
+    /// Closes sockets and tells their connections to end.
+    pub(crate) fn stop_accepting(&self, inbound_only: bool) {
+        self.close(inbound_only);
+        let concerns = |state: &ListenerState| !inbound_only || state.listener.direction == Direction::Inbound;
         for state in self.by_name.borrow().values().filter(|s| concerns(s)) {
             state.drain.start();
         }

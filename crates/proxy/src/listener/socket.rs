@@ -36,8 +36,25 @@ pub(super) fn listen(listener: &Listener, address: SocketAddr) -> io::Result<std
         set_option(&socket, *level, *name, *value)?;
     }
     socket.bind(&address.into())?;
-    socket.listen(i32::try_from(listener.tcp_backlog.clamp(128, 65_535)).unwrap_or(1024))?;
+    socket.listen(backlog(listener))?;
     Ok(socket.into())
+}
+
+fn backlog(listener: &Listener) -> i32 {
+    i32::try_from(listener.tcp_backlog.clamp(128, 65_535)).unwrap_or(1024)
+}
+
+/// Makes a socket of the process before one of this listener: what can still be set on a bound socket is.
+pub(super) fn adopt(socket: &std::net::TcpListener, listener: &Listener) -> io::Result<()> {
+    let socket = socket2::SockRef::from(socket);
+    socket.set_nonblocking(true)?;
+    for (level, name, value) in &listener.socket_options {
+        if let Err(e) = set_option(&socket, *level, *name, *value) {
+            tracing::warn!("listener {}: socket option {level}/{name} cannot be changed by a hot restart: {e}", listener.name);
+        }
+    }
+    // On a socket that listens this changes the length of its queue, and nothing else.
+    socket.listen(backlog(listener))
 }
 
 /// Sets an integer socket option by number, as listeners and clusters configure them.

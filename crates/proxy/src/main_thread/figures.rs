@@ -35,7 +35,10 @@ fn write(main: &Main, block: &Block) {
         },
     );
     block.set(server::UPTIME, main.uptime().as_secs());
-    block.set(server::TOTAL_CONNECTIONS, main.connections());
+    block.set(server::PARENT_CONNECTIONS, main.parent_connections());
+    block.set(server::TOTAL_CONNECTIONS, main.connections() + main.parent_connections());
+    block.set(server::HOT_RESTART_EPOCH, main.lineage.epoch);
+    block.set(server::HOT_RESTART_GENERATION, main.lineage.generation);
     let resident = resident_bytes();
     block.set(server::MEMORY_ALLOCATED, resident);
     block.set(server::MEMORY_HEAP_SIZE, resident);

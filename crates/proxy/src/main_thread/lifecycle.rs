@@ -18,7 +18,8 @@ use super::drain::{DrainPlan, Draining, Step};
 use super::state::{Main, Parts, Publisher};
 use super::{cluster_figures, discovery, dns, ejection, figures, files, health, on_demand, overload};
 use crate::admin::{self, AdminOptions};
-use crate::worker::{Drain, LogFiles, NodeText, Overload, Wishes, WorkerConfig, WorkerHandle};
+use crate::restart::{self, Child, Inherited, Lineage, Parent};
+use crate::worker::{Drain, LogFiles, NodeText, Overload, Sockets, Wishes, WorkerConfig, WorkerHandle};
 
 /// How a proxy process runs.
 pub struct Options {
@@ -42,6 +43,8 @@ pub struct Options {
     pub drain_gradually: bool,
     /// How statistics are labelled: Istio's dashboards and Envoy's expect different names.
     pub tags: TagStyle,
+    /// Whether a new process can take over from this one, and this one from an old one.
+    pub restart: Option<restart::Options>,
 }
 
 /// A running proxy.
@@ -50,6 +53,7 @@ pub struct Process {
     logs: Arc<LogFiles>,
     workers: Arc<Workers>,
     tasks: JoinSet<()>,
+    parent: Option<Arc<Parent>>,
 }
 
 /// The worker threads as receivers of snapshots.
@@ -82,14 +86,29 @@ impl Publisher for Arc<Workers> {
     fn has_applied(&self, version: u64) -> bool {
         self.0.iter().all(|w| *w.applied().borrow() >= version)
     }
+
+    fn open_listeners(&self) {
+        self.0.iter().for_each(WorkerHandle::open_listeners);
+    }
+
+    fn has_opened_listeners(&self) -> bool {
+        self.0.iter().all(WorkerHandle::has_opened_listeners)
+    }
+
+    fn sockets(&self) -> Vec<tokio::sync::oneshot::Receiver<Sockets>> {
+        self.0.iter().map(WorkerHandle::sockets).collect()
+    }
 }
 
 /// Starts everything. The caller's runtime runs the main thread's tasks.
 ///
 /// # Errors
-/// When a worker cannot start, a static resource is refused, or the admin address cannot be bound.
+/// When a worker cannot start, a static resource is refused, the admin address cannot be bound, or there is no process to
+/// take over from.
 pub async fn start(options: Options) -> anyhow::Result<Process> {
-    let Options { bootstrap, concurrency, pin, upstream_mark, identity, token, local, admin, tags, drain_time, drain_gradually } = options;
+    let Options { bootstrap, concurrency, pin, upstream_mark, identity, token, local, admin, tags, drain_time, drain_gradually, restart } =
+        options;
+    let Restarting { bound, before, lineage } = Restarting::begin(restart).await?;
     let switches = Overload::new(bootstrap.overload.limits.clone());
     let concurrency = concurrency.max(1);
     let epoch = Instant::now();
@@ -117,6 +136,10 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
             wishes: wishes.clone(),
         })?);
     }
+    let inherited = before.as_ref().map(|(_, inherited)| Arc::clone(inherited));
+    if let Some(inherited) = &inherited {
+        handles.iter().for_each(|worker| worker.hold_listeners(Arc::clone(inherited)));
+    }
     let workers = Arc::new(Workers(handles));
     let parts = Parts {
         bootstrap,
@@ -128,10 +151,17 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
         overload: switches,
         drain_time,
         drain_gradually,
+        lineage,
+        can_restart: bound.is_some(),
+        held: inherited.is_some(),
     };
     let main = Main::new(parts).map_err(|r| anyhow::anyhow!("{}: {}", r.name, r.reason))?;
     let mut tasks = JoinSet::new();
-    admin::serve(&main, admin, &mut tasks).await?;
+    let ports = admin::serve(&main, admin, inherited.as_deref(), &mut tasks).await?;
+    let parent = bound.map(|bound| Parent::new(main.clone(), bound, ports));
+    if let Some(parent) = &parent {
+        tasks.spawn(parent.clone().run());
+    }
     tasks.spawn(settle(main.clone()));
     tasks.spawn(dns::run(main.clone()));
     tasks.spawn(figures::run(main.clone()));
@@ -144,9 +174,36 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
     tasks.spawn(discovery::secrets(main.clone(), identity, token.clone()));
     discovery::single(&main, token.clone(), &mut tasks);
     discovery::aggregated(&main, token, &mut tasks);
+    if let Some((child, inherited)) = before {
+        tasks.spawn(restart::take_over(main.clone(), child, inherited));
+    }
     super::memory::trim();
     tracing::info!(workers = concurrency, "started with {}", figures::summary(&main));
-    Ok(Process { main, logs, workers, tasks })
+    Ok(Process { main, logs, workers, tasks, parent })
+}
+
+/// How this process stands to the one before and the one after.
+struct Restarting {
+    /// Where the next process finds this one.
+    bound: Option<restart::Bound>,
+    /// The process before, and its sockets.
+    before: Option<(Child, Arc<Inherited>)>,
+    lineage: Lineage,
+}
+
+impl Restarting {
+    async fn begin(options: Option<restart::Options>) -> anyhow::Result<Self> {
+        let Some(mut options) = options else { return Ok(Self { bound: None, before: None, lineage: Lineage::first(0) }) };
+        let bound = options.bind()?;
+        let (before, lineage) = match Child::greet(&options).await? {
+            Some((child, lineage)) => {
+                let inherited = Arc::new(child.sockets().await?);
+                (Some((child, inherited)), lineage)
+            }
+            None => (None, Lineage::first(options.place.epoch)),
+        };
+        Ok(Self { bound: Some(bound), before, lineage })
+    }
 }
 
 fn own_text(bootstrap: &Bootstrap, local: &PeerMetadata) -> NodeText {
@@ -213,6 +270,16 @@ impl Process {
         std::future::pending().await
     }
 
+    /// Waits until a new process has taken over and nothing is open here any more, or the time for it is over.
+    pub async fn replaced(&self) {
+        let Some(parent) = &self.parent else { return std::future::pending().await };
+        let grace = parent.left().await;
+        let mut draining = Draining::new(DrainPlan { grace, minimum: Duration::ZERO, exit_when_idle: true }, Instant::now());
+        while draining.step(self.main.overload.open(), Instant::now()) == Step::Wait {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Asks callers to leave, closes the listeners, lets what is under way end, and stops, as [`DrainPlan`] says.
     pub async fn shut_down(mut self, plan: DrainPlan) {
         self.main.ask_to_leave();
@@ -227,6 +294,9 @@ impl Process {
                 }
                 Step::Stop => break,
             }
+        }
+        if let Some(parent) = &self.parent {
+            parent.finish().await;
         }
         self.tasks.shutdown().await;
         for worker in &self.workers.0 {

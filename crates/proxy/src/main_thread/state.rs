@@ -1,7 +1,7 @@
 //! The state of the main thread: the compiler, the phase of the process, and who gets snapshots.
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,9 +11,10 @@ use lateen_snapshot::bootstrap::{Bootstrap, DynamicSource};
 use lateen_snapshot::compile::{Compiler, Rejected, SecretSource, Update, Wanted};
 use lateen_telemetry::Registry;
 use lateen_xds::{Subscriptions, types};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
-use crate::worker::{Drain, Overload};
+use crate::restart::Lineage;
+use crate::worker::{Drain, Overload, Sockets};
 
 /// Receives snapshots: the workers, or a test.
 pub trait Publisher: Send + Sync {
@@ -35,6 +36,18 @@ pub trait Publisher: Send + Sync {
     /// Whether this version of the snapshot is in force everywhere.
     fn has_applied(&self, _version: u64) -> bool {
         true
+    }
+
+    /// Opens listeners that were held back.
+    fn open_listeners(&self) {}
+
+    fn has_opened_listeners(&self) -> bool {
+        true
+    }
+
+    /// Duplicates of each worker's listening sockets.
+    fn sockets(&self) -> Vec<oneshot::Receiver<Sockets>> {
+        Vec::new()
     }
 }
 
@@ -77,6 +90,13 @@ pub struct Main {
     pub(crate) drain_time: Duration,
     pub(crate) drain_gradually: bool,
     rotation: AtomicU32,
+    pub(crate) lineage: Lineage,
+    /// Another process can take over from this one.
+    pub(crate) can_restart: bool,
+    /// Nothing is accepted yet: the process before still serves.
+    held: watch::Sender<bool>,
+    /// Open connections of the process before.
+    parent_connections: AtomicU64,
 }
 
 /// What a [`Main`] is made from.
@@ -90,6 +110,11 @@ pub struct Parts {
     pub overload: Arc<Overload>,
     pub drain_time: Duration,
     pub drain_gradually: bool,
+    pub lineage: Lineage,
+    /// Another process can take over from this one.
+    pub can_restart: bool,
+    /// Nothing is accepted until [`Main::release`].
+    pub held: bool,
 }
 
 impl Main {
@@ -98,7 +123,20 @@ impl Main {
     /// # Errors
     /// The static resource that is refused, and why.
     pub fn new(parts: Parts) -> Result<Arc<Self>, Rejected> {
-        let Parts { mut bootstrap, registry, publisher, epoch, workers, upstream_mark, overload, drain_time, drain_gradually } = parts;
+        let Parts {
+            mut bootstrap,
+            registry,
+            publisher,
+            epoch,
+            workers,
+            upstream_mark,
+            overload,
+            drain_time,
+            drain_gradually,
+            lineage,
+            can_restart,
+            held,
+        } = parts;
         let mut compiler = Compiler::new();
         compiler.add_static(std::mem::take(&mut bootstrap.resources), Instant::now())?;
         let main = Arc::new(Self {
@@ -124,6 +162,10 @@ impl Main {
             drain_time,
             drain_gradually,
             rotation: AtomicU32::new(0),
+            lineage,
+            can_restart,
+            held: watch::channel(held).0,
+            parent_connections: AtomicU64::new(0),
         });
         main.publish();
         Ok(main)
@@ -217,12 +259,60 @@ impl Main {
         if !self.has_listeners.load(Relaxed) || !self.has_clusters.load(Relaxed) {
             return Phase::PreInitializing;
         }
-        let settled = self.compiler().is_settled();
-        if settled && self.publisher.has_applied(self.snapshot().version) {
+        if !self.is_held() && self.is_warm() {
             self.was_ready.store(true, Relaxed);
             return Phase::Live;
         }
         Phase::Initializing
+    }
+
+    /// Whether all that the configuration refers to has arrived and is in force.
+    pub(crate) fn is_warm(&self) -> bool {
+        self.has_listeners.load(Relaxed)
+            && self.has_clusters.load(Relaxed)
+            && self.compiler().is_settled()
+            && self.publisher.has_applied(self.snapshot().version)
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        *self.held.borrow()
+    }
+
+    /// Waits for [`Self::release`].
+    pub(crate) async fn released(&self) {
+        // An error would mean that the process state is gone already.
+        let _ = self.held.subscribe().wait_for(|held| !held).await;
+    }
+
+    /// From now on this process is the one that serves.
+    pub(crate) fn release(&self) {
+        self.held.send_replace(false);
+    }
+
+    pub(crate) fn open_listeners(&self) {
+        self.publisher.open_listeners();
+    }
+
+    pub(crate) fn has_opened_listeners(&self) -> bool {
+        self.publisher.has_opened_listeners()
+    }
+
+    pub(crate) fn worker_sockets(&self) -> Vec<oneshot::Receiver<Sockets>> {
+        self.publisher.sockets()
+    }
+
+    pub(crate) fn set_parent_connections(&self, connections: u64) {
+        self.parent_connections.store(connections, Relaxed);
+    }
+
+    pub(crate) fn parent_connections(&self) -> u64 {
+        self.parent_connections.load(Relaxed)
+    }
+
+    /// Another process accepts: this one takes no new connections, and lets those that are open end in the drain time.
+    pub(crate) fn hand_over(&self) {
+        self.draining.store(true, Relaxed);
+        self.publisher.drain(Drain::HandOver { over: if self.drain_gradually { self.drain_time } else { Duration::ZERO } });
     }
 
     /// What is being waited for, for the operator.

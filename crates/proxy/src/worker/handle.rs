@@ -1,7 +1,10 @@
 //! The main thread's end of a worker.
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -9,8 +12,10 @@ use std::time::{Duration, Instant};
 use lateen_snapshot::Snapshot;
 use lateen_telemetry::istio::IstioShard;
 use lateen_telemetry::{Registry, Shard};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
+
+use crate::restart::Inherited;
 
 use super::{LogFiles, NodeText, Overload, TICK, Wishes, Worker, guard};
 
@@ -39,10 +44,16 @@ pub struct WorkerConfig {
 enum Command {
     Publish(Arc<Snapshot>),
     Drain(Drain),
+    HoldListeners(Arc<Inherited>),
+    OpenListeners,
+    Sockets(oneshot::Sender<Sockets>),
     Stop,
     #[cfg(test)]
     BreakDown,
 }
+
+/// Duplicates of listening sockets, with the address that was configured.
+pub type Sockets = Vec<(SocketAddr, OwnedFd)>;
 
 /// What connections and listeners are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +62,8 @@ pub enum Drain {
     Ask { over: Duration, inbound_only: bool },
     /// Listeners close; connections are to end.
     Close { inbound_only: bool },
+    /// Listeners close, since another process has their sockets too; connections are to end, spread over this time.
+    HandOver { over: Duration },
     /// The process fails its health check, or passes again: connections of listeners that drain by it are to end.
     Failing(bool),
 }
@@ -61,6 +74,8 @@ pub(super) struct Shared {
     pub(super) connections: AtomicU64,
     pub(super) bound: Mutex<Vec<(Arc<str>, SocketAddr)>>,
     pub(super) problems: Mutex<Vec<String>>,
+    /// Listeners that were held back are open.
+    opened: AtomicBool,
     /// Why the thread ended by itself, which it never does unless it is broken.
     pub(super) died: watch::Sender<Option<String>>,
 }
@@ -84,6 +99,7 @@ impl WorkerHandle {
             connections: AtomicU64::new(0),
             bound: Mutex::default(),
             problems: Mutex::default(),
+            opened: AtomicBool::new(false),
             died: watch::channel(None).0,
         });
         guard::install();
@@ -123,6 +139,27 @@ impl WorkerHandle {
         let _ = self.commands.send(Command::Drain(drain));
     }
 
+    /// Nothing is accepted until [`Self::open_listeners`], which takes sockets of the process before. To be called before
+    /// the first snapshot.
+    pub(crate) fn hold_listeners(&self, inherited: Arc<Inherited>) {
+        let _ = self.commands.send(Command::HoldListeners(inherited));
+    }
+
+    pub(crate) fn open_listeners(&self) {
+        let _ = self.commands.send(Command::OpenListeners);
+    }
+
+    pub(crate) fn has_opened_listeners(&self) -> bool {
+        self.shared.opened.load(Relaxed)
+    }
+
+    /// Duplicates of the listening sockets; an error from the receiver means that the worker has ended.
+    pub(crate) fn sockets(&self) -> oneshot::Receiver<Sockets> {
+        let (sender, receiver) = oneshot::channel();
+        let _ = self.commands.send(Command::Sockets(sender));
+        receiver
+    }
+
     /// A mistake of this program, for tests.
     #[cfg(test)]
     pub(super) fn break_down(&self) {
@@ -159,12 +196,12 @@ impl WorkerHandle {
         self.shared.problems.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits for the thread's end, after [`Self::stop`].
     /// Whether its thread has ended.
     pub fn has_stopped(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
+    /// Stops it and waits for the thread's end.
     pub fn join(mut self) {
         self.stop();
         if let Some(thread) = self.thread.take() {
@@ -186,7 +223,7 @@ impl Shared {
     }
 }
 
-async fn run(worker: std::rc::Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>) {
+async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -205,16 +242,12 @@ async fn run(worker: std::rc::Rc<Worker>, mut commands: mpsc::UnboundedReceiver<
                         }
                     }
                     worker.publish(snapshot);
-                    match other {
-                        Some(Command::Drain(drain)) => worker.drain(drain),
-                        Some(Command::Stop) => break,
-                        _ => {}
+                    if other.is_some_and(|command| worker.obey(command).is_break()) {
+                        break;
                     }
                 }
-                Some(Command::Drain(drain)) => worker.drain(drain),
-                Some(Command::Stop) | None => break,
-                #[cfg(test)]
-                Some(Command::BreakDown) => panic!("injected"),
+                Some(command) => if worker.obey(command).is_break() { break },
+                None => break,
             },
             _ = tick.tick() => worker.tick(),
         }
@@ -223,6 +256,24 @@ async fn run(worker: std::rc::Rc<Worker>, mut commands: mpsc::UnboundedReceiver<
 }
 
 impl Worker {
+    fn obey(self: &Rc<Self>, command: Command) -> ControlFlow<()> {
+        match command {
+            Command::Publish(snapshot) => self.publish(snapshot),
+            Command::Drain(drain) => self.drain(drain),
+            Command::HoldListeners(inherited) => self.listeners.hold(inherited),
+            Command::OpenListeners => {
+                self.listeners.open_held(self, &self.live().snapshot);
+                self.shared.opened.store(true, Relaxed);
+            }
+            // Nobody may be waiting any more.
+            Command::Sockets(reply) => drop(reply.send(self.listeners.sockets())),
+            Command::Stop => return ControlFlow::Break(()),
+            #[cfg(test)]
+            Command::BreakDown => panic!("injected"),
+        }
+        ControlFlow::Continue(())
+    }
+
     fn drain(&self, drain: Drain) {
         match drain {
             Drain::Ask { over, inbound_only } => {
@@ -230,6 +281,10 @@ impl Worker {
                 if !inbound_only {
                     if over.is_zero() { self.drain.start() } else { self.drain.start_over(over) }
                 }
+            }
+            Drain::HandOver { over } => {
+                self.listeners.close(false);
+                self.drain(Drain::Ask { over, inbound_only: false });
             }
             Drain::Close { inbound_only } => {
                 self.listeners.stop_accepting(inbound_only);

@@ -11,7 +11,7 @@ mod wishes;
 pub(crate) use counters::Counters;
 pub(crate) use drain::DrainSignal;
 pub(crate) use guard::spawn;
-pub use handle::{Drain, WorkerConfig, WorkerHandle};
+pub use handle::{Drain, Sockets, WorkerConfig, WorkerHandle};
 pub(crate) use live::Live;
 pub use logs::LogFiles;
 pub use overload::Overload;

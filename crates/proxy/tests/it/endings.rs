@@ -182,6 +182,7 @@ fn whole(more: &str, upstream: &Upstream) -> (tokio::runtime::Runtime, lateen_pr
         drain_time: Duration::from_secs(1),
         drain_gradually: true,
         tags: Default::default(),
+        restart: None,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let process = runtime.block_on(lateen_proxy::main_thread::start(options)).unwrap();
@@ -227,15 +228,6 @@ fn a_process_told_to_end_takes_connections_until_nothing_is_open() {
     assert_eq!(first.join().unwrap().status, 200);
     runtime.block_on(end).unwrap();
     assert!(TcpStream::connect(address).is_err());
-}
-
-/// One request to the admin server; its status and body.
-fn admin(port: u16, method: &str, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream.set_read_timeout(Some(WAIT)).unwrap();
-    write!(stream, "{method} {path} HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
-    let answer = Answer::read(&mut stream);
-    (answer.status, answer.body)
 }
 
 #[test]

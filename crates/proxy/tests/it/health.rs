@@ -37,6 +37,7 @@ impl Checked {
             local: Default::default(),
             admin: Default::default(),
             tags: Default::default(),
+            restart: None,
             drain_time: WAIT,
             drain_gradually: true,
         };

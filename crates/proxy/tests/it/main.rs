@@ -12,6 +12,7 @@ mod health;
 mod hostile_connections;
 mod hostile_http1;
 mod hostile_http2;
+mod hot_restart;
 mod http1;
 mod http2;
 mod internal_redirects;

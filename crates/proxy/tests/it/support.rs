@@ -354,3 +354,12 @@ pub(crate) fn cluster(name: &str, ports: &[u16], more: &str) -> String {
 pub(crate) fn half_close(stream: &TcpStream) {
     stream.shutdown(Shutdown::Write).unwrap();
 }
+
+/// One request to the admin server; its status and body.
+pub(crate) fn admin(port: u16, method: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(WAIT)).unwrap();
+    write!(stream, "{method} {path} HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    let answer = Answer::read(&mut stream);
+    (answer.status, answer.body)
+}

@@ -182,6 +182,20 @@ impl Inner {
         }
     }
 
+    /// The cells of each worker, without those that the main thread writes.
+    pub(super) fn worker_cells(&self) -> impl Iterator<Item = &Cells> {
+        let workers = self.shards.len().saturating_sub(1);
+        self.shards.iter().take(workers).filter_map(OnceLock::get)
+    }
+
+    /// Adds, wrapping, to a cell of the shared writer.
+    pub(super) fn add_shared(&self, cell: u16, by: u64) {
+        let shared = self.shards.last().map(|slot| slot.get_or_init(|| new_cells(cells_of(self.defs))));
+        if let Some(cell) = shared.and_then(|cells| cells.get(usize::from(cell))) {
+            cell.fetch_add(by, Relaxed);
+        }
+    }
+
     /// Whether any shard has ever written.
     pub(crate) fn touched(&self) -> bool {
         self.shards.iter().any(|shard| shard.get().is_some())

@@ -4,6 +4,7 @@
 //! Each worker owns one [`Shard`] and writes only cells of its own, so a count is a plain load and store;
 //! a scrape adds the shards up. Blocks are made when configuration changes and freed with their last handle.
 mod block;
+mod carry;
 pub(crate) mod cells;
 mod histogram;
 mod metric;
@@ -13,6 +14,7 @@ mod render;
 mod sample;
 
 pub use block::{Block, BlockName, Held, Local, Shard, Tag};
+pub use carry::{Exporter, Figures, Series};
 pub use histogram::{Buckets, ENVOY_BYTES, ENVOY_MS, ENVOY_MS_FINE, HistogramValue};
 pub use metric::{Counter, Gauge, Histogram, Kind, MetricDef, cell_of, cells_of};
 pub use registry::{Matcher, Registry, Source, TagStyle};

@@ -1,5 +1,6 @@
 //! The registry: knows every living block, and adds the shards up when somebody asks.
 use super::block::{Block, BlockName, Inner, Shard};
+use super::carry::Carried;
 use super::metric::MetricDef;
 use super::prometheus::{self, Choice};
 use super::sample::{Sample, Value, label_key, split_code};
@@ -30,12 +31,21 @@ pub struct Registry {
     blocks: Mutex<HashMap<Key, Weak<Inner>>>,
     sources: Mutex<Vec<Arc<dyn Source>>>,
     matcher: Mutex<Option<Arc<Matcher>>>,
+    /// Of the process before.
+    carried: Carried,
 }
 
 impl Registry {
     /// A registry for `workers` workers, with the shard of each.
     pub fn new(workers: usize, style: TagStyle) -> (Arc<Self>, Vec<Shard>) {
-        let registry = Self { shards: workers + 1, style, blocks: Mutex::default(), sources: Mutex::default(), matcher: Mutex::default() };
+        let registry = Self {
+            shards: workers + 1,
+            style,
+            blocks: Mutex::default(),
+            sources: Mutex::default(),
+            matcher: Mutex::default(),
+            carried: Carried::default(),
+        };
         (Arc::new(registry), (0..workers).map(Shard::new).collect())
     }
 
@@ -61,6 +71,8 @@ impl Registry {
         }
         let block = Block::new(defs, name, self.shards);
         blocks.insert(key, Arc::downgrade(&block.0));
+        drop(blocks);
+        self.carried.welcome(&block.0);
         block
     }
 
@@ -119,9 +131,11 @@ impl Registry {
     /// The metrics of every source.
     pub(super) fn collect(&self, emit: &mut dyn FnMut(Sample)) {
         let sources = lock(&self.sources).clone();
-        for source in sources {
-            source.collect(emit);
-        }
+        self.carried.collect(emit, |emit| sources.iter().for_each(|source| source.collect(emit)));
+    }
+
+    pub(super) fn carried(&self) -> &Carried {
+        &self.carried
     }
 
     fn scrape_block(&self, block: &Inner, used_only: bool, keep: Keep<'_>, out: &mut Vec<Sample>) {

@@ -1,0 +1,384 @@
+//! Hot restart: processes follow one another under load, and no caller notices.
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lateen_proxy::main_thread::{DrainPlan, Options, Process, start as start_process};
+use lateen_proxy::restart::{self, Place, SocketPath};
+
+use crate::support::*;
+
+/// A base id for each test of this process.
+fn base() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    std::process::id() * 100 + NEXT.fetch_add(1, SeqCst)
+}
+
+fn place(base_id: u32, epoch: u64) -> Place {
+    Place { path: SocketPath::parse("@lateen-test"), mode: 0o600, base_id, epoch }
+}
+
+/// A process, which ends by itself when another has taken over.
+struct Running {
+    runtime: Option<tokio::runtime::Runtime>,
+    process: Option<Process>,
+}
+
+impl Running {
+    fn try_start(yaml: &str, workers: usize, base_id: u32, epoch: u64) -> anyhow::Result<Self> {
+        let options = Options {
+            bootstrap: lateen_snapshot::bootstrap::parse(yaml, "test.yaml").unwrap(),
+            concurrency: workers,
+            pin: false,
+            upstream_mark: None,
+            identity: None,
+            token: None,
+            local: Default::default(),
+            admin: Default::default(),
+            drain_time: Duration::from_millis(500),
+            drain_gradually: true,
+            tags: Default::default(),
+            restart: Some(restart::Options {
+                place: place(base_id, epoch),
+                bound: None,
+                parent_shutdown: Duration::from_secs(20),
+                parent_optional: false,
+                skip_figures: false,
+            }),
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let process = runtime.block_on(start_process(options))?;
+        Ok(Self { runtime: Some(runtime), process: Some(process) })
+    }
+
+    fn start(yaml: &str, workers: usize, base_id: u32, epoch: u64) -> Self {
+        let running = Self::try_start(yaml, workers, base_id, epoch).unwrap();
+        let ready = |r: &Self| r.runtime.as_ref().unwrap().block_on(r.process.as_ref().unwrap().ready(WAIT));
+        assert!(ready(&running), "{:?}", running.process.as_ref().unwrap().main.waiting());
+        running
+    }
+
+    fn stat(&self, name: &str) -> u64 {
+        let samples = self.process.as_ref().unwrap().main.registry.scrape(false, &|n| n == name);
+        let text = format!("{:?}", samples.first().map(|s| &s.value));
+        text.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0)
+    }
+
+    /// Waits until it was replaced and has nothing open any more; how long that took.
+    fn replaced(mut self) -> Duration {
+        let since = Instant::now();
+        let process = self.process.take().unwrap();
+        let plan = DrainPlan { grace: Duration::ZERO, minimum: Duration::ZERO, exit_when_idle: true };
+        let runtime = self.runtime.take().unwrap();
+        runtime.block_on(async {
+            tokio::time::timeout(Duration::from_secs(30), process.replaced()).await.expect("it ends");
+            process.shut_down(plan).await;
+        });
+        runtime.shutdown_background();
+        since.elapsed()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // As a process that is killed.
+        let process = self.process.take();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+        drop(process);
+    }
+}
+
+/// HTTP on one port, bytes on the other.
+fn yaml(http: u16, tcp: u16, upstream: u16, echo: u16, more: &str) -> String {
+    let yaml = Config::to(&[upstream]).cluster(cluster("echo", &[echo], "")).yaml();
+    let listener = format!(
+        r#"  - name: tcp
+    address: {{socket_address: {{address: 127.0.0.1, port_value: {tcp}}}}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.tcp_proxy
+        typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: echo}}
+  clusters:"#
+    );
+    format!("{more}\n{}", yaml.replace("port_value: 0", &format!("port_value: {http}")).replacen("  clusters:", &listener, 1))
+}
+
+fn echo_server() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let mut bytes = [0; 1024];
+                let mut stream = stream;
+                while let Ok(n @ 1..) = stream.read(&mut bytes) {
+                    if stream.write_all(&bytes[..n]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
+/// What callers did, and what went wrong for them.
+#[derive(Default)]
+struct Tally {
+    stop: AtomicBool,
+    http1: AtomicUsize,
+    http2: AtomicUsize,
+    tcp: AtomicUsize,
+    lost: std::sync::Mutex<Vec<String>>,
+}
+
+impl Tally {
+    fn lose(&self, what: &str, why: impl std::fmt::Debug) {
+        self.lost.lock().unwrap().push(format!("{what}: {why:?}"));
+    }
+
+    /// HTTP/1.1 keep-alive: leaves a connection when it is told to, as callers do.
+    fn http1(&self, address: SocketAddr) {
+        let mut kept: Option<TcpStream> = None;
+        while !self.stop.load(SeqCst) {
+            let mut stream = match kept.take().map_or_else(|| TcpStream::connect(address), Ok) {
+                Ok(stream) => stream,
+                Err(e) => {
+                    self.lose("http/1 connect", e);
+                    continue;
+                }
+            };
+            stream.set_read_timeout(Some(WAIT)).unwrap();
+            let sent = stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+            match sent.ok().and_then(|()| Answer::try_read(&mut stream)) {
+                Some(answer) if answer.status == 200 => {
+                    self.http1.fetch_add(1, SeqCst);
+                    kept = (answer.header("connection") != Some("close")).then_some(stream);
+                }
+                other => self.lose("http/1", other),
+            }
+        }
+    }
+
+    async fn http2(&self, address: SocketAddr) {
+        let mut kept: Option<h2::client::SendRequest<Bytes>> = None;
+        while !self.stop.load(SeqCst) {
+            let mut sender = match kept.take() {
+                Some(sender) => match sender.ready().await {
+                    Ok(sender) => sender,
+                    // It was told to leave.
+                    Err(e) if e.is_go_away() && e.reason() == Some(h2::Reason::NO_ERROR) => continue,
+                    Err(e) => {
+                        self.lose("http/2 connection", e);
+                        continue;
+                    }
+                },
+                None => {
+                    let stream = match tokio::net::TcpStream::connect(address).await {
+                        Ok(stream) => stream,
+                        Err(e) => {
+                            self.lose("http/2 connect", e);
+                            continue;
+                        }
+                    };
+                    let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+                    tokio::spawn(async move { connection.await.ok() });
+                    sender
+                }
+            };
+            let request = http::Request::get("http://a/").body(()).unwrap();
+            let answer = match sender.send_request(request, true) {
+                Ok((answer, _)) => answer.await,
+                Err(e) => Err(e),
+            };
+            match answer {
+                Ok(answer) if answer.status() == 200 => {
+                    let mut body = answer.into_body();
+                    while let Some(Ok(data)) = body.data().await {
+                        let _ = body.flow_control().release_capacity(data.len());
+                    }
+                    self.http2.fetch_add(1, SeqCst);
+                    kept = Some(sender);
+                }
+                Ok(other) => self.lose("http/2", other.status()),
+                Err(e) if e.is_go_away() && e.reason() == Some(h2::Reason::NO_ERROR) => {}
+                Err(e) => self.lose("http/2", e),
+            }
+        }
+    }
+
+    /// Streams that live longer than a restart takes.
+    fn tcp(&self, address: SocketAddr) {
+        while !self.stop.load(SeqCst) {
+            let talk = || -> std::io::Result<()> {
+                let mut stream = TcpStream::connect(address)?;
+                stream.set_read_timeout(Some(WAIT))?;
+                for n in 0..100u32 {
+                    stream.write_all(&n.to_be_bytes())?;
+                    let mut back = [0; 4];
+                    stream.read_exact(&mut back)?;
+                    assert_eq!(u32::from_be_bytes(back), n);
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Ok(())
+            };
+            match talk() {
+                Ok(()) => drop(self.tcp.fetch_add(1, SeqCst)),
+                Err(e) => self.lose("tcp", e),
+            }
+        }
+    }
+}
+
+#[test]
+fn processes_follow_one_another_under_load_and_nothing_is_lost() {
+    let upstream = Upstream::start(|_, _, stream| {
+        std::thread::sleep(Duration::from_millis(2));
+        write_ok(stream, "x")
+    });
+    let (base, http, tcp) = (base(), dead_port(), dead_port());
+    let yaml = yaml(http, tcp, upstream.port(), echo_server(), "");
+    let [http, tcp]: [SocketAddr; 2] = [http, tcp].map(|port| ([127, 0, 0, 1], port).into());
+    let mut current = Running::start(&yaml, 2, base, 0);
+    let tally = Arc::new(Tally::default());
+    let mut callers: Vec<_> = (0..6)
+        .map(|n| {
+            let tally = tally.clone();
+            std::thread::spawn(move || if n % 2 == 0 { tally.http1(http) } else { tally.tcp(tcp) })
+        })
+        .collect();
+    let theirs = tally.clone();
+    callers.push(std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { tokio::join!(theirs.http2(http), theirs.http2(http)) });
+    }));
+    // Fewer workers, whose sockets must not be left alone; more, which bind some of their own.
+    for (epoch, workers) in [(1, 1), (2, 3), (3, 2)] {
+        let before = (tally.http1.load(SeqCst), tally.http2.load(SeqCst));
+        eventually(|| tally.http1.load(SeqCst) > before.0 + 100 && tally.http2.load(SeqCst) > before.1 + 50);
+        let next = Running::start(&yaml, workers, base, epoch);
+        assert_eq!((next.stat("server.hot_restart_epoch"), next.stat("server.hot_restart_generation")), (epoch, epoch + 1));
+        let took = std::mem::replace(&mut current, next).replaced();
+        assert!(took < Duration::from_secs(15), "{took:?}");
+    }
+    tally.stop.store(true, SeqCst);
+    callers.into_iter().for_each(|c| c.join().unwrap());
+    let (http1, http2, streams) = (tally.http1.load(SeqCst), tally.http2.load(SeqCst), tally.tcp.load(SeqCst));
+    assert_eq!(*tally.lost.lock().unwrap(), Vec::<String>::new(), "of {http1} + {http2} requests and {streams} streams");
+    assert!(streams > 5, "{streams} streams");
+    // Counters of all processes are in the last one.
+    let answered = (http1 + http2) as u64;
+    eventually(|| current.stat("http.t.downstream_rq_total") >= answered);
+    assert_eq!(current.stat("http.t.downstream_rq_total"), answered);
+    assert_eq!(current.stat("tcp.t.downstream_cx_total"), streams as u64);
+    eventually(|| current.stat("http.t.downstream_cx_active") == 0);
+    eventually(|| current.stat("server.parent_connections") == 0);
+}
+
+#[test]
+fn what_does_not_become_ready_changes_nothing() {
+    let upstream = Upstream::ok("x");
+    let (base, http, tcp, port) = (base(), dead_port(), dead_port(), dead_port());
+    let admin_yaml = format!("admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}");
+    let good = yaml(http, tcp, upstream.port(), dead_port(), &admin_yaml);
+    let old = Running::start(&good, 2, base, 0);
+    // Its clusters are to come from where nobody is, and it has waited 15 seconds for them by default.
+    let discovery = "dynamic_resources: {cds_config: {resource_api_version: V3, api_config_source: {api_type: GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: c}}]}}}";
+    let stuck = yaml(http, tcp, upstream.port(), dead_port(), &format!("{admin_yaml}\n{discovery}"));
+    let address: SocketAddr = ([127, 0, 0, 1], http).into();
+    let served = |ask: &[u8]| {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(WAIT)).unwrap();
+        stream.write_all(ask).unwrap();
+        Answer::read(&mut stream)
+    };
+    for _ in 0..2 {
+        let new = Running::try_start(&stuck, 3, base, 1).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        for _ in 0..20 {
+            let answer = served(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+            assert_eq!((answer.status, answer.header("connection")), (200, None));
+        }
+        // Who asks is told about the process that serves.
+        let (status, info) = admin(port, "GET", "/server_info");
+        assert!(status == 200 && info.contains("\"restart_epoch\": 0") && info.contains("LIVE"), "{info}");
+        drop(new);
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(served(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 200);
+    }
+    assert_eq!(old.stat("http.t.downstream_cx_total"), 42);
+    let mut new = None;
+    // The place of the one that was dropped is free once its tasks have ended.
+    eventually(|| {
+        new = Running::try_start(&good, 1, base, 1).ok();
+        new.is_some()
+    });
+    let new = new.unwrap();
+    eventually(|| admin(port, "GET", "/server_info").1.contains("\"restart_epoch\": 1"));
+    assert_eq!(admin(port, "GET", "/ready").0, 200);
+    assert_eq!(admin(port, "GET", "/hot_restart_version"), (200, restart::version()));
+    old.replaced();
+    assert_eq!(served(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 200);
+    eventually(|| new.stat("http.t.downstream_cx_total") == 43);
+}
+
+#[test]
+fn only_the_right_process_takes_over() {
+    let upstream = Upstream::ok("x");
+    let (base, http, tcp) = (base(), dead_port(), dead_port());
+    let yaml = yaml(http, tcp, upstream.port(), dead_port(), "");
+    let why = |epoch| Running::try_start(&yaml, 1, base, epoch).err().map(|e| format!("{e:#}")).unwrap_or_default();
+    assert!(why(1).contains("no process to take over from") && why(1).contains("--base-id"), "{}", why(1));
+    let old = Running::start(&yaml, 1, base, 0);
+    assert!(why(0).contains("--base-id"), "{}", why(0));
+    assert!(why(2).contains("no process to take over from"), "{}", why(2));
+    let new = Running::start(&yaml, 1, base, 1);
+    // The old one is on its way out.
+    old.replaced();
+    assert!(why(1).contains("cannot be had"), "{}", why(1));
+    drop(new);
+}
+
+#[test]
+fn streams_that_do_not_end_are_cut_when_the_time_is_over() {
+    let (base, http, tcp) = (base(), dead_port(), dead_port());
+    let yaml = yaml(http, tcp, dead_port(), echo_server(), "");
+    let old = Running::start(&yaml, 1, base, 0);
+    let mut stream = TcpStream::connect(("127.0.0.1", tcp)).unwrap();
+    stream.set_read_timeout(Some(WAIT)).unwrap();
+    let echoes = |stream: &mut TcpStream| stream.write_all(b"x").is_ok() && matches!(stream.read(&mut [0; 1]), Ok(1));
+    assert!(echoes(&mut stream));
+    let process = old.process.as_ref().unwrap();
+    let place = place(base, 1);
+    let options =
+        restart::Options { place, bound: None, parent_shutdown: Duration::from_secs(2), parent_optional: false, skip_figures: false };
+    let options = Options {
+        bootstrap: lateen_snapshot::bootstrap::parse(&yaml, "test.yaml").unwrap(),
+        concurrency: 1,
+        pin: false,
+        upstream_mark: None,
+        identity: None,
+        token: None,
+        local: Default::default(),
+        admin: Default::default(),
+        drain_time: Duration::from_secs(1),
+        drain_gradually: true,
+        tags: Default::default(),
+        restart: Some(options),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let new = runtime.block_on(start_process(options)).unwrap();
+    assert!(runtime.block_on(new.ready(WAIT)));
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(echoes(&mut stream) && process.main.connections() == 1);
+    let took = old.replaced();
+    assert!(took > Duration::from_millis(500) && took < Duration::from_secs(10), "{took:?}");
+    assert!(!echoes(&mut stream));
+    assert!(echoes(&mut TcpStream::connect(("127.0.0.1", tcp)).unwrap()));
+    runtime.shutdown_background();
+}
