@@ -16,6 +16,8 @@ Tasks:
                  count what a request costs (needs valgrind); compare with the committed figures, or replace them
   fuzz TARGET [--seconds N] [--seed N]
                  look for bytes that make a reader panic; without a target, lists them
+  soak [--minutes N]
+                 mixed traffic while everything changes, for 1 minute or so many; no call may fail, memory must stay flat
   lint           formatting and clippy, as continuous integration runs them";
 
 fn main() -> ExitCode {
@@ -23,6 +25,7 @@ fn main() -> ExitCode {
     let outcome = match args.next().as_deref() {
         Some("test") => test(args),
         Some("peers") => peers::install().map(|_| ()),
+        Some("soak") => soak(args),
         Some("lint") => lint(),
         Some("instructions") => instructions::run(args),
         Some("fuzz") => run(cargo().args(["run", "--quiet", "-p", "lateen-fuzz", "--"]).args(args)),
@@ -49,6 +52,16 @@ fn test(args: impl Iterator<Item = String>) -> Result<(), String> {
         cargo.env(key, value);
     }
     run(&mut cargo)
+}
+
+fn soak(mut args: impl Iterator<Item = String>) -> Result<(), String> {
+    let minutes = match (args.next().as_deref(), args.next()) {
+        (None, _) => "1".to_owned(),
+        (Some("--minutes"), Some(minutes)) => minutes,
+        _ => return Err("soak takes --minutes N".to_owned()),
+    };
+    let seconds = minutes.parse::<u64>().map_err(|e| format!("--minutes {minutes}: {e}"))? * 60;
+    run(cargo().args(["test", "-p", "lateen", "--test", "soak", "--", "--nocapture"]).env("LATEEN_SOAK_SECONDS", seconds.to_string()))
 }
 
 fn lint() -> Result<(), String> {
