@@ -77,6 +77,16 @@ enum Mode {
     Validate,
 }
 
+impl Args {
+    /// For `/server_info`, under Envoy's names.
+    fn shown(&self) -> serde_json::Value {
+        let mut shown = self.restart.shown();
+        shown["config_path"] = self.config.as_ref().map(|path| path.display().to_string()).unwrap_or_default().into();
+        shown["log_level"] = self.log_level.clone().into();
+        shown
+    }
+}
+
 /// Health for probes, statistics for scrapers: Istio's ports.
 const HEALTH: u16 = 15_021;
 const STATISTICS: u16 = 15_090;
@@ -125,7 +135,7 @@ async fn serve_file(args: &Args, bootstrap: Bootstrap, level: crate::log::Level)
         tags: TagStyle::Envoy,
         drain_time,
         drain_gradually: args.drain_strategy == Strategy::Gradual,
-        admin: AdminOptions { logging: Some(level), health: None, stats: None, agent: None },
+        admin: AdminOptions { logging: Some(level), command_line: args.shown(), ..AdminOptions::default() },
         restart: args.restart.options()?,
     };
     serve(options, DrainPlan { grace: drain_time, minimum: Duration::ZERO, exit_when_idle: true }).await
@@ -150,7 +160,13 @@ async fn serve_agent(args: &Args, role: Role, level: crate::log::Level) -> anyho
         tags: TagStyle::Istio,
         drain_time,
         drain_gradually: args.drain_strategy == Strategy::Gradual,
-        admin: AdminOptions { logging: Some(level), health: any(HEALTH), stats: any(STATISTICS), agent: any(environment.status_port) },
+        admin: AdminOptions {
+            logging: Some(level),
+            command_line: args.shown(),
+            health: any(HEALTH),
+            stats: any(STATISTICS),
+            agent: any(environment.status_port),
+        },
         restart: args.restart.options()?,
     };
     // Istio waits out the whole time unless it is told to end on zero connections; a proxy without connections has

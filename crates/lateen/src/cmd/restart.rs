@@ -46,6 +46,20 @@ pub(super) struct RestartArgs {
 }
 
 impl RestartArgs {
+    /// For `/server_info`, under Envoy's names.
+    pub(super) fn shown(&self) -> serde_json::Value {
+        serde_json::json!({
+            "base_id": self.base_id.unwrap_or(0).to_string(),
+            "use_dynamic_base_id": self.use_dynamic_base_id,
+            "base_id_path": self.base_id_path.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+            "parent_shutdown_time": format!("{}s", self.parent_shutdown_time_s),
+            "socket_path": self.socket_path,
+            "socket_mode": self.socket_mode,
+            "skip_hot_restart_on_no_parent": self.skip_hot_restart_on_no_parent,
+            "skip_hot_restart_parent_stats": self.skip_hot_restart_parent_stats,
+        })
+    }
+
     /// What the proxy is to do about it. A base id that is to be chosen is taken at once.
     pub(super) fn options(&self) -> anyhow::Result<Option<Options>> {
         let is_asked_for = self.restart_epoch.is_some() || self.base_id.is_some() || self.use_dynamic_base_id;

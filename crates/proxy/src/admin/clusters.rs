@@ -2,6 +2,7 @@
 use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
 
+use http::StatusCode;
 use lateen_balance::host::{DEGRADED_ACTIVE_HC, DEGRADED_EDS, FAILED_ACTIVE_HC, FAILED_EDS, FAILED_OUTLIER, PENDING_ACTIVE_HC};
 use lateen_balance::{Address, Breakers, Host};
 use lateen_snapshot::Cluster;
@@ -13,8 +14,11 @@ use super::server::{Ask, Reply};
 use crate::main_thread::Main;
 
 pub(super) fn page(main: &Main, ask: &Ask<'_>) -> Reply {
+    let filter = ask.parameter("filter").map(|text| regex::RegexBuilder::new(&text).size_limit(1 << 20).build()).transpose();
+    let Ok(filter) = filter else { return Reply::error(StatusCode::BAD_REQUEST, "Invalid re2 regex\n") };
     let snapshot = main.snapshot();
-    let mut clusters: Vec<&Cluster> = snapshot.clusters.iter().flatten().map(|c| &**c).collect();
+    let shown = |cluster: &&Cluster| filter.as_ref().is_none_or(|f| f.is_match(&cluster.config.name));
+    let mut clusters: Vec<&Cluster> = snapshot.clusters.iter().flatten().map(|c| &**c).filter(shown).collect();
     clusters.sort_by(|a, b| a.config.name.cmp(&b.config.name));
     let dynamic = |cluster: &Cluster| main.compiler().is_dynamic_cluster(&cluster.config.name);
     if ask.wants_json() {

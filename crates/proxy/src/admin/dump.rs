@@ -9,6 +9,7 @@ use lateen_proto::{Any, any};
 use lateen_snapshot::compile::{Failure, Kind, Listed, Origin, Record, SecretKey, SecretSource, SecretValue};
 use serde_json::{Map, Value, json};
 
+use super::mask::Mask;
 use super::server::{Ask, Reply};
 use crate::main_thread::Main;
 
@@ -16,15 +17,10 @@ const ADMIN: &str = "type.googleapis.com/envoy.admin.v3.";
 const REDACTED: &str = "[redacted]";
 
 pub(super) fn config_dump(main: &Main, ask: &Ask<'_>) -> Reply {
-    if ask.parameter("mask").is_some() {
-        return Reply::error(
-            StatusCode::NOT_IMPLEMENTED,
-            "mask is not supported; use resource= or name_regex=, or filter the answer with jq\n",
-        );
-    }
+    let mask = ask.parameter("mask").as_deref().and_then(Mask::parse);
     let names = match ask.parameter("name_regex").map(|text| regex::RegexBuilder::new(&text).size_limit(1 << 20).build()).transpose() {
         Ok(names) => names,
-        Err(e) => return Reply::error(StatusCode::BAD_REQUEST, format!("name_regex: {e}\n")),
+        Err(e) => return Reply::error(StatusCode::BAD_REQUEST, format!("Error while parsing name_regex: {e}\n")),
     };
     let dumper = Dumper { codec: Codec::new(), names, started: timestamp(main.started_at) };
     let mut configs = vec![dumper.bootstrap(main), dumper.clusters(main)];
@@ -35,39 +31,53 @@ pub(super) fn config_dump(main: &Main, ask: &Ask<'_>) -> Reply {
     configs.extend(dumper.extensions(main));
     drop(dumper);
     let reply = match ask.parameter("resource") {
-        None => Reply::json(&json!({ "configs": configs })),
-        Some(field) => one_field(configs, &field),
+        None => all_fields(configs, mask.as_ref(), ask),
+        Some(field) => one_field(configs, &field, mask.as_ref()),
     };
     crate::main_thread::memory::trim();
     reply
 }
 
+/// Without what the mask leaves out.
+fn all_fields(configs: Vec<Value>, mask: Option<&Mask>, ask: &Ask<'_>) -> Reply {
+    let Some(mask) = mask else { return Reply::json(&json!({ "configs": configs })) };
+    let kept: Vec<Value> = configs.iter().filter_map(|dump| mask.of_dump(dump, known_fields(type_of(dump)))).collect();
+    if kept.is_empty() {
+        let mask = ask.parameter("mask").unwrap_or_default();
+        return Reply::error(StatusCode::BAD_REQUEST, format!("FieldMask {mask} could not be successfully applied to any configs.\n"));
+    }
+    Reply::json(&json!({ "configs": kept }))
+}
+
+fn type_of(dump: &Value) -> &str {
+    dump.get("@type").and_then(Value::as_str).unwrap_or_default()
+}
+
 /// `?resource=dynamic_listeners`: the entries of that field alone, each with its type.
-fn one_field(configs: Vec<Value>, field: &str) -> Reply {
+fn one_field(configs: Vec<Value>, field: &str, mask: Option<&Mask>) -> Reply {
+    if ["bootstrap", "last_updated", "version_info"].contains(&field) {
+        let text = format!("{field} is not a repeated field. Use ?mask={field} to get only this field\n");
+        return Reply::error(StatusCode::BAD_REQUEST, text);
+    }
     for config in configs {
         let Value::Object(mut fields) = config else { continue };
         let dump = fields.get("@type").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let entry_type = match field {
-            "bootstrap" => "",
-            _ => field,
-        };
-        if !known_fields(&dump).contains(&entry_type) {
+        if !known_fields(&dump).contains(&field) {
             continue;
         }
-        let entries = match fields.remove(field) {
-            Some(Value::Array(entries)) => entries,
-            Some(one) => vec![one],
-            None => Vec::new(),
+        let Some(Value::Array(entries)) = fields.remove(field) else { return Reply::json(&json!({})) };
+        let entries = entries.into_iter().map(|e| typed(&format!("{dump}.{}", camel(field)), e));
+        let entries: Option<Vec<Value>> = entries.map(|e| mask.map_or(Some(e.clone()), |mask| mask.of_entry(&e))).collect();
+        return match entries {
+            Some(entries) => Reply::json(&json!({ "configs": entries })),
+            None => Reply::error(StatusCode::BAD_REQUEST, "FieldMask could not be successfully used.\n"),
         };
-        let entries: Vec<Value> = entries.into_iter().map(|e| typed(&format!("{dump}.{}", camel(field)), e)).collect();
-        return Reply::json(&json!({ "configs": entries }));
     }
     Reply::error(StatusCode::NOT_FOUND, format!("{field} not found in config dump\n"))
 }
 
 fn known_fields(dump: &str) -> &'static [&'static str] {
     match dump.rsplit('.').next().unwrap_or_default() {
-        "BootstrapConfigDump" => &[""],
         "ClustersConfigDump" => &["static_clusters", "dynamic_active_clusters", "dynamic_warming_clusters"],
         "EndpointsConfigDump" => &["static_endpoint_configs", "dynamic_endpoint_configs"],
         "ListenersConfigDump" => &["static_listeners", "dynamic_listeners"],

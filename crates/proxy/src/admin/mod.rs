@@ -4,8 +4,10 @@ mod certs;
 mod clusters;
 mod dump;
 mod listeners;
+mod mask;
 mod pages;
 mod ports;
+mod runtime;
 mod server;
 
 pub use server::{AdminOptions, LogControl};

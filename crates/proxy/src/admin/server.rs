@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::{Ports, agent, certs, clusters, dump, listeners, pages};
+use super::{Ports, agent, certs, clusters, dump, listeners, pages, runtime};
 use crate::main_thread::{Main, Phase};
 use crate::restart::Inherited;
 
@@ -33,6 +33,8 @@ pub type LogControl = Arc<dyn Fn(Option<&str>) -> Result<String, String> + Send 
 #[derive(Clone, Default)]
 pub struct AdminOptions {
     pub logging: Option<LogControl>,
+    /// What `/server_info` shows as `command_line_options`, beside what the process knows itself.
+    pub command_line: serde_json::Value,
     /// Istio's health port of sidecars and gateways (15021): `/healthz/ready`.
     pub health: Option<SocketAddr>,
     /// Istio's statistics port of the proxy (15090): `/stats/prometheus`.
@@ -226,16 +228,39 @@ fn answer(main: &Arc<Main>, options: &AdminOptions, port: Port, request: &Reques
 }
 
 /// Pages that change something are reached by POST only (Envoy admin).
-const MUTATIONS: [&str; 6] = ["/drain_listeners", "/quitquitquit", "/healthcheck/fail", "/healthcheck/ok", "/logging", "/reset_counters"];
+const MUTATIONS: [&str; 8] = [
+    "/drain_listeners",
+    "/quitquitquit",
+    "/healthcheck/fail",
+    "/healthcheck/ok",
+    "/logging",
+    "/reset_counters",
+    "/reopen_logs",
+    "/runtime_modify",
+];
+
+/// Pages of Envoy that show or change what this program has not.
+const NOT_HERE: [(&str, &str); 10] = [
+    ("/contention", "no request waits for a lock here, so there is no contention to trace"),
+    ("/cpuprofiler", "profile the process with perf"),
+    ("/heapprofiler", "there is no heap profiler inside"),
+    ("/allocprofiler", "there is no allocation profiler inside"),
+    ("/heap_dump", "there is no heap profiler inside"),
+    ("/peak_heap_dump", "there is no heap profiler inside"),
+    ("/memory/tcmalloc", "the allocator is the C library's; see /memory"),
+    ("/runtime_modify", "the runtime values of the bootstrap cannot be changed while it runs"),
+    ("/stats/recentlookups", "names of statistics are not looked up while requests are served"),
+    ("/tap", "requests are not tapped"),
+];
 
 fn admin(main: &Arc<Main>, options: &AdminOptions, ask: &Ask<'_>) -> Reply {
-    if MUTATIONS.contains(&ask.path) && *ask.method != Method::POST && !(ask.path == "/logging" && ask.query.is_empty()) {
+    if MUTATIONS.contains(&ask.path) && *ask.method != Method::POST {
         return Reply::error(StatusCode::METHOD_NOT_ALLOWED, format!("Method {} not allowed, POST required.\n", ask.method));
     }
     match ask.path {
         "/" | "/help" => Reply::text(pages::HELP),
         "/ready" => pages::ready(main),
-        "/server_info" => pages::server_info(main),
+        "/server_info" => pages::server_info(main, options),
         "/config_dump" => dump::config_dump(main, ask),
         "/clusters" => clusters::page(main, ask),
         "/listeners" => listeners::page(main, ask),
@@ -244,13 +269,19 @@ fn admin(main: &Arc<Main>, options: &AdminOptions, ask: &Ask<'_>) -> Reply {
         "/stats/prometheus" => pages::prometheus(main, ask),
         "/memory" => pages::memory(),
         "/hot_restart_version" => pages::hot_restart_version(main),
-        "/runtime" => Reply::json(&serde_json::json!({"layers": [], "entries": {}})),
+        "/runtime" => runtime::page(main),
+        "/init_dump" => pages::init_dump(main, ask),
         "/logging" => pages::logging(options, ask),
         "/drain_listeners" => pages::drain(main, ask),
         "/quitquitquit" => pages::quit(main),
         "/healthcheck/fail" => pages::health_check(main, true),
         "/healthcheck/ok" => pages::health_check(main, false),
-        "/reset_counters" => Reply::error(StatusCode::NOT_IMPLEMENTED, "counters cannot be reset; compare two readings\n"),
+        "/reset_counters" => pages::reset_counters(main),
+        "/reopen_logs" => pages::reopen_logs(main),
+        path if NOT_HERE.iter().any(|(page, _)| *page == path) => {
+            let why = NOT_HERE.iter().find(|(page, _)| *page == path).map(|(_, why)| *why).unwrap_or_default();
+            Reply::error(StatusCode::NOT_IMPLEMENTED, format!("{path} is not supported: {why}\n"))
+        }
         _ => Reply::error(StatusCode::NOT_FOUND, format!("invalid path. admin commands are:\n{}", pages::HELP)),
     }
 }

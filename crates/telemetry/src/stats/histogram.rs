@@ -176,6 +176,17 @@ impl HistogramValue {
         out
     }
 
+    /// The buckets that hold something: lower bound and width in printed units, and the count.
+    pub(crate) fn filled(&self) -> impl Iterator<Item = (f64, f64, u64)> {
+        let scale = self.buckets.scale as f64;
+        let bounds = self.buckets.bounds;
+        self.counts.iter().enumerate().filter(|(_, count)| **count > 0).map(move |(index, count)| {
+            let low = if index == 0 { 0 } else { bounds[index - 1] };
+            let high = bounds.get(index).copied().unwrap_or(low);
+            (low as f64 / scale, (high - low) as f64 / scale, *count)
+        })
+    }
+
     /// The sum in printed units.
     pub fn scaled_sum(&self) -> f64 {
         self.sum as f64 / self.buckets.scale as f64

@@ -4,6 +4,7 @@
 //! Each worker owns one [`Shard`] and writes only cells of its own, so a count is a plain load and store;
 //! a scrape adds the shards up. Blocks are made when configuration changes and freed with their last handle.
 mod block;
+mod buckets;
 mod carry;
 pub(crate) mod cells;
 mod histogram;
@@ -18,5 +19,5 @@ pub use carry::{Exporter, Figures, Series};
 pub use histogram::{Buckets, ENVOY_BYTES, ENVOY_MS, ENVOY_MS_FINE, HistogramValue};
 pub use metric::{Counter, Gauge, Histogram, Kind, MetricDef, cell_of, cells_of};
 pub use registry::{Matcher, Registry, Source, TagStyle};
-pub use render::{Format, InvalidQuery, Query, TypeFilter};
+pub use render::{BucketMode, Format, InvalidQuery, Query, TypeFilter};
 pub use sample::{Sample, Value};

@@ -1,5 +1,5 @@
 //! Envoy's `/stats`: the query parameters it takes, the text and the JSON it answers.
-use super::histogram::{HistogramValue, QUANTILES, trim};
+use super::buckets;
 use super::registry::Registry;
 use super::sample::{Sample, Value};
 use regex::Regex;
@@ -34,6 +34,23 @@ pub struct Query {
     /// Leave out what has never been counted.
     pub used_only: bool,
     pub types: TypeFilter,
+    /// Only names in which the filter is not found.
+    pub inverted: bool,
+    pub buckets: BucketMode,
+}
+
+/// `?histogram_buckets=`: how histograms are shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BucketMode {
+    /// As quantiles.
+    #[default]
+    Summary,
+    /// Each bucket with all below it.
+    Cumulative,
+    /// Each bucket by itself.
+    Disjoint,
+    /// The buckets that hold something, and quantiles.
+    Detailed,
 }
 
 /// A parameter that cannot be honoured; the text is what the admin port answers with status 400.
@@ -43,6 +60,8 @@ pub enum InvalidQuery {
     Filter(String),
     #[error("usage: /stats?format=(text|json|prometheus), not `{0}`")]
     Format(String),
+    #[error("usage: /stats?histogram_buckets=(cumulative|disjoint|detailed|summary), not `{0}`")]
+    Buckets(String),
     #[error("invalid &type={0}, expected one of All, Counters, Gauges, Histograms, TextReadouts")]
     Type(String),
 }
@@ -62,6 +81,16 @@ impl Query {
             let value = percent_decoded(value);
             match key {
                 "usedonly" => out.used_only = true,
+                "invert_filter" => out.inverted = true,
+                "histogram_buckets" => {
+                    out.buckets = match value.as_str() {
+                        "" | "summary" => BucketMode::Summary,
+                        "cumulative" => BucketMode::Cumulative,
+                        "disjoint" => BucketMode::Disjoint,
+                        "detailed" => BucketMode::Detailed,
+                        _ => return Err(InvalidQuery::Buckets(value)),
+                    }
+                }
                 "filter" if value.is_empty() => out.filter = None,
                 "filter" => {
                     let regex = regex::RegexBuilder::new(&value).size_limit(FILTER_LIMIT).build();
@@ -111,8 +140,8 @@ impl Query {
     /// The answer's body.
     pub fn render(&self, registry: &Registry) -> String {
         match self.format {
-            Format::Text => text(&self.samples(registry)),
-            Format::Json => json_text(&self.samples(registry)),
+            Format::Text => text(&self.samples(registry), self.buckets),
+            Format::Json => json_text(&self.samples(registry), self.buckets),
             Format::Prometheus => {
                 registry.prometheus(&|name| self.accepts(name), &|value| self.wants(value) && !(self.used_only && value.is_unused()))
             }
@@ -120,7 +149,7 @@ impl Query {
     }
 
     fn accepts(&self, name: &str) -> bool {
-        self.filter.as_ref().is_none_or(|filter| filter.is_match(name))
+        self.filter.as_ref().is_none_or(|filter| filter.is_match(name) != self.inverted)
     }
 
     fn wants(&self, value: &Value) -> bool {
@@ -142,7 +171,7 @@ fn rank(value: &Value) -> u8 {
     }
 }
 
-fn text(samples: &[Sample]) -> String {
+fn text(samples: &[Sample], buckets: BucketMode) -> String {
     let mut out = String::with_capacity(samples.len() * 64);
     for Sample { name, value, .. } in samples {
         out.push_str(name);
@@ -150,43 +179,26 @@ fn text(samples: &[Sample]) -> String {
         match value {
             Value::Counter(value) | Value::Gauge(value) => out.push_str(&value.to_string()),
             Value::Text(text) => out.push_str(&format!("{text:?}")),
-            Value::Histogram(histogram) => push_quantiles(&mut out, histogram),
+            Value::Histogram(histogram) => buckets::push_text(&mut out, histogram, buckets),
         }
         out.push('\n');
     }
     out
 }
 
-/// `P0(nan,1) P25(nan,2) …`: the interval half is `nan`, since nothing here forgets at intervals.
-fn push_quantiles(out: &mut String, histogram: &HistogramValue) {
-    if histogram.count() == 0 {
-        return out.push_str("No recorded values");
-    }
-    for (index, (label, percent)) in QUANTILES.iter().enumerate() {
-        let value = histogram.quantile(*percent).unwrap_or_default();
-        let space = if index == 0 { "" } else { " " };
-        out.push_str(&format!("{space}{label}(nan,{})", trim(value)));
-    }
-}
-
 /// Envoy's JSON: plain metrics one by one, histograms gathered in one last entry that names the quantiles once.
-fn json_text(samples: &[Sample]) -> String {
+fn json_text(samples: &[Sample], mode: BucketMode) -> String {
     let mut stats: Vec<Json> = Vec::with_capacity(samples.len() + 1);
     let mut computed: Vec<Json> = Vec::new();
     for Sample { name, value, .. } in samples {
         match value {
             Value::Counter(value) | Value::Gauge(value) => stats.push(json!({"name": name, "value": value})),
             Value::Text(text) => stats.push(json!({"name": name, "value": text})),
-            Value::Histogram(histogram) => {
-                let values: Vec<Json> =
-                    QUANTILES.iter().map(|(_, percent)| json!({"cumulative": histogram.quantile(*percent), "interval": null})).collect();
-                computed.push(json!({"name": name, "values": values}));
-            }
+            Value::Histogram(histogram) => computed.push(buckets::json(name, histogram, mode)),
         }
     }
     if !computed.is_empty() {
-        let supported: Vec<f64> = QUANTILES.iter().map(|(_, percent)| *percent).collect();
-        stats.push(json!({"histograms": {"supported_quantiles": supported, "computed_quantiles": computed}}));
+        stats.push(json!({"histograms": buckets::gathered(computed, mode)}));
     }
     json!({"stats": stats}).to_string()
 }
