@@ -60,6 +60,8 @@ pub(crate) struct Manager {
     /// For hand-over by original destination; bound or not.
     by_address: RefCell<HashMap<SocketAddr, Rc<ListenerState>>>,
     openness: Cell<Openness>,
+    /// Some address could not be had; see [`Manager::retry`].
+    failed: Cell<bool>,
     inherited: RefCell<Option<Arc<Inherited>>>,
 }
 
@@ -80,6 +82,7 @@ impl Manager {
         }
         let before = std::mem::replace(&mut *self.by_name.borrow_mut(), by_name);
         *self.by_address.borrow_mut() = by_address;
+        self.failed.set(false);
         let problems = self.bind(worker, snapshot);
         for (name, state) in before {
             if !self.by_name.borrow().get(&name).is_some_and(|now| Rc::ptr_eq(now, &state)) {
@@ -110,14 +113,25 @@ impl Manager {
                         self.sockets.borrow_mut().insert(*address, bound);
                     }
                     Err(e) => {
-                        tracing::error!("listener {} cannot listen on {address}: {e}", listener.name);
+                        if !self.failed.get() {
+                            tracing::error!("listener {} cannot listen on {address}: {e}", listener.name);
+                        }
                         problems.push(format!("listener {} cannot listen on {address}: {e}", listener.name));
                     }
                 }
             }
         }
         self.sockets.borrow_mut().retain(|address, _| wanted.contains(address));
+        self.failed.set(!problems.is_empty());
         problems
+    }
+
+    /// Tries addresses again that could not be had: whoever has them may have ended.
+    pub(crate) fn retry(&self, worker: &Rc<Worker>) {
+        if self.failed.get() {
+            let problems = self.bind(worker, &worker.live().snapshot);
+            self.report(worker, problems);
+        }
     }
 
     fn open(&self, worker: &Rc<Worker>, state: &Rc<ListenerState>, address: SocketAddr) -> std::io::Result<Bound> {

@@ -1,16 +1,20 @@
 //! Discovery streams: the aggregated one, and secret services of their own.
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use lateen_identity::WorkloadSecrets;
 use lateen_snapshot::bootstrap::DynamicSource;
 use lateen_snapshot::compile::{SecretSource, Update, Wanted};
+use lateen_telemetry::BlockName;
+use lateen_telemetry::envoy_names::server;
 use lateen_xds::client::{Service, TokenSource};
 use lateen_xds::{Client, ConnectionEvent, Connector, Handler, Mode, Options, Rejected, Resource, Subscriptions, types};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Main;
+use super::supervise::Supervisor;
 
 /// The cluster under which Istio's bootstrap names the agent's secret service: in the sidecar, that is us.
 pub(super) const OWN_SECRETS: &str = "sds-grpc";
@@ -24,8 +28,16 @@ struct Applier {
 
 impl Handler for Applier {
     fn apply(&mut self, type_url: &str, updates: Vec<Resource>, removed: Vec<String>) -> Vec<Rejected> {
+        let names: Vec<String> = updates.iter().map(|u| u.name.clone()).collect();
         let updates = updates.into_iter().map(|Resource { name, version, body }| Update { name, version, body }).collect();
-        let rejected = self.main.apply(&self.source, type_url, updates, &removed);
+        let apply = AssertUnwindSafe(|| self.main.apply(&self.source, type_url, updates, &removed));
+        let Ok(rejected) = catch_unwind(apply) else {
+            // What it was we cannot tell; the control plane hears that it is not in use, and the last good goes on.
+            tracing::error!(r#type = types::short_name(type_url), "configuration met a mistake of this program, please report it");
+            self.main.registry.block(server::DEFS, BlockName::plain("server")).add_shared(server::PANICS, 1);
+            let reason = "a mistake of this proxy's; it is not in use";
+            return names.into_iter().map(|name| Rejected { name, reason: reason.to_owned() }).collect();
+        };
         rejected.into_iter().map(|r| Rejected { name: r.name, reason: r.reason }).collect()
     }
 
@@ -40,7 +52,7 @@ impl Handler for Applier {
 }
 
 /// Runs the aggregated stream, if the bootstrap has one.
-pub(super) fn aggregated(main: &Arc<Main>, token: Option<TokenSource>, tasks: &mut JoinSet<()>) {
+pub(super) fn aggregated(main: &Arc<Main>, token: Option<TokenSource>, supervisor: &Supervisor, tasks: &mut JoinSet<()>) {
     let Some(ads) = main.bootstrap.ads.clone() else { return };
     let mode = if ads.delta { Mode::Delta } else { Mode::Sotw };
     let authority = ads.authority.clone().unwrap_or_else(|| ads.cluster.clone());
@@ -53,13 +65,13 @@ pub(super) fn aggregated(main: &Arc<Main>, token: Option<TokenSource>, tasks: &m
         subscriptions.wildcard(types::LISTENER);
     }
     main.keep_stream(SecretSource::Ads, subscriptions.clone());
-    tasks.spawn(follow(main.wanted(), subscriptions));
+    tasks.spawn(supervisor.clone().only_once("subscriptions", follow(main.wanted(), subscriptions)));
     let mut applier = Applier { main: main.clone(), source: SecretSource::Ads, name: ads.cluster };
-    tasks.spawn(async move { client.run(&mut applier).await });
+    tasks.spawn(supervisor.clone().only_once("discovery", async move { client.run(&mut applier).await }));
 }
 
 /// Runs listener and cluster discovery services that are not aggregated.
-pub(super) fn single(main: &Arc<Main>, token: Option<TokenSource>, tasks: &mut JoinSet<()>) {
+pub(super) fn single(main: &Arc<Main>, token: Option<TokenSource>, supervisor: &Supervisor, tasks: &mut JoinSet<()>) {
     let sources = [
         (main.bootstrap.clusters.clone(), Service::Cluster, types::CLUSTER),
         (main.bootstrap.listeners.clone(), Service::Listener, types::LISTENER),
@@ -70,7 +82,7 @@ pub(super) fn single(main: &Arc<Main>, token: Option<TokenSource>, tasks: &mut J
         let client = client(main, service, mode, &cluster, cluster.clone(), token.clone());
         client.subscriptions().wildcard(type_url);
         let mut applier = Applier { main: main.clone(), source: SecretSource::Ads, name: cluster };
-        tasks.spawn(async move { client.run(&mut applier).await });
+        tasks.spawn(supervisor.clone().only_once("discovery", async move { client.run(&mut applier).await }));
     }
 }
 

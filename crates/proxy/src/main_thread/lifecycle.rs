@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 
 use super::drain::{DrainPlan, Draining, Step};
 use super::state::{Main, Parts, Publisher};
+use super::supervise::Supervisor;
 use super::{cluster_figures, discovery, dns, ejection, figures, files, health, on_demand, overload};
 use crate::admin::{self, AdminOptions};
 use crate::restart::{self, Child, Inherited, Lineage, Parent};
@@ -54,7 +55,11 @@ pub struct Process {
     workers: Arc<Workers>,
     tasks: JoinSet<()>,
     parent: Option<Arc<Parent>>,
+    supervisor: Supervisor,
 }
+
+/// A task of the main thread.
+type Task = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The worker threads as receivers of snapshots.
 struct Workers(Vec<WorkerHandle>);
@@ -162,24 +167,31 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
     if let Some(parent) = &parent {
         tasks.spawn(parent.clone().run());
     }
-    tasks.spawn(settle(main.clone()));
-    tasks.spawn(dns::run(main.clone()));
-    tasks.spawn(figures::run(main.clone()));
-    tasks.spawn(cluster_figures::run(main.clone()));
-    tasks.spawn(files::run(main.clone()));
-    tasks.spawn(health::run(main.clone()));
-    tasks.spawn(ejection::run(main.clone()));
-    tasks.spawn(overload::run(main.clone()));
-    tasks.spawn(on_demand::run(main.clone(), asked));
-    tasks.spawn(discovery::secrets(main.clone(), identity, token.clone()));
-    discovery::single(&main, token.clone(), &mut tasks);
-    discovery::aggregated(&main, token, &mut tasks);
+    let supervisor = Supervisor::new(&main.registry);
+    let mut supervised = |name, task: fn(Arc<Main>) -> Task| {
+        let main = main.clone();
+        tasks.spawn(supervisor.clone().run(name, move || task(main.clone())));
+    };
+    supervised("warming", |main| Box::pin(settle(main)));
+    supervised("name resolution", |main| Box::pin(dns::run(main)));
+    supervised("figures", |main| Box::pin(figures::run(main)));
+    supervised("figures of clusters", |main| Box::pin(cluster_figures::run(main)));
+    supervised("files", |main| Box::pin(files::run(main)));
+    supervised("health checks", |main| Box::pin(health::run(main)));
+    supervised("outlier detection", |main| Box::pin(ejection::run(main)));
+    supervised("overload", |main| Box::pin(overload::run(main)));
+    tasks.spawn(supervisor.clone().only_once("names and clusters on demand", on_demand::run(main.clone(), asked)));
+    tasks.spawn(reopen(main.clone(), logs.clone()));
+    let secrets = discovery::secrets(main.clone(), identity, token.clone());
+    tasks.spawn(supervisor.clone().only_once("secrets", secrets));
+    discovery::single(&main, token.clone(), &supervisor, &mut tasks);
+    discovery::aggregated(&main, token, &supervisor, &mut tasks);
     if let Some((child, inherited)) = before {
         tasks.spawn(restart::take_over(main.clone(), child, inherited));
     }
     super::memory::trim();
     tracing::info!(workers = concurrency, "started with {}", figures::summary(&main));
-    Ok(Process { main, logs, workers, tasks, parent })
+    Ok(Process { main, logs, workers, tasks, parent, supervisor })
 }
 
 /// How this process stands to the one before and the one after.
@@ -215,6 +227,14 @@ fn own_text(bootstrap: &Bootstrap, local: &PeerMetadata) -> NodeText {
         zone: node.locality.as_ref().map(|l| l.zone.clone()).unwrap_or_default(),
         // `sidecar~<address>~<pod>.<namespace>~<domain>`
         address: node.id.split('~').nth(1).and_then(|text| text.parse().ok()),
+    }
+}
+
+/// Opens access logs anew when the admin server is told to.
+async fn reopen(main: Arc<Main>, logs: Arc<LogFiles>) {
+    loop {
+        main.reopen_logs.notified().await;
+        logs.reopen();
     }
 }
 
@@ -255,11 +275,11 @@ impl Process {
         let _ = quit.wait_for(|q| *q).await;
     }
 
-    /// Waits for a worker that ended by itself; says why. What it served is gone, so the process must end.
+    /// Waits for a worker or a task of the main thread that ended by itself; says why. What it did is no longer done, so the
+    /// process must end.
     pub async fn worker_died(&self) -> String {
         let mut waits = JoinSet::new();
-        for worker in &self.workers.0 {
-            let mut died = worker.died();
+        for mut died in self.workers.0.iter().map(WorkerHandle::died).chain([self.supervisor.died()]) {
             waits.spawn(async move { died.wait_for(Option::is_some).await.ok().and_then(|d| d.clone()) });
         }
         while let Some(ended) = waits.join_next().await {

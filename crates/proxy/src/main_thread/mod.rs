@@ -18,8 +18,11 @@ mod on_demand;
 mod overload;
 mod probe;
 mod state;
+mod supervise;
 mod upstream;
 
 pub use drain::DrainPlan;
 pub use lifecycle::{Options, Process, start, token_file};
+pub(crate) use supervise::Panics;
+
 pub use state::{Main, Parts, Phase, Publisher};

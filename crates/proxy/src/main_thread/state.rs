@@ -11,7 +11,7 @@ use lateen_snapshot::bootstrap::{Bootstrap, DynamicSource};
 use lateen_snapshot::compile::{Compiler, Rejected, SecretSource, Update, Wanted};
 use lateen_telemetry::Registry;
 use lateen_xds::{Subscriptions, types};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::restart::Lineage;
 use crate::worker::{Drain, Overload, Sockets};
@@ -84,6 +84,8 @@ pub struct Main {
     failing_health_check: AtomicBool,
     /// Stops the process.
     pub quit: watch::Sender<bool>,
+    /// Access logs are to be opened anew, after their rotation.
+    pub(crate) reopen_logs: Notify,
     pub(crate) upstream_mark: Option<u32>,
     pub(crate) overload: Arc<Overload>,
     /// How long an asked-for drain takes, and whether connections end gradually.
@@ -157,6 +159,7 @@ impl Main {
             draining: AtomicBool::new(false),
             failing_health_check: AtomicBool::new(false),
             quit: watch::channel(false).0,
+            reopen_logs: Notify::new(),
             upstream_mark,
             overload,
             drain_time,
@@ -259,7 +262,8 @@ impl Main {
         if !self.has_listeners.load(Relaxed) || !self.has_clusters.load(Relaxed) {
             return Phase::PreInitializing;
         }
-        if !self.is_held() && self.is_warm() {
+        // A listener that has no socket serves nobody.
+        if !self.is_held() && self.is_warm() && self.publisher.problems().is_empty() {
             self.was_ready.store(true, Relaxed);
             return Phase::Live;
         }
@@ -341,6 +345,12 @@ impl Main {
             tracing::info!("draining");
             self.publisher.drain(Drain::Ask { over: Duration::ZERO, inbound_only: false });
         }
+    }
+
+    /// Asks connections to end in the configured time; listeners stay open.
+    pub(crate) fn drain_connections(&self, inbound_only: bool) {
+        let over = if self.drain_gradually { self.drain_time } else { Duration::ZERO };
+        self.publisher.drain(Drain::Ask { over, inbound_only });
     }
 
     /// What `/drain_listeners` does: at once, or in the configured time with listeners open until it is over.

@@ -51,18 +51,18 @@ pub(crate) fn spawn(worker: &Rc<Worker>, task: impl Future<Output = ()> + 'stati
     let worker = Rc::clone(worker);
     tokio::task::spawn_local(async move {
         if AssertUnwindSafe(task).catch_unwind().await.is_err() {
-            worker.panicked();
+            worker.panicked("a connection or stream was ended");
         }
     })
 }
 
 impl Worker {
-    fn panicked(&self) {
+    pub(super) fn panicked(&self, what: &str) {
         self.server.inc(server::PANICS);
         let words = last_words();
         TOLD.with_borrow_mut(|told| {
             if told.len() < MOST_PLACES && told.insert(words.clone()) {
-                tracing::error!("a connection or stream ended by a mistake of this program, please report it: {words}");
+                tracing::error!("{what} by a mistake of this program, please report it: {words}");
             }
         });
     }

@@ -15,6 +15,7 @@ use lateen_telemetry::{Registry, Shard};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 
+use crate::main_thread::Panics;
 use crate::restart::Inherited;
 
 use super::{LogFiles, NodeText, Overload, TICK, Wishes, Worker, guard};
@@ -47,6 +48,8 @@ enum Command {
     HoldListeners(Arc<Inherited>),
     OpenListeners,
     Sockets(oneshot::Sender<Sockets>),
+    /// Sent by nobody: the worker's own clock.
+    Tick,
     Stop,
     #[cfg(test)]
     BreakDown,
@@ -223,39 +226,52 @@ impl Shared {
     }
 }
 
+/// A worker's own business. A panic in it concerns that piece of business alone: the last good configuration serves on, and
+/// the next one may succeed. Connections are tasks of their own, which [`guard::spawn`] looks after.
 async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>) {
+    let mut panics = Panics::default();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
+        let business = tokio::select! {
             command = commands.recv() => match command {
-                Some(Command::Publish(mut snapshot)) => {
-                    // Only the newest counts.
-                    let mut other = None;
-                    while let Ok(next) = commands.try_recv() {
-                        match next {
-                            Command::Publish(newer) => snapshot = newer,
-                            command => {
-                                other = Some(command);
-                                break;
-                            }
-                        }
-                    }
-                    worker.publish(snapshot);
-                    if other.is_some_and(|command| worker.obey(command).is_break()) {
-                        break;
-                    }
-                }
-                Some(command) => if worker.obey(command).is_break() { break },
+                Some(Command::Publish(snapshot)) => newest(snapshot, &mut commands),
+                Some(command) => vec![command],
                 None => break,
             },
-            _ = tick.tick() => worker.tick(),
+            _ = tick.tick() => vec![Command::Tick],
+        };
+        if business.into_iter().any(|command| worker.try_obey(command, &mut panics).is_break()) {
+            break;
         }
     }
     worker.logs.flush();
 }
 
+/// Of snapshots that wait only the newest counts; what else was found while looking comes after it.
+fn newest(mut snapshot: Arc<Snapshot>, commands: &mut mpsc::UnboundedReceiver<Command>) -> Vec<Command> {
+    while let Ok(next) = commands.try_recv() {
+        match next {
+            Command::Publish(newer) => snapshot = newer,
+            command => return vec![Command::Publish(snapshot), command],
+        }
+    }
+    vec![Command::Publish(snapshot)]
+}
+
 impl Worker {
+    /// Obeys, and survives it. A worker that panics again and again ends, and the process with it.
+    fn try_obey(self: &Rc<Self>, command: Command, panics: &mut Panics) -> ControlFlow<()> {
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.obey(command)));
+        outcome.unwrap_or_else(|panic| {
+            if !panics.bear(Instant::now()) {
+                std::panic::resume_unwind(panic);
+            }
+            self.panicked("a worker was interrupted in its own business");
+            ControlFlow::Continue(())
+        })
+    }
+
     fn obey(self: &Rc<Self>, command: Command) -> ControlFlow<()> {
         match command {
             Command::Publish(snapshot) => self.publish(snapshot),
@@ -267,6 +283,10 @@ impl Worker {
             }
             // Nobody may be waiting any more.
             Command::Sockets(reply) => drop(reply.send(self.listeners.sockets())),
+            Command::Tick => {
+                self.tick();
+                self.listeners.retry(self);
+            }
             Command::Stop => return ControlFlow::Break(()),
             #[cfg(test)]
             Command::BreakDown => panic!("injected"),

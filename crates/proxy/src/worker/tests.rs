@@ -88,10 +88,17 @@ fn a_panic_ends_its_own_connection_and_is_counted() {
 }
 
 #[test]
-fn a_worker_that_dies_says_why() {
-    let (worker, ..) = started();
-    let mut died = worker.died();
+fn a_worker_that_is_interrupted_serves_on_and_one_that_is_again_and_again_dies_and_says_why() {
+    let (worker, registry, address) = started();
+    let mut other = TcpStream::connect(address).unwrap();
     worker.break_down();
+    assert!(get(&mut other, "/").starts_with("HTTP/1.1 204"));
+    assert!(get(&mut TcpStream::connect(address).unwrap(), "/").starts_with("HTTP/1.1 204"));
+    assert!(panics(&registry).contains('1') && worker.died().borrow().is_none(), "{}", panics(&registry));
+    let mut died = worker.died();
+    for _ in 0..10 {
+        worker.break_down();
+    }
     let deadline = Instant::now() + Duration::from_secs(5);
     while !died.has_changed().unwrap_or(true) {
         assert!(Instant::now() < deadline, "nobody heard");

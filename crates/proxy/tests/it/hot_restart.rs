@@ -382,3 +382,21 @@ fn streams_that_do_not_end_are_cut_when_the_time_is_over() {
     assert!(echoes(&mut TcpStream::connect(("127.0.0.1", tcp)).unwrap()));
     runtime.shutdown_background();
 }
+
+#[test]
+fn a_process_is_ready_only_when_its_listeners_have_their_ports() {
+    let upstream = Upstream::ok("x");
+    let (base, http, tcp) = (base(), dead_port(), dead_port());
+    let taken = TcpListener::bind(("127.0.0.1", http)).unwrap();
+    let running = Running::try_start(&yaml(http, tcp, upstream.port(), dead_port(), ""), 2, base, 0).unwrap();
+    let ready = |limit| running.runtime.as_ref().unwrap().block_on(running.process.as_ref().unwrap().ready(limit));
+    assert!(!ready(Duration::from_millis(300)));
+    let waiting = running.process.as_ref().unwrap().main.waiting().join(", ");
+    assert!(waiting.contains(&format!("listener l cannot listen on 127.0.0.1:{http}")), "{waiting}");
+    drop(taken);
+    assert!(ready(WAIT));
+    let mut stream = TcpStream::connect(("127.0.0.1", http)).unwrap();
+    stream.set_read_timeout(Some(WAIT)).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    assert_eq!(Answer::read(&mut stream).status, 200);
+}
