@@ -59,11 +59,13 @@ pub(super) enum SocketName {
     Port { name: String },
 }
 
+type Labels = Vec<(String, String)>;
+
 /// Figures, as much as fits into a message.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Piece {
     pub(super) counters: Vec<(String, u64)>,
-    pub(super) series: Vec<(String, String, Vec<(String, String)>, u64)>,
+    pub(super) series: Vec<(String, String, Labels, u64)>,
     pub(super) gauges: Vec<(String, u64)>,
     pub(super) connections: u64,
     /// The rest comes with the next answer.

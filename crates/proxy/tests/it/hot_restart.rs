@@ -400,3 +400,80 @@ fn a_process_is_ready_only_when_its_listeners_have_their_ports() {
     stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
     assert_eq!(Answer::read(&mut stream).status, 200);
 }
+
+#[test]
+fn a_process_that_dies_while_its_successor_prepares_leaves_its_sockets_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, http, tcp, file) = (base(), dead_port(), dead_port(), folder.path().join("clusters.json"));
+    let upstream = Upstream::ok("x");
+    let good = yaml(http, tcp, upstream.port(), dead_port(), "");
+    let old = Running::start(&good, 2, base, 0);
+    let waits =
+        format!("dynamic_resources: {{cds_config: {{resource_api_version: V3, path_config_source: {{path: {}}}}}}}", file.display());
+    let new = Running::try_start(&yaml(http, tcp, upstream.port(), dead_port(), &waits), 1, base, 1).unwrap();
+    drop(old);
+    std::thread::sleep(Duration::from_millis(300));
+    // Nobody accepts, and nobody is turned away.
+    let mut waiting = TcpStream::connect(("127.0.0.1", http)).expect("the queue is open");
+    waiting.set_read_timeout(Some(WAIT)).unwrap();
+    waiting.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    std::fs::write(&file, r#"{"version_info": "1", "resources": []}"#).unwrap();
+    assert_eq!(Answer::read(&mut waiting).status, 200);
+    assert!(new.runtime.as_ref().unwrap().block_on(new.process.as_ref().unwrap().ready(WAIT)));
+}
+
+#[test]
+fn many_sockets_go_over_in_several_messages_and_the_admin_socket_with_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = base();
+    let path = folder.path().join("admin.sock");
+    let ports: Vec<u16> = {
+        let taken: Vec<TcpListener> = (0..50).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        taken.iter().map(|l| l.local_addr().unwrap().port()).collect()
+    };
+    let listener = |port: &u16| {
+        let filter = "{name: e, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: echo}}";
+        format!(
+            "  - {{name: l{port}, address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}, filter_chains: [{{filters: [{filter}]}}]}}\n"
+        )
+    };
+    let listeners: String = ports.iter().map(listener).collect();
+    let echo = cluster("echo", &[echo_server()], "").lines().map(|l| format!("  {l}\n")).collect::<String>();
+    let yaml = format!(
+        "admin: {{address: {{pipe: {{path: {}}}}}}}\nstatic_resources:\n  listeners:\n{listeners}  clusters:\n{echo}",
+        path.display()
+    );
+    let epoch = || {
+        let mut stream = std::os::unix::net::UnixStream::connect(&path).ok()?;
+        stream.write_all(b"GET /server_info HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        text.split("\"restart_epoch\": ").nth(1)?.split([',', '\n']).next()?.parse::<u64>().ok()
+    };
+    let old = Running::start(&yaml, 3, base, 0);
+    eventually(|| epoch() == Some(0));
+    // Connections that are open, and one in each queue or with a worker.
+    let mut streams: Vec<TcpStream> = ports.iter().map(|port| TcpStream::connect(("127.0.0.1", *port)).unwrap()).collect();
+    let new = Running::start(&yaml, 1, base, 1);
+    eventually(|| epoch() == Some(1));
+    for port in &ports {
+        streams.push(TcpStream::connect(("127.0.0.1", *port)).unwrap());
+    }
+    for stream in &mut streams {
+        stream.set_read_timeout(Some(WAIT)).unwrap();
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0; 1]).unwrap();
+    }
+    drop(streams);
+    old.replaced();
+    // What the old process had is the new one's: all of it, by one worker.
+    for port in &ports {
+        for _ in 0..6 {
+            let mut stream = TcpStream::connect(("127.0.0.1", *port)).unwrap();
+            stream.set_read_timeout(Some(WAIT)).unwrap();
+            stream.write_all(b"y").unwrap();
+            stream.read_exact(&mut [0; 1]).unwrap();
+        }
+    }
+    drop(new);
+}
