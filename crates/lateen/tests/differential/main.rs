@@ -4,6 +4,7 @@
 //! A file below `cases/` is a piece of configuration with requests; both proxies run it at the same time, each with
 //! upstreams of its own. `known.yaml` lists the differences that are meant, and an entry that no longer differs fails.
 //! With `SHOW=1` a case prints what Envoy did.
+mod admin;
 mod case;
 mod certificates;
 mod client;
@@ -91,7 +92,12 @@ fn trials(bench: &Arc<Bench>) -> Vec<Trial> {
             check(&bench, &file).or_else(once_more).map_err(|e| format!("{e:#}").into())
         })
     };
-    files.into_iter().map(trial).collect()
+    let of_admin = Arc::clone(bench);
+    let pages = move || {
+        let compared = of_admin.runtime.block_on(admin::compare(of_admin.folder.path()));
+        compared.map_err(|e| format!("{e:#}").into())
+    };
+    files.into_iter().map(trial).chain([Trial::test("admin_pages", pages)]).collect()
 }
 
 fn check(bench: &Bench, file: &Path) -> anyhow::Result<()> {

@@ -58,6 +58,10 @@ fn lines(text: &mut String, cluster: &Cluster, dynamic: bool) {
     let _ = writeln!(text, "{name}::observability_name::{}", cluster.config.stat_name);
     if cluster.config.outlier.is_some() {
         let _ = writeln!(text, "{name}::outlier::success_rate_average::-1\n{name}::outlier::success_rate_ejection_threshold::-1");
+        let _ = writeln!(
+            text,
+            "{name}::outlier::local_origin_success_rate_average::-1\n{name}::outlier::local_origin_success_rate_ejection_threshold::-1"
+        );
     }
     for (priority, breakers) in ["default", "high"].iter().zip(&cluster.live.breakers) {
         for (what, limit) in limits(breakers) {
@@ -118,13 +122,16 @@ fn status(cluster: &Cluster, dynamic: bool) -> Value {
         .collect();
     let mut value = json!({
         "name": *cluster.config.name,
-        "added_via_api": dynamic,
         "host_statuses": hosts(cluster).map(|(priority, host)| host_status(priority, host)).collect::<Vec<_>>(),
         "circuit_breakers": {"thresholds": thresholds},
         "observability_name": *cluster.config.stat_name,
     });
-    if let (Discovery::Eds(service), Some(fields)) = (&cluster.config.discovery, value.as_object_mut()) {
-        fields.insert("eds_service_name".to_owned(), json!(**service));
+    // What is false or empty is left out, as protobuf's JSON has it.
+    if dynamic {
+        value["added_via_api"] = json!(true);
+    }
+    if let Discovery::Eds(service) = &cluster.config.discovery {
+        value["eds_service_name"] = json!(**service);
     }
     value
 }
@@ -168,10 +175,12 @@ fn host_status(priority: usize, host: &Host) -> Value {
         "stats": stats,
         "health_status": health,
         "weight": host.weight,
-        "hostname": *host.hostname,
         "locality": {"region": *locality.region, "zone": *locality.zone, "sub_zone": *locality.sub_zone},
     });
     if let Some(fields) = value.as_object_mut() {
+        if !host.hostname.is_empty() {
+            fields.insert("hostname".to_owned(), json!(*host.hostname));
+        }
         if priority > 0 {
             fields.insert("priority".to_owned(), json!(priority));
         }

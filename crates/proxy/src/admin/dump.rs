@@ -9,6 +9,7 @@ use lateen_proto::{Any, any};
 use lateen_snapshot::compile::{Failure, Kind, Listed, Origin, Record, SecretKey, SecretSource, SecretValue};
 use serde_json::{Map, Value, json};
 
+use super::endpoints;
 use super::mask::Mask;
 use super::server::{Ask, Reply};
 use crate::main_thread::Main;
@@ -20,14 +21,16 @@ pub(super) fn config_dump(main: &Main, ask: &Ask<'_>) -> Reply {
     let mask = ask.parameter("mask").as_deref().and_then(Mask::parse);
     let names = match ask.parameter("name_regex").map(|text| regex::RegexBuilder::new(&text).size_limit(1 << 20).build()).transpose() {
         Ok(names) => names,
-        Err(e) => return Reply::error(StatusCode::BAD_REQUEST, format!("Error while parsing name_regex: {e}\n")),
+        Err(e) => return refused(StatusCode::BAD_REQUEST, format!("Error while parsing name_regex: {e}\n")),
     };
     let dumper = Dumper { codec: Codec::new(), names, started: timestamp(main.started_at) };
     let mut configs = vec![dumper.bootstrap(main), dumper.clusters(main)];
     if ask.parameter("include_eds").is_some() || ask.parameter("resource").is_some_and(|r| r.contains("endpoint")) {
         configs.push(dumper.endpoints(main));
     }
-    configs.extend([dumper.listeners(main), dumper.routes(main), dumper.secrets(main)]);
+    // There are no scoped routes; their dump is empty, as it is where nobody has configured any.
+    let scoped = dump("ScopedRoutesConfigDump", "", [("inline_scoped_route_configs", Vec::new())]);
+    configs.extend([dumper.listeners(main), scoped, dumper.routes(main), dumper.secrets(main)]);
     configs.extend(dumper.extensions(main));
     drop(dumper);
     let reply = match ask.parameter("resource") {
@@ -38,13 +41,18 @@ pub(super) fn config_dump(main: &Main, ask: &Ask<'_>) -> Reply {
     reply
 }
 
+/// Envoy names no character set here.
+fn refused(status: StatusCode, text: impl Into<String>) -> Reply {
+    Reply { content_type: "text/plain", ..Reply::error(status, text) }
+}
+
 /// Without what the mask leaves out.
 fn all_fields(configs: Vec<Value>, mask: Option<&Mask>, ask: &Ask<'_>) -> Reply {
     let Some(mask) = mask else { return Reply::json(&json!({ "configs": configs })) };
     let kept: Vec<Value> = configs.iter().filter_map(|dump| mask.of_dump(dump, known_fields(type_of(dump)))).collect();
     if kept.is_empty() {
         let mask = ask.parameter("mask").unwrap_or_default();
-        return Reply::error(StatusCode::BAD_REQUEST, format!("FieldMask {mask} could not be successfully applied to any configs.\n"));
+        return refused(StatusCode::BAD_REQUEST, format!("FieldMask {mask} could not be successfully applied to any configs.\n"));
     }
     Reply::json(&json!({ "configs": kept }))
 }
@@ -57,7 +65,7 @@ fn type_of(dump: &Value) -> &str {
 fn one_field(configs: Vec<Value>, field: &str, mask: Option<&Mask>) -> Reply {
     if ["bootstrap", "last_updated", "version_info"].contains(&field) {
         let text = format!("{field} is not a repeated field. Use ?mask={field} to get only this field\n");
-        return Reply::error(StatusCode::BAD_REQUEST, text);
+        return refused(StatusCode::BAD_REQUEST, text);
     }
     for config in configs {
         let Value::Object(mut fields) = config else { continue };
@@ -70,10 +78,10 @@ fn one_field(configs: Vec<Value>, field: &str, mask: Option<&Mask>) -> Reply {
         let entries: Option<Vec<Value>> = entries.map(|e| mask.map_or(Some(e.clone()), |mask| mask.of_entry(&e))).collect();
         return match entries {
             Some(entries) => Reply::json(&json!({ "configs": entries })),
-            None => Reply::error(StatusCode::BAD_REQUEST, "FieldMask could not be successfully used.\n"),
+            None => refused(StatusCode::BAD_REQUEST, "FieldMask could not be successfully used.\n"),
         };
     }
-    Reply::error(StatusCode::NOT_FOUND, format!("{field} not found in config dump\n"))
+    refused(StatusCode::NOT_FOUND, format!("{field} not found in config dump\n"))
 }
 
 fn known_fields(dump: &str) -> &'static [&'static str] {
@@ -250,11 +258,15 @@ impl Dumper {
     }
 
     fn endpoints(&self, main: &Main) -> Value {
+        let snapshot = main.snapshot();
         let compiler = main.compiler();
         let mut dynamic = Vec::new();
         for entry in self.shown(compiler.list(Kind::Endpoint)) {
             let Some(record) = entry.active else { continue };
             let mut fields = self.record("endpoint_config", record);
+            if let Some(assignment) = fields.get_mut("endpoint_config") {
+                endpoints::complete(assignment, &snapshot);
+            }
             self.status(&mut fields, entry.failure);
             dynamic.push(Value::Object(fields));
         }
@@ -262,8 +274,9 @@ impl Dumper {
         for entry in self.shown(compiler.list(Kind::Cluster)) {
             let Some(record) = entry.active else { continue };
             if let Some(assignment) = self.body(&record.body).get("load_assignment") {
-                let config = typed("type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment", assignment.clone());
-                fixed.push(json!({"endpoint_config": config, "last_updated": timestamp(record.updated)}));
+                let mut config = typed("type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment", assignment.clone());
+                endpoints::complete(&mut config, &snapshot);
+                fixed.push(json!({"endpoint_config": config}));
             }
         }
         dump("EndpointsConfigDump", "", [("static_endpoint_configs", fixed), ("dynamic_endpoint_configs", dynamic)])
@@ -275,11 +288,12 @@ impl Dumper {
         let mut all: Vec<(&SecretKey, &SecretValue)> = compiler.secrets().collect();
         all.sort_by_key(|(key, _)| *key);
         for (key, value) in all {
-            if self.names.as_ref().is_some_and(|n| !n.is_match(&key.name)) {
+            // Files are part of the TLS contexts that name them.
+            if key.source == SecretSource::Files || self.names.as_ref().is_some_and(|n| !n.is_match(&key.name)) {
                 continue;
             }
             let entry = json!({"name": *key.name, "last_updated": self.started, "secret": secret(&key.name, value)});
-            let fields = if matches!(key.source, SecretSource::Static | SecretSource::Files) { &mut fixed } else { &mut active };
+            let fields = if key.source == SecretSource::Static { &mut fixed } else { &mut active };
             fields.push(entry);
         }
         let mut warming = Vec::new();

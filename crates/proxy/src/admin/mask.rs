@@ -34,6 +34,7 @@ const ENTRY: &[(&str, Holds)] = &[
     ("route_config", Any),
     ("endpoint_config", Any),
     ("secret", Any),
+    ("ecds_filter", Any),
     ("active_state", LISTENER_STATE),
     ("warming_state", LISTENER_STATE),
 ];

@@ -3,6 +3,7 @@ mod agent;
 mod certs;
 mod clusters;
 mod dump;
+mod endpoints;
 mod listeners;
 mod mask;
 mod pages;

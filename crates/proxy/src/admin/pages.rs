@@ -44,8 +44,8 @@ pub(super) fn state(phase: Phase) -> &'static str {
 }
 
 pub(super) fn ready(main: &Main) -> Reply {
-    let phase = main.phase();
-    let status = if phase == Phase::Live && !main.is_failing_health_check() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let phase = main.shown_phase();
+    let status = if phase == Phase::Live { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     Reply::error(status, format!("{}\n", state(phase)))
 }
 
@@ -64,7 +64,7 @@ pub(super) fn server_info(main: &Main, options: &AdminOptions) -> Reply {
     }
     Reply::json(&json!({
         "version": version(),
-        "state": state(main.phase()),
+        "state": state(main.shown_phase()),
         "uptime_current_epoch": duration(main.uptime()),
         "uptime_all_epochs": duration(main.lineage.first_started.elapsed().unwrap_or(main.uptime())),
         "hot_restart_version": restart_version(main),

@@ -22,7 +22,7 @@ pub(super) async fn run(main: Arc<Main>) {
 }
 
 fn write(main: &Main, block: &Block) {
-    let phase = main.phase();
+    let phase = main.shown_phase();
     block.set(server::CONCURRENCY, main.workers as u64);
     block.set(server::LIVE, u64::from(phase == Phase::Live));
     block.set(

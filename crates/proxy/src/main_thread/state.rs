@@ -270,6 +270,14 @@ impl Main {
         Phase::Initializing
     }
 
+    /// What is told about it: one that is to fail its health checks says that it drains, as Envoy does.
+    pub(crate) fn shown_phase(&self) -> Phase {
+        match self.phase() {
+            Phase::Live if self.is_failing_health_check() => Phase::Draining,
+            phase => phase,
+        }
+    }
+
     /// Whether all that the configuration refers to has arrived and is in force.
     pub(crate) fn is_warm(&self) -> bool {
         self.has_listeners.load(Relaxed)

@@ -10,6 +10,7 @@ mod faults;
 mod global_rate_limits;
 mod health;
 mod hostile_connections;
+mod hostile_discovery;
 mod hostile_http1;
 mod hostile_http2;
 mod hot_restart;
