@@ -158,7 +158,7 @@ impl Manager {
         Ok(Bound { current, local, accepting })
     }
 
-    fn may_open(&self, listener: &lateen_snapshot::Listener) -> bool {
+    fn may_open(&self, listener: &Listener) -> bool {
         match self.openness.get() {
             Openness::All => true,
             Openness::Outbound => listener.direction != Direction::Inbound,

@@ -110,6 +110,9 @@ mod tests {
             overload,
             drain_time: Duration::ZERO,
             drain_gradually: false,
+            lineage: crate::restart::Lineage::first(0),
+            can_restart: false,
+            held: false,
         };
         Main::new(parts).unwrap()
     }

@@ -64,7 +64,7 @@ fn status(port: u16) -> Option<u16> {
 #[test]
 fn broken_resources_leave_the_good_ones_and_readiness_alone() {
     let folder = tempfile::tempdir().unwrap();
-    let (file, port, other, admin_port) = (folder.path().join("listeners.json"), dead_port(), dead_port(), dead_port());
+    let (file, port, other, admin_port) = (folder.path().join("listeners.json"), free_port(), free_port(), free_port());
     replace(&file, &listener("l", port, 201));
     let yaml = format!(
         "admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {admin_port}}}}}}}\ndynamic_resources: {{lds_config: {{resource_api_version: V3, path_config_source: {{path: {}}}}}}}\n",
@@ -137,7 +137,7 @@ fn a_control_plane_that_is_none_disturbs_nobody() {
     ];
     for (what, serve) in kinds {
         let (address, connections) = control_plane(serve);
-        let port = dead_port();
+        let port = free_port();
         let xds = cluster(
             "xds",
             &[address.port()],

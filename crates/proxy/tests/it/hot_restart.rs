@@ -241,7 +241,7 @@ fn processes_follow_one_another_under_load_and_nothing_is_lost() {
         std::thread::sleep(Duration::from_millis(2));
         write_ok(stream, "x")
     });
-    let (base, http, tcp) = (base(), dead_port(), dead_port());
+    let (base, http, tcp) = (base(), free_port(), free_port());
     let yaml = yaml(http, tcp, upstream.port(), echo_server(), "");
     let [http, tcp]: [SocketAddr; 2] = [http, tcp].map(|port| ([127, 0, 0, 1], port).into());
     let mut current = Running::start(&yaml, 2, base, 0);
@@ -283,7 +283,7 @@ fn processes_follow_one_another_under_load_and_nothing_is_lost() {
 #[test]
 fn what_does_not_become_ready_changes_nothing() {
     let upstream = Upstream::ok("x");
-    let (base, http, tcp, port) = (base(), dead_port(), dead_port(), dead_port());
+    let (base, http, tcp, port) = (base(), free_port(), free_port(), free_port());
     let admin_yaml = format!("admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}");
     let good = yaml(http, tcp, upstream.port(), dead_port(), &admin_yaml);
     let old = Running::start(&good, 2, base, 0);
@@ -330,7 +330,7 @@ fn what_does_not_become_ready_changes_nothing() {
 #[test]
 fn only_the_right_process_takes_over() {
     let upstream = Upstream::ok("x");
-    let (base, http, tcp) = (base(), dead_port(), dead_port());
+    let (base, http, tcp) = (base(), free_port(), free_port());
     let yaml = yaml(http, tcp, upstream.port(), dead_port(), "");
     let why = |epoch| Running::try_start(&yaml, 1, base, epoch).err().map(|e| format!("{e:#}")).unwrap_or_default();
     assert!(why(1).contains("no process to take over from") && why(1).contains("--base-id"), "{}", why(1));
@@ -346,7 +346,7 @@ fn only_the_right_process_takes_over() {
 
 #[test]
 fn streams_that_do_not_end_are_cut_when_the_time_is_over() {
-    let (base, http, tcp) = (base(), dead_port(), dead_port());
+    let (base, http, tcp) = (base(), free_port(), free_port());
     let yaml = yaml(http, tcp, dead_port(), echo_server(), "");
     let old = Running::start(&yaml, 1, base, 0);
     let mut stream = TcpStream::connect(("127.0.0.1", tcp)).unwrap();
@@ -386,7 +386,7 @@ fn streams_that_do_not_end_are_cut_when_the_time_is_over() {
 #[test]
 fn a_process_is_ready_only_when_its_listeners_have_their_ports() {
     let upstream = Upstream::ok("x");
-    let (base, http, tcp) = (base(), dead_port(), dead_port());
+    let (base, http, tcp) = (base(), free_port(), free_port());
     let taken = TcpListener::bind(("127.0.0.1", http)).unwrap();
     let running = Running::try_start(&yaml(http, tcp, upstream.port(), dead_port(), ""), 2, base, 0).unwrap();
     let ready = |limit| running.runtime.as_ref().unwrap().block_on(running.process.as_ref().unwrap().ready(limit));
@@ -404,7 +404,7 @@ fn a_process_is_ready_only_when_its_listeners_have_their_ports() {
 #[test]
 fn a_process_that_dies_while_its_successor_prepares_leaves_its_sockets_to_it() {
     let folder = tempfile::tempdir().unwrap();
-    let (base, http, tcp, file) = (base(), dead_port(), dead_port(), folder.path().join("clusters.json"));
+    let (base, http, tcp, file) = (base(), free_port(), free_port(), folder.path().join("clusters.json"));
     let upstream = Upstream::ok("x");
     let good = yaml(http, tcp, upstream.port(), dead_port(), "");
     let old = Running::start(&good, 2, base, 0);

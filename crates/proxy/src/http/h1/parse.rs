@@ -154,14 +154,35 @@ pub(crate) fn request(
 /// What was wrong with a head, told apart as Envoy's codec does: control characters in a value or the request line, or anything
 /// else.
 fn unreadable(input: &[u8], error: httparse::Error) -> InvalidHead {
-    let line = input.split(|b| *b == b'\n').next().unwrap_or_default().trim_ascii_end();
-    let begins = line.first().is_some_and(u8::is_ascii_uppercase);
     match error {
         httparse::Error::HeaderValue => InvalidHead::Characters,
-        // What does not even begin with a method is another protocol.
-        httparse::Error::Token if begins && line.iter().any(u8::is_ascii_control) => InvalidHead::Characters,
+        httparse::Error::Token => first_mistake(input),
         _ => InvalidHead::Syntax,
     }
+}
+
+/// Judges a request line by its first mistake: more of the line may or may not have arrived, and must not matter.
+fn first_mistake(line: &[u8]) -> InvalidHead {
+    // What does not even begin with a method is another protocol.
+    if !line.first().is_some_and(u8::is_ascii_uppercase) {
+        return InvalidHead::Syntax;
+    }
+    let mut in_method = true;
+    for byte in line {
+        match byte {
+            b' ' if in_method => in_method = false,
+            b' ' | b'\r' | b'\n' => break,
+            byte if byte.is_ascii_control() => return InvalidHead::Characters,
+            byte if in_method && !is_token(*byte) => break,
+            _ => {}
+        }
+    }
+    InvalidHead::Syntax
+}
+
+/// Whether a method may hold it (RFC 9110, 5.6.2).
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// Where a header's name and value lie in the head: start and length of each.
