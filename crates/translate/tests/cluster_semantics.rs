@@ -116,6 +116,28 @@ fn a_subset_is_a_cluster_with_its_own_endpoints_and_policy() {
 }
 
 #[test]
+fn a_new_endpoint_warms_up_under_the_policies_that_know_weights() {
+    use lateen_proto::envoy::config::cluster::v3::cluster::SlowStartConfig;
+    let config = |lb: &str| {
+        let world = books(&rule("reviews", &format!("trafficPolicy:\n  loadBalancer: {lb}")));
+        cluster(&world, &client(), REVIEWS).lb_config
+    };
+    let slow = |config| match config {
+        Some(LbConfig::RoundRobinLbConfig(c)) => c.slow_start_config,
+        Some(LbConfig::LeastRequestLbConfig(c)) => c.slow_start_config,
+        _ => None,
+    };
+    let SlowStartConfig { slow_start_window, aggression, min_weight_percent } =
+        slow(config("{simple: ROUND_ROBIN, warmup: {duration: 90s, minimumPercent: 25, aggression: 1.5}}")).unwrap();
+    assert_eq!((slow_start_window.unwrap().seconds, min_weight_percent.unwrap().value), (90, 25.0));
+    assert_eq!(aggression.unwrap().default_value, 1.5);
+    let plain = slow(config("{warmupDurationSecs: 30s}")).unwrap();
+    assert_eq!((plain.slow_start_window.unwrap().seconds, plain.aggression, plain.min_weight_percent), (30, None, None));
+    assert_eq!(config("{simple: RANDOM, warmup: {duration: 90s}}"), None);
+    assert_eq!(config("{simple: LEAST_REQUEST}"), None);
+}
+
+#[test]
 fn port_settings_replace_the_whole_policy() {
     let yaml = rule(
         "ratings",

@@ -86,8 +86,9 @@ message! {
         consistent_hash: Option<ConsistentHashLb> = honoured,
         locality_lb_setting: Option<LocalityLoadBalancerSetting> = warned("has no effect yet: endpoints have no localities"),
         zone_aware_lb_setting: Option<ZoneAwareLoadBalancerSetting> = warned("has no effect yet: endpoints have no localities"),
-        warmup_duration_secs: Option<Duration> = warned("has no effect yet: new endpoints get their full share at once"),
-        warmup: Option<WarmupConfiguration> = warned("has no effect yet: new endpoints get their full share at once"),
+        /// The old way to write `warmup` with nothing but a duration.
+        warmup_duration_secs: Option<Duration> = honoured,
+        warmup: Option<WarmupConfiguration> = honoured,
     }
     oneof [simple, consistent_hash]
 }

@@ -75,6 +75,7 @@ fn load_balancer(settings: &LoadBalancerSettings, path: &str, check: &mut Checke
     if settings.locality_lb_setting.is_some() && settings.zone_aware_lb_setting.is_some() {
         check.error(&join(path, "zoneAwareLbSetting"), "zoneAwareLbSetting cannot stand beside localityLbSetting");
     }
+    warmup(settings, path, check);
     let Some(hash) = &settings.consistent_hash else { return };
     let path = join(path, "consistentHash");
     let keys = [
@@ -113,6 +114,31 @@ fn load_balancer(settings: &LoadBalancerSettings, path: &str, check: &mut Checke
         if size == 0 || size >= MAX_MAGLEV_TABLE || !is_prime(size) {
             check.error(&join(&path, "maglev"), format!("tableSize must be a prime number below {MAX_MAGLEV_TABLE}, such as 65537"));
         }
+    }
+}
+
+fn warmup(settings: &LoadBalancerSettings, path: &str, check: &mut Checker<'_>) {
+    text::optional_duration(check, path, "warmupDurationSecs", settings.warmup_duration_secs);
+    let slow =
+        matches!(settings.simple, None | Some(SimpleLb::Unspecified | SimpleLb::LeastConn | SimpleLb::LeastRequest | SimpleLb::RoundRobin));
+    let at = join(path, "warmup");
+    if (settings.warmup.is_some() || settings.warmup_duration_secs.is_some()) && !(slow && settings.consistent_hash.is_none()) {
+        let at = if settings.warmup.is_some() { at.clone() } else { join(path, "warmupDurationSecs") };
+        check.warning(&at, "has an effect only with ROUND_ROBIN and LEAST_REQUEST");
+    }
+    let Some(warmup) = &settings.warmup else { return };
+    if settings.warmup_duration_secs.is_some() {
+        check.error(&join(path, "warmupDurationSecs"), "warmupDurationSecs cannot stand beside warmup");
+    }
+    match warmup.duration {
+        None => check.error(&at, "duration is required"),
+        duration => text::optional_duration(check, &at, "duration", duration),
+    }
+    if warmup.minimum_percent.is_some_and(|percent| !(0.0..=100.0).contains(&percent)) {
+        check.error(&join(&at, "minimumPercent"), "must be 0 to 100");
+    }
+    if warmup.aggression.is_some_and(|aggression| aggression < 1.0 || !aggression.is_finite()) {
+        check.error(&join(&at, "aggression"), "must be 1 or more");
     }
 }
 

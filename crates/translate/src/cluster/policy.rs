@@ -311,10 +311,39 @@ fn apply_load_balancer(cluster: &mut cluster_v3::Cluster, policy: &PortPolicy) {
         SimpleLb::Unspecified | SimpleLb::LeastConn | SimpleLb::LeastRequest => LbPolicy::LeastRequest,
     };
     cluster.lb_policy = chosen as i32;
+    cluster.lb_config =
+        policy.load_balancer.as_ref().and_then(slow_start).and_then(|slow_start_config| slow_starting(chosen, slow_start_config));
     if cluster.cluster_discovery_type == Some(original_dst) {
         cluster.lb_policy = LbPolicy::ClusterProvided as i32;
     } else if let Some(hash) = policy.load_balancer.as_ref().and_then(|lb| lb.consistent_hash.as_ref()) {
         apply_consistent_hash(cluster, hash);
+    }
+}
+
+/// How a new endpoint gets its share little by little.
+fn slow_start(settings: &LoadBalancerSettings) -> Option<cluster_v3::cluster::SlowStartConfig> {
+    let warmup = settings.warmup.clone().unwrap_or_default();
+    let window = positive(warmup.duration.or(settings.warmup_duration_secs))?;
+    // Envoy wants a name for a number that could be changed at run time.
+    let aggression = |value| core_v3::RuntimeDouble { default_value: value, runtime_key: "slow_start.aggression".to_owned() };
+    Some(cluster_v3::cluster::SlowStartConfig {
+        slow_start_window: Some(wire::duration(window)),
+        aggression: warmup.aggression.filter(|value| *value > 1.0).map(aggression),
+        min_weight_percent: warmup.minimum_percent.map(|value| type_v3::Percent { value: value.clamp(0.0, 100.0) }),
+    })
+}
+
+/// The other policies have no weights that could grow.
+fn slow_starting(
+    policy: cluster_v3::cluster::LbPolicy,
+    slow_start: cluster_v3::cluster::SlowStartConfig,
+) -> Option<cluster_v3::cluster::LbConfig> {
+    use cluster_v3::cluster::{LbConfig, LbPolicy, LeastRequestLbConfig, RoundRobinLbConfig};
+    let slow_start_config = Some(slow_start);
+    match policy {
+        LbPolicy::RoundRobin => Some(LbConfig::RoundRobinLbConfig(RoundRobinLbConfig { slow_start_config })),
+        LbPolicy::LeastRequest => Some(LbConfig::LeastRequestLbConfig(LeastRequestLbConfig { slow_start_config, ..Default::default() })),
+        _ => None,
     }
 }
 
