@@ -1,24 +1,47 @@
 //! How a cluster balances: the runtime form of Envoy's `lb_policy` and `common_lb_config`.
-
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::host::{DEGRADED_ACTIVE_HC, DEGRADED_EDS, DRAINING_EDS, FAILED_ACTIVE_HC, FAILED_EDS, FAILED_OUTLIER, TIMEOUT_EDS};
+use crate::host::{
+    DEGRADED_ACTIVE_HC, DEGRADED_EDS, DEGRADED_OUTLIER, DRAINING_EDS, FAILED_ACTIVE_HC, FAILED_EDS, FAILED_OUTLIER, TIMEOUT_EDS,
+};
+use crate::peak_ewma::PeakEwma;
+use crate::slow_start::SlowStart;
+use crate::subset::SubsetSettings;
+use crate::zone::ZoneAware;
 
 /// The load-balancing policy (Envoy cluster.proto `LbPolicy`).
 #[derive(Clone, Debug, PartialEq)]
 pub enum LbPolicy {
     /// Weighted round robin.
     RoundRobin,
-    /// The least loaded of `choices` random hosts; with unequal weights, weighted by current load.
-    LeastRequest { choices: u32, active_request_bias: f64 },
-    /// A random host, by weight.
+    /// The least loaded of `choices` random hosts, or of all; with unequal weights, weighted by current load.
+    LeastRequest { choices: Choices, active_request_bias: f64 },
+    /// The cheaper of two random hosts, by latency and load.
+    PeakEwma(PeakEwma),
+    /// A random host, whatever its weight.
     Random,
     /// Consistent hashing on a ring; sizes are numbers of points.
-    RingHash { minimum_size: u64, maximum_size: u64 },
+    RingHash { minimum_size: u64, maximum_size: u64, function: HashFunction },
     /// Consistent hashing through a Maglev table of `table_size` entries (a prime).
     Maglev { table_size: u64 },
     /// The connection's original destination is the host (Envoy `ORIGINAL_DST`).
     OriginalDestination,
+}
+
+impl LbPolicy {
+    /// Whether a request's hash decides.
+    pub fn goes_by_hash(&self) -> bool {
+        matches!(self, Self::RingHash { .. } | Self::Maglev { .. })
+    }
+}
+
+/// Among how many hosts the least loaded is looked for (Envoy `LeastRequest.SelectionMethod`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choices {
+    /// That many random ones.
+    Random(u32),
+    All,
 }
 
 /// What surrounds the policy.
@@ -26,11 +49,15 @@ pub enum LbPolicy {
 pub struct Settings {
     pub policy: LbPolicy,
     /// Below this share of healthy hosts (0-100) health is ignored; Envoy's default is 50, Istio sets 0.
-    pub panic_threshold_percent: f64,
+    pub panic_threshold_percent: u32,
     /// Whether localities get their `load_balancing_weight` share (Envoy `locality_weighted_lb_config`).
     pub locality_weighted: bool,
-    /// How much more than its share a healthy priority may take, in percent (Envoy default 140).
-    pub overprovisioning_percent: u32,
+    /// Counts only where the process has a local cluster, but for `fail_traffic_on_panic`.
+    pub zone_aware: ZoneAware,
+    /// Only of round robin and least request.
+    pub slow_start: Option<SlowStart>,
+    pub subsets: Option<Arc<SubsetSettings>>,
+    pub hashing: Hashing,
     /// When a host is used that a session asks for by its address.
     pub override_host: HostStatuses,
 }
@@ -58,7 +85,7 @@ impl HostStatuses {
             Self::TIMEOUT
         } else if any(FAILED_EDS) {
             Self::UNHEALTHY
-        } else if any(DEGRADED_ACTIVE_HC | DEGRADED_EDS) {
+        } else if any(DEGRADED_ACTIVE_HC | DEGRADED_EDS | DEGRADED_OUTLIER) {
             Self::DEGRADED
         } else {
             Self::HEALTHY
@@ -77,14 +104,33 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             policy: LbPolicy::RoundRobin,
-            panic_threshold_percent: 50.0,
+            panic_threshold_percent: 50,
             locality_weighted: false,
-            overprovisioning_percent: 140,
+            zone_aware: ZoneAware::default(),
+            slow_start: None,
+            subsets: None,
+            hashing: Hashing::default(),
             override_host: HostStatuses::default(),
         }
     }
 }
 
+/// Which function places hosts on a ring (Envoy `HashFunction`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HashFunction {
+    #[default]
+    XxHash,
+    MurmurHash2,
+}
+
+/// What both hash policies have in common (Envoy `ConsistentHashingLbConfig`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hashing {
+    /// A host stands under its name instead of its address.
+    pub use_hostname: bool,
+    /// The most load of a host, in percent of the average; at least 100.
+    pub balance_factor: Option<u32>,
+}
 /// Envoy `OutlierDetection`; zero switches a detector off.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OutlierSettings {
@@ -96,11 +142,13 @@ pub struct OutlierSettings {
     pub enforcing_consecutive_gateway_failure: u32,
     pub enforcing_consecutive_local_origin_failure: u32,
     pub enforcing_success_rate: u32,
+    pub enforcing_local_origin_success_rate: u32,
     pub success_rate_minimum_hosts: u32,
     pub success_rate_request_volume: u32,
     /// In thousandths (Envoy default 1900 = 1.9 standard deviations).
     pub success_rate_stdev_factor: u32,
     pub enforcing_failure_percentage: u32,
+    pub enforcing_failure_percentage_local_origin: u32,
     pub failure_percentage_threshold: u32,
     pub failure_percentage_minimum_hosts: u32,
     pub failure_percentage_request_volume: u32,
@@ -110,6 +158,8 @@ pub struct OutlierSettings {
     pub max_ejection_time_jitter: Duration,
     pub max_ejection_percent: u32,
     pub always_eject_one_host: bool,
+    /// Hosts that answer with `x-envoy-degraded` come last for a while.
+    pub detect_degraded_hosts: bool,
     /// A passed active health check ends an ejection (`successful_active_health_check_uneject_host`; default true).
     pub uneject_on_check: bool,
 }
@@ -126,10 +176,12 @@ impl Default for OutlierSettings {
             enforcing_consecutive_gateway_failure: 0,
             enforcing_consecutive_local_origin_failure: 100,
             enforcing_success_rate: 100,
+            enforcing_local_origin_success_rate: 100,
             success_rate_minimum_hosts: 5,
             success_rate_request_volume: 100,
             success_rate_stdev_factor: 1900,
             enforcing_failure_percentage: 0,
+            enforcing_failure_percentage_local_origin: 0,
             failure_percentage_threshold: 85,
             failure_percentage_minimum_hosts: 5,
             failure_percentage_request_volume: 50,
@@ -139,6 +191,7 @@ impl Default for OutlierSettings {
             max_ejection_time_jitter: Duration::ZERO,
             max_ejection_percent: 10,
             always_eject_one_host: false,
+            detect_degraded_hosts: false,
             uneject_on_check: true,
         }
     }

@@ -3,16 +3,75 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh64::xxh64;
 
+use crate::bounded::Bounded;
+use crate::config::{HashFunction, Hashing, LbPolicy};
 use crate::host::Host;
+use crate::murmur::murmur2;
 use crate::plan::WeightedHosts;
+
+/// The table of a hash policy, with the bound on its hosts' load if there is one.
+#[derive(Debug)]
+pub(crate) struct Table {
+    places: Places,
+    bounded: Option<Box<Bounded>>,
+}
+
+#[derive(Debug)]
+enum Places {
+    Ring(Ring),
+    Maglev(Maglev),
+}
+
+impl Table {
+    /// `None` for a policy that does not hash.
+    pub(crate) fn new(policy: &LbPolicy, localities: &[WeightedHosts], hashing: &Hashing) -> Option<Self> {
+        let places = match policy {
+            LbPolicy::RingHash { minimum_size, maximum_size, function } => {
+                let hash: fn(&[u8]) -> u64 = match function {
+                    HashFunction::XxHash => |bytes: &[u8]| xxh64(bytes, 0),
+                    HashFunction::MurmurHash2 => murmur2,
+                };
+                Places::Ring(Ring::new(localities, *minimum_size, *maximum_size, |host, n| {
+                    hash(format!("{}_{n}", key(host, hashing.use_hostname)).as_bytes())
+                }))
+            }
+            LbPolicy::Maglev { table_size } => Places::Maglev(Maglev::new(localities, *table_size, hashing.use_hostname)),
+            _ => return None,
+        };
+        let bounded = hashing.balance_factor.map(|factor| Box::new(Bounded::new(normalized(localities), factor)));
+        Some(Self { places, bounded })
+    }
+
+    /// `attempt` counts further choices for the same request; `active` counts the requests of the whole cluster.
+    pub(crate) fn choose(&self, hash: u64, attempt: u32, active: impl FnOnce() -> u32) -> Option<Arc<Host>> {
+        let host = match &self.places {
+            Places::Ring(ring) => ring.choose(hash, attempt),
+            Places::Maglev(table) => table.choose(hash, attempt),
+        }?;
+        match &self.bounded {
+            Some(bounded) => Some(bounded.choose(host, hash, active())),
+            None => Some(host),
+        }
+    }
+}
+
+/// What a host's places are computed from (Envoy's `hashKey`).
+fn key(host: &Host, use_hostname: bool) -> String {
+    match (&*host.hash_key, use_hostname) {
+        ("", true) => host.hostname.to_string(),
+        ("", false) => host.address.to_string(),
+        (key, _) => key.to_owned(),
+    }
+}
 
 /// Points on a circle; a request goes to the first point at or after its hash.
 #[derive(Debug)]
 pub(crate) struct Ring(Vec<(u64, Arc<Host>)>);
 
 impl Ring {
-    /// Each host gets points in proportion to its weight, at least one; the smallest share decides the size.
-    pub(crate) fn new(localities: &[WeightedHosts], minimum: u64, maximum: u64) -> Self {
+    /// Each host gets points in proportion to its weight, at least one; the smallest share decides the size. `place` says
+    /// where a host's nth point is.
+    pub(crate) fn new(localities: &[WeightedHosts], minimum: u64, maximum: u64, place: impl Fn(&Host, u64) -> u64) -> Self {
         let weights = normalized(localities);
         let smallest = weights.iter().map(|(_, w)| *w).fold(f64::INFINITY, f64::min);
         if !smallest.is_finite() || smallest <= 0.0 {
@@ -27,8 +86,7 @@ impl Ring {
             target += scale * weight;
             let mut index = 0u64;
             while current < target {
-                let key = format!("{}_{index}", host.address);
-                points.push((xxh64(key.as_bytes(), 0), Arc::clone(&host)));
+                points.push((place(&host, index), Arc::clone(&host)));
                 index += 1;
                 current += 1.0;
             }
@@ -52,14 +110,14 @@ impl Ring {
 pub(crate) struct Maglev(Vec<Arc<Host>>);
 
 impl Maglev {
-    pub(crate) fn new(localities: &[WeightedHosts], size: u64) -> Self {
+    pub(crate) fn new(localities: &[WeightedHosts], size: u64, use_hostname: bool) -> Self {
         let size = size.clamp(1, 5_000_011);
         let weights = normalized(localities);
         let largest = weights.iter().map(|(_, w)| *w).fold(0.0, f64::max);
         if largest <= 0.0 {
             return Self(Vec::new());
         }
-        let mut entries: Vec<Permutation> = weights.into_iter().map(|(h, w)| Permutation::new(h, w, size)).collect();
+        let mut entries: Vec<Permutation> = weights.into_iter().map(|(h, w)| Permutation::new(h, w, size, use_hostname)).collect();
         let mut table: Vec<Option<u32>> = vec![None; usize::try_from(size).unwrap_or(1)];
         let (mut filled, mut round) = (0, 0.0);
         while filled < table.len() {
@@ -101,8 +159,8 @@ struct Permutation {
 }
 
 impl Permutation {
-    fn new(host: Arc<Host>, weight: f64, size: u64) -> Self {
-        let key = host.address.to_string();
+    fn new(host: Arc<Host>, weight: f64, size: u64, use_hostname: bool) -> Self {
+        let key = key(&host, use_hostname);
         let offset = xxh64(key.as_bytes(), 0) % size;
         let skip = if size > 1 { xxh64(key.as_bytes(), 1) % (size - 1) + 1 } else { 1 };
         Self { host, offset, skip, weight, target: 0.0, next: 0 }
@@ -129,9 +187,9 @@ fn normalized(localities: &[WeightedHosts]) -> Vec<(Arc<Host>, f64)> {
     let total: f64 = localities.iter().map(|l| l.weight).sum();
     let mut shares = Vec::new();
     for locality in localities {
-        let sum: f64 = locality.hosts.iter().map(|h| f64::from(h.weight)).sum();
+        let sum: f64 = locality.hosts.iter().map(|h| f64::from(h.weight())).sum();
         if sum > 0.0 && total > 0.0 {
-            let share = |h: &Arc<Host>| (Arc::clone(h), locality.weight / total * f64::from(h.weight) / sum);
+            let share = |h: &Arc<Host>| (Arc::clone(h), locality.weight / total * f64::from(h.weight()) / sum);
             shares.extend(locality.hosts.iter().map(share));
         }
     }
@@ -147,11 +205,15 @@ mod tests {
 
     fn hosts(weights: &[u32]) -> Vec<WeightedHosts> {
         let host = |(i, w): (usize, &u32)| {
-            let mut host = Host::new(Address::Socket(([10, 0, 0, 1], 1000 + i as u16).into()));
-            host.weight = *w;
+            let host = Host::new(Address::Socket(([10, 0, 0, 1], 1000 + i as u16).into()));
+            host.set_weight(*w);
             Arc::new(host)
         };
         vec![WeightedHosts { weight: 1.0, hosts: weights.iter().enumerate().map(host).collect() }]
+    }
+
+    fn xx(host: &Host, n: u64) -> u64 {
+        xxh64(format!("{}_{n}", key(host, false)).as_bytes(), 0)
     }
 
     fn shares(choose: impl Fn(u64) -> Option<Arc<Host>>) -> HashMap<String, f64> {
@@ -164,7 +226,7 @@ mod tests {
 
     #[test]
     fn maglev_shares_follow_the_weights_closely() {
-        let table = Maglev::new(&hosts(&[1, 1, 2]), 65_537);
+        let table = Maglev::new(&hosts(&[1, 1, 2]), 65_537, false);
         let shares = shares(|h| table.choose(h, 0));
         assert!((shares["10.0.0.1:1002"] - 0.5).abs() < 0.02, "{shares:?}");
         assert!((shares["10.0.0.1:1000"] - 0.25).abs() < 0.02, "{shares:?}");
@@ -172,7 +234,7 @@ mod tests {
 
     #[test]
     fn ring_shares_follow_the_weights_roughly() {
-        let ring = Ring::new(&hosts(&[1, 3]), 4096, 1 << 20);
+        let ring = Ring::new(&hosts(&[1, 3]), 4096, 1 << 20, xx);
         let shares = shares(|h| ring.choose(h, 0));
         assert!((shares["10.0.0.1:1001"] - 0.75).abs() < 0.05, "{shares:?}");
     }
@@ -191,16 +253,16 @@ mod tests {
     fn losing_a_host_moves_little_else() {
         let (all, mut fewer) = (hosts(&[1; 10]), hosts(&[1; 10]));
         let gone = fewer[0].hosts.remove(3);
-        let (before, after) = (Ring::new(&all, 1024, 1 << 20), Ring::new(&fewer, 1024, 1 << 20));
+        let (before, after) = (Ring::new(&all, 1024, 1 << 20, xx), Ring::new(&fewer, 1024, 1 << 20, xx));
         assert!(moved(|k| before.choose(k, 0), |k| after.choose(k, 0), &gone) < 1_000);
-        let (before, after) = (Maglev::new(&all, 65_537), Maglev::new(&fewer, 65_537));
+        let (before, after) = (Maglev::new(&all, 65_537, false), Maglev::new(&fewer, 65_537, false));
         assert!(moved(|k| before.choose(k, 0), |k| after.choose(k, 0), &gone) < 1_000);
     }
 
     #[test]
     fn nothing_to_choose_from_is_no_panic() {
-        assert!(Ring::new(&[], 1024, 4096).choose(1, 0).is_none());
-        assert!(Maglev::new(&hosts(&[]), 65_537).choose(1, 0).is_none());
-        assert!(Maglev::new(&hosts(&[1, 1]), 10).choose(1, 0).is_some());
+        assert!(Ring::new(&[], 1024, 4096, xx).choose(1, 0).is_none());
+        assert!(Maglev::new(&hosts(&[]), 65_537, false).choose(1, 0).is_none());
+        assert!(Maglev::new(&hosts(&[1, 1]), 10, false).choose(1, 0).is_some());
     }
 }

@@ -5,7 +5,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use crate::config::Settings;
 use crate::outlier::HostOutlier;
+use crate::peak_ewma::Latency;
+use crate::subset::Criteria;
+use crate::subsets::Subsets;
 
 /// Where a host is reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -51,6 +55,8 @@ pub const PENDING_ACTIVE_HC: u32 = 1 << 5;
 pub const DRAINING_EDS: u32 = 1 << 16;
 /// Health flag, beside [`FAILED_EDS`]: the discovery service says TIMEOUT.
 pub const TIMEOUT_EDS: u32 = 1 << 17;
+/// Health flag: a response said `x-envoy-degraded`, and outlier detection looks for that.
+pub const DEGRADED_OUTLIER: u32 = 1 << 6;
 
 /// Where and how an endpoint is checked, when not like a request (Envoy `Endpoint.HealthCheckConfig`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,8 +77,9 @@ pub struct Host {
     pub addresses: Vec<SocketAddr>,
     /// The name the endpoint was given, or resolved from; empty when none.
     pub hostname: Arc<str>,
-    /// Share among the hosts of its locality; at least 1.
-    pub weight: u32,
+    /// What the hash policies place the host by instead of its address (`hash_key` of its `envoy.lb` metadata); empty
+    /// when not given.
+    pub hash_key: Arc<str>,
     pub locality: Locality,
     /// Which of the cluster's transport sockets reaches this host (settled when configuration changes).
     pub transport: u32,
@@ -80,11 +87,18 @@ pub struct Host {
     pub workload: Option<Arc<str>>,
     /// `None` when it is checked where it serves.
     pub checked_at: Option<Arc<CheckedAt>>,
+    /// Share among the hosts of its locality; at least 1. Unlike what else is fixed about a host it may change in place:
+    /// load, health and ejections go on.
+    weight: AtomicU32,
     flags: AtomicU32,
+    /// Since when it is healthy, in milliseconds of the clock of choices, plus one; 0 when nobody has looked yet.
+    healthy_since: AtomicU64,
     /// Requests in flight over all workers: what least-request compares.
     active: AtomicU32,
     pub counters: HostCounters,
     pub outlier: HostOutlier,
+    /// Only kept where the policy goes by it.
+    pub latency: Latency,
 }
 
 /// Per-host figures of Envoy's `/clusters` page, summed over workers.
@@ -105,15 +119,18 @@ impl Host {
             address,
             addresses: Vec::new(),
             hostname: Arc::from(""),
-            weight: 1,
+            hash_key: Arc::from(""),
             locality: Locality::default(),
             transport: 0,
             workload: None,
             checked_at: None,
+            weight: AtomicU32::new(1),
             flags: AtomicU32::new(0),
+            healthy_since: AtomicU64::new(0),
             active: AtomicU32::new(0),
             counters: HostCounters::default(),
             outlier: HostOutlier::default(),
+            latency: Latency::default(),
         }
     }
 
@@ -123,7 +140,7 @@ impl Host {
     }
 
     pub fn is_degraded(&self) -> bool {
-        self.flags.load(Relaxed) & (DEGRADED_EDS | DEGRADED_ACTIVE_HC) != 0
+        self.flags.load(Relaxed) & (DEGRADED_EDS | DEGRADED_ACTIVE_HC | DEGRADED_OUTLIER) != 0
     }
 
     pub fn flags(&self) -> u32 {
@@ -136,6 +153,32 @@ impl Host {
             self.flags.fetch_or(flag, Relaxed);
         } else {
             self.flags.fetch_and(!flag, Relaxed);
+        }
+    }
+
+    pub fn weight(&self) -> u32 {
+        self.weight.load(Relaxed)
+    }
+
+    pub fn set_weight(&self, weight: u32) {
+        self.weight.store(weight.max(1), Relaxed);
+    }
+
+    /// The host passed a health check that it had failed before: its slow start begins.
+    pub fn became_healthy(&self, now: u64) {
+        self.healthy_since.store(now.saturating_add(1), Relaxed);
+    }
+
+    /// For how long it has been healthy; the first who asks after a healthy host starts the clock.
+    pub(crate) fn healthy_for(&self, now: u64) -> u64 {
+        let moment = now.saturating_add(1);
+        match self.healthy_since.load(Relaxed) {
+            0 => {
+                // Whoever comes second finds the first one's moment, which is the same within a few milliseconds.
+                let _ = self.healthy_since.compare_exchange(0, moment, Relaxed, Relaxed);
+                0
+            }
+            since => moment.saturating_sub(since),
         }
     }
 
@@ -181,17 +224,38 @@ pub struct Priority {
     pub localities: Vec<LocalityHosts>,
 }
 
+/// What Envoy takes more of a healthy priority than its share, in percent.
+pub const OVERPROVISIONING_PERCENT: u32 = 140;
+
 /// The membership of a cluster at one moment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct HostSet {
     pub priorities: Vec<Priority>,
+    /// How much more than its share a healthy priority may take, in percent (Envoy default 140).
+    pub overprovisioning_percent: u32,
+    /// Availability goes by the weights of hosts, not by their number (`weighted_priority_health`).
+    pub weighted_priority_health: bool,
+    /// Where the cluster is divided.
+    pub subsets: Option<Box<Subsets>>,
     /// Bumped when a health flag of a member changes; a balancer that sees another number recomputes.
     health_epoch: AtomicU64,
 }
 
+impl Default for HostSet {
+    fn default() -> Self {
+        Self::new(Vec::new())
+    }
+}
+
 impl HostSet {
     pub fn new(priorities: Vec<Priority>) -> Self {
-        Self { priorities, health_epoch: AtomicU64::new(0) }
+        Self {
+            priorities,
+            overprovisioning_percent: OVERPROVISIONING_PERCENT,
+            weighted_priority_health: false,
+            subsets: None,
+            health_epoch: AtomicU64::new(0),
+        }
     }
 
     /// A set of equal hosts in one priority and locality.
@@ -209,6 +273,14 @@ impl HostSet {
 
     pub fn len(&self) -> usize {
         self.hosts().count()
+    }
+
+    /// The hosts that a request may be sent to, whatever their health, where its criteria count.
+    pub fn asked(&self, settings: &Settings, criteria: Option<&Criteria>) -> Vec<&Arc<Host>> {
+        match (&self.subsets, &settings.subsets) {
+            (Some(subsets), Some(settings)) => subsets.asked(settings, criteria).unwrap_or_else(|| self.hosts().collect()),
+            _ => self.hosts().collect(),
+        }
     }
 
     pub fn health_changed(&self) {

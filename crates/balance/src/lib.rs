@@ -4,18 +4,30 @@
 //! shared, immutable membership with live health flags; [`Balancer`] is one worker's choice among
 //! them; [`outlier`] takes hosts out and [`breaker`] says when a cluster is full.
 pub mod balancer;
+mod bounded;
 pub mod breaker;
 pub mod budget;
+mod chooser;
 pub mod config;
 mod edf;
 mod hashing;
 pub mod health;
 pub mod host;
+mod murmur;
 pub mod outlier;
+pub mod peak_ewma;
 mod plan;
+pub mod slow_start;
+pub mod subset;
+pub mod subsets;
+pub mod zone;
 
 pub use balancer::{Balancer, Choice, Context};
 pub use breaker::{Breakers, Limits};
 pub use budget::RetryBudget;
 pub use config::{LbPolicy, OutlierSettings, Settings};
 pub use host::{Address, Host, HostSet, Locality, LocalityHosts, Priority};
+pub use slow_start::SlowStart;
+pub use subset::{Criteria, SubsetSettings};
+pub use subsets::Subsets;
+pub use zone::{LocalCluster, ZoneAware};

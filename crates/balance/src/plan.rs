@@ -1,21 +1,52 @@
 //! How a cluster's traffic is shared among priorities and localities, given who is healthy.
 //!
-//! Recomputed only when membership or health changes (Envoy's load-balancing documentation,
-//! "priority levels", "degraded endpoints", "panic threshold", "locality weighted").
+//! Recomputed only when membership or health changes (Envoy's load-balancing documentation, "priority levels",
+//! "degraded endpoints", "panic threshold", "locality weighted"; the arithmetic of its `LoadBalancerBase`).
 use std::sync::Arc;
 
 use crate::config::Settings;
 use crate::host::{Host, HostSet, LocalityHosts, PENDING_ACTIVE_HC, Priority};
+use crate::zone::{LocalCluster, NoZones, Routing, ZoneAware, zoning};
+
+/// What is planned for: all members of a cluster, or a subset.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub(crate) priorities: &'a [Priority],
+    pub(crate) set: &'a HostSet,
+    pub(crate) settings: &'a Settings,
+    pub(crate) local: Option<&'a LocalCluster>,
+}
 
 /// A group of hosts that gets `share` of the traffic; within it the policy chooses.
 #[derive(Clone, Debug)]
 pub(crate) struct Group {
     /// Percent of the cluster's traffic; the shares of all groups add up to 100.
     pub(crate) share: u32,
-    pub(crate) localities: Vec<WeightedHosts>,
+    pub(crate) spread: Spread,
+    /// Health is ignored.
+    pub(crate) panic: bool,
 }
 
-/// Hosts of one locality (or of all, when localities are not weighted) with their weight.
+/// How a group's requests go to its hosts.
+#[derive(Clone, Debug)]
+pub(crate) enum Spread {
+    /// All alike.
+    Flat(Vec<Arc<Host>>),
+    /// By the weights of localities. For hash policies these may have no hosts.
+    Weighted(Vec<WeightedHosts>),
+    Zones {
+        flat: Vec<Arc<Host>>,
+        /// In the order that the routing counts by.
+        zones: Vec<Vec<Arc<Host>>>,
+        routing: Routing,
+    },
+    /// Too few are healthy, and then the cluster wants no traffic.
+    Fail,
+    /// Too few of the local cluster are healthy: the share of requests that goes by zones fails.
+    FailZones(Vec<Arc<Host>>),
+}
+
+/// Hosts of one locality with its weight.
 #[derive(Clone, Debug)]
 pub(crate) struct WeightedHosts {
     pub(crate) weight: f64,
@@ -30,176 +61,214 @@ enum Class {
     All,
 }
 
-fn members(class: Class, hosts: &[Arc<Host>]) -> Vec<Arc<Host>> {
-    let wanted = |h: &&Arc<Host>| match class {
-        Class::Healthy => h.is_healthy() && !h.is_degraded(),
-        Class::Degraded => h.is_healthy() && h.is_degraded(),
-        Class::All => true,
-    };
-    hosts.iter().filter(wanted).cloned().collect()
+impl Class {
+    fn has(self, host: &Host) -> bool {
+        match self {
+            Self::Healthy => host.is_healthy() && !host.is_degraded(),
+            Self::Degraded => host.is_healthy() && host.is_degraded(),
+            Self::All => true,
+        }
+    }
 }
+
+fn members<'a>(class: Class, localities: impl IntoIterator<Item = &'a LocalityHosts>) -> Vec<Arc<Host>> {
+    localities.into_iter().flat_map(|l| &l.hosts).filter(|h| class.has(h)).cloned().collect()
+}
+
+/// What a plan found out about zones, for statistics.
+pub(crate) type ZoneNote = Option<NoZones>;
 
 /// Computes the groups; empty when no host may be chosen.
-pub(crate) fn plan(set: &HostSet, settings: &Settings) -> Vec<Group> {
-    let counts: Vec<Counts> = set.priorities.iter().map(Counts::of).collect();
-    let availability = |some: fn(&Counts) -> usize| -> Vec<u32> {
-        counts.iter().map(|c| c.availability(some(c), settings.overprovisioning_percent)).collect()
-    };
-    let healthy = availability(|c| c.healthy);
-    let degraded = availability(|c| c.degraded);
-    let total = healthy.iter().chain(&degraded).sum::<u32>().min(100);
-    if total == 0 {
-        return if settings.panic_threshold_percent > 0.0 { everyone(set, &counts, settings) } else { Vec::new() };
-    }
-    let mut left = 100;
+pub(crate) fn plan(view: &View<'_>) -> (Vec<Group>, ZoneNote) {
+    let loads = Loads::of(view);
+    let mut planner = Planner { view, note: None };
     let mut groups = Vec::new();
-    for (class, shares) in [(Class::Healthy, &healthy), (Class::Degraded, &degraded)] {
-        for (index, share) in shares.iter().enumerate() {
-            let load = (share * 100 / total).min(left);
-            if load == 0 {
-                continue;
+    for (class, loads_of_class) in [(Class::Healthy, &loads.healthy), (Class::Degraded, &loads.degraded)] {
+        for (index, (share, priority)) in loads_of_class.iter().zip(view.priorities).enumerate() {
+            if *share > 0 {
+                let panic = loads.panic.get(index).is_some_and(|p| *p);
+                let spread = planner.spread(index, priority, if panic { Class::All } else { class });
+                groups.push(Group { share: *share, spread, panic });
             }
-            left -= load;
-            let panic = total < 100 && counts[index].panics(settings.panic_threshold_percent);
-            groups.push(group(&set.priorities[index], if panic { Class::All } else { class }, load, settings));
         }
     }
-    // What integer division left over goes to the most preferred group.
-    if let Some(first) = groups.first_mut() {
-        first.share += left;
-    }
-    groups
+    (groups, planner.note)
 }
 
-/// Nobody is available and panic is allowed: traffic goes by the number of hosts.
-fn everyone(set: &HostSet, counts: &[Counts], settings: &Settings) -> Vec<Group> {
-    let total: usize = counts.iter().map(|c| c.all).sum();
-    let mut left = 100;
-    let mut groups = Vec::new();
-    for (priority, counts) in set.priorities.iter().zip(counts) {
-        let percent = (counts.all * 100).checked_div(total).unwrap_or(0);
-        let share = u32::try_from(percent).unwrap_or(100).min(left);
-        if share > 0 {
-            left -= share;
-            groups.push(group(priority, Class::All, share, settings));
+struct Planner<'a> {
+    view: &'a View<'a>,
+    note: ZoneNote,
+}
+
+impl Planner<'_> {
+    fn spread(&mut self, index: usize, priority: &Priority, class: Class) -> Spread {
+        let Settings { policy, zone_aware, locality_weighted, .. } = self.view.settings;
+        let weighted = *locality_weighted && priority.localities.iter().any(|l| l.weight > 0);
+        let flat = || members(class, &priority.localities);
+        if policy.goes_by_hash() {
+            // Weights stand as they are: a table that followed health would move keys of healthy hosts.
+            return if weighted { Spread::Weighted(by_weight(priority, class)) } else { Spread::Flat(flat()) };
+        }
+        if class == Class::All {
+            return if zone_aware.fail_traffic_on_panic { Spread::Fail } else { Spread::Flat(flat()) };
+        }
+        if weighted {
+            let overprovisioning = self.view.set.overprovisioning_percent;
+            let localities: Vec<_> = priority.localities.iter().filter_map(|l| locality(l, class, overprovisioning)).collect();
+            if !localities.is_empty() {
+                return Spread::Weighted(localities);
+            }
+        }
+        match self.view.local.filter(|_| index == 0) {
+            Some(local) => self.zones(priority, class, local, zone_aware),
+            None => Spread::Flat(flat()),
         }
     }
-    if let Some(first) = groups.first_mut() {
-        first.share += left;
+
+    /// Zones count only among the hosts of the first priority.
+    fn zones(&mut self, priority: &Priority, class: Class, local: &LocalCluster, zone: &ZoneAware) -> Spread {
+        let flat = members(class, &priority.localities);
+        let zoning = match zoning(priority, local, zone) {
+            Ok(zoning) => zoning,
+            Err(why) => {
+                self.note = Some(why);
+                return Spread::Flat(flat);
+            }
+        };
+        let callers = local.hosts.priorities.first().map(|p| Counts::of(p, false)).unwrap_or_default();
+        if callers.panics(self.view.settings.panic_threshold_percent) {
+            self.note = Some(NoZones::LocalNotOk);
+            return if zone.fail_traffic_on_panic { Spread::FailZones(flat) } else { Spread::Flat(flat) };
+        }
+        let zones = zoning.order.iter().map(|i| members(class, priority.localities.get(*i))).collect();
+        Spread::Zones { flat, zones, routing: zoning.routing }
     }
-    groups
 }
 
-fn group(priority: &Priority, class: Class, share: u32, settings: &Settings) -> Group {
-    let localities = if settings.locality_weighted && priority.localities.iter().any(|l| l.weight > 0) {
-        priority.localities.iter().filter_map(|l| locality(l, class, settings)).collect()
-    } else {
-        let hosts = priority.localities.iter().flat_map(|l| members(class, &l.hosts)).collect();
-        vec![WeightedHosts { weight: 1.0, hosts }]
-    };
-    Group { share, localities }
+fn by_weight(priority: &Priority, class: Class) -> Vec<WeightedHosts> {
+    let weighted = |l: &LocalityHosts| WeightedHosts { weight: f64::from(l.weight), hosts: members(class, [l]) };
+    priority.localities.iter().filter(|l| l.weight > 0).map(weighted).collect()
 }
 
 /// A locality's weight shrinks with its health once over-provisioning is used up.
-fn locality(locality: &LocalityHosts, class: Class, settings: &Settings) -> Option<WeightedHosts> {
-    let hosts = members(class, &locality.hosts);
-    if hosts.is_empty() || locality.weight == 0 {
+fn locality(locality: &LocalityHosts, class: Class, overprovisioning_percent: u32) -> Option<WeightedHosts> {
+    let hosts = members(class, [locality]);
+    let counted = locality.hosts.iter().filter(|h| counts(h)).count();
+    if hosts.is_empty() || locality.weight == 0 || counted == 0 {
         return None;
     }
-    let available = hosts.len() as f64 / locality.hosts.len().max(1) as f64;
-    let factor = (available * f64::from(settings.overprovisioning_percent) / 100.0).min(1.0);
+    let available = hosts.len() as f64 / counted as f64;
+    let factor = (available * f64::from(overprovisioning_percent) / 100.0).min(1.0);
     Some(WeightedHosts { weight: f64::from(locality.weight) * factor, hosts })
 }
 
+/// Hosts that were never checked may be left out of account (`ignore_new_hosts_until_first_hc`).
+fn counts(host: &Host) -> bool {
+    host.flags() & PENDING_ACTIVE_HC == 0
+}
+
+/// Percent of the traffic by priority, for healthy and for degraded hosts, and where health is ignored.
+#[derive(Debug, Default, PartialEq)]
+struct Loads {
+    healthy: Vec<u32>,
+    degraded: Vec<u32>,
+    panic: Vec<bool>,
+}
+
+impl Loads {
+    fn of(view: &View<'_>) -> Self {
+        let counts: Vec<Counts> = view.priorities.iter().map(|p| Counts::of(p, view.set.weighted_priority_health)).collect();
+        let available = |some: fn(&Counts) -> u64| -> Vec<u32> {
+            counts.iter().map(|c| c.availability(some(c), view.set.overprovisioning_percent)).collect()
+        };
+        let (healthy, degraded) = (available(|c| c.healthy_weight), available(|c| c.degraded_weight));
+        let total = healthy.iter().chain(&degraded).sum::<u32>().min(100);
+        let threshold = view.settings.panic_threshold_percent;
+        if total == 0 && threshold == 0 {
+            return Self::default();
+        }
+        let panic: Vec<bool> = counts.iter().map(|c| total < 100 && c.panics(threshold)).collect();
+        if panic.iter().all(|p| *p) {
+            return Self { healthy: by_number(&counts), degraded: vec![0; counts.len()], panic };
+        }
+        let mut left = 100;
+        let mut distribute = |available: &[u32]| -> Vec<u32> {
+            let load = |available: &u32| {
+                let load = (available * 100).checked_div(total).unwrap_or(0).min(left);
+                left -= load;
+                load
+            };
+            available.iter().map(load).collect()
+        };
+        let mut loads = Self { healthy: distribute(&healthy), degraded: distribute(&degraded), panic };
+        // What integer division left over goes to the most preferred priority that has anybody.
+        if let Some((load, _)) =
+            loads.healthy.iter_mut().chain(&mut loads.degraded).zip(healthy.iter().chain(&degraded)).find(|(_, a)| **a > 0)
+        {
+            *load += left;
+        }
+        loads
+    }
+}
+
+/// All priorities are in panic: traffic goes by the number of hosts.
+fn by_number(counts: &[Counts]) -> Vec<u32> {
+    let total: u64 = counts.iter().map(|c| c.hosts).sum();
+    let share = |c: &Counts| u32::try_from((100 * c.hosts).checked_div(total).unwrap_or(0)).unwrap_or(100);
+    let mut loads: Vec<u32> = counts.iter().map(share).collect();
+    let left = 100 - loads.iter().sum::<u32>().min(100);
+    if let Some((load, _)) = loads.iter_mut().zip(counts).find(|(_, c)| c.hosts > 0) {
+        *load += left;
+    }
+    loads
+}
+
+#[derive(Clone, Copy, Default)]
 struct Counts {
-    all: usize,
-    healthy: usize,
-    degraded: usize,
+    /// Also those that do not count.
+    hosts: u64,
+    counted: u64,
+    healthy: u64,
+    degraded: u64,
+    /// Numbers, or weights where availability goes by these.
+    total_weight: u64,
+    healthy_weight: u64,
+    degraded_weight: u64,
 }
 
 impl Counts {
-    fn of(priority: &Priority) -> Self {
-        let mut counts = Self { all: 0, healthy: 0, degraded: 0 };
-        let counted = |h: &&Arc<Host>| h.flags() & PENDING_ACTIVE_HC == 0;
-        for host in priority.localities.iter().flat_map(|l| &l.hosts).filter(counted) {
-            counts.all += 1;
-            match (host.is_healthy(), host.is_degraded()) {
-                (true, false) => counts.healthy += 1,
-                (true, true) => counts.degraded += 1,
-                _ => {}
+    fn of(priority: &Priority, by_weight: bool) -> Self {
+        let mut all = Self::default();
+        for host in priority.localities.iter().flat_map(|l| &l.hosts) {
+            all.hosts += 1;
+            let weight = if by_weight { u64::from(host.weight()) } else { 1 };
+            if counts(host) {
+                all.counted += 1;
+                all.total_weight += weight;
+            }
+            if Class::Healthy.has(host) {
+                all.healthy += 1;
+                all.healthy_weight += weight;
+            } else if Class::Degraded.has(host) {
+                all.degraded += 1;
+                all.degraded_weight += weight;
             }
         }
-        counts
+        all
     }
 
     /// Percent of its share that this priority can take.
-    fn availability(&self, hosts: usize, overprovisioning_percent: u32) -> u32 {
-        if self.all == 0 {
-            return 0;
-        }
-        u32::try_from(hosts * overprovisioning_percent as usize / self.all).unwrap_or(100).min(100)
+    fn availability(&self, weight: u64, overprovisioning_percent: u32) -> u32 {
+        let percent = (u64::from(overprovisioning_percent) * weight).checked_div(self.total_weight).unwrap_or(0);
+        u32::try_from(percent).unwrap_or(100).min(100)
     }
 
-    /// The share of healthy hosts, of those that count, is below the threshold.
-    fn panics(&self, threshold: f64) -> bool {
-        self.all > 0 && 100.0 * (self.healthy + self.degraded) as f64 / (self.all as f64) < threshold.min(100.0)
+    /// The share of hosts that serve, of those that count, is below the threshold.
+    fn panics(&self, threshold_percent: u32) -> bool {
+        100 * (self.healthy + self.degraded) < u64::from(threshold_percent.min(100)) * self.counted
+            || (self.counted == 0 && threshold_percent > 0)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::host::{Address, FAILED_EDS};
-
-    /// Priorities given as (healthy, unhealthy) counts.
-    fn set(priorities: &[(u16, u16)]) -> HostSet {
-        let mut port = 0;
-        let mut host = |healthy: bool| {
-            port += 1;
-            let host = Host::new(Address::Socket(([10, 0, 0, 1], port).into()));
-            host.set_flag(FAILED_EDS, !healthy);
-            Arc::new(host)
-        };
-        let priority = |&(up, down): &(u16, u16)| {
-            let hosts = (0..up).map(|_| true).chain((0..down).map(|_| false)).map(&mut host).collect();
-            Priority { localities: vec![LocalityHosts { hosts, ..LocalityHosts::default() }] }
-        };
-        HostSet::new(priorities.iter().map(priority).collect())
-    }
-
-    fn shares(priorities: &[(u16, u16)], panic: f64) -> Vec<(u32, usize)> {
-        let settings = Settings { panic_threshold_percent: panic, ..Settings::default() };
-        plan(&set(priorities), &settings).iter().map(|g| (g.share, g.localities[0].hosts.len())).collect()
-    }
-
-    #[test]
-    fn spill_over_follows_envoys_table() {
-        assert_eq!(shares(&[(100, 0), (100, 0)], 0.0), [(100, 100)]);
-        assert_eq!(shares(&[(72, 28), (100, 0)], 0.0), [(100, 72)]);
-        assert_eq!(shares(&[(50, 50), (100, 0)], 0.0), [(70, 50), (30, 100)]);
-        assert_eq!(shares(&[(0, 100), (100, 0)], 0.0), [(100, 100)]);
-        assert_eq!(shares(&[(25, 75), (25, 75)], 0.0), [(50, 25), (50, 25)]);
-    }
-
-    #[test]
-    fn panic_sends_to_unhealthy_hosts_too_unless_the_threshold_is_zero() {
-        assert_eq!(shares(&[(1, 3)], 50.0), [(100, 4)]);
-        assert_eq!(shares(&[(1, 3)], 0.0), [(100, 1)]);
-        assert_eq!(shares(&[(0, 4)], 50.0), [(100, 4)]);
-        assert!(shares(&[(0, 4)], 0.0).is_empty());
-    }
-
-    #[test]
-    fn hosts_that_wait_for_their_first_check_start_no_panic() {
-        let set = set(&[(2, 6)]);
-        let settings = Settings::default();
-        assert_eq!(plan(&set, &settings)[0].localities[0].hosts.len(), 8, "a quarter is less than half");
-        set.hosts().filter(|h| !h.is_healthy()).for_each(|h| h.set_flag(PENDING_ACTIVE_HC, true));
-        assert_eq!(plan(&set, &settings)[0].localities[0].hosts.len(), 2);
-    }
-
-    #[test]
-    fn no_panic_while_other_priorities_carry_the_load() {
-        assert_eq!(shares(&[(1, 9), (10, 0)], 50.0), [(14, 1), (86, 10)]);
-    }
-}
+mod tests;

@@ -3,8 +3,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use lateen_balance::config::OutlierSettings;
-use lateen_balance::host::{FAILED_ACTIVE_HC, PENDING_ACTIVE_HC};
-use lateen_balance::{Breakers, HostSet, Limits, Settings};
+use lateen_balance::host::{FAILED_ACTIVE_HC, OVERPROVISIONING_PERCENT, PENDING_ACTIVE_HC};
+use lateen_balance::subset::Labels;
+use lateen_balance::{Breakers, HostSet, Limits, LocalCluster, Settings};
 
 use crate::health_check::HealthCheck;
 use crate::http::Http2Options;
@@ -15,6 +16,8 @@ use crate::tls::ClientTls;
 pub struct Cluster {
     pub config: Arc<ClusterConfig>,
     pub hosts: Arc<HostSet>,
+    /// The cluster that this process is a member of, where it matters for this one (zone-aware routing).
+    pub local: Option<Arc<LocalCluster>>,
     /// Survives configuration and membership updates of the same name.
     pub live: Arc<ClusterLive>,
 }
@@ -46,6 +49,8 @@ pub struct ClusterConfig {
     pub limits: [Limits; 2],
     /// Of each priority, whether statistics show what is left below its limits.
     pub track_remaining: [bool; 2],
+    /// Of each priority, how many connections each host may have; `u32::MAX` is unlimited.
+    pub per_host_connections: [u32; 2],
     pub outlier: Option<OutlierSettings>,
     /// Transport sockets: `transport_socket_matches` in order, then the default; hosts point in by index.
     pub transports: Vec<Transport>,
@@ -90,6 +95,19 @@ pub enum Discovery {
     },
 }
 
+/// How a load assignment's priorities share the traffic (Envoy `ClusterLoadAssignment.Policy`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AssignmentPolicy {
+    pub overprovisioning_percent: u32,
+    pub weighted_priority_health: bool,
+}
+
+impl Default for AssignmentPolicy {
+    fn default() -> Self {
+        Self { overprovisioning_percent: OVERPROVISIONING_PERCENT, weighted_priority_health: false }
+    }
+}
+
 /// What a DNS cluster resolves.
 #[derive(Debug, Clone)]
 pub struct DnsTargets {
@@ -98,6 +116,7 @@ pub struct DnsTargets {
     pub refresh: Duration,
     pub respect_ttl: bool,
     pub family: DnsFamily,
+    pub policy: AssignmentPolicy,
 }
 
 #[derive(Debug, Clone)]
@@ -107,7 +126,12 @@ pub struct DnsTarget {
     pub weight: u32,
     pub priority: u32,
     pub locality: lateen_balance::Locality,
+    pub locality_weight: u32,
     pub transport: u32,
+    /// `envoy.lb` metadata.
+    pub labels: Option<Arc<Labels>>,
+    /// What hash policies place it by; empty for its address.
+    pub hash_key: Arc<str>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName};
-use lateen_balance::{Address, HostSet};
+use lateen_balance::{Address, Criteria, Host};
 use lateen_identity::PeerIdentity;
 
 use crate::authorize::Facts;
@@ -254,10 +254,10 @@ impl Snapshot {
     }
 
     fn tcp(&self, call: &Call, proxy: &TcpProxy, steps: &mut Vec<Step>) -> Result<Outcome, Outcome> {
-        let total = proxy.clusters.last().map_or(0, |(_, bound)| u64::from(*bound));
+        let total = proxy.clusters.last().map_or(0, |c| u64::from(c.bound));
         let roll = call.roll.checked_rem(total).unwrap_or(0);
-        match proxy.clusters.iter().find(|(_, bound)| u64::from(*bound) > roll) {
-            Some((cluster, _)) => self.cluster_step(*cluster, steps),
+        match proxy.clusters.iter().find(|c| u64::from(c.bound) > roll) {
+            Some(cluster) => self.cluster_step(cluster.id, cluster.metadata_match.as_deref(), steps),
             None => Err(closed("the chain names no cluster")),
         }
     }
@@ -309,21 +309,26 @@ impl Snapshot {
         }
         let missing = |name: &str| answered(forward.cluster_not_found_status.as_u16(), &format!("cluster {name} is unknown"));
         let by_header = |header: &HeaderName| self.cluster_named(text(header)).map(|(id, _)| id).ok_or_else(|| missing(text(header)));
+        let mut criteria = forward.metadata_match.as_deref();
         let id = match &forward.cluster {
             ClusterChoice::One(id) => *id,
-            ClusterChoice::Weighted(weighted) => match &weighted.choose(call.roll).ok_or_else(|| answered(503, "no weights"))?.cluster {
-                NamedCluster::Fixed(id) => *id,
-                NamedCluster::Header(header) => by_header(header)?,
-            },
+            ClusterChoice::Weighted(weighted) => {
+                let entry = weighted.choose(call.roll).ok_or_else(|| answered(503, "no weights"))?;
+                criteria = entry.metadata_match.as_deref();
+                match &entry.cluster {
+                    NamedCluster::Fixed(id) => *id,
+                    NamedCluster::Header(header) => by_header(header)?,
+                }
+            }
             ClusterChoice::Header(header) => by_header(header)?,
         };
         if self.cluster(id).is_none() {
             return Err(missing(&self.name_of(id)));
         }
-        self.cluster_step(id, steps)
+        self.cluster_step(id, criteria, steps)
     }
 
-    fn cluster_step(&self, id: ClusterId, steps: &mut Vec<Step>) -> Result<Outcome, Outcome> {
+    fn cluster_step(&self, id: ClusterId, criteria: Option<&Criteria>, steps: &mut Vec<Step>) -> Result<Outcome, Outcome> {
         let name = self.name_of(id);
         steps.push(Step::Cluster { name: name.clone() });
         let Some(cluster) = self.cluster(id) else { return Err(closed(&format!("cluster {name} is unknown"))) };
@@ -337,11 +342,12 @@ impl Snapshot {
                 (Some(_), name) => format!("TLS ({name})"),
             })
         };
-        for host in cluster.hosts.hosts() {
+        let hosts = cluster.hosts.asked(&cluster.config.balance, criteria);
+        for host in &hosts {
             let transport = transport(host.transport).unwrap_or_default();
             steps.push(Step::Endpoint { address: shown(&host.address), healthy: host.is_healthy(), transport });
         }
-        if none_usable(&cluster.hosts, cluster.config.balance.panic_threshold_percent) {
+        if none_usable(&hosts, cluster.config.balance.panic_threshold_percent) {
             return Err(answered(503, &format!("no healthy upstream in {name}")));
         }
         Ok(Outcome::Forwarded { cluster: name })
@@ -356,8 +362,8 @@ impl Snapshot {
 }
 
 /// With panic allowed, unhealthy hosts are used when too few are healthy.
-fn none_usable(hosts: &HostSet, panic_threshold: f64) -> bool {
-    hosts.is_empty() || (panic_threshold <= 0.0 && !hosts.hosts().any(|h| h.is_healthy()))
+fn none_usable(hosts: &[&Arc<Host>], panic_threshold: u32) -> bool {
+    hosts.is_empty() || (panic_threshold == 0 && !hosts.iter().any(|h| h.is_healthy()))
 }
 
 fn connection(listener: &Listener, call: &Call) -> ConnectionInfo {

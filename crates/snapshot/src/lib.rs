@@ -34,6 +34,7 @@ pub mod rewrite;
 pub mod route;
 pub mod service;
 pub mod stateful_session;
+pub mod subset;
 #[cfg(test)]
 mod test_support;
 pub mod tls;

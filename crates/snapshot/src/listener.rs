@@ -161,8 +161,8 @@ pub enum Terminal {
 #[derive(Debug)]
 pub struct TcpProxy {
     pub stat_prefix: Arc<str>,
-    /// Cluster and cumulative weight; one entry for a plain cluster.
-    pub clusters: Vec<(ClusterId, u32)>,
+    /// One entry for a plain cluster.
+    pub clusters: Vec<TcpCluster>,
     /// Envoy's default is 1 h; `None` is unlimited.
     pub idle_timeout: Option<Duration>,
     pub max_downstream_connection_duration: Option<Duration>,
@@ -171,4 +171,14 @@ pub struct TcpProxy {
     /// Consistent load balancing goes by the caller's address.
     pub hash_source_ip: bool,
     pub access_logs: Vec<Arc<crate::http::AccessLog>>,
+}
+
+/// Where a TCP proxy's connections go.
+#[derive(Debug)]
+pub struct TcpCluster {
+    pub id: ClusterId,
+    /// Cumulative weight.
+    pub bound: u32,
+    /// What the host's subset must be.
+    pub metadata_match: Option<Arc<lateen_balance::Criteria>>,
 }

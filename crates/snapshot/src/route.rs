@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, StatusCode};
+use lateen_balance::Criteria;
 use regex::Regex;
 
 use crate::ClusterId;
@@ -168,6 +169,8 @@ pub struct Forward {
     pub internal_redirect: Option<Box<InternalRedirect>>,
     /// A try that is too slow goes on beside its repetition; `None` for what the virtual host says.
     pub hedge_on_per_try_timeout: Option<bool>,
+    /// What the host's subset must be; one of several clusters has its own.
+    pub metadata_match: Option<Arc<Criteria>>,
 }
 
 /// Envoy `InternalRedirectPolicy`: an upstream's redirect is followed here, and the caller never sees it.
@@ -233,6 +236,8 @@ pub struct WeightedCluster {
     pub headers: HeaderChanges,
     pub per_route: FilterOverrides,
     pub host_rewrite: Option<Box<str>>,
+    /// The route's, with this entry's values over it.
+    pub metadata_match: Option<Arc<Criteria>>,
 }
 
 #[derive(Debug)]

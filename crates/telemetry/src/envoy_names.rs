@@ -228,12 +228,42 @@ table! {
         counter EJECTIONS_ENFORCED_SUCCESS_RATE = "outlier_detection.ejections_enforced_success_rate";
         counter EJECTIONS_DETECTED_FAILURE_PERCENTAGE = "outlier_detection.ejections_detected_failure_percentage";
         counter EJECTIONS_ENFORCED_FAILURE_PERCENTAGE = "outlier_detection.ejections_enforced_failure_percentage";
+        counter EJECTIONS_DETECTED_LOCAL_ORIGIN_SUCCESS_RATE = "outlier_detection.ejections_detected_local_origin_success_rate";
+        counter EJECTIONS_ENFORCED_LOCAL_ORIGIN_SUCCESS_RATE = "outlier_detection.ejections_enforced_local_origin_success_rate";
+        counter EJECTIONS_DETECTED_LOCAL_ORIGIN_FAILURE_PERCENTAGE = "outlier_detection.ejections_detected_local_origin_failure_percentage";
+        counter EJECTIONS_ENFORCED_LOCAL_ORIGIN_FAILURE_PERCENTAGE = "outlier_detection.ejections_enforced_local_origin_failure_percentage";
         counter EJECTIONS_DETECTED_CONSECUTIVE_5XX = "outlier_detection.ejections_detected_consecutive_5xx";
         counter EJECTIONS_ENFORCED_CONSECUTIVE_5XX = "outlier_detection.ejections_enforced_consecutive_5xx";
         counter EJECTIONS_DETECTED_CONSECUTIVE_GATEWAY_FAILURE = "outlier_detection.ejections_detected_consecutive_gateway_failure";
         counter EJECTIONS_ENFORCED_CONSECUTIVE_GATEWAY_FAILURE = "outlier_detection.ejections_enforced_consecutive_gateway_failure";
         counter EJECTIONS_DETECTED_CONSECUTIVE_LOCAL_ORIGIN_FAILURE = "outlier_detection.ejections_detected_consecutive_local_origin_failure";
         counter EJECTIONS_ENFORCED_CONSECUTIVE_LOCAL_ORIGIN_FAILURE = "outlier_detection.ejections_enforced_consecutive_local_origin_failure";
+    }
+}
+
+table! {
+    /// Subsets of one cluster, under `cluster.<name>.`: choices are counted by workers, the subsets by the main thread.
+    subsets {
+        gauge ACTIVE = "lb_subsets_active";
+        counter CREATED = "lb_subsets_created";
+        counter REMOVED = "lb_subsets_removed";
+        counter SELECTED = "lb_subsets_selected";
+        counter FALLBACK = "lb_subsets_fallback";
+        counter FALLBACK_PANIC = "lb_subsets_fallback_panic";
+        gauge SINGLE_HOST_DUPLICATE = "lb_subsets_single_host_per_subset_duplicate";
+    }
+}
+
+table! {
+    /// Zone-aware routing to one cluster, under `cluster.<name>.`.
+    zones {
+        counter RECALCULATE_ZONE_STRUCTURES = "lb_recalculate_zone_structures";
+        counter LOCAL_CLUSTER_NOT_OK = "lb_local_cluster_not_ok";
+        counter ZONE_CLUSTER_TOO_SMALL = "lb_zone_cluster_too_small";
+        counter ZONE_NO_CAPACITY_LEFT = "lb_zone_no_capacity_left";
+        counter ZONE_ROUTING_ALL_DIRECTLY = "lb_zone_routing_all_directly";
+        counter ZONE_ROUTING_CROSS_ZONE = "lb_zone_routing_cross_zone";
+        counter ZONE_ROUTING_SAMPLED = "lb_zone_routing_sampled";
     }
 }
 

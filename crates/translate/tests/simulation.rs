@@ -61,7 +61,7 @@ fn send(snapshot: &Snapshot, call: &Call) -> String {
     };
     let Some(chain) = listener.choose_chain(&connection) else { return "refused".to_owned() };
     let manager = match &chain.terminal {
-        Terminal::Tcp(proxy) => return name(snapshot, proxy.clusters[0].0),
+        Terminal::Tcp(proxy) => return name(snapshot, proxy.clusters[0].id),
         Terminal::Http(manager) => manager,
         other => panic!("{other:?}"),
     };

@@ -3,7 +3,9 @@ use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
 
 use http::StatusCode;
-use lateen_balance::host::{DEGRADED_ACTIVE_HC, DEGRADED_EDS, FAILED_ACTIVE_HC, FAILED_EDS, FAILED_OUTLIER, PENDING_ACTIVE_HC};
+use lateen_balance::host::{
+    DEGRADED_ACTIVE_HC, DEGRADED_EDS, DEGRADED_OUTLIER, FAILED_ACTIVE_HC, FAILED_EDS, FAILED_OUTLIER, PENDING_ACTIVE_HC,
+};
 use lateen_balance::{Address, Breakers, Host};
 use lateen_snapshot::Cluster;
 use lateen_snapshot::cluster::Discovery;
@@ -77,13 +79,14 @@ fn lines(text: &mut String, cluster: &Cluster, dynamic: bool) {
         for (what, value, _) in figures(host) {
             let _ = writeln!(text, "{at}::{what}::{value}");
         }
-        let rate = host.outlier.success_rate().map_or("-1".to_owned(), |r| r.to_string());
+        let shown = |rate: Option<f64>| rate.map_or("-1".to_owned(), |r| r.to_string());
+        let (rate, local_rate) = (shown(host.outlier.success_rate()), shown(host.outlier.local_origin_success_rate()));
         let locality = &host.locality;
-        let _ = writeln!(text, "{at}::hostname::{}\n{at}::health_flags::{}\n{at}::weight::{}", host.hostname, flags(host), host.weight);
+        let _ = writeln!(text, "{at}::hostname::{}\n{at}::health_flags::{}\n{at}::weight::{}", host.hostname, flags(host), host.weight());
         let _ = writeln!(text, "{at}::region::{}\n{at}::zone::{}\n{at}::sub_zone::{}", locality.region, locality.zone, locality.sub_zone);
         let _ = writeln!(
             text,
-            "{at}::canary::false\n{at}::priority::{priority}\n{at}::success_rate::{rate}\n{at}::local_origin_success_rate::-1"
+            "{at}::canary::false\n{at}::priority::{priority}\n{at}::success_rate::{rate}\n{at}::local_origin_success_rate::{local_rate}"
         );
     }
 }
@@ -104,6 +107,7 @@ fn flags(host: &Host) -> String {
         (FAILED_EDS, "/failed_eds_health"),
         (DEGRADED_ACTIVE_HC, "/degraded_active_hc"),
         (DEGRADED_EDS, "/degraded_eds_health"),
+        (DEGRADED_OUTLIER, "/degraded_outlier_detection"),
         (PENDING_ACTIVE_HC, "/pending_active_hc"),
     ];
     let set: String = names.iter().filter(|(flag, _)| host.flags() & flag != 0).map(|(_, name)| *name).collect();
@@ -174,7 +178,7 @@ fn host_status(priority: usize, host: &Host) -> Value {
         "address": address,
         "stats": stats,
         "health_status": health,
-        "weight": host.weight,
+        "weight": host.weight(),
         "locality": {"region": *locality.region, "zone": *locality.zone, "sub_zone": *locality.sub_zone},
     });
     if let Some(fields) = value.as_object_mut() {
@@ -183,6 +187,9 @@ fn host_status(priority: usize, host: &Host) -> Value {
         }
         if priority > 0 {
             fields.insert("priority".to_owned(), json!(priority));
+        }
+        if let Some(rate) = host.outlier.local_origin_success_rate() {
+            fields.insert("local_origin_success_rate".to_owned(), json!({"value": rate}));
         }
         if let Some(rate) = host.outlier.success_rate() {
             fields.insert("success_rate".to_owned(), json!({"value": rate}));

@@ -9,6 +9,7 @@ names! {
     ALT_STAT_NAME = "x-envoy-upstream-alt-stat-name";
     ATTEMPT_COUNT = "x-envoy-attempt-count";
     COMPRESSION_STATUS = "x-envoy-compression-status";
+    DEGRADED = "x-envoy-degraded";
     DECORATOR = "x-envoy-decorator-operation";
     DOWNSTREAM_CLUSTER = "x-envoy-downstream-service-cluster";
     DOWNSTREAM_NODE = "x-envoy-downstream-service-node";

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use lateen_balance::breaker::Gate;
 use lateen_balance::host::{FAILED_ACTIVE_HC, FAILED_OUTLIER, PENDING_ACTIVE_HC};
-use lateen_balance::{Breakers, Host, HostSet};
+use lateen_balance::{Breakers, Host, HostSet, Subsets};
 use lateen_snapshot::Cluster;
-use lateen_telemetry::envoy_names::{cluster_state as names, health_check, outlier, remaining, remaining_high};
+use lateen_telemetry::envoy_names::{cluster_state as names, health_check, outlier, remaining, remaining_high, subsets};
 use lateen_telemetry::stats::Gauge;
 use lateen_telemetry::{Block, BlockName, Registry};
 
@@ -40,18 +40,20 @@ struct Figures {
     outlier: Option<Block>,
     checks: Option<Block>,
     remaining: [Option<Block>; 2],
+    subsets: Option<(Block, Arc<HostSet>)>,
     members: Arc<HostSet>,
 }
 
 impl Figures {
     fn new(registry: &Registry, cluster: &Cluster) -> Self {
         let state = registry.block(names::DEFS, BlockName::cluster(&cluster.config.stat_name));
-        Self { state, outlier: None, checks: None, remaining: [None, None], members: Arc::default() }
+        Self { state, outlier: None, checks: None, remaining: [None, None], subsets: None, members: Arc::default() }
     }
 
     fn write(&mut self, registry: &Registry, cluster: &Cluster) {
         self.membership(cluster);
         self.breakers(registry, cluster);
+        self.subsets(registry, cluster);
         let name = || BlockName::cluster(&cluster.config.stat_name);
         let count = |test: fn(&Host) -> bool| cluster.hosts.hosts().filter(|h| test(h)).count() as u64;
         if cluster.config.outlier.is_some() {
@@ -86,6 +88,24 @@ impl Figures {
             }
             self.members = Arc::clone(&cluster.hosts);
         }
+    }
+
+    /// Once for each set of members.
+    fn subsets(&mut self, registry: &Registry, cluster: &Cluster) {
+        use subsets as s;
+        let Some(now) = &cluster.hosts.subsets else { return };
+        let block = || registry.block(s::DEFS, BlockName::cluster(&cluster.config.stat_name));
+        let (block, known) = self.subsets.get_or_insert_with(|| (block(), Arc::default()));
+        if Arc::ptr_eq(known, &cluster.hosts) {
+            return;
+        }
+        let nothing = Subsets::default();
+        let before = known.subsets.as_deref().unwrap_or(&nothing);
+        block.add_shared(s::CREATED, now.beyond(before));
+        block.add_shared(s::REMOVED, before.beyond(now));
+        block.set(s::ACTIVE, now.len() as u64);
+        block.set(s::SINGLE_HOST_DUPLICATE, now.duplicates());
+        *known = Arc::clone(&cluster.hosts);
     }
 
     fn breakers(&mut self, registry: &Registry, cluster: &Cluster) {

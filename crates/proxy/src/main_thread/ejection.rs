@@ -39,7 +39,7 @@ pub(super) async fn run(main: Arc<Main>) {
                 continue;
             }
             *at = now + settings.interval;
-            let millis = u64::try_from(main.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let millis = main.millis();
             let before = cluster.hosts.health_epoch();
             let report = outlier::tick(settings, &cluster.hosts, millis, rand::random::<u32>);
             count(&main, &cluster.config.stat_name, &report.detections);
@@ -60,6 +60,12 @@ fn count(main: &Main, cluster: &str, detections: &[Detection]) {
         let (detected, enforced) = match detection.detector {
             Detector::SuccessRate => (names::EJECTIONS_DETECTED_SUCCESS_RATE, names::EJECTIONS_ENFORCED_SUCCESS_RATE),
             Detector::FailurePercentage => (names::EJECTIONS_DETECTED_FAILURE_PERCENTAGE, names::EJECTIONS_ENFORCED_FAILURE_PERCENTAGE),
+            Detector::LocalOriginSuccessRate => {
+                (names::EJECTIONS_DETECTED_LOCAL_ORIGIN_SUCCESS_RATE, names::EJECTIONS_ENFORCED_LOCAL_ORIGIN_SUCCESS_RATE)
+            }
+            Detector::LocalOriginFailurePercentage => {
+                (names::EJECTIONS_DETECTED_LOCAL_ORIGIN_FAILURE_PERCENTAGE, names::EJECTIONS_ENFORCED_LOCAL_ORIGIN_FAILURE_PERCENTAGE)
+            }
             Detector::Consecutive5xx | Detector::ConsecutiveGatewayFailure | Detector::ConsecutiveLocalOriginFailure => continue,
         };
         block.add_shared(detected, 1);
@@ -69,7 +75,7 @@ fn count(main: &Main, cluster: &str, detections: &[Detection]) {
                 block.add_shared(names::EJECTIONS_ENFORCED_TOTAL, 1);
             }
             Ejection::Overflow => block.add_shared(names::EJECTIONS_OVERFLOW, 1),
-            Ejection::NotEnforced | Ejection::AlreadyEjected => {}
+            Ejection::NotEnforced => {}
         }
     }
 }

@@ -103,10 +103,13 @@ fn settle(main: &Main, cluster: &Cluster, host: &Host, failed: bool, answer: Ans
     host.set_flag(PENDING_ACTIVE_HC, false);
     let well = answer.result == Checked::Healthy && !failed && before & FAILED_ACTIVE_HC == 0;
     if well && before & FAILED_OUTLIER != 0 && cluster.config.outlier.as_ref().is_some_and(|o| o.uneject_on_check) {
-        outlier::release(host);
+        outlier::release(host, main.millis());
     }
     if host.flags() == before {
         return;
+    }
+    if before & FAILED_ACTIVE_HC != 0 && !failed {
+        host.became_healthy(main.millis());
     }
     tracing::info!(cluster = &*cluster.config.name, host = %host.address, healthy = !failed, "active health check");
     if let Some((_, current)) = main.snapshot().cluster_named(&cluster.config.name) {

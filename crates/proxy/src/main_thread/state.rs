@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use lateen_balance::Locality;
 use lateen_identity::WorkloadSecrets;
 use lateen_snapshot::Snapshot;
 use lateen_snapshot::bootstrap::{Bootstrap, DynamicSource};
@@ -140,6 +141,11 @@ impl Main {
             held,
         } = parts;
         let mut compiler = Compiler::new();
+        if let Some(name) = &bootstrap.local_cluster {
+            let lateen_proto::envoy::config::core::v3::Locality { region, zone, sub_zone } =
+                bootstrap.node.locality.clone().unwrap_or_default();
+            compiler.set_local_cluster(name, Locality { region: region.into(), zone: zone.into(), sub_zone: sub_zone.into() });
+        }
         compiler.add_static(std::mem::take(&mut bootstrap.resources), Instant::now())?;
         let main = Arc::new(Self {
             has_listeners: AtomicBool::new(bootstrap.listeners.is_none()),
@@ -390,6 +396,11 @@ impl Main {
 
     pub fn is_failing_health_check(&self) -> bool {
         self.failing_health_check.load(Relaxed)
+    }
+
+    /// The clock that choices and ejections go by, which is the workers' too.
+    pub(crate) fn millis(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     pub fn uptime(&self) -> Duration {

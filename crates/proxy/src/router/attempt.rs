@@ -70,9 +70,15 @@ pub(super) async fn run(
     let cluster = Rc::clone(&forwarding.cluster);
     let stats = &cluster.stats;
     let avoid: &[Arc<Host>] = if policy.is_some_and(|p| p.avoid_previous_hosts) { &forwarding.tried } else { &[] };
-    let context = Context { hash: forwarding.hash, avoid, reselect: policy.map_or(0, |p| p.host_selection_attempts) };
+    let context = Context {
+        hash: forwarding.hash,
+        avoid,
+        reselect: policy.map_or(0, |p| p.host_selection_attempts),
+        criteria: forwarding.criteria.as_deref(),
+        now: 0,
+    };
     let own = if exchange.info.session.is_some() { stateful_session::choose(exchange, &cluster)? } else { None };
-    let Some(host) = own.or_else(|| cluster.choose(&context, Some(exchange.conn.local))) else {
+    let Some(host) = own.or_else(|| cluster.choose(exchange.worker, &context, Some(exchange.conn.local))) else {
         stats.inc(names::UPSTREAM_CX_NONE_HEALTHY);
         return Ok(failed(Failure::NoHealthyHost));
     };
@@ -131,10 +137,12 @@ pub(super) async fn run(
             return Ok(failed(why));
         }
     };
+    cluster.report_reached(exchange.worker, &target.host);
     exchange.info.upstream_local = lease.local_address();
     exchange.info.upstream_principal = lease.principal();
     stats.inc(names::UPSTREAM_RQ_TOTAL);
     target.host.counters.rq_total.fetch_add(1, Relaxed);
+    let sent = exchange.info.moment;
     if let Err(e) = lease.upstream.send_request(&exchange.request) {
         return Ok(Tried::Failed { failed: e.into(), stale: lease.reused, sent_any: false });
     }
@@ -168,6 +176,7 @@ pub(super) async fn run(
         }
     };
     exchange.info.moment = Instant::now();
+    cluster.report_latency(exchange.worker, &target.host, exchange.info.moment.saturating_duration_since(sent));
     note_response(exchange, &cluster, &began, &response);
     Ok(Tried::Response((response, lease, began)))
 }
@@ -184,6 +193,9 @@ pub(super) fn note_response(exchange: &Exchange<'_>, cluster: &Rc<ClusterState>,
     };
     let judged = if exchange.info.grpc { grpc::as_http(&response.headers).unwrap_or(status) } else { status };
     cluster.report(exchange.worker, host, Outcome::Response(judged));
+    if cluster.looks_for_degraded() && response.headers.contains_key(&crate::http::headers::DEGRADED) {
+        cluster.report_degraded(exchange.worker, host);
+    }
     stats.record(names::UPSTREAM_RQ_TIME, exchange.info.moment.saturating_duration_since(began.at).as_micros() as u64);
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use http::HeaderValue;
-use lateen_balance::Host;
+use lateen_balance::{Criteria, Host};
 use lateen_snapshot::route::{BufferLimit, Forward};
 use lateen_telemetry::envoy_names::{cluster as cluster_names, http as names};
 use lateen_telemetry::{ResponseFlags, details};
@@ -38,6 +38,8 @@ pub(super) struct Forwarding {
     pub(super) body: Body,
     pub(super) timeouts: Timeouts,
     pub(super) hash: Option<u64>,
+    /// What the host's subset must be, where the cluster has subsets.
+    pub(super) criteria: Option<Arc<Criteria>>,
     pub(super) tried: Vec<Arc<Host>>,
     pub(super) high_priority: bool,
     /// When the whole request must be over; set when the request has been received.
@@ -70,6 +72,7 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward:
     let timeouts = Timeouts::new(&exchange.request, forward, policy.as_deref(), inherited);
     let retries = Retries::new(policy, &exchange.request);
     let hash = if forward.hash.is_empty() { None } else { hash::of(exchange, &forward.hash) };
+    let criteria = if cluster.is_divided() { lookup::criteria(exchange, matched, forward) } else { None };
     finalize::request(exchange, matched, forward, &timeouts);
     let mirrors = if forward.mirrors.is_empty() { mirror::Mirrors::default() } else { mirror::start(exchange, &forward.mirrors) };
     let upgrade = exchange.request.upgrade.is_some();
@@ -84,6 +87,7 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward:
         cluster,
         timeouts,
         hash,
+        criteria,
         tried: Vec::new(),
         high_priority: forward.high_priority,
         deadline: None,

@@ -2,9 +2,10 @@
 use std::sync::Arc;
 
 use http::HeaderName;
+use lateen_balance::Criteria;
 use lateen_snapshot::matcher::HeaderMatcher;
-use lateen_snapshot::route::{Action, ClusterChoice, NamedCluster, RequestHead, Roll, RouteTable, WeightedCluster};
-use lateen_snapshot::{ClusterId, Snapshot};
+use lateen_snapshot::route::{Action, ClusterChoice, Forward, NamedCluster, RequestHead, Roll, RouteTable, WeightedCluster};
+use lateen_snapshot::{ClusterId, Snapshot, subset};
 
 use crate::http::message::Request;
 use crate::http::{Exchange, Matched};
@@ -103,6 +104,16 @@ pub(crate) fn unknown_cluster(exchange: &Exchange<'_>) -> Option<String> {
     let name = header_of(matched)?;
     let name = exchange.request.headers.get(name)?.to_str().ok()?;
     snapshot.cluster_named(name).is_none().then(|| name.to_owned())
+}
+
+/// What the request asks of its host's subset: what the route says, with what filters found out over it.
+pub(crate) fn criteria(exchange: &Exchange<'_>, matched: &Matched, forward: &Forward) -> Option<Arc<Criteria>> {
+    let by_route = weighted(matched).map_or(&forward.metadata_match, |entry| &entry.metadata_match);
+    let found = exchange.info.metadata.get(subset::NAMESPACE, &[]).and_then(serde_json::Value::as_object);
+    match (by_route, found.map(subset::criteria)) {
+        (Some(route), Some(found)) => Some(Arc::new(route.merged(&found))),
+        (route, found) => found.map(Arc::new).or_else(|| route.clone()),
+    }
 }
 
 /// The name behind an id. Searches all names: for a request that fails anyway.

@@ -74,7 +74,7 @@ impl Call {
     pub(crate) async fn begin(worker: &Rc<Worker>, live: &Live, id: ClusterId, request: &Request) -> Result<Self, Lost> {
         let cluster = live.cluster(worker, id).ok_or(Lost::NoCluster)?;
         let stats = &cluster.stats;
-        let Some(host) = cluster.choose(&Context::default(), None) else {
+        let Some(host) = cluster.choose(worker, &Context::default(), None) else {
             stats.inc(names::UPSTREAM_CX_NONE_HEALTHY);
             return Err(Lost::NoHost);
         };

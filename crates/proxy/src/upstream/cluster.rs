@@ -3,16 +3,19 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
-use lateen_balance::balancer::Balancer;
+use lateen_balance::balancer::{Balancer, Tally};
 use lateen_balance::outlier::{self, Detection, Detector, Ejection, Outcome};
-use lateen_balance::{Address, Breakers, Choice, Context, Host};
+use lateen_balance::{Address, Breakers, Choice, Context, Host, LbPolicy};
 use lateen_snapshot::cluster::{Discovery, UpstreamHttp};
 use lateen_snapshot::http::AlpnOverrides;
 use lateen_snapshot::{Cluster, ClusterId};
-use lateen_telemetry::envoy_names::{cluster as names, outlier as outlier_names};
+use lateen_telemetry::envoy_names::{cluster as names, outlier as outlier_names, subsets as subset_names, zones as zone_names};
 use lateen_telemetry::istio::{DestinationId, PeerId};
+use lateen_telemetry::stats::Counter;
 use lateen_telemetry::{BlockName, Local};
 use tokio::time::Instant;
 
@@ -54,6 +57,12 @@ pub(crate) struct ClusterState {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) stats: Local,
     balancer: RefCell<Balancer>,
+    /// Whether a choice depends on the time of day.
+    needs_time: bool,
+    /// Counters of subsets, where the cluster is divided.
+    subsets: Option<Local>,
+    /// Counters of zone-aware routing, where there is a local cluster.
+    zones: Option<Local>,
     pools: Rc<Pools>,
     by_host: RefCell<HashMap<*const Host, Rc<HostPools>>>,
     /// The single pool most clusters ever use: host, key parts and pool of the last exchange.
@@ -90,15 +99,18 @@ pub(crate) struct TargetWish<'a> {
 impl ClusterState {
     pub(crate) fn new(worker: &Worker, id: ClusterId, cluster: Arc<Cluster>, pools: Rc<Pools>, seed: u64) -> Rc<Self> {
         let block = worker.registry.block(names::DEFS, BlockName::cluster(&cluster.config.stat_name));
-        let balancer = Balancer::new(Arc::clone(&cluster.hosts), &cluster.config.balance, seed);
-        let outlier = cluster.config.outlier.as_ref().map(|_| {
-            let name = BlockName::cluster(&cluster.config.stat_name);
-            worker.shard.local(&worker.registry.block(outlier_names::DEFS, name))
-        });
+        let balancer = Balancer::new(Arc::clone(&cluster.hosts), cluster.local.clone(), &cluster.config.balance, seed);
+        let counters = |defs| worker.shard.local(&worker.registry.block(defs, BlockName::cluster(&cluster.config.stat_name)));
+        let subsets = cluster.config.balance.subsets.is_some().then(|| counters(subset_names::DEFS));
+        let zones = cluster.local.is_some().then(|| counters(zone_names::DEFS));
+        let outlier = cluster.config.outlier.is_some().then(|| counters(outlier_names::DEFS));
         Rc::new(Self {
             id,
             stats: worker.shard.local(&block),
+            needs_time: balancer.needs_time(),
             balancer: RefCell::new(balancer),
+            subsets,
+            zones,
             cluster,
             pools,
             by_host: RefCell::default(),
@@ -117,6 +129,13 @@ impl ClusterState {
         if high_priority { high } else { normal }
     }
 
+    /// Whether the host has all the connections that it may have, over all workers.
+    pub(crate) fn host_is_full(&self, host: &Host, high_priority: bool) -> bool {
+        let [normal, high] = self.cluster.config.per_host_connections;
+        let most = if high_priority { high } else { normal };
+        most != u32::MAX && host.counters.cx_active.load(Relaxed) >= u64::from(most)
+    }
+
     /// The workload behind a host, from its metadata.
     pub(crate) fn peer_of(&self, worker: &Worker, host: &Arc<Host>) -> PeerId {
         if host.workload.is_none() {
@@ -126,9 +145,9 @@ impl ClusterState {
         *peers.entry(Arc::as_ptr(host)).or_insert_with(|| crate::http::endpoint_peer(worker, host.workload.as_deref()))
     }
 
-    /// Tells outlier detection how a connection attempt went.
+    /// Tells outlier detection how a connection attempt went, where nothing more will be known.
     pub(crate) fn report_connect(&self, worker: &Worker, host: &Arc<Host>, connected: bool) {
-        let outcome = if connected { Outcome::LocalSuccess } else { Outcome::LocalFailure };
+        let outcome = if connected { Outcome::LocalSuccessFinal } else { Outcome::LocalFailure };
         self.report(worker, host, outcome);
     }
 
@@ -137,6 +156,34 @@ impl ClusterState {
         let Some(settings) = &self.cluster.config.outlier else { return };
         if let Some(detection) = outlier::report(settings, &self.cluster.hosts, host, outcome, worker.millis(), worker.roll()) {
             self.count_detection(&detection);
+        }
+    }
+
+    /// Tells outlier detection that there is a connection for an exchange, where that is told apart from its answer.
+    pub(crate) fn report_reached(&self, worker: &Worker, host: &Arc<Host>) {
+        if self.cluster.config.outlier.as_ref().is_some_and(|s| s.split_external_local_origin_errors) {
+            self.report(worker, host, Outcome::LocalSuccess);
+        }
+    }
+
+    /// Takes note of how long an answer took, where the policy goes by that.
+    pub(crate) fn report_latency(&self, worker: &Worker, host: &Host, took: Duration) {
+        if let LbPolicy::PeakEwma(settings) = &self.cluster.config.balance.policy {
+            host.latency.observe(settings, took.as_secs_f64() * 1_000.0, worker.nanos());
+        }
+    }
+
+    /// Whether responses may say that their host is degraded.
+    pub(crate) fn looks_for_degraded(&self) -> bool {
+        self.cluster.config.outlier.as_ref().is_some_and(|s| s.detect_degraded_hosts)
+    }
+
+    /// Takes note that a host called itself degraded.
+    pub(crate) fn report_degraded(&self, worker: &Worker, host: &Arc<Host>) {
+        if let Some(settings) = &self.cluster.config.outlier
+            && outlier::degraded(settings, &self.cluster.hosts, host, worker.millis())
+        {
+            tracing::info!("{} of {} says that it is degraded", host.address, self.cluster.config.name);
         }
     }
 
@@ -154,7 +201,10 @@ impl ClusterState {
                 (n::EJECTIONS_DETECTED_CONSECUTIVE_LOCAL_ORIGIN_FAILURE, n::EJECTIONS_ENFORCED_CONSECUTIVE_LOCAL_ORIGIN_FAILURE)
             }
             // Found by the main thread's tick, and counted there.
-            Detector::SuccessRate | Detector::FailurePercentage => return,
+            Detector::SuccessRate
+            | Detector::FailurePercentage
+            | Detector::LocalOriginSuccessRate
+            | Detector::LocalOriginFailurePercentage => return,
         };
         stats.inc(detected);
         if enforced {
@@ -167,13 +217,44 @@ impl ClusterState {
     }
 
     /// A host by the cluster's policy; `original` is where the connection wanted to go.
-    pub(crate) fn choose(&self, context: &Context<'_>, original: Option<SocketAddr>) -> Option<Arc<Host>> {
+    pub(crate) fn choose(&self, worker: &Worker, context: &Context<'_>, original: Option<SocketAddr>) -> Option<Arc<Host>> {
         if let Discovery::OriginalDst { .. } = self.cluster.config.discovery {
             return original.map(|address| self.dynamic_host(address));
         }
-        match self.balancer.borrow_mut().choose(context) {
+        let mut balancer = self.balancer.borrow_mut();
+        let choice =
+            if self.needs_time { balancer.choose(&Context { now: worker.millis(), ..*context }) } else { balancer.choose(context) };
+        if let Some(tally) = balancer.take_tally() {
+            self.count_choices(&tally);
+        }
+        match choice {
             Choice::Host(host) => Some(host),
             Choice::NoHealthyHost => None,
+        }
+    }
+
+    /// Whether the cluster has subsets: only then a request's metadata matters.
+    pub(crate) fn is_divided(&self) -> bool {
+        self.subsets.is_some()
+    }
+
+    fn count_choices(&self, tally: &Tally) {
+        use {subset_names as s, zone_names as z};
+        let add = |stats: &Local, counted: &[(Counter, u32)]| counted.iter().for_each(|(name, n)| stats.add(*name, (*n).into()));
+        add(&self.stats, &[(names::LB_HEALTHY_PANIC, tally.healthy_panic)]);
+        if let Some(stats) = &self.zones {
+            add(stats, &[(z::RECALCULATE_ZONE_STRUCTURES, tally.recalculate_zone_structures)]);
+            add(stats, &[(z::LOCAL_CLUSTER_NOT_OK, tally.local_cluster_not_ok), (z::ZONE_CLUSTER_TOO_SMALL, tally.zone_cluster_too_small)]);
+            add(stats, &[(z::ZONE_NO_CAPACITY_LEFT, tally.zone_no_capacity_left)]);
+            add(stats, &[(z::ZONE_ROUTING_ALL_DIRECTLY, tally.zone_routing_all_directly)]);
+            add(
+                stats,
+                &[(z::ZONE_ROUTING_CROSS_ZONE, tally.zone_routing_cross_zone), (z::ZONE_ROUTING_SAMPLED, tally.zone_routing_sampled)],
+            );
+        }
+        if let Some(stats) = &self.subsets {
+            add(stats, &[(s::SELECTED, tally.subsets_selected), (s::FALLBACK, tally.subsets_fallback)]);
+            add(stats, &[(s::FALLBACK_PANIC, tally.subsets_fallback_panic)]);
         }
     }
 

@@ -207,7 +207,8 @@ impl Pool {
             // One dial at a time where connections are shared: a burst needs one connection, not a hundred.
             let wait_for_dial = self.multiplexed() && self.dialling.get() > 0;
             if !wait_for_dial {
-                match breakers.connections.take() {
+                let permit = if state.host_is_full(host, high_priority) { None } else { breakers.connections.take() };
+                match permit {
                     Some(permit) => return self.dial(worker, state, host, Some(permit), plan).await,
                     // With no connection at all nobody would ever wake us: one is always allowed.
                     None if self.open.get() == 0 => return self.dial(worker, state, host, None, plan).await,

@@ -2,6 +2,7 @@
 mod grpc;
 mod support;
 
+mod balance;
 mod bodies;
 mod endings;
 mod ext_authz;

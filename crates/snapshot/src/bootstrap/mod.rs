@@ -37,6 +37,8 @@ pub struct Bootstrap {
     /// Which statistics are shown.
     pub stats: StatsMatcher,
     pub stats_flush_interval: Option<Duration>,
+    /// The cluster that this process is a member of, for zone-aware routing.
+    pub local_cluster: Option<String>,
     /// What happens when resources run short.
     pub overload: overload::Overload,
     /// The file itself, for `config_dump`.
@@ -187,7 +189,7 @@ pub fn judge(value: proto::Bootstrap) -> Result<Bootstrap> {
     extensions(bootstrap_extensions)?;
     let limits = runtime(layered_runtime).within("layered_runtime")?;
     let overload = overload::compile(overload_manager, limits).within("overload_manager")?;
-    self::cluster_manager(cluster_manager).within("cluster_manager")?;
+    let local_cluster = self::cluster_manager(cluster_manager).within("cluster_manager")?;
     let dynamic = dynamic_resources.unwrap_or_default();
     let bootstrap::DynamicResources { lds_config, lds_resources_locator, cds_config, cds_resources_locator, ads_config } = dynamic;
     let checked = || -> Result<_> {
@@ -207,6 +209,7 @@ pub fn judge(value: proto::Bootstrap) -> Result<Bootstrap> {
         ads,
         stats: StatsMatcher::compile(stats_config).within("stats_config")?,
         stats_flush_interval: stats_flush_interval.and_then(|d| Duration::try_from(d).ok()),
+        local_cluster,
         overload,
         encoded,
     })
@@ -319,7 +322,8 @@ fn static_layer(values: &Struct) -> Result<()> {
     Ok(())
 }
 
-fn cluster_manager(value: Option<proto::ClusterManager>) -> Result<()> {
+/// The name of the local cluster.
+fn cluster_manager(value: Option<proto::ClusterManager>) -> Result<Option<String>> {
     let proto::ClusterManager {
         local_cluster_name,
         outlier_detection,
@@ -327,10 +331,10 @@ fn cluster_manager(value: Option<proto::ClusterManager>) -> Result<()> {
         load_stats_config,
         enable_deferred_cluster_creation,
     } = value.unwrap_or_default();
-    // Zone-aware routing is off without a local cluster; ejections are logged with the other messages.
-    harmless!(local_cluster_name, outlier_detection, enable_deferred_cluster_creation);
+    // Ejections are logged with the other messages.
+    harmless!(outlier_detection, enable_deferred_cluster_creation);
     refuse!(upstream_bind_config, load_stats_config);
-    Ok(())
+    Ok((!local_cluster_name.is_empty()).then_some(local_cluster_name))
 }
 
 #[cfg(test)]

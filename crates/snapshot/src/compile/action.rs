@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
+use lateen_balance::Criteria;
 use lateen_proto::any;
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::route::v3::{self as proto, route_action, weighted_cluster};
@@ -14,7 +15,7 @@ use super::common::{duration, limit, open, runtime_fraction};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::route::{Inherited, clean};
-use super::{filter, header, internal_redirect, matcher, retry};
+use super::{filter, header, internal_redirect, matcher, retry, subset};
 use crate::http::HeaderChanges;
 use crate::matcher::Fraction;
 use crate::path_template::PathTemplateRewrite;
@@ -65,7 +66,7 @@ pub(crate) fn forward(
     } = value;
     // Requests in early data are never sent; flushing has a limit of its own.
     harmless!(early_data_policy, flush_timeout);
-    refuse!(metadata_match, retry_policy_typed_config);
+    refuse!(retry_policy_typed_config);
     // The newer limits stand instead of the older ones (Envoy `usingNewTimeouts`).
     let newer = max_stream_duration.is_some();
     let streams = max_stream_duration.unwrap_or_default();
@@ -77,8 +78,9 @@ pub(crate) fn forward(
         .map(|(i, m)| mirror(m, context).within_item("request_mirror_policies", i))
         .filter_map(Result::transpose)
         .collect::<Result<_>>()?;
+    let metadata_match = subset::criteria(metadata_match);
     Ok(Forward {
-        cluster: cluster(cluster_specifier, context)?,
+        cluster: cluster(cluster_specifier, metadata_match.as_ref(), context)?,
         cluster_not_found_status: not_found(cluster_not_found_response_code)?,
         path_rewrite: self::path_rewrite(prefix_rewrite, regex_rewrite, path_rewrite, path_rewrite_policy, matches)?,
         host_rewrite: host_rewrite(host_rewrite_specifier)?,
@@ -112,6 +114,7 @@ pub(crate) fn forward(
         internal_redirect: internal_redirect::policy(internal_redirect_policy, internal_redirect_action, max_internal_redirects)?
             .map(Box::new),
         hedge_on_per_try_timeout: hedge_policy.map(retry::hedge).transpose().within("hedge_policy")?,
+        metadata_match,
     })
 }
 
@@ -125,19 +128,21 @@ fn not_found(code: i32) -> Result<StatusCode> {
     }
 }
 
-fn cluster(value: Option<ClusterSpecifier>, context: &mut Context<'_>) -> Result<ClusterChoice> {
+fn cluster(value: Option<ClusterSpecifier>, metadata: Option<&Arc<Criteria>>, context: &mut Context<'_>) -> Result<ClusterChoice> {
     match value {
         Some(ClusterSpecifier::Cluster(name)) if name.is_empty() => Err(Invalid::field("cluster", "is empty")),
         Some(ClusterSpecifier::Cluster(name)) => Ok(ClusterChoice::One(context.cluster(&name))),
         Some(ClusterSpecifier::ClusterHeader(name)) => Ok(ClusterChoice::Header(matcher::header_name(&name).within("cluster_header")?)),
-        Some(ClusterSpecifier::WeightedClusters(w)) => Ok(ClusterChoice::Weighted(weighted(w, context).within("weighted_clusters")?)),
+        Some(ClusterSpecifier::WeightedClusters(w)) => {
+            Ok(ClusterChoice::Weighted(weighted(w, metadata, context).within("weighted_clusters")?))
+        }
         Some(ClusterSpecifier::ClusterSpecifierPlugin(_)) => Err(Invalid::unsupported("cluster_specifier_plugin")),
         Some(ClusterSpecifier::InlineClusterSpecifierPlugin(_)) => Err(Invalid::unsupported("inline_cluster_specifier_plugin")),
         None => Err(Invalid::new("names no cluster; give cluster, weighted_clusters or cluster_header")),
     }
 }
 
-fn weighted(value: proto::WeightedCluster, context: &mut Context<'_>) -> Result<WeightedClusters> {
+fn weighted(value: proto::WeightedCluster, metadata: Option<&Arc<Criteria>>, context: &mut Context<'_>) -> Result<WeightedClusters> {
     let proto::WeightedCluster { clusters, total_weight, runtime_key_prefix, random_value_specifier } = value;
     // The total is the sum of the weights; Envoy ignores the older field too.
     harmless!(total_weight, runtime_key_prefix);
@@ -151,7 +156,7 @@ fn weighted(value: proto::WeightedCluster, context: &mut Context<'_>) -> Result<
         let weight = u64::from(entry.weight.unwrap_or(0));
         result.total += weight;
         let bound = result.total;
-        let entry = weighted_entry(entry, bound, context).within_item("clusters", index)?;
+        let entry = weighted_entry(entry, bound, metadata, context).within_item("clusters", index)?;
         if weight > 0 {
             result.entries.push(entry);
         }
@@ -162,7 +167,12 @@ fn weighted(value: proto::WeightedCluster, context: &mut Context<'_>) -> Result<
     Ok(result)
 }
 
-fn weighted_entry(value: weighted_cluster::ClusterWeight, bound: u64, context: &mut Context<'_>) -> Result<WeightedCluster> {
+fn weighted_entry(
+    value: weighted_cluster::ClusterWeight,
+    bound: u64,
+    metadata: Option<&Arc<Criteria>>,
+    context: &mut Context<'_>,
+) -> Result<WeightedCluster> {
     let weighted_cluster::ClusterWeight {
         name,
         cluster_header,
@@ -175,7 +185,6 @@ fn weighted_entry(value: weighted_cluster::ClusterWeight, bound: u64, context: &
         typed_per_filter_config,
         host_rewrite_specifier,
     } = value;
-    refuse!(metadata_match);
     let cluster = named(name, cluster_header, "name", context)?;
     let host_rewrite = host_rewrite_specifier
         .map(|weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(host)| clean(host, "host_rewrite_literal"));
@@ -188,6 +197,7 @@ fn weighted_entry(value: weighted_cluster::ClusterWeight, bound: u64, context: &
         },
         per_route: filter::per_route(typed_per_filter_config)?,
         host_rewrite: host_rewrite.transpose()?,
+        metadata_match: subset::merged(metadata, subset::criteria(metadata_match)),
     })
 }
 

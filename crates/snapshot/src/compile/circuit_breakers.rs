@@ -5,10 +5,18 @@ use lateen_proto::envoy::config::cluster::v3 as proto;
 use super::common::percent_fraction;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 
-/// Limits by priority, and whether what is left of them is shown.
-pub(crate) fn limits(value: Option<proto::CircuitBreakers>) -> Result<([Limits; 2], [bool; 2])> {
+/// The limits of a cluster by priority.
+pub(crate) struct Thresholds {
+    pub(crate) limits: [Limits; 2],
+    /// Whether what is left of them is shown.
+    pub(crate) tracked: [bool; 2],
+    /// Connections to each host; `u32::MAX` is unlimited.
+    pub(crate) per_host: [u32; 2],
+}
+
+pub(crate) fn thresholds(value: Option<proto::CircuitBreakers>) -> Result<Thresholds> {
     let proto::CircuitBreakers { thresholds, per_host_thresholds } = value.unwrap_or_default();
-    refuse!(per_host_thresholds);
+    let per_host = per_host(per_host_thresholds)?;
     let mut result = [Limits::default(); 2];
     let (mut seen, mut tracked) = ([false; 2], [false; 2]);
     for (index, value) in thresholds.into_iter().enumerate() {
@@ -23,10 +31,7 @@ pub(crate) fn limits(value: Option<proto::CircuitBreakers>) -> Result<([Limits; 
             max_connection_pools,
         } = value;
         harmless!(max_connection_pools);
-        let checked = || -> Result<usize> {
-            usize::try_from(priority).ok().filter(|p| *p < 2).ok_or_else(|| Invalid::field("priority", format!("{priority} is not known")))
-        };
-        let priority = checked().within_item("thresholds", index)?;
+        let priority = level(priority).within_item("thresholds", index)?;
         let retry_budget = retry_budget.map(budget).transpose().within("retry_budget").within_item("thresholds", index)?;
         // Of two entries for one priority Envoy takes the first.
         if let (Some(limits), Some(seen @ false), Some(tracked)) =
@@ -46,7 +51,41 @@ pub(crate) fn limits(value: Option<proto::CircuitBreakers>) -> Result<([Limits; 
             };
         }
     }
-    Ok((result, tracked))
+    Ok(Thresholds { limits: result, tracked, per_host })
+}
+
+fn level(priority: i32) -> Result<usize> {
+    usize::try_from(priority).ok().filter(|p| *p < 2).ok_or_else(|| Invalid::field("priority", format!("{priority} is not known")))
+}
+
+/// Only connections have a limit for each host. Of two entries for one priority Envoy takes the first.
+fn per_host(values: Vec<proto::circuit_breakers::Thresholds>) -> Result<[u32; 2]> {
+    let mut limits = [None; 2];
+    for (index, value) in values.into_iter().enumerate() {
+        let proto::circuit_breakers::Thresholds {
+            priority,
+            max_connections,
+            max_pending_requests,
+            max_requests,
+            max_retries,
+            retry_budget,
+            track_remaining,
+            max_connection_pools,
+        } = value;
+        let checked = || -> Result<usize> {
+            let only_connections = || Invalid::new("only max_connections can be limited for each host");
+            let others = [max_pending_requests, max_requests, max_retries, max_connection_pools];
+            if others.iter().any(Option::is_some) || retry_budget.is_some() || track_remaining {
+                return Err(only_connections());
+            }
+            level(priority)
+        };
+        let priority = checked().within_item("per_host_thresholds", index)?;
+        if let Some(limit) = limits.get_mut(priority) {
+            limit.get_or_insert(max_connections.unwrap_or(u32::MAX));
+        }
+    }
+    Ok(limits.map(|limit| limit.unwrap_or(u32::MAX)))
 }
 
 /// Envoy's defaults: a fifth of the requests, and never fewer than three.

@@ -7,7 +7,7 @@ use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::endpoint::v3 as endpoints;
 
 use super::balance::{self, Fields};
-use super::circuit_breakers::limits;
+use super::circuit_breakers::thresholds;
 use super::common::{duration_or, struct_json};
 use super::context::Context;
 use super::discovery::{Dns, discovery, kind, original_dst, resolver};
@@ -104,7 +104,7 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
     harmless!(stats_matcher, per_connection_buffer_limit_bytes, per_connection_buffer_high_watermark_timeout, dns_jitter);
     harmless!(dns_failure_refresh_rate, wait_for_warm_on_init, cleanup_interval, ignore_health_on_host_removal);
     harmless!(track_timeout_budgets, track_cluster_stats, lrs_report_endpoint_metrics);
-    refuse!(transport_socket_matcher, dns_resolvers, use_tcp_for_dns_lookups, lb_subset_config, lrs_server);
+    refuse!(transport_socket_matcher, dns_resolvers, use_tcp_for_dns_lookups, lrs_server);
     refuse!(
         upstream_config,
         close_connections_on_host_health_failure,
@@ -133,12 +133,9 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
         Some(cluster::LbConfig::OriginalDstLbConfig(c)) => original_dst(c).within("original_dst_lb_config")?,
         _ => false,
     };
-    let balance = balance::balance(Fields { lb_policy, lb_config, common_lb_config, load_balancing_policy, is_original_dst })?;
-    let mut settings = balance.settings;
+    let fields = Fields { lb_policy, lb_config, common_lb_config, lb_subset_config, load_balancing_policy, is_original_dst };
+    let balance = balance::balance(fields)?;
     let members = load_assignment.map_or_else(|| Ok(Assignment::default()), assignment).within("load_assignment")?;
-    if let Some(percent) = members.overprovisioning_percent {
-        settings.overprovisioning_percent = percent;
-    }
     let shell = |transport| u32::try_from(transport).unwrap_or(u32::MAX);
     let discovery = discovery(kind, &name, eds_cluster_config, &members, &dns, original_dst, shell(matches.len()), &matches)?;
     let connection = upstream_connection_options.map(connection_options).transpose().within("upstream_connection_options")?.flatten();
@@ -148,18 +145,19 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
         return Err(Invalid::field("health_checks[1]", "a cluster can have only one health check"));
     }
     let check = health_checks.into_iter().next().map(|h| active_check(h, &name, &matches)).transpose().within_item("health_checks", 0)?;
-    let (limits, track_remaining) = limits(circuit_breakers).within("circuit_breakers")?;
+    let thresholds = thresholds(circuit_breakers).within("circuit_breakers")?;
     let config = ClusterConfig {
         stat_name: if alt_stat_name.is_empty() { name.as_str().into() } else { alt_stat_name.into() },
         discovery,
-        balance: settings,
+        balance: balance.settings,
         connect_timeout: duration_or(connect_timeout.as_ref(), Duration::from_secs(5), "connect_timeout")?,
         http: http.version,
         idle_timeout: http.idle_timeout,
         max_connection_duration: http.max_connection_duration,
         max_requests_per_connection: http.max_requests_per_connection,
-        limits,
-        track_remaining,
+        limits: thresholds.limits,
+        track_remaining: thresholds.tracked,
+        per_host_connections: thresholds.per_host,
         outlier: outlier_detection.map(outlier).transpose().within("outlier_detection")?,
         transports,
         tcp_keepalive: connection,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use indexmap::IndexMap;
-use lateen_balance::{Address, Breakers, Host, HostSet};
+use lateen_balance::{Address, Breakers, Host, HostSet, LbPolicy, LocalCluster, Locality};
 use lateen_identity::WorkloadSecrets;
 use lateen_proto::{Any, any, envoy};
 use prost::{Message, Name};
@@ -23,7 +23,7 @@ use super::source::SecretSource;
 use super::tls::Waiting;
 use super::warming::Versions;
 use super::{filter, listener, route};
-use crate::cluster::{Cluster, ClusterLive, Discovery};
+use crate::cluster::{AssignmentPolicy, Cluster, ClusterLive, Discovery};
 use crate::http::Extension;
 use crate::{Listener, RouteTable, Snapshot};
 
@@ -118,13 +118,29 @@ pub struct Compiler {
     resolved: HashMap<Arc<str>, Resolved>,
     /// Clusters that requests asked for, and that the server has not denied.
     on_demand: BTreeSet<Arc<str>>,
+    zone: Option<Zone>,
     snapshot: Arc<Snapshot>,
     dirty: bool,
+}
+
+/// Where this process stands, for zone-aware routing.
+#[derive(Debug)]
+struct Zone {
+    cluster: Arc<str>,
+    locality: Locality,
+    /// The local cluster, once it is known.
+    local: Option<Arc<LocalCluster>>,
 }
 
 impl Compiler {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The cluster that this process is a member of, and its place: other clusters keep traffic in that zone as far as
+    /// it carries it. To be said before there are any clusters.
+    pub fn set_local_cluster(&mut self, name: &str, locality: Locality) {
+        self.zone = Some(Zone { cluster: name.into(), locality, local: None });
     }
 
     /// Takes resources of the bootstrap in use. Unlike discovered ones they cannot be removed or replaced.
@@ -439,7 +455,8 @@ impl Compiler {
 
     /// Makes the published form of clusters again, with the members of the moment.
     fn refresh_members(&mut self, which: impl Fn(&crate::cluster::ClusterConfig) -> bool) {
-        let Self { clusters, endpoints, resolved, live, .. } = self;
+        let Self { clusters, endpoints, resolved, live, zone, .. } = self;
+        let mut moved = false;
         for (name, entry) in clusters.iter_mut() {
             let Some(version) = entry.versions.active.as_mut().filter(|v| which(&v.value.compiled.config)) else { continue };
             let version = &mut version.value;
@@ -451,8 +468,28 @@ impl Compiler {
             for (breakers, limits) in live.breakers.iter().zip(config.limits) {
                 breakers.set_limits(limits);
             }
-            version.cluster = Some(Arc::new(Cluster { config, hosts, live: live.clone() }));
+            if let Some(zone) = zone.as_mut().filter(|z| z.cluster == *name) {
+                zone.local = Some(Arc::new(LocalCluster { hosts: Arc::clone(&hosts), locality: zone.locality.clone() }));
+                moved = true;
+            }
+            let local = local_cluster(zone.as_ref(), &config);
+            version.cluster = Some(Arc::new(Cluster { config, hosts, local, live: live.clone() }));
             self.dirty = true;
+        }
+        if moved {
+            self.tell_local_cluster();
+        }
+    }
+
+    /// The local cluster has other members: every cluster that goes by zones sees them, with its own as they are.
+    fn tell_local_cluster(&mut self) {
+        for entry in self.clusters.values_mut() {
+            let Some(cluster) = entry.versions.active.as_mut().and_then(|v| v.value.cluster.as_mut()) else { continue };
+            let local = local_cluster(self.zone.as_ref(), &cluster.config);
+            if local.is_some() {
+                let Cluster { config, hosts, local: _, live } = &**cluster;
+                *cluster = Arc::new(Cluster { config: config.clone(), hosts: hosts.clone(), local, live: live.clone() });
+            }
         }
     }
 
@@ -647,6 +684,12 @@ fn forget_if_empty<T>(taken: Result<()>, entries: &mut IndexMap<Arc<str>, Entry<
     taken
 }
 
+/// What a cluster has to know of the local cluster: hash policies and original destinations know no zones.
+fn local_cluster(zone: Option<&Zone>, config: &crate::cluster::ClusterConfig) -> Option<Arc<LocalCluster>> {
+    let policy = &config.balance.policy;
+    zone.and_then(|z| z.local.clone()).filter(|_| !policy.goes_by_hash() && *policy != LbPolicy::OriginalDestination)
+}
+
 fn members(
     compiled: &Compiled,
     endpoints: &HashMap<Arc<str>, Entry<Arc<Assignment>>>,
@@ -658,7 +701,7 @@ fn members(
         Discovery::Static => assigned(compiled, &compiled.members, &living),
         Discovery::Eds(service) => match endpoints.get(service).and_then(|e| e.versions.active.as_ref()) {
             Some(version) => assigned(compiled, &version.value, &living),
-            None => HostSet::default(),
+            None => Members::default().build(AssignmentPolicy::default(), compiled.config.balance.subsets.as_deref()),
         },
         Discovery::StrictDns(dns) => resolved_members(compiled, dns, resolved, usize::MAX, &living),
         Discovery::LogicalDns(dns) => resolved_members(compiled, dns, resolved, 1, &living),
@@ -667,7 +710,7 @@ fn members(
 }
 
 fn assigned(compiled: &Compiled, assignment: &Assignment, living: &HashMap<&Address, &Arc<Host>>) -> HostSet {
-    let mut result = Members::default();
+    let mut result = Members::new(compiled.config.balance.subsets.is_some());
     for locality in &assignment.localities {
         for endpoint in &locality.endpoints {
             let EndpointAddress::Fixed(address) = &endpoint.at else { continue };
@@ -679,6 +722,8 @@ fn assigned(compiled: &Compiled, assignment: &Assignment, living: &HashMap<&Addr
                 locality: locality.locality.clone(),
                 transport: compiled.transport(endpoint.transport_match.as_ref()),
                 workload: endpoint.workload.clone(),
+                labels: endpoint.labels.clone(),
+                hash_key: endpoint.hash_key.clone(),
                 flags: endpoint.flags,
                 checked_at: endpoint.checked_at.clone(),
                 unchecked: compiled.config.unchecked(),
@@ -686,7 +731,7 @@ fn assigned(compiled: &Compiled, assignment: &Assignment, living: &HashMap<&Addr
             result.add(locality.priority, &locality.locality, locality.weight, member, living);
         }
     }
-    result.build()
+    result.build(assignment.policy, compiled.config.balance.subsets.as_deref())
 }
 
 /// The hosts of a DNS cluster: of each name, at most `most` addresses.
@@ -697,7 +742,7 @@ fn resolved_members(
     most: usize,
     living: &HashMap<&Address, &Arc<Host>>,
 ) -> HostSet {
-    let mut result = Members::default();
+    let mut result = Members::new(compiled.config.balance.subsets.is_some());
     for target in &dns.targets {
         let literal = target.name.parse::<IpAddr>().ok();
         let looked_up = resolved.and_then(|r| r.get(&(target.name.clone(), target.port)));
@@ -711,14 +756,16 @@ fn resolved_members(
                 locality: target.locality.clone(),
                 transport: target.transport,
                 workload: None,
+                labels: target.labels.clone(),
+                hash_key: target.hash_key.clone(),
                 flags: 0,
                 checked_at: None,
                 unchecked: compiled.config.unchecked(),
             };
-            result.add(target.priority, &target.locality, 0, member, living);
+            result.add(target.priority, &target.locality, target.locality_weight, member, living);
         }
     }
-    result.build()
+    result.build(dns.policy, compiled.config.balance.subsets.as_deref())
 }
 
 #[cfg(test)]

@@ -139,11 +139,14 @@ fn targets(members: &Assignment, dns: &Dns, default_transport: u32, matches: &[p
                 weight: endpoint.weight,
                 priority: locality.priority,
                 locality: Locality::clone(&locality.locality),
+                locality_weight: locality.weight,
                 transport: matched.and_then(|m| u32::try_from(m).ok()).unwrap_or(default_transport),
+                labels: endpoint.labels.clone(),
+                hash_key: endpoint.hash_key.clone(),
             });
         }
     }
-    Ok(DnsTargets { targets, refresh: rate, respect_ttl: dns.respect_ttl, family })
+    Ok(DnsTargets { targets, refresh: rate, respect_ttl: dns.respect_ttl, family, policy: members.policy })
 }
 
 /// Names are looked up by the system's resolver, which is what the default resolver extensions do as well.

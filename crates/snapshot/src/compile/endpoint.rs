@@ -4,14 +4,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use lateen_balance::host::{
-    CheckedAt, DEGRADED_ACTIVE_HC, DEGRADED_EDS, DRAINING_EDS, FAILED_ACTIVE_HC, FAILED_EDS, PENDING_ACTIVE_HC, TIMEOUT_EDS,
+    CheckedAt, DEGRADED_ACTIVE_HC, DEGRADED_EDS, DRAINING_EDS, FAILED_ACTIVE_HC, FAILED_EDS, OVERPROVISIONING_PERCENT, PENDING_ACTIVE_HC,
+    TIMEOUT_EDS,
 };
-use lateen_balance::{Address, Host, HostSet, Locality, LocalityHosts, Priority};
+use lateen_balance::subset::Labels;
+use lateen_balance::subsets::{Labelled, Subsets};
+use lateen_balance::{Address, Host, HostSet, Locality, LocalityHosts, Priority, SubsetSettings};
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::endpoint::v3::{self as proto, lb_endpoint, locality_lb_endpoints};
 
 use super::common::{Place, metadata_text, place, port};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::subset;
+use crate::cluster::AssignmentPolicy;
 
 /// More priorities than this are a mistake: each is a list of its own.
 const MAX_PRIORITIES: u32 = 128;
@@ -20,7 +25,7 @@ const MAX_PRIORITIES: u32 = 128;
 #[derive(Debug, Default)]
 pub(crate) struct Assignment {
     pub(crate) localities: Vec<AssignedLocality>,
-    pub(crate) overprovisioning_percent: Option<u32>,
+    pub(crate) policy: AssignmentPolicy,
 }
 
 #[derive(Debug)]
@@ -41,6 +46,10 @@ pub(crate) struct AssignedEndpoint {
     pub(crate) flags: u32,
     pub(crate) checked_at: Option<Arc<CheckedAt>>,
     pub(crate) workload: Option<Arc<str>>,
+    /// `envoy.lb` metadata.
+    pub(crate) labels: Option<Arc<Labels>>,
+    /// What hash policies place it by; empty for its address.
+    pub(crate) hash_key: Arc<str>,
     /// `envoy.transport_socket_match` of the endpoint, over that of its locality.
     pub(crate) transport_match: Option<prost_types::Struct>,
 }
@@ -55,18 +64,18 @@ pub(crate) enum EndpointAddress {
 pub(crate) fn assignment(value: proto::ClusterLoadAssignment) -> Result<Assignment> {
     let proto::ClusterLoadAssignment { cluster_name: _, endpoints, named_endpoints, policy } = value;
     refuse!(named_endpoints);
-    let overprovisioning_percent = policy.map(self::policy).transpose().within("policy")?.flatten();
+    let policy = policy.map(self::policy).transpose().within("policy")?.unwrap_or_default();
     let localities = endpoints.into_iter().enumerate().map(|(i, l)| locality(l).within_item("endpoints", i)).collect::<Result<_>>()?;
-    Ok(Assignment { localities, overprovisioning_percent })
+    Ok(Assignment { localities, policy })
 }
 
-fn policy(value: proto::cluster_load_assignment::Policy) -> Result<Option<u32>> {
+fn policy(value: proto::cluster_load_assignment::Policy) -> Result<AssignmentPolicy> {
     let proto::cluster_load_assignment::Policy { drop_overloads, overprovisioning_factor, endpoint_stale_after, weighted_priority_health } =
         value;
-    refuse!(drop_overloads, endpoint_stale_after, weighted_priority_health);
+    refuse!(drop_overloads, endpoint_stale_after);
     match overprovisioning_factor {
         Some(0) => Err(Invalid::field("overprovisioning_factor", "must be above zero")),
-        other => Ok(other),
+        factor => Ok(AssignmentPolicy { overprovisioning_percent: factor.unwrap_or(OVERPROVISIONING_PERCENT), weighted_priority_health }),
     }
 }
 
@@ -140,6 +149,8 @@ fn endpoint(value: proto::LbEndpoint, inherited: Option<&prost_types::Struct>) -
         flags,
         checked_at,
         workload: metadata_text(metadata.as_ref(), "istio", "workload").map(Into::into),
+        labels: subset::labels(metadata.as_ref()),
+        hash_key: metadata_text(metadata.as_ref(), crate::subset::NAMESPACE, "hash_key").unwrap_or_default().into(),
         transport_match: transport_match(metadata.as_ref()).or_else(|| inherited.cloned()),
     })
 }
@@ -198,6 +209,8 @@ pub(crate) struct Member {
     pub(crate) locality: Locality,
     pub(crate) transport: u32,
     pub(crate) workload: Option<Arc<str>>,
+    pub(crate) labels: Option<Arc<Labels>>,
+    pub(crate) hash_key: Arc<str>,
     pub(crate) flags: u32,
     pub(crate) checked_at: Option<Arc<CheckedAt>>,
     /// What a new host starts with where the cluster has active health checks.
@@ -206,13 +219,14 @@ pub(crate) struct Member {
 
 /// The host that lives at the member's address already, if nothing fixed about it changed, so that its
 /// load, health and ejection go on; else a new one.
-pub(crate) fn host(member: Member, living: &HashMap<&Address, &Arc<Host>>) -> Arc<Host> {
-    let Member { address, addresses, hostname, weight, locality, transport, workload, flags, checked_at, unchecked } = member;
+fn host(member: Member, living: &HashMap<&Address, &Arc<Host>>) -> Arc<Host> {
+    let Member { address, addresses, hostname, weight, locality, transport, workload, labels: _, hash_key, flags, checked_at, unchecked } =
+        member;
     let unchecked = unchecked.filter(|_| !checked_at.as_ref().is_some_and(|c| c.disabled));
     let same = |h: &Host| {
         h.addresses == addresses
             && h.hostname == hostname
-            && h.weight == weight
+            && h.hash_key == hash_key
             && h.locality == locality
             && h.transport == transport
             && h.workload == workload
@@ -224,7 +238,7 @@ pub(crate) fn host(member: Member, living: &HashMap<&Address, &Arc<Host>>) -> Ar
             let mut host = Host::new(address);
             host.addresses = addresses;
             host.hostname = hostname;
-            host.weight = weight;
+            host.hash_key = hash_key;
             host.locality = locality;
             host.transport = transport;
             host.workload = workload;
@@ -237,6 +251,7 @@ pub(crate) fn host(member: Member, living: &HashMap<&Address, &Arc<Host>>) -> Ar
     if unchecked.is_none() {
         host.set_flag(FAILED_ACTIVE_HC | DEGRADED_ACTIVE_HC | PENDING_ACTIVE_HC, false);
     }
+    host.set_weight(weight);
     for flag in [FAILED_EDS, DEGRADED_EDS, DRAINING_EDS, TIMEOUT_EDS] {
         host.set_flag(flag, flags & flag != 0);
     }
@@ -248,27 +263,63 @@ pub(crate) fn host(member: Member, living: &HashMap<&Address, &Arc<Host>>) -> Ar
 pub(crate) struct Members {
     priorities: Vec<Priority>,
     seen: std::collections::HashSet<Address>,
+    divided: bool,
+    /// Where each stands, for what divides the cluster.
+    placed: Vec<Placed>,
+}
+
+struct Placed {
+    priority: usize,
+    locality: usize,
+    host: Arc<Host>,
+    labels: Option<Arc<Labels>>,
+}
+
+impl Placed {
+    fn labelled(&self) -> Labelled<'_> {
+        Labelled { priority: self.priority, locality: self.locality, host: &self.host, labels: self.labels.as_deref() }
+    }
 }
 
 impl Members {
+    /// For a cluster that may be divided by what its members are labelled with.
+    pub(crate) fn new(divided: bool) -> Self {
+        Self { divided, ..Self::default() }
+    }
+
     pub(crate) fn add(&mut self, priority: u32, locality: &Locality, weight: u32, member: Member, living: &HashMap<&Address, &Arc<Host>>) {
         // The same address twice would count one host's load double; the first one named wins.
         if !self.seen.insert(member.address.clone()) {
             return;
         }
-        let priority = priority as usize;
-        if self.priorities.len() <= priority {
-            self.priorities.resize_with(priority + 1, Priority::default);
+        let level = priority as usize;
+        if self.priorities.len() <= level {
+            self.priorities.resize_with(level + 1, Priority::default);
         }
-        let Some(priority) = self.priorities.get_mut(priority) else { return };
+        let Some(priority) = self.priorities.get_mut(level) else { return };
+        let labels = member.labels.clone().filter(|_| self.divided);
         let host = host(member, living);
-        match priority.localities.iter_mut().find(|l| l.locality == *locality) {
-            Some(entry) => entry.hosts.push(host),
-            None => priority.localities.push(LocalityHosts { locality: locality.clone(), weight, hosts: vec![host] }),
+        let at = match priority.localities.iter().position(|l| l.locality == *locality) {
+            Some(at) => at,
+            None => {
+                priority.localities.push(LocalityHosts { locality: locality.clone(), weight, hosts: Vec::new() });
+                priority.localities.len() - 1
+            }
+        };
+        if let Some(entry) = priority.localities.get_mut(at) {
+            entry.hosts.push(Arc::clone(&host));
+        }
+        if self.divided {
+            self.placed.push(Placed { priority: level, locality: at, host, labels });
         }
     }
 
-    pub(crate) fn build(self) -> HostSet {
-        HostSet::new(self.priorities)
+    pub(crate) fn build(self, policy: AssignmentPolicy, subsets: Option<&SubsetSettings>) -> HostSet {
+        let subsets = subsets.map(|s| Box::new(Subsets::new(s, &self.priorities, self.placed.iter().map(Placed::labelled))));
+        let mut set = HostSet::new(self.priorities);
+        set.overprovisioning_percent = policy.overprovisioning_percent;
+        set.weighted_priority_health = policy.weighted_priority_health;
+        set.subsets = subsets;
+        set
     }
 }

@@ -49,6 +49,7 @@ mod service;
 mod small_filters;
 mod source;
 mod stateful_session;
+mod subset;
 mod tls;
 mod tracing;
 mod transport;

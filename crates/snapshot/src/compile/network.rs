@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use lateen_balance::Criteria;
 use lateen_proto::envoy::config::listener::v3::{self as listener, filter};
 use lateen_proto::envoy::extensions::filters::network as proto;
 use lateen_proto::envoy::tcp::metadataexchange::config::MetadataExchange;
@@ -13,8 +14,8 @@ use proto::tcp_proxy::v3 as tcp;
 use super::common::{data, limit, open};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::{access_log, hcm, istio, rbac};
-use crate::listener::{NetworkFilter, TcpProxy, Terminal};
+use super::{access_log, hcm, istio, rbac, subset};
+use crate::listener::{NetworkFilter, TcpCluster, TcpProxy, Terminal};
 
 const SUPPORTED: &str =
     "http_connection_manager, tcp_proxy, direct_response, rbac, sni_cluster, connection_limit, istio.metadata_exchange and istio.stats";
@@ -157,7 +158,7 @@ fn tcp_proxy(value: tcp::TcpProxy, context: &mut Context<'_>) -> Result<TcpProxy
     harmless!(proxy_protocol_tlv_merge_policy, max_early_data_bytes);
     refuse!(max_downstream_connection_duration_jitter_percentage, access_log_flush_interval, check_drain_close, backoff_options);
     log_options(access_log_options.unwrap_or_default()).within("access_log_options")?;
-    refuse!(on_demand, metadata_match, downstream_idle_timeout, upstream_idle_timeout, tunneling_config, flush_access_log_on_connected);
+    refuse!(on_demand, downstream_idle_timeout, upstream_idle_timeout, tunneling_config, flush_access_log_on_connected);
     refuse!(proxy_protocol_tlvs, upstream_connect_mode);
     if stat_prefix.is_empty() {
         return Err(Invalid::field("stat_prefix", "is empty; give a name for statistics"));
@@ -166,9 +167,14 @@ fn tcp_proxy(value: tcp::TcpProxy, context: &mut Context<'_>) -> Result<TcpProxy
     if max_connect_attempts == 0 {
         return Err(Invalid::field("max_connect_attempts", "must be at least 1"));
     }
+    let metadata_match = subset::criteria(metadata_match);
     let clusters = match cluster_specifier {
-        Some(tcp::tcp_proxy::ClusterSpecifier::Cluster(name)) if !name.is_empty() => vec![(context.cluster(&name), 1)],
-        Some(tcp::tcp_proxy::ClusterSpecifier::WeightedClusters(w)) => weighted(w, context).within("weighted_clusters")?,
+        Some(tcp::tcp_proxy::ClusterSpecifier::Cluster(name)) if !name.is_empty() => {
+            vec![TcpCluster { id: context.cluster(&name), bound: 1, metadata_match }]
+        }
+        Some(tcp::tcp_proxy::ClusterSpecifier::WeightedClusters(w)) => {
+            weighted(w, metadata_match.as_ref(), context).within("weighted_clusters")?
+        }
         _ => return Err(Invalid::field("cluster", "is missing; give cluster or weighted_clusters")),
     };
     Ok(TcpProxy {
@@ -199,20 +205,24 @@ fn hash_source_ip(policies: Vec<types::HashPolicy>) -> Result<bool> {
     }
 }
 
-fn weighted(value: tcp::tcp_proxy::WeightedCluster, context: &mut Context<'_>) -> Result<Vec<(crate::ClusterId, u32)>> {
+fn weighted(
+    value: tcp::tcp_proxy::WeightedCluster,
+    metadata: Option<&Arc<Criteria>>,
+    context: &mut Context<'_>,
+) -> Result<Vec<TcpCluster>> {
     let mut total = 0u32;
     let mut clusters = Vec::with_capacity(value.clusters.len());
     for (index, entry) in value.clusters.into_iter().enumerate() {
         let tcp::tcp_proxy::weighted_cluster::ClusterWeight { name, weight, metadata_match } = entry;
         let checked = || -> Result<u32> {
-            refuse!(metadata_match);
             if name.is_empty() || weight == 0 {
                 return Err(Invalid::new("needs a name and a weight above zero"));
             }
             total.checked_add(weight).ok_or_else(|| Invalid::field("weight", "the weights add up to too much"))
         };
         total = checked().within_item("clusters", index)?;
-        clusters.push((context.cluster(&name), total));
+        let metadata_match = subset::merged(metadata, subset::criteria(metadata_match));
+        clusters.push(TcpCluster { id: context.cluster(&name), bound: total, metadata_match });
     }
     if clusters.is_empty() {
         return Err(Invalid::field("clusters", "is empty"));

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 
-use lateen_balance::{Context, Host};
+use lateen_balance::{Context, Criteria, Host};
 use lateen_identity::tls::PeerIdentity;
-use lateen_snapshot::listener::TcpProxy;
+use lateen_snapshot::listener::{TcpCluster, TcpProxy};
 use lateen_telemetry::envoy_names::{cluster as cluster_names, tcp as names};
 use lateen_telemetry::istio::{DestinationId, PrincipalId, Reporter, StreamLabels, TcpSeries};
 use lateen_telemetry::{BlockName, Local, ResponseFlags, details};
@@ -98,7 +98,8 @@ fn series(worker: &Worker, conn: &Conn, outcome: &Outcome, source: bool) -> TcpS
 async fn serve(worker: &Rc<Worker>, state: &TcpState, conn: &Conn, io: &mut Io, passed: &Passed, outcome: &mut Outcome) {
     let live = worker.live();
     let by_name = passed.cluster.as_ref().and_then(|name| live.snapshot.cluster_named(name)).map(|(id, _)| id);
-    let id = by_name.or_else(|| if passed.cluster.is_some() { None } else { pick(worker, &state.config) });
+    let picked = pick(worker, &state.config);
+    let id = by_name.or_else(|| if passed.cluster.is_some() { None } else { picked.map(|c| c.id) });
     let Some(cluster) = id.and_then(|id| live.cluster(worker, id)) else {
         state.stats.inc(names::DOWNSTREAM_CX_NO_ROUTE);
         outcome.flags = ResponseFlags::NO_CLUSTER_FOUND;
@@ -111,7 +112,11 @@ async fn serve(worker: &Rc<Worker>, state: &TcpState, conn: &Conn, io: &mut Io, 
         outcome.flags = ResponseFlags::UPSTREAM_OVERFLOW;
         return;
     };
-    let Some((mut upstream, host)) = connect(worker, state, conn, &cluster, outcome).await else { return };
+    let Some((mut upstream, host)) =
+        connect(worker, state, conn, &cluster, picked.and_then(|c| c.metadata_match.as_deref()), outcome).await
+    else {
+        return;
+    };
     let _permit = permit;
     let _active = cluster.stats.hold(cluster_names::UPSTREAM_CX_ACTIVE);
     let _request = host.begin_request();
@@ -130,13 +135,13 @@ async fn serve(worker: &Rc<Worker>, state: &TcpState, conn: &Conn, io: &mut Io, 
     host.counters.cx_active.fetch_sub(1, Relaxed);
 }
 
-fn pick(worker: &Worker, config: &TcpProxy) -> Option<lateen_snapshot::ClusterId> {
+fn pick<'a>(worker: &Worker, config: &'a TcpProxy) -> Option<&'a TcpCluster> {
     match config.clusters.as_slice() {
-        [(only, _)] => Some(*only),
+        [only] => Some(only),
         all => {
-            let total = all.last()?.1;
+            let total = all.last()?.bound;
             let roll = worker.roll().checked_rem(total)?;
-            all.iter().find(|(_, bound)| roll < *bound).map(|(id, _)| *id)
+            all.iter().find(|c| roll < c.bound)
         }
     }
 }
@@ -146,18 +151,24 @@ async fn connect(
     state: &TcpState,
     conn: &Conn,
     cluster: &Rc<ClusterState>,
+    criteria: Option<&Criteria>,
     outcome: &mut Outcome,
 ) -> Option<(Io, Arc<Host>)> {
     let config = &cluster.cluster.config;
     let hash = state.config.hash_source_ip.then(|| crate::router::hash::of_address(conn.remote.ip()));
-    let context = Context { hash, ..Context::default() };
+    let context = Context { hash, criteria, ..Context::default() };
     for _ in 0..state.config.max_connect_attempts.max(1) {
-        let Some(host) = cluster.choose(&context, Some(conn.local)) else {
+        let Some(host) = cluster.choose(worker, &context, Some(conn.local)) else {
             cluster.stats.inc(cluster_names::UPSTREAM_CX_NONE_HEALTHY);
             outcome.flags = ResponseFlags::NO_HEALTHY_UPSTREAM;
             return None;
         };
         outcome.host = Some(Arc::clone(&host));
+        if cluster.host_is_full(&host, false) {
+            cluster.stats.inc(cluster_names::UPSTREAM_CX_OVERFLOW);
+            outcome.flags = ResponseFlags::UPSTREAM_OVERFLOW;
+            continue;
+        }
         cluster.stats.inc(cluster_names::UPSTREAM_CX_TOTAL);
         host.counters.cx_total.fetch_add(1, Relaxed);
         let plan = ConnectPlan { alpn: None, server_name: conn.server_name.clone(), addresses: Some((conn.remote, conn.local)) };

@@ -135,12 +135,12 @@ fn a_refused_update_leaves_the_last_good_one_in_use() {
 fn one_bad_resource_hurts_only_itself() {
     let (mut compiler, now) = (Compiler::new(), Instant::now());
     let good = update::<ClusterProto>("{name: good, type: STATIC}");
-    let bad = update::<ClusterProto>("{name: bad, type: STATIC, lb_subset_config: {fallback_policy: ANY_ENDPOINT}}");
+    let bad = update::<ClusterProto>("{name: bad, type: STATIC, use_tcp_for_dns_lookups: true}");
     let rejected = compiler.apply(CLUSTER, vec![bad, good.clone(), good], &[], now);
     let reasons: Vec<_> = rejected.iter().map(|r| (r.name.as_str(), r.reason.as_str())).collect();
     assert_eq!(
         reasons,
-        [("bad", "lb_subset_config: is not supported; remove it"), ("good", "occurs twice in one response; names must differ")]
+        [("bad", "use_tcp_for_dns_lookups: is not supported; remove it"), ("good", "occurs twice in one response; names must differ")]
     );
     assert!(compiler.snapshot().cluster_named("good").is_some());
 }
@@ -240,8 +240,8 @@ fn refusals_name_the_field_by_its_path() {
             "health_checks[0].event_service: is not supported",
         ),
         (
-            "{name: c, type: STATIC, outlier_detection: {split_external_local_origin_errors: true}}",
-            "outlier_detection.enforcing_local_origin_success_rate: success rates of local origin errors are not compared",
+            "{name: c, type: STATIC, outlier_detection: {base_ejection_time: 30s, max_ejection_time: 20s}}",
+            "outlier_detection.max_ejection_time: must not be below base_ejection_time",
         ),
         (
             "{name: c, type: STATIC, upstream_connection_options: {happy_eyeballs_config: {}}}",
@@ -502,4 +502,153 @@ mod extensions {
         let other = reason("default_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault},");
         assert!(other.contains("config_discovery.default_config: extra has type"), "{other}");
     }
+}
+
+#[test]
+fn an_explanation_names_the_endpoints_of_the_subset_alone() {
+    let endpoint = |port: u16, v: &str| {
+        format!(
+            "{{endpoint: {{address: {{socket_address: {{address: 10.0.0.1, port_value: {port}}}}}}}, metadata: {{filter_metadata: {{envoy.lb: {{v: {v}}}}}}}}}"
+        )
+    };
+    let cluster = format!(
+        "{{name: c, type: STATIC, lb_subset_config: {{subset_selectors: [{{keys: [v]}}]}}, load_assignment: {{cluster_name: c, endpoints: [{{lb_endpoints: [{}, {}]}}]}}}}",
+        endpoint(1, "one"),
+        endpoint(2, "two")
+    );
+    let route = "{name: r, virtual_hosts: [{name: v, domains: ['*'], routes: [\
+                 {match: {prefix: /two}, route: {cluster: c, metadata_match: {filter_metadata: {envoy.lb: {v: two}}}}}, {match: {prefix: /}, route: {cluster: c}}]}]}";
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(&cluster)], &[], now));
+    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&rds_listener())], &[], now));
+    accepted(compiler.apply(ROUTE, vec![update::<RouteProto>(route)], &[], now));
+    let snapshot = compiler.snapshot();
+    let explain = |path: &str| snapshot.explain(&Call::http("10.1.1.1:80".parse().unwrap(), "any", path)).to_string();
+    let two = explain("/two");
+    assert!(two.contains("10.0.0.1:2") && !two.contains("10.0.0.1:1"), "{two}");
+    let none = explain("/");
+    assert!(none.contains("503") && !none.contains("10.0.0.1:"), "{none}");
+}
+
+fn hosts(compiler: &mut Compiler, cluster: &str) -> Arc<HostSet> {
+    compiler.snapshot().cluster_named(cluster).unwrap().1.hosts.clone()
+}
+
+#[test]
+fn a_host_lives_on_when_its_weight_or_its_labels_change() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let cluster = EDS.replace("name: c", "name: c, lb_subset_config: {subset_selectors: [{keys: [v]}]}");
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(&cluster)], &[], now));
+    let endpoint = |weight: u32, v: &str| {
+        update::<EndpointProto>(&format!(
+            "{{cluster_name: s, policy: {{overprovisioning_factor: 200, weighted_priority_health: true}}, endpoints: [{{lb_endpoints: [\
+             {{endpoint: {{address: {ANY_80}}}, load_balancing_weight: {weight}, metadata: {{filter_metadata: {{envoy.lb: {{v: '{v}'}}}}}}}}]}}]}}"
+        ))
+    };
+    accepted(compiler.apply(ENDPOINT, vec![endpoint(1, "a")], &[], now));
+    let before = hosts(&mut compiler, "c");
+    assert_eq!((before.overprovisioning_percent, before.weighted_priority_health), (200, true), "discovered endpoints bring their policy");
+    accepted(compiler.apply(ENDPOINT, vec![endpoint(7, "b")], &[], now));
+    let after = hosts(&mut compiler, "c");
+    assert!(Arc::ptr_eq(before.hosts().next().unwrap(), after.hosts().next().unwrap()));
+    assert_eq!(after.hosts().next().unwrap().weight(), 7);
+    let (before, after) = (before.subsets.as_ref().unwrap(), after.subsets.as_ref().unwrap());
+    assert_eq!((before.len(), after.len(), after.beyond(before)), (1, 1, 1));
+}
+
+#[test]
+fn clusters_that_go_by_zones_follow_the_local_cluster_and_keep_their_hosts() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    compiler.set_local_cluster("c", Locality { zone: "z".into(), ..Locality::default() });
+    let other = |name: &str, more: &str| {
+        update::<ClusterProto>(&format!(
+            "{{name: {name}, type: STATIC, {more} load_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {ANY_80}}}}}]}}]}}}}"
+        ))
+    };
+    accepted(compiler.apply(CLUSTER, vec![other("o", ""), other("h", "lb_policy: RING_HASH,"), update::<ClusterProto>(EDS)], &[], now));
+    let local = |compiler: &mut Compiler, name: &str| compiler.snapshot().cluster_named(name).unwrap().1.local.clone();
+    assert!(local(&mut compiler, "o").is_none(), "the local cluster waits for its endpoints");
+    let before = hosts(&mut compiler, "o");
+    accepted(compiler.apply(ENDPOINT, vec![endpoints(&["10.0.0.1"])], &[], now));
+    let first = local(&mut compiler, "o").unwrap();
+    assert_eq!((&*first.locality.zone, first.hosts.len()), ("z", 1));
+    accepted(compiler.apply(ENDPOINT, vec![endpoints(&["10.0.0.1", "10.0.0.2"])], &[], now));
+    assert_eq!(local(&mut compiler, "o").unwrap().hosts.len(), 2);
+    assert!(Arc::ptr_eq(&before, &hosts(&mut compiler, "o")));
+    assert!(local(&mut compiler, "h").is_none(), "hash policies know no zones");
+}
+
+#[test]
+fn what_cannot_be_balanced_as_asked_is_refused_by_its_field() {
+    let refused = |fields: &str| refused_cluster(&format!("{{name: c, type: STATIC, {fields}}}"));
+    let policy = |name: &str, fields: &str| {
+        refused(&format!(
+            "load_balancing_policy: {{policies: [{{typed_extension_config: {{name: p, typed_config: {{'@type': \
+             type.googleapis.com/envoy.extensions.load_balancing_policies.{name}, {fields}}}}}}}]}}"
+        ))
+    };
+    let subset = |fields: &str| refused(&format!("lb_subset_config: {{subset_selectors: [{{keys: [a, b], {fields}}}]}}"));
+    for (reason, part) in [
+        (subset("fallback_policy: KEYS_SUBSET"), "subset_selectors[0].fallback_keys_subset: must be some"),
+        (subset("fallback_policy: KEYS_SUBSET, fallback_keys_subset: [b, a]"), "must be some of the keys"),
+        (subset("fallback_policy: KEYS_SUBSET, fallback_keys_subset: [c]"), "must be some of the keys"),
+        (subset("fallback_policy: ANY_ENDPOINT, fallback_keys_subset: [a]"), "only for the fallback policy KEYS_SUBSET"),
+        (
+            refused("round_robin_lb_config: {slow_start_config: {slow_start_window: 5s, aggression: {default_value: 0}}}"),
+            "slow_start_config.aggression",
+        ),
+        (
+            refused("lb_policy: RING_HASH, common_lb_config: {consistent_hashing_lb_config: {hash_balance_factor: 99}}"),
+            "consistent_hashing_lb_config.hash_balance_factor",
+        ),
+        (refused("circuit_breakers: {per_host_thresholds: [{max_requests: 1}]}"), "per_host_thresholds[0]: only max_connections"),
+        (policy("peak_ewma.v3.PeakEwma", "decay_time: 0s"), "decay_time: must be above zero"),
+        (policy("subset.v3.Subset", "subset_selectors: [{keys: [a]}]"), "subset_lb_policy: is missing"),
+    ] {
+        assert!(reason.contains(part), "{reason:?} does not name {part:?}");
+    }
+}
+
+#[test]
+fn zones_slow_start_and_hashing_are_taken_from_either_form() {
+    let settings = |fields: &str| {
+        let mut compiler = Compiler::new();
+        accepted(compiler.apply(
+            CLUSTER,
+            vec![update::<ClusterProto>(&format!("{{name: c, type: STATIC, {fields}}}"))],
+            &[],
+            Instant::now(),
+        ));
+        compiler.snapshot().cluster_named("c").unwrap().1.config.balance.clone()
+    };
+    let typed = |name: &str, fields: &str| {
+        settings(&format!(
+            "load_balancing_policy: {{policies: [{{typed_extension_config: {{name: p, typed_config: {{'@type': \
+             type.googleapis.com/envoy.extensions.load_balancing_policies.{name}, {fields}}}}}}}]}}"
+        ))
+    };
+    let slow = "slow_start_config: {slow_start_window: 60s, aggression: {default_value: 2}, min_weight_percent: {value: 20}}";
+    let old = settings(&format!(
+        "round_robin_lb_config: {{{slow}}}, common_lb_config: {{zone_aware_lb_config: {{routing_enabled: {{value: 50.9}}, min_cluster_size: 3}}}}"
+    ));
+    let new = typed(
+        "round_robin.v3.RoundRobin",
+        &format!("{slow}, locality_lb_config: {{zone_aware_lb_config: {{routing_enabled: {{value: 50}}, min_cluster_size: 3}}}}"),
+    );
+    assert_eq!(old, new);
+    assert_eq!((old.slow_start.unwrap().window_millis, old.zone_aware.routing_enabled, old.zone_aware.min_cluster_size), (60_000, 50, 3));
+    let hashing = "consistent_hashing_lb_config: {use_hostname_for_hashing: true, hash_balance_factor: 150}";
+    let old = settings(&format!("lb_policy: MAGLEV, common_lb_config: {{{hashing}}}"));
+    assert_eq!(old, typed("maglev.v3.Maglev", hashing));
+    assert_eq!(old.hashing.balance_factor, Some(150));
+    let subset = |name: &str| {
+        typed(
+            "subset.v3.Subset",
+            &format!(
+                "subset_selectors: [{{keys: [a]}}], subset_lb_policy: {{policies: [{{typed_extension_config: {{name: p, typed_config: {{'@type': type.googleapis.com/envoy.extensions.load_balancing_policies.{name}}}}}}}]}}"
+            ),
+        )
+    };
+    assert_eq!(subset("random.v3.Random"), settings("lb_policy: RANDOM, lb_subset_config: {subset_selectors: [{keys: [a]}]}"));
+    assert!(settings("lb_subset_config: {fallback_policy: ANY_ENDPOINT}").subsets.is_none(), "nothing divides the cluster");
 }
