@@ -9,6 +9,7 @@ use crate::header::HeaderMutations;
 use crate::header_metadata::HeaderToMetadata;
 use crate::header_mutation::{HeaderMutation, Mutations};
 use crate::jwt::{JwtAuthn, JwtPerRoute};
+use crate::local_reply::LocalReplies;
 use crate::matcher::{Fraction, Rbac, StringMatcher, ValueMatcher};
 use crate::ratelimit::LocalRateLimit;
 use crate::stateful_session::{StatefulSession, StatefulSessionPerRoute};
@@ -38,6 +39,8 @@ pub struct HttpConnectionManager {
     pub filter_names: Vec<Arc<str>>,
     /// Which filters only routes switch on, in the same order; empty when none is.
     pub filters_off: Vec<bool>,
+    /// How our own replies are worded, where that is said.
+    pub local_replies: Option<Arc<LocalReplies>>,
     pub access_logs: Vec<Arc<AccessLog>>,
     /// `server` response header (default `envoy`; Istio `istio-envoy`).
     pub server_name: Arc<str>,

@@ -22,6 +22,7 @@ pub mod health_check;
 pub mod http;
 pub mod jwt;
 pub mod listener;
+pub mod local_reply;
 pub mod lookup;
 pub mod matcher;
 pub mod matcher_tree;

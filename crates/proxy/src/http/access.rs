@@ -10,7 +10,7 @@ use lateen_snapshot::http::{AccessLog, LogFilter, LogFormat};
 use lateen_snapshot::listener::ConnectionInfo;
 use lateen_snapshot::matcher::ValueMatcher;
 use lateen_telemetry::access_log::{
-    Address, AddressOf, Bytes, ENVOY_TEXT, HeaderKey, HeadersOf, JsonFormat, LogWriter, Record, Span, Text, TextFormat,
+    Address, AddressOf, Bytes, ENVOY_TEXT, HeaderKey, HeadersOf, InvalidFormat, JsonFormat, LogWriter, Record, Span, Text, TextFormat,
 };
 use lateen_telemetry::{ResponseFlags, details};
 use tokio::time::Instant;
@@ -22,9 +22,26 @@ use crate::listener::{Conn, ListenerState};
 use crate::upstream::ClusterState;
 use crate::worker::Worker;
 
-enum Format {
+pub(super) enum Format {
     Text(TextFormat),
     Json(JsonFormat),
+}
+
+impl Format {
+    pub(super) fn compile(format: &LogFormat) -> Result<Self, InvalidFormat> {
+        match format {
+            LogFormat::Default => TextFormat::compile(ENVOY_TEXT).map(Self::Text),
+            LogFormat::Text(text) => TextFormat::compile(text).map(Self::Text),
+            LogFormat::Json(value) => JsonFormat::compile(value).map(Self::Json),
+        }
+    }
+
+    pub(super) fn write<R: Record>(&self, record: &R, out: &mut Vec<u8>) {
+        match self {
+            Self::Text(format) => format.write(record, out),
+            Self::Json(format) => format.write(record, out),
+        }
+    }
 }
 
 struct Log {
@@ -38,18 +55,11 @@ pub(crate) struct LogSet(Vec<Log>);
 
 impl LogSet {
     pub(crate) fn new(worker: &Worker, configs: &[Arc<AccessLog>]) -> Self {
-        let open = |config: &Arc<AccessLog>| {
-            let format = match &config.format {
-                LogFormat::Default => TextFormat::compile(ENVOY_TEXT).map(Format::Text),
-                LogFormat::Text(text) => TextFormat::compile(text).map(Format::Text),
-                LogFormat::Json(value) => JsonFormat::compile(value).map(Format::Json),
-            };
-            match format {
-                Ok(format) => Some(Log { format, writer: worker.logs.writer(&config.path)?, config: Arc::clone(config) }),
-                Err(e) => {
-                    tracing::error!("access log {}: {e}", config.path);
-                    None
-                }
+        let open = |config: &Arc<AccessLog>| match Format::compile(&config.format) {
+            Ok(format) => Some(Log { format, writer: worker.logs.writer(&config.path)?, config: Arc::clone(config) }),
+            Err(e) => {
+                tracing::error!("access log {}: {e}", config.path);
+                None
             }
         };
         Self(configs.iter().filter_map(open).collect())
@@ -78,15 +88,13 @@ impl LogSet {
             if log.config.filter.as_ref().is_some_and(|f| !passes(f, record, request)) {
                 continue;
             }
-            log.writer.borrow_mut().line(|out| match &log.format {
-                Format::Text(format) => format.write(record, out),
-                Format::Json(format) => format.write(record, out),
-            });
+            log.writer.borrow_mut().line(|out| log.format.write(record, out));
         }
     }
 }
 
-fn passes<R: Record>(filter: &LogFilter, record: &R, request: Option<&RequestRecord<'_>>) -> bool {
+/// Whether a filter of logs lets through.
+pub(super) fn passes<R: Record>(filter: &LogFilter, record: &R, request: Option<&RequestRecord<'_>>) -> bool {
     let value = |matcher: &ValueMatcher, value: u64| match matcher {
         ValueMatcher::Equal(n) => value == *n,
         ValueMatcher::GreaterOrEqual(n) => value >= *n,

@@ -14,6 +14,7 @@ use lateen_telemetry::envoy_names::{cors, fault, http as names, jwt_authn, state
 use lateen_telemetry::{BlockName, Local};
 
 use super::h1::HeadLimits;
+use super::local_reply::Words;
 use super::{LogSet, headers};
 use crate::filter;
 use crate::filter::http::{FilterStats, rbac};
@@ -48,6 +49,7 @@ pub(crate) struct Hcm {
     sessions: RefCell<Vec<(Arc<str>, Rc<Local>)>>,
     pub(crate) jwt_authn: Local,
     pub(crate) logs: LogSet,
+    pub(crate) words: Option<Rc<Words>>,
     pub(crate) limits: HeadLimits,
     pub(crate) server: HeaderValue,
     pub(crate) router: Arc<Router>,
@@ -116,6 +118,7 @@ impl Hcm {
                 .collect(),
             jwt_authn: local(jwt_authn::DEFS, BlockName::http(prefix)),
             logs: LogSet::new(worker, &config.access_logs),
+            words: config.local_replies.as_ref().map(Words::new),
             limits: HeadLimits {
                 bytes: config.max_request_headers_kb as usize * 1024,
                 count: config.max_headers_count as usize,

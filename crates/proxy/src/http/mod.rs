@@ -7,6 +7,7 @@ pub(crate) mod h2;
 mod hcm;
 pub(crate) mod headers;
 mod host_port;
+mod local_reply;
 pub(crate) mod message;
 mod normalize;
 pub(crate) mod reply;

@@ -90,19 +90,29 @@ pub(crate) async fn send(exchange: &mut Exchange<'_>, reply: Reply) {
     for (name, value) in reply.headers {
         response.headers.append(name, value);
     }
-    let body = if info.grpc {
-        // What would be the body is not told to who wants none.
-        let message = if exchange.request.method == http::Method::HEAD { &[] } else { &*reply.body };
-        as_grpc(&mut response, reply.status, reply.grpc_status, message);
-        Bytes::new()
-    } else {
-        Bytes::from(reply.body.into_owned())
-    };
-    if let Ok(text) = String::from_utf8(body.to_vec()) {
-        info.reply_body = Some(Cow::Owned(text));
+    let mut body = Bytes::from(reply.body.into_owned());
+    let words = exchange.hcm.words.clone();
+    if let Some(words) = &words {
+        note_cluster(exchange);
+        crate::router::finalize::response_headers(exchange, response.status, &mut response.headers);
+        if let Some(kind) = &reply.content_type {
+            headers::insert_if_absent(&mut response.headers, header::CONTENT_TYPE, || kind.clone());
+        }
+        words.apply(exchange, &mut response, &mut body);
     }
-    note_cluster(exchange);
-    crate::router::finalize::response_headers(exchange, response.status, &mut response.headers);
+    let status = response.status;
+    if exchange.info.grpc {
+        // What would be the body is not told to who wants none.
+        let message = if exchange.request.method == http::Method::HEAD { &[] } else { &*body };
+        as_grpc(&mut response, status, reply.grpc_status, message);
+        body = Bytes::new();
+    }
+    if words.is_some() {
+        exchange.info.status = response.status.as_u16();
+    } else {
+        note_cluster(exchange);
+        crate::router::finalize::response_headers(exchange, response.status, &mut response.headers);
+    }
     if !body.is_empty() {
         // What the route says of the content is not contradicted.
         let kind = reply.content_type.unwrap_or(HeaderValue::from_static("text/plain"));
@@ -118,7 +128,7 @@ pub(crate) async fn send(exchange: &mut Exchange<'_>, reply: Reply) {
     } else {
         filter::http::on_response(exchange, &mut response);
     }
-    let bodiless = exchange.request.method == http::Method::HEAD || matches!(reply.status.as_u16(), 204 | 304);
+    let bodiless = exchange.request.method == http::Method::HEAD || matches!(status.as_u16(), 204 | 304);
     // What is left of the request's body either has arrived and is dropped, or the connection ends:
     // the caller must hear of that before it sends the next request.
     let end = bodiless || matches!(response.length, Length::None | Length::Known(0));
@@ -211,8 +221,10 @@ async fn drain_arrived(exchange: &mut Exchange<'_>) {
 /// Trailers-only form: everything in the head.
 fn as_grpc(response: &mut Response, status: StatusCode, code: Option<u32>, body: &[u8]) {
     response.status = StatusCode::OK;
-    response.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    let before = response.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response.headers.insert(headers::GRPC_STATUS, code.unwrap_or_else(|| u32::from(grpc_status(status))).into());
+    let is_json = before.is_some_and(|kind| kind == "application/json");
+    let body = body.strip_suffix(b"\n").filter(|_| is_json).unwrap_or(body);
     if !body.is_empty()
         && let Ok(message) = HeaderValue::from_bytes(&percent(body))
     {

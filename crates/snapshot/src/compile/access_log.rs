@@ -25,14 +25,30 @@ fn log(value: proto::AccessLog) -> Result<AccessLog> {
         return Err(Invalid::field("typed_config", "is missing"));
     };
     let (path, format) = sink(&name, &config)?;
-    // An operator that cannot be written is refused now, not found missing in the log later.
-    match &format {
+    can_be_written(&format).map_err(|why| Invalid::field("log_format", why))?;
+    Ok(AccessLog { path: path.into(), format, filter })
+}
+
+/// An operator that cannot be written is refused now, not found missing in the log later.
+fn can_be_written(format: &LogFormat) -> std::result::Result<(), String> {
+    match format {
         LogFormat::Default => Ok(()),
         LogFormat::Text(text) => TextFormat::compile(text).map(drop),
         LogFormat::Json(json) => JsonFormat::compile(json).map(drop),
     }
-    .map_err(|e| Invalid::field("log_format", e.to_string()))?;
-    Ok(AccessLog { path: path.into(), format, filter })
+    .map_err(|e| e.to_string())
+}
+
+/// The format of a reply's body.
+pub(crate) fn body(value: core::SubstitutionFormatString) -> Result<LogFormat> {
+    let format = substitution(value)?;
+    can_be_written(&format).map_err(Invalid::new)?;
+    Ok(format)
+}
+
+/// Which replies are meant.
+pub(crate) fn filter(value: proto::AccessLogFilter) -> Result<LogFilter> {
+    log_filter(value, 0)
 }
 
 fn sink(name: &str, config: &Any) -> Result<(String, LogFormat)> {

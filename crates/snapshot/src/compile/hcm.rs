@@ -8,7 +8,7 @@ use lateen_proto::envoy::extensions::filters::network::http_connection_manager::
 use super::common::{cidr, duration_or, limit};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::{access_log, filter, route};
+use super::{access_log, filter, local_reply, route};
 use crate::http::{
     Codec, CurrentClientCert, EscapedSlashes, ForwardClientCert, Http1Options, Http2Options, HttpConnectionManager, PathNormalization,
     RouteSource, ServerHeader, Underscores,
@@ -89,7 +89,6 @@ pub(crate) fn manager(value: proto::HttpConnectionManager, context: &mut Context
     refuse!(strip_trailing_host_dot, proxy_status_config, append_x_forwarded_port, append_local_overload, forward_proto_config);
     refuse_log_options(access_log_options).within("access_log_options")?;
     let request_ids = super::tracing::request_ids(request_id_extension).within("request_id_extension")?;
-    local_replies(local_reply_config).within("local_reply_config")?;
     let common = common_http_protocol_options.unwrap_or_default();
     let core::HttpProtocolOptions {
         idle_timeout,
@@ -121,6 +120,7 @@ pub(crate) fn manager(value: proto::HttpConnectionManager, context: &mut Context
         filters,
         filter_names,
         filters_off,
+        local_replies: local_reply_config.map(|c| local_reply::replies(c).map(Arc::new)).transpose().within("local_reply_config")?,
         access_logs: access_log::logs(access_log, "access_log")?,
         server_name: if server_name.is_empty() { "envoy".into() } else { route::clean(server_name, "server_name")?.into() },
         server_header: server_header(server_header_transformation)?,
@@ -345,11 +345,5 @@ fn refuse_log_options(value: Option<inner::HcmAccessLogOptions>) -> Result<()> {
     } = value.unwrap_or_default();
     harmless!(access_log_flush_interval);
     refuse!(flush_access_log_on_new_request, flush_log_on_tunnel_successfully_established);
-    Ok(())
-}
-
-fn local_replies(value: Option<proto::LocalReplyConfig>) -> Result<()> {
-    let proto::LocalReplyConfig { mappers, body_format } = value.unwrap_or_default();
-    refuse!(mappers, body_format);
     Ok(())
 }

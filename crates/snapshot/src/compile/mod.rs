@@ -31,6 +31,7 @@ mod istio;
 mod jwt_authn;
 mod listener;
 mod local_ratelimit;
+mod local_reply;
 mod matcher;
 mod matcher_tree;
 mod metadata;

@@ -104,6 +104,11 @@ impl Field {
                 text(value, out)
             }
             Self::DynamicMetadata { namespace, path } => metadata(record.dynamic_metadata(namespace, path), out),
+            // Its absence is an empty body.
+            Self::Text(Text::LocalReplyBody) => {
+                out.extend_from_slice(record.text(Text::LocalReplyBody).unwrap_or_default().as_bytes());
+                Found::Text
+            }
             Self::Text(of) => text(record.text(*of).map(str::as_bytes), out),
             Self::Address(of, half) => address(record.address(*of), *half, out),
             Self::Span(of) => number(record.span(*of).map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)), out),
