@@ -5,9 +5,7 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-use bytes::Buf;
 use prost::Message as _;
-use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto};
 
@@ -46,6 +44,15 @@ pub struct Message {
     pub full_name: String,
     /// By number.
     pub fields: Vec<Field>,
+    /// Places in `fields` by name, in either spelling where there are two.
+    by_name: Vec<(Spelling, usize)>,
+}
+
+/// How a field's name is spelt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spelling {
+    Snake,
+    Camel,
 }
 
 /// One field.
@@ -123,13 +130,13 @@ impl Schema {
     }
 
     pub fn message(&self, id: MessageId) -> &Message {
-        static NONE: Message = Message { full_name: String::new(), fields: Vec::new() };
+        static NONE: Message = Message { full_name: String::new(), fields: Vec::new(), by_name: Vec::new() };
         let Some(entry) = self.messages.get(id.0) else { return &NONE };
         entry.read.get_or_init(|| {
             let descriptor = DescriptorProto::decode(entry.encoded).unwrap_or_default();
             let mut fields: Vec<Field> = descriptor.field.into_iter().filter_map(|f| self.field(f)).collect();
             fields.sort_by_key(|f| f.number);
-            Message { full_name: entry.full_name.clone(), fields }
+            Message::new(entry.full_name.clone(), fields)
         })
     }
 
@@ -244,13 +251,24 @@ impl Default for Schema {
 }
 
 impl Message {
+    fn new(full_name: String, fields: Vec<Field>) -> Self {
+        let each = fields.iter().enumerate();
+        let mut by_name: Vec<(Spelling, usize)> = each.clone().map(|(at, _)| (Spelling::Snake, at)).collect();
+        by_name.extend(each.filter(|(_, f)| f.json_name != f.name).map(|(at, _)| (Spelling::Camel, at)));
+        by_name.sort_by(|(a, at), (b, other)| fields[*at].spelt(*a).cmp(fields[*other].spelt(*b)));
+        Self { full_name, fields, by_name }
+    }
+
     pub fn field(&self, number: u32) -> Option<&Field> {
         self.fields.binary_search_by_key(&number, |f| f.number).ok().and_then(|at| self.fields.get(at))
     }
 
-    /// The field of this name in either spelling.
-    pub fn field_named(&self, name: &str) -> Option<&Field> {
-        self.fields.iter().find(|f| f.name == name || f.json_name == name)
+    /// The field of this name in either spelling, and its place in `fields`.
+    pub fn field_named(&self, name: &str) -> Option<(usize, &Field)> {
+        let spelt = |(spelling, at): &(Spelling, usize)| self.fields.get(*at).map_or("", |f| f.spelt(*spelling));
+        let found = self.by_name.binary_search_by(|entry| spelt(entry).cmp(name)).ok()?;
+        let (_, at) = *self.by_name.get(found)?;
+        Some((at, self.fields.get(at)?))
     }
 
     /// `Listener` of `envoy.config.listener.v3.Listener`.
@@ -259,23 +277,18 @@ impl Message {
     }
 }
 
-/// The length-delimited fields of an encoded message: number and content. Ends at the first thing that is none.
-fn pieces(encoded: &'static [u8]) -> impl Iterator<Item = (u32, &'static [u8])> {
-    let mut rest = encoded;
-    std::iter::from_fn(move || {
-        while !rest.is_empty() {
-            let (number, wire_type) = decode_key(&mut rest).ok()?;
-            if wire_type != WireType::LengthDelimited {
-                skip_field(wire_type, number, &mut rest, DecodeContext::default()).ok()?;
-                continue;
-            }
-            let length = usize::try_from(decode_varint(&mut rest).ok()?).ok()?;
-            let piece = rest.get(..length)?;
-            rest.advance(length);
-            return Some((number, piece));
+impl Field {
+    fn spelt(&self, spelling: Spelling) -> &str {
+        match spelling {
+            Spelling::Snake => &self.name,
+            Spelling::Camel => &self.json_name,
         }
-        None
-    })
+    }
+}
+
+/// The strings and messages in an encoded message: number and content.
+fn pieces(encoded: &'static [u8]) -> impl Iterator<Item = (u32, &'static [u8])> {
+    crate::wire::pieces(encoded).filter_map(|piece| Some((piece.number, piece.content?)))
 }
 
 /// The name of an encoded message or enum (field 1), within its scope.

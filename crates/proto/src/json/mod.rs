@@ -97,8 +97,15 @@ impl Codec {
     /// # Errors
     /// When the JSON does not fit `M`, with the place.
     pub fn read<M: Message + Name + Default>(&self, json: &Tree<'_>) -> Result<M, InvalidJson> {
-        let bytes = read::message(&self.schema, self.named(&M::full_name())?, json)?;
-        Ok(M::decode(bytes.as_slice())?)
+        Ok(M::decode(self.encode(&M::full_name(), json)?.as_slice())?)
+    }
+
+    /// The bytes of a message, named by its full name, from JSON.
+    ///
+    /// # Errors
+    /// When the name is unknown, or the JSON does not fit it, with the place.
+    pub fn encode(&self, full_name: &str, json: &Tree<'_>) -> Result<Vec<u8>, InvalidJson> {
+        Ok(read::message(&self.schema, self.named(full_name)?, json)?)
     }
 
     /// Writes a message as Envoy's admin endpoints do: `snake_case` names, defaults left out.

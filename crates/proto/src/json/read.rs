@@ -1,13 +1,11 @@
 //! JSON to wire bytes.
-use std::borrow::Cow;
-
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use prost::encoding::{WireType, encode_key, encode_varint};
 
-use super::tree::{Tree, get};
+use super::tree::{Entries, Json, Tree, View};
 use super::wellknown::WellKnown;
 use super::{At, MAX_DEPTH, Misfit, Step};
 use crate::schema::{Cardinality, EnumId, Field, Kind, Message, MessageId, Schema};
@@ -16,8 +14,8 @@ type Result<T> = std::result::Result<T, Misfit>;
 
 /// The message as bytes.
 pub(super) fn message(schema: &Schema, id: MessageId, json: &Tree<'_>) -> Result<Vec<u8>> {
-    let mut out = Vec::new();
-    Reader { schema }.message(id, json, 0, &mut out)?;
+    let mut out = Vec::with_capacity(4 * json.len());
+    Reader { schema }.message(id, json.root(), 0, &mut out)?;
     Ok(out)
 }
 
@@ -26,7 +24,7 @@ struct Reader<'s> {
 }
 
 impl Reader<'_> {
-    fn message(&self, id: MessageId, json: &Tree<'_>, depth: usize, out: &mut Vec<u8>) -> Result<()> {
+    fn message(&self, id: MessageId, json: Json<'_>, depth: usize, out: &mut Vec<u8>) -> Result<()> {
         if depth > MAX_DEPTH {
             return Err(Misfit::new("is nested too deep"));
         }
@@ -39,27 +37,26 @@ impl Reader<'_> {
     }
 
     /// Within an `Any`, `@type` stands among the fields and is none.
-    fn fields(&self, shape: &Message, json: &[(Cow<'_, str>, Tree<'_>)], in_any: bool, depth: usize, out: &mut Vec<u8>) -> Result<()> {
-        // Which fields and which `oneof`s have stood already; messages have few.
-        let (mut seen, mut chosen): (Vec<u32>, Vec<(i32, &str)>) = (Vec::new(), Vec::new());
+    fn fields(&self, shape: &Message, json: Entries<'_>, in_any: bool, depth: usize, out: &mut Vec<u8>) -> Result<()> {
+        // Which fields have stood already, and which of them with a value.
+        let (mut seen, mut given) = (Marks::default(), Marks::default());
         for (key, value) in json {
-            let key_step = || Step::Key(key.to_string());
+            let key_step = || Step::Key(key.to_owned());
             if in_any && key == "@type" {
                 continue;
             }
-            let field = shape.field_named(key).ok_or_else(|| Misfit::new(unknown(shape, key))).at(key_step)?;
-            if seen.contains(&field.number) {
+            let (at, field) = shape.field_named(key).ok_or_else(|| Misfit::new(unknown(shape, key))).at(key_step)?;
+            if !seen.add(at) {
                 return Err(Misfit::new(format!("stands twice; `{}` and `{}` are the same", field.name, field.json_name))).at(key_step);
             }
-            seen.push(field.number);
             if value.is_null() && !self.takes_null(field) {
                 continue;
             }
-            if let Some(oneof) = field.oneof {
-                if let Some((_, other)) = chosen.iter().find(|(known, _)| *known == oneof) {
-                    return Err(Misfit::new(format!("cannot stand beside `{other}`; choose one"))).at(key_step);
+            if field.oneof.is_some() {
+                if let Some((_, other)) = shape.fields.iter().enumerate().find(|(at, f)| f.oneof == field.oneof && given.has(*at)) {
+                    return Err(Misfit::new(format!("cannot stand beside `{}`; choose one", other.name))).at(key_step);
                 }
-                chosen.push((oneof, &field.name));
+                given.add(at);
             }
             self.field(field, value, depth, out).at(key_step)?;
         }
@@ -72,12 +69,12 @@ impl Reader<'_> {
         field.cardinality == Cardinality::Single && matches!(field.kind, Kind::Message(id) if is_value(id))
     }
 
-    fn field(&self, field: &Field, json: &Tree<'_>, depth: usize, out: &mut Vec<u8>) -> Result<()> {
+    fn field(&self, field: &Field, json: Json<'_>, depth: usize, out: &mut Vec<u8>) -> Result<()> {
         match field.cardinality {
             Cardinality::Single => self.value(field, json, depth, out),
             Cardinality::List => {
                 let items = json.as_list().ok_or_else(|| Misfit::new("must be a list"))?;
-                items.iter().enumerate().try_for_each(|(index, item)| {
+                items.enumerate().try_for_each(|(index, item)| {
                     let item = if item.is_null() { self.null_item(field) } else { Ok(item) };
                     item.and_then(|item| self.value(field, item, depth, out)).at(|| Step::Item(index))
                 })
@@ -87,35 +84,36 @@ impl Reader<'_> {
     }
 
     /// Null among the items of a list, which only a list of `Value`s may hold.
-    fn null_item(&self, field: &Field) -> Result<&'static Tree<'static>> {
+    fn null_item(&self, field: &Field) -> Result<Json<'static>> {
         let is_value = |id| WellKnown::of(&self.schema.message(id).full_name) == Some(WellKnown::Value);
         let fits = matches!(field.kind, Kind::Message(id) if is_value(id));
-        if fits { Ok(&Tree::Null) } else { Err(Misfit::new("must not be null")) }
+        if fits { Ok(Json::NULL) } else { Err(Misfit::new("must not be null")) }
     }
 
-    fn map(&self, field: &Field, json: &Tree<'_>, depth: usize, out: &mut Vec<u8>) -> Result<()> {
+    fn map(&self, field: &Field, json: Json<'_>, depth: usize, out: &mut Vec<u8>) -> Result<()> {
         let Kind::Message(entry) = field.kind else { return Ok(()) };
         let entry = self.schema.message(entry);
         let (Some(key_field), Some(value_field)) = (entry.field(1), entry.field(2)) else { return Ok(()) };
-        let entries = json.as_map().ok_or_else(|| Misfit::new("must be a mapping"))?;
-        for (key, value) in entries {
+        let mut entries = json.as_map().ok_or_else(|| Misfit::new("must be a mapping"))?;
+        while let Some((key, value)) = entries.pair() {
+            let name = key.as_text().unwrap_or_default();
             let entry = |out: &mut Vec<u8>| {
                 match key_field.kind {
                     Kind::Bool => {
-                        let truth = key.parse().map_err(|_| Misfit::new("must be true or false"))?;
-                        self.value(key_field, &Tree::Bool(truth), depth, out)?;
+                        let truth: bool = name.parse().map_err(|_| Misfit::new("must be true or false"))?;
+                        varint(key_field.number, truth.into(), out);
                     }
-                    _ => self.value(key_field, &Tree::Text(Cow::Borrowed(key)), depth, out)?,
+                    _ => self.value(key_field, key, depth, out)?,
                 }
                 self.value(value_field, value, depth, out)
             };
-            nested(field.number, out, entry).at(|| Step::Key(key.to_string()))?;
+            nested(field.number, out, entry).at(|| Step::Key(name.to_owned()))?;
         }
         Ok(())
     }
 
     /// One value with its key.
-    fn value(&self, field: &Field, json: &Tree<'_>, depth: usize, out: &mut Vec<u8>) -> Result<()> {
+    fn value(&self, field: &Field, json: Json<'_>, depth: usize, out: &mut Vec<u8>) -> Result<()> {
         let number = field.number;
         match field.kind {
             Kind::Message(id) => nested(number, out, |out| self.message(id, json, depth + 1, out))?,
@@ -139,10 +137,10 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn enumeration(&self, id: EnumId, json: &Tree<'_>) -> Result<i32> {
+    fn enumeration(&self, id: EnumId, json: Json<'_>) -> Result<i32> {
         let shape = self.schema.enumeration(id);
-        match json {
-            Tree::Text(name) => shape.values.iter().find(|(known, _)| known == name).map(|(_, number)| *number).ok_or_else(|| {
+        match json.view() {
+            View::Text(name) => shape.values.iter().find(|(known, _)| known == name).map(|(_, number)| *number).ok_or_else(|| {
                 let names: Vec<&str> = shape.values.iter().map(|(name, _)| name.as_str()).take(12).collect();
                 Misfit::new(format!("`{name}` is not one of {}", names.join(", ")))
             }),
@@ -151,18 +149,18 @@ impl Reader<'_> {
     }
 
     /// `{"@type": URL, field: ...}`, or `{"@type": URL, "value": ...}` for types with JSON of their own.
-    fn any(&self, json: &Tree<'_>, depth: usize, out: &mut Vec<u8>) -> Result<()> {
+    fn any(&self, json: Json<'_>, depth: usize, out: &mut Vec<u8>) -> Result<()> {
         let fields = json.as_map().ok_or_else(|| must("a mapping with `@type`", json))?;
-        let url = get(fields, "@type").and_then(Tree::as_text).ok_or_else(|| Misfit::new("has no `@type`"))?;
+        let url = fields.get("@type").and_then(Json::as_text).ok_or_else(|| Misfit::new("has no `@type`"))?;
         let name = url.rsplit('/').next().unwrap_or(url);
         let id = self.schema.message_named(name).ok_or_else(|| Misfit::new(format!("`{name}` is not a known type")))?;
         delimited(1, url.as_bytes(), out);
         nested(2, out, |out| {
             if WellKnown::of(name).is_some() {
-                return match get(fields, "value") {
+                return match fields.get("value") {
                     Some(inner) => self.message(id, inner, depth + 1, out).at(|| Step::Key("value".to_owned())),
                     // Nothing but its type: the empty one.
-                    None if fields.len() == 1 => Ok(()),
+                    None if fields.count() == 1 => Ok(()),
                     None => Err(Misfit::new("has no `value`")),
                 };
             }
@@ -174,12 +172,36 @@ impl Reader<'_> {
     }
 }
 
-fn mapping<'j, 't>(shape: &Message, json: &'j Tree<'t>) -> Result<&'j [(Cow<'t, str>, Tree<'t>)]> {
+fn mapping<'j>(shape: &Message, json: Json<'j>) -> Result<Entries<'j>> {
     json.as_map().ok_or_else(|| Misfit::new(format!("must be a mapping of fields of {}", shape.short_name())))
 }
 
+/// Which fields of a message something is true of. Few messages have more fields than one number has bits.
+#[derive(Default)]
+struct Marks {
+    first: u128,
+    others: Vec<usize>,
+}
+
+impl Marks {
+    fn has(&self, at: usize) -> bool {
+        if at < 128 { self.first & 1 << at != 0 } else { self.others.contains(&at) }
+    }
+
+    /// Whether it is new.
+    fn add(&mut self, at: usize) -> bool {
+        let new = !self.has(at);
+        if at < 128 {
+            self.first |= 1 << at;
+        } else {
+            self.others.push(at);
+        }
+        new
+    }
+}
+
 /// What a value must be, and what it is.
-pub(super) fn must(what: &str, json: &Tree<'_>) -> Misfit {
+pub(super) fn must(what: &str, json: Json<'_>) -> Misfit {
     let mut shown = json.to_string();
     if shown.chars().count() > 40 {
         shown = shown.chars().take(40).chain(['…']).collect();
@@ -187,12 +209,12 @@ pub(super) fn must(what: &str, json: &Tree<'_>) -> Misfit {
     Misfit::new(format!("must be {what}, not {shown}"))
 }
 
-pub(super) fn text<'j>(json: &'j Tree<'_>) -> Result<&'j str> {
+pub(super) fn text(json: Json<'_>) -> Result<&str> {
     json.as_text().ok_or_else(|| must("a string", json))
 }
 
 /// Standard or URL-safe, padded or not, as the JSON mapping allows.
-pub(super) fn base64(json: &Tree<'_>) -> Result<Vec<u8>> {
+pub(super) fn base64(json: Json<'_>) -> Result<Vec<u8>> {
     const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
     const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
     const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
@@ -201,11 +223,11 @@ pub(super) fn base64(json: &Tree<'_>) -> Result<Vec<u8>> {
 }
 
 /// A whole number, as a number or a string of one.
-pub(super) fn signed<N: TryFrom<i128> + std::fmt::Display + Bounds>(json: &Tree<'_>) -> Result<N> {
+pub(super) fn signed<N: TryFrom<i128> + std::fmt::Display + Bounds>(json: Json<'_>) -> Result<N> {
     whole(json).and_then(|n| N::try_from(n).ok()).ok_or_else(|| must(&format!("a whole number from {} to {}", N::LEAST, N::MOST), json))
 }
 
-pub(super) fn unsigned<N: TryFrom<i128> + std::fmt::Display + Bounds>(json: &Tree<'_>) -> Result<N> {
+pub(super) fn unsigned<N: TryFrom<i128> + std::fmt::Display + Bounds>(json: Json<'_>) -> Result<N> {
     signed(json)
 }
 
@@ -220,12 +242,12 @@ macro_rules! bounds {
 }
 bounds!(i32, i64, u32, u64);
 
-fn whole(json: &Tree<'_>) -> Option<i128> {
-    match json {
-        Tree::Signed(n) => Some((*n).into()),
-        Tree::Unsigned(n) => Some((*n).into()),
-        Tree::Float(n) => exact(*n),
-        Tree::Text(s) => s.parse().ok().or_else(|| exact(s.parse().ok()?)),
+fn whole(json: Json<'_>) -> Option<i128> {
+    match json.view() {
+        View::Signed(n) => Some(n.into()),
+        View::Unsigned(n) => Some(n.into()),
+        View::Float(n) => exact(n),
+        View::Text(s) => s.parse().ok().or_else(|| exact(s.parse().ok()?)),
         _ => None,
     }
 }
@@ -235,12 +257,12 @@ fn exact(number: f64) -> Option<i128> {
     (number.fract() == 0.0 && number.abs() < 1e19).then_some(number as i128)
 }
 
-pub(super) fn float(json: &Tree<'_>) -> Result<f64> {
-    let number = match json {
-        Tree::Signed(n) => Some(*n as f64),
-        Tree::Unsigned(n) => Some(*n as f64),
-        Tree::Float(n) => Some(*n),
-        Tree::Text(s) => match s.as_ref() {
+pub(super) fn float(json: Json<'_>) -> Result<f64> {
+    let number = match json.view() {
+        View::Signed(n) => Some(n as f64),
+        View::Unsigned(n) => Some(n as f64),
+        View::Float(n) => Some(n),
+        View::Text(s) => match s {
             "NaN" => Some(f64::NAN),
             "Infinity" => Some(f64::INFINITY),
             "-Infinity" => Some(f64::NEG_INFINITY),

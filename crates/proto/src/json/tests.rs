@@ -111,7 +111,8 @@ fn messages_of_every_kind_are_read_and_written_as_the_reflection_library_does() 
         for _ in 0..3 {
             let json = maker.message(codec.named(descriptor.full_name()).unwrap(), 0);
             let theirs = DynamicMessage::deserialize(descriptor.clone(), json.clone()).unwrap_or_else(|e| panic!("{e}\n{json:#}"));
-            let bytes = read::message(&codec.schema, codec.named(descriptor.full_name()).unwrap(), &(&json).into())
+            let bytes = codec
+                .encode(descriptor.full_name(), &(&json).into())
                 .unwrap_or_else(|e| panic!("{}: {e}\n{json:#}", descriptor.full_name()));
             let ours = DynamicMessage::decode(descriptor.clone(), bytes.as_slice()).unwrap();
             let shown = |m: &DynamicMessage| m.serialize_with_options(serde_json::value::Serializer, &options).unwrap();
@@ -197,8 +198,7 @@ fn nesting_without_end_is_refused_and_not_followed() {
     }
     let type_name = "envoy.config.rbac.v3.Permission";
     let codec = Codec::new();
-    let id = codec.named(type_name).unwrap();
-    assert!(read::message(&codec.schema, id, &(&json).into()).unwrap_err().reason.contains("too deep"));
+    assert!(codec.encode(type_name, &(&json).into()).unwrap_err().to_string().contains("too deep"));
     let mut structure = json!(1);
     for _ in 0..200 {
         structure = json!({ "a": structure });
@@ -215,10 +215,7 @@ fn bytes_that_are_no_message_are_refused() {
 }
 
 #[test]
-fn text_is_read_without_a_copy_and_twice_is_noticed() {
-    let Tree::Map(entries) = Tree::parse(r#"{"name": "l", "esc\u0061ped": "a\"b"}"#).unwrap() else { panic!() };
-    assert!(matches!(&entries[0], (std::borrow::Cow::Borrowed("name"), Tree::Text(std::borrow::Cow::Borrowed("l")))));
-    assert!(matches!(&entries[1], (std::borrow::Cow::Owned(key), Tree::Text(text)) if key == "escaped" && text == "a\"b"));
+fn what_stands_twice_in_a_text_is_noticed() {
     let twice = Tree::parse(r#"{"name": "a", "name": "b"}"#).unwrap();
     assert!(Codec::new().read::<Listener>(&twice).unwrap_err().to_string().starts_with("name: stands twice"));
 }

@@ -1,9 +1,9 @@
 //! Messages of `google.protobuf` that have JSON of their own.
 use prost::Message as _;
-use serde_json::{Map, Number, Value as Json};
+use serde_json::{Map, Number, Value};
 
 use super::read::{base64, delimited, eight, float, must, signed, text, unsigned, varint};
-use super::tree::Tree;
+use super::tree::{Json, View};
 use super::{InvalidJson, MAX_DEPTH, Misfit};
 use crate::schema::Kind;
 
@@ -45,7 +45,7 @@ impl WellKnown {
     }
 
     /// Appends the message's fields as bytes.
-    pub(super) fn read(self, json: &Tree<'_>, out: &mut Vec<u8>) -> Result<(), Misfit> {
+    pub(super) fn read(self, json: Json<'_>, out: &mut Vec<u8>) -> Result<(), Misfit> {
         match self {
             // Needs the schema; the reader does it.
             Self::Any => {}
@@ -71,24 +71,24 @@ impl WellKnown {
     }
 
     /// The JSON of an encoded message.
-    pub(super) fn write(self, bytes: &[u8]) -> Result<Json, InvalidJson> {
+    pub(super) fn write(self, bytes: &[u8]) -> Result<Value, InvalidJson> {
         Ok(match self {
-            Self::Any => Json::Null,
-            Self::Duration => Json::String(prost_types::Duration::decode(bytes)?.to_string()),
-            Self::Timestamp => Json::String(prost_types::Timestamp::decode(bytes)?.to_string()),
+            Self::Any => Value::Null,
+            Self::Duration => Value::String(prost_types::Duration::decode(bytes)?.to_string()),
+            Self::Timestamp => Value::String(prost_types::Timestamp::decode(bytes)?.to_string()),
             Self::FieldMask => {
                 let mask = prost_types::FieldMask::decode(bytes)?;
-                Json::String(mask.paths.iter().map(|p| camel_case(p)).collect::<Vec<_>>().join(","))
+                Value::String(mask.paths.iter().map(|p| camel_case(p)).collect::<Vec<_>>().join(","))
             }
             Self::Struct => unstructure(prost_types::Struct::decode(bytes)?),
-            Self::ListValue => Json::Array(prost_types::ListValue::decode(bytes)?.values.into_iter().map(unvalue).collect()),
+            Self::ListValue => Value::Array(prost_types::ListValue::decode(bytes)?.values.into_iter().map(unvalue).collect()),
             Self::Value => unvalue(prost_types::Value::decode(bytes)?),
             Self::Wrapper(kind) => unwrap(kind, bytes)?,
         })
     }
 }
 
-fn wrap(kind: Kind, json: &Tree<'_>, out: &mut Vec<u8>) -> Result<(), Misfit> {
+fn wrap(kind: Kind, json: Json<'_>, out: &mut Vec<u8>) -> Result<(), Misfit> {
     match kind {
         Kind::Bool => varint(1, u64::from(json.as_bool().ok_or_else(|| must("true or false", json))?), out),
         Kind::String => delimited(1, text(json)?.as_bytes(), out),
@@ -105,10 +105,10 @@ fn wrap(kind: Kind, json: &Tree<'_>, out: &mut Vec<u8>) -> Result<(), Misfit> {
 }
 
 /// prost encodes the wrappers as the plain types.
-fn unwrap(kind: Kind, bytes: &[u8]) -> Result<Json, prost::DecodeError> {
+fn unwrap(kind: Kind, bytes: &[u8]) -> Result<Value, prost::DecodeError> {
     Ok(match kind {
-        Kind::Bool => Json::Bool(bool::decode(bytes)?),
-        Kind::String => Json::String(String::decode(bytes)?),
+        Kind::Bool => Value::Bool(bool::decode(bytes)?),
+        Kind::String => Value::String(String::decode(bytes)?),
         Kind::Bytes => super::write::base64(&Vec::<u8>::decode(bytes)?),
         Kind::Double => number(f64::decode(bytes)?),
         Kind::Int32 => i32::decode(bytes)?.into(),
@@ -120,9 +120,9 @@ fn unwrap(kind: Kind, bytes: &[u8]) -> Result<Json, prost::DecodeError> {
 }
 
 /// A number, or the names that JSON has not.
-pub(super) fn number(value: f64) -> Json {
+pub(super) fn number(value: f64) -> Value {
     match Number::from_f64(value) {
-        Some(number) => Json::Number(number),
+        Some(number) => Value::Number(number),
         None if value.is_nan() => "NaN".into(),
         None if value > 0.0 => "Infinity".into(),
         None => "-Infinity".into(),
@@ -130,50 +130,50 @@ pub(super) fn number(value: f64) -> Json {
 }
 
 /// The shortest digits that name it, not those of the wider type.
-pub(super) fn single(value: f32) -> Json {
+pub(super) fn single(value: f32) -> Value {
     if value.is_finite() { number(value.to_string().parse().unwrap_or_default()) } else { number(value.into()) }
 }
 
-fn structure(json: &Tree<'_>, depth: usize) -> Result<prost_types::Struct, Misfit> {
+fn structure(json: Json<'_>, depth: usize) -> Result<prost_types::Struct, Misfit> {
     let fields = json.as_map().ok_or_else(|| must("a mapping", json))?;
-    let fields = fields.iter().map(|(key, inner)| Ok((key.to_string(), value(inner, depth + 1)?)));
+    let fields = fields.map(|(key, inner)| Ok((key.to_owned(), value(inner, depth + 1)?)));
     Ok(prost_types::Struct { fields: fields.collect::<Result<_, Misfit>>()? })
 }
 
-fn list(json: &Tree<'_>, depth: usize) -> Result<prost_types::ListValue, Misfit> {
+fn list(json: Json<'_>, depth: usize) -> Result<prost_types::ListValue, Misfit> {
     let items = json.as_list().ok_or_else(|| Misfit::new("must be a list"))?;
-    Ok(prost_types::ListValue { values: items.iter().map(|inner| value(inner, depth + 1)).collect::<Result<_, Misfit>>()? })
+    Ok(prost_types::ListValue { values: items.map(|inner| value(inner, depth + 1)).collect::<Result<_, Misfit>>()? })
 }
 
-fn value(json: &Tree<'_>, depth: usize) -> Result<prost_types::Value, Misfit> {
+fn value(json: Json<'_>, depth: usize) -> Result<prost_types::Value, Misfit> {
     use prost_types::value::Kind;
     // Each level of these is two or three levels of messages to whoever decodes them.
     if depth > MAX_DEPTH / 3 {
         return Err(Misfit::new("is nested too deep"));
     }
-    let kind = match json {
-        Tree::Null => Kind::NullValue(0),
-        Tree::Bool(truth) => Kind::BoolValue(*truth),
-        Tree::Signed(_) | Tree::Unsigned(_) | Tree::Float(_) => Kind::NumberValue(float(json)?),
-        Tree::Text(text) => Kind::StringValue(text.to_string()),
-        Tree::List(_) => Kind::ListValue(list(json, depth)?),
-        Tree::Map(_) => Kind::StructValue(structure(json, depth)?),
+    let kind = match json.view() {
+        View::Null => Kind::NullValue(0),
+        View::Bool(truth) => Kind::BoolValue(truth),
+        View::Signed(_) | View::Unsigned(_) | View::Float(_) => Kind::NumberValue(float(json)?),
+        View::Text(text) => Kind::StringValue(text.to_owned()),
+        View::List(_) => Kind::ListValue(list(json, depth)?),
+        View::Map(_) => Kind::StructValue(structure(json, depth)?),
     };
     Ok(prost_types::Value { kind: Some(kind) })
 }
 
-fn unstructure(value: prost_types::Struct) -> Json {
-    Json::Object(value.fields.into_iter().map(|(key, inner)| (key, unvalue(inner))).collect::<Map<_, _>>())
+fn unstructure(value: prost_types::Struct) -> Value {
+    Value::Object(value.fields.into_iter().map(|(key, inner)| (key, unvalue(inner))).collect::<Map<_, _>>())
 }
 
-fn unvalue(value: prost_types::Value) -> Json {
+fn unvalue(value: prost_types::Value) -> Value {
     use prost_types::value::Kind;
     match value.kind {
-        None | Some(Kind::NullValue(_)) => Json::Null,
-        Some(Kind::BoolValue(b)) => Json::Bool(b),
+        None | Some(Kind::NullValue(_)) => Value::Null,
+        Some(Kind::BoolValue(b)) => Value::Bool(b),
         Some(Kind::NumberValue(n)) => number(n),
-        Some(Kind::StringValue(s)) => Json::String(s),
-        Some(Kind::ListValue(list)) => Json::Array(list.values.into_iter().map(unvalue).collect()),
+        Some(Kind::StringValue(s)) => Value::String(s),
+        Some(Kind::ListValue(list)) => Value::Array(list.values.into_iter().map(unvalue).collect()),
         Some(Kind::StructValue(inner)) => unstructure(inner),
     }
 }

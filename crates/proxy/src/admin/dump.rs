@@ -163,8 +163,24 @@ impl Dumper {
     }
 
     fn bootstrap(&self, main: &Main) -> Value {
-        let body =
-            self.codec.write_bytes(any::name_of(&main.bootstrap.encoded.type_url), &main.bootstrap.encoded.value).unwrap_or_default();
+        let encoded = &main.bootstrap.encoded;
+        let mut body = self.codec.write_bytes(any::name_of(&encoded.type_url), &encoded.value).unwrap_or_default();
+        if let Some(Value::Object(others)) = body.get_mut("static_resources") {
+            // They are kept once, as resources.
+            let compiler = main.compiler();
+            let mut fields = Map::new();
+            for (field, kind) in [("listeners", Kind::Listener), ("clusters", Kind::Cluster)] {
+                let fixed = compiler.list(kind).into_iter().filter(|l| l.origin == Origin::Static);
+                let bodies = fixed.filter_map(|l| l.active.or(l.warming)).map(|record| &record.body);
+                let bodies = bodies.filter_map(|b| self.codec.write_bytes(any::name_of(&b.type_url), &b.value).ok());
+                let bodies: Vec<Value> = bodies.collect();
+                if !bodies.is_empty() {
+                    fields.insert(field.to_owned(), Value::Array(bodies));
+                }
+            }
+            fields.append(others);
+            *others = fields;
+        }
         json!({"@type": format!("{ADMIN}BootstrapConfigDump"), "bootstrap": redact(body), "last_updated": self.started})
     }
 

@@ -10,9 +10,12 @@ use std::time::Duration;
 
 use lateen_proto::any;
 use lateen_proto::envoy::config::bootstrap::v3::{self as proto, bootstrap, runtime_layer};
+use lateen_proto::envoy::config::cluster::v3::Cluster;
 use lateen_proto::envoy::config::core::v3::{self as core, api_config_source::ApiType, config_source::ConfigSourceSpecifier};
+use lateen_proto::envoy::config::listener::v3::Listener;
 use lateen_proto::envoy::service::discovery::v3::DiscoveryResponse;
 use lateen_proto::json::{Codec, InvalidJson, Tree};
+use lateen_proto::wire::pieces;
 use lateen_proto::{Any, Struct};
 use prost::{Message, Name};
 
@@ -41,7 +44,7 @@ pub struct Bootstrap {
     pub local_cluster: Option<String>,
     /// What happens when resources run short.
     pub overload: overload::Overload,
-    /// The file itself, for `config_dump`.
+    /// The file itself but for its listeners and clusters, which are among `resources`: for `config_dump`.
     pub encoded: Any,
 }
 
@@ -94,7 +97,10 @@ pub fn load(path: &Path) -> std::result::Result<Bootstrap, InvalidBootstrap> {
 /// # Errors
 /// As [`load`].
 pub fn parse(text: &str, origin: &str) -> std::result::Result<Bootstrap, InvalidBootstrap> {
-    judge(message::<proto::Bootstrap>(text, origin)?).map_err(|invalid| InvalidBootstrap(format!("{origin}: {invalid}")))
+    let invalid = |reason: &dyn std::fmt::Display| InvalidBootstrap(format!("{origin}: {reason}"));
+    let (rest, resources) = apart(&encode::<proto::Bootstrap>(text, origin)?);
+    let value = proto::Bootstrap::decode(rest.as_slice()).map_err(|e| invalid(&e))?;
+    judge_with(value, resources).map_err(|e| invalid(&e))
 }
 
 /// Reads a file of discovered resources (`path_config_source`), YAML or JSON.
@@ -107,6 +113,10 @@ pub fn discovery_response(path: &Path) -> std::result::Result<DiscoveryResponse,
 }
 
 fn message<M: Message + Name + Default>(text: &str, origin: &str) -> std::result::Result<M, InvalidBootstrap> {
+    M::decode(encode::<M>(text, origin)?.as_slice()).map_err(|e| InvalidBootstrap(format!("{origin}: {e}")))
+}
+
+fn encode<M: Name>(text: &str, origin: &str) -> std::result::Result<Vec<u8>, InvalidBootstrap> {
     let value;
     // JSON is YAML, but its own reader is ten times as fast and big bootstraps are JSON.
     let tree = match Tree::parse(text) {
@@ -116,18 +126,52 @@ fn message<M: Message + Name + Default>(text: &str, origin: &str) -> std::result
             Tree::from(&value)
         }
     };
-    Codec::new().read(&tree).map_err(|error| {
+    Codec::new().encode(&M::full_name(), &tree).map_err(|error| {
         let InvalidJson::Misfit(misfit) = error else { return InvalidBootstrap(format!("{origin}: {error}")) };
         let line = yaml::line_of(text, &misfit.path).map(|l| format!("{l}:")).unwrap_or_default();
         InvalidBootstrap(format!("{origin}:{line} {misfit}"))
     })
 }
 
+/// An encoded bootstrap without its listeners and clusters, and these as they stand in it: decoded all at once, thousands
+/// of clusters would take a hundred times the memory of their bytes, which the compiler needs one at a time.
+fn apart(encoded: &[u8]) -> (Vec<u8>, Vec<Any>) {
+    let (mut rest, mut clusters, mut listeners) = (Vec::new(), Vec::new(), Vec::new());
+    for piece in pieces(encoded) {
+        let Some(inside) = piece.content.filter(|_| piece.number == 2) else {
+            rest.extend_from_slice(piece.whole);
+            continue;
+        };
+        let mut static_resources = Vec::new();
+        for piece in pieces(inside) {
+            match (piece.number, piece.content) {
+                (1, Some(listener)) => listeners.push(Any { type_url: any::url::<Listener>(), value: listener.to_vec() }),
+                (2, Some(cluster)) => clusters.push(Any { type_url: any::url::<Cluster>(), value: cluster.to_vec() }),
+                _ => static_resources.extend_from_slice(piece.whole),
+            }
+        }
+        // `Bootstrap.static_resources` is field 2.
+        prost::encoding::bytes::encode(2, &static_resources, &mut rest);
+    }
+    clusters.append(&mut listeners);
+    (rest, clusters)
+}
+
 /// Judges a bootstrap that is there as a message already.
 ///
 /// # Errors
 /// When a field would change behaviour and is not honoured.
-pub fn judge(value: proto::Bootstrap) -> Result<Bootstrap> {
+pub fn judge(mut value: proto::Bootstrap) -> Result<Bootstrap> {
+    let mut resources = Vec::new();
+    if let Some(fixed) = &mut value.static_resources {
+        resources.extend(std::mem::take(&mut fixed.clusters).iter().map(any::pack));
+        resources.extend(std::mem::take(&mut fixed.listeners).iter().map(any::pack));
+    }
+    judge_with(value, resources)
+}
+
+/// [`judge`], the listeners and clusters being there as resources.
+fn judge_with(value: proto::Bootstrap, others: Vec<Any>) -> Result<Bootstrap> {
     let encoded = any::pack(&value);
     let proto::Bootstrap {
         node,
@@ -203,7 +247,8 @@ pub fn judge(value: proto::Bootstrap) -> Result<Bootstrap> {
     Ok(Bootstrap {
         node: node.unwrap_or_default(),
         admin: admin.map(self::admin).transpose().within("admin")?.flatten(),
-        resources: resources(static_resources.unwrap_or_default()),
+        // Others refer to secrets.
+        resources: static_resources.iter().flat_map(|s| &s.secrets).map(any::pack).chain(others).collect(),
         listeners,
         clusters,
         ads,
@@ -213,11 +258,6 @@ pub fn judge(value: proto::Bootstrap) -> Result<Bootstrap> {
         overload,
         encoded,
     })
-}
-
-fn resources(value: bootstrap::StaticResources) -> Vec<Any> {
-    let bootstrap::StaticResources { listeners, clusters, secrets } = value;
-    secrets.iter().map(any::pack).chain(clusters.iter().map(any::pack)).chain(listeners.iter().map(any::pack)).collect()
 }
 
 fn admin(value: proto::Admin) -> Result<Option<AdminAddress>> {
