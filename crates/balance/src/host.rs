@@ -118,8 +118,8 @@ impl Host {
         Self {
             address,
             addresses: Vec::new(),
-            hostname: Arc::from(""),
-            hash_key: Arc::from(""),
+            hostname: Arc::default(),
+            hash_key: Arc::default(),
             locality: Locality::default(),
             transport: 0,
             workload: None,

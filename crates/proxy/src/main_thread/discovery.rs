@@ -105,8 +105,8 @@ fn http_authority(name: String) -> String {
 }
 
 /// Keeps the aggregated stream subscribed to what the configuration refers to.
-async fn follow(mut wanted: watch::Receiver<Wanted>, subscriptions: Subscriptions) {
-    let mut before = Wanted::default();
+async fn follow(mut wanted: watch::Receiver<Arc<Wanted>>, subscriptions: Subscriptions) {
+    let mut before = Arc::<Wanted>::default();
     loop {
         let now = wanted.borrow_and_update().clone();
         let names = |set: &BTreeSet<Arc<str>>| set.iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -146,7 +146,7 @@ pub(super) async fn secrets(main: Arc<Main>, identity: Option<watch::Receiver<Op
     let mut tasks = JoinSet::new();
     loop {
         let now = wanted.borrow_and_update().clone();
-        let sources: BTreeSet<_> = now.secrets.into_iter().map(|k| k.source).collect();
+        let sources: BTreeSet<_> = now.secrets.iter().map(|k| k.source.clone()).collect();
         for source in sources {
             let SecretSource::Cluster(cluster) = &source else { continue };
             if main.has_stream(&source) {

@@ -70,7 +70,8 @@ fn paths(main: &Main) -> Vec<(String, &'static str, SecretSource)> {
             paths.push((path.clone(), type_url, SecretSource::Ads));
         }
     }
-    for key in main.compiler().wanted().secrets {
+    let wanted = main.compiler().wanted();
+    for key in &wanted.secrets {
         if let SecretSource::Path(path) = &key.source {
             let entry = (path.clone(), types::SECRET, key.source.clone());
             if !paths.contains(&entry) {

@@ -76,7 +76,7 @@ pub struct Main {
     compiler: Mutex<Compiler>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     /// What must be subscribed to; the discovery tasks follow it.
-    wanted: watch::Sender<Wanted>,
+    wanted: watch::Sender<Arc<Wanted>>,
     streams: Mutex<HashMap<SecretSource, Subscriptions>>,
     has_listeners: AtomicBool,
     has_clusters: AtomicBool,
@@ -159,7 +159,7 @@ impl Main {
             publisher,
             compiler: Mutex::new(compiler),
             snapshots: watch::channel(Arc::new(Snapshot::default())).0,
-            wanted: watch::channel(Wanted::default()).0,
+            wanted: watch::channel(Arc::default()).0,
             streams: Mutex::default(),
             was_ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
@@ -194,7 +194,7 @@ impl Main {
         self.snapshots.borrow().clone()
     }
 
-    pub(crate) fn wanted(&self) -> watch::Receiver<Wanted> {
+    pub(crate) fn wanted(&self) -> watch::Receiver<Arc<Wanted>> {
         self.wanted.subscribe()
     }
 
@@ -243,7 +243,7 @@ impl Main {
             (compiler.snapshot(), compiler.wanted())
         };
         self.wanted.send_if_modified(|before| {
-            let changed = *before != wanted;
+            let changed = !Arc::ptr_eq(before, &wanted);
             *before = wanted;
             changed
         });

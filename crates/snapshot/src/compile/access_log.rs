@@ -9,13 +9,13 @@ use lateen_proto::{Any, any};
 use lateen_telemetry::access_log::{JsonFormat, TextFormat};
 
 use super::common::{data, open, struct_json};
-use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::invalid::{Invalid, Result, Within, each, harmless, refuse};
 use super::matcher::header;
 use crate::http::{AccessLog, LogFilter, LogFormat};
 use crate::matcher::ValueMatcher;
 
 pub(crate) fn logs(values: Vec<proto::AccessLog>, field: &str) -> Result<Vec<Arc<AccessLog>>> {
-    values.into_iter().enumerate().map(|(i, v)| log(v).map(Arc::new).within_item(field, i)).collect()
+    each(values, field, |v| log(v).map(Arc::new))
 }
 
 fn log(value: proto::AccessLog) -> Result<AccessLog> {
@@ -99,7 +99,7 @@ fn substitution(value: core::SubstitutionFormatString) -> Result<LogFormat> {
 }
 
 fn log_filters(values: Vec<proto::AccessLogFilter>, field: &str, depth: u32) -> Result<Vec<LogFilter>> {
-    values.into_iter().enumerate().map(|(i, v)| log_filter(v, depth + 1).within_item(field, i)).collect()
+    each(values, field, |v| log_filter(v, depth + 1))
 }
 
 fn log_filter(value: proto::AccessLogFilter, depth: u32) -> Result<LogFilter> {

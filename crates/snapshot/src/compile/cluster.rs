@@ -18,14 +18,14 @@ use super::outlier::outlier;
 use super::transport::transports;
 use super::upstream_connection::{bind, connection_options};
 use super::upstream_http::{OldHttp, http_settings};
-use crate::cluster::{ClusterConfig, IstioService};
+use crate::cluster::{ClusterConfig, Discovery, IstioService};
 
 /// A cluster ready to be put to use.
 #[derive(Debug)]
 pub(crate) struct Compiled {
     pub(crate) config: Arc<ClusterConfig>,
-    /// The members given with the cluster itself.
-    pub(crate) members: Assignment,
+    /// The members given with the cluster itself, until they are hosts.
+    pub(crate) members: Option<Assignment>,
     /// Metadata that an endpoint must have for the transport socket of the same index.
     pub(crate) matches: Arc<Vec<prost_types::Struct>>,
 }
@@ -169,6 +169,7 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
         istio_service: istio_service(metadata.as_ref()),
         name: name.into(),
     };
+    let members = matches!(config.discovery, Discovery::Static).then_some(members);
     Ok(Compiled { config: Arc::new(config), members, matches: Arc::new(matches) })
 }
 

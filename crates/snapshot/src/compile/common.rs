@@ -1,6 +1,7 @@
 //! Pieces that many messages share: durations, addresses, blocks, fractions, data sources, envelopes.
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lateen_proto::envoy::config::core::v3::{self as core, address, data_source, socket_address, socket_option};
@@ -8,7 +9,7 @@ use lateen_proto::envoy::r#type::v3 as types;
 use lateen_proto::{Any, any};
 use prost::{Message, Name};
 
-use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::invalid::{Invalid, Result, Within, each, harmless, refuse};
 use crate::matcher::{Cidr, Fraction};
 
 /// The longest duration taken at face value; anything above (Envoy allows 315,576,000,000 s) means "practically never".
@@ -16,6 +17,11 @@ const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// Files named by a configuration are certificates and short bodies: more is a mistake.
 const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// A text to be shared. Of empty ones, which most optional texts are, there is one for all.
+pub(crate) fn shared(text: String) -> Arc<str> {
+    if text.is_empty() { Arc::default() } else { text.into() }
+}
 
 pub(crate) fn duration(value: &lateen_proto::Duration) -> Result<Duration> {
     let (seconds, nanos) = (u64::try_from(value.seconds), u32::try_from(value.nanos));
@@ -106,7 +112,7 @@ pub(crate) fn cidr(value: core::CidrRange) -> Result<Cidr> {
 }
 
 pub(crate) fn cidrs(values: Vec<core::CidrRange>, field: &str) -> Result<Vec<Cidr>> {
-    values.into_iter().enumerate().map(|(i, v)| cidr(v).within_item(field, i)).collect()
+    each(values, field, cidr)
 }
 
 pub(crate) fn fraction(value: types::FractionalPercent) -> Result<Fraction> {
@@ -185,7 +191,7 @@ pub(crate) fn open<M: Message + Name + Default>(config: &Any) -> Result<M> {
 
 /// Socket options that apply before listening or connecting: (level, name, value).
 pub(crate) fn socket_options(options: Vec<core::SocketOption>, field: &str) -> Result<Vec<(i32, i32, i32)>> {
-    options.into_iter().enumerate().map(|(i, o)| socket_option(o).within_item(field, i)).collect()
+    each(options, field, socket_option)
 }
 
 fn socket_option(option: core::SocketOption) -> Result<(i32, i32, i32)> {

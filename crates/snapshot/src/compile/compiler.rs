@@ -25,7 +25,7 @@ use super::warming::Versions;
 use super::{filter, listener, route};
 use crate::cluster::{AssignmentPolicy, Cluster, ClusterLive, Discovery};
 use crate::http::Extension;
-use crate::{Listener, RouteTable, Snapshot};
+use crate::{ClusterId, Listener, RouteTable, Snapshot};
 
 type ListenerProto = envoy::config::listener::v3::Listener;
 type RouteProto = envoy::config::route::v3::RouteConfiguration;
@@ -71,7 +71,7 @@ pub struct Wanted {
 pub(crate) struct Entry<T> {
     pub(crate) origin: Origin,
     pub(crate) versions: Versions<T>,
-    pub(crate) failure: Option<Failure>,
+    pub(crate) failure: Option<Box<Failure>>,
 }
 
 impl<T> Entry<T> {
@@ -119,7 +119,16 @@ pub struct Compiler {
     /// Clusters that requests asked for, and that the server has not denied.
     on_demand: BTreeSet<Arc<str>>,
     zone: Option<Zone>,
+    /// The active clusters that find their members under a name.
+    users: HashMap<Arc<str>, Vec<Arc<str>>>,
+    wanted: Arc<Wanted>,
+    /// Nothing waits, and `users` and `wanted` are as they must be. Members that change keep it so: only then an update of
+    /// one endpoint costs the work of one cluster, however many there are.
+    settled: bool,
     snapshot: Arc<Snapshot>,
+    /// Clusters whose members changed since the last snapshot.
+    renewed: Vec<ClusterId>,
+    /// Anything else did.
     dirty: bool,
 }
 
@@ -186,8 +195,9 @@ impl Compiler {
     fn take(&mut self, type_url: &str, updates: Vec<Update>, origin: Origin, source: &SecretSource, now: Instant) -> Vec<Rejected> {
         let mut rejected = Vec::new();
         let mut seen = HashSet::with_capacity(updates.len());
-        let mut changed: HashSet<Arc<str>> = HashSet::new();
+        let mut changed: Vec<String> = Vec::new();
         let type_name = any::name_of(type_url).to_owned();
+        self.settled &= type_name == EndpointProto::full_name();
         for update in updates {
             let name = update.name.clone();
             let result = if update.body.value.len() > MAX_RESOURCE_BYTES {
@@ -201,7 +211,7 @@ impl Compiler {
             } else if type_name == ClusterProto::full_name() {
                 self.take_cluster(update, origin, now)
             } else if type_name == EndpointProto::full_name() {
-                changed.insert(Arc::from(name.as_str()));
+                changed.push(name.clone());
                 self.take_endpoints(update, origin, now)
             } else if type_name == SecretProto::full_name() {
                 self.take_secret(&update, source)
@@ -214,7 +224,7 @@ impl Compiler {
                 rejected.push(Rejected { name, reason: invalid.to_string() });
             }
         }
-        self.refresh_members(|config| matches!(&config.discovery, Discovery::Eds(service) if changed.contains(service)));
+        changed.iter().for_each(|service| self.refresh_users(service));
         rejected
     }
 
@@ -256,13 +266,15 @@ impl Compiler {
     }
 
     fn take_endpoints(&mut self, update: Update, origin: Origin, now: Instant) -> Result<()> {
-        let entry = self.endpoints.entry(update.name.as_str().into()).or_insert_with(|| Entry::new(origin));
+        let name = update.name.clone();
+        let entry = self.endpoints.entry(name.as_str().into()).or_insert_with(|| Entry::new(origin));
         entry.take(update, origin, now, |proto: EndpointProto, name| {
             same_name(&proto.cluster_name, name)?;
             cluster::load_assignment(proto).map(Arc::new)
         })?;
         // Endpoints wait for nothing.
         entry.versions.promote(now, |_| true);
+        self.settled &= self.wanted.endpoints.contains(name.as_str());
         Ok(())
     }
 
@@ -309,6 +321,7 @@ impl Compiler {
 
     fn remove(&mut self, type_url: &str, removed: &[String], source: &SecretSource) {
         let type_name = any::name_of(type_url);
+        self.settled &= type_name == EndpointProto::full_name() || removed.is_empty();
         for name in removed {
             let name = name.as_str();
             if type_name == ListenerProto::full_name() {
@@ -322,15 +335,15 @@ impl Compiler {
                 }
             } else if type_name == RouteProto::full_name() {
                 // Envoy keeps the last routes while a listener wants them: nothing says what to do instead.
-                if !self.wanted().routes.contains(name) {
+                if !self.all_wanted().routes.contains(name) {
                     self.dirty |= self.routes.remove(name).is_some();
                 }
             } else if type_name == EndpointProto::full_name() {
                 self.endpoints.remove(name);
-                self.refresh_members(|config| matches!(&config.discovery, Discovery::Eds(service) if **service == *name));
+                self.refresh_users(name);
             } else if type_name == ExtensionProto::full_name() {
                 // A filter that a listener has stays as it was last: nothing says what to do instead.
-                if !self.wanted().extensions.contains(name) {
+                if !self.all_wanted().extensions.contains(name) {
                     self.dirty |= self.extensions.remove(name).is_some();
                 }
             } else if type_name == SecretProto::full_name() {
@@ -347,6 +360,7 @@ impl Compiler {
     /// # Errors
     /// When a TLS configuration cannot be made with them; the others are in use.
     pub fn set_identity(&mut self, source: &SecretSource, identity: &WorkloadSecrets, now: Instant) -> std::result::Result<(), Invalid> {
+        self.settled = false;
         let keys = self.secrets.set_identity(source, identity);
         let results: Vec<_> = keys.iter().map(|key| self.refresh_tls(key)).collect();
         self.settle(now);
@@ -361,6 +375,7 @@ impl Compiler {
     /// Reads secrets in changed files again. Returns those that failed, which keep their last value.
     pub fn reload_files(&mut self, changed: impl Fn(&Path) -> bool, now: Instant) -> Vec<Rejected> {
         let mut rejected = Vec::new();
+        self.settled = false;
         for (key, result) in self.secrets.reload(changed) {
             if let Err(invalid) = result.and_then(|()| self.refresh_tls(&key)) {
                 rejected.push(Rejected { name: key.name.to_string(), reason: invalid.to_string() });
@@ -374,7 +389,7 @@ impl Compiler {
     /// a lookup that failed is not reported, so that the last addresses stay.
     pub fn set_resolved(&mut self, cluster: &str, name: &str, port: u16, addresses: Vec<IpAddr>, now: Instant) {
         self.resolved.entry(cluster.into()).or_default().insert((name.into(), port), addresses);
-        self.refresh_members(|config| *config.name == *cluster);
+        self.refresh_members(cluster);
         self.settle(now);
     }
 
@@ -395,6 +410,9 @@ impl Compiler {
 
     /// Puts to use what has become ready, in the order in which things refer to each other.
     pub fn settle(&mut self, now: Instant) {
+        if self.settled {
+            return;
+        }
         self.settle_clusters(now);
         let waiting: HashSet<_> = self.waiting_clusters();
         let arrived = |uses: &Uses| !uses.clusters.iter().any(|id| waiting.contains(id));
@@ -417,6 +435,7 @@ impl Compiler {
             self.dirty |= entry.versions.promote(now, ready);
         }
         self.forget_unwanted();
+        self.settled = self.deadline().is_none();
     }
 
     fn settle_clusters(&mut self, now: Instant) {
@@ -427,7 +446,7 @@ impl Compiler {
                 e.versions.warming.as_ref().is_some_and(|w| self.has_members(&w.value) && w.value.uses.tls.iter().all(Waiting::is_ready))
             })
             .collect();
-        let mut promoted = HashSet::new();
+        let mut promoted = Vec::new();
         for ((name, entry), ready) in self.clusters.iter_mut().zip(ready) {
             // The hosts of the version before live on in the next.
             let before = entry.versions.active.as_ref().and_then(|v| v.value.cluster.clone());
@@ -435,16 +454,22 @@ impl Compiler {
                 if let Some(active) = &mut entry.versions.active {
                     active.value.cluster = before;
                 }
-                promoted.insert(name.clone());
+                promoted.push(name.clone());
             }
         }
-        if !promoted.is_empty() {
-            self.refresh_members(|config| promoted.contains(&config.name));
+        self.dirty |= !promoted.is_empty();
+        promoted.iter().for_each(|name| self.refresh_members(name));
+        self.users.clear();
+        for (name, entry) in &self.clusters {
+            let active = entry.versions.active.as_ref().map(|v| &v.value.compiled.config.discovery);
+            if let Some(Discovery::Eds(service)) = active {
+                self.users.entry(service.clone()).or_default().push(name.clone());
+            }
         }
     }
 
     /// Clusters that were announced but have never been usable: routes to them wait.
-    fn waiting_clusters(&mut self) -> HashSet<crate::ClusterId> {
+    fn waiting_clusters(&mut self) -> HashSet<ClusterId> {
         let names = &mut self.names;
         self.clusters
             .iter()
@@ -453,36 +478,9 @@ impl Compiler {
             .collect()
     }
 
-    /// Makes the published form of clusters again, with the members of the moment.
-    fn refresh_members(&mut self, which: impl Fn(&crate::cluster::ClusterConfig) -> bool) {
-        let Self { clusters, endpoints, resolved, live, zone, .. } = self;
-        let mut moved = false;
-        for (name, entry) in clusters.iter_mut() {
-            let Some(version) = entry.versions.active.as_mut().filter(|v| which(&v.value.compiled.config)) else { continue };
-            let version = &mut version.value;
-            let compiled = &version.compiled;
-            let config = compiled.config.clone();
-            let before = version.cluster.as_ref().map(|c| c.hosts.clone());
-            let hosts = Arc::new(members(compiled, endpoints, resolved.get(name), before.as_deref()));
-            let live = live.entry(name.clone()).or_insert_with(|| Arc::new(ClusterLive { breakers: config.limits.map(Breakers::new) }));
-            for (breakers, limits) in live.breakers.iter().zip(config.limits) {
-                breakers.set_limits(limits);
-            }
-            if let Some(zone) = zone.as_mut().filter(|z| z.cluster == *name) {
-                zone.local = Some(Arc::new(LocalCluster { hosts: Arc::clone(&hosts), locality: zone.locality.clone() }));
-                moved = true;
-            }
-            let local = local_cluster(zone.as_ref(), &config);
-            version.cluster = Some(Arc::new(Cluster { config, hosts, local, live: live.clone() }));
-            self.dirty = true;
-        }
-        if moved {
-            self.tell_local_cluster();
-        }
-    }
-
     /// The local cluster has other members: every cluster that goes by zones sees them, with its own as they are.
     fn tell_local_cluster(&mut self) {
+        self.dirty = true;
         for entry in self.clusters.values_mut() {
             let Some(cluster) = entry.versions.active.as_mut().and_then(|v| v.value.cluster.as_mut()) else { continue };
             let local = local_cluster(self.zone.as_ref(), &cluster.config);
@@ -493,7 +491,45 @@ impl Compiler {
         }
     }
 
+    /// [`Self::refresh_members`] of the clusters that find theirs under this name.
+    fn refresh_users(&mut self, service: &str) {
+        for name in self.users.get(service).cloned().unwrap_or_default() {
+            self.refresh_members(&name);
+        }
+    }
+
+    /// Makes the published form of a cluster again, with the members of the moment.
+    fn refresh_members(&mut self, name: &str) {
+        let Self { clusters, endpoints, resolved, live, zone, .. } = self;
+        let Some(version) = clusters.get_mut(name).and_then(|e| e.versions.active.as_mut()).map(|v| &mut v.value) else { return };
+        let given = version.compiled.members.take();
+        let compiled = &version.compiled;
+        let config = compiled.config.clone();
+        let before = version.cluster.as_ref().map(|c| c.hosts.clone());
+        let hosts = match (&config.discovery, given, before) {
+            // They were made when this version was put to use, and nothing else can change them.
+            (Discovery::Static, None, Some(made)) => made,
+            (_, given, before) => Arc::new(members(compiled, given.as_ref(), endpoints, resolved.get(name), before.as_deref())),
+        };
+        let live = live.entry(config.name.clone()).or_insert_with(|| Arc::new(ClusterLive { breakers: config.limits.map(Breakers::new) }));
+        for (breakers, limits) in live.breakers.iter().zip(config.limits) {
+            breakers.set_limits(limits);
+        }
+        let mut moved = false;
+        if let Some(zone) = zone.as_mut().filter(|z| *z.cluster == *name) {
+            zone.local = Some(Arc::new(LocalCluster { hosts: Arc::clone(&hosts), locality: zone.locality.clone() }));
+            moved = true;
+        }
+        let local = local_cluster(zone.as_ref(), &config);
+        version.cluster = Some(Arc::new(Cluster { config, hosts, local, live: live.clone() }));
+        self.renewed.push(self.names.cluster(name));
+        if moved {
+            self.tell_local_cluster();
+        }
+    }
+
     fn forget_unwanted(&mut self) {
+        self.refresh_wanted();
         let wanted = self.wanted();
         let Self { routes, endpoints, secrets, extensions, .. } = self;
         // What was subscribed to and is no longer would be stale when it is wanted again.
@@ -507,18 +543,32 @@ impl Compiler {
 
     /// Asks for a cluster because a request wants it. `false` when that are too many.
     pub fn want_cluster(&mut self, name: &str) -> bool {
-        self.on_demand.contains(name) || (self.on_demand.len() < MOST_ON_DEMAND && self.on_demand.insert(name.into()))
+        let asked = self.on_demand.contains(name) || (self.on_demand.len() < MOST_ON_DEMAND && self.on_demand.insert(name.into()));
+        self.refresh_wanted();
+        asked
     }
 
     /// Nobody waits for the cluster any more: one that never came is not asked for any longer.
     pub fn unwant_cluster(&mut self, name: &str) {
         if !self.clusters.contains_key(name) {
             self.on_demand.remove(name);
+            self.refresh_wanted();
         }
     }
 
-    /// What must be subscribed to.
-    pub fn wanted(&self) -> Wanted {
+    /// What must be subscribed to. The same value as before when nothing changed.
+    pub fn wanted(&self) -> Arc<Wanted> {
+        self.wanted.clone()
+    }
+
+    fn refresh_wanted(&mut self) {
+        let wanted = self.all_wanted();
+        if *self.wanted != wanted {
+            self.wanted = Arc::new(wanted);
+        }
+    }
+
+    fn all_wanted(&self) -> Wanted {
         let mut wanted = Wanted { clusters: self.on_demand.clone(), ..Wanted::default() };
         for version in self.listeners.values().flat_map(|e| e.versions.all()) {
             let names = version.value.uses.route_tables.iter().filter_map(|id| self.names.route_names().get(id.0 as usize));
@@ -536,6 +586,9 @@ impl Compiler {
 
     /// When the next resource has waited long enough: call [`Compiler::settle`] then.
     pub fn deadline(&self) -> Option<Instant> {
+        if self.settled {
+            return None;
+        }
         let listeners = self.listeners.values().filter_map(|e| e.versions.deadline());
         let clusters = self.clusters.values().filter_map(|e| e.versions.deadline());
         let routes = self.routes.values().filter_map(|e| e.versions.deadline());
@@ -557,7 +610,11 @@ impl Compiler {
 
     /// The configuration of the moment. The same value as before when nothing changed.
     pub fn snapshot(&mut self) -> Arc<Snapshot> {
+        let renewed = std::mem::take(&mut self.renewed);
         if !self.dirty {
+            if !renewed.is_empty() {
+                self.snapshot = Arc::new(self.with_members(&renewed));
+            }
             return self.snapshot.clone();
         }
         let cluster = |name: &Arc<str>| self.clusters.get(name)?.versions.active.as_ref()?.value.cluster.clone();
@@ -573,6 +630,28 @@ impl Compiler {
         });
         self.dirty = false;
         self.snapshot.clone()
+    }
+
+    /// The snapshot before with other members of these clusters.
+    fn with_members(&self, renewed: &[ClusterId]) -> Snapshot {
+        let before = &*self.snapshot;
+        let mut clusters = before.clusters.clone();
+        for id in renewed {
+            let index = id.0 as usize;
+            let name = self.names.cluster_names().get(index);
+            let active = name.and_then(|name| self.clusters.get(name)?.versions.active.as_ref()?.value.cluster.clone());
+            if let Some(slot) = clusters.get_mut(index) {
+                *slot = active;
+            }
+        }
+        Snapshot {
+            version: before.version + 1,
+            listeners: before.listeners.clone(),
+            clusters,
+            routes: before.routes.clone(),
+            extensions: before.extensions.clone(),
+            cluster_ids: before.cluster_ids.clone(),
+        }
     }
 
     /// Every cluster's configuration, also of those that still wait.
@@ -614,7 +693,7 @@ impl<T> Entry<T> {
             origin: self.origin,
             active: self.versions.active.as_ref().map(|v| &v.record),
             warming: self.versions.warming.as_ref().map(|v| &v.record),
-            failure: self.failure.as_ref(),
+            failure: self.failure.as_deref(),
         }
     }
 
@@ -645,7 +724,7 @@ impl<T> Entry<T> {
             }
             Err(invalid) => {
                 let Record { body, version, updated } = record;
-                self.failure = Some(Failure { body, version, at: updated, reason: invalid.to_string() });
+                self.failure = Some(Box::new(Failure { body, version, at: updated, reason: invalid.to_string() }));
                 Err(invalid)
             }
         }
@@ -692,13 +771,14 @@ fn local_cluster(zone: Option<&Zone>, config: &crate::cluster::ClusterConfig) ->
 
 fn members(
     compiled: &Compiled,
+    given: Option<&Assignment>,
     endpoints: &HashMap<Arc<str>, Entry<Arc<Assignment>>>,
     resolved: Option<&Resolved>,
     before: Option<&HostSet>,
 ) -> HostSet {
     let living = before.map(HostSet::by_address).unwrap_or_default();
     match &compiled.config.discovery {
-        Discovery::Static => assigned(compiled, &compiled.members, &living),
+        Discovery::Static => given.map(|given| assigned(compiled, given, &living)).unwrap_or_default(),
         Discovery::Eds(service) => match endpoints.get(service).and_then(|e| e.versions.active.as_ref()) {
             Some(version) => assigned(compiled, &version.value, &living),
             None => Members::default().build(AssignmentPolicy::default(), compiled.config.balance.subsets.as_deref()),

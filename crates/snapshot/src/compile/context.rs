@@ -1,4 +1,5 @@
 //! What compiling a resource needs from, and leaves behind in, the compiler.
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::{ClusterId, RouteTableId};
@@ -20,7 +21,7 @@ pub(crate) struct Context<'a> {
 /// The other resources that one resource refers to: what it waits for while it warms.
 #[derive(Debug, Default)]
 pub(crate) struct Uses {
-    pub(crate) clusters: Vec<ClusterId>,
+    pub(crate) clusters: HashSet<ClusterId>,
     pub(crate) route_tables: Vec<RouteTableId>,
     pub(crate) tls: Vec<Waiting>,
     pub(crate) extensions: Vec<ExtensionUse>,
@@ -39,9 +40,7 @@ pub(crate) struct ExtensionUse {
 impl Context<'_> {
     pub(crate) fn cluster(&mut self, name: &str) -> ClusterId {
         let id = self.names.cluster(name);
-        if !self.uses.clusters.contains(&id) {
-            self.uses.clusters.push(id);
-        }
+        self.uses.clusters.insert(id);
         id
     }
 

@@ -13,8 +13,8 @@ use lateen_balance::{Address, Host, HostSet, Locality, LocalityHosts, Priority, 
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::endpoint::v3::{self as proto, lb_endpoint, locality_lb_endpoints};
 
-use super::common::{Place, metadata_text, place, port};
-use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::common::{Place, metadata_text, place, port, shared};
+use super::invalid::{Invalid, Result, Within, each, harmless, refuse};
 use super::subset;
 use crate::cluster::AssignmentPolicy;
 
@@ -65,7 +65,7 @@ pub(crate) fn assignment(value: proto::ClusterLoadAssignment) -> Result<Assignme
     let proto::ClusterLoadAssignment { cluster_name: _, endpoints, named_endpoints, policy } = value;
     refuse!(named_endpoints);
     let policy = policy.map(self::policy).transpose().within("policy")?.unwrap_or_default();
-    let localities = endpoints.into_iter().enumerate().map(|(i, l)| locality(l).within_item("endpoints", i)).collect::<Result<_>>()?;
+    let localities = each(endpoints, "endpoints", locality)?;
     Ok(Assignment { localities, policy })
 }
 
@@ -93,14 +93,10 @@ fn locality(value: proto::LocalityLbEndpoints) -> Result<AssignedLocality> {
         }
     };
     let inherited = transport_match(metadata.as_ref());
-    let endpoints = endpoints
-        .into_iter()
-        .enumerate()
-        .map(|(i, e)| endpoint(e, inherited.as_ref()).within_item("lb_endpoints", i))
-        .collect::<Result<_>>()?;
+    let endpoints = each(endpoints, "lb_endpoints", |e| endpoint(e, inherited.as_ref()))?;
     let core::Locality { region, zone, sub_zone } = locality.unwrap_or_default();
     Ok(AssignedLocality {
-        locality: Locality { region: region.into(), zone: zone.into(), sub_zone: sub_zone.into() },
+        locality: Locality { region: shared(region), zone: shared(zone), sub_zone: shared(sub_zone) },
         weight: load_balancing_weight.unwrap_or(0),
         priority,
         endpoints,
@@ -144,7 +140,7 @@ fn endpoint(value: proto::LbEndpoint, inherited: Option<&prost_types::Struct>) -
     Ok(AssignedEndpoint {
         at,
         addresses,
-        hostname: hostname.into(),
+        hostname: shared(hostname),
         weight: load_balancing_weight.unwrap_or(1),
         flags,
         checked_at,
@@ -196,7 +192,7 @@ fn checked_at(
         }
         (None, _) => return Err(Invalid::field("port_value", "needs an endpoint with an IP address")),
     };
-    let checked_at = CheckedAt { address, hostname: hostname.into(), disabled };
+    let checked_at = CheckedAt { address, hostname: shared(hostname), disabled };
     Ok((checked_at != CheckedAt::default()).then(|| Arc::new(checked_at)))
 }
 
@@ -314,7 +310,11 @@ impl Members {
         }
     }
 
-    pub(crate) fn build(self, policy: AssignmentPolicy, subsets: Option<&SubsetSettings>) -> HostSet {
+    pub(crate) fn build(mut self, policy: AssignmentPolicy, subsets: Option<&SubsetSettings>) -> HostSet {
+        for priority in &mut self.priorities {
+            priority.localities.iter_mut().for_each(|l| l.hosts.shrink_to_fit());
+            priority.localities.shrink_to_fit();
+        }
         let subsets = subsets.map(|s| Box::new(Subsets::new(s, &self.priorities, self.placed.iter().map(Placed::labelled))));
         let mut set = HostSet::new(self.priorities);
         set.overprovisioning_percent = policy.overprovisioning_percent;

@@ -4,7 +4,7 @@ use lateen_proto::envoy::config::common::mutation_rules::v3::{HeaderMutation, he
 use lateen_proto::envoy::config::core::v3::{self as core, header_value_option::HeaderAppendAction};
 use lateen_telemetry::access_log::TextFormat;
 
-use super::invalid::{Invalid, Result, Within};
+use super::invalid::{Invalid, Result, Within, each};
 use super::matcher::header_name;
 use crate::header::{AppendAction, HeaderAddition, HeaderMutations, HeaderTemplate};
 
@@ -19,8 +19,7 @@ pub(crate) fn mutations(add: Vec<core::HeaderValueOption>, remove: Vec<String>, 
 }
 
 pub(crate) fn additions(values: Vec<core::HeaderValueOption>, field: &str) -> Result<HeaderMutations> {
-    let add = values.into_iter().enumerate().map(|(i, v)| addition(v).within_item(field, i)).collect::<Result<_>>()?;
-    Ok(HeaderMutations { remove: Vec::new(), add })
+    Ok(HeaderMutations { remove: Vec::new(), add: each(values, field, addition)? })
 }
 
 /// Changes as a list of single steps, taken as all removals and then all additions.

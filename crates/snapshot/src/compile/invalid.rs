@@ -68,6 +68,16 @@ impl<T> Within<T> for Result<T> {
     }
 }
 
+/// What each of a list's messages compiles to. Collected from an iterator it could keep the room of the messages, which are a
+/// hundred times as large.
+pub(crate) fn each<P, T>(values: Vec<P>, field: &str, mut compile: impl FnMut(P) -> Result<T>) -> Result<Vec<T>> {
+    let mut made = Vec::with_capacity(values.len());
+    for (index, value) in values.into_iter().enumerate() {
+        made.push(compile(value).within_item(field, index)?);
+    }
+    Ok(made)
+}
+
 /// Whether a protobuf field carries more than its default.
 pub(crate) trait IsSet {
     fn is_set(&self) -> bool;

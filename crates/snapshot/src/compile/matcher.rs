@@ -4,7 +4,7 @@ use lateen_proto::envoy::config::route::v3::{self as route, header_matcher, quer
 use lateen_proto::envoy::r#type::matcher::v3::{self as proto, string_matcher};
 use regex::{Regex, RegexBuilder};
 
-use super::invalid::{Invalid, Result, Within, harmless};
+use super::invalid::{Invalid, Result, Within, each, harmless};
 use crate::matcher::{CookieMatcher, HeaderKey, HeaderMatcher, HeaderPredicate, QueryMatcher, QueryValue, StringMatcher};
 
 /// A compiled expression may take this much memory: enough for real ones, too little to hurt.
@@ -26,7 +26,7 @@ pub(crate) fn string(value: proto::StringMatcher) -> Result<StringMatcher> {
 }
 
 pub(crate) fn strings(values: Vec<proto::StringMatcher>, field: &str) -> Result<Vec<StringMatcher>> {
-    values.into_iter().enumerate().map(|(i, v)| string(v).within_item(field, i)).collect()
+    each(values, field, string)
 }
 
 /// An expression that must match the whole value.
@@ -92,7 +92,7 @@ pub(crate) fn substitution(value: proto::RegexMatchAndSubstitute) -> Result<(Reg
 }
 
 pub(crate) fn headers(values: Vec<route::HeaderMatcher>, field: &str) -> Result<Vec<HeaderMatcher>> {
-    values.into_iter().enumerate().map(|(i, v)| header(v).within_item(field, i)).collect()
+    each(values, field, header)
 }
 
 pub(crate) fn header(value: route::HeaderMatcher) -> Result<HeaderMatcher> {
@@ -129,7 +129,7 @@ pub(crate) fn header_name(name: &str) -> Result<HeaderName> {
 }
 
 pub(crate) fn queries(values: Vec<route::QueryParameterMatcher>, field: &str) -> Result<Vec<QueryMatcher>> {
-    values.into_iter().enumerate().map(|(i, v)| query(v).within_item(field, i)).collect()
+    each(values, field, query)
 }
 
 fn query(value: route::QueryParameterMatcher) -> Result<QueryMatcher> {

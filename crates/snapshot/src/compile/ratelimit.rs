@@ -5,12 +5,12 @@ use lateen_proto::envoy::config::route::v3::{
 };
 use lateen_proto::envoy::r#type::metadata::v3::{MetadataKey, metadata_key};
 
-use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::invalid::{Invalid, Result, Within, each, harmless, refuse};
 use super::matcher::{headers, queries};
 use crate::ratelimit::{DescriptorAction, RateLimit};
 
 pub(crate) fn limits(values: Vec<proto::RateLimit>, field: &str) -> Result<Vec<RateLimit>> {
-    values.into_iter().enumerate().map(|(i, v)| limit(v).within_item(field, i)).collect()
+    each(values, field, limit)
 }
 
 fn limit(value: proto::RateLimit) -> Result<RateLimit> {
@@ -21,7 +21,7 @@ fn limit(value: proto::RateLimit) -> Result<RateLimit> {
     if actions.is_empty() {
         return Err(Invalid::field("actions", "is empty"));
     }
-    let actions = actions.into_iter().enumerate().map(|(i, a)| action(a).within_item("actions", i)).collect::<Result<_>>()?;
+    let actions = each(actions, "actions", action)?;
     Ok(RateLimit { stage: self::stage(stage.unwrap_or(0))?, actions })
 }
 

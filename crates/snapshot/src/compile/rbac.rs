@@ -8,7 +8,7 @@ use lateen_proto::xds::r#type::matcher::v3::Matcher;
 use lateen_proto::{Any, any};
 
 use super::common::{cidr, open, port};
-use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::invalid::{Invalid, Result, Within, each, harmless, refuse};
 use super::matcher::{header, string};
 use super::{matcher_tree, metadata, route};
 use crate::matcher::{Permission, Principal, Rbac, RbacAction, RbacDecision, RbacPolicy, RbacRules, StringMatcher};
@@ -98,7 +98,7 @@ fn policy(name: &str, value: proto::Policy) -> Result<RbacPolicy> {
 }
 
 fn all_permissions(values: Vec<proto::Permission>, field: &str, depth: u32) -> Result<Vec<Permission>> {
-    values.into_iter().enumerate().map(|(i, v)| permission(v, depth + 1).within_item(field, i)).collect()
+    each(values, field, |v| permission(v, depth + 1))
 }
 
 fn permission(value: proto::Permission, depth: u32) -> Result<Permission> {
@@ -125,7 +125,7 @@ fn permission(value: proto::Permission, depth: u32) -> Result<Permission> {
 }
 
 fn all_principals(values: Vec<proto::Principal>, field: &str, depth: u32) -> Result<Vec<Principal>> {
-    values.into_iter().enumerate().map(|(i, v)| principal(v, depth + 1).within_item(field, i)).collect()
+    each(values, field, |v| principal(v, depth + 1))
 }
 
 fn principal(value: proto::Principal, depth: u32) -> Result<Principal> {

@@ -8,7 +8,7 @@ use lateen_proto::envoy::extensions::retry::host::previous_hosts::v3::PreviousHo
 
 use super::common::fraction;
 use super::common::{duration, limit};
-use super::invalid::{Invalid, Result, Within, refuse};
+use super::invalid::{Invalid, Result, Within, each, refuse};
 use super::matcher;
 use crate::route::{RateLimitedBackOff, ResetHeader, RetryOn, RetryPolicy};
 
@@ -100,7 +100,7 @@ fn rate_limited(value: retry_policy::RateLimitedRetryBackOff) -> Result<RateLimi
         };
         Ok(ResetHeader { name: matcher::header_name(&name).within("name")?, unix })
     };
-    let headers = reset_headers.into_iter().enumerate().map(|(i, h)| header(h).within_item("reset_headers", i)).collect::<Result<_>>()?;
+    let headers = each(reset_headers, "reset_headers", header)?;
     let max = max_interval.map_or(Ok(MAX_RESET), |d| duration(&d)).within("max_interval")?;
     Ok(RateLimitedBackOff { headers, max })
 }

@@ -11,7 +11,7 @@ use lateen_proto::envoy::extensions::path::r#match::uri_template::v3::UriTemplat
 
 use super::common::{data, metadata_text, open, port, runtime_fraction};
 use super::context::Context;
-use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::invalid::{Invalid, Result, Within, each, harmless, refuse};
 use super::{action, filter, header, matcher, metadata, retry, tracing};
 use crate::http::HeaderChanges;
 use crate::path_template::PathTemplate;
@@ -171,11 +171,7 @@ fn one_virtual_host(value: proto::VirtualHost, inherited: &Inherited, context: &
         &nested
     };
     let retry = retry_policy.map(|p| retry::policy(p).map(Arc::new)).transpose().within("retry_policy")?;
-    let routes = routes
-        .into_iter()
-        .enumerate()
-        .map(|(i, r)| one_route(r, inherited, context).map(Arc::new).within_item("routes", i))
-        .collect::<Result<_>>()?;
+    let routes = each(routes, "routes", |r| one_route(r, inherited, context).map(Arc::new))?;
     Ok(VirtualHost {
         name: name.into(),
         routes,

@@ -10,8 +10,9 @@ pub(crate) const FETCH_TIMEOUT: Duration = Duration::from_secs(15);
 /// The versions of one resource.
 #[derive(Debug)]
 pub(crate) struct Versions<T> {
-    pub(crate) active: Option<Version<T>>,
-    pub(crate) warming: Option<Version<T>>,
+    pub(crate) active: Option<Box<Version<T>>>,
+    /// Nearly always none: apart, it takes no room then.
+    pub(crate) warming: Option<Box<Version<T>>>,
 }
 
 #[derive(Debug)]
@@ -29,11 +30,11 @@ impl<T> Default for Versions<T> {
 
 impl<T> Versions<T> {
     pub(crate) fn newest(&self) -> Option<&Version<T>> {
-        self.warming.as_ref().or(self.active.as_ref())
+        self.warming.as_deref().or(self.active.as_deref())
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = &Version<T>> {
-        self.active.iter().chain(&self.warming)
+        self.active.iter().chain(&self.warming).map(|version| &**version)
     }
 
     /// Whether nothing of this name has been put to use yet.
@@ -42,7 +43,7 @@ impl<T> Versions<T> {
     }
 
     pub(crate) fn warm(&mut self, value: T, record: Record, now: Instant) {
-        self.warming = Some(Version { value, record, since: now });
+        self.warming = Some(Box::new(Version { value, record, since: now }));
     }
 
     /// Puts the warming version to use when it is ready or has waited long enough. Whether it did.

@@ -333,7 +333,7 @@ fn a_listener_waits_for_its_certificates_and_takes_rotated_ones() {
     accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&text)], &[], now));
     assert_eq!(compiler.snapshot().listeners.len(), 0);
     let source = SecretSource::Cluster("sds-grpc".into());
-    let wanted: Vec<_> = compiler.wanted().secrets.into_iter().map(|k| (k.source, k.name.to_string())).collect();
+    let wanted: Vec<_> = compiler.wanted().secrets.iter().map(|k| (k.source.clone(), k.name.to_string())).collect();
     assert_eq!(wanted, [(source.clone(), "ROOTCA".to_owned()), (source.clone(), "default".to_owned())]);
     compiler.set_identity(&source, &identity("a"), now).unwrap();
     let snapshot = compiler.snapshot();
