@@ -1,97 +1,86 @@
-//! Statistics of each cluster that the main thread keeps: membership, open circuit breakers, ejections, checked hosts.
+//! Statistics of each cluster that the main thread knows: membership, open circuit breakers, ejections, checked hosts.
+//!
+//! They are looked up when somebody asks: a mesh of thousands of clusters costs nothing while nobody does.
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use lateen_balance::breaker::Gate;
 use lateen_balance::host::{FAILED_ACTIVE_HC, FAILED_OUTLIER, PENDING_ACTIVE_HC};
 use lateen_balance::{Breakers, Host, HostSet, Subsets};
-use lateen_snapshot::Cluster;
+use lateen_snapshot::{Cluster, Snapshot};
 use lateen_telemetry::envoy_names::{cluster_state as names, health_check, outlier, remaining, remaining_high, subsets};
-use lateen_telemetry::stats::Gauge;
+use lateen_telemetry::stats::{BlockSource, Gauge, MetricDef};
 use lateen_telemetry::{Block, BlockName, Registry};
 
 use super::Main;
 
-/// Gauges are as old as this at most.
-const INTERVAL: Duration = Duration::from_secs(1);
-
-/// Keeps the figures up to date: at every change of the configuration, and for health and load once a second.
+/// Follows the configuration, and answers for its clusters.
 pub(super) async fn run(main: Arc<Main>) {
+    let figures = Arc::new(Figures { main: Arc::downgrade(&main), known: Mutex::default() });
+    main.registry.add_blocks(figures.clone());
     let mut snapshots = main.snapshots();
-    let mut known: HashMap<Arc<str>, Figures> = HashMap::new();
+    let mut before = Arc::<Snapshot>::default();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
-        known.retain(|name, _| snapshot.cluster_named(name).is_some());
-        for cluster in snapshot.clusters.iter().flatten() {
-            let figures = known.entry(cluster.config.name.clone()).or_insert_with(|| Figures::new(&main.registry, cluster));
-            figures.write(&main.registry, cluster);
-        }
-        drop(snapshot);
-        if let Ok(Err(_)) = tokio::time::timeout(INTERVAL, snapshots.changed()).await {
+        figures.follow(&main.registry, &before, &snapshot);
+        before = snapshot;
+        if snapshots.changed().await.is_err() {
             return;
         }
     }
 }
 
-/// The blocks of one cluster. Those for what may be configured are made when it is.
 struct Figures {
-    state: Block,
+    main: Weak<Main>,
+    known: Mutex<HashMap<Arc<str>, Known>>,
+}
+
+/// What has to be remembered of a cluster, and the blocks that others count in as well.
+#[derive(Default)]
+struct Known {
+    membership_changes: u64,
     outlier: Option<Block>,
     checks: Option<Block>,
-    remaining: [Option<Block>; 2],
     subsets: Option<(Block, Arc<HostSet>)>,
-    members: Arc<HostSet>,
 }
 
 impl Figures {
-    fn new(registry: &Registry, cluster: &Cluster) -> Self {
-        let state = registry.block(names::DEFS, BlockName::cluster(&cluster.config.stat_name));
-        Self { state, outlier: None, checks: None, remaining: [None, None], subsets: None, members: Arc::default() }
+    fn known(&self) -> MutexGuard<'_, HashMap<Arc<str>, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&mut self, registry: &Registry, cluster: &Cluster) {
-        self.membership(cluster);
-        self.breakers(registry, cluster);
-        self.subsets(registry, cluster);
-        let name = || BlockName::cluster(&cluster.config.stat_name);
-        let count = |test: fn(&Host) -> bool| cluster.hosts.hosts().filter(|h| test(h)).count() as u64;
-        if cluster.config.outlier.is_some() {
-            let block = self.outlier.get_or_insert_with(|| registry.block(outlier::DEFS, name()));
-            block.set(outlier::EJECTIONS_ACTIVE, count(|h| h.flags() & FAILED_OUTLIER != 0));
-        }
-        if cluster.config.health_check.is_some() {
-            let block = self.checks.get_or_insert_with(|| registry.block(health_check::DEFS, name()));
-            block.set(health_check::HEALTHY, count(|h| h.flags() & FAILED_ACTIVE_HC == 0));
-            block.set(health_check::DEGRADED, count(Host::is_degraded));
-        }
-    }
-
-    fn membership(&mut self, cluster: &Cluster) {
-        let (mut total, mut healthy, mut degraded, mut excluded) = (0, 0, 0, 0);
-        for host in cluster.hosts.hosts() {
-            total += 1;
-            match (host.is_healthy(), host.is_degraded()) {
-                (true, false) => healthy += 1,
-                (true, true) => degraded += 1,
-                _ => {}
+    /// Takes note of clusters that changed.
+    fn follow(&self, registry: &Registry, before: &Snapshot, after: &Snapshot) {
+        let mut known = self.known();
+        for (index, slot) in after.clusters.iter().enumerate() {
+            // A name keeps its place.
+            let old = before.clusters.get(index).and_then(Option::as_ref);
+            let Some(cluster) = slot else {
+                old.and_then(|old| known.remove(&old.config.name));
+                continue;
+            };
+            if old.is_some_and(|old| Arc::ptr_eq(old, cluster)) {
+                continue;
             }
-            excluded += u64::from(host.flags() & PENDING_ACTIVE_HC != 0);
-        }
-        self.state.set(names::MEMBERSHIP_TOTAL, total);
-        self.state.set(names::MEMBERSHIP_HEALTHY, healthy);
-        self.state.set(names::MEMBERSHIP_DEGRADED, degraded);
-        self.state.set(names::MEMBERSHIP_EXCLUDED, excluded);
-        if !Arc::ptr_eq(&self.members, &cluster.hosts) {
-            if changed(&self.members, &cluster.hosts) {
-                self.state.add_shared(names::MEMBERSHIP_CHANGE, 1);
+            let entry = known.entry(cluster.config.name.clone()).or_default();
+            if changed(old.map(|old| &*old.hosts), &cluster.hosts) {
+                entry.membership_changes += 1;
             }
-            self.members = Arc::clone(&cluster.hosts);
+            let name = || BlockName::cluster(&cluster.config.stat_name);
+            if cluster.config.outlier.is_some() {
+                entry.outlier.get_or_insert_with(|| registry.block(outlier::DEFS, name()));
+            }
+            if cluster.config.health_check.is_some() {
+                entry.checks.get_or_insert_with(|| registry.block(health_check::DEFS, name()));
+            }
+            entry.count_subsets(registry, cluster);
         }
     }
+}
 
+impl Known {
     /// Once for each set of members.
-    fn subsets(&mut self, registry: &Registry, cluster: &Cluster) {
+    fn count_subsets(&mut self, registry: &Registry, cluster: &Cluster) {
         use subsets as s;
         let Some(now) = &cluster.hosts.subsets else { return };
         let block = || registry.block(s::DEFS, BlockName::cluster(&cluster.config.stat_name));
@@ -107,28 +96,81 @@ impl Figures {
         block.set(s::SINGLE_HOST_DUPLICATE, now.duplicates());
         *known = Arc::clone(&cluster.hosts);
     }
+}
 
-    fn breakers(&mut self, registry: &Registry, cluster: &Cluster) {
-        let [normal, high] = &cluster.live.breakers;
-        use names as n;
-        let gauges = [n::CIRCUIT_CX_OPEN, n::CIRCUIT_RQ_PENDING_OPEN, n::CIRCUIT_RQ_OPEN, n::CIRCUIT_RQ_RETRY_OPEN];
-        set_each(&self.state, gauges, normal, |gate| u64::from(!gate.is_open()));
-        let gauges = [n::CIRCUIT_HIGH_CX_OPEN, n::CIRCUIT_HIGH_RQ_PENDING_OPEN, n::CIRCUIT_HIGH_RQ_OPEN, n::CIRCUIT_HIGH_RQ_RETRY_OPEN];
-        set_each(&self.state, gauges, high, |gate| u64::from(!gate.is_open()));
-        let left = |gate: &Gate| u64::from(gate.limit().saturating_sub(gate.used()));
-        let name = || BlockName::cluster(&cluster.config.stat_name);
-        let [track, track_high] = cluster.config.track_remaining;
-        let [block, block_high] = &mut self.remaining;
-        if track {
-            use remaining as r;
-            let block = block.get_or_insert_with(|| registry.block(r::DEFS, name()));
-            set_each(block, [r::REMAINING_CX, r::REMAINING_PENDING, r::REMAINING_RQ, r::REMAINING_RETRIES], normal, left);
+impl BlockSource for Figures {
+    fn blocks(&self) -> Vec<Block> {
+        let Some(main) = self.main.upgrade() else { return Vec::new() };
+        let snapshot = main.snapshot();
+        let known = self.known();
+        let mut made = Made::default();
+        for cluster in snapshot.clusters.iter().flatten() {
+            let Some(known) = known.get(&cluster.config.name) else { continue };
+            let state = made.block(names::DEFS, cluster);
+            membership(state, &cluster.hosts);
+            state.add_shared(names::MEMBERSHIP_CHANGE, known.membership_changes);
+            breakers(cluster, &mut made);
+            let count = |test: fn(&Host) -> bool| cluster.hosts.hosts().filter(|h| test(h)).count() as u64;
+            if let Some(block) = known.outlier.as_ref().filter(|_| cluster.config.outlier.is_some()) {
+                block.set(outlier::EJECTIONS_ACTIVE, count(|h| h.flags() & FAILED_OUTLIER != 0));
+            }
+            if let Some(block) = known.checks.as_ref().filter(|_| cluster.config.health_check.is_some()) {
+                block.set(health_check::HEALTHY, count(|h| h.flags() & FAILED_ACTIVE_HC == 0));
+                block.set(health_check::DEGRADED, count(Host::is_degraded));
+            }
         }
-        if track_high {
-            use remaining_high as r;
-            let block = block_high.get_or_insert_with(|| registry.block(r::DEFS, name()));
-            set_each(block, [r::REMAINING_CX, r::REMAINING_PENDING, r::REMAINING_RQ, r::REMAINING_RETRIES], high, left);
+        made.0.into_values().collect()
+    }
+}
+
+/// Blocks by table and name: clusters with one `alt_stat_name` share theirs, as in Envoy.
+#[derive(Default)]
+struct Made(HashMap<(*const MetricDef, Arc<str>), Block>);
+
+impl Made {
+    fn block(&mut self, defs: &'static [MetricDef], cluster: &Cluster) -> &Block {
+        let name = &cluster.config.stat_name;
+        self.0.entry((defs.as_ptr(), name.clone())).or_insert_with(|| Block::alone(defs, BlockName::cluster(name)))
+    }
+}
+
+fn membership(state: &Block, hosts: &HostSet) {
+    let (mut total, mut healthy, mut degraded, mut excluded) = (0, 0, 0, 0);
+    for host in hosts.hosts() {
+        total += 1;
+        match (host.is_healthy(), host.is_degraded()) {
+            (true, false) => healthy += 1,
+            (true, true) => degraded += 1,
+            _ => {}
         }
+        excluded += u64::from(host.flags() & PENDING_ACTIVE_HC != 0);
+    }
+    state.set(names::MEMBERSHIP_TOTAL, total);
+    state.set(names::MEMBERSHIP_HEALTHY, healthy);
+    state.set(names::MEMBERSHIP_DEGRADED, degraded);
+    state.set(names::MEMBERSHIP_EXCLUDED, excluded);
+}
+
+/// Which breakers are open, and what is left below their limits where that is tracked.
+fn breakers(cluster: &Cluster, made: &mut Made) {
+    let [normal, high] = &cluster.live.breakers;
+    use names as n;
+    let state = made.block(n::DEFS, cluster);
+    let gauges = [n::CIRCUIT_CX_OPEN, n::CIRCUIT_RQ_PENDING_OPEN, n::CIRCUIT_RQ_OPEN, n::CIRCUIT_RQ_RETRY_OPEN];
+    set_each(state, gauges, normal, |gate| u64::from(!gate.is_open()));
+    let gauges = [n::CIRCUIT_HIGH_CX_OPEN, n::CIRCUIT_HIGH_RQ_PENDING_OPEN, n::CIRCUIT_HIGH_RQ_OPEN, n::CIRCUIT_HIGH_RQ_RETRY_OPEN];
+    set_each(state, gauges, high, |gate| u64::from(!gate.is_open()));
+    let left = |gate: &Gate| u64::from(gate.limit().saturating_sub(gate.used()));
+    let [track, track_high] = cluster.config.track_remaining;
+    if track {
+        use remaining as r;
+        let gauges = [r::REMAINING_CX, r::REMAINING_PENDING, r::REMAINING_RQ, r::REMAINING_RETRIES];
+        set_each(made.block(r::DEFS, cluster), gauges, normal, left);
+    }
+    if track_high {
+        use remaining_high as r;
+        let gauges = [r::REMAINING_CX, r::REMAINING_PENDING, r::REMAINING_RQ, r::REMAINING_RETRIES];
+        set_each(made.block(r::DEFS, cluster), gauges, high, left);
     }
 }
 
@@ -141,7 +183,8 @@ fn set_each(block: &Block, gauges: [Gauge; 4], breakers: &Breakers, value: impl 
 }
 
 /// Whether a host came or went.
-fn changed(before: &HostSet, after: &HostSet) -> bool {
+fn changed(before: Option<&HostSet>, after: &HostSet) -> bool {
+    let Some(before) = before else { return !after.is_empty() };
     let (old, new) = (before.by_address(), after.by_address());
     old.len() != new.len() || old.keys().any(|address| !new.contains_key(address))
 }

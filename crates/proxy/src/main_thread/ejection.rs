@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lateen_balance::outlier::{self, Detection, Detector, Ejection};
+use lateen_snapshot::Cluster;
 use lateen_telemetry::BlockName;
 use lateen_telemetry::envoy_names::outlier as names;
 
@@ -17,37 +18,54 @@ const LAPSE: Duration = Duration::from_secs(10);
 
 /// Ticks each cluster with outlier detection at its own interval, and lets hosts back in where detection was taken away.
 pub(super) async fn run(main: Arc<Main>) {
+    let mut snapshots = main.snapshots();
+    snapshots.mark_changed();
     let mut due: HashMap<Arc<str>, Instant> = HashMap::new();
+    let mut watched = Vec::new();
     loop {
-        tokio::time::sleep(STEP).await;
-        let now = Instant::now();
-        let snapshot = main.snapshot();
-        due.retain(|name, _| snapshot.cluster_named(name).is_some());
-        for cluster in snapshot.clusters.iter().flatten() {
-            let Some(settings) = &cluster.config.outlier else {
-                if let Some(at) = due.get(&cluster.config.name) {
-                    outlier::end(&cluster.hosts);
-                    // The last tick was due before `at`; after the lapse nobody ejects any more.
-                    if now >= *at + LAPSE {
-                        due.remove(&cluster.config.name);
-                    }
-                }
-                continue;
-            };
-            let at = due.entry(cluster.config.name.clone()).or_insert(now + settings.interval);
-            if now < *at {
-                continue;
+        if watched.is_empty() {
+            if snapshots.changed().await.is_err() {
+                return;
             }
-            *at = now + settings.interval;
-            let millis = main.millis();
-            let before = cluster.hosts.health_epoch();
-            let report = outlier::tick(settings, &cluster.hosts, millis, rand::random::<u32>);
-            count(&main, &cluster.config.stat_name, &report.detections);
-            if cluster.hosts.health_epoch() != before {
-                tracing::info!(cluster = &*cluster.config.name, "outlier detection changed the health of hosts");
-            }
+        } else {
+            tokio::time::sleep(STEP).await;
         }
+        let now = Instant::now();
+        if snapshots.has_changed().unwrap_or(true) || watched.is_empty() {
+            let snapshot = snapshots.borrow_and_update().clone();
+            due.retain(|name, _| snapshot.cluster_named(name).is_some());
+            let concerned = |c: &&Arc<Cluster>| c.config.outlier.is_some() || due.contains_key(&c.config.name);
+            watched = snapshot.clusters.iter().flatten().filter(concerned).cloned().collect();
+        }
+        watched.retain(|cluster| tick(&main, cluster, &mut due, now));
     }
+}
+
+/// Looks after one cluster; `false` when it needs that no longer.
+fn tick(main: &Main, cluster: &Cluster, due: &mut HashMap<Arc<str>, Instant>, now: Instant) -> bool {
+    let Some(settings) = &cluster.config.outlier else {
+        let Some(at) = due.get(&cluster.config.name) else { return false };
+        outlier::end(&cluster.hosts);
+        // The last tick was due before `at`; after the lapse nobody ejects any more.
+        let over = now >= *at + LAPSE;
+        if over {
+            due.remove(&cluster.config.name);
+        }
+        return !over;
+    };
+    let at = due.entry(cluster.config.name.clone()).or_insert(now + settings.interval);
+    if now < *at {
+        return true;
+    }
+    *at = now + settings.interval;
+    let millis = main.millis();
+    let before = cluster.hosts.health_epoch();
+    let report = outlier::tick(settings, &cluster.hosts, millis, rand::random::<u32>);
+    count(main, &cluster.config.stat_name, &report.detections);
+    if cluster.hosts.health_epoch() != before {
+        tracing::info!(cluster = &*cluster.config.name, "outlier detection changed the health of hosts");
+    }
+    true
 }
 
 /// Counts what was found by comparing hosts; workers count what they find in single responses.

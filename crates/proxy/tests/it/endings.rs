@@ -167,7 +167,10 @@ fn no_request_is_lost_while_the_process_drains_under_load() {
 }
 
 /// A whole process on a port of its own; `more` are fields of the bootstrap.
-fn whole(more: &str, upstream: &Upstream) -> (tokio::runtime::Runtime, lateen_proxy::main_thread::Process, std::net::SocketAddr) {
+pub(crate) fn whole(
+    more: &str,
+    upstream: &Upstream,
+) -> (tokio::runtime::Runtime, lateen_proxy::main_thread::Process, std::net::SocketAddr) {
     let port = free_port();
     let yaml = Config::to(&[upstream.port()]).yaml().replace("port_value: 0", &format!("port_value: {port}"));
     let options = lateen_proxy::main_thread::Options {

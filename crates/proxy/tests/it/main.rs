@@ -21,6 +21,7 @@ mod internal_redirects;
 mod jwt;
 mod metadata;
 mod on_demand;
+mod pages;
 mod python;
 mod rate_limits;
 mod retries;

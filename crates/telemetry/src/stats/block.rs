@@ -115,6 +115,11 @@ impl Block {
         Self(Arc::new(Inner { defs, name, shards: (0..shards).map(|_| OnceLock::new()).collect() }))
     }
 
+    /// A block for one moment, of a [`BlockSource`](super::BlockSource): no registry knows it, and workers cannot write to it.
+    pub fn alone(defs: &'static [MetricDef], name: BlockName) -> Self {
+        Self::new(defs, name, 1)
+    }
+
     /// The block's name.
     pub fn name(&self) -> &BlockName {
         &self.0.name

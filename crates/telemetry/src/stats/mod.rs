@@ -18,6 +18,6 @@ pub use block::{Block, BlockName, Held, Local, Shard, Tag};
 pub use carry::{Exporter, Figures, Series};
 pub use histogram::{Buckets, ENVOY_BYTES, ENVOY_MS, ENVOY_MS_FINE, HistogramValue};
 pub use metric::{Counter, Gauge, Histogram, Kind, MetricDef, cell_of, cells_of};
-pub use registry::{Matcher, Registry, Source, TagStyle};
+pub use registry::{BlockSource, Matcher, Registry, Source, TagStyle};
 pub use render::{BucketMode, Format, InvalidQuery, Query, TypeFilter};
 pub use sample::{Sample, Value};

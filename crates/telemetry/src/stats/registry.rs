@@ -15,6 +15,12 @@ pub trait Source: Send + Sync {
     fn collect(&self, emit: &mut dyn FnMut(Sample));
 }
 
+/// Blocks that are made when somebody asks, because their values stand elsewhere.
+pub trait BlockSource: Send + Sync {
+    /// The blocks of the moment, from [`Block::alone`].
+    fn blocks(&self) -> Vec<Block>;
+}
+
 /// Decides by Envoy's name whether a metric exists at all (`stats_config.stats_matcher` of a bootstrap).
 pub type Matcher = dyn Fn(&str) -> bool + Send + Sync;
 
@@ -30,6 +36,7 @@ pub struct Registry {
     style: TagStyle,
     blocks: Mutex<HashMap<Key, Weak<Inner>>>,
     sources: Mutex<Vec<Arc<dyn Source>>>,
+    block_sources: Mutex<Vec<Arc<dyn BlockSource>>>,
     matcher: Mutex<Option<Arc<Matcher>>>,
     /// Of the process before.
     carried: Carried,
@@ -43,6 +50,7 @@ impl Registry {
             style,
             blocks: Mutex::default(),
             sources: Mutex::default(),
+            block_sources: Mutex::default(),
             matcher: Mutex::default(),
             carried: Carried::default(),
         };
@@ -79,6 +87,11 @@ impl Registry {
     /// Adds a source of metrics.
     pub fn add_source(&self, source: Arc<dyn Source>) {
         lock(&self.sources).push(source);
+    }
+
+    /// Adds a source of blocks.
+    pub fn add_blocks(&self, source: Arc<dyn BlockSource>) {
+        lock(&self.block_sources).push(source);
     }
 
     /// Shows only metrics whose Envoy name `matcher` accepts, as Istio's bootstrap asks for with `proxyStatsMatcher`.
@@ -123,9 +136,13 @@ impl Registry {
         }
     }
 
-    /// The blocks that somebody holds. No lock is held while they are read.
+    /// The blocks that somebody holds, and those made for this moment. No lock is held while they are made or read.
     pub(super) fn living(&self) -> Vec<Arc<Inner>> {
-        lock(&self.blocks).values().filter_map(Weak::upgrade).collect()
+        let sources = lock(&self.block_sources).clone();
+        let made: Vec<Block> = sources.iter().flat_map(|source| source.blocks()).collect();
+        let mut living: Vec<Arc<Inner>> = lock(&self.blocks).values().filter_map(Weak::upgrade).collect();
+        living.extend(made.into_iter().map(|block| block.0));
+        living
     }
 
     /// The metrics of every source.

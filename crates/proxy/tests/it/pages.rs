@@ -1,0 +1,37 @@
+//! Pages of the admin server whose content is put together when somebody asks.
+use serde_json::Value;
+
+use crate::endings::whole;
+use crate::support::{Upstream, admin, eventually, free_port};
+
+#[test]
+fn what_the_bootstrap_gave_is_dumped_and_what_its_clusters_are_like_is_counted() {
+    let port = free_port();
+    let upstream = Upstream::ok("x");
+    let text = format!("admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}\n");
+    let (_runtime, process, _) = whole(&text, &upstream);
+    eventually(|| admin(port, "GET", "/ready").0 == 200);
+
+    let (_, dump) = admin(port, "GET", "/config_dump");
+    let dump: Value = serde_json::from_str(&dump).unwrap();
+    let bootstrap = &dump["configs"][0]["bootstrap"];
+    assert_eq!(bootstrap["admin"]["address"]["socket_address"]["port_value"], port);
+    let names = |field: &str| bootstrap["static_resources"][field].as_array().into_iter().flatten().map(|r| r["name"].clone()).collect();
+    let (listeners, clusters): (Vec<Value>, Vec<Value>) = (names("listeners"), names("clusters"));
+    assert_eq!((listeners.len(), clusters.len()), (1, 1), "{bootstrap:#}");
+    assert_eq!(dump["configs"][1]["static_clusters"][0]["cluster"]["name"], clusters[0]);
+    assert_eq!(
+        dump["configs"][1]["static_clusters"][0]["cluster"]["load_assignment"],
+        bootstrap["static_resources"]["clusters"][0]["load_assignment"]
+    );
+
+    let name = clusters[0].as_str().unwrap();
+    eventually(|| admin(port, "GET", "/stats?filter=membership").1.contains(&format!("cluster.{name}.membership_total: 1\n")));
+    let (_, stats) = admin(port, "GET", "/stats?filter=cluster");
+    for figure in ["membership_healthy: 1", "membership_change: 1", "circuit_breakers.default.rq_open: 0"] {
+        assert!(stats.contains(&format!("cluster.{name}.{figure}\n")), "no {figure} in\n{stats}");
+    }
+    let (_, metrics) = admin(port, "GET", "/stats/prometheus");
+    assert!(metrics.contains(&format!("envoy_cluster_membership_total{{envoy_cluster_name=\"{name}\"}} 1\n")), "{metrics}");
+    drop(process);
+}
