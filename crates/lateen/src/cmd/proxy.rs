@@ -3,14 +3,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::ValueEnum;
 use lateen_identity::WorkloadSecrets;
 use lateen_proxy::admin::AdminOptions;
 use lateen_proxy::bootstrap::{Environment, Role, agent_bootstrap, node};
-use lateen_proxy::main_thread::{DrainPlan, Options, Process, start, token_file};
+use lateen_proxy::main_thread::{DrainPlan, Main, Options, Phase, Process, start, token_file};
 use lateen_snapshot::bootstrap::{Bootstrap, load};
 use lateen_telemetry::istio::PeerMetadata;
 use lateen_telemetry::stats::TagStyle;
@@ -91,13 +91,17 @@ impl Args {
 const HEALTH: u16 = 15_021;
 const STATISTICS: u16 = 15_090;
 
+/// How long the proxy has served by the time it gives back what its start needed: the first requests touch some of that.
+const LIVE_FOR: Duration = Duration::from_millis(300);
+/// A first configuration that has not come by then is not waited for.
+const SETTLED_AT_LATEST: Duration = Duration::from_secs(30);
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.restart.hot_restart_version {
         println!("{}", lateen_proxy::restart::version());
         return Ok(ExitCode::SUCCESS);
     }
     let level = crate::log::start(&args.log_level);
-    lateen_core::memory::settle_after(super::SETTLED);
     match (&args.config, args.role) {
         (Some(file), _) => {
             let bootstrap = load(file)?;
@@ -181,6 +185,7 @@ async fn serve_agent(args: &Args, role: Role, level: crate::log::Level) -> anyho
 
 async fn serve(options: Options, plan: DrainPlan) -> anyhow::Result<ExitCode> {
     let process = start(options).await?;
+    tokio::spawn(settle(process.main.clone()));
     let mut reopen = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::user_defined1())?;
     let told = lateen_app::terminated()?;
     tokio::pin!(told);
@@ -204,4 +209,13 @@ async fn serve(options: Options, plan: DrainPlan) -> anyhow::Result<ExitCode> {
 async fn replaced(process: Process) -> anyhow::Result<ExitCode> {
     process.shut_down(DrainPlan { grace: Duration::ZERO, minimum: Duration::ZERO, exit_when_idle: true }).await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Gives back what only the start needed, as soon as the first configuration serves.
+async fn settle(main: Arc<Main>) {
+    let latest = Instant::now() + SETTLED_AT_LATEST;
+    while main.phase() != Phase::Live && Instant::now() < latest {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    lateen_core::memory::settle_after(LIVE_FOR);
 }
