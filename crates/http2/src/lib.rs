@@ -12,6 +12,7 @@ mod event;
 mod flood;
 mod frame;
 mod hpack;
+mod names;
 mod output;
 mod receive;
 pub mod shell;
@@ -20,6 +21,7 @@ mod stream;
 pub use connection::{Config, Connection, Refused, Role};
 pub use event::{ConnectionError, Event, RequestHead, RequestRef};
 pub use frame::Reason;
+pub use names::known as known_name;
 pub use output::Output;
 
 /// What an HTTP/2 client sends before its first frame; a listener may look for it.

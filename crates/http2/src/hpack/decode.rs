@@ -218,7 +218,7 @@ fn from_parts(name: &Bytes, value: Bytes) -> Option<Field> {
         b":method" => Field::Method(Method::from_bytes(&value).ok()?),
         b":status" => Field::Status(StatusCode::from_bytes(&value).ok()?),
         name if name.iter().any(u8::is_ascii_uppercase) => return None,
-        name => Field::Header(HeaderName::from_bytes(name).ok()?, header_value(value)?),
+        name => Field::Header(crate::known_name(name).or_else(|| HeaderName::from_bytes(name).ok())?, header_value(value)?),
     })
 }
 

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::message::{Request, Response};
 use super::reply::{self, Reply};
 use super::stream::Downstream;
-use super::{Hcm, normalize, report, sanitize};
+use super::{Hcm, maps, normalize, report, sanitize};
 use crate::filter;
 use crate::filter::http::body::Bodies;
 use crate::filter::http::grpc_stats;
@@ -226,6 +226,8 @@ impl<'a> Exchange<'a> {
         let ended = *self.info.ended.get_or_insert_with(Instant::now);
         spans::end(&mut self);
         report::end(&self, ended);
+        maps::recycle(self.request.headers);
+        self.info.response_headers.into_iter().for_each(maps::recycle);
         ended
     }
 
@@ -358,6 +360,8 @@ impl<'a> Exchange<'a> {
         self.down.send_head(&mut response, end);
         if hcm.logs.wants_headers() || self.info.span.is_some() {
             self.info.response_headers = Some(response.headers);
+        } else {
+            maps::recycle(response.headers);
         }
     }
 

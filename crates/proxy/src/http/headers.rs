@@ -74,6 +74,16 @@ pub(crate) fn append_list_with(map: &mut HeaderMap, name: HeaderName, separator:
     }
 }
 
+/// A number as a value; small ones, which most counts and times are, cost no allocation.
+pub(crate) fn numeric(number: u64) -> HeaderValue {
+    const DIGITS: &str = "00010203040506070809101112131415161718192021222324252627282930313233343536373839404142434445464748\
+                          4950515253545556575859606162636465666768697071727374757677787980818283848586878889909192939495969798\
+                          99";
+    let small = usize::try_from(number).ok().filter(|n| *n < 100);
+    let text = small.and_then(|n| DIGITS.get(if n < 10 { 2 * n + 1 } else { 2 * n }..2 * n + 2));
+    text.map_or_else(|| HeaderValue::from(number), HeaderValue::from_static)
+}
+
 /// A header that is one number.
 pub(crate) fn number(map: &HeaderMap, name: &HeaderName) -> Option<u64> {
     map.get(name)?.to_str().ok()?.trim().parse().ok()
@@ -81,4 +91,16 @@ pub(crate) fn number(map: &HeaderMap, name: &HeaderName) -> Option<u64> {
 
 pub(crate) fn text<'a>(map: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     map.get(name)?.to_str().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_as_such() {
+        for number in (0..=1000).chain([65_535, u64::MAX]) {
+            assert_eq!(numeric(number), HeaderValue::from(number));
+        }
+    }
 }

@@ -41,8 +41,6 @@ pub(crate) struct Hints {
     pub(crate) peer: bool,
     /// `x-forwarded-for`, `-proto`, `-host`, `-client-cert` or `x-request-id` is there.
     pub(crate) forwarded: bool,
-    /// A header name contains `_`.
-    pub(crate) underscore: bool,
 }
 
 impl Hints {
@@ -55,7 +53,6 @@ impl Hints {
             }
             self.forwarded |= rest.starts_with(b"forwarded-") || rest == b"request-id";
         }
-        self.underscore |= name.contains(&b'_');
     }
 }
 

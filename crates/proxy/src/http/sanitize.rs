@@ -34,7 +34,7 @@ const EDGE_ONLY: [HeaderName; 5] =
 
 pub(crate) fn run(exchange: &mut Exchange<'_>) -> Result<(), End> {
     let config = &exchange.hcm.config;
-    if exchange.request.hints.underscore {
+    if config.normalize_underscores != Underscores::Allow {
         underscores(exchange, config.normalize_underscores)?;
     }
     if config.strip_any_host_port || config.strip_matching_host_port {
@@ -71,6 +71,7 @@ fn underscores(exchange: &mut Exchange<'_>, rule: Underscores) -> Result<(), End
     let has = |name: &HeaderName| name.as_str().contains('_');
     match rule {
         Underscores::Allow => Ok(()),
+        Underscores::RejectRequest if !exchange.request.headers.keys().any(has) => Ok(()),
         Underscores::RejectRequest => {
             Err(Reply::new(400, "Bad Request", "http1.unexpected_underscore", ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR).into())
         }

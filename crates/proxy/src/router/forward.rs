@@ -154,7 +154,7 @@ async fn tries(
         again = true;
         exchange.info.attempts += 1;
         if count_attempts {
-            exchange.request.headers.insert(header_names::ATTEMPT_COUNT, exchange.info.attempts.into());
+            exchange.request.headers.insert(header_names::ATTEMPT_COUNT, header_names::numeric(exchange.info.attempts.into()));
         }
         if exchange.info.span.is_some() {
             spans::begin_try(exchange);

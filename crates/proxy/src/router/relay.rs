@@ -3,7 +3,6 @@ use std::borrow::Cow;
 use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
 
-use http::HeaderValue;
 use lateen_telemetry::envoy_names::{cluster as cluster_names, http as names};
 use lateen_telemetry::{ResponseFlags, details};
 use tokio::time::Instant;
@@ -15,7 +14,7 @@ use super::outcome::Failed;
 use super::replay::Body;
 use crate::filter;
 use crate::filter::http::body::{Caller, Halt, Origin, Piece, Source};
-use crate::http::headers::SERVICE_TIME;
+use crate::http::headers::{SERVICE_TIME, numeric};
 use crate::http::message::{Frame, Length, Response};
 use crate::http::reply::Reply;
 use crate::http::stream::{StreamError, Upstream};
@@ -48,7 +47,7 @@ pub(super) async fn run(
     // Before the request is complete the time would say how long the caller took.
     if !suppress && forwarding.body.complete() && exchange.request.upgrade.is_none() {
         let millis = arrived.saturating_duration_since(began.at).as_millis();
-        response.headers.insert(SERVICE_TIME, HeaderValue::from(u64::try_from(millis).unwrap_or(u64::MAX)));
+        response.headers.insert(SERVICE_TIME, numeric(u64::try_from(millis).unwrap_or(u64::MAX)));
     }
     finalize::response_headers(exchange, response.status, &mut response.headers);
     if exchange.hcm.holds_responses && !upgraded {

@@ -7,6 +7,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 
 use super::Decoder;
+use crate::http::maps;
 use crate::http::message::{Hints, Length, Request, Response, Version};
 use crate::io::Text;
 
@@ -240,10 +241,16 @@ struct Fields {
     hints: Hints,
 }
 
+/// Whether a name of this length may be one of those that say how the connection goes on: most headers are told apart by it.
+fn may_be_framing(length: usize) -> bool {
+    // te, host, expect, upgrade, connection or keep-alive, content-length, proxy-connection, transfer-encoding
+    matches!(length, 2 | 4 | 6 | 7 | 10 | 14 | 16 | 17)
+}
+
 impl Fields {
     fn new(count: usize) -> Self {
         Self {
-            headers: HeaderMap::with_capacity(count + 8),
+            headers: maps::take(count + 8),
             host: None,
             content_length: None,
             transfer_encoding: None,
@@ -259,7 +266,14 @@ impl Fields {
     }
 
     fn add(&mut self, head: &Bytes, name: std::ops::Range<usize>, value: std::ops::Range<usize>) -> Result<(), InvalidHead> {
-        let name = HeaderName::from_bytes(&head[name]).map_err(|_| InvalidHead::Syntax)?;
+        let name = &head[name];
+        let name = match lateen_http2::known_name(name) {
+            Some(known) => known,
+            None => HeaderName::from_bytes(name).map_err(|_| InvalidHead::Syntax)?,
+        };
+        if !may_be_framing(name.as_str().len()) {
+            return self.keep(name, head.slice(value));
+        }
         let bytes = &head[value.clone()];
         match name {
             header::HOST => {
@@ -291,12 +305,16 @@ impl Fields {
             header::EXPECT if bytes.eq_ignore_ascii_case(b"100-continue") => self.expects_continue = true,
             header::TE => self.accepts_trailers |= tokens(bytes).any(|t| t.eq_ignore_ascii_case(b"trailers")),
             name if name == "keep-alive" || name == "proxy-connection" => {}
-            name => {
-                self.hints.note(name.as_str().as_bytes());
-                let value = HeaderValue::from_maybe_shared(head.slice(value)).map_err(|_| InvalidHead::Syntax)?;
-                self.headers.append(name, value);
-            }
+            name => return self.keep(name, head.slice(value)),
         }
+        Ok(())
+    }
+
+    /// A header that is nothing to this connection.
+    fn keep(&mut self, name: HeaderName, value: Bytes) -> Result<(), InvalidHead> {
+        self.hints.note(name.as_str().as_bytes());
+        let value = HeaderValue::from_maybe_shared(value).map_err(|_| InvalidHead::Syntax)?;
+        self.headers.append(name, value);
         Ok(())
     }
 
