@@ -21,9 +21,14 @@ pub use verifier::{ChainVerifier, PeerRefused, Usage, refusal};
 use rustls::crypto::CryptoProvider;
 use std::sync::{Arc, LazyLock};
 
-/// The one crypto provider: aws-lc-rs, whose default key exchange is the hybrid X25519MLKEM768
-/// where both ends offer it.
+/// The one crypto provider: aws-lc-rs, whose default key exchange is the hybrid X25519MLKEM768 where both ends offer it.
+/// As in Envoy AES-128-GCM comes before AES-256-GCM, whose SHA-384 few processors compute in hardware: a tenth of a handshake.
 pub fn provider() -> &'static Arc<CryptoProvider> {
-    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+        // A stable sort: TLS 1.3 stays before 1.2, and what else there is keeps its order.
+        provider.cipher_suites.sort_by_key(|suite| (suite.tls13().is_none(), !suites::is_aes_128(suite.suite())));
+        Arc::new(provider)
+    });
     &PROVIDER
 }

@@ -190,6 +190,8 @@ impl ServerParams {
             Presented::Resolver(resolver) => resolver.clone(),
         });
         config.alpn_protocols.clone_from(&self.alpn);
+        // Envoy's default (`prefer_client_ciphers` is off).
+        config.ignore_client_order = true;
         if self.resumption == Resumption::Off || self.client_auth != ClientAuth::None {
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;

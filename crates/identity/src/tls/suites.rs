@@ -116,6 +116,15 @@ fn group(name: &str) -> Result<&'static dyn SupportedKxGroup, InvalidSuites> {
     })
 }
 
+pub(super) fn is_aes_128(suite: CipherSuite) -> bool {
+    matches!(
+        suite,
+        CipherSuite::TLS13_AES_128_GCM_SHA256
+            | CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+            | CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256
+    )
+}
+
 /// The OpenSSL name of a negotiated suite, as Envoy's `ssl_cipher` access log field shows it.
 pub fn openssl_name(suite: CipherSuite) -> &'static str {
     match suite {
@@ -159,6 +168,14 @@ mod tests {
     fn equal_preference_groups_are_taken_apart() {
         let provider = restrict(&names(&["[ECDHE-ECDSA-AES128-GCM-SHA256|ECDHE-ECDSA-CHACHA20-POLY1305]"]), &names(&["P-256"])).unwrap();
         assert_eq!((provider.cipher_suites.len(), provider.kx_groups.len()), (5, 1));
+    }
+
+    #[test]
+    fn suites_come_in_envoys_order() {
+        let suites: Vec<_> = provider().cipher_suites.iter().map(|s| openssl_name(s.suite())).collect();
+        assert_eq!(suites[..2], ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384"]);
+        assert_eq!(suites[3..5], ["ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-RSA-AES128-GCM-SHA256"]);
+        assert_eq!(suites.len(), 9);
     }
 
     #[test]

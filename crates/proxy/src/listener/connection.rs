@@ -107,7 +107,6 @@ impl Drop for Active {
 /// Serves one connection to its end.
 pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, stream: TcpStream, remote: SocketAddr) {
     let start = Instant::now();
-    crate::upstream::tune_accepted(&stream);
     let Some(local) = stream.local_addr().ok().map(socket::plain) else { return };
     let remote = socket::plain(remote);
     let (listener, destination) = hand_over(&worker, listener, &stream, local);

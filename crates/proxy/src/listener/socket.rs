@@ -32,6 +32,8 @@ pub(super) fn listen(listener: &Listener, address: SocketAddr) -> io::Result<std
             SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
         }
     }
+    // Connections inherit it, and need no system call of their own.
+    socket.set_tcp_nodelay(true)?;
     for (level, name, value) in &listener.socket_options {
         set_option(&socket, *level, *name, *value)?;
     }

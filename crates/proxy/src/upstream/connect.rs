@@ -7,7 +7,7 @@ use std::time::Duration;
 use lateen_balance::{Address, Host};
 use lateen_snapshot::cluster::{ClusterConfig, TcpKeepalive, Transport};
 use rustls_pki_types::ServerName;
-use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
+use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, UnixStream};
 use tokio_rustls::{TlsConnector, TlsStream};
@@ -167,10 +167,4 @@ fn keepalive_of(settings: &TcpKeepalive) -> socket2::TcpKeepalive {
         keepalive = keepalive.with_retries(probes);
     }
     keepalive
-}
-
-/// What a new downstream socket gets.
-pub(crate) fn tune_accepted(stream: &tokio::net::TcpStream) {
-    // An error only means that small writes may wait for an acknowledgement.
-    let _ = SockRef::from(stream).set_tcp_nodelay(true);
 }
