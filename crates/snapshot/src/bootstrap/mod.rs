@@ -164,8 +164,10 @@ fn apart(encoded: &[u8]) -> (Vec<u8>, Vec<Any>) {
 pub fn judge(mut value: proto::Bootstrap) -> Result<Bootstrap> {
     let mut resources = Vec::new();
     if let Some(fixed) = &mut value.static_resources {
-        resources.extend(std::mem::take(&mut fixed.clusters).iter().map(any::pack));
-        resources.extend(std::mem::take(&mut fixed.listeners).iter().map(any::pack));
+        // Secrets stay: they are taken with the rest, before others refer to them.
+        let bootstrap::StaticResources { listeners, clusters, secrets: _ } = fixed;
+        resources.extend(std::mem::take(clusters).iter().map(any::pack));
+        resources.extend(std::mem::take(listeners).iter().map(any::pack));
     }
     judge_with(value, resources)
 }
@@ -247,7 +249,6 @@ fn judge_with(value: proto::Bootstrap, others: Vec<Any>) -> Result<Bootstrap> {
     Ok(Bootstrap {
         node: node.unwrap_or_default(),
         admin: admin.map(self::admin).transpose().within("admin")?.flatten(),
-        // Others refer to secrets.
         resources: static_resources.iter().flat_map(|s| &s.secrets).map(any::pack).chain(others).collect(),
         listeners,
         clusters,
