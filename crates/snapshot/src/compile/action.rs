@@ -95,7 +95,7 @@ pub(crate) fn forward(
             .map(|d| duration(&d))
             .transpose()
             .within("max_stream_duration.grpc_timeout_header_offset")?,
-        retry: retry_policy.map(|p| retry::policy(p).map(Arc::new)).transpose().within("retry_policy")?,
+        retry: retry_policy.map(|p| context.retry(p)).transpose().within("retry_policy")?,
         mirrors,
         hash: hash_policy.into_iter().enumerate().map(|(i, h)| hash(h).within_item("hash_policy", i)).collect::<Result<_>>()?,
         cors: cors.map(|c| filter::route_cors(c).map(Arc::new)).transpose().within("cors")?,

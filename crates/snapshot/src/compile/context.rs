@@ -1,10 +1,16 @@
 //! What compiling a resource needs from, and leaves behind in, the compiler.
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use lateen_proto::envoy::config::route::v3 as proto;
+use prost::Message;
+
+use crate::route::RetryPolicy;
 use crate::{ClusterId, RouteTableId};
 
+use super::invalid::Result;
 use super::names::Names;
+use super::retry;
 use super::secret::Secrets;
 use super::tls::Waiting;
 
@@ -16,6 +22,8 @@ pub(crate) struct Context<'a> {
     pub(crate) uses: Uses,
     /// Whether a listener for outbound traffic is compiled: its end of a call reports as the source.
     pub(crate) outbound: bool,
+    /// Retry policies as they were sent: thousands of routes share a few, which then stay in the processor's caches.
+    pub(crate) retries: HashMap<Vec<u8>, Arc<RetryPolicy>>,
 }
 
 /// The other resources that one resource refers to: what it waits for while it warms.
@@ -42,6 +50,16 @@ impl Context<'_> {
         let id = self.names.cluster(name);
         self.uses.clusters.insert(id);
         id
+    }
+
+    pub(crate) fn retry(&mut self, value: proto::RetryPolicy) -> Result<Arc<RetryPolicy>> {
+        let sent = value.encode_to_vec();
+        if let Some(known) = self.retries.get(&sent) {
+            return Ok(Arc::clone(known));
+        }
+        let policy = Arc::new(retry::policy(value)?);
+        self.retries.insert(sent, Arc::clone(&policy));
+        Ok(policy)
     }
 
     pub(crate) fn route_table(&mut self, name: &str) -> RouteTableId {

@@ -170,7 +170,7 @@ fn one_virtual_host(value: proto::VirtualHost, inherited: &Inherited, context: &
         nested = Inherited { mirrors: request_mirror_policies, direct_body_limit: inherited.direct_body_limit };
         &nested
     };
-    let retry = retry_policy.map(|p| retry::policy(p).map(Arc::new)).transpose().within("retry_policy")?;
+    let retry = retry_policy.map(|p| context.retry(p)).transpose().within("retry_policy")?;
     let routes = each(routes, "routes", |r| one_route(r, inherited, context).map(Arc::new))?;
     Ok(VirtualHost {
         name: name.into(),
