@@ -17,6 +17,9 @@ use tokio::sync::{Notify, oneshot, watch};
 use crate::restart::Lineage;
 use crate::worker::{Drain, Overload, Sockets};
 
+/// What takes so many bytes takes megabytes to read, which are given back.
+const LARGE_UPDATE: usize = 256 << 10;
+
 /// Receives snapshots: the workers, or a test.
 pub trait Publisher: Send + Sync {
     fn publish(&self, snapshot: Arc<Snapshot>);
@@ -207,11 +210,15 @@ impl Main {
 
     /// Resources from a discovery service.
     pub(crate) fn apply(&self, source: &SecretSource, type_url: &str, updates: Vec<Update>, removed: &[String]) -> Vec<Rejected> {
+        let bytes: usize = updates.iter().map(|update| update.body.value.len()).sum();
         let rejected = self.change(|compiler, now| compiler.apply_from(source, type_url, updates, removed, now));
         match type_url {
             types::LISTENER => self.has_listeners.store(true, Relaxed),
             types::CLUSTER => self.has_clusters.store(true, Relaxed),
             _ => {}
+        }
+        if bytes >= LARGE_UPDATE {
+            super::memory::trim();
         }
         for Rejected { name, reason } in &rejected {
             tracing::warn!(r#type = types::short_name(type_url), name, reason, "refused a resource; the version before stays in use");

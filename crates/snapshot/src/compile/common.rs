@@ -185,8 +185,8 @@ pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// Opens the typed configuration of an extension.
-pub(crate) fn open<M: Message + Name + Default>(config: &Any) -> Result<M> {
-    any::open(config).map_err(|e| Invalid::field("typed_config", e.to_string()))
+pub(crate) fn open<M: Message + Name + Default + Send>(config: &Any) -> Result<M> {
+    any::open_apart(config).map_err(|e| Invalid::field("typed_config", e.to_string()))
 }
 
 /// Socket options that apply before listening or connecting: (level, name, value).

@@ -698,7 +698,7 @@ impl<T> Entry<T> {
     }
 
     /// Decodes and compiles an update into the warming version; remembers a failure.
-    fn take<M: Message + Name + Default>(
+    fn take<M: Message + Name + Default + Send>(
         &mut self,
         update: Update,
         origin: Origin,
@@ -731,8 +731,8 @@ impl<T> Entry<T> {
     }
 }
 
-fn decode<M: Message + Name + Default>(body: &Any) -> Result<M> {
-    any::open(body).map_err(|e| Invalid::new(e.to_string()))
+fn decode<M: Message + Name + Default + Send>(body: &Any) -> Result<M> {
+    any::open_apart(body).map_err(|e| Invalid::new(e.to_string()))
 }
 
 fn same_name(inside: &str, outside: &str) -> Result<()> {
