@@ -113,7 +113,7 @@ fn is_path(schema: &Schema, holds: Holds, rest: &[String], value: Option<&Value>
 fn is_path_of(schema: &Schema, message: &str, path: &[String]) -> bool {
     let mut message = schema.message_named(message);
     for (index, name) in path.iter().enumerate() {
-        let Some(field) = message.and_then(|id| schema.message(id).field_named(name)) else { return false };
+        let Some((_, field)) = message.and_then(|id| schema.message(id).field_named(name)) else { return false };
         let is_last = index + 1 == path.len();
         message = match (field.kind, field.cardinality) {
             (Kind::Message(id), Cardinality::Single) => Some(id),
