@@ -12,6 +12,7 @@ Usage: cargo xtask <TASK>
 Tasks:
   test [ARGS…]   install the foreign peers (Envoy, gRPC) below target/peers and run every test
   peers          install the foreign peers only
+  clients [N]    run the clients of other languages with N requests each (a million where nothing is said)
   instructions [--check | --write]
                  count what a request costs (needs valgrind); compare with the committed figures, or replace them
   fuzz TARGET [--seconds N] [--seed N]
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         Some("test") => test(args),
         Some("peers") => peers::install().map(|_| ()),
         Some("soak") => soak(args),
+        Some("clients") => clients(args.next()),
         Some("lint") => lint(),
         Some("instructions") => instructions::run(args),
         Some("fuzz") => run(cargo().args(["run", "--quiet", "-p", "lateen-fuzz", "--"]).args(args)),
@@ -62,6 +64,17 @@ fn soak(mut args: impl Iterator<Item = String>) -> Result<(), String> {
     };
     let seconds = minutes.parse::<u64>().map_err(|e| format!("--minutes {minutes}: {e}"))? * 60;
     run(cargo().args(["test", "-p", "lateen", "--test", "soak", "--", "--nocapture"]).env("LATEEN_SOAK_SECONDS", seconds.to_string()))
+}
+
+fn clients(requests: Option<String>) -> Result<(), String> {
+    let peers = peers::install()?;
+    let mut cargo = cargo();
+    cargo.args(["test", "--release", "-p", "lateen", "--test", "clients"]);
+    cargo.env("LATEEN_CLIENT_REQUESTS", requests.as_deref().unwrap_or("1000000"));
+    for (key, value) in peers.environment() {
+        cargo.env(key, value);
+    }
+    run(&mut cargo)
 }
 
 fn lint() -> Result<(), String> {
