@@ -33,7 +33,7 @@ pub struct Config {
     /// Decoded size of a header block: names, values and 32 for each field.
     pub max_header_bytes: usize,
     pub max_headers: usize,
-    /// Announce extended CONNECT (RFC 8441).
+    /// Announce and take extended CONNECT (RFC 8441).
     pub extended_connect: bool,
 }
 

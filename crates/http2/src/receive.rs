@@ -212,7 +212,9 @@ impl Connection {
             events.push(Event::HeadersTooLarge { id });
             return Ok(());
         }
-        let Some(head) = request_head(block) else {
+        // A pseudo-header that was not announced makes the request malformed (RFC 8441, section 3).
+        let head = request_head(block).filter(|head| head.protocol.is_none() || self.config.extended_connect);
+        let Some(head) = head else {
             frame::put_reset(self.out.buffer(), id, Reason::PROTOCOL_ERROR);
             self.flood.premature_reset()?;
             return self.flood.control_frame();

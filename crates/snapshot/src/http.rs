@@ -57,8 +57,7 @@ pub struct HttpConnectionManager {
     pub forward_client_cert: ForwardClientCert,
     pub set_current_client_cert: CurrentClientCert,
     pub path: PathNormalization,
-    /// Upgrade names accepted (lower case), e.g. `websocket`, `CONNECT`.
-    pub upgrades: Vec<Arc<str>>,
+    pub upgrades: Vec<Upgrade>,
     /// Time between bytes of a stream; default 5 min, `None` unlimited (Istio).
     pub stream_idle_timeout: Option<Duration>,
     /// Whole request must have arrived by then; `None` unlimited.
@@ -82,6 +81,16 @@ pub struct HttpConnectionManager {
     pub suppress_envoy_headers: bool,
     /// Body format of local replies is Envoy's plain text unless mapped; mappings are refused for now.
     pub normalize_underscores: Underscores,
+}
+
+/// What the connection manager says of one upgrade (Envoy `UpgradeConfig`).
+#[derive(Debug, Clone)]
+pub struct Upgrade {
+    /// In lower case: `websocket`, `connect`.
+    pub name: Arc<str>,
+    pub enabled: bool,
+    /// The manager for those requests, where they have filters of their own; the same in all else.
+    pub manager: Option<Arc<HttpConnectionManager>>,
 }
 
 /// Where the routes are.

@@ -224,6 +224,10 @@ impl RouteMatch {
     }
 
     fn path_matches(&self, head: &RequestHead<'_>, path: &str) -> bool {
+        // The target of a plain CONNECT is no path: not even a prefix of nothing takes it.
+        if path.is_empty() {
+            return matches!(self.path, PathMatch::Connect) && head.method == "CONNECT";
+        }
         let (path_bytes, ignore_case) = (path.as_bytes(), !self.case_sensitive);
         let starts = |text: &str| path_bytes.get(..text.len()).is_some_and(|start| same(start, text.as_bytes(), ignore_case));
         match &self.path {

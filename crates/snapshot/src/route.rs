@@ -9,6 +9,7 @@ use lateen_balance::Criteria;
 use regex::Regex;
 
 use crate::ClusterId;
+use crate::cluster::ProxyProtocolVersion;
 use crate::header::HeaderMutations;
 use crate::http::{Cors, FilterOverrides, HeaderChanges};
 use crate::matcher::{CookieMatcher, Fraction, HeaderMatcher, QueryMatcher, StringMatcher};
@@ -163,6 +164,7 @@ pub struct Forward {
     pub high_priority: bool,
     /// Per-route switch of upgrades: (lower-case name, allowed).
     pub upgrades: Vec<(Arc<str>, bool)>,
+    pub connect: Option<Connect>,
     pub rate_limits: Vec<RateLimit>,
     /// The virtual host's limits count too, whatever the filter says.
     pub include_virtual_host_limits: bool,
@@ -194,6 +196,22 @@ pub enum RedirectPredicate {
     AllowListed(Vec<Box<str>>),
     /// Not from HTTP to HTTPS.
     SafeCrossScheme,
+}
+
+/// The end of a tunnel: the bytes behind a CONNECT go upstream over plain TCP (Envoy `ConnectConfig`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connect {
+    /// A PROXY protocol header goes first.
+    pub proxy_protocol: Option<ProxyProtocolVersion>,
+    /// A POST's body is such bytes too.
+    pub allow_post: bool,
+}
+
+impl Connect {
+    /// Whether a request of this method ends here.
+    pub fn takes(&self, method: &::http::Method) -> bool {
+        *method == ::http::Method::CONNECT || (self.allow_post && *method == ::http::Method::POST)
+    }
 }
 
 #[derive(Debug)]

@@ -47,6 +47,8 @@ pub const UPSTREAM_RESET_BEFORE_RESPONSE_STARTED: &str = "upstream_reset_before_
 pub const UPSTREAM_RESET_AFTER_RESPONSE_STARTED: &str = "upstream_reset_after_response_started";
 /// The caller went away.
 pub const DOWNSTREAM_REMOTE_DISCONNECT: &str = "downstream_remote_disconnect";
+/// The caller reset its HTTP/2 stream.
+pub const HTTP2_REMOTE_RESET: &str = "http2.remote_reset";
 /// We closed the caller's connection; see [`local_disconnect`].
 pub const DOWNSTREAM_LOCAL_DISCONNECT: &str = "downstream_local_disconnect";
 /// No filter chain matched.

@@ -82,6 +82,19 @@ impl Sender {
         }
     }
 
+    /// Whether the peer takes extended CONNECT, which only its SETTINGS tell (RFC 8441, section 3).
+    pub fn poll_extended_connect(&self, cx: &mut Context<'_>) -> Poll<bool> {
+        let mut inner = self.0.0.borrow_mut();
+        if inner.closed {
+            return Poll::Ready(false);
+        }
+        if inner.connection.is_ready() {
+            return Poll::Ready(inner.connection.peer_takes_extended_connect());
+        }
+        inner.waiting.push(cx.waker().clone());
+        Poll::Pending
+    }
+
     /// Lets open streams finish and then closes the connection.
     pub fn close(&self) {
         let mut inner = self.0.0.borrow_mut();

@@ -111,6 +111,12 @@ impl Stream {
         Poll::Pending
     }
 
+    /// Whether the peer reset the stream.
+    pub fn was_reset(&self) -> bool {
+        let inner = self.session.0.borrow();
+        inner.slots.get(&self.id).is_some_and(|s| matches!(s.failure, Some(Failure::Reset(_) | Failure::Refused)))
+    }
+
     /// Sends a response's head (server), informational ones included; `end` when nothing follows.
     pub fn send_response(&mut self, status: StatusCode, headers: &HeaderMap, end: bool) {
         let mut inner = self.session.0.borrow_mut();

@@ -23,7 +23,7 @@ pub(crate) struct Case {
     #[serde(default)]
     pub(crate) listeners: BTreeMap<String, Listener>,
     /// Fields of each cluster over a static one. Besides Envoy's: `endpoints`, names of upstreams (default: the
-    /// cluster's name; `dead` refuses connections), `http2: true`, and `fresh_connections: true` for one request on each. Without any there is `a`.
+    /// cluster's name; `dead` refuses connections, `echo` sends back bytes), `http2: true`, and `fresh_connections: true` for one request on each. Without any there is `a`.
     #[serde(default)]
     pub(crate) clusters: BTreeMap<String, Map<String, Value>>,
     /// Merged over the whole bootstrap.
@@ -73,8 +73,10 @@ pub(crate) struct Step {
     /// A body of that many bytes.
     pub(crate) body_bytes: Option<usize>,
     pub(crate) trailers: Headers,
-    /// Sent after `101 Switching Protocols`; as much is read back.
+    /// Sent after `101 Switching Protocols`, or the 200 to a CONNECT; as much is read back.
     pub(crate) then_send: Option<String>,
+    /// Over HTTP/2: an extended CONNECT for this protocol.
+    pub(crate) protocol: Option<String>,
     pub(crate) tls: Option<Tls>,
     /// So many times; only how often which answer came and which endpoint was asked is compared.
     pub(crate) repeat: Option<usize>,
@@ -134,7 +136,7 @@ pub(crate) struct Answer {
     pub(crate) silent: bool,
     /// What happens afterwards.
     pub(crate) then: Then,
-    /// Switches protocols and echoes bytes.
+    /// Switches protocols, or takes a CONNECT, and echoes bytes.
     pub(crate) upgrade: Option<String>,
 }
 

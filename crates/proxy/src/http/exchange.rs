@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::message::{Request, Response};
 use super::reply::{self, Reply};
 use super::stream::Downstream;
-use super::{Hcm, maps, normalize, report, sanitize};
+use super::{Hcm, maps, normalize, report, sanitize, upgrade};
 use crate::filter;
 use crate::filter::http::body::Bodies;
 use crate::filter::http::grpc_stats;
@@ -216,8 +216,7 @@ impl<'a> Exchange<'a> {
             Ok(()) | Err(End::Redirected) => {}
             Err(End::Reply(reply)) => reply::send(&mut self, *reply).await,
             Err(End::Gone) => {
-                self.info.flags.insert(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
-                self.info.details = Cow::Borrowed(details::DOWNSTREAM_REMOTE_DISCONNECT);
+                self.note_gone();
                 self.down.abort();
             }
             Err(End::Cut) => self.down.abort(),
@@ -255,6 +254,17 @@ impl<'a> Exchange<'a> {
         report::begin(self);
     }
 
+    /// For the log: the caller went away, or gave up this exchange alone.
+    pub(crate) fn note_gone(&mut self) {
+        let (flag, detail) = if self.down.was_reset() {
+            (ResponseFlags::DOWNSTREAM_REMOTE_RESET, details::HTTP2_REMOTE_RESET)
+        } else {
+            (ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION, details::DOWNSTREAM_REMOTE_DISCONNECT)
+        };
+        self.info.flags.insert(flag);
+        self.info.details = Cow::Borrowed(detail);
+    }
+
     /// Answers without a request to serve.
     pub(crate) async fn refuse(mut self, reply: Reply) {
         report::begin(&self);
@@ -276,6 +286,7 @@ impl<'a> Exchange<'a> {
         let found = self.find_route();
         spans::begin(self);
         found?;
+        upgrade::admit(self)?;
         let mut turns = 0u32;
         {
             let mut filters = pin!(filter::http::on_request(self));

@@ -56,6 +56,8 @@ pub(crate) struct Hcm {
     pub(crate) tracer: Option<Rc<Tracer>>,
     /// Counters of filters, which may have a prefix of their own.
     pub(crate) counters: Counters,
+    /// For each upgrade the manager with its filters, where it has some of its own.
+    pub(crate) upgrades: Vec<Option<Rc<Hcm>>>,
     /// Whether any filter wants to see the response.
     pub(crate) response_filters: bool,
     /// By the filters' places.
@@ -126,6 +128,11 @@ impl Hcm {
             },
             server: HeaderValue::from_str(&config.server_name).unwrap_or(HeaderValue::from_static("envoy")),
             router: router.unwrap_or_default(),
+            upgrades: config
+                .upgrades
+                .iter()
+                .map(|upgrade| Some(Self::with(worker, direction, Arc::clone(upgrade.manager.as_ref()?), tracer.clone())))
+                .collect(),
             tracer,
             response_filters: config.filters.iter().any(sees_response),
             filter_stats: config.filters.iter().map(|f| FilterStats::new(worker, prefix, f)).collect(),

@@ -69,7 +69,7 @@ pub(crate) struct Request {
     pub(crate) headers: HeaderMap,
     pub(crate) version: Version,
     pub(crate) length: Length,
-    /// The protocol to upgrade to, in lower case.
+    /// The protocol to upgrade to, in lower case; `connect` for a CONNECT. The headers hold it as it was sent.
     pub(crate) upgrade: Option<Text>,
     /// The caller waits for `100 Continue`.
     pub(crate) expects_continue: bool,
@@ -106,6 +106,11 @@ impl Request {
 
     pub(crate) fn is_grpc(&self) -> bool {
         is_grpc(&self.headers)
+    }
+
+    /// Whether bytes for the named host follow, rather than another protocol (RFC 9110 9.3.6).
+    pub(crate) fn is_connect(&self) -> bool {
+        self.method == Method::CONNECT
     }
 
     pub(crate) fn has_body(&self) -> bool {

@@ -15,6 +15,8 @@ pub(crate) mod reply;
 mod report;
 mod sanitize;
 pub(crate) mod stream;
+pub(crate) mod tcp;
+mod upgrade;
 mod xfcc;
 
 pub(crate) use access::{ConnectionRecord, LogSet, log_refused};

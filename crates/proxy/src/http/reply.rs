@@ -253,6 +253,7 @@ pub(crate) fn malformed(why: InvalidHead) -> Reply {
         InvalidHead::OldVersion => (426, "Upgrade Required", details::LOW_VERSION),
         InvalidHead::NoHost => (400, "", details::MISSING_HOST_HEADER),
         InvalidHead::Target => (400, "Bad Request", "http1.invalid_url"),
+        InvalidHead::ConnectBody => (400, "Bad Request", "http1.body_disallowed"),
         InvalidHead::TransferEncoding => (400, "Bad Request", "http1.invalid_transfer_encoding"),
         InvalidHead::TwoLengths => (400, "Bad Request", "http1.content_length_and_chunked_not_allowed"),
         InvalidHead::Characters => (400, "Bad Request", "http1.invalid_characters"),

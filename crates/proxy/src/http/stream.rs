@@ -11,6 +11,7 @@ use http::{HeaderMap, StatusCode};
 use super::h1::{H1Client, H1Server};
 use super::h2::{H2Client, H2ServerStream};
 use super::message::{Frame, Request, Response};
+use super::tcp::TcpClient;
 
 /// How a peer ended an exchange before its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,11 @@ impl Downstream {
         both!(self, end => end.request_done())
     }
 
+    /// Whether the caller gave up the exchange alone, and not its connection.
+    pub(crate) fn was_reset(&self) -> bool {
+        matches!(self, Self::H2(h2) if h2.was_reset())
+    }
+
     pub(crate) fn send_informational(&mut self, status: StatusCode, headers: &HeaderMap) {
         both!(self, end => end.send_informational(status, headers));
     }
@@ -101,6 +107,14 @@ impl Downstream {
         }
     }
 
+    /// Ends a tunnel whose other end broke (RFC 9113 8.5).
+    pub(crate) fn abort_tunnel(&mut self) {
+        if let Self::H2(h2) = self {
+            h2.reset(lateen_http2::Reason::CONNECT_ERROR);
+        }
+        self.close_after();
+    }
+
     pub(crate) fn close_after(&mut self) {
         if let Self::H1(h1) = self {
             h1.close_after();
@@ -112,6 +126,18 @@ impl Downstream {
 pub(crate) enum Upstream {
     H1(Box<H1Client>),
     H2(Box<H2Client>),
+    /// A tunnel ends here.
+    Tcp(Box<TcpClient>),
+}
+
+macro_rules! each {
+    ($self:ident, $end:ident => $call:expr) => {
+        match $self {
+            Self::H1($end) => $call,
+            Self::H2($end) => $call,
+            Self::Tcp($end) => $call,
+        }
+    };
 }
 
 impl Upstream {
@@ -123,52 +149,64 @@ impl Upstream {
                 Ok(())
             }
             Self::H2(h2) => h2.send_request(request),
+            Self::Tcp(tcp) => {
+                tcp.send_request(request);
+                Ok(())
+            }
         }
     }
 
     pub(crate) fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, StreamError>> {
-        both!(self, end => end.poll_response(cx))
+        match self {
+            Self::H1(h1) => h1.poll_response(cx),
+            Self::H2(h2) => h2.poll_response(cx),
+            Self::Tcp(tcp) => tcp.poll_response(),
+        }
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
-        both!(self, end => end.poll_frame(cx))
+        each!(self, end => end.poll_frame(cx))
     }
 
     pub(crate) fn send_data(&mut self, data: Bytes) {
-        both!(self, end => end.send_data(data));
+        each!(self, end => end.send_data(data));
     }
 
     pub(crate) fn send_end(&mut self, trailers: Option<Box<HeaderMap>>) {
         match self {
             Self::H1(h1) => h1.send_end(trailers.as_deref()),
             Self::H2(h2) => h2.send_end(trailers),
+            Self::Tcp(tcp) => tcp.send_end(),
         }
     }
 
     pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
-        both!(self, end => end.poll_room(cx))
+        each!(self, end => end.poll_room(cx))
     }
 
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
-        both!(self, end => end.poll_flush(cx))
+        each!(self, end => end.poll_flush(cx))
     }
 
+    /// Bytes flow as they are in both directions from here on.
     pub(crate) fn start_raw(&mut self) {
-        both!(self, end => end.start_raw());
+        if let Self::H1(h1) = self {
+            h1.start_raw();
+        }
     }
 
     /// Whether nothing of the request has left this process: repeating it is safe whatever it is.
     pub(crate) fn untouched(&self) -> bool {
         match self {
             Self::H1(h1) => !h1.wrote_any(),
-            Self::H2(_) => false,
+            Self::H2(_) | Self::Tcp(_) => false,
         }
     }
 
     pub(crate) fn answered(&self) -> bool {
         match self {
             Self::H1(h1) => h1.answered(),
-            Self::H2(_) => false,
+            Self::H2(_) | Self::Tcp(_) => false,
         }
     }
 }

@@ -25,9 +25,10 @@ use crate::filter::http::body::{Caller, Halt};
 use crate::filter::http::stateful_session;
 use crate::http::message::{Response, Version};
 use crate::http::reply::Reply;
-use crate::http::stream::StreamError;
+use crate::http::stream::{StreamError, Upstream};
 use crate::http::{End, Exchange};
 use crate::io::Text;
+use crate::listener::proxy_header;
 use crate::upstream::{ClusterState, Lease, NoConnection, TargetWish, grpc};
 
 /// How a try ended.
@@ -95,6 +96,7 @@ pub(super) async fn run(
         stats.inc(names::UPSTREAM_RQ_PENDING_OVERFLOW);
         return Ok(failed(Failure::Overflow));
     };
+    let tunnel = forward.connect.filter(|connect| connect.takes(&exchange.request.method));
     let wish = TargetWish {
         downstream: exchange.request.version,
         alpn: crate::filter::http::alpn_overrides(exchange),
@@ -102,7 +104,7 @@ pub(super) async fn run(
         upgrade: exchange.request.upgrade.is_some(),
         addresses: Some((exchange.conn.remote, exchange.conn.local)),
     };
-    let target = cluster.target(host, &wish);
+    let target = if tunnel.is_some() { cluster.tcp_target(host, &wish) } else { cluster.target(host, &wish) };
     let at = exchange.info.moment;
     let began = Began { active: target.host.begin_request(), _permit: permit, _gauge: stats.hold(names::UPSTREAM_RQ_ACTIVE), at };
     if forwarding.body.complete() {
@@ -138,6 +140,9 @@ pub(super) async fn run(
         }
     };
     cluster.report_reached(exchange.worker, &target.host);
+    if exchange.request.upgrade.is_some() && !Box::pin(takes_upgrade(exchange, forwarding, &lease)).await? {
+        return Ok(failed(Failure::ProtocolError));
+    }
     exchange.info.upstream_local = lease.local_address();
     exchange.info.upstream_principal = lease.principal();
     stats.inc(names::UPSTREAM_RQ_TOTAL);
@@ -145,6 +150,10 @@ pub(super) async fn run(
     let sent = exchange.info.moment;
     if let Err(e) = lease.upstream.send_request(&exchange.request) {
         return Ok(Tried::Failed { failed: e.into(), stale: lease.reused, sent_any: false });
+    }
+    if let Some(version) = tunnel.and_then(|connect| connect.proxy_protocol) {
+        let header = proxy_header::encode(version, Some((exchange.conn.remote, exchange.conn.local)));
+        lease.upstream.send_data(header.into());
     }
     let result = await_response(exchange, forwarding, &mut lease, retries).await;
     let response = match result {
@@ -251,6 +260,25 @@ async fn connect(
             return Poll::Ready(Ok(Connecting::Overtaken(answer)));
         }
         timer.poll(cx).map(|()| Ok(Connecting::Done(Err(limits.expired(Instant::now()).into()))))
+    })
+    .await
+}
+
+/// Extended CONNECT is only for peers that said they take it (RFC 8441, section 3): waits for their word.
+async fn takes_upgrade(exchange: &mut Exchange<'_>, forwarding: &Forwarding, lease: &Lease) -> Result<bool, End> {
+    let Upstream::H2(h2) = &lease.upstream else { return Ok(true) };
+    exchange.timer.set(Limits::new(forwarding, exchange.info.moment).next());
+    let limit = Instant::now() + forwarding.cluster.cluster.config.connect_timeout;
+    let (timer, down, request) = (&mut exchange.timer, &mut exchange.down, &exchange.request);
+    let mut patience = pin!(tokio::time::sleep_until(limit));
+    poll_fn(|cx| {
+        if let Poll::Ready(takes) = h2.poll_takes(request, cx) {
+            return Poll::Ready(Ok(takes));
+        }
+        if down.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(End::Gone));
+        }
+        if timer.poll(cx).is_ready() || patience.as_mut().poll(cx).is_ready() { Poll::Ready(Ok(false)) } else { Poll::Pending }
     })
     .await
 }
@@ -383,6 +411,11 @@ impl Limits {
 
     pub(super) fn has_idle(&self) -> bool {
         self.idle.is_some()
+    }
+
+    /// Limits silence where nothing does yet.
+    pub(super) fn bound_idle(&mut self, span: std::time::Duration) {
+        self.idle.get_or_insert_with(|| (span, Instant::now() + span, Failure::StreamIdle));
     }
 
     pub(super) fn touch(&mut self) {

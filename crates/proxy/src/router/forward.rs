@@ -61,7 +61,6 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward:
         return Err(Reply::new(status, body, details::CLUSTER_NOT_FOUND, ResponseFlags::NO_CLUSTER_FOUND).into());
     };
     exchange.info.cluster = Some(Rc::clone(&cluster));
-    check_upgrade(exchange, forward)?;
     let policy = forward.retry.clone().or_else(|| matched.virtual_host().and_then(|h| h.retry.clone()));
     let listener = ListenerLimits { idle: exchange.hcm.config.stream_idle_timeout, stream: exchange.hcm.config.max_stream_duration };
     let inherited = Inherited {
@@ -74,8 +73,9 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward:
     let hash = if forward.hash.is_empty() { None } else { hash::of(exchange, &forward.hash) };
     let criteria = if cluster.is_divided() { lookup::criteria(exchange, matched, forward) } else { None };
     finalize::request(exchange, matched, forward, &timeouts);
-    let mirrors = if forward.mirrors.is_empty() { mirror::Mirrors::default() } else { mirror::start(exchange, &forward.mirrors) };
     let upgrade = exchange.request.upgrade.is_some();
+    let mirrored = !forward.mirrors.is_empty() && !upgrade;
+    let mirrors = if mirrored { mirror::start(exchange, &forward.mirrors) } else { mirror::Mirrors::default() };
     let limit = exchange.bodies.as_ref().and_then(|b| b.kept);
     let cap = if upgrade { 0 } else { limit.unwrap_or_else(|| kept_body(exchange, matched)) };
     let body = Body::new(exchange.request.has_body(), upgrade, cap, mirrors);
@@ -120,18 +120,6 @@ fn kept_body(exchange: &Exchange<'_>, matched: &Matched) -> usize {
         BufferLimit::Own(n) => bytes(n).min(MOST_KEPT),
         BufferLimit::Below(n) => bytes(n).min(connection),
     }
-}
-
-/// Upgrades go where listener or route allow them; all else is refused before anything goes up.
-fn check_upgrade(exchange: &Exchange<'_>, forward: &Forward) -> Result<(), End> {
-    let Some(wanted) = &exchange.request.upgrade else { return Ok(()) };
-    let by_route = forward.upgrades.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, allowed)| *allowed);
-    let by_listener = || exchange.hcm.config.upgrades.iter().any(|name| name.eq_ignore_ascii_case(wanted));
-    if by_route.unwrap_or_else(by_listener) {
-        return Ok(());
-    }
-    exchange.hcm.stats.inc(names::DOWNSTREAM_RQ_WS_ON_NON_WS_ROUTE);
-    Err(Reply::new(403, "", details::UPGRADE_FAILED, ResponseFlags::NONE).into())
 }
 
 async fn tries(

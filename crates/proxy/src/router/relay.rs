@@ -2,24 +2,28 @@
 use std::borrow::Cow;
 use std::future::poll_fn;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use lateen_telemetry::details;
 use lateen_telemetry::envoy_names::{cluster as cluster_names, http as names};
-use lateen_telemetry::{ResponseFlags, details};
 use tokio::time::Instant;
 
 use super::attempt::{Began, Limits};
 use super::finalize;
 use super::forward::Forwarding;
-use super::outcome::Failed;
+use super::outcome::{Failed, Failure};
 use super::replay::Body;
 use crate::filter;
 use crate::filter::http::body::{Caller, Halt, Origin, Piece, Source};
 use crate::http::headers::{SERVICE_TIME, numeric};
-use crate::http::message::{Frame, Length, Response};
+use crate::http::message::{Frame, Length, Response, Version};
 use crate::http::reply::Reply;
 use crate::http::stream::{StreamError, Upstream};
 use crate::http::{End, Exchange, Info};
 use crate::upstream::Lease;
+
+/// How long one direction of a tunnel may be silent after the other has ended, where nothing else limits it.
+const HALF_CLOSED: Duration = Duration::from_secs(3600);
 
 enum Broken {
     /// The caller went away.
@@ -60,7 +64,6 @@ pub(super) async fn run(
         exchange.bodies = None;
         forwarding.body.start_raw();
         lease.upstream.start_raw();
-        exchange.hcm.stats.inc(names::DOWNSTREAM_CX_UPGRADES_TOTAL);
     } else {
         forwarding.body.forget();
     }
@@ -69,10 +72,10 @@ pub(super) async fn run(
     exchange.send_head(response, end);
     let result = pump(exchange, forwarding, &mut lease, upgraded).await;
     match result {
-        Ok(()) => {
+        Ok(upstream_first) => {
             let ended = *exchange.info.ended.insert(Instant::now());
-            if upgraded && forwarding.body.complete() {
-                caller_left(exchange);
+            if upgraded {
+                note_end(exchange, forwarding, &lease, upstream_first);
             }
             if forwarding.body.sent() || upgraded {
                 lease.finish(forwarding.cluster.cluster.config.max_requests_per_connection, ended);
@@ -82,11 +85,19 @@ pub(super) async fn run(
         // Both ends of an upgraded connection just stop; that is no failure.
         Err(Broken::Caller) if upgraded => {
             forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_CANCELLED);
-            caller_left(exchange);
+            exchange.note_gone();
             Ok(())
         }
-        Err(Broken::Upstream(_)) if upgraded => Err(End::Cut),
-        Err(broken) => Err(cut(exchange, forwarding, broken)),
+        Err(broken) => {
+            match &broken {
+                Broken::Upstream(failed) if failed.failure == Failure::StreamIdle => {
+                    exchange.hcm.stats.inc(names::DOWNSTREAM_RQ_IDLE_TIMEOUT)
+                }
+                Broken::Upstream(_) if upgraded => exchange.down.abort_tunnel(),
+                _ => {}
+            }
+            Err(cut(exchange, forwarding, broken))
+        }
     }
 }
 
@@ -175,14 +186,22 @@ impl Origin for Coming<'_> {
     }
 }
 
-/// Of an upgraded connection the log tells who ended it.
-fn caller_left(exchange: &mut Exchange<'_>) {
-    exchange.info.flags.insert(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
-    exchange.info.details = Cow::Borrowed(details::DOWNSTREAM_REMOTE_DISCONNECT);
+/// What the log says of a tunnel that came to its end. An HTTP/1 connection has no end of a message to tell from its own.
+fn note_end(exchange: &mut Exchange<'_>, forwarding: &Forwarding, lease: &Lease, upstream_first: bool) {
+    if upstream_first && matches!(lease.upstream, Upstream::H1(_)) {
+        let ended = Failed::from(Failure::ConnectionTermination);
+        exchange.info.flags.insert(ended.failure.flags());
+        exchange.info.details = ended.after_response();
+    } else if !upstream_first && forwarding.body.complete() && exchange.request.version != Version::Http2 {
+        exchange.note_gone();
+    }
 }
 
-async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &mut Lease, upgraded: bool) -> Result<(), Broken> {
+/// Moves bytes until the response is over, and of a CONNECT's tunnel both directions; says whether the upstream ended it.
+async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &mut Lease, upgraded: bool) -> Result<bool, Broken> {
     let mut limits = Limits::while_relaying(forwarding, exchange.info.moment);
+    // TCP has half-closed connections, and so have its tunnels.
+    let tunnel = upgraded && exchange.request.is_connect();
     if upgraded {
         limits.deadline = None;
     }
@@ -193,7 +212,7 @@ async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &
         Some(bodies) => (Some(&mut bodies.request), Some(&mut bodies.response)),
     };
     let mut caller = Caller { down, timer, chain: request };
-    let mut answered = false;
+    let (mut answered, mut upstream_first) = (false, false);
     poll_fn(|cx| {
         let mut moved = false;
         if !forwarding.body.sent() {
@@ -202,9 +221,9 @@ async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &
                 Err(Halt::Stream(_)) => return Poll::Ready(Err(Broken::Caller)),
                 Err(Halt::Reply(reply)) => return Poll::Ready(Err(Broken::Filter(reply))),
             }
-        } else if upgraded {
-            let _ = lease.upstream.poll_flush(cx);
         }
+        // What is still on its way up when all has been handed over.
+        let up_flushed = upgraded && lease.upstream.poll_flush(cx).is_ready();
         while !answered {
             match caller.down.poll_room(cx) {
                 Poll::Ready(Ok(())) => {}
@@ -239,6 +258,10 @@ async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &
                 Poll::Ready(None) => {
                     caller.down.send_end(None);
                     answered = true;
+                    upstream_first = !forwarding.body.complete();
+                    if tunnel {
+                        limits.bound_idle(HALF_CLOSED);
+                    }
                 }
                 Poll::Ready(Some(Err(Halt::Stream(e)))) => return Poll::Ready(Err(Broken::Upstream(e.into()))),
                 Poll::Ready(Some(Err(Halt::Reply(reply)))) => return Poll::Ready(Err(Broken::Filter(reply))),
@@ -246,7 +269,11 @@ async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &
             }
         }
         match caller.down.poll_flush(cx) {
-            Poll::Ready(Ok(())) if answered => return Poll::Ready(Ok(())),
+            Poll::Ready(Ok(())) if answered => {
+                if !tunnel || forwarding.body.broken() || (forwarding.body.sent() && up_flushed) {
+                    return Poll::Ready(Ok(upstream_first));
+                }
+            }
             Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Caller)),
             _ => {}
         }

@@ -97,6 +97,11 @@ impl Body {
         self.sent
     }
 
+    /// Writing failed: the upstream takes no more.
+    pub(super) fn broken(&self) -> bool {
+        self.broken
+    }
+
     /// For raw bytes after a switch of protocols.
     pub(super) fn start_raw(&mut self) {
         self.keeps = false;

@@ -299,6 +299,16 @@ impl ClusterState {
             UpstreamHttp::Auto(_) if wish.upgrade => Wanted::Http1,
             UpstreamHttp::Auto(_) => Wanted::Auto,
         };
+        self.target_speaking(wanted, host, wish)
+    }
+
+    /// Where the bytes of a tunnel go as they are.
+    pub(crate) fn tcp_target(&self, host: Arc<Host>, wish: &TargetWish<'_>) -> Target {
+        self.target_speaking(Wanted::Tcp, host, wish)
+    }
+
+    fn target_speaking(&self, wanted: Wanted, host: Arc<Host>, wish: &TargetWish<'_>) -> Target {
+        let config = &self.cluster.config;
         let transport = config.transports.get(host.transport as usize);
         let proxied = transport.and_then(|t| t.proxy_protocol).and(wish.addresses);
         let Some(tls) = transport.and_then(|t| t.tls.as_ref()) else {
@@ -383,7 +393,7 @@ static EITHER: LazyLock<Arc<Vec<Vec<u8>>>> = LazyLock::new(|| Arc::new(vec![b"h2
 
 /// The ALPN to offer: the filter's override by upstream protocol, else what the context says, else the protocol's own.
 fn alpn_offer(wish: &TargetWish<'_>, wanted: Wanted, configured: &[Vec<u8>]) -> (usize, Option<Arc<Vec<Vec<u8>>>>) {
-    if let Some(overrides) = wish.alpn {
+    if let Some(overrides) = wish.alpn.filter(|_| wanted != Wanted::Tcp) {
         let list = match (wanted, wish.downstream) {
             (Wanted::Http2, _) => &overrides.http2,
             (_, Version::Http10) if !overrides.http10.is_empty() => &overrides.http10,
@@ -393,13 +403,13 @@ fn alpn_offer(wish: &TargetWish<'_>, wanted: Wanted, configured: &[Vec<u8>]) -> 
             return (Arc::as_ptr(list) as usize, Some(Arc::clone(list)));
         }
     }
-    if !configured.is_empty() {
+    if !configured.is_empty() || wanted == Wanted::Tcp {
         return (0, None);
     }
     let fallback = match wanted {
         Wanted::Http1 => &HTTP1,
         Wanted::Http2 => &HTTP2,
-        Wanted::Auto => &EITHER,
+        Wanted::Auto | Wanted::Tcp => &EITHER,
     };
     (0, Some(Arc::clone(fallback)))
 }

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::pool::{Idle, Open, Pool, Shared};
 use crate::http::h2::H2Client;
 use crate::http::stream::Upstream;
+use crate::http::tcp::TcpClient;
 
 /// What an exchange holds while it uses a connection. Dropped midway, the connection is closed (HTTP/1) or the
 /// stream reset (HTTP/2); [`Lease::finish`] gives it back.
@@ -54,6 +55,11 @@ impl Lease {
             held: Held::Stream(OnShared { shared, pool: Rc::clone(pool) }),
             served: 0,
         }
+    }
+
+    /// A connection for one tunnel, which nobody uses again.
+    pub(crate) fn of_tcp(client: TcpClient, open: Open, pool: &Rc<Pool>) -> Self {
+        Self { upstream: Upstream::Tcp(Box::new(client)), reused: false, pool: Rc::clone(pool), held: Held::Connection(open), served: 1 }
     }
 
     /// Our address on the connection.

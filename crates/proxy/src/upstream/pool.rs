@@ -24,6 +24,7 @@ use super::cluster::ClusterState;
 use super::connect::{ConnectFailure, ConnectPlan};
 use super::lease::Lease;
 use crate::http::h1::H1Client;
+use crate::http::tcp::TcpClient;
 use crate::io::{Io, Wire};
 use crate::worker::Worker;
 
@@ -34,6 +35,8 @@ pub(crate) enum Wanted {
     Http2,
     /// What ALPN settles.
     Auto,
+    /// None: a connection for one tunnel.
+    Tcp,
 }
 
 /// Connections are shared by exchanges that agree on all of this.
@@ -136,7 +139,7 @@ impl Pool {
 
     fn multiplexed(&self) -> bool {
         match self.key.wanted {
-            Wanted::Http1 => false,
+            Wanted::Http1 | Wanted::Tcp => false,
             Wanted::Http2 => true,
             Wanted::Auto => self.known_http2.get().unwrap_or(false),
         }
@@ -298,7 +301,9 @@ impl Pool {
             open.principal = worker.istio.shared().principal(&uri);
         }
         state.stats.record(names::UPSTREAM_CX_CONNECT_MS, open.since.elapsed().as_micros() as u64);
-        let lease = if self.speaks_http2(&io) {
+        let lease = if self.key.wanted == Wanted::Tcp {
+            Ok(Lease::of_tcp(TcpClient::new(Wire::new(io)), open, self))
+        } else if self.speaks_http2(&io) {
             self.share(worker, state, io, open, http2_options(config)).await
         } else {
             state.stats.inc(names::UPSTREAM_CX_HTTP1_TOTAL);
@@ -311,7 +316,7 @@ impl Pool {
 
     fn speaks_http2(&self, io: &Io) -> bool {
         match self.key.wanted {
-            Wanted::Http1 => false,
+            Wanted::Http1 | Wanted::Tcp => false,
             Wanted::Http2 => true,
             Wanted::Auto => {
                 let http2 = matches!(io.tls().and_then(|tls| tls.alpn_protocol()), Some(b"h2" | b"istio-h2"));

@@ -15,12 +15,12 @@ use super::common::{duration, limit, open, runtime_fraction};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::route::{Inherited, clean};
-use super::{filter, header, internal_redirect, matcher, retry, subset};
+use super::{filter, header, internal_redirect, matcher, retry, subset, transport};
 use crate::http::HeaderChanges;
 use crate::matcher::Fraction;
 use crate::path_template::PathTemplateRewrite;
 use crate::route::{
-    ClusterChoice, Forward, HashPolicy, HashSource, HostRewrite, Mirror, NamedCluster, PathMatch, PathRewrite, Roll, RouteMatch,
+    ClusterChoice, Connect, Forward, HashPolicy, HashSource, HostRewrite, Mirror, NamedCluster, PathMatch, PathRewrite, Roll, RouteMatch,
     WeightedCluster, WeightedClusters,
 };
 
@@ -79,6 +79,7 @@ pub(crate) fn forward(
         .filter_map(Result::transpose)
         .collect::<Result<_>>()?;
     let metadata_match = subset::criteria(metadata_match);
+    let (upgrades, connect) = upgrades(upgrade_configs)?;
     Ok(Forward {
         cluster: cluster(cluster_specifier, metadata_match.as_ref(), context)?,
         cluster_not_found_status: not_found(cluster_not_found_response_code)?,
@@ -104,11 +105,8 @@ pub(crate) fn forward(
             Ok(core::RoutingPriority::High) => true,
             Err(_) => return Err(Invalid::field("priority", format!("{priority} is not known"))),
         },
-        upgrades: upgrade_configs
-            .into_iter()
-            .enumerate()
-            .map(|(i, u)| upgrade(u).within_item("upgrade_configs", i))
-            .collect::<Result<_>>()?,
+        upgrades,
+        connect,
         rate_limits: super::ratelimit::limits(rate_limits, "rate_limits")?,
         include_virtual_host_limits: include_vh_rate_limits.unwrap_or(false),
         internal_redirect: internal_redirect::policy(internal_redirect_policy, internal_redirect_action, max_internal_redirects)?
@@ -273,13 +271,36 @@ fn host_rewrite(value: Option<HostRewriteSpecifier>) -> Result<Option<HostRewrit
     })
 }
 
-fn upgrade(value: route_action::UpgradeConfig) -> Result<(Arc<str>, bool)> {
+/// Which upgrades the route lets through or not, and whether tunnels end here.
+fn upgrades(values: Vec<route_action::UpgradeConfig>) -> Result<(Vec<(Arc<str>, bool)>, Option<Connect>)> {
+    let (mut all, mut connect): (Vec<(Arc<str>, bool)>, _) = (Vec::with_capacity(values.len()), None);
+    for (index, value) in values.into_iter().enumerate() {
+        let (name, enabled, config) = upgrade(value).within_item("upgrade_configs", index)?;
+        if all.iter().any(|(known, _)| *known == name) {
+            return Err(Invalid::new(format!("{name} is named twice"))).within_item("upgrade_configs", index);
+        }
+        connect = connect.or(config);
+        all.push((name, enabled));
+    }
+    Ok((all, connect))
+}
+
+fn upgrade(value: route_action::UpgradeConfig) -> Result<(Arc<str>, bool, Option<Connect>)> {
     let route_action::UpgradeConfig { upgrade_type, enabled, connect_config } = value;
-    refuse!(connect_config);
     if upgrade_type.is_empty() {
         return Err(Invalid::field("upgrade_type", "is empty"));
     }
-    Ok((upgrade_type.to_ascii_lowercase().into(), enabled.unwrap_or(true)))
+    if connect_config.is_some() && !upgrade_type.eq_ignore_ascii_case("connect") {
+        return Err(Invalid::field("connect_config", format!("only CONNECT has one, not {upgrade_type}")));
+    }
+    let connect = connect_config.map(connect_of).transpose().within("connect_config")?;
+    Ok((upgrade_type.to_ascii_lowercase().into(), enabled.unwrap_or(true), connect))
+}
+
+fn connect_of(value: route_action::upgrade_config::ConnectConfig) -> Result<Connect> {
+    let route_action::upgrade_config::ConnectConfig { proxy_protocol_config, allow_post } = value;
+    let proxy_protocol = proxy_protocol_config.map(transport::header_version).transpose().within("proxy_protocol_config")?;
+    Ok(Connect { proxy_protocol, allow_post })
 }
 
 /// `None` for a mirror that never happens.

@@ -11,7 +11,7 @@ use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::{access_log, filter, local_reply, route};
 use crate::http::{
     Codec, CurrentClientCert, EscapedSlashes, ForwardClientCert, Http1Options, Http2Options, HttpConnectionManager, PathNormalization,
-    RouteSource, ServerHeader, Underscores,
+    RouteSource, ServerHeader, Underscores, Upgrade,
 };
 use crate::matcher::Cidr;
 
@@ -110,8 +110,8 @@ pub(crate) fn manager(value: proto::HttpConnectionManager, context: &mut Context
         return Err(Invalid::field("max_request_headers_kb", format!("{max_request_headers_kb} is not between 1 and 8192")));
     }
     let filter::Chain { filters, names: filter_names, off: filters_off } = filter::chain(http_filters, "http_filters", context)?;
-    let suppress_envoy_headers = filters.iter().any(|f| matches!(f, crate::http::HttpFilter::Router(r) if r.suppress_envoy_headers));
-    Ok(HttpConnectionManager {
+    let suppress_envoy_headers = suppresses(&filters);
+    let mut manager = HttpConnectionManager {
         stat_prefix: stat_prefix.into(),
         codec: codec(codec_type)?,
         http1: http1(http_protocol_options.unwrap_or_default()).within("http_protocol_options")?,
@@ -137,12 +137,7 @@ pub(crate) fn manager(value: proto::HttpConnectionManager, context: &mut Context
             normalize: normalize_path.unwrap_or(false),
             escaped_slashes: escaped_slashes(path_with_escaped_slashes_action)?,
         },
-        upgrades: upgrade_configs
-            .into_iter()
-            .enumerate()
-            .map(|(i, u)| upgrade(u).within_item("upgrade_configs", i))
-            .filter_map(Result::transpose)
-            .collect::<Result<_>>()?,
+        upgrades: Vec::new(),
         stream_idle_timeout: limit(stream_idle_timeout.as_ref(), Some(FIVE_MINUTES), "stream_idle_timeout")?,
         request_timeout: limit(request_timeout.as_ref(), None, "request_timeout")?,
         request_headers_timeout: limit(request_headers_timeout.as_ref(), None, "request_headers_timeout")?,
@@ -162,7 +157,9 @@ pub(crate) fn manager(value: proto::HttpConnectionManager, context: &mut Context
         tracing: tracing.map(|t| super::tracing::tracing(t, request_ids, context).map(Arc::new)).transpose().within("tracing")?,
         suppress_envoy_headers,
         normalize_underscores: underscores(headers_with_underscores_action)?,
-    })
+    };
+    manager.upgrades = upgrades(upgrade_configs, &manager, context)?;
+    Ok(manager)
 }
 
 fn routes(value: Option<inner::RouteSpecifier>, context: &mut Context<'_>) -> Result<RouteSource> {
@@ -327,14 +324,38 @@ fn underscores(value: i32) -> Result<Underscores> {
     }
 }
 
-/// `None` for an upgrade that is switched off.
-fn upgrade(value: inner::UpgradeConfig) -> Result<Option<Arc<str>>> {
+fn upgrades(values: Vec<inner::UpgradeConfig>, manager: &HttpConnectionManager, context: &mut Context<'_>) -> Result<Vec<Upgrade>> {
+    let mut all: Vec<Upgrade> = Vec::with_capacity(values.len());
+    for (index, value) in values.into_iter().enumerate() {
+        let upgrade = upgrade(value, manager, context).within_item("upgrade_configs", index)?;
+        if all.iter().any(|known| known.name == upgrade.name) {
+            return Err(Invalid::new(format!("{} is named twice", upgrade.name))).within_item("upgrade_configs", index);
+        }
+        all.push(upgrade);
+    }
+    Ok(all)
+}
+
+fn upgrade(value: inner::UpgradeConfig, manager: &HttpConnectionManager, context: &mut Context<'_>) -> Result<Upgrade> {
     let inner::UpgradeConfig { upgrade_type, filters, enabled } = value;
-    refuse!(filters);
     if upgrade_type.is_empty() {
         return Err(Invalid::field("upgrade_type", "is empty"));
     }
-    Ok(enabled.unwrap_or(true).then(|| upgrade_type.to_ascii_lowercase().into()))
+    let mut with_filters = |filters| {
+        let filter::Chain { filters, names: filter_names, off: filters_off } = filter::chain(filters, "filters", context)?;
+        if let Some(at) = filters.iter().position(|f| matches!(f, crate::http::HttpFilter::Discovered(_))) {
+            return Err(Invalid::unsupported("config_discovery")).within_item("filters", at);
+        }
+        let suppress_envoy_headers = suppresses(&filters);
+        Ok(Arc::new(HttpConnectionManager { filters, filter_names, filters_off, suppress_envoy_headers, ..manager.clone() }))
+    };
+    let manager = if filters.is_empty() { None } else { Some(with_filters(filters)?) };
+    Ok(Upgrade { name: upgrade_type.to_ascii_lowercase().into(), enabled: enabled.unwrap_or(true), manager })
+}
+
+/// Whether the router among them keeps `x-envoy-` headers to itself.
+fn suppresses(filters: &[crate::http::HttpFilter]) -> bool {
+    filters.iter().any(|f| matches!(f, crate::http::HttpFilter::Router(r) if r.suppress_envoy_headers))
 }
 
 fn refuse_log_options(value: Option<inner::HcmAccessLogOptions>) -> Result<()> {

@@ -59,7 +59,6 @@ fn proxy_protocol(
     http: &Http,
     context: &mut Context<'_>,
 ) -> Result<Transport> {
-    use core::proxy_protocol_config::Version;
     let sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport {
         config,
         transport_socket,
@@ -67,16 +66,22 @@ fn proxy_protocol(
         tlv_as_pool_key,
     } = value;
     harmless!(allow_unspecified_address, tlv_as_pool_key);
-    let core::ProxyProtocolConfig { version, pass_through_tlvs, added_tlvs } = config.unwrap_or_default();
-    refuse!(pass_through_tlvs, added_tlvs);
-    let version = match Version::try_from(version) {
-        Ok(Version::V1) => ProxyProtocolVersion::V1,
-        Ok(Version::V2) => ProxyProtocolVersion::V2,
-        Err(_) => return Err(Invalid::field("config.version", "is not known")),
-    };
+    let version = header_version(config.unwrap_or_default()).within("config")?;
     let inner = transport(name, transport_socket, http, context).within("transport_socket")?;
     if inner.proxy_protocol.is_some() {
         return Err(Invalid::field("transport_socket", "must not be another PROXY protocol socket"));
     }
     Ok(Transport { proxy_protocol: Some(version), ..inner })
+}
+
+/// The version of a PROXY protocol header; what goes into it beside addresses is refused.
+pub(crate) fn header_version(value: core::ProxyProtocolConfig) -> Result<ProxyProtocolVersion> {
+    use core::proxy_protocol_config::Version;
+    let core::ProxyProtocolConfig { version, pass_through_tlvs, added_tlvs } = value;
+    refuse!(pass_through_tlvs, added_tlvs);
+    match Version::try_from(version) {
+        Ok(Version::V1) => Ok(ProxyProtocolVersion::V1),
+        Ok(Version::V2) => Ok(ProxyProtocolVersion::V2),
+        Err(_) => Err(Invalid::field("version", "is not known")),
+    }
 }

@@ -45,7 +45,8 @@ pub(super) async fn ask(stream: impl Io + 'static, step: &Step, index: usize, pl
         }
         write
     });
-    let mut answer = one(&mut reader, step.method_and_path().0 == "HEAD", patience, &go).await;
+    let bodiless = step.method_and_path().0 == "HEAD" || step.then_send.is_some();
+    let mut answer = one(&mut reader, bodiless, patience, &go).await;
     if let Some(then) = &step.then_send {
         switched.notify_one();
         let mut back = Vec::new();

@@ -84,7 +84,10 @@ async fn reply<W: tokio::io::AsyncWrite + Unpin>(write: &mut W, answer: &Answer,
         return write.write_all(&wire(raw)).await;
     }
     if let Some(protocol) = &answer.upgrade {
-        let head = format!("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {protocol}\r\n\r\n");
+        let head = match protocol.as_str() {
+            "CONNECT" => "HTTP/1.1 200 OK\r\nx-tunnel: yes\r\n\r\n".to_owned(),
+            other => format!("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: {other}\r\n\r\n"),
+        };
         return write.write_all(head.as_bytes()).await;
     }
     if answer.then != Then::Keep && answer.body.is_none() && answer.status == 200 && answer.headers.0.is_empty() {

@@ -15,7 +15,8 @@ use crate::compressed;
 use crate::wire::{Io, fields};
 
 pub(super) async fn serve(stream: impl Io + 'static, name: &str, script: &Arc<Script>) {
-    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+    let mut builder = h2::server::Builder::new();
+    let Ok(mut connection) = builder.enable_connect_protocol().handshake::<_, Bytes>(stream).await else { return };
     let mut open = JoinSet::new();
     while let Some(Ok((request, respond))) = connection.accept().await {
         let (name, script) = (name.to_owned(), Arc::clone(script));
@@ -31,11 +32,18 @@ async fn exchange(request: Request<RecvStream>, mut respond: SendResponse<Bytes>
     let path = parts.uri.path_and_query().map_or("", |p| p.as_str());
     let pseudo = [(":authority", parts.uri.authority().map_or("", |a| a.as_str())), (":scheme", parts.uri.scheme_str().unwrap_or(""))];
     let headers = parts.headers.iter().filter(|(n, _)| *n != "x-step").map(|(n, v)| (n.as_str(), v.to_str().unwrap_or("?")));
-    let seen = json!({
+    let protocol = parts.extensions.get::<h2::ext::Protocol>().map(h2::ext::Protocol::as_str);
+    let mut seen = json!({
         "upstream": name, "version": "HTTP/2", "method": parts.method.as_str(), "path": path,
         "headers": fields(pseudo.into_iter().chain(headers)),
     });
+    if let Some(protocol) = protocol {
+        seen["protocol"] = protocol.into();
+    }
     let (at, answer) = script.next(seen);
+    if answer.upgrade.is_some() {
+        return echo(&mut respond, body, &answer).await;
+    }
     if !answer.early {
         receive(&mut body, parts.headers.get("content-encoding").and_then(|v| v.to_str().ok()), at, script).await?;
     }
@@ -49,6 +57,19 @@ async fn exchange(request: Request<RecvStream>, mut respond: SendResponse<Bytes>
         _ => reply(&mut respond, &answer, name, parts.method == http::Method::HEAD).await?,
     }
     Ok(())
+}
+
+/// Takes a CONNECT and sends back what comes, until the end.
+async fn echo(respond: &mut SendResponse<Bytes>, mut body: RecvStream, answer: &Answer) -> Result<(), h2::Error> {
+    let mut response = Response::new(());
+    *response.headers_mut() = map(&answer.headers);
+    let mut send = respond.send_response(response, false)?;
+    while let Some(piece) = body.data().await {
+        let piece = piece?;
+        let _ = body.flow_control().release_capacity(piece.len());
+        send.send_data(piece, false)?;
+    }
+    send.send_data(Bytes::new(), true)
 }
 
 async fn receive(body: &mut RecvStream, coding: Option<&str>, at: usize, script: &Script) -> Result<(), h2::Error> {

@@ -124,7 +124,13 @@ impl Upstreams {
     }
 }
 
-async fn serve(stream: TcpStream, name: String, script: Arc<Script>, tls: TlsAcceptor) {
+async fn serve(mut stream: TcpStream, name: String, script: Arc<Script>, tls: TlsAcceptor) {
+    if name.starts_with("echo") {
+        let (mut read, mut write) = stream.split();
+        // Whoever resets the connection has had enough.
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+        return;
+    }
     let mut first = [0; 4];
     loop {
         match stream.peek(&mut first).await {

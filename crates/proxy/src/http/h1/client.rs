@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 
 use super::encode::{self, Framing};
-use super::parse::{self, HeadScan};
+use super::parse::{self, AnswerTo, HeadScan};
 use super::{Decoder, body::InvalidBody};
 use crate::http::message::{Frame, Request, Response};
 use crate::http::stream::StreamError;
@@ -18,7 +18,7 @@ pub(crate) struct H1Client {
     decoder: Decoder,
     framing: Framing,
     keep_alive: bool,
-    is_head: bool,
+    asked: AnswerTo,
     request_done: bool,
     /// Bytes of the current response have arrived.
     answered: bool,
@@ -36,7 +36,7 @@ impl H1Client {
             decoder: Decoder::Done,
             framing: Framing::None,
             keep_alive: true,
-            is_head: false,
+            asked: AnswerTo::Other,
             request_done: true,
             answered: false,
             raw: false,
@@ -52,7 +52,11 @@ impl H1Client {
     }
 
     pub(crate) fn send_request(&mut self, request: &Request) {
-        self.is_head = request.method == http::Method::HEAD;
+        self.asked = match request.method {
+            http::Method::HEAD => AnswerTo::Head,
+            http::Method::CONNECT => AnswerTo::Connect,
+            _ => AnswerTo::Other,
+        };
         self.request_done = !request.has_body() && request.upgrade.is_none();
         self.answered = false;
         self.sent_before = self.wire.sent;
@@ -62,7 +66,7 @@ impl H1Client {
     /// As after a request that was sent elsewhere.
     #[cfg(feature = "fuzzing")]
     pub(crate) fn expect_response(&mut self, to_head: bool) {
-        self.is_head = to_head;
+        self.asked = if to_head { AnswerTo::Head } else { AnswerTo::Other };
     }
 
     /// Whether any byte of the current request left, as far as the kernel was asked.
@@ -79,7 +83,7 @@ impl H1Client {
         loop {
             if !self.wire.input.is_empty() {
                 self.answered = true;
-                match parse::response(&mut self.wire.input, &mut self.scan, self.is_head) {
+                match parse::response(&mut self.wire.input, &mut self.scan, self.asked) {
                     Ok(Some((response, framing))) => {
                         if response.status.is_informational() && response.upgrade.is_none() {
                             return Poll::Ready(Ok(response));
@@ -125,6 +129,8 @@ impl H1Client {
                     self.decoder = Decoder::Done;
                     return Poll::Ready(None);
                 }
+                // A tunnel has no framing that could break.
+                Err(_) if self.raw => return Poll::Ready(Some(Err(StreamError::Closed))),
                 // An end within the body breaks the framing, whatever the connection's reasons were.
                 Ok(0) | Err(_) => return Poll::Ready(Some(Err(StreamError::Protocol))),
                 Ok(_) => {}
@@ -169,8 +175,8 @@ impl H1Client {
             return Poll::Ready(Err(StreamError::from_io(&e)));
         }
         if self.close_write {
+            let _ = ready!(self.wire.poll_shutdown(cx));
             self.close_write = false;
-            return self.wire.poll_shutdown(cx).map(|_| Ok(()));
         }
         Poll::Ready(Ok(()))
     }

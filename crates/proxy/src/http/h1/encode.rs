@@ -70,10 +70,10 @@ pub(super) fn request(out: &mut BytesMut, request: &Request) -> Framing {
     header(out, b"host", request.authority.as_bytes());
     headers(out, &request.headers);
     let kind = match (request.length, &request.upgrade) {
-        (_, Some(upgrade)) => {
+        (_, Some(_)) => {
             if !connect {
+                // Its name is among the headers.
                 out.extend_from_slice(b"connection: upgrade\r\n");
-                header(out, b"upgrade", upgrade.as_bytes());
             }
             match request.length {
                 Length::Known(n) => Framing::Length(n),

@@ -7,8 +7,8 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 
 use super::Decoder;
-use crate::http::maps;
 use crate::http::message::{Hints, Length, Request, Response, Version};
+use crate::http::{host_port, maps};
 use crate::io::Text;
 
 /// How large a head may be.
@@ -49,6 +49,8 @@ pub(crate) enum InvalidHead {
     TransferEncoding,
     #[error("Transfer-Encoding comes with Content-Length")]
     TwoLengths,
+    #[error("CONNECT has no body")]
+    ConnectBody,
 }
 
 /// What a request's head says about its connection.
@@ -300,7 +302,7 @@ impl Fields {
             }
             header::CONNECTION => self.connection(bytes),
             header::UPGRADE => {
-                self.upgrade = std::str::from_utf8(bytes).ok().map(|t| Text::from(t.to_ascii_lowercase()));
+                self.upgrade = Text::new(head.slice(value));
             }
             header::EXPECT if bytes.eq_ignore_ascii_case(b"100-continue") => self.expects_continue = true,
             header::TE => self.accepts_trailers |= tokens(bytes).any(|t| t.eq_ignore_ascii_case(b"trailers")),
@@ -358,10 +360,12 @@ impl Fields {
             _ => !self.close,
         };
         let upgrade = if method == Method::CONNECT {
-            Some(Text::fixed("connect"))
+            match length {
+                Length::None | Length::Known(0) => Some(Text::fixed("connect")),
+                _ => return Err(InvalidHead::ConnectBody),
+            }
         } else {
-            let wanted = self.upgrade_wanted && version != Version::Http10 && !self.upgrade_to_h2();
-            self.upgrade.take().filter(|_| wanted)
+            self.upgrade(version)?
         };
         let request = Request {
             method,
@@ -380,9 +384,14 @@ impl Fields {
         Ok(Some((request, RequestFraming { keep_alive, decoder })))
     }
 
+    /// The protocol that the caller wants to switch to; routes and policies see its name among the headers.
     /// `Upgrade: h2c` asks for a switch we do not make: the request is served as it is.
-    fn upgrade_to_h2(&self) -> bool {
-        self.upgrade.as_ref().is_some_and(|u| u.as_str() == "h2c")
+    fn upgrade(&mut self, version: Version) -> Result<Option<Text>, InvalidHead> {
+        let wanted = |name: &Text| self.upgrade_wanted && version != Version::Http10 && !name.eq_ignore_ascii_case("h2c");
+        let Some(name) = self.upgrade.take().filter(wanted) else { return Ok(None) };
+        let value = HeaderValue::from_maybe_shared(name.clone().into_bytes()).map_err(|_| InvalidHead::Syntax)?;
+        self.headers.insert(header::UPGRADE, value);
+        Ok(Some(Text::from(name.to_ascii_lowercase())))
     }
 
     fn drop_nominated(&mut self) {
@@ -397,7 +406,8 @@ impl Fields {
             return Err(InvalidHead::Syntax);
         }
         if *method == Method::CONNECT {
-            return if valid_host(&target) && !target.is_empty() { Ok((target, Text::EMPTY, None)) } else { Err(InvalidHead::Target) };
+            let complete = valid_host(&target) && host_port::split(&target).is_some_and(|(host, _)| !host.is_empty());
+            return if complete { Ok((target, Text::EMPTY, None)) } else { Err(InvalidHead::Target) };
         }
         let host = match self.host.take() {
             Some(host) => host,
@@ -456,11 +466,20 @@ pub(crate) struct ResponseFraming {
     pub(crate) decoder: Decoder,
 }
 
-/// Reads a response's head; `head_request` and the status decide whether a body may follow.
+/// What a response answers, where that decides about what follows its head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum AnswerTo {
+    Head,
+    Connect,
+    #[default]
+    Other,
+}
+
+/// Reads a response's head; what it answers and the status decide whether a body may follow.
 pub(crate) fn response(
     input: &mut BytesMut,
     scan: &mut HeadScan,
-    head_request: bool,
+    to: AnswerTo,
 ) -> Result<Option<(Response, ResponseFraming)>, InvalidHead> {
     let limits = HeadLimits::RESPONSE;
     if !scan.may_be_complete(input) {
@@ -500,7 +519,13 @@ pub(crate) fn response(
         fields.add(&head, name, value)?;
     }
     fields.drop_nominated();
-    let bodiless = head_request || status.is_informational() || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
+    if to == AnswerTo::Connect && status.is_success() {
+        // What it says about a body means nothing here (RFC 9110 9.3.6).
+        let response = Response { status, headers: fields.headers, length: Length::Unknown, upgrade: Some(Text::EMPTY) };
+        return Ok(Some((response, ResponseFraming { keep_alive: false, decoder: Decoder::UntilClose })));
+    }
+    let bodiless =
+        to == AnswerTo::Head || status.is_informational() || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
     let switching = status == StatusCode::SWITCHING_PROTOCOLS;
     let (decoder, length) = match (fields.transfer_encoding, fields.content_length) {
         (Some(_), Some(_)) => return Err(InvalidHead::TransferEncoding),

@@ -243,8 +243,8 @@ impl H1Server {
             return Poll::Ready(Err(StreamError::Closed));
         }
         if self.write_closed && self.raw {
+            let _ = ready!(self.wire.poll_shutdown(cx));
             self.write_closed = false;
-            return self.wire.poll_shutdown(cx).map(|_| Ok(()));
         }
         Poll::Ready(Ok(()))
     }

@@ -3,7 +3,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::header;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, StatusCode};
 use lateen_http2::RequestRef;
 use lateen_http2::shell::{Sender, Stream};
 
@@ -16,18 +16,26 @@ use crate::io::Text;
 pub(crate) struct H2Client {
     sender: Sender,
     stream: Option<Stream>,
-    connect: bool,
+    tunnel: Option<Tunnel>,
+}
+
+/// What a 200 makes of the stream.
+enum Tunnel {
+    Connect,
+    /// The protocol as the caller named it.
+    Upgrade(Text),
 }
 
 impl H2Client {
     pub(crate) fn new(sender: Sender) -> Self {
-        Self { sender, stream: None, connect: false }
+        Self { sender, stream: None, tunnel: None }
     }
 
     /// Opens the stream. Fails only before anything has left this process, so the request may be repeated.
     pub(crate) fn send_request(&mut self, request: &Request) -> Result<(), StreamError> {
-        self.connect = request.upgrade.is_some();
-        let protocol = request.upgrade.as_ref().map(Text::as_str).filter(|p| *p != "connect");
+        self.tunnel = request.upgrade.as_ref().map(|_| tunnel_of(request));
+        let upgrade = self.tunnel.as_ref().map(|tunnel| (without_upgrade(request), matches!(tunnel, Tunnel::Upgrade(_))));
+        let protocol = request.upgrade.as_ref().filter(|_| matches!(upgrade, Some((_, true))));
         let mut digits = DecimalLength::default();
         let mut more = [("", &b""[..]); 2];
         let mut filled = 0;
@@ -40,17 +48,22 @@ impl H2Client {
             filled += 1;
         }
         let head = RequestRef {
-            method: if self.connect { &Method::CONNECT } else { &request.method },
+            method: if upgrade.is_some() { &Method::CONNECT } else { &request.method },
             scheme: request.scheme.as_bytes(),
             authority: request.authority.as_bytes(),
             path: request.path.as_bytes(),
-            protocol: protocol.map(str::as_bytes),
-            headers: &request.headers,
+            protocol: protocol.map(|p| p.as_bytes()),
+            headers: upgrade.as_ref().map_or(&request.headers, |(headers, _)| headers),
             more: &more[..filled],
         };
-        let end = !request.has_body() && !self.connect;
+        let end = !request.has_body() && upgrade.is_none();
         self.stream = Some(self.sender.send(head, end).map_err(|_| StreamError::Refused)?);
         Ok(())
+    }
+
+    /// Whether the peer takes what this request asks for; it says so once.
+    pub(crate) fn poll_takes(&self, request: &Request, cx: &mut Context<'_>) -> Poll<bool> {
+        if request.upgrade.is_none() || request.is_connect() { Poll::Ready(true) } else { self.sender.poll_extended_connect(cx) }
     }
 
     pub(crate) fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, StreamError>> {
@@ -63,8 +76,13 @@ impl H2Client {
             None if head.end => Length::None,
             None => Length::Unknown,
         };
-        let upgrade = (self.connect && head.status.is_success()).then(|| Text::fixed("websocket"));
-        Poll::Ready(Ok(Response { status: head.status, headers, length, upgrade }))
+        let length = if self.tunnel.is_some() && head.status.is_success() { Length::Unknown } else { length };
+        let (status, upgrade) = match &self.tunnel {
+            Some(Tunnel::Upgrade(name)) if head.status == StatusCode::OK => (StatusCode::SWITCHING_PROTOCOLS, Some(name.clone())),
+            Some(Tunnel::Connect) if head.status.is_success() => (head.status, Some(Text::EMPTY)),
+            _ => (head.status, None),
+        };
+        Poll::Ready(Ok(Response { status, headers, length, upgrade }))
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
@@ -94,8 +112,21 @@ impl H2Client {
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
         self.poll_room(cx)
     }
+}
 
-    pub(crate) fn start_raw(&mut self) {}
+fn tunnel_of(request: &Request) -> Tunnel {
+    if request.is_connect() {
+        return Tunnel::Connect;
+    }
+    let name = request.headers.get(header::UPGRADE).and_then(|v| v.to_str().ok()).map(Text::from);
+    Tunnel::Upgrade(name.or_else(|| request.upgrade.clone()).unwrap_or_default())
+}
+
+/// The pseudo-header says it here.
+fn without_upgrade(request: &Request) -> HeaderMap {
+    let mut headers = request.headers.clone();
+    headers.remove(header::UPGRADE);
+    headers
 }
 
 /// Room for the digits of a length, without an allocation.

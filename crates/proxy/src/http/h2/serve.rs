@@ -73,7 +73,7 @@ fn config(hcm: &Hcm) -> Config {
         connection_window: options.initial_connection_window_size,
         max_header_bytes: (hcm.config.max_request_headers_kb as usize).saturating_mul(1024),
         max_headers: hcm.limits.count,
-        extended_connect: options.allow_connect || !hcm.config.upgrades.is_empty(),
+        extended_connect: options.allow_connect,
     }
 }
 

@@ -2,7 +2,7 @@
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header;
+use http::header::{self, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
 use lateen_http2::shell::Stream;
 use lateen_http2::{Reason, RequestHead};
@@ -68,14 +68,21 @@ impl H2ServerStream {
         self.poll_room(cx)
     }
 
+    pub(crate) fn was_reset(&self) -> bool {
+        self.stream.was_reset()
+    }
+
     pub(crate) fn reset(&mut self, reason: Reason) {
         self.stream.reset(reason);
     }
 }
 
+/// The protocol that means a plain CONNECT which has a path all the same (Envoy's name for it).
+const BYTESTREAM: &[u8] = b"bytestream";
+
 /// Our request from theirs; an error is a status to answer with.
 pub(crate) fn request_of(head: RequestHead, end: bool, https: bool) -> Result<Request, StatusCode> {
-    let RequestHead { method, scheme, authority, path, protocol, mut headers, size } = head;
+    let RequestHead { mut method, scheme, authority, path, protocol, mut headers, size } = head;
     let text = |bytes: Bytes| Text::new(bytes).ok_or(StatusCode::BAD_REQUEST);
     let authority = text(authority)?;
     if authority.contains('@') || authority.is_empty() {
@@ -88,11 +95,19 @@ pub(crate) fn request_of(head: RequestHead, end: bool, https: bool) -> Result<Re
         // The codec has checked that it is one number.
         (false, Some(v)) => Length::Known(v.to_str().ok().and_then(|v| v.parse().ok()).ok_or(StatusCode::BAD_REQUEST)?),
     };
-    let upgrade = match (method == Method::CONNECT, protocol) {
-        (true, Some(protocol)) => Some(Text::from(text(protocol)?.to_ascii_lowercase())),
-        (true, None) => Some(Text::fixed("connect")),
-        (false, _) => None,
+    let upgrade = match protocol {
+        // An upgrade in the clothes of HTTP/2; from here on it looks like one of HTTP/1 (RFC 8441).
+        Some(protocol) if &*protocol != BYTESTREAM => {
+            method = Method::GET;
+            let name = HeaderValue::from_maybe_shared(protocol.clone()).map_err(|_| StatusCode::BAD_REQUEST)?;
+            headers.insert(header::UPGRADE, name);
+            Some(Text::from(text(protocol)?.to_ascii_lowercase()))
+        }
+        _ if method == Method::CONNECT => Some(Text::fixed("connect")),
+        _ => None,
     };
+    // What follows waits for the answer, and is not the request's body.
+    let length = if upgrade.is_some() { Length::None } else { length };
     let mut hints = Hints::default();
     headers.keys().for_each(|name| hints.note(name.as_str().as_bytes()));
     let expects_continue = headers.remove(header::EXPECT).is_some();
