@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::authorize::Facts;
 use crate::listener::{ChainCriteria, ConnectionInfo, FilterChain, Listener, SourceType};
 use crate::matcher::Cidr;
 
@@ -218,12 +219,32 @@ impl SourceTypes {
     }
 }
 
-impl Listener {
-    /// The chain for a connection: the most specific one, else the default chain, else none (the connection is closed).
-    pub fn choose_chain(&self, connection: &ConnectionInfo) -> Option<&Arc<FilterChain>> {
-        self.index.find(connection).and_then(|chain| self.chains.get(chain)).or(self.default_chain.as_ref())
+/// The connection as trees of matchers look at it.
+fn facts(connection: &ConnectionInfo) -> Facts<'_> {
+    Facts {
+        head: None,
+        destination: connection.destination,
+        direct_remote: connection.direct_source.ip(),
+        remote: connection.source.ip(),
+        source_port: connection.source.port(),
+        peer: None,
+        server_name: connection.server_name.as_deref(),
+        metadata: None,
     }
 }
 
+impl Listener {
+    /// The chain for a connection: the most specific one, else the default chain, else none (the connection is closed).
+    pub fn choose_chain(&self, connection: &ConnectionInfo) -> Option<&Arc<FilterChain>> {
+        let found = match &self.chain_matcher {
+            Some(tree) => tree.find(&facts(connection)).copied(),
+            None => self.index.find(connection),
+        };
+        found.and_then(|chain| self.chains.get(chain)).or(self.default_chain.as_ref())
+    }
+}
+
+#[cfg(test)]
+mod property;
 #[cfg(test)]
 mod tests;

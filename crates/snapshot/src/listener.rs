@@ -6,7 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::ClusterId;
+use crate::cluster::TcpKeepalive;
+use crate::header::{HeaderMutations, HeaderTemplate};
 use crate::http::HttpConnectionManager;
+use crate::matcher::Fraction;
+use crate::matcher_tree::MatchTree;
+use crate::ratelimit::TokenBucket;
 use crate::tls::ServerTls;
 
 /// Envoy `traffic_direction`.
@@ -17,6 +22,9 @@ pub enum Direction {
     Inbound,
     Outbound,
 }
+
+/// Level, name and value of each.
+pub type SocketOptions = Vec<(i32, i32, i32)>;
 
 /// A listener (Envoy listener.proto).
 #[derive(Debug)]
@@ -44,8 +52,14 @@ pub struct Listener {
     pub default_chain: Option<Arc<FilterChain>>,
     /// Finds the chain of a connection; made from `chains` by [`ChainIndex::build`](crate::chain::ChainIndex::build).
     pub index: crate::chain::ChainIndex,
+    /// Leads to a place in `chains`, and stands instead of their criteria (Envoy `filter_chain_matcher`).
+    pub chain_matcher: Option<MatchTree<usize>>,
     /// Socket options to set on the listening socket: (level, name, value).
     pub socket_options: Vec<(i32, i32, i32)>,
+    /// Those of additional addresses that have their own.
+    pub own_options: Vec<(SocketAddr, SocketOptions)>,
+    /// Of accepted connections.
+    pub tcp_keepalive: Option<TcpKeepalive>,
     pub tcp_backlog: u32,
     /// Soft limit on bytes buffered per connection (Envoy default 1 MiB).
     pub per_connection_buffer_limit: u32,
@@ -57,27 +71,35 @@ pub struct Listener {
 /// What is looked at before a chain is chosen (Envoy listener filters).
 #[derive(Debug, Default)]
 pub struct Inspectors {
-    pub original_dst: bool,
+    pub original_dst: Option<PortGate>,
     pub tls: Option<PortGate>,
     pub http: Option<PortGate>,
-    pub proxy_protocol: bool,
+    pub proxy_protocol: Option<PortGate>,
+    pub rate_limits: Vec<(PortGate, Arc<ConnectionRateLimit>)>,
     /// How long inspection may wait for bytes; `None` waits for ever. Envoy's default is 15 s.
     pub timeout: Option<Duration>,
     /// On timeout go on with what is known (server-first protocols) instead of closing.
     pub continue_on_timeout: bool,
 }
 
-/// Ports on which a listener filter is switched off (Envoy `filter_disabled` by destination port).
-#[derive(Clone, Debug, Default)]
+/// Ports on which a listener filter is switched off (Envoy `filter_disabled`, whose rules all go by the destination's port).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortGate {
-    pub disabled_ports: Vec<std::ops::Range<u16>>,
-    pub always_disabled: bool,
+    /// In order, apart from each other.
+    pub disabled: Vec<std::ops::RangeInclusive<u16>>,
 }
 
 impl PortGate {
     pub fn applies_to(&self, port: u16) -> bool {
-        !self.always_disabled && !self.disabled_ports.iter().any(|r| r.contains(&port))
+        !self.disabled.iter().any(|r| r.contains(&port))
     }
+}
+
+/// Connections that are let in, by a bucket that all workers share (Envoy's listener and network `LocalRateLimit`).
+#[derive(Debug)]
+pub struct ConnectionRateLimit {
+    pub stat_prefix: Arc<str>,
+    pub bucket: TokenBucket,
 }
 
 /// What is known of a connection when its chain is chosen.
@@ -143,8 +165,32 @@ pub enum NetworkFilter {
     ConnectionLimit {
         max: u64,
     },
+    LocalRateLimit(Arc<ConnectionRateLimit>),
+    SetState(Arc<[StateValue]>),
     /// Istio's TCP statistics.
     IstioStats(Arc<crate::http::IstioStats>),
+}
+
+/// What a connection is told before the TCP proxy has it (Envoy `set_filter_state`, its well-known keys).
+#[derive(Debug)]
+pub struct StateValue {
+    pub key: StateKey,
+    /// With `%COMMAND%`s.
+    pub format: Arc<str>,
+    /// An empty value changes nothing.
+    pub skip_if_empty: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateKey {
+    /// The cluster, instead of the configured one.
+    Cluster,
+    /// The server name that is asked for upstream.
+    ServerName,
+    /// In milliseconds; 0 for none.
+    IdleTimeout,
+    /// `true`: bytes go upstream as they are.
+    DisableTunneling,
 }
 
 /// What consumes the connection.
@@ -166,11 +212,42 @@ pub struct TcpProxy {
     /// Envoy's default is 1 h; `None` is unlimited.
     pub idle_timeout: Option<Duration>,
     pub max_downstream_connection_duration: Option<Duration>,
+    /// How much longer a connection may last at random, as a share of that duration.
+    pub max_duration_jitter: Fraction,
     /// Default 1.
     pub max_connect_attempts: u32,
+    /// Base and maximum of the waits between attempts; without it there are none.
+    pub backoff: Option<(Duration, Duration)>,
     /// Consistent load balancing goes by the caller's address.
     pub hash_source_ip: bool,
+    /// The host is dialled only when the caller has sent something.
+    pub waits_for_data: bool,
+    /// A drain of the listener closes connections once their callers have been sent something more.
+    pub closes_when_draining: bool,
+    pub tunnel: Option<TcpTunnel>,
     pub access_logs: Vec<Arc<crate::http::AccessLog>>,
+    pub log_times: LogTimes,
+}
+
+/// When a connection is logged beside its end (Envoy `TcpAccessLogOptions`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogTimes {
+    pub on_start: bool,
+    pub on_connected: bool,
+    pub every: Option<Duration>,
+}
+
+/// TCP inside a CONNECT or POST to an HTTP upstream (Envoy `TunnelingConfig`).
+#[derive(Debug)]
+pub struct TcpTunnel {
+    /// The host and port that the tunnel is for; may hold `%COMMAND%`s.
+    pub hostname: HeaderTemplate,
+    /// A POST to this path instead of a CONNECT.
+    pub post_path: Option<Box<str>>,
+    pub headers: HeaderMutations,
+    /// The answer's headers and trailers are kept for the log.
+    pub keeps_headers: bool,
+    pub keeps_trailers: bool,
 }
 
 /// Where a TCP proxy's connections go.

@@ -530,6 +530,13 @@ table! {
 }
 
 table! {
+    /// A limit of connections, under `local_rate_limit.<stat prefix>.` or `listener_local_ratelimit.<stat prefix>.`.
+    connection_rate_limit {
+        counter RATE_LIMITED = "rate_limited";
+    }
+}
+
+table! {
     /// The JWT filter, under `http.<stat prefix>.`.
     jwt_authn {
         counter ALLOWED = "jwt_authn.allowed";

@@ -5,12 +5,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use lateen_snapshot::http::{AccessLog, LogFilter, LogFormat};
 use lateen_snapshot::listener::ConnectionInfo;
 use lateen_snapshot::matcher::ValueMatcher;
 use lateen_telemetry::access_log::{
-    Address, AddressOf, Bytes, ENVOY_TEXT, HeaderKey, HeadersOf, InvalidFormat, JsonFormat, LogWriter, Record, Span, Text, TextFormat,
+    Address, AddressOf, Bytes, ENVOY_TEXT, FilterState, HeaderKey, HeadersOf, InvalidFormat, JsonFormat, LogWriter, Record, Span, Text,
+    TextFormat,
 };
 use lateen_telemetry::{ResponseFlags, details};
 use tokio::time::Instant;
@@ -274,6 +275,10 @@ pub(crate) struct ConnectionRecord<'a> {
     pub(crate) sent: u64,
     pub(crate) flags: ResponseFlags,
     pub(crate) transport_failure: &'a str,
+    pub(crate) attempts: u32,
+    /// What a tunnel was answered, where that is kept.
+    pub(crate) tunnel_headers: Option<&'a (StatusCode, HeaderMap)>,
+    pub(crate) tunnel_trailers: Option<&'a HeaderMap>,
 }
 
 impl Record for ConnectionRecord<'_> {
@@ -323,8 +328,23 @@ impl Record for ConnectionRecord<'_> {
     }
 
     fn attempts(&self) -> u32 {
-        u32::from(self.host.is_some())
+        self.attempts
     }
+
+    fn filter_state(&self, of: FilterState) -> Option<serde_json::Value> {
+        match of {
+            FilterState::TunnelHeaders => self.tunnel_headers.map(|(status, map)| pairs(Some(status), map)),
+            FilterState::TunnelTrailers => self.tunnel_trailers.map(|map| pairs(None, map)),
+        }
+    }
+}
+
+/// Headers as Envoy's filter state shows them.
+fn pairs(status: Option<&StatusCode>, map: &HeaderMap) -> serde_json::Value {
+    let pair = |key: &str, value: &[u8]| serde_json::json!({"key": key, "value": String::from_utf8_lossy(value)});
+    let status = status.map(|status| pair(":status", status.as_str().as_bytes()));
+    let all = map.iter().map(|(name, value)| pair(name.as_str(), value.as_bytes()));
+    serde_json::json!({"headers": status.into_iter().chain(all).collect::<Vec<_>>()})
 }
 
 /// A connection that no chain wanted.

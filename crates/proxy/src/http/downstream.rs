@@ -155,31 +155,34 @@ async fn serve_h1(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, a
         idle_since = Box::pin(exchange.run()).await;
         let Downstream::H1(h1) = &mut down else { return };
         if !h1.next() {
-            return close(h1).await;
+            return close(h1, config.delayed_close_timeout).await;
         }
     }
 }
 
 /// Ends a connection such that the caller gets what was sent: bytes of its that are still under way would
 /// otherwise turn the close into a reset, which may overtake the response.
-async fn close(h1: &mut H1Server) {
+async fn close(h1: &mut H1Server, patience: Duration) {
     let lingering = async {
         poll_fn(|cx| h1.wire.poll_flush(cx)).await?;
         poll_fn(|cx| h1.wire.poll_shutdown(cx)).await?;
-        loop {
+        while !patience.is_zero() {
             h1.wire.input.clear();
             if poll_fn(|cx| h1.wire.poll_fill(cx)).await? == 0 {
-                return std::io::Result::Ok(());
+                break;
             }
         }
+        std::io::Result::Ok(())
     };
-    let _ = tokio::time::timeout(Duration::from_secs(1), lingering).await;
+    // What was sent has its time to go out even where nobody waits for the caller.
+    let limit = if patience.is_zero() { Duration::from_secs(1) } else { patience };
+    let _ = tokio::time::timeout(limit, lingering).await;
 }
 
 /// Answers what never became a request, and ends the connection.
 async fn refuse(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, down: &mut Downstream, timer: &mut Timer, reply: Reply) {
     Exchange::new(worker, hcm, conn, Request::unread(), down, timer).refuse(reply).await;
     if let Downstream::H1(h1) = down {
-        close(h1).await;
+        close(h1, hcm.config.delayed_close_timeout).await;
     }
 }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use lateen_snapshot::Listener;
 use lateen_snapshot::listener::{FilterChain, Terminal};
-use lateen_telemetry::envoy_names::{listener as names, ssl};
+use lateen_telemetry::envoy_names::{connection_rate_limit, listener as names, ssl};
 use lateen_telemetry::{BlockName, Local};
 
-use crate::filter::network::{NetworkFilters, TcpState};
+use crate::filter::network::{NetworkFilters, TcpState, limit_stats};
 use crate::http::{Hcm, LogSet};
 use crate::worker::{DrainSignal, Worker};
 
@@ -22,6 +22,8 @@ pub(crate) struct ListenerState {
     chains: RefCell<HashMap<*const FilterChain, Rc<ChainState>>>,
     /// Logs of connections without a chain.
     pub(crate) logs: LogSet,
+    /// Counters of its limits of connections, in their order.
+    limits: Vec<Local>,
     pub(crate) active: Cell<u64>,
     /// Connections from their acceptance on, handed over to another listener or not.
     pub(crate) accepted: Cell<u64>,
@@ -52,10 +54,28 @@ impl ListenerState {
             drain: Rc::default(),
             chains: RefCell::default(),
             logs: LogSet::new(worker, &listener.access_logs),
+            limits: listener
+                .inspectors
+                .rate_limits
+                .iter()
+                .map(|(_, limit)| limit_stats(worker, "listener_local_ratelimit", &limit.stat_prefix))
+                .collect(),
             active: Cell::new(0),
             accepted: Cell::new(0),
             listener,
         })
+    }
+
+    /// Whether the listener's limits let a connection to this port in.
+    pub(super) fn admits(&self, port: u16, now: u64) -> bool {
+        let limits = self.listener.inspectors.rate_limits.iter().zip(&self.limits);
+        for ((gate, limit), stats) in limits {
+            if gate.applies_to(port) && !limit.bucket.take(now) {
+                stats.inc(connection_rate_limit::RATE_LIMITED);
+                return false;
+            }
+        }
+        true
     }
 
     pub(crate) fn ssl(&self) -> &Local {

@@ -107,6 +107,9 @@ impl Drop for Active {
 /// Serves one connection to its end.
 pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, stream: TcpStream, remote: SocketAddr) {
     let start = Instant::now();
+    if let Some(keepalive) = &listener.listener.tcp_keepalive {
+        crate::upstream::keep_alive(&stream, keepalive);
+    }
     let Some(local) = stream.local_addr().ok().map(socket::plain) else { return };
     let remote = socket::plain(remote);
     let (listener, destination) = hand_over(&worker, listener, &stream, local);
@@ -120,7 +123,7 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
         application_protocols: Vec::new(),
         transport_protocol: "raw_buffer",
     };
-    let Some(Inspected { info, ahead }) = inspect::run(&listener, &mut stream, wish).await else { return };
+    let Some(Inspected { info, ahead }) = inspect::run(&listener, &mut stream, wish, worker.nanos()).await else { return };
     let Some(chain) = listener.listener.choose_chain(&info).cloned() else {
         listener.stats.inc(names::NO_FILTER_CHAIN_MATCH);
         http::log_refused(&worker, &listener, &info, start, ResponseFlags::NO_ROUTE_FOUND);
@@ -173,7 +176,8 @@ fn hand_over(
     local: SocketAddr,
 ) -> (Rc<ListenerState>, Option<SocketAddr>) {
     let config = &listener.listener;
-    if !config.inspectors.original_dst && !config.use_original_dst {
+    let restores = config.inspectors.original_dst.as_ref().is_some_and(|gate| gate.applies_to(local.port()));
+    if !restores && !config.use_original_dst {
         return (listener, None);
     }
     let destination = socket::original_destination(stream, local).map(socket::plain);

@@ -23,9 +23,12 @@ pub(super) struct Inspected {
 const HTTP_LIMIT: usize = 8 * 1024;
 const READ: usize = 4 * 1024;
 
-/// Inspects; `None` when the connection ended or has to.
-pub(super) async fn run(listener: &ListenerState, stream: &mut TcpStream, info: ConnectionInfo) -> Option<Inspected> {
+/// Inspects; `None` when the connection ended or has to. `now` is the clock of token buckets.
+pub(super) async fn run(listener: &ListenerState, stream: &mut TcpStream, info: ConnectionInfo, now: u64) -> Option<Inspected> {
     let inspectors = &listener.listener.inspectors;
+    if !listener.admits(info.destination.port(), now) {
+        return None;
+    }
     let mut probe = Probe::new(inspectors, info);
     if probe.done() {
         return Some(Inspected { info: probe.info, ahead: BytesMut::new() });
@@ -74,7 +77,7 @@ impl Probe {
         let port = info.destination.port();
         let applies = |gate: &Option<lateen_snapshot::listener::PortGate>| gate.as_ref().is_some_and(|g| g.applies_to(port));
         Self {
-            proxy: inspectors.proxy_protocol,
+            proxy: applies(&inspectors.proxy_protocol),
             tls: applies(&inspectors.tls),
             http: applies(&inspectors.http),
             info,

@@ -34,7 +34,8 @@ pub(super) fn listen(listener: &Listener, address: SocketAddr) -> io::Result<std
     }
     // Connections inherit it, and need no system call of their own.
     socket.set_tcp_nodelay(true)?;
-    for (level, name, value) in &listener.socket_options {
+    let own = listener.own_options.iter().find(|(of, _)| *of == address).map(|(_, options)| options);
+    for (level, name, value) in own.unwrap_or(&listener.socket_options) {
         set_option(&socket, *level, *name, *value)?;
     }
     socket.bind(&address.into())?;
@@ -43,7 +44,7 @@ pub(super) fn listen(listener: &Listener, address: SocketAddr) -> io::Result<std
 }
 
 fn backlog(listener: &Listener) -> i32 {
-    i32::try_from(listener.tcp_backlog.clamp(128, 65_535)).unwrap_or(1024)
+    i32::try_from(listener.tcp_backlog.clamp(1, 65_535)).unwrap_or(1024)
 }
 
 /// Makes a socket of the process before one of this listener: what can still be set on a bound socket is.

@@ -91,7 +91,7 @@ pub(super) async fn run(
         Err(broken) => {
             match &broken {
                 Broken::Upstream(failed) if failed.failure == Failure::StreamIdle => {
-                    exchange.hcm.stats.inc(names::DOWNSTREAM_RQ_IDLE_TIMEOUT)
+                    exchange.hcm.stats.inc(names::DOWNSTREAM_RQ_IDLE_TIMEOUT);
                 }
                 Broken::Upstream(_) if upgraded => exchange.down.abort_tunnel(),
                 _ => {}
@@ -269,10 +269,8 @@ async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &
             }
         }
         match caller.down.poll_flush(cx) {
-            Poll::Ready(Ok(())) if answered => {
-                if !tunnel || forwarding.body.broken() || (forwarding.body.sent() && up_flushed) {
-                    return Poll::Ready(Ok(upstream_first));
-                }
+            Poll::Ready(Ok(())) if answered && (!tunnel || forwarding.body.broken() || (forwarding.body.sent() && up_flushed)) => {
+                return Poll::Ready(Ok(upstream_first));
             }
             Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Caller)),
             _ => {}

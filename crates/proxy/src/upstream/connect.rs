@@ -7,7 +7,7 @@ use std::time::Duration;
 use lateen_balance::{Address, Host};
 use lateen_snapshot::cluster::{ClusterConfig, TcpKeepalive, Transport};
 use rustls_pki_types::ServerName;
-use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, UnixStream};
 use tokio_rustls::{TlsConnector, TlsStream};
@@ -167,4 +167,9 @@ fn keepalive_of(settings: &TcpKeepalive) -> socket2::TcpKeepalive {
         keepalive = keepalive.with_retries(probes);
     }
     keepalive
+}
+
+/// Looks for dead peers of an accepted connection; without it they are only found later.
+pub(crate) fn keep_alive(stream: &tokio::net::TcpStream, keepalive: &TcpKeepalive) {
+    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive_of(keepalive));
 }

@@ -8,6 +8,6 @@ mod lease;
 mod pool;
 
 pub(crate) use cluster::{ClusterState, Pools, Target, TargetWish};
-pub(crate) use connect::{ConnectFailure, ConnectPlan, Dialer};
+pub(crate) use connect::{ConnectFailure, ConnectPlan, Dialer, keep_alive};
 pub(crate) use lease::Lease;
 pub(crate) use pool::NoConnection;

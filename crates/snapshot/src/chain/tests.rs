@@ -129,3 +129,48 @@ fn chains_that_match_the_same_are_refused_by_name() {
     let error = listener(&[("a", "{server_names: [x.y]}"), ("b", "{server_names: [z, x.y]}")]).unwrap_err();
     assert!(error.contains("filter_chains") && error.contains("(a)") && error.contains("(b)"), "{error}");
 }
+
+/// A listener whose chains a tree finds by the destination's port and the caller's address.
+fn with_tree(chains: &str) -> Result<Arc<Listener>, String> {
+    let input = |name: &str| {
+        format!("{{name: i, typed_config: {{'@type': type.googleapis.com/envoy.extensions.matching.common_inputs.network.v3.{name}}}}}")
+    };
+    let to = |chain: &str| {
+        format!("{{action: {{name: a, typed_config: {{'@type': type.googleapis.com/google.protobuf.StringValue, value: {chain}}}}}}}")
+    };
+    let text = format!(
+        "{{name: l, address: {ANY_80}, filter_chains: [{chains}], default_filter_chain: {{name: default, filters: [{}]}}, \
+         filter_chain_matcher: {{matcher_tree: {{input: {}, exact_match_map: {{map: {{'80': {}, '81': {{matcher: \
+         {{matcher_list: {{matchers: [{{predicate: {{single_predicate: {{input: {}, value_match: {{prefix: '10.'}}}}}}, on_match: {}}}]}}}}}}}}}}}}}}}}",
+        tcp("c"),
+        input("DestinationPortInput"),
+        to("one"),
+        input("SourceIPInput"),
+        to("two"),
+    );
+    let mut compiler = Compiler::new();
+    compiler.add_static(vec![update::<Proto>(&text).body], std::time::Instant::now()).map_err(|r| r.reason)?;
+    Ok(compiler.snapshot().listeners[0].clone())
+}
+
+#[test]
+fn a_tree_of_matchers_stands_instead_of_criteria() {
+    let chain = |name: &str, criteria: &str| format!("{{name: {name}, {criteria} filters: [{}]}}", tcp("c"));
+    let l = with_tree(&[chain("one", ""), chain("two", "")].join(",")).unwrap();
+    let at = |port: u16, source: &str| {
+        let destination = format!("10.0.0.1:{port}").parse().unwrap();
+        chosen(&l, &ConnectionInfo { destination, source: source.parse().unwrap(), ..connection() })
+    };
+    assert_eq!(
+        [at(80, "192.0.2.1:1"), at(81, "10.1.1.1:1"), at(81, "192.0.2.1:1"), at(82, "10.1.1.1:1")],
+        ["one", "two", "default", "default"]
+    );
+    for (chains, reason) in [
+        (chain("one", ""), "`two` is the name of no chain"),
+        ([chain("one", ""), chain("one", "")].join(","), "needs a name of its own"),
+        ([chain("one", ""), chain("two", "filter_chain_match: {destination_port: 1},")].join(","), "keep one of the two"),
+    ] {
+        let refused = with_tree(&chains).unwrap_err();
+        assert!(refused.contains(reason), "{refused}");
+    }
+}

@@ -271,9 +271,12 @@ fn host_rewrite(value: Option<HostRewriteSpecifier>) -> Result<Option<HostRewrit
     })
 }
 
+/// Each upgrade that a route names, and whether it is allowed.
+type Allowed = Vec<(Arc<str>, bool)>;
+
 /// Which upgrades the route lets through or not, and whether tunnels end here.
-fn upgrades(values: Vec<route_action::UpgradeConfig>) -> Result<(Vec<(Arc<str>, bool)>, Option<Connect>)> {
-    let (mut all, mut connect): (Vec<(Arc<str>, bool)>, _) = (Vec::with_capacity(values.len()), None);
+fn upgrades(values: Vec<route_action::UpgradeConfig>) -> Result<(Allowed, Option<Connect>)> {
+    let (mut all, mut connect): (Allowed, _) = (Vec::with_capacity(values.len()), None);
     for (index, value) in values.into_iter().enumerate() {
         let (name, enabled, config) = upgrade(value).within_item("upgrade_configs", index)?;
         if all.iter().any(|(known, _)| *known == name) {

@@ -2,18 +2,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lateen_proto::any;
 use lateen_proto::envoy::config::core::v3 as core;
-use lateen_proto::envoy::config::listener::v3::{self as proto, listener_filter, listener_filter_chain_match_predicate::Rule};
-use lateen_proto::envoy::extensions::filters::listener as filters;
+use lateen_proto::envoy::config::listener::v3 as proto;
+use lateen_proto::xds::r#type::matcher::v3::Matcher;
+use lateen_proto::{Any, any};
+use prost::Message;
 use proto::filter_chain_match::ConnectionSourceType;
 
-use super::common::{Place, cidrs, limit, open, place, port, socket_options};
+use super::common::{Place, cidrs, limit, place, port, socket_options};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::{access_log, network, tls};
+use super::{access_log, listener_filter, matcher_tree, network, tls, upstream_connection};
 use crate::chain::ChainIndex;
-use crate::listener::{ChainCriteria, Direction, FilterChain, Inspectors, Listener, PortGate, SourceType};
+use crate::listener::{ChainCriteria, Direction, FilterChain, Listener, SourceType};
+use crate::matcher_tree::MatchTree;
 
 pub(crate) fn listener(value: proto::Listener, context: &mut Context<'_>) -> Result<Listener> {
     let proto::Listener {
@@ -59,17 +61,20 @@ pub(crate) fn listener(value: proto::Listener, context: &mut Context<'_>) -> Res
     harmless!(stats_matcher, metadata, tcp_fast_open_queue_length, connection_balance_config, reuse_port, enable_reuse_port);
     harmless!(max_connections_to_accept_per_socket_event, enable_mptcp);
     harmless!(per_connection_buffer_high_watermark_timeout);
-    refuse!(fcds_config, filter_chain_matcher, udp_listener_config, api_listener, tcp_keepalive, listener_specifier);
+    refuse!(fcds_config, udp_listener_config, api_listener, listener_specifier);
     if name.is_empty() {
         return Err(Invalid::field("name", "is empty; every listener needs a name"));
     }
     context.outbound = traffic_direction == core::TrafficDirection::Outbound as i32;
     let bind = bind_to_port.or(deprecated_v1.and_then(|d| d.bind_to_port)).unwrap_or(true);
     let mut addresses = vec![address_of(address).within("address")?];
+    let mut own_options = Vec::new();
     for (index, additional) in additional_addresses.into_iter().enumerate() {
-        addresses.push(additional_address(additional).within_item("additional_addresses", index)?);
+        let (address, options) = additional_address(additional).within_item("additional_addresses", index)?;
+        addresses.push(address);
+        own_options.extend(options.map(|options| (address, options)));
     }
-    let mut inspectors = inspectors(listener_filters)?;
+    let mut inspectors = listener_filter::inspectors(listener_filters)?;
     inspectors.timeout = limit(listener_filters_timeout.as_ref(), Some(Duration::from_secs(15)), "listener_filters_timeout")?;
     inspectors.continue_on_timeout = continue_on_listener_filters_timeout;
     let chains = filter_chains
@@ -81,7 +86,9 @@ pub(crate) fn listener(value: proto::Listener, context: &mut Context<'_>) -> Res
     if chains.is_empty() && default_chain.is_none() {
         return Err(Invalid::field("filter_chains", "is empty; a listener needs at least one chain"));
     }
-    let index = ChainIndex::build(&chains).map_err(|clash| Invalid::field("filter_chains", clash))?;
+    let chain_matcher = filter_chain_matcher.map(|m| chain_matcher(m, &chains)).transpose().within("filter_chain_matcher")?;
+    let indexed = if chain_matcher.is_some() { &[] } else { chains.as_slice() };
+    let index = ChainIndex::build(indexed).map_err(|clash| Invalid::field("filter_chains", clash))?;
     Ok(Listener {
         stat_prefix: if stat_prefix.is_empty() { stat_address(&addresses) } else { stat_prefix.into() },
         name: name.into(),
@@ -102,7 +109,10 @@ pub(crate) fn listener(value: proto::Listener, context: &mut Context<'_>) -> Res
         chains,
         default_chain,
         index,
+        chain_matcher,
         socket_options: socket_options(options, "socket_options")?,
+        own_options,
+        tcp_keepalive: tcp_keepalive.map(upstream_connection::keepalive),
         tcp_backlog: tcp_backlog_size.unwrap_or(128),
         per_connection_buffer_limit: per_connection_buffer_limit_bytes.unwrap_or(1 << 20),
         access_logs: access_log::logs(access_log, "access_log")?,
@@ -122,123 +132,35 @@ fn address_of(value: Option<core::Address>) -> Result<std::net::SocketAddr> {
     }
 }
 
-fn additional_address(value: proto::AdditionalAddress) -> Result<std::net::SocketAddr> {
-    let proto::AdditionalAddress { address, socket_options, tcp_keepalive } = value;
-    refuse!(socket_options, tcp_keepalive);
-    address_of(address).within("address")
-}
-
-fn inspectors(values: Vec<proto::ListenerFilter>) -> Result<Inspectors> {
-    let mut result = Inspectors::default();
-    for (index, value) in values.into_iter().enumerate() {
-        inspector(&mut result, value).within_item("listener_filters", index)?;
+/// A tree whose actions are names of chains, which have no criteria of their own then.
+fn chain_matcher(value: Matcher, chains: &[Arc<FilterChain>]) -> Result<MatchTree<usize>> {
+    for (index, chain) in chains.iter().enumerate() {
+        if chain.name.is_empty() || chains.iter().take(index).any(|other| other.name == chain.name) {
+            return Err(Invalid::new(format!("chain {index} needs a name of its own, by which the matcher finds it")));
+        }
+        if chain.criteria != ChainCriteria::default() {
+            return Err(Invalid::new(format!("chain {index} ({}) has a filter_chain_match; keep one of the two", chain.name)));
+        }
     }
-    Ok(result)
-}
-
-fn inspector(result: &mut Inspectors, value: proto::ListenerFilter) -> Result<()> {
-    let proto::ListenerFilter { name, filter_disabled, config_type } = value;
-    let config = match config_type {
-        Some(listener_filter::ConfigType::TypedConfig(config)) => config,
-        Some(listener_filter::ConfigType::ConfigDiscovery(_)) => return Err(Invalid::unsupported("config_discovery")),
-        None => return Err(Invalid::field("typed_config", format!("is missing for {name}"))),
+    let action = |name: &str, config: &Any| {
+        if any::name_of(&config.type_url) != "google.protobuf.StringValue" {
+            return Err(Invalid::new(format!("{name} is not a google.protobuf.StringValue with a chain's name")));
+        }
+        let wanted = String::decode(&*config.value).map_err(|e| Invalid::field("typed_config", e.to_string()))?;
+        let at = chains.iter().position(|chain| *chain.name == *wanted);
+        at.ok_or_else(|| Invalid::field("typed_config.value", format!("`{wanted}` is the name of no chain")))
     };
-    let gate = filter_disabled.map_or_else(|| Ok(PortGate::default()), |p| gate(p, 0)).within("filter_disabled")?;
-    let only_always = |what: &str| {
-        if gate.disabled_ports.is_empty() {
-            Ok(!gate.always_disabled)
-        } else {
-            Err(Invalid::field("filter_disabled", format!("by port is not supported for {what}")))
-        }
-    };
-    if any::is::<filters::tls_inspector::v3::TlsInspector>(&config) {
-        let filters::tls_inspector::v3::TlsInspector {
-            enable_ja3_fingerprinting,
-            enable_ja4_fingerprinting,
-            initial_read_buffer_size,
-            close_connection_on_client_hello_parsing_errors,
-            max_client_hello_size,
-        } = open(&config)?;
-        harmless!(enable_ja3_fingerprinting, enable_ja4_fingerprinting, initial_read_buffer_size, max_client_hello_size);
-        refuse!(close_connection_on_client_hello_parsing_errors);
-        result.tls = Some(gate);
-    } else if any::is::<filters::http_inspector::v3::HttpInspector>(&config) {
-        result.http = Some(gate);
-    } else if any::is::<filters::original_dst::v3::OriginalDst>(&config) {
-        result.original_dst = only_always("the original destination")?;
-    } else if any::is::<filters::proxy_protocol::v3::ProxyProtocol>(&config) {
-        proxy_protocol(open(&config)?)?;
-        result.proxy_protocol = only_always("PROXY protocol")?;
-    } else {
-        let supported = "tls_inspector, http_inspector, original_dst and proxy_protocol";
-        return Err(Invalid::new(format!("{name} ({}) is not supported; supported are {supported}", any::name_of(&config.type_url))));
-    }
-    Ok(())
+    matcher_tree::tree(value, &action)
 }
 
-fn proxy_protocol(value: filters::proxy_protocol::v3::ProxyProtocol) -> Result<()> {
-    let filters::proxy_protocol::v3::ProxyProtocol {
-        rules,
-        allow_requests_without_proxy_protocol,
-        pass_through_tlvs,
-        disallowed_versions,
-        stat_prefix,
-        tlv_location,
-    } = value;
-    harmless!(stat_prefix, tlv_location, pass_through_tlvs);
-    refuse!(rules, allow_requests_without_proxy_protocol, disallowed_versions);
-    Ok(())
-}
+type Options = Vec<(i32, i32, i32)>;
 
-/// Istio switches inspectors off by destination port, or on for some ports only; both are sets of ports.
-fn gate(value: proto::ListenerFilterChainMatchPredicate, depth: u32) -> Result<PortGate> {
-    if depth > 16 {
-        return Err(Invalid::new("is nested more than 16 deep"));
-    }
-    match value.rule {
-        Some(Rule::AnyMatch(always_disabled)) => Ok(PortGate { disabled_ports: Vec::new(), always_disabled }),
-        Some(Rule::DestinationPortRange(range)) => match (u16::try_from(range.start), u16::try_from(range.end)) {
-            (Ok(start), Ok(end)) if start < end => {
-                Ok(PortGate { disabled_ports: std::iter::once(start..end).collect(), always_disabled: false })
-            }
-            _ => Err(Invalid::field("destination_port_range", "the start must be less than the end, both being ports")),
-        },
-        Some(Rule::OrMatch(set)) => {
-            let mut all = PortGate::default();
-            for (index, rule) in set.rules.into_iter().enumerate() {
-                let one = gate(rule, depth + 1).within_item("or_match.rules", index)?;
-                all.disabled_ports.extend(one.disabled_ports);
-                all.always_disabled |= one.always_disabled;
-            }
-            Ok(all)
-        }
-        Some(Rule::NotMatch(rule)) => gate(*rule, depth + 1).within("not_match").map(complement),
-        Some(Rule::AndMatch(_)) => Err(Invalid::unsupported("and_match")),
-        None => Err(Invalid::new("has no rule")),
-    }
-}
-
-/// All ports but those of the set. Port 65535 cannot be the end of a half-open range and stays out.
-fn complement(mut gate: PortGate) -> PortGate {
-    if gate.always_disabled {
-        return PortGate::default();
-    }
-    if gate.disabled_ports.is_empty() {
-        return PortGate { disabled_ports: Vec::new(), always_disabled: true };
-    }
-    gate.disabled_ports.sort_by_key(|r| r.start);
-    let mut next = 0;
-    let mut rest = Vec::new();
-    for range in gate.disabled_ports {
-        if range.start > next {
-            rest.push(next..range.start);
-        }
-        next = next.max(range.end);
-    }
-    if next < u16::MAX {
-        rest.push(next..u16::MAX);
-    }
-    PortGate { disabled_ports: rest, always_disabled: false }
+/// The address, and its options where they stand instead of the listener's.
+fn additional_address(value: proto::AdditionalAddress) -> Result<(std::net::SocketAddr, Option<Options>)> {
+    let proto::AdditionalAddress { address, socket_options: own, tcp_keepalive } = value;
+    refuse!(tcp_keepalive);
+    let options = own.map(|own| socket_options(own.socket_options, "socket_options")).transpose().within("socket_options")?;
+    Ok((address_of(address).within("address")?, options))
 }
 
 fn chain(value: proto::FilterChain, context: &mut Context<'_>) -> Result<FilterChain> {

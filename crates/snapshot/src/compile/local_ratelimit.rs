@@ -1,4 +1,5 @@
 //! The local rate limit filter: its buckets, and what a refusal looks like.
+use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::extensions::common::ratelimit::v3::{self as common, rate_limit_descriptor};
 use lateen_proto::envoy::extensions::filters::http::local_ratelimit::v3 as proto;
 use lateen_proto::envoy::r#type::v3 as types;
@@ -6,6 +7,7 @@ use lateen_proto::envoy::r#type::v3 as types;
 use super::common::{duration, runtime_fraction};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::{header, ratelimit};
+use crate::listener::ConnectionRateLimit;
 use crate::matcher::Fraction;
 use crate::ratelimit::{Descriptor, Entry, Limiter, LocalRateLimit, TokenBucket, VirtualHostLimits};
 
@@ -75,6 +77,21 @@ pub(crate) fn filter(value: proto::LocalRateLimit, per_route: bool) -> Result<Lo
         stage: ratelimit::stage(stage)?,
         limits: ratelimit::limits(rate_limits, "rate_limits")?,
     })
+}
+
+/// The limit of a listener's or a chain's connections; `None` for one that is switched off.
+pub(crate) fn connections(
+    stat_prefix: String,
+    token_bucket: Option<types::TokenBucket>,
+    enabled: Option<core::RuntimeFeatureFlag>,
+) -> Result<Option<ConnectionRateLimit>> {
+    if stat_prefix.is_empty() {
+        return Err(Invalid::field("stat_prefix", "is empty"));
+    }
+    let bucket = token_bucket.as_ref().ok_or_else(|| Invalid::new("is missing")).and_then(bucket).within("token_bucket")?;
+    // There are no runtime flags: the default holds.
+    let enabled = enabled.and_then(|flag| flag.default_value).unwrap_or(true);
+    Ok(enabled.then(|| ConnectionRateLimit { stat_prefix: stat_prefix.into(), bucket }))
 }
 
 /// Anything that is no error is answered as 429.

@@ -1,24 +1,20 @@
 //! Network filters: those before the terminal one, and what ends a chain.
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use lateen_balance::Criteria;
 use lateen_proto::envoy::config::listener::v3::{self as listener, filter};
 use lateen_proto::envoy::extensions::filters::network as proto;
 use lateen_proto::envoy::tcp::metadataexchange::config::MetadataExchange;
-use lateen_proto::envoy::r#type::v3 as types;
 use lateen_proto::{Any, any};
 use proto::tcp_proxy::v3 as tcp;
 
-use super::common::{data, limit, open};
+use super::common::{data, open};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::{access_log, hcm, istio, rbac, subset};
-use crate::listener::{NetworkFilter, TcpCluster, TcpProxy, Terminal};
+use super::{hcm, istio, local_ratelimit, rbac, set_filter_state, tcp_proxy};
+use crate::listener::{NetworkFilter, Terminal};
 
-const SUPPORTED: &str =
-    "http_connection_manager, tcp_proxy, direct_response, rbac, sni_cluster, connection_limit, istio.metadata_exchange and istio.stats";
+const SUPPORTED: &str = "http_connection_manager, tcp_proxy, direct_response, rbac, sni_cluster, connection_limit, local_ratelimit, set_filter_state, istio.metadata_exchange and istio.stats";
 
 /// The filters of a chain, and the last one, which consumes the connection.
 pub(crate) fn filters(values: Vec<listener::Filter>, context: &mut Context<'_>) -> Result<(Vec<NetworkFilter>, Terminal)> {
@@ -39,7 +35,9 @@ pub(crate) fn filters(values: Vec<listener::Filter>, context: &mut Context<'_>) 
             }
         }
     }
+    let sets = filters.iter().any(|f| matches!(f, NetworkFilter::SetState(values) if !values.is_empty()));
     match terminal {
+        Some(Terminal::Http(_)) if sets => Err(Invalid::field("filters", "set_filter_state is supported in front of the tcp_proxy alone")),
         Some(terminal) => Ok((filters, terminal)),
         // Envoy accepts a chain without filters and closes its connections at once.
         None => Ok((filters, Terminal::DirectResponse(Bytes::new()))),
@@ -65,7 +63,7 @@ fn typed(name: &str, config: &Any, context: &mut Context<'_>) -> Result<Kind> {
     if any::is::<proto::http_connection_manager::v3::HttpConnectionManager>(config) {
         Ok(Kind::Terminal(Terminal::Http(Arc::new(hcm::manager(open(config)?, context)?))))
     } else if any::is::<tcp::TcpProxy>(config) {
-        Ok(Kind::Terminal(Terminal::Tcp(Arc::new(tcp_proxy(open(config)?, context)?))))
+        Ok(Kind::Terminal(Terminal::Tcp(Arc::new(tcp_proxy::tcp_proxy(open(config)?, context)?))))
     } else if any::is::<proto::direct_response::v3::Config>(config) {
         let proto::direct_response::v3::Config { response } = open(config)?;
         let bytes = response.map_or_else(|| Ok(Vec::new()), |r| data(r).map(|d| d.bytes)).within("response")?;
@@ -76,6 +74,14 @@ fn typed(name: &str, config: &Any, context: &mut Context<'_>) -> Result<Kind> {
         Ok(Kind::Before(NetworkFilter::Rbac(Arc::new(network_rbac(open(config)?)?))))
     } else if any::is::<proto::sni_cluster::v3::SniCluster>(config) {
         Ok(Kind::Before(NetworkFilter::SniCluster))
+    } else if any::is::<proto::local_ratelimit::v3::LocalRateLimit>(config) {
+        let proto::local_ratelimit::v3::LocalRateLimit { stat_prefix, token_bucket, runtime_enabled, share_key } = open(config)?;
+        refuse!(share_key);
+        let limit = local_ratelimit::connections(stat_prefix, token_bucket, runtime_enabled)?;
+        // One that is switched off never counts: nothing set is nothing done.
+        Ok(Kind::Before(limit.map_or_else(|| NetworkFilter::SetState(Arc::from([])), |l| NetworkFilter::LocalRateLimit(Arc::new(l)))))
+    } else if any::is::<proto::set_filter_state::v3::Config>(config) {
+        set_filter_state::filter(open(config)?).map(Kind::Before)
     } else if any::is::<proto::connection_limit::v3::ConnectionLimit>(config) {
         connection_limit(open(config)?).map(Kind::Before)
     } else {
@@ -127,105 +133,4 @@ fn connection_limit(value: proto::connection_limit::v3::ConnectionLimit) -> Resu
         return Err(Invalid::field("max_connections", "must be at least 1"));
     }
     Ok(NetworkFilter::ConnectionLimit { max })
-}
-
-fn tcp_proxy(value: tcp::TcpProxy, context: &mut Context<'_>) -> Result<TcpProxy> {
-    let tcp::TcpProxy {
-        stat_prefix,
-        on_demand,
-        metadata_match,
-        idle_timeout,
-        downstream_idle_timeout,
-        upstream_idle_timeout,
-        access_log,
-        max_connect_attempts,
-        backoff_options,
-        hash_policy,
-        tunneling_config,
-        max_downstream_connection_duration,
-        max_downstream_connection_duration_jitter_percentage,
-        access_log_flush_interval,
-        flush_access_log_on_connected,
-        access_log_options,
-        proxy_protocol_tlvs,
-        proxy_protocol_tlv_merge_policy,
-        upstream_connect_mode,
-        max_early_data_bytes,
-        check_drain_close,
-        cluster_specifier,
-    } = value;
-    // The merge policy is for TLVs and the early data for a connect mode, both refused below.
-    harmless!(proxy_protocol_tlv_merge_policy, max_early_data_bytes);
-    refuse!(max_downstream_connection_duration_jitter_percentage, access_log_flush_interval, check_drain_close, backoff_options);
-    log_options(access_log_options.unwrap_or_default()).within("access_log_options")?;
-    refuse!(on_demand, downstream_idle_timeout, upstream_idle_timeout, tunneling_config, flush_access_log_on_connected);
-    refuse!(proxy_protocol_tlvs, upstream_connect_mode);
-    if stat_prefix.is_empty() {
-        return Err(Invalid::field("stat_prefix", "is empty; give a name for statistics"));
-    }
-    let max_connect_attempts = max_connect_attempts.unwrap_or(1);
-    if max_connect_attempts == 0 {
-        return Err(Invalid::field("max_connect_attempts", "must be at least 1"));
-    }
-    let metadata_match = subset::criteria(metadata_match);
-    let clusters = match cluster_specifier {
-        Some(tcp::tcp_proxy::ClusterSpecifier::Cluster(name)) if !name.is_empty() => {
-            vec![TcpCluster { id: context.cluster(&name), bound: 1, metadata_match }]
-        }
-        Some(tcp::tcp_proxy::ClusterSpecifier::WeightedClusters(w)) => {
-            weighted(w, metadata_match.as_ref(), context).within("weighted_clusters")?
-        }
-        _ => return Err(Invalid::field("cluster", "is missing; give cluster or weighted_clusters")),
-    };
-    Ok(TcpProxy {
-        stat_prefix: stat_prefix.into(),
-        clusters,
-        idle_timeout: limit(idle_timeout.as_ref(), Some(Duration::from_secs(3600)), "idle_timeout")?,
-        max_downstream_connection_duration: limit(max_downstream_connection_duration.as_ref(), None, "max_downstream_connection_duration")?,
-        max_connect_attempts,
-        hash_source_ip: hash_source_ip(hash_policy).within("hash_policy")?,
-        access_logs: access_log::logs(access_log, "access_log")?,
-    })
-}
-
-/// Logs are written when a connection ends, and only then.
-fn log_options(value: tcp::tcp_proxy::TcpAccessLogOptions) -> Result<()> {
-    let tcp::tcp_proxy::TcpAccessLogOptions { access_log_flush_interval, flush_access_log_on_connected, flush_access_log_on_start } = value;
-    refuse!(access_log_flush_interval, flush_access_log_on_connected, flush_access_log_on_start);
-    Ok(())
-}
-
-/// Envoy takes one policy at most.
-fn hash_source_ip(policies: Vec<types::HashPolicy>) -> Result<bool> {
-    match policies.as_slice() {
-        [] => Ok(false),
-        [types::HashPolicy { policy_specifier: Some(types::hash_policy::PolicySpecifier::SourceIp(_)) }] => Ok(true),
-        [_] => Err(Invalid::new("only source_ip is supported")),
-        _ => Err(Invalid::new("has more than one policy; give one")),
-    }
-}
-
-fn weighted(
-    value: tcp::tcp_proxy::WeightedCluster,
-    metadata: Option<&Arc<Criteria>>,
-    context: &mut Context<'_>,
-) -> Result<Vec<TcpCluster>> {
-    let mut total = 0u32;
-    let mut clusters = Vec::with_capacity(value.clusters.len());
-    for (index, entry) in value.clusters.into_iter().enumerate() {
-        let tcp::tcp_proxy::weighted_cluster::ClusterWeight { name, weight, metadata_match } = entry;
-        let checked = || -> Result<u32> {
-            if name.is_empty() || weight == 0 {
-                return Err(Invalid::new("needs a name and a weight above zero"));
-            }
-            total.checked_add(weight).ok_or_else(|| Invalid::field("weight", "the weights add up to too much"))
-        };
-        total = checked().within_item("clusters", index)?;
-        let metadata_match = subset::merged(metadata, subset::criteria(metadata_match));
-        clusters.push(TcpCluster { id: context.cluster(&name), bound: total, metadata_match });
-    }
-    if clusters.is_empty() {
-        return Err(Invalid::field("clusters", "is empty"));
-    }
-    Ok(clusters)
 }

@@ -12,10 +12,13 @@ pub(crate) fn connection_options(value: proto::UpstreamConnectionOptions) -> Res
     let proto::UpstreamConnectionOptions { tcp_keepalive, set_local_interface_name_on_upstream_connections, happy_eyeballs_config } = value;
     harmless!(set_local_interface_name_on_upstream_connections);
     refuse!(happy_eyeballs_config);
-    Ok(tcp_keepalive.map(|core::TcpKeepalive { keepalive_probes, keepalive_time, keepalive_interval }| {
-        let seconds = |n: Option<u32>| n.map(|s| Duration::from_secs(s.into()));
-        TcpKeepalive { probes: keepalive_probes, time: seconds(keepalive_time), interval: seconds(keepalive_interval) }
-    }))
+    Ok(tcp_keepalive.map(keepalive))
+}
+
+pub(crate) fn keepalive(value: core::TcpKeepalive) -> TcpKeepalive {
+    let core::TcpKeepalive { keepalive_probes, keepalive_time, keepalive_interval } = value;
+    let seconds = |n: Option<u32>| n.map(|s| Duration::from_secs(s.into()));
+    TcpKeepalive { probes: keepalive_probes, time: seconds(keepalive_time), interval: seconds(keepalive_interval) }
 }
 
 pub(crate) type Bind = (Vec<std::net::SocketAddr>, Vec<(i32, i32, i32)>);

@@ -1,6 +1,6 @@
 //! From a format string to its pieces.
 use super::op::{Field, Half, Op};
-use super::record::{AddressOf, Bytes, HeaderKey, HeadersOf, Span, Text};
+use super::record::{AddressOf, Bytes, FilterState, HeaderKey, HeadersOf, Span, Text};
 use super::time::TimeFormat;
 use http::HeaderName;
 
@@ -151,6 +151,11 @@ impl<'a> Call<'a> {
             "RESP" | "RESPONSE_HEADER" => self.header(HeadersOf::Response, false)?,
             "TRAILER" | "RESPONSE_TRAILER" => self.header(HeadersOf::ResponseTrailers, false)?,
             "DYNAMIC_METADATA" => self.metadata()?,
+            "FILTER_STATE" => match self.argument {
+                Some("envoy.tcp_proxy.propagate_response_headers") => Field::FilterState(FilterState::TunnelHeaders),
+                Some("envoy.tcp_proxy.propagate_response_trailers") => Field::FilterState(FilterState::TunnelTrailers),
+                _ => return Ok(None),
+            },
             "GRPC_STATUS" => Field::GrpcStatus { number: self.argument == Some("NUMBER") },
             "GRPC_STATUS_NUMBER" => Field::GrpcStatus { number: true },
             "HOSTNAME" => Field::Fixed(hostname()),

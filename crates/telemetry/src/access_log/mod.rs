@@ -12,7 +12,7 @@ mod time;
 
 pub use compile::InvalidFormat;
 pub use json::JsonFormat;
-pub use record::{Address, AddressOf, Bytes, HeaderKey, HeadersOf, Record, Span, Text};
+pub use record::{Address, AddressOf, Bytes, FilterState, HeaderKey, HeadersOf, Record, Span, Text};
 pub use sink::{LogWriter, Sink};
 pub use text::TextFormat;
 pub use time::TimeFormat;

@@ -1,5 +1,5 @@
 //! One compiled piece of a format, and the value it takes from a record.
-use super::record::{Address, AddressOf, Bytes, HeaderKey, HeadersOf, Record, Span, Text};
+use super::record::{Address, AddressOf, Bytes, FilterState, HeaderKey, HeadersOf, Record, Span, Text};
 use super::time::{TimeFormat, push_padded};
 use std::net::IpAddr;
 
@@ -28,6 +28,7 @@ pub(super) enum Field {
         namespace: Box<str>,
         path: Vec<Box<str>>,
     },
+    FilterState(FilterState),
     Address(AddressOf, Half),
     Span(Span),
     Bytes(Bytes),
@@ -109,6 +110,7 @@ impl Field {
                 out.extend_from_slice(record.text(Text::LocalReplyBody).unwrap_or_default().as_bytes());
                 Found::Text
             }
+            Self::FilterState(of) => metadata(record.filter_state(*of).as_ref(), out),
             Self::Text(of) => text(record.text(*of).map(str::as_bytes), out),
             Self::Address(of, half) => address(record.address(*of), *half, out),
             Self::Span(of) => number(record.span(*of).map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX)), out),

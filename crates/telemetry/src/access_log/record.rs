@@ -99,6 +99,14 @@ pub enum Bytes {
     UpstreamWireSent,
 }
 
+/// State that filters leave behind for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FilterState {
+    /// What the TCP proxy's tunnel was answered.
+    TunnelHeaders,
+    TunnelTrailers,
+}
+
 /// A finished request or connection. What is not known is `None`, which prints as `-` or JSON null.
 pub trait Record {
     fn start_time(&self) -> SystemTime;
@@ -113,6 +121,11 @@ pub trait Record {
 
     /// What filters found out about the request: a value by namespace and path.
     fn dynamic_metadata(&self, _namespace: &str, _path: &[Box<str>]) -> Option<&serde_json::Value> {
+        None
+    }
+
+    /// What a filter keeps of the connection.
+    fn filter_state(&self, _of: FilterState) -> Option<serde_json::Value> {
         None
     }
 

@@ -1,13 +1,14 @@
 //! A caller's HTTP/2 exchange.
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderMap, Request};
 use serde_json::{Value, json};
 
 use crate::case::{Headers, Step};
 use crate::compressed;
 use crate::config::Places;
-use crate::wire::{Io, fields};
+use crate::wire::{Io, fields, shown};
 
 pub(super) async fn ask(stream: impl Io + 'static, step: &Step, index: usize, places: &Places, patience: Duration) -> Value {
     let mut answer = json!({});

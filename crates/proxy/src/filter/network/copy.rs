@@ -2,6 +2,7 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::peer_exchange::{Stripped, Stripper};
@@ -30,11 +31,12 @@ pub(super) struct Direction {
 }
 
 impl Direction {
-    pub(super) fn new() -> Self {
+    /// A direction of which these bytes were read before.
+    pub(super) fn after(first: BytesMut) -> Self {
         Self {
-            buffer: Vec::new(),
             start: 0,
-            end: 0,
+            end: first.len(),
+            buffer: first.into(),
             eof: false,
             closed: false,
             needs_flush: false,
@@ -48,6 +50,11 @@ impl Direction {
     /// Takes a frame of metadata exchange off the front.
     pub(super) fn strip(&mut self) {
         self.stripper = Some(Stripper::default());
+    }
+
+    /// Whether nothing is held that was read and not written.
+    pub(super) fn is_empty(&self) -> bool {
+        self.start >= self.end && self.pipe.as_ref().is_none_or(Pipe::is_empty)
     }
 
     pub(super) fn done(&self) -> bool {

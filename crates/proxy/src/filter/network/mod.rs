@@ -1,20 +1,25 @@
 //! Network filters: what happens to a connection before, and instead of, HTTP.
 mod copy;
+mod dial;
 mod peer_exchange;
+mod relay;
 mod splice;
 mod tcp;
+mod tunnel;
 
 pub(crate) use tcp::{TcpState, run as tcp_proxy};
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use lateen_snapshot::authorize::Facts;
 use lateen_snapshot::http::IstioStats;
-use lateen_snapshot::listener::{FilterChain, NetworkFilter};
-use lateen_telemetry::envoy_names::{rbac as names, rbac_shadow as shadow_names};
+use lateen_snapshot::listener::{FilterChain, NetworkFilter, StateKey, StateValue};
+use lateen_telemetry::access_log::TextFormat;
+use lateen_telemetry::envoy_names::{connection_rate_limit, rbac as names, rbac_shadow as shadow_names};
 use lateen_telemetry::{BlockName, Local};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -25,6 +30,9 @@ use crate::worker::Worker;
 /// A chain's network filters bound to one worker.
 pub(crate) struct NetworkFilters {
     rbac: Vec<(Local, Local)>,
+    limits: Vec<Local>,
+    /// Of `SetState` filters, one after the other.
+    formats: Vec<TextFormat>,
     /// Open connections, for connection limits; each worker counts its own share.
     open: Rc<Cell<u64>>,
 }
@@ -40,10 +48,33 @@ pub(crate) enum Verdict {
 pub(crate) struct Passed {
     /// The cluster named by SNI.
     pub(crate) cluster: Option<Arc<str>>,
+    /// The server name to ask for upstream, where it is not the caller's.
+    pub(crate) server_name: Option<Arc<str>>,
+    /// Instead of the configured one; zero for none.
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) no_tunnel: bool,
     pub(crate) stats: Option<Arc<IstioStats>>,
     /// Frames of Istio's metadata exchange may come in front.
     pub(crate) peer_exchange: bool,
     _open: Option<Open>,
+}
+
+impl Passed {
+    fn set(&mut self, value: &StateValue, format: &TextFormat, conn: &Conn) {
+        let mut bytes = Vec::new();
+        format.write(&tcp::Outcome::default().record(conn), &mut bytes);
+        let Ok(text) = String::from_utf8(bytes) else { return };
+        if text.is_empty() && value.skip_if_empty {
+            return;
+        }
+        match value.key {
+            StateKey::Cluster => self.cluster = Some(text.into()),
+            StateKey::ServerName => self.server_name = Some(text.into()),
+            // What is no number is no timeout of its own.
+            StateKey::IdleTimeout => self.idle_timeout = text.parse().ok().map(Duration::from_millis),
+            StateKey::DisableTunneling => self.no_tunnel = text == "true",
+        }
+    }
 }
 
 struct Open(Rc<Cell<u64>>);
@@ -68,15 +99,27 @@ impl NetworkFilters {
             }
             _ => None,
         });
-        Self { rbac: rbac.collect(), open: Rc::default() }
+        let limits = chain.filters.iter().filter_map(|f| match f {
+            NetworkFilter::LocalRateLimit(limit) => Some(limit_stats(worker, "local_rate_limit", &limit.stat_prefix)),
+            _ => None,
+        });
+        let values = chain.filters.iter().filter_map(|f| if let NetworkFilter::SetState(values) = f { Some(values) } else { None });
+        // They compiled when the configuration came.
+        let formats = values.flat_map(|v| v.iter()).filter_map(|v| TextFormat::compile(&v.format).ok());
+        Self { rbac: rbac.collect(), limits: limits.collect(), formats: formats.collect(), open: Rc::default() }
     }
+}
+
+/// The counters of a limit of connections.
+pub(crate) fn limit_stats(worker: &Worker, kind: &str, prefix: &str) -> Local {
+    worker.shard.local(&worker.registry.block(connection_rate_limit::DEFS, BlockName::plain(&format!("{kind}.{prefix}"))))
 }
 
 /// Runs the filters in order.
 pub(crate) fn run(worker: &Worker, conn: &Conn) -> Verdict {
     let mut passed = Passed::default();
     let filters = &conn.chain.filters;
-    let mut rbac_stats = filters.rbac.iter();
+    let (mut rbac_stats, mut limit_stats, mut formats) = (filters.rbac.iter(), filters.limits.iter(), filters.formats.iter());
     for filter in &conn.chain.chain.filters {
         match filter {
             NetworkFilter::MetadataExchange => passed.peer_exchange = true,
@@ -105,6 +148,21 @@ pub(crate) fn run(worker: &Worker, conn: &Conn) -> Verdict {
                 if !verdict.allowed {
                     tracing::debug!("connection from {} denied by {:?}", conn.remote, verdict.policy);
                     return Verdict::Close;
+                }
+            }
+            NetworkFilter::LocalRateLimit(limit) => {
+                let stats = limit_stats.next();
+                if !limit.bucket.take(worker.nanos()) {
+                    if let Some(stats) = stats {
+                        stats.inc(connection_rate_limit::RATE_LIMITED);
+                    }
+                    return Verdict::Close;
+                }
+            }
+            NetworkFilter::SetState(values) => {
+                for value in values.iter() {
+                    let Some(format) = formats.next() else { break };
+                    passed.set(value, format, conn);
                 }
             }
             NetworkFilter::ConnectionLimit { max } => {

@@ -1,62 +1,113 @@
-//! The TCP proxy (Envoy `tcp_proxy`): a host, a connection, bytes both ways.
-use std::future::poll_fn;
+//! The TCP proxy (Envoy `tcp_proxy`): a host, a connection or a tunnel to it, bytes both ways.
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::Poll;
+use std::time::Duration;
 
+use bytes::BytesMut;
+use http::{HeaderMap, StatusCode};
 use lateen_balance::{Context, Criteria, Host};
 use lateen_identity::tls::PeerIdentity;
 use lateen_snapshot::listener::{TcpCluster, TcpProxy};
 use lateen_telemetry::envoy_names::{cluster as cluster_names, tcp as names};
 use lateen_telemetry::istio::{DestinationId, PrincipalId, Reporter, StreamLabels, TcpSeries};
 use lateen_telemetry::{BlockName, Local, ResponseFlags, details};
+use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
-use super::Passed;
-use super::copy::Direction;
-use super::peer_exchange;
+use super::relay;
+use super::tunnel::{self, Template};
+use super::{Passed, dial};
 use crate::http::{ConnectionRecord, LogSet};
-use crate::io::{Io, Timer};
+use crate::io::Io;
 use crate::listener::Conn;
 use crate::upstream::{ClusterState, ConnectPlan};
 use crate::worker::Worker;
 
 /// A TCP proxy bound to one worker's counters and logs.
 pub(crate) struct TcpState {
-    config: Arc<TcpProxy>,
-    stats: Local,
+    pub(super) config: Arc<TcpProxy>,
+    pub(super) stats: Local,
     logs: LogSet,
+    tunnel: Option<Template>,
 }
 
 impl TcpState {
     pub(crate) fn new(worker: &Worker, config: Arc<TcpProxy>) -> Rc<Self> {
         let block = worker.registry.block(names::DEFS, BlockName::tcp(&config.stat_prefix));
-        Rc::new(Self { stats: worker.shard.local(&block), logs: LogSet::new(worker, &config.access_logs), config })
+        Rc::new(Self {
+            stats: worker.shard.local(&block),
+            logs: LogSet::new(worker, &config.access_logs),
+            tunnel: config.tunnel.as_ref().map(Template::new),
+            config,
+        })
+    }
+
+    pub(super) fn log(&self, conn: &Conn, outcome: &Outcome) {
+        if !self.logs.is_empty() {
+            self.logs.connection(&outcome.record(conn));
+        }
     }
 }
 
-/// What is known when the connection ends.
+/// What is known of the connection, so far or in the end.
 #[derive(Default)]
-struct Outcome {
-    cluster: Option<Rc<ClusterState>>,
-    host: Option<Arc<Host>>,
-    upstream_local: Option<SocketAddr>,
-    received: u64,
-    sent: u64,
-    flags: ResponseFlags,
-    failure: String,
+pub(super) struct Outcome {
+    pub(super) cluster: Option<Rc<ClusterState>>,
+    pub(super) host: Option<Arc<Host>>,
+    pub(super) upstream_local: Option<SocketAddr>,
+    pub(super) received: u64,
+    pub(super) sent: u64,
+    pub(super) flags: ResponseFlags,
+    pub(super) failure: String,
+    pub(super) attempts: u32,
     /// The host's verified identity.
-    principal: PrincipalId,
+    pub(super) principal: PrincipalId,
     /// Istio's metrics of the connection, once it is open on both sides.
     series: Option<TcpSeries>,
+    /// What a tunnel was answered, where that is kept.
+    pub(super) tunnel_headers: Option<(StatusCode, HeaderMap)>,
+    pub(super) tunnel_trailers: Option<Box<HeaderMap>>,
 }
 
-pub(crate) async fn run(worker: &Rc<Worker>, state: &Rc<TcpState>, conn: &Rc<Conn>, mut io: Io, passed: Passed) {
+impl Outcome {
+    pub(super) fn record<'a>(&'a self, conn: &'a Conn) -> ConnectionRecord<'a> {
+        ConnectionRecord {
+            conn,
+            cluster: self.cluster.as_ref(),
+            host: self.host.as_deref(),
+            upstream_local: self.upstream_local,
+            received: self.received,
+            sent: self.sent,
+            flags: self.flags,
+            transport_failure: &self.failure,
+            attempts: self.attempts,
+            tunnel_headers: self.tunnel_headers.as_ref(),
+            tunnel_trailers: self.tunnel_trailers.as_deref(),
+        }
+    }
+}
+
+/// One connection on its way through the proxy.
+pub(super) struct Session<'a> {
+    pub(super) worker: &'a Rc<Worker>,
+    pub(super) state: &'a Rc<TcpState>,
+    pub(super) conn: &'a Rc<Conn>,
+    pub(super) passed: &'a Passed,
+    /// What the host's subset must be.
+    criteria: Option<Arc<Criteria>>,
+    pub(super) outcome: Outcome,
+}
+
+pub(crate) async fn run(worker: &Rc<Worker>, state: &Rc<TcpState>, conn: &Rc<Conn>, io: Io, passed: Passed) {
     state.stats.inc(names::DOWNSTREAM_CX_TOTAL);
-    let mut outcome = Outcome::default();
-    serve(worker, state, conn, &mut io, &passed, &mut outcome).await;
+    let mut session = Session { worker, state, conn, passed: &passed, criteria: None, outcome: Outcome::default() };
+    if state.config.log_times.on_start {
+        state.log(conn, &session.outcome);
+    }
+    session.serve(io).await;
+    let mut outcome = session.outcome;
     state.stats.add(names::DOWNSTREAM_CX_RX_BYTES_TOTAL, outcome.received);
     state.stats.add(names::DOWNSTREAM_CX_TX_BYTES_TOTAL, outcome.sent);
     if let Some(stats) = &passed.stats {
@@ -65,18 +116,7 @@ pub(crate) async fn run(worker: &Rc<Worker>, state: &Rc<TcpState>, conn: &Rc<Con
         series.sent(outcome.sent);
         series.closed();
     }
-    if !state.logs.is_empty() {
-        state.logs.connection(&ConnectionRecord {
-            conn,
-            cluster: outcome.cluster.as_ref(),
-            host: outcome.host.as_deref(),
-            upstream_local: outcome.upstream_local,
-            received: outcome.received,
-            sent: outcome.sent,
-            flags: outcome.flags,
-            transport_failure: &outcome.failure,
-        });
-    }
+    state.log(conn, &outcome);
 }
 
 fn series(worker: &Worker, conn: &Conn, outcome: &Outcome, source: bool) -> TcpSeries {
@@ -95,44 +135,146 @@ fn series(worker: &Worker, conn: &Conn, outcome: &Outcome, source: bool) -> TcpS
     worker.istio.tcp(labels, outcome.flags)
 }
 
-async fn serve(worker: &Rc<Worker>, state: &TcpState, conn: &Conn, io: &mut Io, passed: &Passed, outcome: &mut Outcome) {
-    let live = worker.live();
-    let by_name = passed.cluster.as_ref().and_then(|name| live.snapshot.cluster_named(name)).map(|(id, _)| id);
-    let picked = pick(worker, &state.config);
-    let id = by_name.or_else(|| if passed.cluster.is_some() { None } else { picked.map(|c| c.id) });
-    let Some(cluster) = id.and_then(|id| live.cluster(worker, id)) else {
-        state.stats.inc(names::DOWNSTREAM_CX_NO_ROUTE);
-        outcome.flags = ResponseFlags::NO_CLUSTER_FOUND;
-        return;
-    };
-    drop(live);
-    outcome.cluster = Some(Rc::clone(&cluster));
-    let Some(permit) = cluster.breakers(false).connections.take() else {
-        cluster.stats.inc(cluster_names::UPSTREAM_CX_OVERFLOW);
-        outcome.flags = ResponseFlags::UPSTREAM_OVERFLOW;
-        return;
-    };
-    let Some((mut upstream, host)) =
-        connect(worker, state, conn, &cluster, picked.and_then(|c| c.metadata_match.as_deref()), outcome).await
-    else {
-        return;
-    };
-    let _permit = permit;
-    let _active = cluster.stats.hold(cluster_names::UPSTREAM_CX_ACTIVE);
-    let _request = host.begin_request();
-    outcome.upstream_local = upstream.socket().local_address();
-    if let Some(uri) = upstream.tls().and_then(PeerIdentity::of_connection).and_then(|p| p.uri_sans.first().cloned()) {
-        outcome.principal = worker.istio.shared().principal(&uri);
+impl Session<'_> {
+    async fn serve(&mut self, mut io: Io) {
+        let Some(first) = self.first_bytes(&mut io).await else { return };
+        let live = self.worker.live();
+        let wanted = self.passed.cluster.as_ref();
+        let by_name = wanted.and_then(|name| live.snapshot.cluster_named(name)).map(|(id, _)| id);
+        let picked = pick(self.worker, &self.state.config);
+        let id = by_name.or_else(|| if wanted.is_some() { None } else { picked.map(|c| c.id) });
+        self.criteria = picked.and_then(|c| c.metadata_match.clone());
+        let Some(cluster) = id.and_then(|id| live.cluster(self.worker, id)) else {
+            self.state.stats.inc(names::DOWNSTREAM_CX_NO_ROUTE);
+            self.outcome.flags = ResponseFlags::NO_CLUSTER_FOUND;
+            return;
+        };
+        drop(live);
+        self.outcome.cluster = Some(Rc::clone(&cluster));
+        match self.state.tunnel.as_ref().filter(|_| !self.passed.no_tunnel) {
+            Some(template) => Box::pin(tunnel::serve(self, template, &cluster, io, first)).await,
+            None => self.forward(&cluster, io, first).await,
+        }
     }
-    // Counted as opened now: a long connection would otherwise be seen only when it has ended.
-    outcome.series = passed.stats.as_ref().map(|stats| series(worker, conn, outcome, stats.reporter_source));
-    let start = Instant::now();
-    relay(state, conn, passed, io, &mut upstream, outcome).await;
-    cluster.stats.inc(cluster_names::UPSTREAM_CX_DESTROY);
-    cluster.stats.record(cluster_names::UPSTREAM_CX_LENGTH_MS, start.elapsed().as_micros() as u64);
-    cluster.stats.add(cluster_names::UPSTREAM_CX_TX_BYTES_TOTAL, outcome.received);
-    cluster.stats.add(cluster_names::UPSTREAM_CX_RX_BYTES_TOTAL, outcome.sent);
-    host.counters.cx_active.fetch_sub(1, Relaxed);
+
+    /// How long the connection may be silent.
+    pub(super) fn idle_timeout(&self) -> Option<Duration> {
+        self.passed.idle_timeout.or(self.state.config.idle_timeout).filter(|d| !d.is_zero())
+    }
+
+    /// What the caller sent, where the host is dialled only then; `None` when it left or said nothing.
+    async fn first_bytes(&self, io: &mut Io) -> Option<BytesMut> {
+        let mut first = BytesMut::new();
+        if self.state.config.waits_for_data {
+            first = crate::io::take_buffer();
+            let limit = self.idle_timeout().unwrap_or(relay::LONGEST_SILENCE);
+            match tokio::time::timeout(limit, io.read_buf(&mut first)).await {
+                Ok(Ok(n)) if n > 0 => {}
+                Ok(_) => return None,
+                Err(_) => {
+                    self.state.stats.inc(names::IDLE_TIMEOUT);
+                    return None;
+                }
+            }
+        }
+        Some(first)
+    }
+
+    /// Bytes to the host as they are.
+    async fn forward(&mut self, cluster: &Rc<ClusterState>, mut io: Io, first: BytesMut) {
+        let Some(permit) = cluster.breakers(false).connections.take() else {
+            cluster.stats.inc(cluster_names::UPSTREAM_CX_OVERFLOW);
+            self.outcome.flags = ResponseFlags::UPSTREAM_OVERFLOW;
+            return;
+        };
+        let Some((mut upstream, host)) = self.connect(cluster).await else { return };
+        let _permit = permit;
+        let _active = cluster.stats.hold(cluster_names::UPSTREAM_CX_ACTIVE);
+        let _request = host.begin_request();
+        self.outcome.upstream_local = upstream.socket().local_address();
+        if let Some(uri) = upstream.tls().and_then(PeerIdentity::of_connection).and_then(|p| p.uri_sans.first().cloned()) {
+            self.outcome.principal = self.worker.istio.shared().principal(&uri);
+        }
+        self.connected();
+        let start = Instant::now();
+        relay::run(self, &mut io, &mut upstream, first).await;
+        let outcome = &self.outcome;
+        cluster.stats.inc(cluster_names::UPSTREAM_CX_DESTROY);
+        cluster.stats.record(cluster_names::UPSTREAM_CX_LENGTH_MS, start.elapsed().as_micros() as u64);
+        cluster.stats.add(cluster_names::UPSTREAM_CX_TX_BYTES_TOTAL, outcome.received);
+        cluster.stats.add(cluster_names::UPSTREAM_CX_RX_BYTES_TOTAL, outcome.sent);
+        host.counters.cx_active.fetch_sub(1, Relaxed);
+    }
+
+    /// Both sides are open. Counted as opened now: a long connection would otherwise be seen only when it has ended.
+    pub(super) fn connected(&mut self) {
+        let (worker, conn, outcome) = (self.worker, self.conn, &mut self.outcome);
+        outcome.series = self.passed.stats.as_ref().map(|stats| series(worker, conn, outcome, stats.reporter_source));
+        if self.state.config.log_times.on_connected {
+            self.state.log(conn, outcome);
+        }
+    }
+
+    /// What the balancer goes by.
+    pub(super) fn choose(&mut self, cluster: &Rc<ClusterState>) -> Option<Arc<Host>> {
+        let hash = self.state.config.hash_source_ip.then(|| crate::router::hash::of_address(self.conn.remote.ip()));
+        let context = Context { hash, criteria: self.criteria.as_deref(), ..Context::default() };
+        let host = cluster.choose(self.worker, &context, Some(self.conn.local));
+        match &host {
+            Some(host) => {
+                self.outcome.host = Some(Arc::clone(host));
+                self.outcome.attempts += 1;
+            }
+            None => {
+                cluster.stats.inc(cluster_names::UPSTREAM_CX_NONE_HEALTHY);
+                self.outcome.flags = ResponseFlags::NO_HEALTHY_UPSTREAM;
+            }
+        }
+        host
+    }
+
+    async fn connect(&mut self, cluster: &Rc<ClusterState>) -> Option<(Io, Arc<Host>)> {
+        let config = &cluster.cluster.config;
+        let mut attempts = dial::Attempts::new(&self.state.config);
+        while attempts.next(self.worker).await {
+            let host = self.choose(cluster)?;
+            if cluster.host_is_full(&host, false) {
+                cluster.stats.inc(cluster_names::UPSTREAM_CX_OVERFLOW);
+                self.outcome.flags = ResponseFlags::UPSTREAM_OVERFLOW;
+                continue;
+            }
+            cluster.stats.inc(cluster_names::UPSTREAM_CX_TOTAL);
+            host.counters.cx_total.fetch_add(1, Relaxed);
+            let conn = self.conn;
+            let server_name = self.passed.server_name.as_ref().or(conn.server_name.as_ref()).cloned();
+            let plan = ConnectPlan { alpn: None, server_name, addresses: Some((conn.remote, conn.local)) };
+            let started = Instant::now();
+            match self.worker.dialer.connect(config, config.transports.get(host.transport as usize), &host, &plan).await {
+                Ok(upstream) => {
+                    cluster.stats.record(cluster_names::UPSTREAM_CX_CONNECT_MS, started.elapsed().as_micros() as u64);
+                    host.counters.cx_active.fetch_add(1, Relaxed);
+                    cluster.report_connect(self.worker, &host, true);
+                    self.outcome.flags = ResponseFlags::NONE;
+                    self.outcome.failure.clear();
+                    return Some((upstream, host));
+                }
+                Err(failure) => {
+                    cluster.stats.inc(cluster_names::UPSTREAM_CX_CONNECT_FAIL);
+                    host.counters.cx_connect_fail.fetch_add(1, Relaxed);
+                    cluster.report_connect(self.worker, &host, false);
+                    self.failed(&failure.reason());
+                }
+            }
+        }
+        cluster.stats.inc(cluster_names::UPSTREAM_CX_CONNECT_ATTEMPTS_EXCEEDED);
+        None
+    }
+
+    /// An attempt brought no connection.
+    pub(super) fn failed(&mut self, reason: &str) {
+        self.outcome.flags = ResponseFlags::UPSTREAM_CONNECTION_FAILURE;
+        self.outcome.failure = details::underscored(reason).into_owned();
+    }
 }
 
 fn pick<'a>(worker: &Worker, config: &'a TcpProxy) -> Option<&'a TcpCluster> {
@@ -144,91 +286,4 @@ fn pick<'a>(worker: &Worker, config: &'a TcpProxy) -> Option<&'a TcpCluster> {
             all.iter().find(|c| roll < c.bound)
         }
     }
-}
-
-async fn connect(
-    worker: &Rc<Worker>,
-    state: &TcpState,
-    conn: &Conn,
-    cluster: &Rc<ClusterState>,
-    criteria: Option<&Criteria>,
-    outcome: &mut Outcome,
-) -> Option<(Io, Arc<Host>)> {
-    let config = &cluster.cluster.config;
-    let hash = state.config.hash_source_ip.then(|| crate::router::hash::of_address(conn.remote.ip()));
-    let context = Context { hash, criteria, ..Context::default() };
-    for _ in 0..state.config.max_connect_attempts.max(1) {
-        let Some(host) = cluster.choose(worker, &context, Some(conn.local)) else {
-            cluster.stats.inc(cluster_names::UPSTREAM_CX_NONE_HEALTHY);
-            outcome.flags = ResponseFlags::NO_HEALTHY_UPSTREAM;
-            return None;
-        };
-        outcome.host = Some(Arc::clone(&host));
-        if cluster.host_is_full(&host, false) {
-            cluster.stats.inc(cluster_names::UPSTREAM_CX_OVERFLOW);
-            outcome.flags = ResponseFlags::UPSTREAM_OVERFLOW;
-            continue;
-        }
-        cluster.stats.inc(cluster_names::UPSTREAM_CX_TOTAL);
-        host.counters.cx_total.fetch_add(1, Relaxed);
-        let plan = ConnectPlan { alpn: None, server_name: conn.server_name.clone(), addresses: Some((conn.remote, conn.local)) };
-        let started = Instant::now();
-        match worker.dialer.connect(config, config.transports.get(host.transport as usize), &host, &plan).await {
-            Ok(upstream) => {
-                cluster.stats.record(cluster_names::UPSTREAM_CX_CONNECT_MS, started.elapsed().as_micros() as u64);
-                host.counters.cx_active.fetch_add(1, Relaxed);
-                cluster.report_connect(worker, &host, true);
-                outcome.flags = ResponseFlags::NONE;
-                outcome.failure.clear();
-                return Some((upstream, host));
-            }
-            Err(failure) => {
-                cluster.stats.inc(cluster_names::UPSTREAM_CX_CONNECT_FAIL);
-                host.counters.cx_connect_fail.fetch_add(1, Relaxed);
-                cluster.report_connect(worker, &host, false);
-                outcome.flags = ResponseFlags::UPSTREAM_CONNECTION_FAILURE;
-                outcome.failure = details::underscored(&failure.reason()).into_owned();
-            }
-        }
-    }
-    cluster.stats.inc(cluster_names::UPSTREAM_CX_CONNECT_ATTEMPTS_EXCEEDED);
-    None
-}
-
-async fn relay(state: &TcpState, conn: &Conn, passed: &Passed, down: &mut Io, up: &mut Io, outcome: &mut Outcome) {
-    let (mut request, mut response) = (Direction::new(), Direction::new());
-    let exchanges = |io: &Io| io.tls().and_then(|tls| tls.alpn_protocol()) == Some(peer_exchange::ALPN);
-    if passed.peer_exchange && exchanges(down) {
-        request.strip();
-    }
-    if exchanges(up) {
-        response.strip();
-    }
-    let mut timer = Timer::default();
-    let idle = state.config.idle_timeout.filter(|d| !d.is_zero());
-    let ends = state.config.max_downstream_connection_duration.and_then(|limit| conn.start.checked_add(limit));
-    let deadline = |now: Instant| [idle.and_then(|i| now.checked_add(i)), ends].into_iter().flatten().min();
-    timer.set(deadline(Instant::now()));
-    let result = poll_fn(|cx| {
-        let before = request.moved + response.moved;
-        let one = request.poll(cx, down, up);
-        let other = response.poll(cx, up, down);
-        if let (Poll::Ready(Err(e)), _) | (_, Poll::Ready(Err(e))) = (one, other) {
-            return Poll::Ready(Err(e));
-        }
-        if request.done() && response.done() {
-            return Poll::Ready(Ok(true));
-        }
-        if idle.is_some() && request.moved + response.moved != before {
-            timer.set(deadline(Instant::now()));
-        }
-        timer.poll(cx).map(|()| Ok(false))
-    })
-    .await;
-    if let Ok(false) = result {
-        let over = ends.is_some_and(|end| end <= Instant::now());
-        state.stats.inc(if over { names::MAX_DOWNSTREAM_CONNECTION_DURATION } else { names::IDLE_TIMEOUT });
-    }
-    outcome.received = request.moved;
-    outcome.sent = response.moved;
 }

@@ -197,9 +197,9 @@ fn refusals_name_the_field_by_its_path() {
         (
             on(&format!(
                 "{{filters: [{}]}}",
-                tcp("a").replace("stat_prefix", "access_log_options: {flush_access_log_on_start: true}, stat_prefix")
+                tcp("a").replace("stat_prefix", "tunneling_config: {hostname: h, request_id_extension: {}}, stat_prefix")
             )),
-            "filter_chains[0].filters[0].access_log_options.flush_access_log_on_start: is not supported",
+            "filter_chains[0].filters[0].tunneling_config.request_id_extension: is not supported",
         ),
         (on(&format!("{{filters: [{}, {}]}}", tcp("a"), tcp("b"))), "filter_chains[0].filters[0]: tcp: must be the last filter"),
         (

@@ -1,0 +1,339 @@
+//! TCP inside HTTP: a CONNECT, or a POST, to an upstream that takes the caller's bytes as its body (Envoy
+//! `tunneling_config`). Nothing goes up before the answer.
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+use lateen_balance::Host;
+use lateen_snapshot::header::{AppendAction, HeaderTemplate};
+use lateen_snapshot::listener::TcpTunnel;
+use lateen_telemetry::ResponseFlags;
+use lateen_telemetry::access_log::TextFormat;
+use lateen_telemetry::envoy_names::cluster as names;
+
+use super::dial;
+use super::relay::{Clock, LONGEST_SILENCE, drains};
+use super::tcp::Session;
+use crate::http::ConnectionRecord;
+use crate::http::headers;
+use crate::http::message::{Frame, Hints, Length, Request, Version};
+use crate::http::stream::{StreamError, Upstream};
+use crate::io::{Io, Text, Wire};
+use crate::upstream::{ClusterState, Lease, NoConnection, TargetWish};
+
+/// Text that may hold facts of the connection.
+enum Piece {
+    Fixed(HeaderValue),
+    Format(TextFormat),
+}
+
+impl Piece {
+    fn new(template: &HeaderTemplate) -> Option<Self> {
+        match template {
+            HeaderTemplate::Fixed(value) => Some(Self::Fixed(value.clone())),
+            // It compiled when the configuration came.
+            HeaderTemplate::Format(text) => TextFormat::compile(text).ok().map(Self::Format),
+        }
+    }
+
+    fn value(&self, record: &ConnectionRecord<'_>) -> Option<HeaderValue> {
+        match self {
+            Self::Fixed(value) => Some(value.clone()),
+            Self::Format(format) => {
+                let mut bytes = Vec::new();
+                format.write(record, &mut bytes);
+                HeaderValue::from_bytes(&bytes).ok()
+            }
+        }
+    }
+}
+
+struct Addition {
+    name: HeaderName,
+    value: Piece,
+    action: AppendAction,
+    keep_empty: bool,
+}
+
+/// The request that opens a tunnel, but for what each connection puts into it.
+pub(super) struct Template {
+    hostname: Option<Piece>,
+    post_path: Option<Text>,
+    headers: Vec<Addition>,
+    keeps_headers: bool,
+    keeps_trailers: bool,
+}
+
+impl Template {
+    pub(super) fn new(config: &TcpTunnel) -> Self {
+        let addition = |a: &lateen_snapshot::header::HeaderAddition| {
+            let value = match Piece::new(&a.value)? {
+                Piece::Format(format) => Piece::Format(format.omit_missing()),
+                fixed => fixed,
+            };
+            Some(Addition { name: a.name.clone(), value, action: a.action, keep_empty: a.keep_empty })
+        };
+        Self {
+            hostname: Piece::new(&config.hostname),
+            post_path: config.post_path.as_deref().map(Text::from),
+            headers: config.headers.add.iter().filter_map(addition).collect(),
+            keeps_headers: config.keeps_headers,
+            keeps_trailers: config.keeps_trailers,
+        }
+    }
+
+    fn request(&self, record: &ConnectionRecord<'_>, secure: bool) -> Option<Request> {
+        let hostname = self.hostname.as_ref()?.value(record)?;
+        let authority = Text::new(Bytes::copy_from_slice(hostname.as_bytes()))?;
+        let mut map = HeaderMap::new();
+        for addition in &self.headers {
+            let Some(value) = addition.value.value(record).filter(|v| addition.keep_empty || !v.is_empty()) else { continue };
+            match addition.action {
+                AppendAction::AppendIfExistsOrAdd => drop(map.append(addition.name.clone(), value)),
+                AppendAction::AddIfAbsent => headers::insert_if_absent(&mut map, addition.name.clone(), || value),
+                AppendAction::OverwriteIfExistsOrAdd => drop(map.insert(addition.name.clone(), value)),
+                AppendAction::OverwriteIfExists => {
+                    if map.contains_key(&addition.name) {
+                        map.insert(addition.name.clone(), value);
+                    }
+                }
+            }
+        }
+        let post = self.post_path.clone();
+        Some(Request {
+            method: if post.is_some() { Method::POST } else { Method::CONNECT },
+            authority,
+            scheme: if secure { "https" } else { "http" },
+            length: if post.is_some() { Length::Unknown } else { Length::None },
+            upgrade: post.is_none().then(|| Text::fixed("connect")),
+            path: post.unwrap_or(Text::EMPTY),
+            headers: map,
+            version: Version::Http2,
+            expects_continue: false,
+            accepts_trailers: false,
+            hints: Hints::default(),
+            head_bytes: 0,
+        })
+    }
+}
+
+pub(super) async fn serve(session: &mut Session<'_>, template: &Template, cluster: &Rc<ClusterState>, io: Io, first: BytesMut) {
+    let Some((mut lease, host)) = open(session, template, cluster).await else { return };
+    session.outcome.upstream_local = lease.local_address();
+    session.outcome.principal = lease.principal();
+    session.connected();
+    let _request = host.begin_request();
+    let _active = cluster.stats.hold(names::UPSTREAM_RQ_ACTIVE);
+    if template.post_path.is_none() {
+        lease.upstream.start_raw();
+    }
+    let mut wire = Wire::new(io);
+    wire.input = first;
+    let mut pump = Pump { up_open: true, down_open: true, shut: false, keeps_trailers: template.keeps_trailers };
+    let mut clock = Clock::new(session);
+    let ended = poll_fn(|cx| pump.poll(cx, session, &mut clock, &mut wire, &mut lease.upstream)).await;
+    match ended {
+        Ok(()) => lease.finish(cluster.cluster.config.max_requests_per_connection, tokio::time::Instant::now()),
+        Err(Broken::Caller) => cluster.stats.inc(names::UPSTREAM_RQ_CANCELLED),
+        Err(Broken::Upstream(StreamError::Closed)) => session.outcome.flags = ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
+        Err(Broken::Upstream(_)) => session.outcome.flags = ResponseFlags::UPSTREAM_REMOTE_RESET,
+        Err(Broken::Time) => {}
+    }
+}
+
+/// A tunnel that was answered as it should be, by as many attempts as it takes.
+async fn open(session: &mut Session<'_>, template: &Template, cluster: &Rc<ClusterState>) -> Option<(Lease, Arc<Host>)> {
+    let mut attempts = dial::Attempts::new(&session.state.config);
+    while attempts.next(session.worker).await {
+        let host = session.choose(cluster)?;
+        match attempt(session, template, cluster, &host).await {
+            Ok(lease) => {
+                cluster.report_connect(session.worker, &host, true);
+                // The log still tells why an earlier attempt failed, as Envoy's does.
+                session.outcome.flags = ResponseFlags::NONE;
+                return Some((lease, host));
+            }
+            Err(Refused::Full) => {
+                session.outcome.flags = ResponseFlags::UPSTREAM_OVERFLOW;
+                return None;
+            }
+            Err(Refused::Failed(reason)) => {
+                host.counters.rq_error.fetch_add(1, Relaxed);
+                cluster.report_connect(session.worker, &host, false);
+                session.failed(&reason);
+            }
+        }
+    }
+    cluster.stats.inc(names::UPSTREAM_CX_CONNECT_ATTEMPTS_EXCEEDED);
+    None
+}
+
+enum Refused {
+    /// A circuit breaker is open.
+    Full,
+    Failed(String),
+}
+
+async fn attempt(session: &mut Session<'_>, template: &Template, cluster: &Rc<ClusterState>, host: &Arc<Host>) -> Result<Lease, Refused> {
+    let (worker, conn) = (session.worker, session.conn);
+    let secure = cluster.cluster.config.transports.get(host.transport as usize).is_some_and(|t| t.tls.is_some());
+    let request = template.request(&session.outcome.record(conn), secure);
+    let request = request.ok_or_else(|| Refused::Failed("the tunnel's hostname is no text".to_owned()))?;
+    let wish = TargetWish {
+        downstream: Version::Http2,
+        alpn: None,
+        authority: &request.authority,
+        upgrade: false,
+        addresses: Some((conn.remote, conn.local)),
+    };
+    let target = cluster.target(Arc::clone(host), &wish);
+    let mut lease = target.pool.acquire(worker, cluster, host, false, &target.plan).await.map_err(|none| match none {
+        NoConnection::Overflow => Refused::Full,
+        NoConnection::Failed(failure) => Refused::Failed(failure.reason()),
+    })?;
+    cluster.stats.inc(names::UPSTREAM_RQ_TOTAL);
+    host.counters.rq_total.fetch_add(1, Relaxed);
+    let failed = |_: StreamError| Refused::Failed(String::new());
+    lease.upstream.send_request(&request).map_err(failed)?;
+    let limit = session.idle_timeout().unwrap_or(LONGEST_SILENCE);
+    let answer = tokio::time::timeout(limit, answer(&mut lease.upstream)).await;
+    let (status, headers) = answer.map_err(|_| Refused::Failed("tunnel response timeout".to_owned()))?.map_err(failed)?;
+    if template.keeps_headers {
+        session.outcome.tunnel_headers = Some((status, headers));
+    }
+    // Envoy takes any success over HTTP/1 (RFC 9110 9.3.6), and only a 200 over HTTP/2.
+    let opened = if matches!(lease.upstream, Upstream::H1(_)) { status.is_success() } else { status == StatusCode::OK };
+    if opened { Ok(lease) } else { Err(Refused::Failed(format!("tunnel response:{}", status.as_u16()))) }
+}
+
+/// The final answer's head.
+async fn answer(upstream: &mut Upstream) -> Result<(StatusCode, HeaderMap), StreamError> {
+    poll_fn(|cx| {
+        if let Poll::Ready(Err(e)) = upstream.poll_flush(cx) {
+            return Poll::Ready(Err(e));
+        }
+        loop {
+            match upstream.poll_response(cx) {
+                Poll::Ready(Ok(response)) if response.status.is_informational() && response.upgrade.is_none() => {}
+                Poll::Ready(Ok(mut response)) => {
+                    if let Length::Known(n) = response.length {
+                        response.headers.insert(CONTENT_LENGTH, n.into());
+                    }
+                    return Poll::Ready(Ok((response.status, response.headers)));
+                }
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    })
+    .await
+}
+
+enum Broken {
+    Caller,
+    Upstream(StreamError),
+    /// The connection was silent or lasted for too long.
+    Time,
+}
+
+/// Both directions between a connection and a stream.
+struct Pump {
+    up_open: bool,
+    down_open: bool,
+    /// The caller was told that nothing more comes.
+    shut: bool,
+    keeps_trailers: bool,
+}
+
+impl Pump {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        session: &mut Session<'_>,
+        clock: &mut Clock,
+        wire: &mut Wire,
+        up: &mut Upstream,
+    ) -> Poll<Result<(), Broken>> {
+        let before = (session.outcome.received, session.outcome.sent);
+        if let Err(broken) = self.upwards(cx, session, wire, up).and_then(|()| self.downwards(cx, session, wire, up)) {
+            return Poll::Ready(Err(broken));
+        }
+        let sent = match up.poll_flush(cx) {
+            Poll::Ready(Err(e)) => return Poll::Ready(Err(Broken::Upstream(e))),
+            other => other.is_ready(),
+        };
+        let delivered = match wire.poll_flush(cx) {
+            Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Caller)),
+            other => other.is_ready(),
+        };
+        if !self.down_open && delivered && !self.shut {
+            self.shut = wire.poll_shutdown(cx).is_ready();
+        }
+        if self.shut && !self.up_open && sent {
+            return Poll::Ready(Ok(()));
+        }
+        if (session.outcome.received, session.outcome.sent) != before {
+            clock.touch();
+            if session.outcome.sent != before.1 && delivered && drains(session) {
+                return Poll::Ready(Err(Broken::Time));
+            }
+        }
+        clock.poll_end(cx, session).map(|()| Err(Broken::Time))
+    }
+
+    fn upwards(&mut self, cx: &mut Context<'_>, session: &mut Session<'_>, wire: &mut Wire, up: &mut Upstream) -> Result<(), Broken> {
+        while self.up_open {
+            match up.poll_room(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(e)) => return Err(Broken::Upstream(e)),
+                Poll::Pending => break,
+            }
+            if !wire.input.is_empty() {
+                session.outcome.received += wire.input.len() as u64;
+                up.send_data(wire.input.split().freeze());
+                continue;
+            }
+            match wire.poll_fill(cx) {
+                Poll::Ready(Ok(0)) => {
+                    self.up_open = false;
+                    up.send_end(None);
+                }
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(_)) => return Err(Broken::Caller),
+                Poll::Pending => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn downwards(&mut self, cx: &mut Context<'_>, session: &mut Session<'_>, wire: &mut Wire, up: &mut Upstream) -> Result<(), Broken> {
+        while self.down_open {
+            match wire.poll_room(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Err(Broken::Caller),
+                Poll::Pending => break,
+            }
+            match up.poll_frame(cx) {
+                Poll::Ready(Some(Ok(Frame::Data(data)))) => {
+                    session.outcome.sent += data.len() as u64;
+                    wire.push(data);
+                }
+                Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => {
+                    if self.keeps_trailers {
+                        session.outcome.tunnel_trailers = Some(trailers);
+                    }
+                    self.down_open = false;
+                }
+                Poll::Ready(None) => self.down_open = false,
+                Poll::Ready(Some(Err(e))) => return Err(Broken::Upstream(e)),
+                Poll::Pending => break,
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,172 @@
+//! What a listener does with a connection before its filters have it: limits, gates by port, state for the TCP proxy.
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use crate::support::*;
+
+fn named(text: &'static str) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let _ = stream.unwrap().write_all(text.as_bytes());
+        }
+    });
+    port
+}
+
+/// A TCP proxy to cluster `a` behind further network filters, of a listener with further fields.
+fn yaml(listener: &str, filters: &str, clusters: &[(&str, u16)]) -> String {
+    let all: String = clusters.iter().map(|(name, port)| cluster(name, &[*port], "") + "\n").collect();
+    let all: String = all.lines().map(|l| format!("  {l}\n")).collect();
+    format!(
+        r#"
+node: {{id: t, cluster: t}}
+static_resources:
+  listeners:
+  - name: l
+    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
+{listener}
+    filter_chains:
+    - filters:
+{filters}
+      - name: envoy.filters.network.tcp_proxy
+        typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: a}}
+  clusters:
+{all}"#
+    )
+}
+
+fn said(proxy: &Proxy) -> String {
+    let mut all = String::new();
+    let _ = proxy.connect().read_to_string(&mut all);
+    all
+}
+
+const BUCKET: &str = "stat_prefix: x, token_bucket: {max_tokens: 2, tokens_per_fill: 1, fill_interval: 3600s}";
+
+#[test]
+fn connections_beyond_a_limit_are_closed_at_once() {
+    let port = named("a");
+    let network = format!(
+        r#"      - {{name: r, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit, {BUCKET}}}}}"#
+    );
+    let listener = format!(
+        r#"    listener_filters: [{{name: r, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.listener.local_ratelimit.v3.LocalRateLimit, {BUCKET}}}}}]"#
+    );
+    for (listener, filter, stat) in
+        [("", network.as_str(), "local_rate_limit.x.rate_limited"), (listener.as_str(), "", "listener_local_ratelimit.x.rate_limited")]
+    {
+        let proxy = start(&yaml(listener, filter, &[("a", port)]));
+        assert_eq!([said(&proxy), said(&proxy), said(&proxy), said(&proxy)], ["a", "a", "", ""]);
+        eventually(|| proxy.stat(stat) == 2);
+        assert_eq!(proxy.stat("cluster.a.upstream_cx_total"), 2);
+    }
+}
+
+#[test]
+fn a_limit_that_is_switched_off_limits_nothing() {
+    let off = format!(
+        r#"      - {{name: r, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit, {BUCKET}, runtime_enabled: {{default_value: false, runtime_key: k}}}}}}"#
+    );
+    let proxy = start(&yaml("", &off, &[("a", named("a"))]));
+    assert_eq!([said(&proxy), said(&proxy), said(&proxy)], ["a", "a", "a"]);
+}
+
+fn state(key: &str, value: &str) -> String {
+    format!(
+        r#"      - name: s
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.set_filter_state.v3.Config
+          on_new_connection: [{{object_key: {key}, format_string: {{text_format_source: {{inline_string: "{value}"}}}}}}]"#
+    )
+}
+
+#[test]
+fn state_of_the_connection_names_its_cluster_and_its_idle_time() {
+    let (a, b) = (named("a"), named("b"));
+    let clusters = [("a", a), ("of-127.0.0.1", b)];
+    let by_address = state("envoy.tcp_proxy.cluster", "of-%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%");
+    assert_eq!(said(&start(&yaml("", &by_address, &clusters))), "b");
+    let unknown = start(&yaml("", &state("envoy.tcp_proxy.cluster", "nowhere"), &clusters));
+    assert_eq!(said(&unknown), "");
+    eventually(|| unknown.stat("tcp.t.downstream_cx_no_route") == 1);
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let clusters = [("a", silent.local_addr().unwrap().port())];
+    let proxy = start(&yaml("", &state("envoy.tcp_proxy.per_connection_idle_timeout_ms", "200"), &clusters));
+    let since = Instant::now();
+    assert_eq!(said(&proxy), "");
+    assert!(since.elapsed() >= Duration::from_millis(200) && proxy.stat("tcp.t.idle_timeout") == 1, "{:?}", since.elapsed());
+}
+
+#[test]
+fn an_inspector_may_be_off_at_some_ports() {
+    let proxied = |gate: &str| {
+        format!(
+            r#"    listener_filters: [{{name: p, filter_disabled: {gate}, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol}}}}]"#
+        )
+    };
+    let port = named("a");
+    let talk = |gate: &str| {
+        let proxy = start(&yaml(&proxied(gate), "", &[("a", port)]));
+        let mut stream = proxy.connect();
+        stream.write_all(b"hello, no header").unwrap();
+        let mut all = String::new();
+        let _ = stream.read_to_string(&mut all);
+        all
+    };
+    assert_eq!(talk("{destination_port_range: {start: 1, end: 65536}}"), "a", "no header is asked for");
+    assert_eq!(talk("{destination_port_range: {start: 1, end: 2}}"), "");
+    let both = "{and_match: {rules: [{any_match: true}, {not_match: {destination_port_range: {start: 1, end: 2}}}]}}";
+    assert_eq!(talk(both), "a");
+}
+
+#[test]
+fn a_connection_is_watched_for_its_end_as_long_as_is_said() {
+    let upstream = Upstream::ok("bye");
+    for (timeout, ends) in [("0.2s", 200), ("2s", 2000)] {
+        let mut config = Config::to(&[upstream.port()]);
+        config.hcm = format!("delayed_close_timeout: {timeout}");
+        let proxy = config.start();
+        let mut stream: TcpStream = proxy.connect();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+        assert_eq!(Answer::read(&mut stream).status, 200);
+        // The caller keeps its side open.
+        let since = Instant::now();
+        eventually(|| proxy.worker.connections() == 0);
+        let took = since.elapsed().as_millis();
+        assert!(took + 100 >= ends && took < ends + 1500, "{timeout}: {took} ms");
+    }
+}
+
+/// A ClientHello that asks for this name.
+fn hello(name: &str) -> Vec<u8> {
+    let provider = lateen_identity::tls::provider().clone();
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = builder.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+    let name = rustls_pki_types::ServerName::try_from(name.to_owned()).unwrap();
+    let mut connection = rustls::ClientConnection::new(std::sync::Arc::new(config), name).unwrap();
+    let mut bytes = Vec::new();
+    connection.write_tls(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn the_name_that_a_caller_asks_for_is_its_cluster() {
+    let listener = r#"    listener_filters: [{name: t, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}]"#;
+    let filter =
+        r#"      - {name: s, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.sni_cluster.v3.SniCluster}}"#;
+    let proxy = start(&yaml(listener, filter, &[("a", named("a")), ("db.example", named("b"))]));
+    let talk = |first: &[u8]| {
+        let mut stream = proxy.connect();
+        stream.write_all(first).unwrap();
+        let mut all = String::new();
+        let _ = stream.read_to_string(&mut all);
+        all
+    };
+    assert_eq!(talk(&hello("db.example")), "b");
+    assert_eq!(talk(b"no TLS at all"), "a", "without a name the configured cluster serves");
+    assert_eq!(talk(&hello("other.example")), "");
+    eventually(|| proxy.stat("tcp.t.downstream_cx_no_route") == 1);
+}
