@@ -22,6 +22,8 @@ pub struct Context<'a> {
     pub avoid: &'a [Arc<Host>],
     /// How often to choose again when a host to avoid comes up (Envoy `host_selection_retry_max_attempts`).
     pub reselect: u32,
+    /// Priorities to go past while another has anybody, as bits (Envoy `previous_priorities`).
+    pub past: u64,
     /// What the host's subset must be, where the cluster has subsets.
     pub criteria: Option<&'a Criteria>,
     /// Milliseconds of a clock that all workers share; only looked at where [`Balancer::needs_time`].
@@ -108,7 +110,7 @@ impl Balancer {
     /// Chooses a host.
     pub fn choose(&mut self, context: &Context<'_>) -> Choice {
         let Self { hosts, local, settings, whole, divided, tally, rng } = self;
-        let view = View { priorities: &hosts.priorities, set: hosts, settings, local: local.as_deref() };
+        let view = View { priorities: &hosts.priorities, set: hosts, settings, local: local.as_deref(), past: context.past };
         let mut desk = Desk { rng, tally };
         let chosen = match (divided, &hosts.subsets) {
             (Some(divided), Some(subsets)) => divided.choose(subsets, whole, &view, context, &mut desk),

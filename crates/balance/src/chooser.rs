@@ -1,4 +1,5 @@
 //! The policy at work: schedulers over the groups that a plan made, for all of a cluster's hosts or for a subset.
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use rand::Rng;
@@ -22,7 +23,12 @@ pub(crate) struct Chooser {
     /// When the last host leaves its slow start, and equal hosts can take turns again.
     slow_until: Option<u64>,
     groups: Vec<(u32, Hosts)>,
+    /// For choices that go past priorities, by which these are.
+    past: HashMap<u64, Chooser>,
 }
+
+/// Choosers beside a chooser. There are not that many ways of which priorities are gone past first.
+const MOST_PAST: usize = 64;
 
 /// What a choice adds to the statistics, and the dice.
 pub(crate) struct Desk<'a> {
@@ -71,6 +77,16 @@ enum Scheduler {
 impl Chooser {
     /// Chooses a host. Costs a few dice rolls; recomputes the plan only after a change.
     pub(crate) fn choose(&mut self, view: &View<'_>, context: &Context<'_>, desk: &mut Desk<'_>) -> Option<Arc<Host>> {
+        if view.past != 0 {
+            if self.past.len() >= MOST_PAST && !self.past.contains_key(&view.past) {
+                self.past.clear();
+            }
+            return self.past.entry(view.past).or_default().choose_here(view, context, desk);
+        }
+        self.choose_here(view, context, desk)
+    }
+
+    fn choose_here(&mut self, view: &View<'_>, context: &Context<'_>, desk: &mut Desk<'_>) -> Option<Arc<Host>> {
         let epochs = Some((view.set.health_epoch(), view.local.map_or(0, |l| l.hosts.health_epoch())));
         if epochs != self.epochs || self.slow_until.is_some_and(|until| context.now >= until) {
             self.epochs = epochs;

@@ -267,6 +267,11 @@ impl HostSet {
         self.priorities.iter().flat_map(|p| &p.localities).flat_map(|l| &l.hosts)
     }
 
+    /// The level of a member.
+    pub fn priority_of(&self, host: &Arc<Host>) -> Option<usize> {
+        self.priorities.iter().position(|p| p.localities.iter().flat_map(|l| &l.hosts).any(|h| Arc::ptr_eq(h, host)))
+    }
+
     pub fn is_empty(&self) -> bool {
         self.hosts().next().is_none()
     }

@@ -15,6 +15,14 @@ pub(crate) struct View<'a> {
     pub(crate) set: &'a HostSet,
     pub(crate) settings: &'a Settings,
     pub(crate) local: Option<&'a LocalCluster>,
+    /// Priorities to leave out while another has anybody, as bits.
+    pub(crate) past: u64,
+}
+
+impl View<'_> {
+    fn goes_past(&self, priority: usize) -> bool {
+        u32::try_from(priority).ok().and_then(|p| self.past.checked_shr(p)).is_some_and(|bits| bits & 1 == 1)
+    }
 }
 
 /// A group of hosts that gets `share` of the traffic; within it the policy chooses.
@@ -181,16 +189,25 @@ impl Loads {
         let available = |some: fn(&Counts) -> u64| -> Vec<u32> {
             counts.iter().map(|c| c.availability(some(c), view.set.overprovisioning_percent)).collect()
         };
-        let (healthy, degraded) = (available(|c| c.healthy_weight), available(|c| c.degraded_weight));
-        let total = healthy.iter().chain(&degraded).sum::<u32>().min(100);
+        let (mut healthy, mut degraded) = (available(|c| c.healthy_weight), available(|c| c.degraded_weight));
+        let sum = |healthy: &[u32], degraded: &[u32]| healthy.iter().chain(degraded).sum::<u32>().min(100);
+        let all = sum(&healthy, &degraded);
         let threshold = view.settings.panic_threshold_percent;
-        if total == 0 && threshold == 0 {
+        if all == 0 && threshold == 0 {
             return Self::default();
         }
-        let panic: Vec<bool> = counts.iter().map(|c| total < 100 && c.panics(threshold)).collect();
+        let panic: Vec<bool> = counts.iter().map(|c| all < 100 && c.panics(threshold)).collect();
         if panic.iter().all(|p| *p) {
             return Self { healthy: by_number(&counts), degraded: vec![0; counts.len()], panic };
         }
+        let left_over = |loads: &[u32]| -> Vec<u32> {
+            loads.iter().enumerate().map(|(priority, load)| if view.goes_past(priority) { 0 } else { *load }).collect()
+        };
+        let others = (left_over(&healthy), left_over(&degraded));
+        if sum(&others.0, &others.1) > 0 {
+            (healthy, degraded) = others;
+        }
+        let total = sum(&healthy, &degraded);
         let mut left = 100;
         let mut distribute = |available: &[u32]| -> Vec<u32> {
             let load = |available: &u32| {

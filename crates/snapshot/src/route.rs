@@ -1,5 +1,6 @@
 //! Route tables: virtual hosts by domain, routes in order, and what a matched route does.
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -326,6 +327,8 @@ pub struct RetryPolicy {
     pub back_off_max: Duration,
     /// Hosts already tried are avoided (Envoy `previous_hosts` predicate).
     pub avoid_previous_hosts: bool,
+    /// After so many tries the priorities tried so far are gone past, as after so many more.
+    pub previous_priorities: Option<NonZeroU32>,
     pub host_selection_attempts: u32,
 }
 

@@ -24,7 +24,7 @@ fn set(priorities: &[(usize, usize, usize)]) -> HostSet {
 }
 
 fn planned(set: &HostSet, settings: &Settings) -> Vec<Group> {
-    plan(&View { priorities: &set.priorities, set, settings, local: None }).0
+    plan(&View { priorities: &set.priorities, set, settings, local: None, past: 0 }).0
 }
 
 /// Share and number of hosts of each group.
@@ -52,6 +52,21 @@ fn spill_over_follows_envoys_table() {
     assert_eq!(shares(&[(0, 0, 100), (100, 0, 0)], 0), [(100, 100)]);
     assert_eq!(shares(&[(25, 0, 75), (25, 0, 75)], 0), [(50, 25), (50, 25)]);
     assert_eq!(shares(&[(5, 0, 95), (5, 0, 95), (5, 0, 95)], 0), [(34, 5), (33, 5), (33, 5)]);
+}
+
+#[test]
+fn priorities_are_gone_past_while_another_has_anybody() {
+    let set = set(&[(100, 0, 0), (50, 0, 50), (0, 0, 100), (10, 0, 0)]);
+    let settings = Settings { panic_threshold_percent: 0, ..Settings::default() };
+    let past = |past| -> Vec<_> {
+        let groups = plan(&View { priorities: &set.priorities, set: &set, settings: &settings, local: None, past }).0;
+        groups.iter().map(|g| (g.share, count(&g.spread))).collect()
+    };
+    assert_eq!(past(0), [(100, 100)]);
+    assert_eq!(past(1), [(70, 50), (30, 10)]);
+    assert_eq!(past(0b1010), [(100, 100)]);
+    assert_eq!(past(0b11), [(100, 10)]);
+    assert_eq!(past(0b1011), [(100, 100)], "nobody is left: as if none were gone past");
 }
 
 #[test]

@@ -70,11 +70,14 @@ pub(super) async fn run(
     let policy = retries.policy();
     let cluster = Rc::clone(&forwarding.cluster);
     let stats = &cluster.stats;
+    let every = policy.and_then(|p| p.previous_priorities);
+    let past = every.map_or(0, |every| forwarding.passed.by_now(every, &cluster.cluster.hosts, &forwarding.tried));
     let avoid: &[Arc<Host>] = if policy.is_some_and(|p| p.avoid_previous_hosts) { &forwarding.tried } else { &[] };
     let context = Context {
         hash: forwarding.hash,
         avoid,
         reselect: policy.map_or(0, |p| p.host_selection_attempts),
+        past,
         criteria: forwarding.criteria.as_deref(),
         now: 0,
     };

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::attempt::{self, Answered, Tried};
 use super::hedge::LateTries;
 use super::outcome::{Failed, Failure};
+use super::passed::Passed;
 use super::replay::Body;
 use super::retry::{Decision, Retries};
 use super::timeouts::{Inherited, ListenerLimits, Timeouts};
@@ -41,6 +42,7 @@ pub(super) struct Forwarding {
     /// What the host's subset must be, where the cluster has subsets.
     pub(super) criteria: Option<Arc<Criteria>>,
     pub(super) tried: Vec<Arc<Host>>,
+    pub(super) passed: Passed,
     pub(super) high_priority: bool,
     /// When the whole request must be over; set when the request has been received.
     pub(super) deadline: Option<Instant>,
@@ -89,6 +91,7 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward:
         hash,
         criteria,
         tried: Vec::new(),
+        passed: Passed::default(),
         high_priority: forward.high_priority,
         deadline: None,
         late: LateTries::default(),

@@ -8,6 +8,7 @@ mod internal_redirect;
 pub(crate) mod lookup;
 mod mirror;
 mod outcome;
+mod passed;
 mod relay;
 mod replay;
 mod retry;

@@ -45,6 +45,26 @@ fn a_retry_avoids_the_host_that_failed() {
 }
 
 #[test]
+fn a_retry_goes_past_the_priorities_that_failed() {
+    let (bad, good) = (Upstream::start(|_, _, stream| write_status(stream, 503)), Upstream::ok("good"));
+    let policy = "{retry_on: 5xx, num_retries: 1, retry_priority: {name: envoy.retry_priorities.previous_priorities, typed_config: {\"@type\": \
+                  type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig, update_frequency: 1}}}";
+    let mut config = Config::to(&[]).routes(&format!("- {{match: {{prefix: /}}, route: {{cluster: c, retry_policy: {policy}}}}}"));
+    let level = |priority: usize, port: u16| {
+        format!(
+            "{{priority: {priority}, lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}"
+        )
+    };
+    let endpoints = [level(0, bad.port()), level(1, good.port())].join(", ");
+    config.clusters = vec![format!("- name: c\n  type: STATIC\n  load_assignment: {{cluster_name: c, endpoints: [{endpoints}]}}")];
+    let proxy = config.start();
+    for _ in 0..10 {
+        assert_eq!(proxy.get("/").body, "good");
+    }
+    assert_eq!(bad.seen().len(), 10, "the first try goes where it always goes");
+}
+
+#[test]
 fn connect_failures_are_retried_and_a_reply_says_that_they_were() {
     let proxy = with_policy(&[dead_port()], "{retry_on: connect-failure, num_retries: 2}");
     let answer = proxy.get("/");

@@ -1,13 +1,14 @@
 //! Retry policies of routes and virtual hosts.
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use lateen_proto::Any;
 use lateen_proto::any;
 use lateen_proto::envoy::config::route::v3::{self as proto, retry_policy};
 use lateen_proto::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+use lateen_proto::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 
-use super::common::fraction;
-use super::common::{duration, limit};
+use super::common::{duration, fraction, limit, open};
 use super::invalid::{Invalid, Result, Within, each, refuse};
 use super::matcher;
 use crate::route::{RateLimitedBackOff, ResetHeader, RetryOn, RetryPolicy};
@@ -32,7 +33,7 @@ pub(crate) fn policy(value: proto::RetryPolicy) -> Result<RetryPolicy> {
         retriable_request_headers,
         refresh_cluster_on_retry,
     } = value;
-    refuse!(retry_priority, retry_options_predicates, refresh_cluster_on_retry);
+    refuse!(retry_options_predicates, refresh_cluster_on_retry);
     let (back_off_base, back_off_max) = back_off(retry_back_off).within("retry_back_off")?;
     let mut avoid_previous_hosts = false;
     for (index, predicate) in retry_host_predicate.into_iter().enumerate() {
@@ -57,6 +58,7 @@ pub(crate) fn policy(value: proto::RetryPolicy) -> Result<RetryPolicy> {
         back_off_base,
         back_off_max,
         avoid_previous_hosts,
+        previous_priorities: retry_priority.map(previous_priorities).transpose().within("retry_priority")?,
         host_selection_attempts: u32::try_from(host_selection_retry_max_attempts.max(1)).unwrap_or(u32::MAX),
     })
 }
@@ -103,6 +105,19 @@ fn rate_limited(value: retry_policy::RateLimitedRetryBackOff) -> Result<RateLimi
     let headers = each(reset_headers, "reset_headers", header)?;
     let max = max_interval.map_or(Ok(MAX_RESET), |d| duration(&d)).within("max_interval")?;
     Ok(RateLimitedBackOff { headers, max })
+}
+
+/// After how many tries of priorities others are taken.
+fn previous_priorities(value: retry_policy::RetryPriority) -> Result<NonZeroU32> {
+    let retry_policy::RetryPriority { name, config_type } = value;
+    match config_type.map(|retry_policy::retry_priority::ConfigType::TypedConfig(c)| c) {
+        Some(config) if any::is::<PreviousPrioritiesConfig>(&config) => {
+            let PreviousPrioritiesConfig { update_frequency } = open(&config)?;
+            let above_zero = u32::try_from(update_frequency).ok().and_then(NonZeroU32::new);
+            above_zero.ok_or_else(|| Invalid::field("typed_config.update_frequency", format!("{update_frequency} is not above zero")))
+        }
+        _ => Err(Invalid::new(format!("{name} is not supported; envoy.retry_priorities.previous_priorities is"))),
+    }
 }
 
 fn previous_hosts(value: retry_policy::RetryHostPredicate) -> Result<bool> {

@@ -1,0 +1,64 @@
+//! The priorities that retries go past (Envoy `previous_priorities`).
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use lateen_balance::{Host, HostSet};
+
+/// As bits; more priorities than these are never gone past.
+const MOST: usize = 64;
+
+/// What one request's tries went past.
+#[derive(Default)]
+pub(super) struct Passed {
+    bits: u64,
+    /// Earlier tries are forgotten: everybody had been tried.
+    since: usize,
+}
+
+impl Passed {
+    /// What the next try goes past: after each `every` tries, all priorities tried, and none once nobody is left.
+    pub(super) fn by_now(&mut self, every: NonZeroU32, set: &HostSet, tried: &[Arc<Host>]) -> u64 {
+        let attempted = tried.get(self.since..).unwrap_or_default();
+        let every = every.get() as usize;
+        if attempted.len() < every {
+            return 0;
+        }
+        if attempted.len().is_multiple_of(every) {
+            for priority in attempted.iter().filter_map(|host| set.priority_of(host)).filter(|p| *p < MOST) {
+                self.bits |= 1 << priority;
+            }
+            let serves = |index: usize| {
+                set.priorities.get(index).is_some_and(|p| p.localities.iter().flat_map(|l| &l.hosts).any(|h| h.is_healthy()))
+            };
+            let is_left = |index: usize| index >= MOST || self.bits >> index & 1 == 0;
+            if !(0..set.priorities.len()).any(|index| is_left(index) && serves(index)) {
+                (self.bits, self.since) = (0, tried.len());
+            }
+        }
+        self.bits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lateen_balance::{Address, LocalityHosts, Priority};
+
+    use super::*;
+
+    #[test]
+    fn priorities_are_passed_each_few_tries_and_forgotten_when_nobody_is_left() {
+        let host = |port: u16| Arc::new(Host::new(Address::Socket(([10, 0, 0, 1], port).into())));
+        let hosts = [host(1), host(2), host(3)];
+        let priority =
+            |host: &Arc<Host>| Priority { localities: vec![LocalityHosts { hosts: vec![Arc::clone(host)], ..Default::default() }] };
+        let set = HostSet::new(hosts.iter().map(priority).collect());
+        let two = NonZeroU32::new(2).unwrap();
+        let (mut passed, mut tried) = (Passed::default(), Vec::new());
+        let mut after = |index: usize| {
+            tried.push(Arc::clone(&hosts[index]));
+            passed.by_now(two, &set, &tried)
+        };
+        assert_eq!([0, 0, 1, 1].map(&mut after), [0, 0b1, 0b1, 0b11]);
+        assert_eq!([2, 2, 0, 0].map(&mut after), [0b11, 0, 0, 0b1]);
+    }
+}
