@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use lateen_balance::breaker::Permit;
 use lateen_balance::host::ActiveRequest;
 use lateen_balance::outlier::Outcome;
@@ -17,6 +17,7 @@ use lateen_telemetry::stats::Held;
 use tokio::time::Instant;
 
 use super::{ClusterState, ConnectFailure, Lease, NoConnection, TargetWish, grpc};
+use crate::http::headers::EXPECTED_TIMEOUT;
 use crate::http::message::{Frame, Request, Response};
 use crate::http::stream::StreamError;
 use crate::worker::{Live, Worker};
@@ -56,6 +57,13 @@ pub(crate) struct Answer {
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
     pub(crate) trailers: Option<Box<HeaderMap>>,
+}
+
+/// Tells a server how long its answer is waited for, as the router tells every upstream.
+pub(crate) fn tell_patience(headers: &mut HeaderMap, time: Option<Duration>) {
+    if let Some(time) = time {
+        headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)));
+    }
 }
 
 /// A request under way. Dropped midway, its stream is reset or its connection closed.

@@ -59,6 +59,7 @@ pub(crate) fn request(service: &GrpcService, path: &'static str) -> Request {
     }
     if service.envoy_headers {
         headers.insert(INTERNAL, HeaderValue::from_static("true"));
+        call::tell_patience(&mut headers, service.timeout);
     }
     for (name, value) in &service.headers {
         headers.append(name.clone(), value.clone());

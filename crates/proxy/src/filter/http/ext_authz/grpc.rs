@@ -146,7 +146,7 @@ fn verdict(answer: auth::CheckResponse) -> Verdict {
 }
 
 fn changes(ok: auth::OkHttpResponse) -> Changes {
-    let (request, response) = (collect(ok.headers), collect(ok.response_headers_to_add));
+    let (request, response) = (collect(ok.headers, flagged), collect(ok.response_headers_to_add, asked));
     let plain = |text: &str| text.bytes().all(|b| (b'!'..=b'~').contains(&b) && b != b'#');
     let (set_query, wrong): (Vec<_>, Vec<_>) =
         ok.query_parameters_to_set.into_iter().map(|p| (p.key, p.value)).partition(|(key, value)| plain(key) && plain(value));
@@ -161,29 +161,39 @@ fn changes(ok: auth::OkHttpResponse) -> Changes {
 }
 
 fn refusal(denied: auth::DeniedHttpResponse, status: u16) -> Refusal {
-    let headers = collect(denied.headers);
-    let asked = denied.status.map(|s| s.code).and_then(|code| u16::try_from(code).ok()).filter(|code| (100..600).contains(code));
-    Refusal { status: asked.unwrap_or(status), headers: headers.mutations, body: denied.body.into_bytes(), invalid: headers.invalid }
+    let headers = collect(denied.headers, asked);
+    let code = denied.status.map(|s| s.code).and_then(|code| u16::try_from(code).ok()).filter(|code| (100..600).contains(code));
+    Refusal { status: code.unwrap_or(status), headers: headers.mutations, body: denied.body.into_bytes(), invalid: headers.invalid }
 }
 
-fn collect(headers: Vec<core::HeaderValueOption>) -> Collected {
+fn collect(headers: Vec<core::HeaderValueOption>, how: fn(Option<bool>, i32) -> Option<(AppendAction, bool)>) -> Collected {
     let mut collected = Collected::default();
     for core::HeaderValueOption { header, append, append_action, .. } in headers {
         let Some(core::HeaderValue { key, value, raw_value }) = header else { continue };
         let value = if value.is_empty() { &raw_value[..] } else { value.as_bytes() };
-        let (action, joins) = match (append, HeaderAppendAction::try_from(append_action)) {
-            (Some(true), _) => (AppendAction::AppendIfExistsOrAdd, true),
-            (Some(false), _) => (AppendAction::OverwriteIfExistsOrAdd, false),
-            (None, Ok(HeaderAppendAction::AppendIfExistsOrAdd)) => (AppendAction::AppendIfExistsOrAdd, false),
-            (None, Ok(HeaderAppendAction::AddIfAbsent)) => (AppendAction::AddIfAbsent, false),
-            (None, Ok(HeaderAppendAction::OverwriteIfExistsOrAdd)) => (AppendAction::OverwriteIfExistsOrAdd, false),
-            (None, Ok(HeaderAppendAction::OverwriteIfExists)) => (AppendAction::OverwriteIfExists, false),
-            (None, Err(_)) => {
-                collected.invalid = true;
-                (AppendAction::OverwriteIfExistsOrAdd, false)
-            }
-        };
-        collected.add(&key, value, action, joins);
+        match how(append, append_action) {
+            Some((action, joins)) => collected.add(&key, value, action, joins),
+            None => collected.invalid = true,
+        }
     }
     collected
+}
+
+/// Of a request's headers, Envoy reads the old flag alone: without it a header replaces the caller's, whatever action stands there.
+fn flagged(append: Option<bool>, _: i32) -> Option<(AppendAction, bool)> {
+    Some(if append == Some(true) { (AppendAction::AppendIfExistsOrAdd, true) } else { (AppendAction::OverwriteIfExistsOrAdd, false) })
+}
+
+/// How a response's header is set; `None` for an action that nobody knows.
+fn asked(append: Option<bool>, action: i32) -> Option<(AppendAction, bool)> {
+    if let Some(append) = append {
+        return flagged(Some(append), action);
+    }
+    let action = match HeaderAppendAction::try_from(action).ok()? {
+        HeaderAppendAction::AppendIfExistsOrAdd => AppendAction::AppendIfExistsOrAdd,
+        HeaderAppendAction::AddIfAbsent => AppendAction::AddIfAbsent,
+        HeaderAppendAction::OverwriteIfExistsOrAdd => AppendAction::OverwriteIfExistsOrAdd,
+        HeaderAppendAction::OverwriteIfExists => AppendAction::OverwriteIfExists,
+    };
+    Some((action, false))
 }

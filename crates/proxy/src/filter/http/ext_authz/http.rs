@@ -62,6 +62,7 @@ fn request(exchange: &Exchange<'_>, config: &ExtAuthz, authorizer: &HttpAuthoriz
         headers.insert(name, value.clone());
     }
     headers.insert(INTERNAL, HeaderValue::from_static("true"));
+    call::tell_patience(&mut headers, authorizer.uri.timeout);
     Request {
         method: original.method.clone(),
         authority: original.authority.clone(),
@@ -98,7 +99,7 @@ fn verdict(authorizer: &HttpAuthorizer, answer: Answer) -> Verdict {
     } else {
         let passes =
             |name: &HeaderName| if authorizer.client.is_empty() { *name != header::HOST } else { matches(&authorizer.client, name) };
-        let told = collect(&headers, passes, AppendAction::AppendIfExistsOrAdd, false);
+        let told = collect(&headers, passes, AppendAction::AppendIfExistsOrAdd);
         let (headers, invalid) = (told.mutations, told.invalid);
         Decision::Denied(Refusal { status: answer.status.as_u16(), headers, body: answer.body.into(), invalid })
     };
@@ -106,10 +107,10 @@ fn verdict(authorizer: &HttpAuthorizer, answer: Answer) -> Verdict {
 }
 
 fn changes(authorizer: &HttpAuthorizer, headers: &HeaderMap, remove: Vec<String>) -> Changes {
-    let set = collect(headers, |name| matches(&authorizer.upstream, name), AppendAction::OverwriteIfExistsOrAdd, false);
-    let append = collect(headers, |name| matches(&authorizer.upstream_append, name), AppendAction::AppendIfExistsOrAdd, true);
+    let set = collect(headers, |name| matches(&authorizer.upstream, name), AppendAction::OverwriteIfExistsOrAdd);
+    let append = collect(headers, |name| matches(&authorizer.upstream_append, name), AppendAction::AppendIfExistsOrAdd);
     let client = |name: &HeaderName| matches(&authorizer.client_on_success, name) && !OF_THE_ANSWER.contains(name);
-    let response = collect(headers, client, AppendAction::AppendIfExistsOrAdd, false);
+    let response = collect(headers, client, AppendAction::AppendIfExistsOrAdd);
     Changes { request: [set.mutations, append.mutations].concat(), remove, response: response.mutations, ..Changes::default() }
 }
 
@@ -117,10 +118,10 @@ fn matches(list: &[StringMatcher], name: &HeaderName) -> bool {
     list.iter().any(|m| m.matches(name.as_str()))
 }
 
-fn collect(headers: &HeaderMap, passes: impl Fn(&HeaderName) -> bool, action: AppendAction, joins: bool) -> Collected {
+fn collect(headers: &HeaderMap, passes: impl Fn(&HeaderName) -> bool, action: AppendAction) -> Collected {
     let mut collected = Collected::default();
     for (name, value) in headers.iter().filter(|(name, _)| passes(name)) {
-        collected.add(name.as_str(), value.as_bytes(), action, joins);
+        collected.add(name.as_str(), value.as_bytes(), action, false);
     }
     collected
 }
