@@ -172,7 +172,8 @@ fn rapid_resets_end_their_connection_before_the_upstream_is_hit_by_each() {
     }
     assert!(caller.closed || caller.sent_away() == Some(Reason::ENHANCE_YOUR_CALM), "{:?}", caller.sent_away());
     assert!(upstream.seen().len() < 2000, "{}", upstream.seen().len());
-    assert_eq!(proxy.get("/").status, 200);
+    // What the flood had under way may fill the cluster's limits for a moment.
+    eventually(|| proxy.get("/").status == 200);
 }
 
 #[test]
