@@ -2,6 +2,7 @@
 mod grpc;
 mod support;
 
+mod aggregate;
 mod bodies;
 mod endings;
 mod ext_authz;
@@ -19,6 +20,7 @@ mod http2;
 mod internal_redirects;
 mod jwt;
 mod metadata;
+mod names;
 mod on_demand;
 mod python;
 mod rate_limits;
