@@ -3,6 +3,7 @@
 //! On the path of a request this stands between the cluster and the connection. [`HostSet`] is the
 //! shared, immutable membership with live health flags; [`Balancer`] is one worker's choice among
 //! them; [`outlier`] takes hosts out and [`breaker`] says when a cluster is full.
+pub mod aggregate;
 pub mod balancer;
 pub mod breaker;
 pub mod budget;
@@ -14,6 +15,7 @@ pub mod host;
 pub mod outlier;
 mod plan;
 
+pub use aggregate::{Aggregate, Member};
 pub use balancer::{Balancer, Choice, Context};
 pub use breaker::{Breakers, Limits};
 pub use budget::RetryBudget;

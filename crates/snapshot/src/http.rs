@@ -2,7 +2,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
+
 use crate::compression::{Compressor, CompressorPerRoute, Decompressor};
+use crate::dns::cache::DnsCache;
 use crate::header::HeaderMutations;
 use crate::header_metadata::HeaderToMetadata;
 use crate::jwt::{JwtAuthn, JwtPerRoute};
@@ -179,6 +182,8 @@ pub enum HttpFilter {
     Compressor(Arc<Compressor>),
     Decompressor(Arc<Decompressor>),
     GrpcWeb,
+    /// Has the name resolved that a request is for.
+    DynamicForwardProxy(Arc<DnsCache>),
     /// Stands for what a request is given instead, unless there is nothing.
     Discovered(Arc<DiscoveredFilter>),
 }
@@ -335,6 +340,15 @@ pub struct PerRoute {
     pub on_demand: Option<Arc<OnDemand>>,
     pub buffer: Option<Arc<BufferPerRoute>>,
     pub compressor: Option<Arc<CompressorPerRoute>>,
+    pub dynamic_forward_proxy: Option<Arc<HostFrom>>,
+}
+
+/// What takes the place of a request's host before its name is resolved.
+#[derive(Debug)]
+pub enum HostFrom {
+    Literal(Arc<str>),
+    /// The first value of this header, where there is one.
+    Header(HeaderName),
 }
 
 #[derive(Debug)]

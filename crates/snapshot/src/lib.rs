@@ -11,6 +11,7 @@ pub mod chain;
 pub mod cluster;
 pub mod compile;
 pub mod compression;
+pub mod dns;
 pub mod explain;
 pub mod grpc_stats;
 pub mod header;

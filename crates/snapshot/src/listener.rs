@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::ClusterId;
+use crate::dns::cache::DnsCache;
 use crate::http::HttpConnectionManager;
 use crate::tls::ServerTls;
 
@@ -139,6 +140,8 @@ pub enum NetworkFilter {
     MetadataExchange,
     /// Takes the cluster from the SNI.
     SniCluster,
+    /// Has the name resolved that is in the SNI; connections go to this port.
+    SniDynamicForwardProxy(Arc<DnsCache>, u16),
     Rbac(Arc<crate::matcher::Rbac>),
     ConnectionLimit {
         max: u64,

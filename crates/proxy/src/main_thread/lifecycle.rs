@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use super::drain::{DrainPlan, Draining, Step};
 use super::state::{Main, Parts, Publisher};
-use super::{cluster_figures, discovery, dns, ejection, figures, files, health, on_demand, overload};
+use super::{cluster_figures, discovery, dns, dns_cache, ejection, figures, files, health, on_demand, overload};
 use crate::admin::{self, AdminOptions};
 use crate::worker::{Drain, LogFiles, NodeText, Overload, Wishes, WorkerConfig, WorkerHandle};
 
@@ -134,6 +134,7 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
     admin::serve(&main, admin, &mut tasks).await?;
     tasks.spawn(settle(main.clone()));
     tasks.spawn(dns::run(main.clone()));
+    tasks.spawn(dns_cache::run(main.clone()));
     tasks.spawn(figures::run(main.clone()));
     tasks.spawn(cluster_figures::run(main.clone()));
     tasks.spawn(files::run(main.clone()));

@@ -13,6 +13,7 @@ use lateen_telemetry::Registry;
 use lateen_xds::{Subscriptions, types};
 use tokio::sync::watch;
 
+use crate::dns::Resolver;
 use crate::worker::{Drain, Overload};
 
 /// Receives snapshots: the workers, or a test.
@@ -72,6 +73,7 @@ pub struct Main {
     /// Stops the process.
     pub quit: watch::Sender<bool>,
     pub(crate) upstream_mark: Option<u32>,
+    pub(crate) resolver: Arc<Resolver>,
     pub(crate) overload: Arc<Overload>,
     /// How long an asked-for drain takes, and whether connections end gradually.
     pub(crate) drain_time: Duration,
@@ -104,6 +106,7 @@ impl Main {
         let main = Arc::new(Self {
             has_listeners: AtomicBool::new(bootstrap.listeners.is_none()),
             has_clusters: AtomicBool::new(bootstrap.clusters.is_none()),
+            resolver: Resolver::new(upstream_mark, bootstrap.dns_resolver.clone()),
             bootstrap,
             registry,
             started: Instant::now(),

@@ -28,7 +28,7 @@ use crate::http::reply::Reply;
 use crate::http::stream::StreamError;
 use crate::http::{End, Exchange};
 use crate::io::Text;
-use crate::upstream::{ClusterState, Lease, NoConnection, TargetWish};
+use crate::upstream::{ClusterState, Lease, NoConnection, Sought, TargetWish, choose};
 
 /// How a try ended.
 #[allow(clippy::large_enum_variant, reason = "moved once per try, and boxing would allocate per request")]
@@ -53,6 +53,8 @@ pub(super) struct Began {
     pub(super) active: ActiveRequest,
     _permit: lateen_balance::breaker::Permit,
     _gauge: lateen_telemetry::stats::Held,
+    /// The cluster of the host: a member, where the route names several that are taken as one.
+    pub(super) cluster: Rc<ClusterState>,
     pub(super) at: Instant,
 }
 
@@ -67,15 +69,17 @@ pub(super) async fn run(
     retries: &Retries,
 ) -> Result<Tried, End> {
     let policy = retries.policy();
-    let cluster = Rc::clone(&forwarding.cluster);
-    let stats = &cluster.stats;
     let avoid: &[Arc<Host>] = if policy.is_some_and(|p| p.avoid_previous_hosts) { &forwarding.tried } else { &[] };
     let context = Context { hash: forwarding.hash, avoid, reselect: policy.map_or(0, |p| p.host_selection_attempts) };
-    let own = if exchange.info.session.is_some() { stateful_session::choose(exchange, &cluster)? } else { None };
-    let Some(host) = own.or_else(|| cluster.choose(&context, Some(exchange.conn.local))) else {
-        stats.inc(names::UPSTREAM_CX_NONE_HEALTHY);
+    let own = if exchange.info.session.is_some() { stateful_session::choose(exchange, &forwarding.cluster)? } else { None };
+    let own = own.map(|host| (Rc::clone(&forwarding.cluster), host));
+    let sought = Sought { original: Some(exchange.conn.local), authority: &exchange.request.authority, port: None };
+    let Some((cluster, host)) = own.or_else(|| choose(exchange.worker, &exchange.live, Rc::clone(&forwarding.cluster), &context, &sought))
+    else {
+        forwarding.cluster.stats.inc(names::UPSTREAM_CX_NONE_HEALTHY);
         return Ok(failed(Failure::NoHealthyHost));
     };
+    let stats = &cluster.stats;
     if policy.is_some() {
         forwarding.tried.push(Arc::clone(&host));
     }
@@ -98,7 +102,13 @@ pub(super) async fn run(
     };
     let target = cluster.target(host, &wish);
     let at = exchange.info.moment;
-    let began = Began { active: target.host.begin_request(), _permit: permit, _gauge: stats.hold(names::UPSTREAM_RQ_ACTIVE), at };
+    let began = Began {
+        active: target.host.begin_request(),
+        _permit: permit,
+        _gauge: stats.hold(names::UPSTREAM_RQ_ACTIVE),
+        cluster: Rc::clone(&cluster),
+        at,
+    };
     if forwarding.body.complete() {
         start_deadline(forwarding, at);
     }

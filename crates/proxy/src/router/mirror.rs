@@ -12,7 +12,7 @@ use crate::http::Exchange;
 use crate::http::headers as names;
 use crate::http::message::{Frame, Length, Request, Version};
 use crate::io::Text;
-use crate::upstream::TargetWish;
+use crate::upstream::{Sought, TargetWish, choose};
 use crate::worker::{Live, Worker};
 
 /// Pieces of a body that may wait for a slow mirror; a body that would exceed this is cut off there,
@@ -105,8 +105,9 @@ fn copy_of(exchange: &Exchange<'_>, mirror: &Mirror) -> Request {
 
 async fn send(worker: &Rc<Worker>, live: &Rc<Live>, id: ClusterId, request: Request, mut body: mpsc::Receiver<Bytes>) -> Option<()> {
     let cluster = live.cluster(worker, id)?;
+    let sought = Sought { authority: &request.authority, ..Sought::default() };
+    let (cluster, host) = choose(worker, live, cluster, &Context::default(), &sought)?;
     let _permit = cluster.breakers(false).requests.take()?;
-    let host = cluster.choose(&Context::default(), None)?;
     let wish = TargetWish { downstream: Version::Http11, alpn: None, authority: &request.authority, upgrade: false, addresses: None };
     let target = cluster.target(host, &wish);
     let _active = target.host.begin_request();

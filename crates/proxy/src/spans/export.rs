@@ -17,7 +17,7 @@ use super::{otlp, zipkin};
 use crate::http::headers::{GRPC_STATUS, number};
 use crate::http::message::{Frame, Hints, Length, Request, Version};
 use crate::io::Text;
-use crate::upstream::TargetWish;
+use crate::upstream::{Sought, TargetWish, choose};
 use crate::worker::Worker;
 
 /// Spans that are sent without waiting for more (Envoy `tracing.zipkin.min_flush_spans`).
@@ -113,11 +113,13 @@ fn request(collector: &Collector, json: bool, length: usize) -> Request {
 }
 
 async fn send(worker: &Rc<Worker>, collector: &Collector, body: Bytes) -> Result<(), Lost> {
-    let cluster = worker.live().cluster(worker, collector.cluster).ok_or(Lost::NoCluster)?;
+    let live = worker.live();
+    let cluster = live.cluster(worker, collector.cluster).ok_or(Lost::NoCluster)?;
     let json = body.first() == Some(&b'[');
     let request = request(collector, json, body.len());
+    let (cluster, host) = choose(worker, &live, cluster, &Context::default(), &Sought::default()).ok_or(Lost::Failed)?;
+    drop(live);
     let _permit = cluster.breakers(false).requests.take().ok_or(Lost::Failed)?;
-    let host = cluster.choose(&Context::default(), None).ok_or(Lost::Failed)?;
     let wish = TargetWish { downstream: request.version, alpn: None, authority: &request.authority, upgrade: false, addresses: None };
     let target = cluster.target(host, &wish);
     let _active = target.host.begin_request();

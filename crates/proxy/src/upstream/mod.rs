@@ -1,11 +1,14 @@
 //! Upstream connections of one worker: made, pooled, shared and given up. Nothing here crosses threads.
+mod aggregate;
 mod cluster;
 mod connect;
 mod eyeballs;
 mod lease;
+mod named;
 mod pool;
 
-pub(crate) use cluster::{ClusterState, Pools, Target, TargetWish};
+pub(crate) use aggregate::choose;
+pub(crate) use cluster::{ClusterState, Pools, Sought, Target, TargetWish};
 pub(crate) use connect::{ConnectFailure, ConnectPlan, Dialer, tune_accepted};
 pub(crate) use lease::Lease;
 pub(crate) use pool::NoConnection;

@@ -1,6 +1,7 @@
 //! The data plane over loopback sockets: configuration as Envoy YAML, scripted upstreams, raw callers.
 mod support;
 
+mod aggregate;
 mod bodies;
 mod endings;
 mod extensions;
@@ -14,6 +15,7 @@ mod http2;
 mod internal_redirects;
 mod jwt;
 mod metadata;
+mod names;
 mod on_demand;
 mod rate_limits;
 mod retries;

@@ -19,7 +19,8 @@ use prost::{Message, Name};
 pub use stats::StatsMatcher;
 
 use crate::compile::Invalid;
-use crate::compile::parts::{Place, Within, api_cluster, harmless, place, refuse, refuse_admin_logs};
+use crate::compile::parts::{Place, Within, api_cluster, dns_resolver, harmless, place, refuse, refuse_admin_logs};
+use crate::dns::DnsResolver;
 
 type Result<T> = std::result::Result<T, Invalid>;
 
@@ -39,6 +40,8 @@ pub struct Bootstrap {
     pub stats_flush_interval: Option<Duration>,
     /// What happens when resources run short.
     pub overload: overload::Overload,
+    /// How names of clusters are resolved that say nothing about it.
+    pub dns_resolver: DnsResolver,
     /// The file itself, for `config_dump`.
     pub encoded: Any,
 }
@@ -173,15 +176,8 @@ pub fn judge(value: proto::Bootstrap) -> Result<Bootstrap> {
     // How the process runs, not what it answers.
     harmless!(node_context_params, flags_path, deferred_stat_options, watchdog, watchdogs, enable_dispatcher_stats);
     harmless!(stats_server_version_override, fatal_actions, perf_tracing_file_path, memory_allocator_manager, enable_worker_cpu_affinity);
-    harmless!(
-        stats_flush,
-        stats_eviction,
-        grpc_async_client_manager_config,
-        application_log_config,
-        typed_dns_resolver_config,
-        inline_headers
-    );
-    refuse!(hds_config, stats_sinks, tracing, header_prefix, use_tcp_for_dns_lookups, dns_resolution_config, config_sources);
+    harmless!(stats_flush, stats_eviction, grpc_async_client_manager_config, application_log_config, inline_headers);
+    refuse!(hds_config, stats_sinks, tracing, header_prefix, config_sources);
     refuse!(default_config_source, default_socket_interface, certificate_provider_instances, default_regex_engine);
     refuse!(xds_delegate_extension, xds_config_tracker_extension, listener_manager);
     extensions(bootstrap_extensions)?;
@@ -208,6 +204,7 @@ pub fn judge(value: proto::Bootstrap) -> Result<Bootstrap> {
         stats: StatsMatcher::compile(stats_config).within("stats_config")?,
         stats_flush_interval: stats_flush_interval.and_then(|d| Duration::try_from(d).ok()),
         overload,
+        dns_resolver: dns_resolver(typed_dns_resolver_config, dns_resolution_config, use_tcp_for_dns_lookups)?.unwrap_or_default(),
         encoded,
     })
 }

@@ -22,6 +22,8 @@ pub(crate) struct Fields {
     pub(crate) common_lb_config: Option<cluster::CommonLbConfig>,
     pub(crate) load_balancing_policy: Option<proto::LoadBalancingPolicy>,
     pub(crate) is_original_dst: bool,
+    /// The kind of the cluster chooses among its hosts.
+    pub(crate) provided: bool,
 }
 
 /// What else the common settings say.
@@ -33,6 +35,9 @@ pub(crate) struct Balance {
 
 pub(crate) fn balance(fields: Fields) -> Result<Balance> {
     let mut settings = Settings::default();
+    if fields.provided && !fields.is_original_dst && fields.lb_policy != cluster::LbPolicy::ClusterProvided as i32 {
+        return Err(Invalid::field("lb_policy", "must be CLUSTER_PROVIDED: a cluster of this kind chooses its hosts itself"));
+    }
     let (mut close_on_membership_change, mut ignore_new_hosts_until_first_hc) = (false, false);
     if let Some(common) = fields.common_lb_config {
         ignore_new_hosts_until_first_hc = common.ignore_new_hosts_until_first_hc;
@@ -41,9 +46,9 @@ pub(crate) fn balance(fields: Fields) -> Result<Balance> {
     if let Some(policy) = fields.load_balancing_policy {
         typed(policy, &mut settings).within("load_balancing_policy")?;
     } else {
-        settings.policy = by_enum(fields.lb_policy, fields.lb_config, fields.is_original_dst)?;
+        settings.policy = by_enum(fields.lb_policy, fields.lb_config, fields.provided)?;
     }
-    if fields.is_original_dst {
+    if fields.provided {
         settings.policy = LbPolicy::OriginalDestination;
     }
     Ok(Balance { settings, close_on_membership_change, ignore_new_hosts_until_first_hc })
@@ -90,7 +95,7 @@ fn statuses_of(values: Vec<i32>) -> Result<HostStatuses> {
     values.into_iter().try_fold(0, |bits, value| Ok(bits | bit(value)?)).map(HostStatuses)
 }
 
-fn by_enum(value: i32, config: Option<cluster::LbConfig>, original_dst: bool) -> Result<LbPolicy> {
+fn by_enum(value: i32, config: Option<cluster::LbConfig>, provided: bool) -> Result<LbPolicy> {
     use cluster::LbPolicy as Enum;
     match (Enum::try_from(value), config) {
         (Ok(Enum::RoundRobin), config) => {
@@ -126,8 +131,11 @@ fn by_enum(value: i32, config: Option<cluster::LbConfig>, original_dst: bool) ->
         },
         (Ok(Enum::Maglev), Some(cluster::LbConfig::MaglevLbConfig(m))) => maglev(m.table_size).within("maglev_lb_config"),
         (Ok(Enum::Maglev), _) => maglev(None),
-        (Ok(Enum::ClusterProvided), _) if original_dst => Ok(LbPolicy::OriginalDestination),
-        (Ok(Enum::ClusterProvided), _) => Err(Invalid::field("lb_policy", "CLUSTER_PROVIDED is only for ORIGINAL_DST clusters")),
+        (Ok(Enum::ClusterProvided), _) if provided => Ok(LbPolicy::OriginalDestination),
+        (Ok(Enum::ClusterProvided), _) => Err(Invalid::field(
+            "lb_policy",
+            "CLUSTER_PROVIDED is only for clusters that choose their hosts themselves, such as ORIGINAL_DST",
+        )),
         (Ok(Enum::LoadBalancingPolicyConfig), _) => Err(Invalid::field("load_balancing_policy", "is missing, but lb_policy asks for it")),
         (Err(_), _) => Err(Invalid::field("lb_policy", format!("{value} is not known"))),
     }

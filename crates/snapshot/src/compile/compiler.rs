@@ -1,7 +1,6 @@
 //! The compiler: takes resources as they arrive, keeps the last good version of each, and makes
 //! snapshots in which everything that is referred to is there.
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -12,6 +11,8 @@ use lateen_identity::WorkloadSecrets;
 use lateen_proto::{Any, any, envoy};
 use prost::{Message, Name};
 
+use self::resolved::{Resolved, resolved_members};
+use self::resolved::{Resolved, resolved_members};
 use super::cluster::{self, Compiled};
 use super::context::{Context, Uses};
 use super::endpoint::{Assignment, EndpointAddress, Member, Members};
@@ -24,6 +25,7 @@ use super::tls::Waiting;
 use super::warming::Versions;
 use super::{filter, listener, route};
 use crate::cluster::{Cluster, ClusterLive, Discovery};
+use crate::dns::cache::{DnsCache, DnsCaches};
 use crate::http::Extension;
 use crate::{Listener, RouteTable, Snapshot};
 
@@ -100,14 +102,12 @@ pub(crate) struct ClusterVersion {
     cluster: Option<Arc<Cluster>>,
 }
 
-/// What names of a DNS cluster resolved to.
-type Resolved = HashMap<(Arc<str>, u16), Vec<IpAddr>>;
-
 /// The single owner of the configuration. Not shared: the main thread calls it and publishes its snapshots.
 #[derive(Debug, Default)]
 pub struct Compiler {
     names: Names,
     secrets: Secrets,
+    dns_caches: DnsCaches,
     pub(crate) listeners: IndexMap<Arc<str>, Entry<ListenerVersion>>,
     pub(crate) routes: HashMap<Arc<str>, Entry<RouteVersion>>,
     pub(crate) clusters: IndexMap<Arc<str>, Entry<ClusterVersion>>,
@@ -203,11 +203,11 @@ impl Compiler {
     }
 
     fn take_listener(&mut self, update: Update, origin: Origin, now: Instant) -> Result<()> {
-        let Self { listeners, names, secrets, .. } = self;
+        let Self { listeners, names, secrets, dns_caches, .. } = self;
         let entry = listeners.entry(update.name.as_str().into()).or_insert_with(|| Entry::new(origin));
         let taken = entry.take(update, origin, now, |proto: ListenerProto, name| {
             same_name(&proto.name, name)?;
-            let mut context = Context { names, secrets, uses: Uses::default(), outbound: false };
+            let mut context = Context { names, secrets, dns_caches, uses: Uses::default(), outbound: false };
             let listener = Arc::new(listener::listener(proto, &mut context)?);
             Ok(ListenerVersion { listener, uses: context.uses })
         });
@@ -215,12 +215,12 @@ impl Compiler {
     }
 
     fn take_route(&mut self, update: Update, origin: Origin, now: Instant) -> Result<()> {
-        let Self { routes, names, secrets, .. } = self;
+        let Self { routes, names, secrets, dns_caches, .. } = self;
         let name: Arc<str> = update.name.as_str().into();
         let entry = routes.entry(name).or_insert_with(|| Entry::new(origin));
         entry.take(update, origin, now, |proto: RouteProto, name| {
             same_name(&proto.name, name)?;
-            let mut context = Context { names, secrets, uses: Uses::default(), outbound: false };
+            let mut context = Context { names, secrets, dns_caches, uses: Uses::default(), outbound: false };
             context.names.route_table(name);
             let table = Arc::new(route::table(proto, &mut context)?);
             Ok(RouteVersion { table, uses: context.uses })
@@ -228,11 +228,11 @@ impl Compiler {
     }
 
     fn take_cluster(&mut self, update: Update, origin: Origin, now: Instant) -> Result<()> {
-        let Self { clusters, names, secrets, .. } = self;
+        let Self { clusters, names, secrets, dns_caches, .. } = self;
         let entry = clusters.entry(update.name.as_str().into()).or_insert_with(|| Entry::new(origin));
         entry.take(update, origin, now, |proto: ClusterProto, name| {
             same_name(&proto.name, name)?;
-            let mut context = Context { names, secrets, uses: Uses::default(), outbound: false };
+            let mut context = Context { names, secrets, dns_caches, uses: Uses::default(), outbound: false };
             context.names.cluster(name);
             let compiled = cluster::cluster(proto, &mut context)?;
             Ok(ClusterVersion { compiled, uses: context.uses, cluster: None })
@@ -254,10 +254,12 @@ impl Compiler {
         let users = self.listeners.values().flat_map(|e| e.versions.all()).flat_map(|v| &v.value.uses.extensions);
         let wanted: Vec<_> = users.filter(|u| *u.name == *update.name).map(|u| u.types.clone()).collect();
         self.names.extension(&update.name);
-        let entry = self.extensions.entry(update.name.as_str().into()).or_insert_with(|| Entry::new(origin));
+        let Self { extensions, names, secrets, dns_caches, .. } = self;
+        let entry = extensions.entry(update.name.as_str().into()).or_insert_with(|| Entry::new(origin));
         entry.take(update, origin, now, |proto: ExtensionProto, name| {
             same_name(&proto.name, name)?;
-            filter::extension(proto, &wanted).map(Arc::new)
+            let mut context = Context { names, secrets, dns_caches, uses: Uses::default(), outbound: false };
+            filter::extension(proto, &wanted, &mut context).map(Arc::new)
         })?;
         // A filter waits for nothing.
         self.dirty |= entry.versions.promote(now, |_| true);
@@ -352,26 +354,11 @@ impl Compiler {
         rejected
     }
 
-    /// The addresses that a name of a DNS cluster resolved to. An empty list is a name without addresses;
-    /// a lookup that failed is not reported, so that the last addresses stay.
-    pub fn set_resolved(&mut self, cluster: &str, name: &str, port: u16, addresses: Vec<IpAddr>, now: Instant) {
-        self.resolved.entry(cluster.into()).or_default().insert((name.into(), port), addresses);
-        self.refresh_members(|config| *config.name == *cluster);
-        self.settle(now);
-    }
-
-    /// Whether there is an answer, even an empty one, for every name of the cluster.
-    fn is_resolved(&self, version: &ClusterVersion) -> bool {
-        let (Discovery::StrictDns(dns) | Discovery::LogicalDns(dns)) = &version.compiled.config.discovery else { return true };
-        let resolved = self.resolved.get(&version.compiled.config.name);
-        dns.targets.iter().all(|t| t.name.parse::<IpAddr>().is_ok() || resolved.is_some_and(|r| r.contains_key(&(t.name.clone(), t.port))))
-    }
-
     fn has_members(&self, version: &ClusterVersion) -> bool {
         match &version.compiled.config.discovery {
             Discovery::Eds(service) => self.endpoints.contains_key(service),
             Discovery::StrictDns(_) | Discovery::LogicalDns(_) => self.is_resolved(version),
-            Discovery::Static | Discovery::OriginalDst { .. } => true,
+            Discovery::Static | Discovery::OriginalDst { .. } | Discovery::Aggregate(_) | Discovery::DynamicForwardProxy(_) => true,
         }
     }
 
@@ -541,6 +528,11 @@ impl Compiler {
         self.clusters.values().flat_map(|e| e.versions.all()).for_each(|v| each(&v.value.compiled.config));
     }
 
+    /// The DNS caches that something refers to.
+    pub fn dns_caches(&mut self) -> Vec<Arc<DnsCache>> {
+        self.dns_caches.all()
+    }
+
     /// Whether a cluster was discovered rather than given by the bootstrap.
     pub fn is_dynamic_cluster(&self, name: &str) -> bool {
         self.clusters.get(name).is_some_and(|e| e.origin == Origin::Dynamic)
@@ -658,9 +650,9 @@ fn members(
             Some(version) => assigned(compiled, &version.value, &living),
             None => HostSet::default(),
         },
-        Discovery::StrictDns(dns) => resolved_members(compiled, dns, resolved, usize::MAX, &living),
-        Discovery::LogicalDns(dns) => resolved_members(compiled, dns, resolved, 1, &living),
-        Discovery::OriginalDst { .. } => HostSet::default(),
+        Discovery::StrictDns(dns) => resolved_members(compiled, dns, resolved, false, &living),
+        Discovery::LogicalDns(dns) => resolved_members(compiled, dns, resolved, true, &living),
+        Discovery::OriginalDst { .. } | Discovery::Aggregate(_) | Discovery::DynamicForwardProxy(_) => HostSet::default(),
     }
 }
 
@@ -687,37 +679,6 @@ fn assigned(compiled: &Compiled, assignment: &Assignment, living: &HashMap<&Addr
     result.build()
 }
 
-/// The hosts of a DNS cluster: of each name, at most `most` addresses.
-fn resolved_members(
-    compiled: &Compiled,
-    dns: &crate::cluster::DnsTargets,
-    resolved: Option<&Resolved>,
-    most: usize,
-    living: &HashMap<&Address, &Arc<Host>>,
-) -> HostSet {
-    let mut result = Members::default();
-    for target in &dns.targets {
-        let literal = target.name.parse::<IpAddr>().ok();
-        let looked_up = resolved.and_then(|r| r.get(&(target.name.clone(), target.port)));
-        let addresses = literal.iter().chain(looked_up.into_iter().flatten());
-        for ip in addresses.take(most) {
-            let member = Member {
-                address: Address::Socket(SocketAddr::new(*ip, target.port)),
-                addresses: Vec::new(),
-                hostname: target.name.clone(),
-                weight: target.weight,
-                locality: target.locality.clone(),
-                transport: target.transport,
-                workload: None,
-                flags: 0,
-                checked_at: None,
-                unchecked: compiled.config.unchecked(),
-            };
-            result.add(target.priority, &target.locality, 0, member, living);
-        }
-    }
-    result.build()
-}
-
+mod resolved;
 #[cfg(test)]
 mod tests;

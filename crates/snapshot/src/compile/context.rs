@@ -1,6 +1,7 @@
 //! What compiling a resource needs from, and leaves behind in, the compiler.
 use std::sync::Arc;
 
+use crate::dns::cache::DnsCaches;
 use crate::{ClusterId, RouteTableId};
 
 use super::names::Names;
@@ -11,6 +12,7 @@ use super::tls::Waiting;
 pub(crate) struct Context<'a> {
     pub(crate) names: &'a mut Names,
     pub(crate) secrets: &'a mut Secrets,
+    pub(crate) dns_caches: &'a mut DnsCaches,
     /// What the resource refers to.
     pub(crate) uses: Uses,
     /// Whether a listener for outbound traffic is compiled: its end of a call reports as the source.

@@ -17,7 +17,7 @@ use super::common::{duration, fraction, open, runtime_fraction};
 use super::context::{Context, ExtensionUse};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::{headers, strings};
-use super::{buffer, compressor, grpc_stats, istio, jwt_authn, local_ratelimit, metadata, on_demand, rbac, stateful_session};
+use super::{buffer, compressor, dns_cache, grpc_stats, istio, jwt_authn, local_ratelimit, metadata, on_demand, rbac, stateful_session};
 use crate::http::{
     AbortKind, AlpnOverrides, Cors, DiscoveredFilter, Extension, Fault, FaultAbort, FaultDelay, FilterOverrides, HttpFilter, PerRoute,
     RbacPerRoute, Router,
@@ -25,7 +25,7 @@ use crate::http::{
 use crate::matcher::Fraction;
 
 /// What is supported, for the error about everything else.
-const SUPPORTED: &str = "router, fault, cors, grpc_stats, rbac, local_ratelimit, header_to_metadata, jwt_authn, stateful_session, on_demand, buffer, compressor, decompressor, grpc_web, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
+const SUPPORTED: &str = "router, fault, cors, grpc_stats, rbac, local_ratelimit, header_to_metadata, jwt_authn, stateful_session, on_demand, dynamic_forward_proxy, buffer, compressor, decompressor, grpc_web, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
 
 /// The filters of a connection manager, with what belongs to each.
 pub(crate) struct Chain {
@@ -78,7 +78,7 @@ fn filter(value: hcm::HttpFilter, context: &mut Context<'_>) -> Result<Option<Ht
         }
         None => return Err(Invalid::field("typed_config", format!("is missing for {name}"))),
     };
-    match typed(&name, &config, context.outbound) {
+    match typed(&name, &config, context) {
         Err(e) if is_optional && e.path.is_empty() => Ok(None),
         other => other.map(Some),
     }
@@ -92,7 +92,7 @@ fn discovered(name: &str, source: core::ExtensionConfigSource, context: &mut Con
         return Err(Invalid::field("type_urls", "is empty; name the types that the filter may have"));
     }
     let types: Vec<Box<str>> = type_urls.iter().map(|url| any::name_of(url).into()).collect();
-    let default = default_config.map(|config| allowed(name, &config, &types, context.outbound)).transpose().within("default_config")?;
+    let default = default_config.map(|config| allowed(name, &config, &types, context)).transpose().within("default_config")?;
     if apply_default_config_without_warming && default.is_none() {
         return Err(Invalid::field("apply_default_config_without_warming", "needs a default_config"));
     }
@@ -101,31 +101,31 @@ fn discovered(name: &str, source: core::ExtensionConfigSource, context: &mut Con
     Ok(HttpFilter::Discovered(Arc::new(DiscoveredFilter { id, types, default })))
 }
 
-fn allowed(name: &str, config: &Any, types: &[Box<str>], outbound: bool) -> Result<HttpFilter> {
+fn allowed(name: &str, config: &Any, types: &[Box<str>], context: &mut Context<'_>) -> Result<HttpFilter> {
     let type_name = any::name_of(&config.type_url);
     if !types.iter().any(|t| **t == *type_name) {
         return Err(Invalid::new(format!("{name} has type {type_name}, which is not in type_urls")));
     }
-    match typed(name, config, outbound)? {
+    match typed(name, config, context)? {
         HttpFilter::Router(_) => Err(Invalid::new("the router is not discovered; give it in the listener")),
         filter => Ok(filter),
     }
 }
 
 /// A configuration that was discovered. `wanted` has the types that listeners want it to have.
-pub(crate) fn extension(value: core::TypedExtensionConfig, wanted: &[Vec<Box<str>>]) -> Result<Extension> {
+pub(crate) fn extension(value: core::TypedExtensionConfig, wanted: &[Vec<Box<str>>], context: &mut Context<'_>) -> Result<Extension> {
     let core::TypedExtensionConfig { name, typed_config } = value;
     let config = typed_config.ok_or_else(|| Invalid::field("typed_config", "is missing"))?;
     let any_type = [any::name_of(&config.type_url).into()];
     let types = wanted.iter().find(|types| !types.contains(&any_type[0])).map_or(&any_type[..], Vec::as_slice);
-    Ok(Extension {
-        inbound: allowed(&name, &config, types, false)?,
-        outbound: allowed(&name, &config, types, true)?,
-        type_name: any_type[0].clone(),
-    })
+    context.outbound = false;
+    let inbound = allowed(&name, &config, types, context)?;
+    context.outbound = true;
+    let outbound = allowed(&name, &config, types, context)?;
+    Ok(Extension { inbound, outbound, type_name: any_type[0].clone() })
 }
 
-fn typed(name: &str, config: &Any, outbound: bool) -> Result<HttpFilter> {
+fn typed(name: &str, config: &Any, context: &mut Context<'_>) -> Result<HttpFilter> {
     if any::is::<proto::router::v3::Router>(config) {
         router(open(config)?)
     } else if any::is::<fault::HttpFault>(config) {
@@ -156,9 +156,11 @@ fn typed(name: &str, config: &Any, outbound: bool) -> Result<HttpFilter> {
         Ok(HttpFilter::Compressor(Arc::new(compressor::filter(open(config)?)?)))
     } else if any::is::<proto::decompressor::v3::Decompressor>(config) {
         Ok(HttpFilter::Decompressor(Arc::new(compressor::decompressor(open(config)?)?)))
+    } else if any::is::<proto::dynamic_forward_proxy::v3::FilterConfig>(config) {
+        Ok(HttpFilter::DynamicForwardProxy(dns_cache::http_filter(open(config)?, context)?))
     } else if any::is::<istio_alpn::FilterConfig>(config) {
         alpn(open(config)?)
-    } else if let Some(filter) = istio::http_filter(config, outbound)? {
+    } else if let Some(filter) = istio::http_filter(config, context.outbound)? {
         Ok(filter)
     } else {
         Err(Invalid::new(format!("{name} ({}) is not supported; supported are {SUPPORTED}", istio::type_name(config))))
@@ -335,9 +337,11 @@ fn per_filter(overrides: &mut FilterOverrides, name: &str, config: Any) -> Resul
         result.buffer = Some(Arc::new(buffer::per_route(open(&config)?)?));
     } else if any::is::<proto::compressor::v3::CompressorPerRoute>(&config) {
         result.compressor = Some(Arc::new(compressor::per_route(open(&config)?)?));
+    } else if any::is::<proto::dynamic_forward_proxy::v3::PerRouteConfig>(&config) {
+        result.dynamic_forward_proxy = dns_cache::per_route(open(&config)?)?.map(Arc::new);
     } else {
         return Err(Invalid::new(format!(
-            "{name} ({}) is not supported per route; fault, cors, rbac, local_ratelimit, header_to_metadata, jwt_authn, stateful_session, on_demand, buffer and compressor are",
+            "{name} ({}) is not supported per route; fault, cors, rbac, local_ratelimit, header_to_metadata, jwt_authn, stateful_session, on_demand, dynamic_forward_proxy, buffer and compressor are",
             istio::type_name(&config)
         )));
     }

@@ -13,11 +13,10 @@ use proto::tcp_proxy::v3 as tcp;
 use super::common::{data, limit, open};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::{access_log, hcm, istio, rbac};
+use super::{access_log, dns_cache, hcm, istio, rbac};
 use crate::listener::{NetworkFilter, TcpProxy, Terminal};
 
-const SUPPORTED: &str =
-    "http_connection_manager, tcp_proxy, direct_response, rbac, sni_cluster, connection_limit, istio.metadata_exchange and istio.stats";
+const SUPPORTED: &str = "http_connection_manager, tcp_proxy, direct_response, rbac, sni_cluster, sni_dynamic_forward_proxy, connection_limit, istio.metadata_exchange and istio.stats";
 
 /// The filters of a chain, and the last one, which consumes the connection.
 pub(crate) fn filters(values: Vec<listener::Filter>, context: &mut Context<'_>) -> Result<(Vec<NetworkFilter>, Terminal)> {
@@ -75,6 +74,9 @@ fn typed(name: &str, config: &Any, context: &mut Context<'_>) -> Result<Kind> {
         Ok(Kind::Before(NetworkFilter::Rbac(Arc::new(network_rbac(open(config)?)?))))
     } else if any::is::<proto::sni_cluster::v3::SniCluster>(config) {
         Ok(Kind::Before(NetworkFilter::SniCluster))
+    } else if any::is::<proto::sni_dynamic_forward_proxy::v3::FilterConfig>(config) {
+        let (cache, port) = dns_cache::sni_filter(open(config)?, context)?;
+        Ok(Kind::Before(NetworkFilter::SniDynamicForwardProxy(cache, port)))
     } else if any::is::<proto::connection_limit::v3::ConnectionLimit>(config) {
         connection_limit(open(config)?).map(Kind::Before)
     } else {

@@ -1,8 +1,9 @@
-//! HTTP filters, run in the order of the configuration. Most decide on the spot; only a delay waits.
+//! HTTP filters, run in the order of the configuration. Most decide on the spot; only delays and names wait.
 pub(crate) mod body;
 mod buffer;
 mod compression;
 mod cors;
+mod dynamic_forward_proxy;
 mod fault;
 pub(crate) mod grpc_stats;
 mod grpc_web;
@@ -44,6 +45,7 @@ pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
         let step = match filter {
             HttpFilter::Fault(config) => fault::on_request(exchange, config).await?,
             HttpFilter::Cors => cors::on_request(exchange),
+            HttpFilter::DynamicForwardProxy(cache) => dynamic_forward_proxy::on_request(exchange, cache).await?,
             HttpFilter::Rbac(config) => rbac::on_request(exchange, config),
             HttpFilter::JwtAuthn(config) => jwt_authn::on_request(exchange, config),
             HttpFilter::HeaderToMetadata(config) => header_to_metadata::on_request(exchange, config),

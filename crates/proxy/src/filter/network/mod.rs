@@ -1,9 +1,11 @@
 //! Network filters: what happens to a connection before, and instead of, HTTP.
 mod copy;
+mod named;
 mod peer_exchange;
 mod splice;
 mod tcp;
 
+pub(crate) use named::resolve;
 pub(crate) use tcp::{TcpState, run as tcp_proxy};
 
 use std::cell::Cell;
@@ -12,6 +14,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lateen_snapshot::authorize::Facts;
+use lateen_snapshot::dns::cache::DnsCache;
 use lateen_snapshot::http::IstioStats;
 use lateen_snapshot::listener::{FilterChain, NetworkFilter};
 use lateen_telemetry::envoy_names::{rbac as names, rbac_shadow as shadow_names};
@@ -43,6 +46,10 @@ pub(crate) struct Passed {
     pub(crate) stats: Option<Arc<IstioStats>>,
     /// Frames of Istio's metadata exchange may come in front.
     pub(crate) peer_exchange: bool,
+    /// The name in the SNI is to be resolved with this cache.
+    pub(crate) resolve: Option<Arc<DnsCache>>,
+    /// The port to connect to at the host that the SNI names.
+    pub(crate) port: Option<u16>,
     _open: Option<Open>,
 }
 
@@ -81,6 +88,10 @@ pub(crate) fn run(worker: &Worker, conn: &Conn) -> Verdict {
         match filter {
             NetworkFilter::MetadataExchange => passed.peer_exchange = true,
             NetworkFilter::SniCluster => passed.cluster.clone_from(&conn.server_name),
+            NetworkFilter::SniDynamicForwardProxy(cache, port) => {
+                passed.resolve = Some(Arc::clone(cache));
+                passed.port = Some(*port);
+            }
             NetworkFilter::IstioStats(stats) => passed.stats = Some(Arc::clone(stats)),
             NetworkFilter::Rbac(rbac) => {
                 let facts = Facts {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 
+use lateen_balance::breaker::Permit;
 use lateen_balance::{Context, Host};
 use lateen_identity::tls::PeerIdentity;
 use lateen_snapshot::listener::TcpProxy;
@@ -20,7 +21,7 @@ use super::peer_exchange;
 use crate::http::{ConnectionRecord, LogSet};
 use crate::io::{Io, Timer};
 use crate::listener::Conn;
-use crate::upstream::{ClusterState, ConnectPlan};
+use crate::upstream::{ClusterState, ConnectPlan, Sought, choose};
 use crate::worker::Worker;
 
 /// A TCP proxy bound to one worker's counters and logs.
@@ -111,7 +112,11 @@ async fn serve(worker: &Rc<Worker>, state: &TcpState, conn: &Conn, io: &mut Io, 
         outcome.flags = ResponseFlags::UPSTREAM_OVERFLOW;
         return;
     };
-    let Some((mut upstream, host)) = connect(worker, state, conn, &cluster, outcome).await else { return };
+    let Some(Connected { io: mut upstream, host, cluster, permit: _member }) =
+        connect(worker, state, conn, passed, &cluster, outcome).await
+    else {
+        return;
+    };
     let _permit = permit;
     let _active = cluster.stats.hold(cluster_names::UPSTREAM_CX_ACTIVE);
     let _request = host.begin_request();
@@ -141,22 +146,41 @@ fn pick(worker: &Worker, config: &TcpProxy) -> Option<lateen_snapshot::ClusterId
     }
 }
 
+/// A connection to a host of the cluster, or of the member of it that was chosen.
+struct Connected {
+    io: Io,
+    host: Arc<Host>,
+    cluster: Rc<ClusterState>,
+    permit: Option<Permit>,
+}
+
 async fn connect(
     worker: &Rc<Worker>,
     state: &TcpState,
     conn: &Conn,
+    passed: &Passed,
     cluster: &Rc<ClusterState>,
     outcome: &mut Outcome,
-) -> Option<(Io, Arc<Host>)> {
-    let config = &cluster.cluster.config;
+) -> Option<Connected> {
     let hash = state.config.hash_source_ip.then(|| crate::router::hash::of_address(conn.remote.ip()));
     let context = Context { hash, ..Context::default() };
+    let authority = conn.server_name.as_deref().unwrap_or_default();
+    let sought = Sought { original: Some(conn.local), authority, port: passed.port };
     for _ in 0..state.config.max_connect_attempts.max(1) {
-        let Some(host) = cluster.choose(&context, Some(conn.local)) else {
+        let Some((member, host)) = choose(worker, &worker.live(), Rc::clone(cluster), &context, &sought) else {
             cluster.stats.inc(cluster_names::UPSTREAM_CX_NONE_HEALTHY);
             outcome.flags = ResponseFlags::NO_HEALTHY_UPSTREAM;
             return None;
         };
+        // The cluster's own limit counts already.
+        let permit = if Rc::ptr_eq(&member, cluster) { None } else { Some(member.breakers(false).connections.take()) };
+        let cluster = member;
+        if let Some(None) = permit {
+            cluster.stats.inc(cluster_names::UPSTREAM_CX_OVERFLOW);
+            outcome.flags = ResponseFlags::UPSTREAM_OVERFLOW;
+            return None;
+        }
+        let config = &cluster.cluster.config;
         outcome.host = Some(Arc::clone(&host));
         cluster.stats.inc(cluster_names::UPSTREAM_CX_TOTAL);
         host.counters.cx_total.fetch_add(1, Relaxed);
@@ -169,7 +193,7 @@ async fn connect(
                 cluster.report_connect(worker, &host, true);
                 outcome.flags = ResponseFlags::NONE;
                 outcome.failure.clear();
-                return Some((upstream, host));
+                return Some(Connected { io: upstream, host, cluster, permit: permit.flatten() });
             }
             Err(failure) => {
                 cluster.stats.inc(cluster_names::UPSTREAM_CX_CONNECT_FAIL);
