@@ -27,9 +27,11 @@ pub mod matching;
 pub mod metadata;
 pub mod normalize;
 pub mod path_template;
+pub mod proxy_protocol;
 pub mod ratelimit;
 pub mod rewrite;
 pub mod route;
+pub mod socket;
 pub mod stateful_session;
 #[cfg(test)]
 mod test_support;

@@ -8,6 +8,8 @@ use bytes::Bytes;
 use crate::ClusterId;
 use crate::dns::cache::DnsCache;
 use crate::http::HttpConnectionManager;
+use crate::proxy_protocol::{MoreTlvs, ProxyProtocolFilter};
+use crate::socket::SocketOption;
 use crate::tls::ServerTls;
 
 /// Envoy `traffic_direction`.
@@ -46,7 +48,7 @@ pub struct Listener {
     /// Finds the chain of a connection; made from `chains` by [`ChainIndex::build`](crate::chain::ChainIndex::build).
     pub index: crate::chain::ChainIndex,
     /// Socket options to set on the listening socket: (level, name, value).
-    pub socket_options: Vec<(i32, i32, i32)>,
+    pub socket_options: Vec<SocketOption>,
     pub tcp_backlog: u32,
     /// Soft limit on bytes buffered per connection (Envoy default 1 MiB).
     pub per_connection_buffer_limit: u32,
@@ -61,11 +63,24 @@ pub struct Inspectors {
     pub original_dst: bool,
     pub tls: Option<PortGate>,
     pub http: Option<PortGate>,
-    pub proxy_protocol: bool,
+    pub proxy_protocol: Option<Arc<ProxyProtocolFilter>>,
+    /// Connections to hosts come from the caller's address.
+    pub original_src: Option<OriginalSrc>,
     /// How long inspection may wait for bytes; `None` waits for ever. Envoy's default is 15 s.
     pub timeout: Option<Duration>,
     /// On timeout go on with what is known (server-first protocols) instead of closing.
     pub continue_on_timeout: bool,
+}
+
+/// Envoy `OriginalSrc`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OriginalSrc {
+    /// Also from its port.
+    pub bind_port: bool,
+    /// `SO_MARK` of those connections, so that answers can be routed back to us.
+    pub mark: Option<u32>,
+    /// The address is that of whoever connected, not one that a PROXY protocol header tells.
+    pub direct: bool,
 }
 
 /// Ports on which a listener filter is switched off (Envoy `filter_disabled` by destination port).
@@ -173,5 +188,7 @@ pub struct TcpProxy {
     pub max_connect_attempts: u32,
     /// Consistent load balancing goes by the caller's address.
     pub hash_source_ip: bool,
+    /// What a PROXY protocol header upstream tells beside what the caller told.
+    pub more_tlvs: Option<MoreTlvs>,
     pub access_logs: Vec<Arc<crate::http::AccessLog>>,
 }

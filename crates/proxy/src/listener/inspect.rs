@@ -3,9 +3,15 @@
 //! Bytes are read into a buffer of ours and put back in front of the connection, so the kernel is never
 //! asked for the same bytes twice. Protocols in which the server speaks first send nothing: where the
 //! listener says so, inspection gives up after its timeout and the connection goes on as it is.
+use std::sync::Arc;
+
+use base64::Engine;
 use bytes::{Buf, BytesMut};
 use lateen_snapshot::listener::{ConnectionInfo, Inspectors};
+use lateen_snapshot::metadata::Metadata;
+use lateen_snapshot::proxy_protocol::{ProxyProtocolFilter, Tlv};
 use lateen_telemetry::envoy_names::listener as names;
+use serde_json::Value;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
@@ -17,6 +23,8 @@ use super::{ListenerState, socket};
 pub(super) struct Inspected {
     pub(super) info: ConnectionInfo,
     pub(super) ahead: BytesMut,
+    /// What a PROXY protocol header told beside addresses, where there was one.
+    pub(super) told: Option<Box<Told>>,
 }
 
 /// A request line longer than this is not looked at further.
@@ -28,7 +36,7 @@ pub(super) async fn run(listener: &ListenerState, stream: &mut TcpStream, info: 
     let inspectors = &listener.listener.inspectors;
     let mut probe = Probe::new(inspectors, info);
     if probe.done() {
-        return Some(Inspected { info: probe.info, ahead: BytesMut::new() });
+        return Some(Inspected { info: probe.info, ahead: BytesMut::new(), told: None });
     }
     let _pending = listener.stats.hold(names::DOWNSTREAM_PRE_CX_ACTIVE);
     let outcome = match inspectors.timeout {
@@ -48,12 +56,47 @@ pub(super) async fn run(listener: &ListenerState, stream: &mut TcpStream, info: 
         Err(_) => {
             listener.stats.inc(names::DOWNSTREAM_PRE_CX_TIMEOUT);
             // Without its PROXY header a connection's source is unknown: that one may not be skipped.
-            if !inspectors.continue_on_timeout || probe.proxy {
+            if !inspectors.continue_on_timeout || probe.proxy.as_ref().is_some_and(|filter| !filter.optional) {
                 return None;
             }
         }
     }
-    Some(Inspected { info: probe.info, ahead: probe.buffer })
+    Some(Inspected { info: probe.info, ahead: probe.buffer, told: probe.told })
+}
+
+/// What a PROXY protocol header tells beside addresses.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    /// What may be told upstream as well.
+    pub(crate) tlvs: Vec<Tlv>,
+    /// What the listener wants to be known of the connection.
+    pub(crate) metadata: Metadata,
+}
+
+impl Told {
+    fn new(mut tlvs: Vec<Tlv>, filter: &ProxyProtocolFilter) -> Self {
+        let mut metadata = Metadata::default();
+        for tlv in &tlvs {
+            for rule in filter.rules.iter().filter(|rule| rule.kind == tlv.kind) {
+                metadata.set(&rule.namespace, &rule.key, Value::String(text_of(&tlv.value, rule.base64)));
+            }
+        }
+        tlvs.retain(|tlv| filter.pass_through.passes(tlv.kind));
+        Self { tlvs, metadata }
+    }
+}
+
+/// The value as text: what is no UTF-8 becomes `!`, as in Envoy.
+fn text_of(value: &[u8], base64: bool) -> String {
+    if base64 {
+        return base64::engine::general_purpose::STANDARD.encode(value);
+    }
+    let mut text = String::with_capacity(value.len());
+    for chunk in value.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|_| '!'));
+    }
+    text
 }
 
 enum Ended {
@@ -64,7 +107,8 @@ enum Ended {
 struct Probe {
     info: ConnectionInfo,
     buffer: BytesMut,
-    proxy: bool,
+    told: Option<Box<Told>>,
+    proxy: Option<Arc<ProxyProtocolFilter>>,
     tls: bool,
     http: bool,
 }
@@ -74,7 +118,8 @@ impl Probe {
         let port = info.destination.port();
         let applies = |gate: &Option<lateen_snapshot::listener::PortGate>| gate.as_ref().is_some_and(|g| g.applies_to(port));
         Self {
-            proxy: inspectors.proxy_protocol,
+            proxy: inspectors.proxy_protocol.clone(),
+            told: None,
             tls: applies(&inspectors.tls),
             http: applies(&inspectors.http),
             info,
@@ -83,7 +128,7 @@ impl Probe {
     }
 
     fn done(&self) -> bool {
-        !self.proxy && !self.tls && !self.http
+        self.proxy.is_none() && !self.tls && !self.http
     }
 
     async fn drive(&mut self, stream: &mut TcpStream) -> Result<(), Ended> {
@@ -91,7 +136,7 @@ impl Probe {
             self.buffer.reserve(READ);
             match stream.read_buf(&mut self.buffer).await {
                 // Something came, then the end: a chain may still want those bytes.
-                Ok(0) if !self.buffer.is_empty() && !self.proxy => return Ok(()),
+                Ok(0) if !self.buffer.is_empty() && self.proxy.is_none() => return Ok(()),
                 Ok(0) | Err(_) => return Err(Ended::Closed),
                 Ok(_) => self.look()?,
             }
@@ -100,18 +145,23 @@ impl Probe {
     }
 
     fn look(&mut self) -> Result<(), Ended> {
-        if self.proxy {
-            match proxy_header::parse(&self.buffer) {
+        if let Some(filter) = &self.proxy {
+            match proxy_header::parse(&self.buffer, filter) {
                 Header::NeedMore => return Ok(()),
                 Header::Invalid => return Err(Ended::Invalid),
-                Header::Local { size } => self.buffer.advance(size),
-                Header::Proxied { size, source, destination } => {
+                Header::Absent => {}
+                Header::Local { size } => {
+                    self.buffer.advance(size);
+                    self.told = Some(Box::default());
+                }
+                Header::Proxied { size, source, destination, tlvs } => {
                     self.buffer.advance(size);
                     self.info.source = socket::plain(source);
                     self.info.destination = socket::plain(destination);
+                    self.told = Some(Box::new(Told::new(tlvs, filter)));
                 }
             }
-            self.proxy = false;
+            self.proxy = None;
         }
         if self.tls {
             match hello::parse(&self.buffer) {

@@ -13,4 +13,4 @@ pub(crate) mod verdict;
 pub(crate) use chain::{ChainState, ListenerState, TerminalState};
 pub(crate) use connection::{Conn, TlsInfo};
 pub(crate) use manager::Manager;
-pub(crate) use socket::set_option;
+pub(crate) use socket::{apply, set_option};

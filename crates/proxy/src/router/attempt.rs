@@ -1,5 +1,6 @@
 //! One try: host, connection, request up, until a response's head comes or something gives.
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use http::StatusCode;
 use lateen_balance::host::ActiveRequest;
 use lateen_balance::outlier::Outcome;
 use lateen_balance::{Context, Host};
+use lateen_snapshot::cluster::Discovery;
 use lateen_snapshot::route::{Forward, HostRewrite};
 use lateen_telemetry::envoy_names::cluster as names;
 use lateen_telemetry::envoy_names::count_upstream_code;
@@ -73,7 +75,7 @@ pub(super) async fn run(
     let context = Context { hash: forwarding.hash, avoid, reselect: policy.map_or(0, |p| p.host_selection_attempts) };
     let own = if exchange.info.session.is_some() { stateful_session::choose(exchange, &forwarding.cluster)? } else { None };
     let own = own.map(|host| (Rc::clone(&forwarding.cluster), host));
-    let sought = Sought { original: Some(exchange.conn.local), authority: &exchange.request.authority, port: None };
+    let sought = Sought { original: original(exchange, &forwarding.cluster), authority: &exchange.request.authority, port: None };
     let Some((cluster, host)) = own.or_else(|| choose(exchange.worker, &exchange.live, Rc::clone(&forwarding.cluster), &context, &sought))
     else {
         forwarding.cluster.stats.inc(names::UPSTREAM_CX_NONE_HEALTHY);
@@ -98,7 +100,7 @@ pub(super) async fn run(
         alpn: crate::filter::http::alpn_overrides(exchange),
         authority: &exchange.request.authority,
         upgrade: exchange.request.upgrade.is_some(),
-        addresses: Some((exchange.conn.remote, exchange.conn.local)),
+        conn: Some(&**exchange.conn),
     };
     let target = cluster.target(host, &wish);
     let at = exchange.info.moment;
@@ -124,7 +126,12 @@ pub(super) async fn run(
         }
     };
     let mut lease = match lease {
-        Ok(lease) => lease,
+        Ok(lease) => {
+            if cluster.cluster.config.preconnect_ratio > 1.0 {
+                target.pool.preconnect(exchange.worker, &cluster, &target.host, forwarding.high_priority, &target.plan);
+            }
+            lease
+        }
         Err(why) => {
             if why.failure == Failure::Overflow {
                 // The host was not even asked.
@@ -195,6 +202,18 @@ pub(super) fn note_response(exchange: &Exchange<'_>, cluster: &Rc<ClusterState>,
     let judged = if exchange.info.grpc { grpc_as_http(response).unwrap_or(status) } else { status };
     cluster.report(exchange.worker, host, Outcome::Response(judged));
     stats.record(names::UPSTREAM_RQ_TIME, exchange.info.moment.saturating_duration_since(began.at).as_micros() as u64);
+}
+
+/// Where the request goes in a cluster that has no hosts of its own: the first that metadata or headers name, else where
+/// the connection went to.
+fn original(exchange: &Exchange<'_>, cluster: &ClusterState) -> Option<SocketAddr> {
+    let Discovery::OriginalDst(settings) = &cluster.cluster.config.discovery else { return None };
+    let in_metadata = settings.metadata.as_ref().and_then(|(namespace, path)| {
+        let value = exchange.info.metadata.get(namespace, path).or_else(|| exchange.conn.metadata()?.get(namespace, path));
+        value?.as_str()?.parse().ok()
+    });
+    let in_header = || exchange.request.headers.get(settings.header.as_ref()?)?.to_str().ok()?.parse().ok();
+    in_metadata.or_else(in_header).or_else(|| exchange.conn.restored.then_some(exchange.conn.local))
 }
 
 /// A trailers-only gRPC response carries its real status in a header.

@@ -108,7 +108,7 @@ async fn send(worker: &Rc<Worker>, live: &Rc<Live>, id: ClusterId, request: Requ
     let sought = Sought { authority: &request.authority, ..Sought::default() };
     let (cluster, host) = choose(worker, live, cluster, &Context::default(), &sought)?;
     let _permit = cluster.breakers(false).requests.take()?;
-    let wish = TargetWish { downstream: Version::Http11, alpn: None, authority: &request.authority, upgrade: false, addresses: None };
+    let wish = TargetWish { downstream: Version::Http11, alpn: None, authority: &request.authority, upgrade: false, conn: None };
     let target = cluster.target(host, &wish);
     let _active = target.host.begin_request();
     let mut lease = target.pool.acquire(worker, &cluster, &target.host, false, &target.plan).await.ok()?;

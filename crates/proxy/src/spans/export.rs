@@ -120,7 +120,7 @@ async fn send(worker: &Rc<Worker>, collector: &Collector, body: Bytes) -> Result
     let (cluster, host) = choose(worker, &live, cluster, &Context::default(), &Sought::default()).ok_or(Lost::Failed)?;
     drop(live);
     let _permit = cluster.breakers(false).requests.take().ok_or(Lost::Failed)?;
-    let wish = TargetWish { downstream: request.version, alpn: None, authority: &request.authority, upgrade: false, addresses: None };
+    let wish = TargetWish { downstream: request.version, alpn: None, authority: &request.authority, upgrade: false, conn: None };
     let target = cluster.target(host, &wish);
     let _active = target.host.begin_request();
     let acquired = target.pool.acquire(worker, &cluster, &target.host, false, &target.plan).await;

@@ -1,5 +1,6 @@
 //! Upstream connections of one worker: made, pooled, shared and given up. Nothing here crosses threads.
 mod aggregate;
+mod caller;
 mod cluster;
 mod connect;
 mod eyeballs;
@@ -8,6 +9,7 @@ mod named;
 mod pool;
 
 pub(crate) use aggregate::choose;
+pub(crate) use caller::{Caller, Needs, Proxied, Source};
 pub(crate) use cluster::{ClusterState, Pools, Sought, Target, TargetWish};
 pub(crate) use connect::{ConnectFailure, ConnectPlan, Dialer, tune_accepted};
 pub(crate) use lease::Lease;

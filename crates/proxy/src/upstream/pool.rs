@@ -7,6 +7,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use lateen_balance::Host;
 use lateen_balance::breaker::Permit;
@@ -20,12 +21,16 @@ use lateen_telemetry::istio::PrincipalId;
 use lateen_telemetry::stats::Held;
 use tokio::time::Instant;
 
+use super::caller::Caller;
 use super::cluster::ClusterState;
 use super::connect::{ConnectFailure, ConnectPlan};
 use super::lease::Lease;
 use crate::http::h1::H1Client;
 use crate::io::{Io, Wire};
 use crate::worker::Worker;
+
+/// So many connections are made ahead at once, as in Envoy.
+const MOST_AHEAD: usize = 3;
 
 /// The HTTP version wanted upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +50,8 @@ pub(crate) struct PoolKey {
     pub(crate) alpn: usize,
     pub(crate) server_name: Option<Arc<str>>,
     pub(crate) wanted: Wanted,
-    /// The caller's addresses, where a PROXY protocol header tells them.
-    pub(crate) proxied: Option<(SocketAddr, SocketAddr)>,
+    /// What connections take over from the caller's, where that matters.
+    pub(crate) caller: Option<Rc<Caller>>,
 }
 
 /// Why an exchange got no connection.
@@ -65,6 +70,8 @@ pub(crate) struct Open {
     host: Arc<Host>,
     pool: Weak<Pool>,
     since: Instant,
+    /// When the connection has lived long enough.
+    ends: Option<Instant>,
     pub(crate) local: Option<SocketAddr>,
     /// The host's verified identity, for Istio's metrics.
     pub(crate) principal: PrincipalId,
@@ -223,6 +230,39 @@ impl Pool {
         }
     }
 
+    /// Makes connections that the next exchanges will want, where the cluster has them made ahead.
+    pub(crate) fn preconnect(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        state: &Rc<ClusterState>,
+        host: &Arc<Host>,
+        high_priority: bool,
+        plan: &ConnectPlan,
+    ) {
+        let config = &state.cluster.config;
+        let one = if self.multiplexed() { http2_options(config).max_concurrent_streams.max(1) as usize } else { 1 };
+        let (streams, mut room) = if self.multiplexed() {
+            let shared = self.shared.borrow();
+            (shared.iter().map(|s| s.active.get() as usize).sum::<usize>(), (shared.len() + self.dialling.get()) * one)
+        } else {
+            (self.open.get() - self.idle.borrow().len().min(self.open.get()), self.open.get())
+        };
+        for _ in 0..MOST_AHEAD {
+            if streams as f64 * config.preconnect_ratio <= room as f64 {
+                return;
+            }
+            let Some(permit) = state.breakers(high_priority).connections.take() else { return };
+            room += one;
+            let (pool, state, host, plan) = (Rc::clone(self), Rc::clone(state), Arc::clone(host), plan.clone());
+            let of_task = Rc::clone(worker);
+            crate::worker::spawn(worker, async move {
+                if let Ok(lease) = pool.dial(&of_task, &state, &host, Some(permit), &plan).await {
+                    lease.unused(Instant::now());
+                }
+            });
+        }
+    }
+
     /// Waits until a connection is handed over, or something changed.
     async fn wait(self: &Rc<Self>) -> Option<Idle> {
         let waiter = Rc::new(Waiter::default());
@@ -273,6 +313,10 @@ impl Pool {
             host: Arc::clone(host),
             pool: Rc::downgrade(self),
             since: Instant::now(),
+            ends: config
+                .max_connection_duration
+                .map(|limit| longer(limit, config.max_connection_duration_jitter_percent, worker.roll64()))
+                .and_then(|span| Instant::now().checked_add(span)),
             local: None,
             principal: PrincipalId::default(),
         };
@@ -380,7 +424,7 @@ impl Pool {
     /// Closes what has been idle for too long or was closed by the peer. Says whether nothing is left.
     pub(crate) fn sweep(&self, config: &ClusterConfig, stats: &lateen_telemetry::Local, now: Instant) -> bool {
         let expired = |since: Instant| config.idle_timeout.is_some_and(|limit| now.duration_since(since) >= limit);
-        let too_old = |open: &Open| config.max_connection_duration.is_some_and(|limit| now.duration_since(open.since) >= limit);
+        let too_old = |open: &Open| open.ends.is_some_and(|end| now >= end);
         let keep = |idle: &mut Idle| {
             let timed_out = expired(idle.since);
             if timed_out {
@@ -415,6 +459,12 @@ impl Waiter {
             waker.wake();
         }
     }
+}
+
+/// The span, longer by a part of the jitter.
+fn longer(span: Duration, jitter_percent: f64, roll: u64) -> Duration {
+    let part = jitter_percent / 100.0 * (roll as f64 / u64::MAX as f64);
+    span.saturating_add(Duration::try_from_secs_f64(span.as_secs_f64() * part).unwrap_or_default())
 }
 
 /// Takes a waiter out of the queue when its exchange is given up, passing on what it was handed.
@@ -461,7 +511,7 @@ fn http2_options(config: &ClusterConfig) -> Http2Options {
             initial_connection_window_size: 1 << 20,
             allow_connect: false,
             keepalive_interval: None,
-            keepalive_timeout: std::time::Duration::from_secs(10),
+            keepalive_timeout: Duration::from_secs(10),
         },
     }
 }
@@ -469,4 +519,18 @@ fn http2_options(config: &ClusterConfig) -> Http2Options {
 /// The TLS context's address, for [`PoolKey`].
 pub(crate) fn tls_id(transport: Option<&Transport>) -> usize {
     transport.and_then(|t| t.tls.as_ref()).map_or(0, |tls| Arc::as_ptr(tls) as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_may_live_longer_by_its_jitter_and_no_more() {
+        let second = Duration::from_secs(1);
+        assert_eq!(longer(10 * second, 0.0, u64::MAX), 10 * second);
+        assert_eq!(longer(10 * second, 50.0, 0), 10 * second);
+        assert_eq!(longer(10 * second, 50.0, u64::MAX), 15 * second);
+        assert!(longer(Duration::MAX, 100.0, u64::MAX) == Duration::MAX);
+    }
 }

@@ -2,6 +2,7 @@
 mod support;
 
 mod aggregate;
+mod connecting;
 mod bodies;
 mod endings;
 mod extensions;

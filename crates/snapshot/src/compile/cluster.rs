@@ -2,6 +2,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lateen_proto::any;
 use lateen_proto::envoy::config::cluster::v3::{self as proto, cluster};
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::endpoint::v3 as endpoints;
@@ -106,13 +107,9 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
     harmless!(wait_for_warm_on_init, cleanup_interval, ignore_health_on_host_removal);
     harmless!(track_timeout_budgets, track_cluster_stats, lrs_report_endpoint_metrics);
     refuse!(transport_socket_matcher, dns_resolvers, lb_subset_config, lrs_server);
-    refuse!(
-        upstream_config,
-        close_connections_on_host_health_failure,
-        preconnect_policy,
-        connection_pool_per_downstream_connection,
-        queuing_policies
-    );
+    refuse!(close_connections_on_host_health_failure, queuing_policies);
+    let preconnect_ratio = preconnect_policy.map_or(Ok(1.0), preconnect).within("preconnect_policy")?;
+    upstream_config.map_or(Ok(()), connection_pools).within("upstream_config")?;
     upstream_filters(filters)?;
     if name.is_empty() {
         return Err(Invalid::field("name", "is empty; every cluster needs a name"));
@@ -142,11 +139,13 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
         return Err(Invalid::field("cluster_type", reason));
     }
     let (transports, matches) = transports(transport_socket_matches, transport_socket, &http, context)?;
-    let original_dst = match &lb_config {
-        Some(cluster::LbConfig::OriginalDstLbConfig(c)) => original_dst(c).within("original_dst_lb_config")?,
-        _ => false,
+    let kind = match (kind, &lb_config) {
+        (Kind::OriginalDst(_), Some(cluster::LbConfig::OriginalDstLbConfig(c))) => {
+            Kind::OriginalDst(original_dst(c.clone()).within("original_dst_lb_config")?)
+        }
+        (kind, _) => kind,
     };
-    let (is_original_dst, provided) = (matches!(kind, Kind::OriginalDst), kind.balances());
+    let (is_original_dst, provided) = (matches!(kind, Kind::OriginalDst(_)), kind.balances());
     let fields = Fields { lb_policy, lb_config, common_lb_config, load_balancing_policy, is_original_dst, provided };
     let balance = balance::balance(fields)?;
     let mut settings = balance.settings;
@@ -154,9 +153,10 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
     if let Some(percent) = members.overprovisioning_percent {
         settings.overprovisioning_percent = percent;
     }
-    let discovery = discovery(kind, &name, eds_cluster_config, &members, original_dst, &matches)?;
-    let connection = upstream_connection_options.map(connection_options).transpose().within("upstream_connection_options")?.flatten();
-    let (bind_sources, socket_options) = bind(upstream_bind_config).within("upstream_bind_config")?;
+    let discovery = discovery(kind, &name, eds_cluster_config, &members, &matches)?;
+    let connection = upstream_connection_options.map(connection_options).transpose().within("upstream_connection_options")?;
+    let (tcp_keepalive, address_order) = connection.unwrap_or_default();
+    let bind = bind(upstream_bind_config).within("upstream_bind_config")?;
     // Envoy takes one at most as well.
     if health_checks.len() > 1 {
         return Err(Invalid::field("health_checks[1]", "a cluster can have only one health check"));
@@ -171,21 +171,45 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
         http: http.version,
         idle_timeout: http.idle_timeout,
         max_connection_duration: http.max_connection_duration,
+        max_connection_duration_jitter_percent: http.max_connection_duration_jitter_percent,
+        preconnect_ratio,
+        pool_per_downstream: connection_pool_per_downstream_connection,
         max_requests_per_connection: http.max_requests_per_connection,
         limits,
         track_remaining,
         outlier: outlier_detection.map(outlier).transpose().within("outlier_detection")?,
         transports,
-        tcp_keepalive: connection,
-        bind_sources,
-        socket_options,
+        tcp_keepalive,
+        address_order,
+        bind,
         health_check: check,
         ignore_new_hosts_until_first_hc: balance.ignore_new_hosts_until_first_hc,
-        drain_on_host_removal: balance.close_on_membership_change,
+        close_on_host_set_change: balance.close_on_membership_change,
         istio_service: istio_service(metadata.as_ref()),
         name: name.into(),
     };
     Ok(Compiled { config: Arc::new(config), members, matches: Arc::new(matches) })
+}
+
+/// How many times the connections in use there are to be, of each host.
+fn preconnect(value: cluster::PreconnectPolicy) -> Result<f64> {
+    let cluster::PreconnectPolicy { per_upstream_preconnect_ratio, predictive_preconnect_ratio } = value;
+    let predictive_preconnect_ratio = predictive_preconnect_ratio.filter(|ratio| *ratio > 1.0);
+    // It would need to know which hosts the next requests go to.
+    refuse!(predictive_preconnect_ratio);
+    match per_upstream_preconnect_ratio.unwrap_or(1.0) {
+        ratio if (1.0..=3.0).contains(&ratio) => Ok(ratio),
+        ratio => Err(Invalid::field("per_upstream_preconnect_ratio", format!("{ratio} is not between 1 and 3"))),
+    }
+}
+
+/// The generic pools are those that are used anyway.
+fn connection_pools(value: core::TypedExtensionConfig) -> Result<()> {
+    let core::TypedExtensionConfig { name, typed_config } = value;
+    match typed_config.as_ref().map(|c| any::name_of(&c.type_url)) {
+        Some("envoy.extensions.upstreams.http.generic.v3.GenericConnectionPoolProto") => Ok(()),
+        _ => Err(Invalid::new(format!("{name} is not supported; leave it out for the generic pools"))),
+    }
 }
 
 /// Where requests name the hosts, server names and certificates follow them, unless options say else.

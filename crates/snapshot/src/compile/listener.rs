@@ -11,9 +11,9 @@ use proto::filter_chain_match::ConnectionSourceType;
 use super::common::{Place, cidrs, limit, open, place, port, socket_options};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::{access_log, network, tls};
+use super::{access_log, network, proxy_protocol, tls};
 use crate::chain::ChainIndex;
-use crate::listener::{ChainCriteria, Direction, FilterChain, Inspectors, Listener, PortGate, SourceType};
+use crate::listener::{ChainCriteria, Direction, FilterChain, Inspectors, Listener, OriginalSrc, PortGate, SourceType};
 
 pub(crate) fn listener(value: proto::Listener, context: &mut Context<'_>) -> Result<Listener> {
     let proto::Listener {
@@ -167,26 +167,18 @@ fn inspector(result: &mut Inspectors, value: proto::ListenerFilter) -> Result<()
     } else if any::is::<filters::original_dst::v3::OriginalDst>(&config) {
         result.original_dst = only_always("the original destination")?;
     } else if any::is::<filters::proxy_protocol::v3::ProxyProtocol>(&config) {
-        proxy_protocol(open(&config)?)?;
-        result.proxy_protocol = only_always("PROXY protocol")?;
+        let filter = proxy_protocol::listener_filter(open(&config)?)?;
+        result.proxy_protocol = only_always("PROXY protocol")?.then(|| Arc::new(filter));
+    } else if any::is::<filters::original_src::v3::OriginalSrc>(&config) {
+        let filters::original_src::v3::OriginalSrc { bind_port, mark } = open(&config)?;
+        // Before the PROXY protocol is read, the caller is whoever connected.
+        let direct = result.proxy_protocol.is_none();
+        let on = only_always("the original source")?;
+        result.original_src = on.then_some(OriginalSrc { bind_port, mark: (mark != 0).then_some(mark), direct });
     } else {
-        let supported = "tls_inspector, http_inspector, original_dst and proxy_protocol";
+        let supported = "tls_inspector, http_inspector, original_dst, original_src and proxy_protocol";
         return Err(Invalid::new(format!("{name} ({}) is not supported; supported are {supported}", any::name_of(&config.type_url))));
     }
-    Ok(())
-}
-
-fn proxy_protocol(value: filters::proxy_protocol::v3::ProxyProtocol) -> Result<()> {
-    let filters::proxy_protocol::v3::ProxyProtocol {
-        rules,
-        allow_requests_without_proxy_protocol,
-        pass_through_tlvs,
-        disallowed_versions,
-        stat_prefix,
-        tlv_location,
-    } = value;
-    harmless!(stat_prefix, tlv_location, pass_through_tlvs);
-    refuse!(rules, allow_requests_without_proxy_protocol, disallowed_versions);
     Ok(())
 }
 

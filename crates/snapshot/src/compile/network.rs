@@ -13,7 +13,7 @@ use proto::tcp_proxy::v3 as tcp;
 use super::common::{data, limit, open};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::{access_log, dns_cache, hcm, istio, rbac};
+use super::{access_log, dns_cache, hcm, istio, proxy_protocol, rbac};
 use crate::listener::{NetworkFilter, TcpProxy, Terminal};
 
 const SUPPORTED: &str = "http_connection_manager, tcp_proxy, direct_response, rbac, sni_cluster, sni_dynamic_forward_proxy, connection_limit, istio.metadata_exchange and istio.stats";
@@ -155,12 +155,12 @@ fn tcp_proxy(value: tcp::TcpProxy, context: &mut Context<'_>) -> Result<TcpProxy
         check_drain_close,
         cluster_specifier,
     } = value;
-    // The merge policy is for TLVs and the early data for a connect mode, both refused below.
-    harmless!(proxy_protocol_tlv_merge_policy, max_early_data_bytes);
+    // The early data is for a connect mode, which is refused below.
+    harmless!(max_early_data_bytes);
     refuse!(max_downstream_connection_duration_jitter_percentage, access_log_flush_interval, check_drain_close, backoff_options);
     log_options(access_log_options.unwrap_or_default()).within("access_log_options")?;
     refuse!(on_demand, metadata_match, downstream_idle_timeout, upstream_idle_timeout, tunneling_config, flush_access_log_on_connected);
-    refuse!(proxy_protocol_tlvs, upstream_connect_mode);
+    refuse!(upstream_connect_mode);
     if stat_prefix.is_empty() {
         return Err(Invalid::field("stat_prefix", "is empty; give a name for statistics"));
     }
@@ -180,6 +180,7 @@ fn tcp_proxy(value: tcp::TcpProxy, context: &mut Context<'_>) -> Result<TcpProxy
         max_downstream_connection_duration: limit(max_downstream_connection_duration.as_ref(), None, "max_downstream_connection_duration")?,
         max_connect_attempts,
         hash_source_ip: hash_source_ip(hash_policy).within("hash_policy")?,
+        more_tlvs: proxy_protocol::more(proxy_protocol_tlvs, proxy_protocol_tlv_merge_policy)?,
         access_logs: access_log::logs(access_log, "access_log")?,
     })
 }

@@ -9,6 +9,7 @@ use std::task::Poll;
 use lateen_balance::breaker::Permit;
 use lateen_balance::{Context, Host};
 use lateen_identity::tls::PeerIdentity;
+use lateen_snapshot::cluster::{Discovery, Transport};
 use lateen_snapshot::listener::TcpProxy;
 use lateen_telemetry::envoy_names::{cluster as cluster_names, tcp as names};
 use lateen_telemetry::istio::{DestinationId, PrincipalId, Reporter, StreamLabels, TcpSeries};
@@ -21,7 +22,7 @@ use super::peer_exchange;
 use crate::http::{ConnectionRecord, LogSet};
 use crate::io::{Io, Timer};
 use crate::listener::Conn;
-use crate::upstream::{ClusterState, ConnectPlan, Sought, choose};
+use crate::upstream::{Caller, ClusterState, ConnectPlan, Proxied, Sought, choose};
 use crate::worker::Worker;
 
 /// A TCP proxy bound to one worker's counters and logs.
@@ -146,6 +147,31 @@ fn pick(worker: &Worker, config: &TcpProxy) -> Option<lateen_snapshot::ClusterId
     }
 }
 
+/// Where the connection goes in a cluster that has no hosts of its own: where metadata says, else where it went to.
+fn original(conn: &Conn, cluster: &ClusterState) -> Option<SocketAddr> {
+    let Discovery::OriginalDst(settings) = &cluster.cluster.config.discovery else { return None };
+    let in_metadata = || {
+        let (namespace, path) = settings.metadata.as_ref()?;
+        conn.metadata()?.get(namespace, path)?.as_str()?.parse().ok()
+    };
+    in_metadata().or_else(|| conn.restored.then_some(conn.local))
+}
+
+/// What the connection to the host takes over from the caller's.
+fn caller(state: &TcpState, conn: &Conn, transport: Option<&Transport>) -> Option<Rc<Caller>> {
+    let tells = transport.is_some_and(|t| t.proxy_protocol.is_some());
+    if !tells && conn.source.is_none() {
+        return None;
+    }
+    let told = conn.told.as_ref().map(|told| told.tlvs.as_slice());
+    let tlvs = match &state.config.more_tlvs {
+        Some(more) => more.merge(told),
+        None => told.unwrap_or_default().to_vec(),
+    };
+    let proxied = tells.then(|| Proxied { source: conn.remote, destination: conn.local, tlvs });
+    Some(Caller::alone(proxied, conn.source))
+}
+
 /// A connection to a host of the cluster, or of the member of it that was chosen.
 struct Connected {
     io: Io,
@@ -165,7 +191,7 @@ async fn connect(
     let hash = state.config.hash_source_ip.then(|| crate::router::hash::of_address(conn.remote.ip()));
     let context = Context { hash, ..Context::default() };
     let authority = conn.server_name.as_deref().unwrap_or_default();
-    let sought = Sought { original: Some(conn.local), authority, port: passed.port };
+    let sought = Sought { original: original(conn, cluster), authority, port: passed.port };
     for _ in 0..state.config.max_connect_attempts.max(1) {
         let Some((member, host)) = choose(worker, &worker.live(), Rc::clone(cluster), &context, &sought) else {
             cluster.stats.inc(cluster_names::UPSTREAM_CX_NONE_HEALTHY);
@@ -184,9 +210,10 @@ async fn connect(
         outcome.host = Some(Arc::clone(&host));
         cluster.stats.inc(cluster_names::UPSTREAM_CX_TOTAL);
         host.counters.cx_total.fetch_add(1, Relaxed);
-        let plan = ConnectPlan { alpn: None, server_name: conn.server_name.clone(), addresses: Some((conn.remote, conn.local)) };
+        let transport = config.transports.get(host.transport as usize);
+        let plan = ConnectPlan { alpn: None, server_name: conn.server_name.clone(), caller: caller(state, conn, transport) };
         let started = Instant::now();
-        match worker.dialer.connect(config, config.transports.get(host.transport as usize), &host, &plan).await {
+        match worker.dialer.connect(config, transport, &host, &plan).await {
             Ok(upstream) => {
                 cluster.stats.record(cluster_names::UPSTREAM_CX_CONNECT_MS, started.elapsed().as_micros() as u64);
                 host.counters.cx_active.fetch_add(1, Relaxed);

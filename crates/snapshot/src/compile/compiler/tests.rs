@@ -244,8 +244,12 @@ fn refusals_name_the_field_by_its_path() {
             "outlier_detection.enforcing_local_origin_success_rate: success rates of local origin errors are not compared",
         ),
         (
-            "{name: c, type: STATIC, upstream_connection_options: {happy_eyeballs_config: {}}}",
-            "upstream_connection_options.happy_eyeballs_config: is not supported",
+            "{name: c, type: STATIC, upstream_connection_options: {happy_eyeballs_config: {first_address_family_count: 0}}}",
+            "upstream_connection_options.happy_eyeballs_config.first_address_family_count: must be at least 1",
+        ),
+        (
+            "{name: c, type: STATIC, preconnect_policy: {predictive_preconnect_ratio: 2}}",
+            "preconnect_policy.predictive_preconnect_ratio: is not supported",
         ),
         ("{name: c, type: STATIC, health_checks: [{}, {}]}", "health_checks[1]: a cluster can have only one health check"),
         ("{name: c, type: STATIC, connect_timeout: -1s}", "connect_timeout: is not a valid duration"),
@@ -294,7 +298,7 @@ fn a_source_address_of_each_family_is_kept() {
     let mut compiler = Compiler::new();
     accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(text)], &[], Instant::now()));
     let snapshot = compiler.snapshot();
-    let sources: Vec<String> = snapshot.cluster_named("c").unwrap().1.config.bind_sources.iter().map(ToString::to_string).collect();
+    let sources: Vec<String> = snapshot.cluster_named("c").unwrap().1.config.bind.sources.iter().map(|s| s.address.to_string()).collect();
     assert_eq!(sources, ["127.0.0.6:0", "[::6]:0"]);
 }
 
