@@ -60,13 +60,6 @@ impl TcpClient {
     }
 
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
-        if let Err(e) = ready!(self.wire.poll_flush(cx)) {
-            return Poll::Ready(Err(StreamError::from_io(&e)));
-        }
-        if self.close_write {
-            let _ = ready!(self.wire.poll_shutdown(cx));
-            self.close_write = false;
-        }
-        Poll::Ready(Ok(()))
+        self.wire.poll_flush_or_shut(cx, &mut self.close_write).map_err(|e| StreamError::from_io(&e))
     }
 }

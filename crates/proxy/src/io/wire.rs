@@ -211,6 +211,17 @@ impl Wire {
     pub(crate) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
+
+    /// Writes everything, and then ends this direction where `close` says so; it is not asked for twice. That the peer has left
+    /// before is no failure.
+    pub(crate) fn poll_flush_or_shut(&mut self, cx: &mut Context<'_>, close: &mut bool) -> Poll<io::Result<()>> {
+        ready!(self.poll_flush(cx))?;
+        if *close {
+            let _ = ready!(self.poll_shutdown(cx));
+            *close = false;
+        }
+        Poll::Ready(Ok(()))
+    }
 }
 
 /// Reads into the spare room of `buffer`.

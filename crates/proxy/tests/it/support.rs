@@ -257,6 +257,34 @@ fn read_request(stream: &mut TcpStream) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// A TCP server that does the same with each connection.
+pub(crate) fn tcp_server(serve: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (stream, serve) = (stream.unwrap(), serve.clone());
+            stream.set_read_timeout(Some(WAIT)).unwrap();
+            std::thread::spawn(move || serve(stream));
+        }
+    });
+    port
+}
+
+/// Echoes until the caller has ended, then says so.
+pub(crate) fn tcp_echo() -> u16 {
+    tcp_server(|mut stream| {
+        let mut bytes = [0; 16384];
+        while let Ok(n) = stream.read(&mut bytes) {
+            if n == 0 {
+                break;
+            }
+            stream.write_all(&bytes[..n]).unwrap();
+        }
+        let _ = stream.write_all(b"<end>");
+    })
+}
+
 /// A port where nobody listens, nor will: it is bound, so that no other test gets it.
 pub(crate) fn dead_port() -> u16 {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();

@@ -1,6 +1,6 @@
 //! The TCP proxy beyond plain bytes: tunnels over HTTP, pairs of proxies, late dials, ends by time and drain, log lines.
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -26,33 +26,6 @@ static_resources:
   clusters:
 {cluster}"#
     )
-}
-
-fn server(serve: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let (stream, serve) = (stream.unwrap(), serve.clone());
-            stream.set_read_timeout(Some(WAIT)).unwrap();
-            std::thread::spawn(move || serve(stream));
-        }
-    });
-    port
-}
-
-/// Echoes until the caller has ended, then says so.
-fn echo() -> u16 {
-    server(|mut stream| {
-        let mut bytes = [0; 16384];
-        while let Ok(n) = stream.read(&mut bytes) {
-            if n == 0 {
-                break;
-            }
-            stream.write_all(&bytes[..n]).unwrap();
-        }
-        let _ = stream.write_all(b"<end>");
-    })
 }
 
 fn read_head(stream: &mut TcpStream) -> String {
@@ -81,7 +54,7 @@ fn near(far: &Proxy, http2: bool) -> Proxy {
 
 #[test]
 fn a_pair_of_proxies_carries_tcp_in_http() {
-    let echo = echo();
+    let echo = tcp_echo();
     for http2 in [true, false] {
         let far = far(echo);
         let near = near(&far, http2);
@@ -106,7 +79,7 @@ fn a_pair_of_proxies_carries_tcp_in_http() {
 #[test]
 fn tunnels_share_a_connection_and_the_server_may_end_first() {
     let (tell, seen) = mpsc::channel();
-    let port = server(move |mut stream| {
+    let port = tcp_server(move |mut stream| {
         stream.write_all(b"bye").unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         let mut all = String::new();
@@ -131,7 +104,7 @@ fn tunnels_share_a_connection_and_the_server_may_end_first() {
 #[test]
 fn nothing_goes_up_before_the_tunnel_is_open() {
     let (tell, seen) = mpsc::channel();
-    let port = server(move |mut stream| {
+    let port = tcp_server(move |mut stream| {
         let head = read_head(&mut stream);
         stream.set_read_timeout(Some(Duration::from_millis(150))).unwrap();
         let early = stream.read(&mut [0; 1]).is_ok();
@@ -179,7 +152,7 @@ fn a_refused_tunnel_is_tried_again_and_then_given_up() {
 #[test]
 fn a_post_carries_the_bytes_in_chunks() {
     let (tell, seen) = mpsc::channel();
-    let port = server(move |mut stream| {
+    let port = tcp_server(move |mut stream| {
         let head = read_head(&mut stream);
         stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n").unwrap();
         let mut bytes = [0; 10];
@@ -203,7 +176,7 @@ fn a_post_carries_the_bytes_in_chunks() {
 fn a_host_may_be_dialled_only_when_the_caller_speaks() {
     let dialled = Arc::new(AtomicUsize::new(0));
     let count = dialled.clone();
-    let port = server(move |mut stream| {
+    let port = tcp_server(move |mut stream| {
         count.fetch_add(1, SeqCst);
         let mut bytes = [0; 5];
         stream.read_exact(&mut bytes).unwrap();
@@ -228,7 +201,7 @@ fn a_host_may_be_dialled_only_when_the_caller_speaks() {
 #[test]
 fn a_connection_ends_with_its_time_and_not_before() {
     let fields = "max_downstream_connection_duration: 0.3s, max_downstream_connection_duration_jitter_percentage: {value: 100}";
-    let proxy = start(&tcp(&cluster("c", &[echo()], ""), fields));
+    let proxy = start(&tcp(&cluster("c", &[tcp_echo()], ""), fields));
     let started = Instant::now();
     let mut stream = proxy.connect();
     assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 0);
@@ -240,7 +213,7 @@ fn a_connection_ends_with_its_time_and_not_before() {
 #[test]
 fn a_drain_ends_connections_that_move_bytes_where_it_is_asked_for() {
     for (fields, ends) in [("check_drain_close: true", true), ("check_drain_close: false", false)] {
-        let proxy = start(&tcp(&cluster("c", &[echo()], ""), fields));
+        let proxy = start(&tcp(&cluster("c", &[tcp_echo()], ""), fields));
         let mut stream = proxy.connect();
         let mut byte = [0; 1];
         stream.write_all(b"a").unwrap();
@@ -265,7 +238,7 @@ fn a_connection_is_logged_when_it_opens_and_now_and_then() {
          path: {}, log_format: {{text_format_source: {{inline_string: \"%UPSTREAM_HOST% %BYTES_RECEIVED%;\"}}}}}}}}]",
         path.display()
     );
-    let port = echo();
+    let port = tcp_echo();
     let proxy = start(&tcp(&cluster("c", &[port], ""), &fields));
     let mut stream = proxy.connect();
     stream.write_all(b"hello").unwrap();

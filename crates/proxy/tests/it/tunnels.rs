@@ -1,6 +1,6 @@
 //! CONNECT and upgrades over every pair of HTTP versions: what goes through, what is refused, and how tunnels end.
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -20,34 +20,6 @@ const WEBSOCKET: &[u8] = b"GET /chat HTTP/1.1\r\nhost: a\r\nupgrade: WebSocket\r
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
-}
-
-/// A TCP server that does the same with each connection.
-fn server(serve: impl Fn(TcpStream) + Send + Sync + Clone + 'static) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let (stream, serve) = (stream.unwrap(), serve.clone());
-            stream.set_read_timeout(Some(WAIT)).unwrap();
-            std::thread::spawn(move || serve(stream));
-        }
-    });
-    port
-}
-
-/// Echoes until the caller has ended, then says so.
-fn echo() -> u16 {
-    server(|mut stream| {
-        let mut bytes = [0; 4096];
-        while let Ok(n) = stream.read(&mut bytes) {
-            if n == 0 {
-                break;
-            }
-            stream.write_all(&bytes[..n]).unwrap();
-        }
-        let _ = stream.write_all(b"<end>");
-    })
 }
 
 fn terminating(port: u16, more: &str) -> Config {
@@ -190,7 +162,7 @@ async fn http2_upstream(extended: bool) -> (u16, mpsc::Receiver<String>) {
 /// An HTTP/1 upstream that sees nothing behind the head until it has answered; then it says hi and echoes.
 fn http1_upstream(answer: &'static str) -> (u16, mpsc::Receiver<String>) {
     let (tell, seen) = mpsc::channel();
-    let port = server(move |mut stream| {
+    let port = tcp_server(move |mut stream| {
         tell.send(head(&mut stream)).unwrap();
         stream.set_read_timeout(Some(Duration::from_millis(150))).unwrap();
         assert!(stream.read(&mut [0; 1]).is_err(), "bytes came before the answer");
@@ -210,7 +182,7 @@ fn http1_upstream(answer: &'static str) -> (u16, mpsc::Receiver<String>) {
 
 #[test]
 fn a_tunnel_ends_at_a_tcp_server_and_each_side_may_end_first() {
-    let proxy = terminating(echo(), "").start();
+    let proxy = terminating(tcp_echo(), "").start();
     let mut stream = proxy.connect();
     stream.write_all(&[CONNECT, b"early"].concat()).unwrap();
     assert!(head(&mut stream).starts_with("HTTP/1.1 200 OK\r\n"));
@@ -234,7 +206,7 @@ fn a_tunnel_ends_at_a_tcp_server_and_each_side_may_end_first() {
 #[test]
 fn what_a_caller_sends_after_the_servers_end_still_arrives() {
     let (tell, seen) = mpsc::channel();
-    let port = server(move |mut stream| {
+    let port = tcp_server(move |mut stream| {
         stream.write_all(b"bye").unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         tell.send(rest(&mut stream)).unwrap();
@@ -258,7 +230,7 @@ fn what_a_caller_sends_after_the_servers_end_still_arrives() {
 
 #[test]
 fn a_post_may_be_a_tunnel_and_a_get_is_a_request() {
-    let proxy = terminating(echo(), "").start();
+    let proxy = terminating(tcp_echo(), "").start();
     let answer = proxy.call("POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello");
     assert_eq!(answer.status, 200);
     assert!(answer.body.contains("hello") && answer.body.contains("<end>"), "{answer:?}");
@@ -269,7 +241,7 @@ fn a_post_may_be_a_tunnel_and_a_get_is_a_request() {
 #[test]
 fn the_server_hears_of_the_caller_before_the_bytes() {
     let (tell, seen) = mpsc::channel();
-    let port = server(move |mut stream| {
+    let port = tcp_server(move |mut stream| {
         let mut bytes = [0; 300];
         let mut all = Vec::new();
         while !all.ends_with(b"early") {
@@ -301,7 +273,7 @@ fn a_tunnel_to_nowhere_is_503_and_its_bytes_are_no_request() {
 
 #[test]
 fn a_silent_tunnel_ends_after_its_idle_time() {
-    let proxy = terminating(echo(), ", idle_timeout: 0.3s").start();
+    let proxy = terminating(tcp_echo(), ", idle_timeout: 0.3s").start();
     let mut stream = proxy.connect();
     stream.write_all(CONNECT).unwrap();
     head(&mut stream);
@@ -317,7 +289,7 @@ fn a_silent_tunnel_ends_after_its_idle_time() {
 
 #[test]
 fn a_broken_tunnel_is_told_from_one_that_ended() {
-    let port = server(|stream| {
+    let port = tcp_server(|stream| {
         let socket = socket2::SockRef::from(&stream);
         (&stream).read_exact(&mut [0; 1]).unwrap();
         socket.set_linger(Some(Duration::ZERO)).unwrap();
@@ -332,7 +304,7 @@ fn a_broken_tunnel_is_told_from_one_that_ended() {
 #[test]
 fn a_caller_that_resets_its_stream_ends_the_tunnel() {
     let (tell, seen) = mpsc::channel();
-    let port = server(move |mut stream| {
+    let port = tcp_server(move |mut stream| {
         let mut all = Vec::new();
         let _ = stream.read_to_end(&mut all);
         tell.send(all.len()).unwrap();
@@ -492,7 +464,7 @@ fn an_upgrade_may_have_filters_of_its_own_and_a_route_the_last_word() {
 
 #[test]
 fn a_connect_with_a_body_or_without_a_port_is_no_request() {
-    let proxy = terminating(echo(), "").start();
+    let proxy = terminating(tcp_echo(), "").start();
     for request in [
         "CONNECT a:80 HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhello",
         "CONNECT a:80 HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
