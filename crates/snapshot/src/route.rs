@@ -76,7 +76,7 @@ pub enum RequireTls {
 pub struct Route {
     /// `default` and the like; empty when unnamed.
     pub name: Arc<str>,
-    pub matches: RouteMatch,
+    pub matches: Arc<RouteMatch>,
     pub action: Action,
     pub headers: HeaderChanges,
     pub per_route: FilterOverrides,

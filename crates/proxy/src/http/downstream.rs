@@ -151,8 +151,9 @@ async fn serve_h1(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, a
         }
         // On the heap while it lasts, so that a connection between requests does not hold the room for one.
         let resolved = hcm.discovers.then(|| hcm.current(worker));
-        let exchange = Exchange::new(worker, resolved.as_ref().unwrap_or(hcm), conn, request, &mut down, &mut timer);
-        idle_since = Box::pin(exchange.run()).await;
+        let hcm = resolved.as_ref().unwrap_or(hcm);
+        let exchange = async { Exchange::new(worker, hcm, conn, request, &mut down, &mut timer).run().await };
+        idle_since = Box::pin(exchange).await;
         let Downstream::H1(h1) = &mut down else { return };
         if !h1.next() {
             return close(h1, config.delayed_close_timeout).await;

@@ -204,8 +204,8 @@ impl<'a> Exchange<'a> {
     }
 
     /// Serves the request to its end, whatever that is; returns when that was.
-    pub(crate) async fn run(mut self) -> Instant {
-        report::begin(&self);
+    pub(crate) async fn run(&mut self) -> Instant {
+        report::begin(self);
         let outcome = loop {
             match self.steps().await {
                 Err(End::Redirected) => self.begin_anew(),
@@ -214,7 +214,7 @@ impl<'a> Exchange<'a> {
         };
         match outcome {
             Ok(()) | Err(End::Redirected) => {}
-            Err(End::Reply(reply)) => reply::send(&mut self, *reply).await,
+            Err(End::Reply(reply)) => reply::send(self, *reply).await,
             Err(End::Gone) => {
                 self.note_gone();
                 self.down.abort();
@@ -223,10 +223,10 @@ impl<'a> Exchange<'a> {
         }
         self.timer.set(None);
         let ended = *self.info.ended.get_or_insert_with(Instant::now);
-        spans::end(&mut self);
-        report::end(&self, ended);
-        maps::recycle(self.request.headers);
-        self.info.response_headers.into_iter().for_each(maps::recycle);
+        spans::end(self);
+        report::end(self, ended);
+        maps::recycle(std::mem::take(&mut self.request.headers));
+        self.info.response_headers.take().into_iter().for_each(maps::recycle);
         ended
     }
 
@@ -341,7 +341,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// Sends the response's head to the caller, finished off with what every response carries.
-    pub(crate) fn send_head(&mut self, mut response: Response, end: bool) {
+    pub(crate) fn send_head(&mut self, response: &mut Response, end: bool) {
         let hcm = self.hcm;
         super::hcm::set_server(hcm, &mut response.headers);
         let worker = self.worker;
@@ -368,11 +368,12 @@ impl<'a> Exchange<'a> {
                 self.info.grpc_status = Some(reply::grpc_status(response.status));
             }
         }
-        self.down.send_head(&mut response, end);
+        self.down.send_head(response, end);
+        let headers = std::mem::take(&mut response.headers);
         if hcm.logs.wants_headers() || self.info.span.is_some() {
-            self.info.response_headers = Some(response.headers);
+            self.info.response_headers = Some(headers);
         } else {
-            maps::recycle(response.headers);
+            maps::recycle(headers);
         }
     }
 

@@ -136,7 +136,7 @@ pub(crate) async fn send(exchange: &mut Exchange<'_>, reply: Reply) {
     if !exchange.down.request_done() {
         exchange.down.close_after();
     }
-    exchange.send_head(response, end);
+    exchange.send_head(&mut response, end);
     if !end && exchange.bodies.as_ref().is_some_and(|b| !b.response.is_empty()) {
         return Box::pin(flow(exchange, body)).await;
     }

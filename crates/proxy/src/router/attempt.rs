@@ -10,7 +10,7 @@ use http::StatusCode;
 use lateen_balance::host::ActiveRequest;
 use lateen_balance::outlier::Outcome;
 use lateen_balance::{Context, Host};
-use lateen_snapshot::route::{Forward, HostRewrite};
+use lateen_snapshot::route::{Connect, Forward, HostRewrite};
 use lateen_telemetry::envoy_names::cluster as names;
 use lateen_telemetry::envoy_names::count_upstream_code;
 use tokio::time::Instant;
@@ -29,12 +29,11 @@ use crate::http::stream::{StreamError, Upstream};
 use crate::http::{End, Exchange};
 use crate::io::Text;
 use crate::listener::proxy_header;
-use crate::upstream::{ClusterState, Lease, NoConnection, TargetWish, grpc};
+use crate::upstream::{ClusterState, Lease, NoConnection, Target, TargetWish, grpc};
 
 /// How a try ended.
-#[allow(clippy::large_enum_variant, reason = "moved once per try, and boxing would allocate per request")]
 pub(super) enum Tried {
-    Response(Answered),
+    Response(Box<Answered>),
     Failed {
         failed: Failed,
         /// It was a pooled connection that had been closed: repeating is free.
@@ -43,11 +42,16 @@ pub(super) enum Tried {
         sent_any: bool,
     },
     /// It is too slow, and goes on beside its repetition.
-    Late(Late),
+    Late(Box<Late>),
 }
 
-/// A response's head, and where the rest comes from.
-pub(super) type Answered = (Response, Lease, Began);
+/// A response's head, and where the rest comes from. Boxed wherever it goes: a request's future would else hold room for
+/// it in each of its layers, and move it through all of them.
+pub(super) struct Answered {
+    pub(super) response: Response,
+    pub(super) lease: Lease,
+    pub(super) began: Began,
+}
 
 /// What an exchange holds of a host while it lasts.
 pub(super) struct Began {
@@ -61,14 +65,22 @@ fn failed(failure: impl Into<Failed>) -> Tried {
     Tried::Failed { failed: failure.into(), stale: false, sent_any: false }
 }
 
-pub(super) async fn run(
+/// A try that has its host.
+struct Begun {
+    target: Target,
+    began: Began,
+    tunnel: Option<Connect>,
+}
+
+/// Chooses the host. An inner error is the end of the try, an outer one of the request.
+fn begin(
     exchange: &mut Exchange<'_>,
     forward: &Forward,
     forwarding: &mut Forwarding,
     retries: &Retries,
-) -> Result<Tried, End> {
+) -> Result<Result<Begun, Tried>, End> {
     let policy = retries.policy();
-    let cluster = Rc::clone(&forwarding.cluster);
+    let cluster = &forwarding.cluster;
     let stats = &cluster.stats;
     let every = policy.and_then(|p| p.previous_priorities);
     let past = every.map_or(0, |every| forwarding.passed.by_now(every, &cluster.cluster.hosts, &forwarding.tried));
@@ -81,10 +93,10 @@ pub(super) async fn run(
         criteria: forwarding.criteria.as_deref(),
         now: 0,
     };
-    let own = if exchange.info.session.is_some() { stateful_session::choose(exchange, &cluster)? } else { None };
+    let own = if exchange.info.session.is_some() { stateful_session::choose(exchange, cluster)? } else { None };
     let Some(host) = own.or_else(|| cluster.choose(exchange.worker, &context, Some(exchange.conn.local))) else {
         stats.inc(names::UPSTREAM_CX_NONE_HEALTHY);
-        return Ok(failed(Failure::NoHealthyHost));
+        return Ok(Err(failed(Failure::NoHealthyHost)));
     };
     if policy.is_some() {
         forwarding.tried.push(Arc::clone(&host));
@@ -97,7 +109,7 @@ pub(super) async fn run(
     }
     let Some(permit) = cluster.breakers(forwarding.high_priority).requests.take() else {
         stats.inc(names::UPSTREAM_RQ_PENDING_OVERFLOW);
-        return Ok(failed(Failure::Overflow));
+        return Ok(Err(failed(Failure::Overflow)));
     };
     let tunnel = forward.connect.filter(|connect| connect.takes(&exchange.request.method));
     let wish = TargetWish {
@@ -113,34 +125,29 @@ pub(super) async fn run(
     if forwarding.body.complete() {
         start_deadline(forwarding, at);
     }
-    let lease = match target.pool.ready(&cluster) {
-        Some(lease) => Ok(lease),
-        None => {
-            let lease = match connect(exchange, forwarding, &cluster, &target, retries).await? {
-                Connecting::Done(lease) => lease,
-                Connecting::Overtaken(answer) => return Ok(Tried::Response(answer.settle(exchange, forwarding))),
-            };
-            exchange.info.moment = Instant::now();
-            lease
-        }
+    Ok(Ok(Begun { target, began, tunnel }))
+}
+
+pub(super) async fn run(
+    exchange: &mut Exchange<'_>,
+    forward: &Forward,
+    forwarding: &mut Forwarding,
+    retries: &Retries,
+) -> Result<Tried, End> {
+    let Begun { target, began, tunnel } = match begin(exchange, forward, forwarding, retries)? {
+        Ok(begun) => begun,
+        Err(ended) => return Ok(ended),
     };
-    let mut lease = match lease {
-        Ok(lease) => lease,
-        Err(why) => {
-            if why.failure == Failure::Overflow {
-                // The host was not even asked.
-                exchange.info.host = None;
-            }
-            if why.failure.blames_host() {
-                cluster.report(
-                    exchange.worker,
-                    &target.host,
-                    if why.failure == Failure::ConnectionTimeout { Outcome::LocalTimeout } else { Outcome::LocalFailure },
-                );
-            }
-            target.host.counters.rq_error.fetch_add(1, Relaxed);
-            return Ok(failed(why));
-        }
+    let cluster = Rc::clone(&forwarding.cluster);
+    let stats = &cluster.stats;
+    let mut lease = match target.pool.ready(&cluster) {
+        Some(lease) => lease,
+        // Apart, because most requests find a connection and need no room for how one is made.
+        None => match Box::pin(connect(exchange, forwarding, &cluster, &target, retries)).await? {
+            Connecting::Done(Ok(lease)) => lease,
+            Connecting::Done(Err(why)) => return Ok(not_connected(exchange, &cluster, &target, why)),
+            Connecting::Overtaken(answer) => return Ok(Tried::Response(answer.settle(exchange, forwarding))),
+        },
     };
     cluster.report_reached(exchange.worker, &target.host);
     if exchange.request.upgrade.is_some() && !Box::pin(takes_upgrade(exchange, forwarding, &lease)).await? {
@@ -172,7 +179,7 @@ pub(super) async fn run(
         Err(Stop::Overtaken(answer)) => return Ok(Tried::Response(answer.settle(exchange, forwarding))),
         Err(Stop::Late(progress)) => {
             cluster.report(exchange.worker, &target.host, Outcome::LocalTimeout);
-            return Ok(Tried::Late(Late { lease, began, progress }));
+            return Ok(Tried::Late(Box::new(Late { lease, began, progress })));
         }
         Err(Stop::Reply(reply)) => {
             stats.inc(names::UPSTREAM_RQ_CANCELLED);
@@ -190,7 +197,21 @@ pub(super) async fn run(
     exchange.info.moment = Instant::now();
     cluster.report_latency(exchange.worker, &target.host, exchange.info.moment.saturating_duration_since(sent));
     note_response(exchange, &cluster, &began, &response);
-    Ok(Tried::Response((response, lease, began)))
+    Ok(Tried::Response(Box::new(Answered { response, lease, began })))
+}
+
+/// Tells of a connection that did not come about.
+fn not_connected(exchange: &mut Exchange<'_>, cluster: &Rc<ClusterState>, target: &Target, why: Failed) -> Tried {
+    if why.failure == Failure::Overflow {
+        // The host was not even asked.
+        exchange.info.host = None;
+    }
+    if why.failure.blames_host() {
+        let outcome = if why.failure == Failure::ConnectionTimeout { Outcome::LocalTimeout } else { Outcome::LocalFailure };
+        cluster.report(exchange.worker, &target.host, outcome);
+    }
+    target.host.counters.rq_error.fetch_add(1, Relaxed);
+    failed(why)
 }
 
 /// Tells of a response to whoever counts or judges.
@@ -242,7 +263,7 @@ async fn connect(
     exchange: &mut Exchange<'_>,
     forwarding: &mut Forwarding,
     cluster: &Rc<ClusterState>,
-    target: &crate::upstream::Target,
+    target: &Target,
     retries: &Retries,
 ) -> Result<Connecting, End> {
     // A connection has a limit of its own: that of a try starts when it is there.
@@ -252,7 +273,7 @@ async fn connect(
     let mut acquire = pin!(target.pool.acquire(worker, cluster, &target.host, forwarding.high_priority, &target.plan));
     let (timer, down, request) = (&mut exchange.timer, &mut exchange.down, &exchange.request);
     let Forwarding { late, body, .. } = forwarding;
-    poll_fn(|cx| {
+    let result = poll_fn(|cx| {
         if let Poll::Ready(result) = acquire.as_mut().poll(cx) {
             return Poll::Ready(Ok(Connecting::Done(result.map_err(|e: NoConnection| Failed::from(e)))));
         }
@@ -264,7 +285,9 @@ async fn connect(
         }
         timer.poll(cx).map(|()| Ok(Connecting::Done(Err(limits.expired(Instant::now()).into()))))
     })
-    .await
+    .await;
+    exchange.info.moment = Instant::now();
+    result
 }
 
 /// Extended CONNECT is only for peers that said they take it (RFC 8441, section 3): waits for their word.
@@ -290,14 +313,13 @@ async fn takes_upgrade(exchange: &mut Exchange<'_>, forwarding: &Forwarding, lea
 enum Connecting {
     Done(Result<Lease, Failed>),
     /// A slower try has answered meanwhile.
-    Overtaken(Answer),
+    Overtaken(Box<Answer>),
 }
 
-#[allow(clippy::large_enum_variant, reason = "moved once per try, and boxing would allocate per request")]
 enum Stop {
     Gone,
     /// A slower try has answered.
-    Overtaken(Answer),
+    Overtaken(Box<Answer>),
     /// This try is too slow, and goes on.
     Late(Progress),
     /// The caller's body is not framed as its head says.

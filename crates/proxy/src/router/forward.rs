@@ -53,6 +53,20 @@ pub(super) struct Forwarding {
 }
 
 pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward: &Forward) -> Result<(), End> {
+    let (mut forwarding, mut retries) = begin(exchange, matched, forward)?;
+    let result = tries(exchange, matched, forward, &mut forwarding, &mut retries).await;
+    // A chain counts what comes in; what goes out of it is something else.
+    if exchange.bodies.is_none() {
+        exchange.info.body_received = forwarding.body.received;
+    }
+    if let (Some(call), Some(messages)) = (&mut exchange.info.grpc_call, forwarding.body.messages) {
+        call.request = messages;
+    }
+    result
+}
+
+/// Finds the cluster and makes the request what its tries send.
+fn begin(exchange: &mut Exchange<'_>, matched: &Matched, forward: &Forward) -> Result<(Forwarding, Retries), End> {
     let id = lookup::cluster_of(matched, &exchange.live.snapshot, &exchange.request);
     let Some(cluster) = id.and_then(|id| exchange.live.cluster(exchange.worker, id)) else {
         exchange.hcm.stats.inc(names::NO_CLUSTER);
@@ -99,15 +113,7 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, matched: &Matched, forward:
     if exchange.info.grpc_call.is_some() {
         forwarding.body.count_messages();
     }
-    let result = tries(exchange, matched, forward, &mut forwarding, retries).await;
-    // A chain counts what comes in; what goes out of it is something else.
-    if exchange.bodies.is_none() {
-        exchange.info.body_received = forwarding.body.received;
-    }
-    if let (Some(call), Some(messages)) = (&mut exchange.info.grpc_call, forwarding.body.messages) {
-        call.request = messages;
-    }
-    result
+    Ok((forwarding, retries))
 }
 
 /// How much of the body may be sent again.
@@ -130,7 +136,7 @@ async fn tries(
     matched: &Matched,
     forward: &Forward,
     forwarding: &mut Forwarding,
-    mut retries: Retries,
+    retries: &mut Retries,
 ) -> Result<(), End> {
     let count_attempts = matched.virtual_host().is_some_and(|h| h.include_request_attempt_count);
     // A server that closes idle connections closes many at once: each repeat may meet another of them.
@@ -138,7 +144,7 @@ async fn tries(
     let mut again = false;
     // Held while the retry lasts.
     let mut permit = None;
-    loop {
+    let outcome = loop {
         if again {
             exchange.info.moment = Instant::now();
         }
@@ -150,9 +156,9 @@ async fn tries(
         if exchange.info.span.is_some() {
             spans::begin_try(exchange);
         }
-        let tried = attempt::run(exchange, forward, forwarding, &retries).await?;
+        let tried = attempt::run(exchange, forward, forwarding, retries).await?;
         let decision = match &tried {
-            Tried::Response((response, ..)) => retries.after_response(response, &exchange.request),
+            Tried::Response(answered) => retries.after_response(&answered.response, &exchange.request),
             // A pooled connection that its peer had closed says nothing about the host.
             Tried::Failed { stale: true, .. } if free_repeats > 0 && forwarding.body.repeatable() => {
                 free_repeats -= 1;
@@ -168,10 +174,10 @@ async fn tries(
         if decision == Decision::Retry && forwarding.body.repeatable() {
             permit = forwarding.cluster.breakers(forwarding.high_priority).take_retry();
             if permit.is_some() {
-                if let Some(answered) = prepare_retry(exchange, matched, forwarding, &mut retries, tried).await? {
-                    return conclude(exchange, matched, forward, forwarding, Ok(answered), &retries).await;
+                match Box::pin(prepare_retry(exchange, matched, forwarding, retries, tried)).await? {
+                    Some(answered) => break Ok(answered),
+                    None => continue,
                 }
-                continue;
             }
             forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_RETRY_OVERFLOW);
             exchange.info.flags.insert(ResponseFlags::UPSTREAM_OVERFLOW);
@@ -179,24 +185,21 @@ async fn tries(
             forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_RETRY_LIMIT_EXCEEDED);
             exchange.info.flags.insert(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
         }
-        let outcome = match tried {
-            Tried::Late(late) => {
-                forwarding.late.push(late);
-                Box::pin(hedge::outcome(exchange, forwarding, &retries)).await?
-            }
-            // What would be tried again is no answer while there may be a better one.
-            Tried::Response(answered) if decision != Decision::No && !forwarding.late.is_empty() => {
-                drop(answered);
-                Box::pin(hedge::outcome(exchange, forwarding, &retries)).await?
-            }
-            Tried::Failed { failed, .. } if !failed.failure.ends_request() && !forwarding.late.is_empty() => {
-                Box::pin(hedge::outcome(exchange, forwarding, &retries)).await?
-            }
+        // What would be tried again is no answer while there may be a better one.
+        let wanting = match &tried {
+            Tried::Late(_) => true,
+            Tried::Response(_) => decision != Decision::No && !forwarding.late.is_empty(),
+            Tried::Failed { failed, .. } => !failed.failure.ends_request() && !forwarding.late.is_empty(),
+        };
+        break match tried {
+            _ if wanting => Box::pin(hedge::outcome(exchange, forwarding, retries, tried)).await?,
             Tried::Response(answered) => Ok(answered),
             Tried::Failed { failed, .. } => Err(failed),
+            // Wanting, always.
+            Tried::Late(_) => Err(Failure::PerTryTimeout.into()),
         };
-        return conclude(exchange, matched, forward, forwarding, outcome, &retries).await;
-    }
+    };
+    conclude(exchange, matched, forward, forwarding, outcome, retries).await
 }
 
 /// Waits, and makes the request ready for its next try. Returns the answer of a slower try that came meanwhile.
@@ -206,10 +209,10 @@ async fn prepare_retry(
     forwarding: &mut Forwarding,
     retries: &mut Retries,
     tried: Tried,
-) -> Result<Option<Answered>, End> {
+) -> Result<Option<Box<Answered>>, End> {
     let slow = match tried {
         Tried::Late(late) => {
-            forwarding.late.push(late);
+            forwarding.late.push(*late);
             true
         }
         Tried::Failed { failed, .. } => failed.failure.is_timeout(),
@@ -239,21 +242,22 @@ async fn conclude(
     matched: &Matched,
     forward: &Forward,
     forwarding: &mut Forwarding,
-    outcome: Result<Answered, Failed>,
+    outcome: Result<Box<Answered>, Failed>,
     retries: &Retries,
 ) -> Result<(), End> {
     forwarding.late.forget();
     match outcome {
-        Ok((response, lease, began)) => {
+        Ok(answered) => {
+            let response = &answered.response;
             if retries.taken() > 0 && response.status.as_u16() < 500 {
                 forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_RETRY_SUCCESS);
             }
             if let Some(policy) = &forward.internal_redirect
-                && internal_redirect::follow(exchange, matched, policy, forwarding, &response)
+                && internal_redirect::follow(exchange, matched, policy, forwarding, response)
             {
-                return internal_redirect::leave(exchange, forwarding, response, lease);
+                return internal_redirect::leave(exchange, forwarding, *answered);
             }
-            relay::run(exchange, forwarding, response, lease, began).await
+            relay::run(exchange, forwarding, answered).await
         }
         Err(failed) => {
             exchange.info.transport_failure = details::underscored(&failed.transport).into_owned();
@@ -273,7 +277,7 @@ async fn back_off(
     forwarding: &mut Forwarding,
     wait: std::time::Duration,
     retries: &Retries,
-) -> Result<Option<Answered>, End> {
+) -> Result<Option<Box<Answered>>, End> {
     let until = Instant::now() + wait;
     let limit = [forwarding.deadline, forwarding.stream_deadline].into_iter().flatten().min();
     exchange.timer.set(Some(limit.map_or(until, |limit| limit.min(until))));

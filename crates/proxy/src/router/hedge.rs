@@ -4,7 +4,7 @@ use std::task::{Context, Poll};
 
 use tokio::time::Instant;
 
-use super::attempt::{Answered, Began, Limits, note_failure, note_response};
+use super::attempt::{Answered, Began, Limits, Tried, note_failure, note_response};
 use super::forward::Forwarding;
 use super::outcome::Failed;
 use super::replay::{Body, Progress};
@@ -45,13 +45,13 @@ impl LateTries {
     }
 
     /// The answer of one while others are still under way: those that failed, or would be tried again, are let go.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, body: &Body, request: &Request, retries: &Retries) -> Poll<Answer> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, body: &Body, request: &Request, retries: &Retries) -> Poll<Box<Answer>> {
         let mut index = 0;
         while let Some(one) = self.0.get_mut(index) {
             match one.poll(cx, body) {
                 Poll::Pending => index += 1,
                 Poll::Ready(Ok(response)) if !retries.wants_response(&response, request) => {
-                    return Poll::Ready(Answer { response, of: self.0.swap_remove(index) });
+                    return Poll::Ready(Box::new(Answer { response, of: self.0.swap_remove(index) }));
                 }
                 Poll::Ready(_) => drop(self.0.swap_remove(index)),
             }
@@ -66,7 +66,7 @@ impl LateTries {
         body: &Body,
         request: &Request,
         retries: &Retries,
-    ) -> Poll<Result<Answer, (Failed, Late)>> {
+    ) -> Poll<Result<Box<Answer>, (Failed, Late)>> {
         if self.0.len() > 1
             && let Poll::Ready(answer) = self.poll(cx, body, request, retries)
         {
@@ -76,7 +76,7 @@ impl LateTries {
         match one.poll(cx, body) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(result) => match (result, self.0.pop()) {
-                (Ok(response), Some(of)) => Poll::Ready(Ok(Answer { response, of })),
+                (Ok(response), Some(of)) => Poll::Ready(Ok(Box::new(Answer { response, of }))),
                 (Err(failed), Some(of)) => Poll::Ready(Err((failed, of))),
                 (_, None) => Poll::Pending,
             },
@@ -100,7 +100,7 @@ impl Late {
 
 impl Answer {
     /// Makes it the answer of the request: what is known of the upstream is of this try.
-    pub(super) fn settle(self, exchange: &mut Exchange<'_>, forwarding: &mut Forwarding) -> Answered {
+    pub(super) fn settle(self, exchange: &mut Exchange<'_>, forwarding: &mut Forwarding) -> Box<Answered> {
         let Self { response, of: Late { lease, began, progress } } = self;
         let info = &mut exchange.info;
         info.moment = Instant::now();
@@ -109,16 +109,20 @@ impl Answer {
         info.upstream_principal = lease.principal();
         forwarding.body.resume(progress);
         note_response(exchange, &forwarding.cluster, &began, &response);
-        (response, lease, began)
+        Box::new(Answered { response, lease, began })
     }
 }
 
-/// Waits for the late tries when there is nothing else to wait for.
+/// Waits for the late tries when there is nothing else to wait for: the last try was one, or brought nothing good.
 pub(super) async fn outcome(
     exchange: &mut Exchange<'_>,
     forwarding: &mut Forwarding,
     retries: &Retries,
-) -> Result<Result<Answered, Failed>, End> {
+    last: Tried,
+) -> Result<Result<Box<Answered>, Failed>, End> {
+    if let Tried::Late(late) = last {
+        forwarding.late.push(*late);
+    }
     let limits = Limits::while_relaying(forwarding, Instant::now());
     exchange.timer.set(limits.next());
     let (timer, down, request) = (&mut exchange.timer, &mut exchange.down, &exchange.request);

@@ -11,6 +11,7 @@ use lateen_telemetry::details;
 use lateen_telemetry::envoy_names::{cluster as cluster_names, http as names};
 use lateen_telemetry::stats::Counter;
 
+use super::attempt::Answered;
 use super::forward::Forwarding;
 use super::lookup;
 use super::replay::Kept;
@@ -18,7 +19,6 @@ use crate::http::headers::ORIGINAL_URL;
 use crate::http::message::{Length, Response};
 use crate::http::{End, Exchange, Matched};
 use crate::io::Text;
-use crate::upstream::Lease;
 
 /// What a request keeps from one redirect to the next.
 #[derive(Default)]
@@ -75,7 +75,8 @@ pub(super) fn follow(
 }
 
 /// Leaves the response that was followed: the log tells of it, and nobody gets it.
-pub(super) fn leave(exchange: &mut Exchange<'_>, forwarding: &Forwarding, response: Response, lease: Lease) -> Result<(), End> {
+pub(super) fn leave(exchange: &mut Exchange<'_>, forwarding: &Forwarding, answered: Answered) -> Result<(), End> {
+    let Answered { response, lease, .. } = answered;
     let info = &mut exchange.info;
     info.response_at = Some(info.moment.saturating_duration_since(info.start));
     info.status = response.status.as_u16();

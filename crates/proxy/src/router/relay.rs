@@ -8,7 +8,7 @@ use lateen_telemetry::details;
 use lateen_telemetry::envoy_names::{cluster as cluster_names, http as names};
 use tokio::time::Instant;
 
-use super::attempt::{Began, Limits};
+use super::attempt::{Answered, Limits};
 use super::finalize;
 use super::forward::Forwarding;
 use super::outcome::{Failed, Failure};
@@ -33,13 +33,8 @@ enum Broken {
     Filter(Box<Reply>),
 }
 
-pub(super) async fn run(
-    exchange: &mut Exchange<'_>,
-    forwarding: &mut Forwarding,
-    mut response: Response,
-    mut lease: Lease,
-    began: Began,
-) -> Result<(), End> {
+pub(super) async fn run(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, mut answered: Box<Answered>) -> Result<(), End> {
+    let Answered { response, lease, began } = &mut *answered;
     let arrived = exchange.info.moment;
     exchange.info.response_at = Some(arrived.saturating_duration_since(exchange.info.start));
     exchange.info.details = Cow::Borrowed(details::VIA_UPSTREAM);
@@ -55,9 +50,9 @@ pub(super) async fn run(
     }
     finalize::response_headers(exchange, response.status, &mut response.headers);
     if exchange.hcm.holds_responses && !upgraded {
-        Box::pin(held(exchange, forwarding, &mut response, &mut lease)).await?;
+        Box::pin(held(exchange, forwarding, response, lease)).await?;
     } else {
-        filter::http::on_response(exchange, &mut response);
+        filter::http::on_response(exchange, response);
     }
     if upgraded {
         // What follows belongs to another protocol.
@@ -70,15 +65,15 @@ pub(super) async fn run(
     let _upgrades = upgraded.then(|| exchange.hcm.stats.hold(names::DOWNSTREAM_CX_UPGRADES_ACTIVE));
     let end = !upgraded && (response.length == Length::None || response.length == Length::Known(0));
     exchange.send_head(response, end);
-    let result = pump(exchange, forwarding, &mut lease, upgraded).await;
+    let result = pump(exchange, forwarding, lease, upgraded).await;
     match result {
         Ok(upstream_first) => {
             let ended = *exchange.info.ended.insert(Instant::now());
             if upgraded {
-                note_end(exchange, forwarding, &lease, upstream_first);
+                note_end(exchange, forwarding, lease, upstream_first);
             }
             if forwarding.body.sent() || upgraded {
-                lease.finish(forwarding.cluster.cluster.config.max_requests_per_connection, ended);
+                answered.lease.finish(forwarding.cluster.cluster.config.max_requests_per_connection, ended);
             }
             Ok(())
         }

@@ -233,7 +233,7 @@ impl Compiler {
         let entry = listeners.entry(update.name.as_str().into()).or_insert_with(|| Entry::new(origin));
         let taken = entry.take(update, origin, now, |proto: ListenerProto, name| {
             same_name(&proto.name, name)?;
-            let mut context = Context { names, secrets, uses: Uses::default(), outbound: false, retries: HashMap::new() };
+            let mut context = Context::new(names, secrets, false);
             let listener = Arc::new(listener::listener(proto, &mut context)?);
             Ok(ListenerVersion { listener, uses: context.uses })
         });
@@ -246,7 +246,7 @@ impl Compiler {
         let entry = routes.entry(name).or_insert_with(|| Entry::new(origin));
         entry.take(update, origin, now, |proto: RouteProto, name| {
             same_name(&proto.name, name)?;
-            let mut context = Context { names, secrets, uses: Uses::default(), outbound: false, retries: HashMap::new() };
+            let mut context = Context::new(names, secrets, false);
             context.names.route_table(name);
             let table = Arc::new(route::table(proto, &mut context)?);
             Ok(RouteVersion { table, uses: context.uses })
@@ -258,7 +258,7 @@ impl Compiler {
         let entry = clusters.entry(update.name.as_str().into()).or_insert_with(|| Entry::new(origin));
         entry.take(update, origin, now, |proto: ClusterProto, name| {
             same_name(&proto.name, name)?;
-            let mut context = Context { names, secrets, uses: Uses::default(), outbound: false, retries: HashMap::new() };
+            let mut context = Context::new(names, secrets, false);
             context.names.cluster(name);
             let compiled = cluster::cluster(proto, &mut context)?;
             Ok(ClusterVersion { compiled, uses: context.uses, cluster: None })
@@ -286,7 +286,7 @@ impl Compiler {
         let (names, secrets) = (&mut self.names, &mut self.secrets);
         entry.take(update, origin, now, |proto: ExtensionProto, name| {
             same_name(&proto.name, name)?;
-            let mut context = Context { names, secrets, uses: Uses::default(), outbound: false, retries: HashMap::new() };
+            let mut context = Context::new(names, secrets, false);
             filter::extension(proto, &wanted, &mut context).map(Arc::new)
         })?;
         // A filter waits for nothing.

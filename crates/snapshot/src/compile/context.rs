@@ -1,9 +1,8 @@
 //! What compiling a resource needs from, and leaves behind in, the compiler.
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use lateen_proto::envoy::config::route::v3 as proto;
-use prost::Message;
 
 use crate::route::RetryPolicy;
 use crate::{ClusterId, RouteTableId};
@@ -12,6 +11,7 @@ use super::invalid::Result;
 use super::names::Names;
 use super::retry;
 use super::secret::Secrets;
+use super::shared::Shared;
 use super::tls::Waiting;
 
 /// Passed down while one resource is compiled.
@@ -22,8 +22,7 @@ pub(crate) struct Context<'a> {
     pub(crate) uses: Uses,
     /// Whether a listener for outbound traffic is compiled: its end of a call reports as the source.
     pub(crate) outbound: bool,
-    /// Retry policies as they were sent: thousands of routes share a few, which then stay in the processor's caches.
-    pub(crate) retries: HashMap<Vec<u8>, Arc<RetryPolicy>>,
+    pub(crate) shared: Shared,
 }
 
 /// The other resources that one resource refers to: what it waits for while it warms.
@@ -45,7 +44,11 @@ pub(crate) struct ExtensionUse {
     pub(crate) waits: bool,
 }
 
-impl Context<'_> {
+impl<'a> Context<'a> {
+    pub(crate) fn new(names: &'a mut Names, secrets: &'a mut Secrets, outbound: bool) -> Self {
+        Self { names, secrets, uses: Uses::default(), outbound, shared: Shared::default() }
+    }
+
     pub(crate) fn cluster(&mut self, name: &str) -> ClusterId {
         let id = self.names.cluster(name);
         self.uses.clusters.insert(id);
@@ -53,13 +56,10 @@ impl Context<'_> {
     }
 
     pub(crate) fn retry(&mut self, value: proto::RetryPolicy) -> Result<Arc<RetryPolicy>> {
-        let sent = value.encode_to_vec();
-        if let Some(known) = self.retries.get(&sent) {
-            return Ok(Arc::clone(known));
+        match self.shared.retries.get(&value) {
+            Ok(known) => Ok(known),
+            Err(key) => Ok(self.shared.retries.keep(key, retry::policy(value)?)),
         }
-        let policy = Arc::new(retry::policy(value)?);
-        self.retries.insert(sent, Arc::clone(&policy));
-        Ok(policy)
     }
 
     pub(crate) fn route_table(&mut self, name: &str) -> RouteTableId {

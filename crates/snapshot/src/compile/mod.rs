@@ -49,6 +49,7 @@ mod route;
 mod secret;
 mod service;
 mod set_filter_state;
+mod shared;
 mod small_filters;
 mod source;
 mod stateful_session;

@@ -12,7 +12,7 @@ use lateen_proto::envoy::extensions::path::r#match::uri_template::v3::UriTemplat
 use super::common::{data, metadata_text, open, port, runtime_fraction};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, each, harmless, refuse};
-use super::{action, filter, header, matcher, metadata, retry, tracing};
+use super::{action, filter, header, matcher, metadata, retry, shared, tracing};
 use crate::http::HeaderChanges;
 use crate::path_template::PathTemplate;
 use crate::route::{
@@ -171,7 +171,7 @@ fn one_virtual_host(value: proto::VirtualHost, inherited: &Inherited, context: &
         &nested
     };
     let retry = retry_policy.map(|p| context.retry(p)).transpose().within("retry_policy")?;
-    let routes = each(routes, "routes", |r| one_route(r, inherited, context).map(Arc::new))?;
+    let routes = each(routes, "routes", |r| shared_route(r, inherited, context))?;
     Ok(VirtualHost {
         name: name.into(),
         routes,
@@ -205,6 +205,20 @@ fn buffer_limit(older: Option<u32>, own: Option<u64>) -> Result<BufferLimit> {
     }
 }
 
+/// A route, or the same one as elsewhere in the table.
+fn shared_route(value: proto::Route, inherited: &Inherited, context: &mut Context<'_>) -> Result<Arc<Route>> {
+    if !inherited.mirrors.is_empty() || !shared::is_shareable(&value) {
+        return one_route(value, inherited, context).map(Arc::new);
+    }
+    match context.shared.routes.get(&value) {
+        Ok(known) => Ok(known),
+        Err(key) => {
+            let route = one_route(value, inherited, context)?;
+            Ok(context.shared.routes.keep(key, route))
+        }
+    }
+}
+
 fn one_route(value: proto::Route, inherited: &Inherited, context: &mut Context<'_>) -> Result<Route> {
     let proto::Route {
         name,
@@ -228,7 +242,10 @@ fn one_route(value: proto::Route, inherited: &Inherited, context: &mut Context<'
     let request = header::mutations(request_headers_to_add, request_headers_to_remove, "request")?;
     let response = header::mutations(response_headers_to_add, response_headers_to_remove, "response")?;
     let matches = r#match.ok_or_else(|| Invalid::field("match", "is missing; use `prefix: /` for everything"))?;
-    let matches = route_match(matches).within("match")?;
+    let matches = match context.shared.matches.get(&matches) {
+        Ok(known) => known,
+        Err(key) => context.shared.matches.keep(key, route_match(matches).within("match")?),
+    };
     let action = match action {
         Some(route::Action::Route(a)) => Action::Forward(Box::new(action::forward(*a, &matches, inherited, context).within("route")?)),
         Some(route::Action::Redirect(r)) => Action::Redirect(Box::new(redirect(r).within("redirect")?)),

@@ -182,7 +182,7 @@ async fn stream(worker: Rc<Worker>, hcm: Rc<Hcm>, conn: Rc<Conn>, accepted: Acce
     let mut down = Downstream::H2(Box::new(H2ServerStream::new(stream, is_head)));
     let mut timer = Timer::default();
     let resolved = hcm.discovers.then(|| hcm.current(&worker));
-    let exchange = Exchange::new(&worker, resolved.as_ref().unwrap_or(&hcm), &conn, request, &mut down, &mut timer);
+    let hcm = resolved.as_ref().unwrap_or(&hcm);
     // On the heap by itself: starting and ending a task moves all of its future several times.
-    Box::pin(exchange.run()).await;
+    Box::pin(async { Exchange::new(&worker, hcm, &conn, request, &mut down, &mut timer).run().await }).await;
 }

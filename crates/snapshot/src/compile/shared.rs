@@ -1,0 +1,78 @@
+//! Parts of route tables that are the same in many places, kept once: thousands of virtual hosts then share what stays in the
+//! processor's caches, where a copy each would be fetched from memory for every request to another host.
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use lateen_proto::envoy::config::route::v3::{self as proto, route, route_action};
+use prost::Message;
+
+use crate::route::{RetryPolicy, Route, RouteMatch};
+
+/// The parts of one resource.
+#[derive(Default)]
+pub(crate) struct Shared {
+    pub(crate) retries: Seen<RetryPolicy>,
+    pub(crate) matches: Seen<RouteMatch>,
+    pub(crate) routes: Seen<Route>,
+}
+
+/// What was compiled, by its message as it was sent.
+pub(crate) struct Seen<T>(HashMap<Vec<u8>, Arc<T>>);
+
+impl<T> Default for Seen<T> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+/// A message that was not seen before.
+pub(crate) struct Unseen(Vec<u8>);
+
+impl<T> Seen<T> {
+    /// What such a message was compiled to, or what to keep it by.
+    pub(crate) fn get(&self, sent: &impl Message) -> Result<Arc<T>, Unseen> {
+        let sent = sent.encode_to_vec();
+        self.0.get(&sent).cloned().ok_or(Unseen(sent))
+    }
+
+    pub(crate) fn keep(&mut self, key: Unseen, compiled: T) -> Arc<T> {
+        Arc::clone(self.0.entry(key.0).or_insert_with(|| Arc::new(compiled)))
+    }
+}
+
+/// Whether an equal route elsewhere may be the same one. Settings of filters may hold something of their own, like the
+/// tokens of a local rate limit.
+pub(crate) fn is_shareable(route: &proto::Route) -> bool {
+    let weighted = match &route.action {
+        Some(route::Action::Route(action)) => match &action.cluster_specifier {
+            Some(route_action::ClusterSpecifier::WeightedClusters(weighted)) => weighted.clusters.as_slice(),
+            _ => &[],
+        },
+        _ => &[],
+    };
+    route.typed_per_filter_config.is_empty() && weighted.iter().all(|cluster| cluster.typed_per_filter_config.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support::route_table;
+
+    #[test]
+    fn equal_routes_of_a_table_are_one() {
+        let limit = "typed_per_filter_config: {l: {'@type': type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit, stat_prefix: l, token_bucket: {max_tokens: 1, fill_interval: 1s}}}";
+        let host = |name: &str, cluster: &str, more: &str| {
+            format!(
+                "{{name: {name}, domains: [{name}], routes: [{{match: {{prefix: /}}, route: {{cluster: {cluster}, retry_policy: {{retry_on: 5xx}}}}, {more}}}]}}"
+            )
+        };
+        let hosts = [host("a", "x", ""), host("b", "x", ""), host("c", "y", ""), host("d", "x", limit), host("e", "x", limit)];
+        let table = route_table(&format!("{{name: r, virtual_hosts: [{}]}}", hosts.join(", ")));
+        let route = |index: usize| &table.virtual_hosts[index].routes[0];
+        assert!(Arc::ptr_eq(route(0), route(1)));
+        assert!(!Arc::ptr_eq(route(0), route(2)));
+        assert!(Arc::ptr_eq(&route(0).matches, &route(2).matches));
+        // A bucket each.
+        assert!(!Arc::ptr_eq(route(3), route(4)));
+    }
+}
