@@ -209,6 +209,8 @@ pub struct TcpProxy {
     pub stat_prefix: Arc<str>,
     /// One entry for a plain cluster.
     pub clusters: Vec<TcpCluster>,
+    /// How long a connection waits for a cluster that is not there yet; `None` not at all.
+    pub on_demand: Option<Duration>,
     /// Envoy's default is 1 h; `None` is unlimited.
     pub idle_timeout: Option<Duration>,
     pub max_downstream_connection_duration: Option<Duration>,

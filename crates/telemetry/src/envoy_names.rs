@@ -608,6 +608,16 @@ table! {
 }
 
 table! {
+    /// A TCP proxy that waits for its cluster, beside those of [`tcp`].
+    tcp_on_demand {
+        counter ATTEMPT = "on_demand_cluster_attempt";
+        counter MISSING = "on_demand_cluster_missing";
+        counter TIMEOUT = "on_demand_cluster_timeout";
+        counter SUCCESS = "on_demand_cluster_success";
+    }
+}
+
+table! {
     /// The cluster manager, under `cluster_manager.`; written by the main thread.
     cluster_manager {
         gauge ACTIVE_CLUSTERS = "active_clusters";

@@ -15,6 +15,7 @@ pub use handle::{Drain, Sockets, WorkerConfig, WorkerHandle};
 pub(crate) use live::Live;
 pub use logs::LogFiles;
 pub use overload::Overload;
+pub(crate) use wishes::Discovered;
 pub use wishes::{Wish, Wishes};
 
 use std::cell::{Cell, RefCell};

@@ -1,10 +1,14 @@
 //! Clusters that requests wait for: workers ask, and the main thread subscribes to them and answers.
+use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
 /// Questions that the main thread has not looked at yet.
 const UNREAD: usize = 1024;
+
+use super::Worker;
 
 /// A request waits for this cluster.
 #[derive(Debug)]
@@ -30,5 +34,34 @@ impl Wishes {
         let (answer, receiver) = oneshot::channel();
         self.0.as_ref()?.try_send(Wish { cluster: cluster.into(), answer }).ok()?;
         Some(receiver)
+    }
+}
+
+/// How the wait for a cluster ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Discovered {
+    /// This worker has it.
+    There,
+    /// There is none, or too many ask for one.
+    Missing,
+    /// The time is over.
+    Late,
+}
+
+impl Worker {
+    /// Asks for a cluster that is not there, and waits until it is, but not longer than this.
+    pub(crate) fn discover(&self, cluster: &str, limit: Duration) -> impl Future<Output = Discovered> + use<> {
+        let (answer, mut applied) = (self.wishes.ask(cluster), self.applied());
+        async move {
+            let Some(answer) = answer else { return Discovered::Missing };
+            let there = async {
+                let Ok(version) = answer.await else { return Discovered::Missing };
+                match applied.wait_for(|now| *now >= version).await {
+                    Ok(_) => Discovered::There,
+                    Err(_) => Discovered::Missing,
+                }
+            };
+            tokio::time::timeout(limit, there).await.unwrap_or(Discovered::Late)
+        }
     }
 }

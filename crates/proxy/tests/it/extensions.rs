@@ -6,7 +6,7 @@ use lateen_proto::any::pack;
 use lateen_proto::envoy::config::core::v3::TypedExtensionConfig;
 use lateen_proto::envoy::config::rbac::v3::Rbac as Rules;
 use lateen_proto::envoy::extensions::filters::http::{cors::v3::Cors, rbac::v3::Rbac};
-use lateen_snapshot::compile::{Compiler, Update};
+use lateen_snapshot::compile::Update;
 
 use crate::support::*;
 
@@ -17,12 +17,6 @@ fn config(upstream: &Upstream, more: &str) -> String {
     let mut config = Config::to(&[upstream.port()]);
     config.filters = format!("- {{name: extra, config_discovery: {{config_source: {{ads: {{}}}}, {more} {TYPES}}}}}");
     config.yaml()
-}
-
-fn compiler(yaml: &str) -> Compiler {
-    let mut compiler = Compiler::new();
-    compiler.add_static(lateen_snapshot::bootstrap::parse(yaml, "test.yaml").unwrap().resources, Instant::now()).unwrap();
-    compiler
 }
 
 fn found(config: lateen_proto::Any) -> Vec<Update> {

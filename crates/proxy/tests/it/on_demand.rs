@@ -1,8 +1,9 @@
-//! Requests for clusters that nobody has told of yet.
+//! Requests and connections for clusters that nobody has told of yet.
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use lateen_proxy::Wishes;
-use lateen_snapshot::compile::{Compiler, Update};
+use lateen_snapshot::compile::Update;
 
 use crate::support::*;
 
@@ -22,12 +23,6 @@ fn config(timeout: &str) -> Config {
          odcds: {{source: {{ads: {{}}}}, timeout: {timeout}}}"
     );
     config
-}
-
-fn compiler(yaml: &str) -> Compiler {
-    let mut compiler = Compiler::new();
-    compiler.add_static(lateen_snapshot::bootstrap::parse(yaml, "test.yaml").unwrap().resources, Instant::now()).unwrap();
-    compiler
 }
 
 /// The cluster as a discovery service sends it.
@@ -82,4 +77,65 @@ fn a_cluster_that_does_not_come_is_waited_for_only_so_long() {
         assert_eq!(call.join().unwrap().status, 503);
         assert!(began.elapsed() < Duration::from_millis(450), "{:?}", began.elapsed());
     });
+}
+
+fn tcp_config(timeout: &str) -> String {
+    format!(
+        r#"
+node: {{id: t, cluster: t}}
+static_resources:
+  listeners:
+  - name: l
+    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.tcp_proxy
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
+          stat_prefix: t
+          cluster: late
+          on_demand: {{odcds_config: {{ads: {{}}}}, timeout: {timeout}}}
+"#
+    )
+}
+
+#[test]
+fn a_connection_waits_for_its_cluster() {
+    let yaml = tcp_config("4s");
+    let mut compiler = compiler(&yaml);
+    let (wishes, mut asked) = Wishes::channel();
+    let proxy = start_asking(&yaml, compiler.snapshot(), wishes);
+    let mut stream = proxy.connect();
+    stream.write_all(b"early").unwrap();
+    let wish = asked.blocking_recv().unwrap();
+    assert_eq!(&*wish.cluster, "late");
+    assert!(compiler.apply(CLUSTER, update(tcp_echo()), &[], Instant::now()).is_empty());
+    let snapshot = compiler.snapshot();
+    wish.answer.send(snapshot.version).unwrap();
+    proxy.worker.publish(snapshot);
+    half_close(&stream);
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "early<end>");
+    assert_eq!((proxy.stat("tcp.t.on_demand_cluster_attempt"), proxy.stat("tcp.t.on_demand_cluster_success")), (1, 1));
+}
+
+#[test]
+fn a_connection_whose_cluster_does_not_come_is_closed() {
+    let yaml = tcp_config("0.3s");
+    let (wishes, mut asked) = Wishes::channel();
+    let proxy = start_asking(&yaml, compiler(&yaml).snapshot(), wishes);
+    let began = Instant::now();
+    assert_eq!(proxy.connect().read(&mut [0]).unwrap(), 0);
+    assert!(began.elapsed() >= Duration::from_millis(250), "{:?}", began.elapsed());
+    drop(asked.blocking_recv().unwrap());
+    let mut stream = proxy.connect();
+    let began = Instant::now();
+    // There is no such cluster.
+    drop(asked.blocking_recv().unwrap().answer);
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+    assert!(began.elapsed() < Duration::from_millis(250), "{:?}", began.elapsed());
+    let stat = |name: &str| proxy.stat(&format!("tcp.t.{name}"));
+    assert_eq!((stat("on_demand_cluster_attempt"), stat("on_demand_cluster_timeout"), stat("on_demand_cluster_missing")), (2, 1, 1));
+    assert_eq!(stat("downstream_cx_no_route"), 2);
 }

@@ -23,12 +23,16 @@ pub(crate) struct Proxy {
     pub(crate) overload: Arc<Overload>,
 }
 
+/// Compiles a bootstrap text; what is discovered may be added.
+pub(crate) fn compiler(yaml: &str) -> Compiler {
+    let mut compiler = Compiler::new();
+    compiler.add_static(lateen_snapshot::bootstrap::parse(yaml, "test.yaml").unwrap().resources, Instant::now()).unwrap();
+    compiler
+}
+
 /// Compiles a bootstrap text.
 pub(crate) fn snapshot(yaml: &str, version: u64) -> Arc<Snapshot> {
-    let bootstrap = lateen_snapshot::bootstrap::parse(yaml, "test.yaml").unwrap();
-    let mut compiler = Compiler::new();
-    compiler.add_static(bootstrap.resources, Instant::now()).unwrap();
-    let snapshot = compiler.snapshot();
+    let snapshot = compiler(yaml).snapshot();
     let mut snapshot = Arc::try_unwrap(snapshot).unwrap_or_else(|shared| Snapshot {
         version: shared.version,
         listeners: shared.listeners.clone(),

@@ -7,11 +7,11 @@ use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use lateen_proto::envoy::r#type::v3 as types;
 
-use super::common::{duration, limit, percent_fraction};
+use super::common::{duration, duration_or, limit, percent_fraction};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::route::clean;
-use super::{access_log, header, subset};
+use super::{access_log, header, source, subset};
 use crate::listener::{LogTimes, TcpCluster, TcpProxy, TcpTunnel};
 use crate::matcher::Fraction;
 
@@ -42,7 +42,7 @@ pub(crate) fn tcp_proxy(value: tcp::TcpProxy, context: &mut Context<'_>) -> Resu
     } = value;
     // The merge policy is for TLVs, refused below; Envoy has no use for the two older idle timeouts either.
     harmless!(proxy_protocol_tlv_merge_policy, downstream_idle_timeout, upstream_idle_timeout);
-    refuse!(on_demand, proxy_protocol_tlvs);
+    refuse!(proxy_protocol_tlvs);
     if stat_prefix.is_empty() {
         return Err(Invalid::field("stat_prefix", "is empty; give a name for statistics"));
     }
@@ -66,6 +66,7 @@ pub(crate) fn tcp_proxy(value: tcp::TcpProxy, context: &mut Context<'_>) -> Resu
     Ok(TcpProxy {
         stat_prefix: stat_prefix.into(),
         clusters,
+        on_demand: on_demand.map(waits_for_cluster).transpose().within("on_demand")?.flatten(),
         idle_timeout: limit(idle_timeout.as_ref(), Some(Duration::from_secs(3600)), "idle_timeout")?,
         max_downstream_connection_duration: limit(max_downstream_connection_duration.as_ref(), None, "max_downstream_connection_duration")?,
         max_duration_jitter: jitter.within("max_downstream_connection_duration_jitter_percentage")?.unwrap_or(Fraction::NONE),
@@ -81,6 +82,14 @@ pub(crate) fn tcp_proxy(value: tcp::TcpProxy, context: &mut Context<'_>) -> Resu
             None => log_times(older)?,
         },
     })
+}
+
+/// Without a source of clusters nothing is waited for, as in Envoy.
+fn waits_for_cluster(value: tcp::tcp_proxy::OnDemand) -> Result<Option<Duration>> {
+    let tcp::tcp_proxy::OnDemand { odcds_config, resources_locator, timeout } = value;
+    refuse!(resources_locator);
+    let timeout = duration_or(timeout.as_ref(), Duration::from_secs(60), "timeout")?;
+    odcds_config.map(|source| source::ads_only(Some(source)).map(|()| timeout)).transpose().within("odcds_config")
 }
 
 /// Envoy's shortest interval is a millisecond.

@@ -10,7 +10,7 @@ use http::{HeaderMap, StatusCode};
 use lateen_balance::{Context, Criteria, Host};
 use lateen_identity::tls::PeerIdentity;
 use lateen_snapshot::listener::{TcpCluster, TcpProxy};
-use lateen_telemetry::envoy_names::{cluster as cluster_names, tcp as names};
+use lateen_telemetry::envoy_names::{cluster as cluster_names, tcp as names, tcp_on_demand as on_demand};
 use lateen_telemetry::istio::{DestinationId, PrincipalId, Reporter, StreamLabels, TcpSeries};
 use lateen_telemetry::{BlockName, Local, ResponseFlags, details};
 use tokio::io::AsyncReadExt;
@@ -22,8 +22,9 @@ use super::{Passed, dial};
 use crate::http::{ConnectionRecord, LogSet};
 use crate::io::Io;
 use crate::listener::Conn;
+use crate::router::lookup;
 use crate::upstream::{ClusterState, ConnectPlan};
-use crate::worker::Worker;
+use crate::worker::{Discovered, Worker};
 
 /// A TCP proxy bound to one worker's counters and logs.
 pub(crate) struct TcpState {
@@ -31,13 +32,21 @@ pub(crate) struct TcpState {
     pub(super) stats: Local,
     logs: LogSet,
     tunnel: Option<Template>,
+    on_demand: Option<OnDemand>,
+}
+
+/// Connections wait for their cluster.
+struct OnDemand {
+    limit: Duration,
+    stats: Local,
 }
 
 impl TcpState {
     pub(crate) fn new(worker: &Worker, config: Arc<TcpProxy>) -> Rc<Self> {
-        let block = worker.registry.block(names::DEFS, BlockName::tcp(&config.stat_prefix));
+        let local = |defs| worker.shard.local(&worker.registry.block(defs, BlockName::tcp(&config.stat_prefix)));
         Rc::new(Self {
-            stats: worker.shard.local(&block),
+            stats: local(names::DEFS),
+            on_demand: config.on_demand.map(|limit| OnDemand { limit, stats: local(on_demand::DEFS) }),
             logs: LogSet::new(worker, &config.access_logs),
             tunnel: config.tunnel.as_ref().map(Template::new),
             config,
@@ -138,23 +147,50 @@ fn series(worker: &Worker, conn: &Conn, outcome: &Outcome, source: bool) -> TcpS
 impl Session<'_> {
     async fn serve(&mut self, mut io: Io) {
         let Some(first) = self.first_bytes(&mut io).await else { return };
-        let live = self.worker.live();
-        let wanted = self.passed.cluster.as_ref();
-        let by_name = wanted.and_then(|name| live.snapshot.cluster_named(name)).map(|(id, _)| id);
         let picked = pick(self.worker, &self.state.config);
-        let id = by_name.or_else(|| if wanted.is_some() { None } else { picked.map(|c| c.id) });
         self.criteria = picked.and_then(|c| c.metadata_match.clone());
-        let Some(cluster) = id.and_then(|id| live.cluster(self.worker, id)) else {
+        let mut cluster = self.cluster(picked);
+        if let (None, Some(waits)) = (&cluster, &self.state.on_demand) {
+            // On the heap while it lasts: hardly a connection waits.
+            Box::pin(self.discover(picked, waits)).await;
+            cluster = self.cluster(picked);
+        }
+        let Some(cluster) = cluster else {
             self.state.stats.inc(names::DOWNSTREAM_CX_NO_ROUTE);
             self.outcome.flags = ResponseFlags::NO_CLUSTER_FOUND;
             return;
         };
-        drop(live);
         self.outcome.cluster = Some(Rc::clone(&cluster));
         match self.state.tunnel.as_ref().filter(|_| !self.passed.no_tunnel) {
             Some(template) => Box::pin(tunnel::serve(self, template, &cluster, io, first)).await,
             None => self.forward(&cluster, io, first).await,
         }
+    }
+
+    /// The cluster that a filter named, or else the one picked, if it is there.
+    fn cluster(&self, picked: Option<&TcpCluster>) -> Option<Rc<ClusterState>> {
+        let live = self.worker.live();
+        let id = match &self.passed.cluster {
+            Some(name) => live.snapshot.cluster_named(name)?.0,
+            None => picked?.id,
+        };
+        live.cluster(self.worker, id)
+    }
+
+    /// Waits for a cluster that nobody has told of yet.
+    async fn discover(&self, picked: Option<&TcpCluster>, waits: &OnDemand) {
+        let arrived = {
+            let live = self.worker.live();
+            let by_id = || lookup::name_of(&live.snapshot, picked?.id);
+            let Some(name) = self.passed.cluster.as_deref().or_else(by_id) else { return };
+            self.worker.discover(name, waits.limit)
+        };
+        waits.stats.inc(on_demand::ATTEMPT);
+        waits.stats.inc(match arrived.await {
+            Discovered::There => on_demand::SUCCESS,
+            Discovered::Missing => on_demand::MISSING,
+            Discovered::Late => on_demand::TIMEOUT,
+        });
     }
 
     /// How long the connection may be silent.

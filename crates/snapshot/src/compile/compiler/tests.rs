@@ -201,6 +201,14 @@ fn refusals_name_the_field_by_its_path() {
             )),
             "filter_chains[0].filters[0].tunneling_config.request_id_extension: is not supported",
         ),
+        (
+            on(&format!("{{filters: [{}]}}", tcp("a").replace("stat_prefix", "on_demand: {odcds_config: {path: f}}, stat_prefix"))),
+            "filter_chains[0].filters[0].on_demand.odcds_config: is not supported; use `ads: {}`",
+        ),
+        (
+            on(&format!("{{filters: [{}]}}", tcp("a").replace("stat_prefix", "on_demand: {resources_locator: x}, stat_prefix"))),
+            "filter_chains[0].filters[0].on_demand.resources_locator: is not supported",
+        ),
         (on(&format!("{{filters: [{}, {}]}}", tcp("a"), tcp("b"))), "filter_chains[0].filters[0]: tcp: must be the last filter"),
         (
             on(&format!("{{filter_chain_match: {{server_names: ['a*']}}, filters: [{}]}}", tcp("a"))),
