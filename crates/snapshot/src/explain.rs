@@ -10,7 +10,7 @@ use lateen_identity::PeerIdentity;
 use crate::authorize::Facts;
 use crate::cluster::Discovery;
 use crate::http::{FilterOverrides, HttpConnectionManager, HttpFilter, RbacPerRoute, RouteSource};
-use crate::listener::{ConnectionInfo, FilterChain, Listener, NetworkFilter, TcpProxy, Terminal};
+use crate::listener::{ConnectionInfo, Direction, FilterChain, Listener, NetworkFilter, TcpProxy, Terminal};
 use crate::matching::Mismatch;
 use crate::normalize::{Normalized, normalize};
 use crate::route::{Action, ClusterChoice, Forward, NamedCluster, RequestHead, Route, RouteTable, VirtualHost};
@@ -201,12 +201,16 @@ impl Snapshot {
         if chain.tls.is_some() && !call.tls {
             return Err(closed("the chain expects TLS, the call is plaintext"));
         }
+        let outbound = listener.direction == Direction::Outbound;
+        let resolved = chain.discovered().next().map(|_| chain.resolve(|id| self.extension(id).map(|e| &**e), outbound));
+        let chain = resolved.as_ref().unwrap_or(chain);
         self.network_filters(call, chain, steps)?;
         match &chain.terminal {
             Terminal::Http(manager) => self.http(call, manager, steps),
             Terminal::Tcp(proxy) => self.tcp(call, proxy, steps),
             Terminal::DirectResponse(bytes) => Err(closed(&format!("the chain writes {} bytes and closes", bytes.len()))),
             Terminal::Echo => Err(closed("the chain echoes what it receives")),
+            Terminal::Discovered(_) => Err(closed("the configuration of the chain's last filter has not arrived")),
         }
     }
 
@@ -242,6 +246,9 @@ impl Snapshot {
 
     fn network_filters(&self, call: &Call, chain: &FilterChain, steps: &mut Vec<Step>) -> Result<(), Outcome> {
         for filter in &chain.filters {
+            if let NetworkFilter::Discovered(_) = filter {
+                return Err(closed("the configuration of a filter of the chain has not arrived"));
+            }
             if let NetworkFilter::Rbac(rbac) = filter {
                 let verdict = rbac.evaluate(&facts(call, None));
                 steps.push(Step::Authorized { policy: verdict.policy.as_deref().map(str::to_owned) });

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::compression::{Compressor, CompressorPerRoute, Decompressor};
 use crate::ext_authz::{ExtAuthz, ExtAuthzPerRoute};
+use crate::extension::DiscoveredFilter;
 use crate::global_ratelimit::{GlobalRateLimit, RateLimitPerRoute};
 use crate::header::HeaderMutations;
 use crate::header_metadata::HeaderToMetadata;
@@ -14,7 +15,7 @@ use crate::matcher::{Fraction, Rbac, StringMatcher, ValueMatcher};
 use crate::ratelimit::LocalRateLimit;
 use crate::stateful_session::{StatefulSession, StatefulSessionPerRoute};
 use crate::trace::Tracing;
-use crate::{ExtensionId, RouteTable, RouteTableId};
+use crate::{RouteTable, RouteTableId};
 
 /// Envoy `codec_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,7 +203,7 @@ pub enum HttpFilter {
     HealthCheck(Arc<HealthCheckFilter>),
     GrpcReverseBridge(Arc<GrpcReverseBridge>),
     /// Stands for what a request is given instead, unless there is nothing.
-    Discovered(Arc<DiscoveredFilter>),
+    Discovered(Arc<DiscoveredFilter<HttpFilter>>),
 }
 
 /// Requests for unknown clusters wait until those are discovered (Envoy on_demand filter).
@@ -210,33 +211,6 @@ pub enum HttpFilter {
 pub struct OnDemand {
     /// How long; `None` not at all.
     pub clusters: Option<Duration>,
-}
-
-/// A filter whose configuration is discovered (Envoy `config_discovery`).
-#[derive(Debug)]
-pub struct DiscoveredFilter {
-    pub id: ExtensionId,
-    /// Names of the message types that it may have.
-    pub types: Vec<Box<str>>,
-    /// Until something was discovered.
-    pub default: Option<HttpFilter>,
-}
-
-/// A discovered configuration, as a listener for inbound and one for outbound traffic takes it.
-#[derive(Debug)]
-pub struct Extension {
-    pub type_name: Box<str>,
-    pub inbound: HttpFilter,
-    pub outbound: HttpFilter,
-}
-
-impl DiscoveredFilter {
-    /// The filter of the moment.
-    pub fn resolve(&self, found: Option<&Extension>, outbound: bool) -> Option<HttpFilter> {
-        let found = found.filter(|e| self.types.contains(&e.type_name));
-        let found = found.map(|e| if outbound { &e.outbound } else { &e.inbound });
-        found.or(self.default.as_ref()).cloned()
-    }
 }
 
 /// Envoy `Buffer` filter.

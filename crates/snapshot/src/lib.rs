@@ -13,6 +13,7 @@ pub mod compile;
 pub mod compression;
 pub mod explain;
 pub mod ext_authz;
+pub mod extension;
 pub mod global_ratelimit;
 pub mod grpc_stats;
 pub mod header;
@@ -72,7 +73,7 @@ pub struct Snapshot {
     /// By [`RouteTableId`].
     pub routes: Vec<Option<Arc<RouteTable>>>,
     /// By [`ExtensionId`].
-    pub extensions: Vec<Option<Arc<http::Extension>>>,
+    pub extensions: Vec<Option<Arc<extension::Extension>>>,
     pub cluster_ids: Arc<HashMap<Arc<str>, ClusterId>>,
 }
 
@@ -86,7 +87,7 @@ impl Snapshot {
         Some((id, self.cluster(id)?))
     }
 
-    pub fn extension(&self, id: ExtensionId) -> Option<&Arc<http::Extension>> {
+    pub fn extension(&self, id: ExtensionId) -> Option<&Arc<extension::Extension>> {
         self.extensions.get(id.0 as usize)?.as_ref()
     }
 

@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::ClusterId;
 use crate::cluster::TcpKeepalive;
+use crate::extension::{DiscoveredFilter, Extension};
 use crate::header::{HeaderMutations, HeaderTemplate};
 use crate::http::HttpConnectionManager;
 use crate::matcher::Fraction;
 use crate::matcher_tree::MatchTree;
 use crate::ratelimit::TokenBucket;
 use crate::tls::ServerTls;
+use crate::{ClusterId, ExtensionId};
 
 /// Envoy `traffic_direction`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -46,7 +47,7 @@ pub struct Listener {
     pub ignores_overload: bool,
     pub transparent: bool,
     pub freebind: bool,
-    pub inspectors: Inspectors,
+    pub inspectors: Arc<Inspectors>,
     /// In the order of the resource; see [`ChainIndex`](crate::chain::ChainIndex) for the matching rules.
     pub chains: Vec<Arc<FilterChain>>,
     pub default_chain: Option<Arc<FilterChain>>,
@@ -69,17 +70,57 @@ pub struct Listener {
 }
 
 /// What is looked at before a chain is chosen (Envoy listener filters).
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Inspectors {
     pub original_dst: Option<PortGate>,
     pub tls: Option<PortGate>,
     pub http: Option<PortGate>,
     pub proxy_protocol: Option<PortGate>,
     pub rate_limits: Vec<(PortGate, Arc<ConnectionRateLimit>)>,
+    /// Those whose configuration is discovered.
+    pub discovered: Vec<(PortGate, Arc<DiscoveredFilter<Inspection>>)>,
     /// How long inspection may wait for bytes; `None` waits for ever. Envoy's default is 15 s.
     pub timeout: Option<Duration>,
     /// On timeout go on with what is known (server-first protocols) instead of closing.
     pub continue_on_timeout: bool,
+}
+
+/// One listener filter.
+#[derive(Clone, Debug)]
+pub enum Inspection {
+    Tls,
+    Http,
+    OriginalDst,
+    ProxyProtocol,
+    RateLimit(Arc<ConnectionRateLimit>),
+    /// Switched off.
+    Nothing,
+}
+
+impl Inspectors {
+    /// The same with filters in the places of those that are discovered. What is not there stays in the list.
+    #[must_use]
+    pub fn resolve<'a>(&self, found: impl Fn(ExtensionId) -> Option<&'a Extension>) -> Self {
+        let mut all = self.clone();
+        all.discovered.retain(|(_, place)| place.resolve(found(place.id), false).is_none());
+        for (gate, place) in &self.discovered {
+            if let Some(inspection) = place.resolve(found(place.id), false) {
+                all.add(inspection, gate.clone());
+            }
+        }
+        all
+    }
+
+    pub fn add(&mut self, inspection: Inspection, gate: PortGate) {
+        match inspection {
+            Inspection::Tls => self.tls = Some(gate),
+            Inspection::Http => self.http = Some(gate),
+            Inspection::OriginalDst => self.original_dst = Some(gate),
+            Inspection::ProxyProtocol => self.proxy_protocol = Some(gate),
+            Inspection::RateLimit(limit) => self.rate_limits.push((gate, limit)),
+            Inspection::Nothing => {}
+        }
+    }
 }
 
 /// Ports on which a listener filter is switched off (Envoy `filter_disabled`, whose rules all go by the destination's port).
@@ -118,7 +159,7 @@ pub struct ConnectionInfo {
 }
 
 /// One filter chain.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct FilterChain {
     pub name: Arc<str>,
     pub criteria: ChainCriteria,
@@ -129,6 +170,32 @@ pub struct FilterChain {
     /// Filters before the terminal one, in order.
     pub filters: Vec<NetworkFilter>,
     pub terminal: Terminal,
+}
+
+impl FilterChain {
+    /// What is discovered of its filters.
+    pub fn discovered(&self) -> impl Iterator<Item = ExtensionId> {
+        let before = self.filters.iter().filter_map(|f| if let NetworkFilter::Discovered(d) = f { Some(d.id) } else { None });
+        before.chain(if let Terminal::Discovered(d) = &self.terminal { Some(d.id) } else { None })
+    }
+
+    /// The chain with filters in the places of those that are discovered, where there are any.
+    pub fn resolve<'a>(&self, found: impl Fn(ExtensionId) -> Option<&'a Extension>, outbound: bool) -> Self {
+        let mut chain = self.clone();
+        for filter in &mut chain.filters {
+            if let NetworkFilter::Discovered(place) = filter
+                && let Some(now) = place.resolve(found(place.id), outbound)
+            {
+                *filter = now;
+            }
+        }
+        if let Terminal::Discovered(place) = &chain.terminal
+            && let Some(now) = place.resolve(found(place.id), outbound)
+        {
+            chain.terminal = now;
+        }
+        chain
+    }
 }
 
 /// Envoy `FilterChainMatch`; empty lists match everything.
@@ -155,7 +222,7 @@ pub enum SourceType {
 }
 
 /// A network filter that runs before the terminal one.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum NetworkFilter {
     /// Istio's TCP metadata exchange: ALPN `istio-peer-exchange`.
     MetadataExchange,
@@ -169,6 +236,8 @@ pub enum NetworkFilter {
     SetState(Arc<[StateValue]>),
     /// Istio's TCP statistics.
     IstioStats(Arc<crate::http::IstioStats>),
+    /// Stands for what a connection is given instead, unless there is nothing.
+    Discovered(Arc<DiscoveredFilter<NetworkFilter>>),
 }
 
 /// What a connection is told before the TCP proxy has it (Envoy `set_filter_state`, its well-known keys).
@@ -194,13 +263,15 @@ pub enum StateKey {
 }
 
 /// What consumes the connection.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Terminal {
     Http(Arc<HttpConnectionManager>),
     Tcp(Arc<TcpProxy>),
     /// Writes these bytes and closes.
     DirectResponse(Bytes),
     Echo,
+    /// Stands for what a connection is given instead, unless there is nothing.
+    Discovered(Arc<DiscoveredFilter<Terminal>>),
 }
 
 /// Envoy `TcpProxy`.

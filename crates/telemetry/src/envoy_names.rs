@@ -591,6 +591,8 @@ table! {
         gauge DOWNSTREAM_PRE_CX_ACTIVE = "downstream_pre_cx_active";
         counter DOWNSTREAM_PRE_CX_TIMEOUT = "downstream_pre_cx_timeout";
         counter NO_FILTER_CHAIN_MATCH = "no_filter_chain_match";
+        counter EXTENSION_CONFIG_MISSING = "extension_config_missing";
+        counter NETWORK_EXTENSION_CONFIG_MISSING = "network_extension_config_missing";
         histogram (ENVOY_MS) DOWNSTREAM_CX_LENGTH_MS = "downstream_cx_length_ms";
     }
 }

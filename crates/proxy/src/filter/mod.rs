@@ -1,3 +1,6 @@
 //! Filters: of connections, and of requests. One file each.
+mod discovered;
 pub(crate) mod http;
 pub(crate) mod network;
+
+pub(crate) use discovered::Found;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 use lateen_snapshot::Listener;
-use lateen_snapshot::http::{Extension, HttpConnectionManager, HttpFilter, Router};
+use lateen_snapshot::http::{HttpConnectionManager, HttpFilter, Router};
 use lateen_snapshot::listener::Direction;
 use lateen_snapshot::matcher::Rbac;
 use lateen_telemetry::access_log::TextFormat;
@@ -16,8 +16,8 @@ use lateen_telemetry::{BlockName, Local};
 use super::h1::HeadLimits;
 use super::local_reply::Words;
 use super::{LogSet, headers};
-use crate::filter;
 use crate::filter::http::{FilterStats, rbac};
+use crate::filter::{self, Found};
 use crate::spans::Tracer;
 use crate::worker::{Counters, Worker};
 
@@ -29,8 +29,7 @@ const MAX_FORMATS: usize = 4096;
 
 /// A connection manager with the discovered filters of a snapshot.
 struct Resolved {
-    version: u64,
-    of: Vec<Option<Arc<Extension>>>,
+    found: Found,
     hcm: Rc<Hcm>,
 }
 
@@ -149,30 +148,23 @@ impl Hcm {
         let live = worker.live();
         let snapshot = &live.snapshot;
         let mut kept = self.resolved.borrow_mut();
-        if let Some(resolved) = kept.as_ref().filter(|r| r.version == snapshot.version) {
+        if let Some(resolved) = kept.as_mut()
+            && resolved.found.is_current(snapshot)
+        {
             return Rc::clone(&resolved.hcm);
         }
-        let discovered = |f: &HttpFilter| match f {
-            HttpFilter::Discovered(filter) => Some(snapshot.extension(filter.id).cloned()),
-            _ => None,
-        };
-        let of: Vec<_> = self.config.filters.iter().filter_map(discovered).collect();
-        let same = |a: &Option<Arc<Extension>>, b: &Option<Arc<Extension>>| a.as_ref().map(Arc::as_ptr) == b.as_ref().map(Arc::as_ptr);
-        if let Some(resolved) = kept.as_mut().filter(|r| r.of.iter().zip(&of).all(|(a, b)| same(a, b))) {
-            resolved.version = snapshot.version;
-            return Rc::clone(&resolved.hcm);
-        }
+        let discovered = |f: &HttpFilter| if let HttpFilter::Discovered(filter) = f { Some(filter.id) } else { None };
+        let found = Found::new(snapshot, self.config.filters.iter().filter_map(discovered));
         let mut config = HttpConnectionManager::clone(&self.config);
-        let mut found = of.iter();
         for filter in &mut config.filters {
             if let HttpFilter::Discovered(one) = filter
-                && let Some(now) = one.resolve(found.next().and_then(Option::as_deref), self.direction == Direction::Outbound)
+                && let Some(now) = one.resolve(found.get(one.id), self.direction == Direction::Outbound)
             {
                 *filter = now;
             }
         }
         let hcm = Self::with(worker, self.direction, Arc::new(config), self.tracer.clone());
-        *kept = Some(Resolved { version: snapshot.version, of, hcm: Rc::clone(&hcm) });
+        *kept = Some(Resolved { found, hcm: Rc::clone(&hcm) });
         hcm
     }
 

@@ -123,7 +123,7 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
         application_protocols: Vec::new(),
         transport_protocol: "raw_buffer",
     };
-    let Some(Inspected { info, ahead }) = inspect::run(&listener, &mut stream, wish, worker.nanos()).await else { return };
+    let Some(Inspected { info, ahead }) = inspect::run(&worker, &listener, &mut stream, wish).await else { return };
     let Some(chain) = listener.listener.choose_chain(&info).cloned() else {
         listener.stats.inc(names::NO_FILTER_CHAIN_MATCH);
         http::log_refused(&worker, &listener, &info, start, ResponseFlags::NO_ROUTE_FOUND);
@@ -176,7 +176,7 @@ fn hand_over(
     local: SocketAddr,
 ) -> (Rc<ListenerState>, Option<SocketAddr>) {
     let config = &listener.listener;
-    let restores = config.inspectors.original_dst.as_ref().is_some_and(|gate| gate.applies_to(local.port()));
+    let restores = listener.inspection(worker).inspectors.original_dst.as_ref().is_some_and(|gate| gate.applies_to(local.port()));
     if !restores && !config.use_original_dst {
         return (listener, None);
     }
@@ -200,6 +200,7 @@ async fn dispatch(worker: &Rc<Worker>, conn: &Rc<Conn>, io: Io) {
         TerminalState::Tcp(tcp) => Box::pin(network::tcp_proxy(worker, tcp, conn, io, _metrics)).await,
         TerminalState::Direct(bytes) => network::direct_response(io, bytes).await,
         TerminalState::Echo => network::echo(io).await,
+        TerminalState::Missing => conn.listener.stats.inc(names::NETWORK_EXTENSION_CONFIG_MISSING),
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use super::hello::{self, Hello};
 use super::proxy_header::{self, Header};
 use super::{ListenerState, socket};
+use crate::worker::Worker;
 
 /// A connection with what its first bytes told.
 pub(super) struct Inspected {
@@ -23,10 +24,11 @@ pub(super) struct Inspected {
 const HTTP_LIMIT: usize = 8 * 1024;
 const READ: usize = 4 * 1024;
 
-/// Inspects; `None` when the connection ended or has to. `now` is the clock of token buckets.
-pub(super) async fn run(listener: &ListenerState, stream: &mut TcpStream, info: ConnectionInfo, now: u64) -> Option<Inspected> {
-    let inspectors = &listener.listener.inspectors;
-    if !listener.admits(info.destination.port(), now) {
+/// Inspects; `None` when the connection ended or has to.
+pub(super) async fn run(worker: &Worker, listener: &ListenerState, stream: &mut TcpStream, info: ConnectionInfo) -> Option<Inspected> {
+    let inspection = listener.inspection(worker);
+    let inspectors = &inspection.inspectors;
+    if !inspection.admits(listener, info.destination.port(), worker.nanos()) {
         return None;
     }
     let mut probe = Probe::new(inspectors, info);

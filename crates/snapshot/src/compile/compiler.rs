@@ -22,9 +22,9 @@ use super::secret::{SecretKey, SecretValue, Secrets};
 use super::source::SecretSource;
 use super::tls::Waiting;
 use super::warming::Versions;
-use super::{filter, listener, route};
+use super::{extension, listener, route};
 use crate::cluster::{AssignmentPolicy, Cluster, ClusterLive, Discovery};
-use crate::http::Extension;
+use crate::extension::Extension;
 use crate::{ClusterId, Listener, RouteTable, Snapshot};
 
 type ListenerProto = envoy::config::listener::v3::Listener;
@@ -280,14 +280,14 @@ impl Compiler {
 
     fn take_extension(&mut self, update: Update, origin: Origin, now: Instant) -> Result<()> {
         let users = self.listeners.values().flat_map(|e| e.versions.all()).flat_map(|v| &v.value.uses.extensions);
-        let wanted: Vec<_> = users.filter(|u| *u.name == *update.name).map(|u| u.types.clone()).collect();
+        let wanted: Vec<_> = users.filter(|u| *u.name == *update.name).map(|u| (u.place, u.types.clone())).collect();
         self.names.extension(&update.name);
         let entry = self.extensions.entry(update.name.as_str().into()).or_insert_with(|| Entry::new(origin));
         let (names, secrets) = (&mut self.names, &mut self.secrets);
         entry.take(update, origin, now, |proto: ExtensionProto, name| {
             same_name(&proto.name, name)?;
             let mut context = Context::new(names, secrets, false);
-            filter::extension(proto, &wanted, &mut context).map(Arc::new)
+            extension::extension(proto, &wanted, &mut context).map(Arc::new)
         })?;
         // A filter waits for nothing.
         self.dirty |= entry.versions.promote(now, |_| true);

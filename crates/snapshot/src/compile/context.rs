@@ -34,12 +34,25 @@ pub(crate) struct Uses {
     pub(crate) extensions: Vec<ExtensionUse>,
 }
 
+/// Where a discovered filter stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Http,
+    /// Among the filters of a connection before the last.
+    Network,
+    /// The last filter of a connection.
+    Terminal,
+    /// Among the listener filters.
+    Inspection,
+}
+
 /// A discovered filter that a listener has.
 #[derive(Debug)]
 pub(crate) struct ExtensionUse {
     pub(crate) name: Arc<str>,
     /// Names of the message types that it may have.
     pub(crate) types: Vec<Box<str>>,
+    pub(crate) place: Place,
     /// The listener waits for it.
     pub(crate) waits: bool,
 }

@@ -3,7 +3,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::HeaderValue;
-use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::route::v3::{self as route, cors_policy};
 use lateen_proto::envoy::extensions::filters::http as proto;
 use lateen_proto::envoy::extensions::filters::network::http_connection_manager::v3::{self as hcm, http_filter};
@@ -11,14 +10,14 @@ use lateen_proto::istio::envoy::config::filter::http::alpn::v2alpha1 as istio_al
 use lateen_proto::{Any, any};
 
 use super::common::{open, runtime_fraction};
-use super::context::{Context, ExtensionUse};
+use super::context::{Context, Place};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::strings;
 use super::{
-    buffer, compressor, ext_authz, fault, global_ratelimit, grpc_stats, header_mutation, istio, jwt_authn, local_ratelimit, metadata,
-    on_demand, rbac, small_filters, stateful_session,
+    buffer, compressor, ext_authz, extension, fault, global_ratelimit, grpc_stats, header_mutation, istio, jwt_authn, local_ratelimit,
+    metadata, on_demand, rbac, small_filters, stateful_session,
 };
-use crate::http::{AlpnOverrides, Cors, DiscoveredFilter, Extension, FilterOverrides, HttpFilter, PerRoute, RbacPerRoute, Router};
+use crate::http::{AlpnOverrides, Cors, FilterOverrides, HttpFilter, PerRoute, RbacPerRoute, Router};
 
 /// What is supported, for the error about everything else.
 const SUPPORTED: &str = "router, fault, cors, grpc_stats, rbac, local_ratelimit, header_to_metadata, jwt_authn, ext_authz, ratelimit, stateful_session, on_demand, buffer, compressor, decompressor, grpc_web, header_mutation, csrf, set_metadata, health_check, grpc_http1_reverse_bridge, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
@@ -70,7 +69,8 @@ fn filter(value: hcm::HttpFilter, context: &mut Context<'_>) -> Result<Option<Ht
     let config = match config_type {
         Some(http_filter::ConfigType::TypedConfig(config)) => config,
         Some(http_filter::ConfigType::ConfigDiscovery(source)) => {
-            return discovered(&name, source, context).within("config_discovery").map(Some);
+            let place = extension::place(&name, source, Place::Http, context, discovered).within("config_discovery")?;
+            return Ok(Some(HttpFilter::Discovered(Arc::new(place))));
         }
         None => return Err(Invalid::field("typed_config", format!("is missing for {name}"))),
     };
@@ -80,45 +80,12 @@ fn filter(value: hcm::HttpFilter, context: &mut Context<'_>) -> Result<Option<Ht
     }
 }
 
-/// A filter whose configuration is discovered by its own name.
-fn discovered(name: &str, source: core::ExtensionConfigSource, context: &mut Context<'_>) -> Result<HttpFilter> {
-    let core::ExtensionConfigSource { config_source, default_config, apply_default_config_without_warming, type_urls } = source;
-    super::source::ads_only(config_source).within("config_source")?;
-    if type_urls.is_empty() {
-        return Err(Invalid::field("type_urls", "is empty; name the types that the filter may have"));
-    }
-    let types: Vec<Box<str>> = type_urls.iter().map(|url| any::name_of(url).into()).collect();
-    let default = default_config.map(|config| allowed(name, &config, &types, context)).transpose().within("default_config")?;
-    if apply_default_config_without_warming && default.is_none() {
-        return Err(Invalid::field("apply_default_config_without_warming", "needs a default_config"));
-    }
-    let id = context.names.extension(name);
-    context.uses.extensions.push(ExtensionUse { name: name.into(), types: types.clone(), waits: !apply_default_config_without_warming });
-    Ok(HttpFilter::Discovered(Arc::new(DiscoveredFilter { id, types, default })))
-}
-
-fn allowed(name: &str, config: &Any, types: &[Box<str>], context: &mut Context<'_>) -> Result<HttpFilter> {
-    let type_name = any::name_of(&config.type_url);
-    if !types.iter().any(|t| **t == *type_name) {
-        return Err(Invalid::new(format!("{name} has type {type_name}, which is not in type_urls")));
-    }
+/// What is discovered: anything but the router.
+pub(crate) fn discovered(name: &str, config: &Any, context: &mut Context<'_>) -> Result<HttpFilter> {
     match typed(name, config, context)? {
         HttpFilter::Router(_) => Err(Invalid::new("the router is not discovered; give it in the listener")),
         filter => Ok(filter),
     }
-}
-
-/// A configuration that was discovered. `wanted` has the types that listeners want it to have.
-pub(crate) fn extension(value: core::TypedExtensionConfig, wanted: &[Vec<Box<str>>], context: &mut Context<'_>) -> Result<Extension> {
-    let core::TypedExtensionConfig { name, typed_config } = value;
-    let config = typed_config.ok_or_else(|| Invalid::field("typed_config", "is missing"))?;
-    let any_type = [any::name_of(&config.type_url).into()];
-    let types = wanted.iter().find(|types| !types.contains(&any_type[0])).map_or(&any_type[..], Vec::as_slice);
-    context.outbound = false;
-    let inbound = allowed(&name, &config, types, context)?;
-    context.outbound = true;
-    let outbound = allowed(&name, &config, types, context)?;
-    Ok(Extension { inbound, outbound, type_name: any_type[0].clone() })
 }
 
 fn typed(name: &str, config: &Any, context: &mut Context<'_>) -> Result<HttpFilter> {

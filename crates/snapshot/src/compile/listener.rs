@@ -74,7 +74,7 @@ pub(crate) fn listener(value: proto::Listener, context: &mut Context<'_>) -> Res
         addresses.push(address);
         own_options.extend(options.map(|options| (address, options)));
     }
-    let mut inspectors = listener_filter::inspectors(listener_filters)?;
+    let mut inspectors = listener_filter::inspectors(listener_filters, context)?;
     inspectors.timeout = limit(listener_filters_timeout.as_ref(), Some(Duration::from_secs(15)), "listener_filters_timeout")?;
     inspectors.continue_on_timeout = continue_on_listener_filters_timeout;
     let chains = filter_chains
@@ -105,7 +105,7 @@ pub(crate) fn listener(value: proto::Listener, context: &mut Context<'_>) -> Res
         use_original_dst: use_original_dst.unwrap_or(false),
         transparent: transparent.unwrap_or(false),
         freebind: freebind.unwrap_or(false),
-        inspectors,
+        inspectors: Arc::new(inspectors),
         chains,
         default_chain,
         index,

@@ -2,62 +2,68 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use lateen_proto::any;
 use lateen_proto::envoy::config::listener::v3::{self as proto, listener_filter, listener_filter_chain_match_predicate::Rule};
 use lateen_proto::envoy::extensions::filters::listener as filters;
+use lateen_proto::{Any, any};
 
 use super::common::open;
+use super::context::{Context, Place};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::local_ratelimit;
-use crate::listener::{Inspectors, PortGate};
+use super::{extension, local_ratelimit};
+use crate::listener::{Inspection, Inspectors, PortGate};
 
 const SUPPORTED: &str = "tls_inspector, http_inspector, original_dst, proxy_protocol and local_ratelimit";
 
-pub(crate) fn inspectors(values: Vec<proto::ListenerFilter>) -> Result<Inspectors> {
+pub(crate) fn inspectors(values: Vec<proto::ListenerFilter>, context: &mut Context<'_>) -> Result<Inspectors> {
     let mut result = Inspectors::default();
     for (index, value) in values.into_iter().enumerate() {
-        inspector(&mut result, value).within_item("listener_filters", index)?;
+        inspector(&mut result, value, context).within_item("listener_filters", index)?;
     }
     Ok(result)
 }
 
-fn inspector(result: &mut Inspectors, value: proto::ListenerFilter) -> Result<()> {
+fn inspector(result: &mut Inspectors, value: proto::ListenerFilter, context: &mut Context<'_>) -> Result<()> {
     let proto::ListenerFilter { name, filter_disabled, config_type } = value;
-    let config = match config_type {
-        Some(listener_filter::ConfigType::TypedConfig(config)) => config,
-        Some(listener_filter::ConfigType::ConfigDiscovery(_)) => return Err(Invalid::unsupported("config_discovery")),
-        None => return Err(Invalid::field("typed_config", format!("is missing for {name}"))),
-    };
     let disabled = filter_disabled.map_or_else(|| Ok(Vec::new()), |p| ports(p, 0)).within("filter_disabled")?;
     let gate = PortGate { disabled };
-    if any::is::<filters::tls_inspector::v3::TlsInspector>(&config) {
+    match config_type {
+        Some(listener_filter::ConfigType::TypedConfig(config)) => result.add(inspection(&name, &config)?, gate),
+        Some(listener_filter::ConfigType::ConfigDiscovery(source)) => {
+            let place = extension::place(&name, source, Place::Inspection, context, |name, config, _| inspection(name, config));
+            result.discovered.push((gate, Arc::new(place.within("config_discovery")?)));
+        }
+        None => return Err(Invalid::field("typed_config", format!("is missing for {name}"))),
+    }
+    Ok(())
+}
+
+pub(crate) fn inspection(name: &str, config: &Any) -> Result<Inspection> {
+    if any::is::<filters::tls_inspector::v3::TlsInspector>(config) {
         let filters::tls_inspector::v3::TlsInspector {
             enable_ja3_fingerprinting,
             enable_ja4_fingerprinting,
             initial_read_buffer_size,
             close_connection_on_client_hello_parsing_errors,
             max_client_hello_size,
-        } = open(&config)?;
+        } = open(config)?;
         // Fingerprints are seen only by log operators that are refused.
         harmless!(enable_ja3_fingerprinting, enable_ja4_fingerprinting, initial_read_buffer_size, max_client_hello_size);
         refuse!(close_connection_on_client_hello_parsing_errors);
-        result.tls = Some(gate);
-    } else if any::is::<filters::http_inspector::v3::HttpInspector>(&config) {
-        result.http = Some(gate);
-    } else if any::is::<filters::original_dst::v3::OriginalDst>(&config) {
-        result.original_dst = Some(gate);
-    } else if any::is::<filters::proxy_protocol::v3::ProxyProtocol>(&config) {
-        proxy_protocol(open(&config)?)?;
-        result.proxy_protocol = Some(gate);
-    } else if any::is::<filters::local_ratelimit::v3::LocalRateLimit>(&config) {
-        let filters::local_ratelimit::v3::LocalRateLimit { stat_prefix, token_bucket, runtime_enabled } = open(&config)?;
-        if let Some(limit) = local_ratelimit::connections(stat_prefix, token_bucket, runtime_enabled)? {
-            result.rate_limits.push((gate, Arc::new(limit)));
-        }
+        Ok(Inspection::Tls)
+    } else if any::is::<filters::http_inspector::v3::HttpInspector>(config) {
+        Ok(Inspection::Http)
+    } else if any::is::<filters::original_dst::v3::OriginalDst>(config) {
+        Ok(Inspection::OriginalDst)
+    } else if any::is::<filters::proxy_protocol::v3::ProxyProtocol>(config) {
+        proxy_protocol(open(config)?)?;
+        Ok(Inspection::ProxyProtocol)
+    } else if any::is::<filters::local_ratelimit::v3::LocalRateLimit>(config) {
+        let filters::local_ratelimit::v3::LocalRateLimit { stat_prefix, token_bucket, runtime_enabled } = open(config)?;
+        let limit = local_ratelimit::connections(stat_prefix, token_bucket, runtime_enabled)?;
+        Ok(limit.map_or(Inspection::Nothing, |limit| Inspection::RateLimit(Arc::new(limit))))
     } else {
-        return Err(Invalid::new(format!("{name} ({}) is not supported; supported are {SUPPORTED}", any::name_of(&config.type_url))));
+        Err(Invalid::new(format!("{name} ({}) is not supported; supported are {SUPPORTED}", any::name_of(&config.type_url))))
     }
-    Ok(())
 }
 
 fn proxy_protocol(value: filters::proxy_protocol::v3::ProxyProtocol) -> Result<()> {

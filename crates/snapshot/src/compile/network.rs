@@ -2,6 +2,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::listener::v3::{self as listener, filter};
 use lateen_proto::envoy::extensions::filters::network as proto;
 use lateen_proto::envoy::tcp::metadataexchange::config::MetadataExchange;
@@ -9,12 +10,14 @@ use lateen_proto::{Any, any};
 use proto::tcp_proxy::v3 as tcp;
 
 use super::common::{data, open};
-use super::context::Context;
+use super::context::{Context, Place};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::{hcm, istio, local_ratelimit, rbac, set_filter_state, tcp_proxy};
+use super::{extension, hcm, istio, local_ratelimit, rbac, set_filter_state, tcp_proxy};
 use crate::listener::{NetworkFilter, Terminal};
 
 const SUPPORTED: &str = "http_connection_manager, tcp_proxy, direct_response, rbac, sni_cluster, connection_limit, local_ratelimit, set_filter_state, istio.metadata_exchange and istio.stats";
+
+const SET_STATE: &str = "envoy.extensions.filters.network.set_filter_state.v3.Config";
 
 /// The filters of a chain, and the last one, which consumes the connection.
 pub(crate) fn filters(values: Vec<listener::Filter>, context: &mut Context<'_>) -> Result<(Vec<NetworkFilter>, Terminal)> {
@@ -23,7 +26,7 @@ pub(crate) fn filters(values: Vec<listener::Filter>, context: &mut Context<'_>) 
     let mut terminal = None;
     for (index, value) in values.into_iter().enumerate() {
         let name = value.name.clone();
-        match filter(value, context).within_item("filters", index)? {
+        match filter(value, index == last, context).within_item("filters", index)? {
             Kind::Before(filter) if index != last => filters.push(filter),
             Kind::Terminal(end) if index == last => terminal = Some(end),
             Kind::Before(_) => {
@@ -35,7 +38,11 @@ pub(crate) fn filters(values: Vec<listener::Filter>, context: &mut Context<'_>) 
             }
         }
     }
-    let sets = filters.iter().any(|f| matches!(f, NetworkFilter::SetState(values) if !values.is_empty()));
+    let sets = filters.iter().any(|f| match f {
+        NetworkFilter::SetState(values) => !values.is_empty(),
+        NetworkFilter::Discovered(place) => place.types.iter().any(|t| **t == *SET_STATE),
+        _ => false,
+    });
     match terminal {
         Some(Terminal::Http(_)) if sets => Err(Invalid::field("filters", "set_filter_state is supported in front of the tcp_proxy alone")),
         Some(terminal) => Ok((filters, terminal)),
@@ -49,14 +56,43 @@ enum Kind {
     Terminal(Terminal),
 }
 
-fn filter(value: listener::Filter, context: &mut Context<'_>) -> Result<Kind> {
+fn filter(value: listener::Filter, is_last: bool, context: &mut Context<'_>) -> Result<Kind> {
     let listener::Filter { name, config_type } = value;
     let config = match config_type {
         Some(filter::ConfigType::TypedConfig(config)) => config,
-        Some(filter::ConfigType::ConfigDiscovery(_)) => return Err(Invalid::unsupported("config_discovery")),
+        Some(filter::ConfigType::ConfigDiscovery(source)) => return place(&name, source, is_last, context).within("config_discovery"),
         None => return Err(Invalid::field("typed_config", format!("is missing for {name}"))),
     };
     typed(&name, &config, context)
+}
+
+fn place(name: &str, source: core::ExtensionConfigSource, is_last: bool, context: &mut Context<'_>) -> Result<Kind> {
+    if is_last {
+        let place = extension::place(name, source, Place::Terminal, context, discovered_terminal)?;
+        Ok(Kind::Terminal(Terminal::Discovered(Arc::new(place))))
+    } else {
+        let place = extension::place(name, source, Place::Network, context, discovered)?;
+        Ok(Kind::Before(NetworkFilter::Discovered(Arc::new(place))))
+    }
+}
+
+/// What is discovered for a place before the last.
+pub(crate) fn discovered(name: &str, config: &Any, context: &mut Context<'_>) -> Result<NetworkFilter> {
+    match typed(name, config, context)? {
+        Kind::Before(filter) => Ok(filter),
+        Kind::Terminal(_) => Err(Invalid::new(format!("{name}: must be the last filter of the chain"))),
+    }
+}
+
+/// What is discovered for the last place. A connection manager refers to routes and keys that a listener has to wait for.
+pub(crate) fn discovered_terminal(name: &str, config: &Any, context: &mut Context<'_>) -> Result<Terminal> {
+    if any::is::<proto::http_connection_manager::v3::HttpConnectionManager>(config) {
+        return Err(Invalid::new("an http_connection_manager is not discovered; give it in the listener"));
+    }
+    match typed(name, config, context)? {
+        Kind::Terminal(terminal) => Ok(terminal),
+        Kind::Before(_) => Err(Invalid::new(format!("{name}: the last filter must consume the connection"))),
+    }
 }
 
 fn typed(name: &str, config: &Any, context: &mut Context<'_>) -> Result<Kind> {

@@ -19,7 +19,7 @@ use lateen_snapshot::authorize::Facts;
 use lateen_snapshot::http::IstioStats;
 use lateen_snapshot::listener::{FilterChain, NetworkFilter, StateKey, StateValue};
 use lateen_telemetry::access_log::TextFormat;
-use lateen_telemetry::envoy_names::{connection_rate_limit, rbac as names, rbac_shadow as shadow_names};
+use lateen_telemetry::envoy_names::{connection_rate_limit, listener, rbac as names, rbac_shadow as shadow_names};
 use lateen_telemetry::{BlockName, Local};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -86,7 +86,8 @@ impl Drop for Open {
 }
 
 impl NetworkFilters {
-    pub(crate) fn new(worker: &Worker, chain: &FilterChain) -> Self {
+    /// `before` has those that stood in these ones' place: connections that are open already count.
+    pub(crate) fn new(worker: &Worker, chain: &FilterChain, before: Option<&Self>) -> Self {
         let rbac = chain.filters.iter().filter_map(|f| match f {
             NetworkFilter::Rbac(rbac) => {
                 let prefix = rbac.stat_prefix.trim_end_matches('.');
@@ -106,7 +107,12 @@ impl NetworkFilters {
         let values = chain.filters.iter().filter_map(|f| if let NetworkFilter::SetState(values) = f { Some(values) } else { None });
         // They compiled when the configuration came.
         let formats = values.flat_map(|v| v.iter()).filter_map(|v| TextFormat::compile(&v.format).ok());
-        Self { rbac: rbac.collect(), limits: limits.collect(), formats: formats.collect(), open: Rc::default() }
+        Self {
+            rbac: rbac.collect(),
+            limits: limits.collect(),
+            formats: formats.collect(),
+            open: before.map(|b| Rc::clone(&b.open)).unwrap_or_default(),
+        }
     }
 }
 
@@ -165,10 +171,14 @@ pub(crate) fn run(worker: &Worker, conn: &Conn) -> Verdict {
                     passed.set(value, format, conn);
                 }
             }
+            NetworkFilter::Discovered(_) => {
+                conn.listener.stats.inc(listener::NETWORK_EXTENSION_CONFIG_MISSING);
+                return Verdict::Close;
+            }
             NetworkFilter::ConnectionLimit { max } => {
                 let share = max.div_ceil(worker.registry.workers().max(1) as u64);
                 if filters.open.get() >= share {
-                    conn.listener.stats.inc(lateen_telemetry::envoy_names::listener::DOWNSTREAM_CX_OVERFLOW);
+                    conn.listener.stats.inc(listener::DOWNSTREAM_CX_OVERFLOW);
                     return Verdict::Close;
                 }
                 filters.open.set(filters.open.get() + 1);

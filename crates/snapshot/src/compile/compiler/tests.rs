@@ -426,7 +426,7 @@ mod extensions {
 
     use super::*;
     use crate::http::HttpFilter;
-    use crate::listener::Terminal;
+    use crate::listener::{NetworkFilter, Terminal};
 
     const EXTENSION: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
 
@@ -509,6 +509,69 @@ mod extensions {
         assert!(early.contains("config_discovery.apply_default_config_without_warming: needs a default_config"), "{early}");
         let other = reason("default_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault},");
         assert!(other.contains("config_discovery.default_config: extra has type"), "{other}");
+    }
+
+    const RBAC: &str = "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC";
+    const DIRECT: &str = "type.googleapis.com/envoy.extensions.filters.network.direct_response.v3.Config";
+    const INSPECTOR: &str = "type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector";
+
+    fn place(name: &str, types: &[&str], more: &str) -> String {
+        format!("{{name: {name}, config_discovery: {{config_source: {{ads: {{}}}}, {more} type_urls: [{}]}}}}", types.join(", "))
+    }
+
+    fn connections(listener_filters: &str, filters: &str) -> String {
+        format!("{{name: l, address: {ANY_80}, listener_filters: [{listener_filters}], filter_chains: [{{filters: [{filters}]}}]}}")
+    }
+
+    fn named(name: &str, type_url: &str) -> Update {
+        let config = Any { type_url: type_url.to_owned(), value: Vec::new() };
+        let body = pack(&TypedExtensionConfig { name: name.to_owned(), typed_config: Some(config) });
+        Update { name: name.to_owned(), version: "1".to_owned(), body }
+    }
+
+    #[test]
+    fn filters_of_connections_are_waited_for_and_put_in_their_places() {
+        let (mut compiler, now) = (Compiler::new(), Instant::now());
+        let filters = format!("{}, {}", place("before", &[RBAC], ""), place("last", &[DIRECT], ""));
+        let listener = connections(&place("inspector", &[INSPECTOR], ""), &filters);
+        accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&listener)], &[], now));
+        assert!(compiler.wanted().extensions.iter().map(|name| &**name).eq(["before", "inspector", "last"]));
+        for (name, type_url) in [("before", RBAC), ("last", DIRECT)] {
+            accepted(compiler.apply(EXTENSION, vec![named(name, type_url)], &[], now));
+            assert_eq!(compiler.snapshot().listeners.len(), 0, "the rest is still missing");
+        }
+        accepted(compiler.apply(EXTENSION, vec![named("inspector", INSPECTOR)], &[], now));
+        let snapshot = compiler.snapshot();
+        let found = |id| snapshot.extension(id).map(|e| &**e);
+        let listener = &snapshot.listeners[0];
+        let inspectors = listener.inspectors.resolve(found);
+        assert!(inspectors.tls.is_some() && inspectors.discovered.is_empty(), "{inspectors:?}");
+        let chain = listener.chains[0].resolve(found, false);
+        assert!(matches!((&chain.filters[..], &chain.terminal), ([NetworkFilter::Rbac(_)], Terminal::DirectResponse(_))), "{chain:?}");
+    }
+
+    #[test]
+    fn a_filter_of_connections_that_does_not_fit_its_place_is_refused() {
+        let refused = |listener_filters: &str, filters: &str| refused_listener(&connections(listener_filters, filters));
+        let direct = place("x", &[DIRECT], &format!("default_config: {{'@type': {DIRECT}}},"));
+        let reason = refused("", &format!("{direct}, {}", tcp("c")));
+        assert!(reason.starts_with("filter_chains[0].filters[0].config_discovery.default_config: x: must be the last"), "{reason}");
+        let reason = refused("", &place("x", &[RBAC], &format!("default_config: {{'@type': {RBAC}}},")));
+        assert!(reason.starts_with("filter_chains[0].filters[0].config_discovery.default_config: x: the last filter must"), "{reason}");
+        let reason = refused(&place("x", &[], ""), &tcp("c"));
+        assert!(reason.starts_with("listener_filters[0].config_discovery.type_urls: is empty"), "{reason}");
+        let elsewhere = place("x", &[DIRECT], "").replace("ads: {}", "path: f");
+        let reason = refused("", &elsewhere);
+        assert!(reason.starts_with("filter_chains[0].filters[0].config_discovery.config_source: is not supported"), "{reason}");
+        // What comes later is judged by the places it is wanted for.
+        let (mut compiler, now) = (Compiler::new(), Instant::now());
+        let manager = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+        let listener = connections("", &place("x", &[RBAC, DIRECT, manager], ""));
+        accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&listener)], &[], now));
+        for (type_url, why) in [(RBAC, "must consume the connection"), (manager, "not discovered"), (INSPECTOR, "not in type_urls")] {
+            let rejected = compiler.apply(EXTENSION, vec![named("x", type_url)], &[], now);
+            assert!(rejected[0].reason.contains(why), "{rejected:?}");
+        }
     }
 }
 
