@@ -3,6 +3,7 @@ pub mod access_log;
 pub mod generation;
 pub mod grpc;
 pub mod memory;
+pub mod recycle;
 pub mod similar;
 pub mod spiffe;
 

@@ -360,7 +360,7 @@ pub struct FixedMetadata {
     pub namespace: Arc<str>,
     pub allow_overwrite: bool,
     /// An object.
-    pub value: serde_json::Value,
+    pub value: Arc<serde_json::Value>,
 }
 
 /// CORS policy (Envoy `CorsPolicy`).

@@ -5,34 +5,34 @@ use serde_json::{Map, Value};
 
 use crate::matcher::StringMatcher;
 
-/// Values by namespace (a filter's name) and key. Allocates nothing until a filter writes.
+/// Values by namespace (a filter's name) and key. Allocates nothing until a filter writes; what many requests have alike is
+/// shared until one changes it.
 #[derive(Debug, Clone, Default)]
-pub struct Metadata(Vec<(Arc<str>, Value)>);
+pub struct Metadata(Vec<(Arc<str>, Arc<Value>)>);
 
 impl Metadata {
     /// Writes one value, over one of the same key.
     pub fn set(&mut self, namespace: &Arc<str>, key: &str, value: Value) {
-        let known = self.0.iter_mut().find(|(name, _)| name == namespace);
-        match known {
-            Some((_, Value::Object(map))) => {
-                map.insert(key.to_owned(), value);
-            }
-            Some((_, other)) => *other = Value::Object(Map::from_iter([(key.to_owned(), value)])),
-            None => self.0.push((Arc::clone(namespace), Value::Object(Map::from_iter([(key.to_owned(), value)])))),
+        match self.0.iter_mut().find(|(name, _)| name == namespace) {
+            Some((_, known)) => match Arc::make_mut(known) {
+                Value::Object(map) => drop(map.insert(key.to_owned(), value)),
+                other => *other = Value::Object(Map::from_iter([(key.to_owned(), value)])),
+            },
+            None => self.0.push((Arc::clone(namespace), Arc::new(Value::Object(Map::from_iter([(key.to_owned(), value)]))))),
         }
     }
 
     /// Puts an object's values among those of a namespace: objects into objects, lists behind lists, all else over what is there.
-    pub fn merge(&mut self, namespace: &Arc<str>, value: &Value) {
+    pub fn merge(&mut self, namespace: &Arc<str>, value: &Arc<Value>) {
         match self.0.iter_mut().find(|(name, _)| name == namespace) {
-            Some((_, known)) => merge(known, value),
-            None => self.0.push((Arc::clone(namespace), value.clone())),
+            Some((_, known)) => merge(Arc::make_mut(known), value),
+            None => self.0.push((Arc::clone(namespace), Arc::clone(value))),
         }
     }
 
     /// The value at `path` below a namespace; the whole namespace for an empty path.
     pub fn get(&self, namespace: &str, path: &[Box<str>]) -> Option<&Value> {
-        let root = self.0.iter().find(|(name, _)| **name == *namespace).map(|(_, value)| value)?;
+        let root = self.0.iter().find(|(name, _)| **name == *namespace).map(|(_, value)| &**value)?;
         path.iter().try_fold(root, |value, key| value.get(&**key))
     }
 

@@ -2,6 +2,8 @@
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
+use lateen_core::recycle::maps;
+
 use super::table::{DecoderTable, OVERHEAD};
 use super::{Field, huffman};
 
@@ -45,7 +47,7 @@ impl Decoder {
 
     /// Decodes a whole block.
     pub(crate) fn decode(&mut self, input: &[u8]) -> Result<Block, CompressionError> {
-        let mut block = Block { headers: HeaderMap::with_capacity(self.expected), ..Block::default() };
+        let mut block = Block { headers: maps::take(self.expected), ..Block::default() };
         // Huffman text grows by 8/5 at most.
         self.scratch.reserve(input.len() * 8 / 5 + 16);
         let mut rest = input;

@@ -5,13 +5,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::BytesMut;
+use lateen_core::recycle::buffers;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use super::session::Session;
 use crate::event::Event;
 
 /// A read asks for up to this much: one full frame and its header, twice.
-const READ: usize = 32 * 1024;
+const READ: usize = buffers::LARGE;
 /// While this much waits to be written nothing more is read, so that a peer that does not read
 /// cannot make us answer without end.
 const WRITE_HIGH: usize = 1 << 20;
@@ -51,6 +52,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Pump<Io> {
         }
         let reading = self.read(cx);
         let writing = self.write(cx);
+        // An idle connection keeps no buffer. One whose slices somebody still reads stays: it can soon be used again.
+        if self.input.is_empty() && self.input.capacity() > 0 && self.input.try_reclaim(READ / 2) {
+            buffers::recycle(std::mem::take(&mut self.input));
+        }
         if reading.is_err() || writing.is_err() {
             self.session.0.borrow_mut().close();
             return Turn::Over;
@@ -73,18 +78,10 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Pump<Io> {
             inner.dispatch(&mut self.events);
         }
         while !self.read_closed && inner.connection.output().len() < WRITE_HIGH {
-            if self.input.capacity() - self.input.len() < READ / 2 {
-                self.input.reserve(READ);
-            }
+            make_room(&mut self.input);
             let count = match poll_read(&mut self.io, cx, &mut self.input) {
                 Poll::Ready(count) => count?,
-                Poll::Pending => {
-                    if self.input.is_empty() {
-                        // An idle connection keeps no buffer.
-                        self.input = BytesMut::new();
-                    }
-                    break;
-                }
+                Poll::Pending => break,
             };
             if count == 0 {
                 self.read_closed = true;
@@ -126,6 +123,18 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Pump<Io> {
             inner.wake_stalled();
         }
         Ok(())
+    }
+}
+
+/// Makes a buffer fit for a read.
+fn make_room(input: &mut BytesMut) {
+    if input.capacity() - input.len() >= READ / 2 || input.try_reclaim(READ / 2) {
+        return;
+    }
+    if input.is_empty() {
+        *input = buffers::take_large();
+    } else {
+        input.reserve(READ);
     }
 }
 

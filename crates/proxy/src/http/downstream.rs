@@ -5,6 +5,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use lateen_core::recycle::buffers;
 use lateen_snapshot::http::Codec;
 use lateen_telemetry::envoy_names::http as names;
 use tokio::io::AsyncReadExt;
@@ -78,7 +79,7 @@ async fn version(hcm: &Hcm, conn: &Conn, mut io: Io) -> Option<(Io, bool, BytesM
         }
         // One byte tells most connections apart, and nothing is held for one that sends none.
         if ahead.is_empty() {
-            ahead = crate::io::take_buffer();
+            ahead = buffers::take();
         }
         match tokio::time::timeout(limit, io.read_buf(&mut ahead)).await {
             Ok(Ok(n)) if n > 0 => {}

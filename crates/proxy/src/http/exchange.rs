@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
 use lateen_balance::Host;
+use lateen_core::recycle::maps;
 use lateen_snapshot::RouteTable;
 use lateen_snapshot::bootstrap::overload::Action;
 use lateen_snapshot::http::RouteSource;
@@ -22,7 +23,7 @@ use tokio::time::Instant;
 use super::message::{Request, Response};
 use super::reply::{self, Reply};
 use super::stream::Downstream;
-use super::{Hcm, maps, normalize, report, sanitize, upgrade};
+use super::{Hcm, normalize, report, sanitize, upgrade};
 use crate::filter;
 use crate::filter::http::body::Bodies;
 use crate::filter::http::grpc_stats;

@@ -8,7 +8,6 @@ mod hcm;
 pub(crate) mod headers;
 mod host_port;
 mod local_reply;
-mod maps;
 pub(crate) mod message;
 mod normalize;
 pub(crate) mod reply;

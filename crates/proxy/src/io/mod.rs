@@ -1,10 +1,8 @@
 //! Byte streams of both sides: plain or TLS, with bytes that were read ahead put back in front.
-mod buffers;
 mod text;
 mod timer;
 mod wire;
 
-pub(crate) use buffers::{recycle, take_buffer};
 pub(crate) use text::Text;
 pub(crate) use timer::Timer;
 pub(crate) use wire::Wire;

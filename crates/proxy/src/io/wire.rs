@@ -7,8 +7,9 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncWrite;
 
-use super::buffers::FIRST_READ;
-use super::{Io, recycle, take_buffer};
+use lateen_core::recycle::buffers::{self, SMALL as FIRST_READ};
+
+use super::Io;
 
 /// Chunks up to this size are copied behind the head, so that one write carries both.
 const COPY_LIMIT: usize = 16 * 1024;
@@ -56,7 +57,7 @@ impl Wire {
             return Poll::Ready(Ok(0));
         }
         if self.input.capacity() == 0 {
-            self.input = take_buffer();
+            self.input = buffers::take();
         }
         if self.input.capacity() - self.input.len() < 512 || (self.input.is_empty() && self.read_size > FIRST_READ) {
             self.input.reserve(self.read_size);
@@ -66,7 +67,7 @@ impl Wire {
             Poll::Pending => {
                 // Not while slices of it live: it could not be used again, and this request will end soon.
                 if self.input.is_empty() && self.input.try_reclaim(FIRST_READ / 2) {
-                    recycle(std::mem::take(&mut self.input));
+                    buffers::recycle(std::mem::take(&mut self.input));
                 }
                 Poll::Pending
             }
@@ -98,11 +99,11 @@ impl Wire {
     /// Where a head is written.
     pub(crate) fn head(&mut self) -> &mut BytesMut {
         if self.output.capacity() == 0 {
-            self.output = take_buffer();
+            self.output = buffers::take();
         }
         if !self.queue.is_empty() {
             // Keeps order: what is queued goes before the next head.
-            let before = std::mem::replace(&mut self.output, take_buffer());
+            let before = std::mem::replace(&mut self.output, buffers::take());
             if !before.is_empty() {
                 self.queued += before.len();
                 self.queue.push_front(before.freeze());
@@ -204,7 +205,7 @@ impl Wire {
     /// Lets go of buffers that hold nothing: called between requests.
     pub(crate) fn rest(&mut self) {
         if self.output.is_empty() && self.output.capacity() > 0 {
-            recycle(std::mem::take(&mut self.output));
+            buffers::recycle(std::mem::take(&mut self.output));
         }
     }
 

@@ -98,9 +98,6 @@ fn begin(
         stats.inc(names::UPSTREAM_CX_NONE_HEALTHY);
         return Ok(Err(failed(Failure::NoHealthyHost)));
     };
-    if policy.is_some() {
-        forwarding.tried.push(Arc::clone(&host));
-    }
     exchange.info.host = Some(Arc::clone(&host));
     if let Some(HostRewrite::Auto) = forward.host_rewrite
         && !host.hostname.is_empty()

@@ -41,6 +41,7 @@ pub(super) struct Forwarding {
     pub(super) hash: Option<u64>,
     /// What the host's subset must be, where the cluster has subsets.
     pub(super) criteria: Option<Arc<Criteria>>,
+    /// Hosts of tries that were not enough.
     pub(super) tried: Vec<Arc<Host>>,
     pub(super) passed: Passed,
     pub(super) high_priority: bool,
@@ -218,6 +219,7 @@ async fn prepare_retry(
         Tried::Failed { failed, .. } => failed.failure.is_timeout(),
         Tried::Response(..) => false,
     };
+    forwarding.tried.extend(exchange.info.host.clone());
     let stats = &forwarding.cluster.stats;
     stats.inc(cluster_names::UPSTREAM_RQ_RETRY);
     let wait = retries.take(exchange.worker.roll64());

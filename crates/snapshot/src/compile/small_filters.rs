@@ -35,8 +35,8 @@ pub(crate) fn fixed_metadata(config: set_metadata::Config) -> Result<SetMetadata
     Ok(SetMetadata { entries })
 }
 
-fn plain(value: prost_types::Struct) -> serde_json::Value {
-    from_proto(&prost_types::Value { kind: Some(prost_types::value::Kind::StructValue(value)) })
+fn plain(value: prost_types::Struct) -> std::sync::Arc<serde_json::Value> {
+    std::sync::Arc::new(from_proto(&prost_types::Value { kind: Some(prost_types::value::Kind::StructValue(value)) }))
 }
 
 fn one(entry: set_metadata::Metadata) -> Result<Option<FixedMetadata>> {

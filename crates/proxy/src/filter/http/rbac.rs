@@ -9,7 +9,7 @@ use lateen_snapshot::http::RbacPerRoute;
 use lateen_snapshot::matcher::Rbac;
 use lateen_telemetry::envoy_names::{rbac as names, rbac_shadow as shadow_names};
 use lateen_telemetry::{BlockName, Local, ResponseFlags, details};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{Step, per_route};
 use crate::http::Exchange;
@@ -26,6 +26,16 @@ const MOST_POLICIES: usize = 4096;
 /// By whether it is a shadow rule's, and the policy's name.
 type Policies = HashMap<(bool, Arc<str>), Rc<Local>>;
 
+/// What is told of an outcome, with what gave it: the addresses it is known by are theirs while they live.
+struct Told {
+    _config: Arc<Rbac>,
+    _policy: Option<Arc<str>>,
+    metadata: Arc<Value>,
+}
+
+/// By the addresses of rules and policy, whether it is a shadow rule's, and whether it allows.
+type Tellings = HashMap<(usize, usize, bool, bool), Told>;
+
 /// The counters of one filter. Routes that override its rules count here too.
 pub(crate) struct Stats {
     rules: Local,
@@ -33,6 +43,7 @@ pub(crate) struct Stats {
     rules_name: String,
     shadow_name: String,
     policies: RefCell<Policies>,
+    tellings: RefCell<Tellings>,
 }
 
 impl Stats {
@@ -49,7 +60,25 @@ impl Stats {
             rules_name,
             shadow_name,
             policies: RefCell::default(),
+            tellings: RefCell::default(),
         }
+    }
+
+    /// What logs and later filters are told of a verdict: the same for every request that gets it, so made once.
+    fn telling(&self, filter: &Rbac, config: &Arc<Rbac>, verdict: &Verdict, shadow: bool) -> Arc<Value> {
+        let policy = verdict.policy.as_ref().map_or(0, |name| name.as_ptr() as usize);
+        let key = (Arc::as_ptr(config) as usize, policy, shadow, verdict.allowed);
+        let mut tellings = self.tellings.borrow_mut();
+        if tellings.len() >= MOST_POLICIES && !tellings.contains_key(&key) {
+            // Of rules long replaced, most of them.
+            tellings.clear();
+        }
+        let told = tellings.entry(key).or_insert_with(|| Told {
+            _config: Arc::clone(config),
+            _policy: verdict.policy.clone(),
+            metadata: Arc::new(words(filter, config, verdict, shadow)),
+        });
+        Arc::clone(&told.metadata)
     }
 
     fn count(&self, verdict: &Verdict, shadow: bool) {
@@ -123,22 +152,27 @@ pub(super) fn on_request(exchange: &mut Exchange<'_>, filter: &Arc<Rbac>) -> Ste
 }
 
 /// Counts a verdict, and notes it for logs and later filters.
-fn tell(exchange: &mut Exchange<'_>, filter: &Arc<Rbac>, config: &Rbac, verdict: &Verdict, shadow: bool) {
-    if let Some(stats) = exchange.hcm.rbac(filter) {
-        stats.count(verdict, shadow);
-        if config.tracks_policies {
-            stats.count_policy(exchange, verdict, shadow);
-        }
+fn tell(exchange: &mut Exchange<'_>, filter: &Arc<Rbac>, config: &Arc<Rbac>, verdict: &Verdict, shadow: bool) {
+    let Some(stats) = exchange.hcm.rbac(filter) else { return };
+    stats.count(verdict, shadow);
+    if config.tracks_policies {
+        stats.count_policy(exchange, verdict, shadow);
     }
+    exchange.info.metadata.merge(&NAMESPACE, &stats.telling(filter, config, verdict, shadow));
+}
+
+/// A verdict as dynamic metadata.
+fn words(filter: &Rbac, config: &Rbac, verdict: &Verdict, shadow: bool) -> Value {
     let (own, listener, kind) = match shadow {
         true => (&config.shadow_stat_prefix, &filter.shadow_stat_prefix, "shadow"),
         false => (&config.stat_prefix, &filter.stat_prefix, "enforced"),
     };
     let prefix = if own.is_empty() { listener } else { own };
-    let metadata = &mut exchange.info.metadata;
+    let mut words = Map::new();
     if let Some(policy) = &verdict.policy {
-        metadata.set(&NAMESPACE, &format!("{prefix}{kind}_effective_policy_id"), Value::from(&**policy));
+        words.insert(format!("{prefix}{kind}_effective_policy_id"), Value::from(&**policy));
     }
     let result = if verdict.allowed { "allowed" } else { "denied" };
-    metadata.set(&NAMESPACE, &format!("{prefix}{kind}_engine_result"), Value::from(result));
+    words.insert(format!("{prefix}{kind}_engine_result"), Value::from(result));
+    Value::Object(words)
 }

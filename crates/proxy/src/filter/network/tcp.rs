@@ -202,7 +202,7 @@ impl Session<'_> {
     async fn first_bytes(&self, io: &mut Io) -> Option<BytesMut> {
         let mut first = BytesMut::new();
         if self.state.config.waits_for_data {
-            first = crate::io::take_buffer();
+            first = lateen_core::recycle::buffers::take();
             let limit = self.idle_timeout().unwrap_or(relay::LONGEST_SILENCE);
             match tokio::time::timeout(limit, io.read_buf(&mut first)).await {
                 Ok(Ok(n)) if n > 0 => {}

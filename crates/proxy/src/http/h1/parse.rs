@@ -5,10 +5,11 @@ use std::mem::MaybeUninit;
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
+use lateen_core::recycle::maps;
 
 use super::Decoder;
+use crate::http::host_port;
 use crate::http::message::{Hints, Length, Request, Response, Version};
-use crate::http::{host_port, maps};
 use crate::io::Text;
 
 /// How large a head may be.

@@ -3,8 +3,8 @@ use std::cell::RefCell;
 
 use http::HeaderMap;
 
-/// Maps that a worker keeps.
-const KEPT: usize = 32;
+/// Maps that a thread keeps: two for each of the requests that a busy one has under way.
+const KEPT: usize = 128;
 /// Larger ones are let go: few requests have so many headers.
 const LARGEST_KEPT: usize = 128;
 
@@ -13,13 +13,13 @@ thread_local! {
 }
 
 /// An empty map with room for so many headers.
-pub(crate) fn take(headers: usize) -> HeaderMap {
+pub fn take(headers: usize) -> HeaderMap {
     let found = FREE.with_borrow_mut(Vec::pop);
     found.filter(|map| map.capacity() >= headers).unwrap_or_else(|| HeaderMap::with_capacity(headers))
 }
 
 /// Gives a map back that nobody reads any more.
-pub(crate) fn recycle(mut map: HeaderMap) {
+pub fn recycle(mut map: HeaderMap) {
     if map.capacity() == 0 || map.capacity() > LARGEST_KEPT {
         return;
     }
