@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::compression::{Compressor, CompressorPerRoute, Decompressor};
 use crate::ext_authz::{ExtAuthz, ExtAuthzPerRoute};
+use crate::ext_proc::{ExtProc, ExtProcPerRoute};
 use crate::extension::DiscoveredFilter;
 use crate::global_ratelimit::{GlobalRateLimit, RateLimitPerRoute};
 use crate::header::HeaderMutations;
@@ -191,6 +192,7 @@ pub enum HttpFilter {
     JwtAuthn(Arc<JwtAuthn>),
     ExtAuthz(Arc<ExtAuthz>),
     RateLimit(Arc<GlobalRateLimit>),
+    ExtProc(Arc<ExtProc>),
     StatefulSession(Arc<StatefulSession>),
     OnDemand(Arc<OnDemand>),
     Buffer(Arc<Buffer>),
@@ -411,6 +413,7 @@ pub struct PerRoute {
     pub header_mutation: Option<Arc<Mutations>>,
     pub csrf: Option<Arc<Csrf>>,
     pub grpc_reverse_bridge_disabled: Option<Arc<bool>>,
+    pub ext_proc: Option<Arc<ExtProcPerRoute>>,
 }
 
 #[derive(Debug)]

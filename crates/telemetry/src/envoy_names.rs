@@ -577,6 +577,25 @@ table! {
 }
 
 table! {
+    /// An external processing filter, under `http.<stat prefix>.ext_proc.`.
+    ext_proc {
+        counter STREAMS_STARTED = "streams_started";
+        counter STREAMS_CLOSED = "streams_closed";
+        counter STREAMS_FAILED = "streams_failed";
+        counter STREAM_MSGS_SENT = "stream_msgs_sent";
+        counter STREAM_MSGS_RECEIVED = "stream_msgs_received";
+        counter SPURIOUS_MSGS_RECEIVED = "spurious_msgs_received";
+        counter FAILURE_MODE_ALLOWED = "failure_mode_allowed";
+        counter MESSAGE_TIMEOUTS = "message_timeouts";
+        counter REJECTED_HEADER_MUTATIONS = "rejected_header_mutations";
+        counter OVERRIDE_MESSAGE_TIMEOUT_RECEIVED = "override_message_timeout_received";
+        counter OVERRIDE_MESSAGE_TIMEOUT_IGNORED = "override_message_timeout_ignored";
+        counter CLEAR_ROUTE_CACHE_IGNORED = "clear_route_cache_ignored";
+        counter CLEAR_ROUTE_CACHE_DISABLED = "clear_route_cache_disabled";
+    }
+}
+
+table! {
     /// One listener, under `listener.<address>.`.
     listener {
         gauge DOWNSTREAM_CX_ACTIVE = "downstream_cx_active";

@@ -92,6 +92,7 @@ impl Hcm {
                     | F::HeaderToMetadata(_)
                     | F::ExtAuthz(_)
                     | F::RateLimit(_)
+                    | F::ExtProc(_)
                     | F::StatefulSession(_)
                     | F::Compressor(_)
                     | F::Decompressor(_)

@@ -3,6 +3,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -116,7 +117,7 @@ impl Call {
         let up = &mut self.lease.upstream;
         poll_fn(|cx| up.poll_room(cx)).await.map_err(Lost::Broken)?;
         up.send_data(data);
-        let _ = poll_fn(|cx| std::task::Poll::Ready(up.poll_flush(cx))).await;
+        let _ = poll_fn(|cx| Poll::Ready(up.poll_flush(cx))).await;
         Ok(())
     }
 
@@ -125,26 +126,37 @@ impl Call {
         self.lease.upstream.send_end(None);
     }
 
+    /// Ready when there is room for another piece, or the request can go no further.
+    pub(super) fn poll_room(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<(), Lost>> {
+        self.lease.upstream.poll_room(cx).map_err(Lost::Broken)
+    }
+
+    /// Sends a piece of the body for which there is room.
+    pub(super) fn queue(&mut self, data: Bytes) {
+        self.lease.upstream.send_data(data);
+    }
+
     /// The answer's head, while what was queued goes out.
     pub(crate) async fn response(&mut self, worker: &Worker) -> Result<Response, Lost> {
+        poll_fn(|cx| self.poll_response(worker, cx)).await
+    }
+
+    pub(super) fn poll_response(&mut self, worker: &Worker, cx: &mut TaskContext<'_>) -> Poll<Result<Response, Lost>> {
         let up = &mut self.lease.upstream;
-        let response = poll_fn(|cx| {
-            // What cannot be written any more is told by the answer, if there is one.
-            let _ = up.poll_flush(cx);
-            loop {
-                match up.poll_response(cx) {
-                    std::task::Poll::Ready(Ok(response)) if response.status.is_informational() => {}
-                    other => return other,
-                }
+        // What cannot be written any more is told by the answer, if there is one.
+        let _ = up.poll_flush(cx);
+        let response = loop {
+            match ready!(up.poll_response(cx)) {
+                Ok(response) if response.status.is_informational() => {}
+                other => break other,
             }
-        })
-        .await;
+        };
         let host = self.active.host();
         let response = match response {
             Ok(response) => response,
             Err(why) => {
                 blame(worker, &self.cluster, host, Outcome::LocalFailure);
-                return Err(Lost::Broken(why));
+                return Poll::Ready(Err(Lost::Broken(why)));
             }
         };
         let (stats, status) = (&self.cluster.stats, response.status.as_u16());
@@ -154,17 +166,18 @@ impl Call {
         counter.fetch_add(1, Relaxed);
         let judged = if self.grpc { grpc::as_http(&response.headers).unwrap_or(status) } else { status };
         self.cluster.report(worker, host, Outcome::Response(judged));
-        Ok(response)
+        Poll::Ready(Ok(response))
     }
 
     /// The next piece of the answer's body, while what was queued goes out; `None` at its end.
     pub(crate) async fn frame(&mut self) -> Option<Result<Frame, Lost>> {
+        poll_fn(|cx| self.poll_frame(cx)).await
+    }
+
+    pub(super) fn poll_frame(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<Result<Frame, Lost>>> {
         let up = &mut self.lease.upstream;
-        let frame = poll_fn(|cx| {
-            let _ = up.poll_flush(cx);
-            up.poll_frame(cx)
-        });
-        frame.await.map(|frame| frame.map_err(Lost::Broken))
+        let _ = up.poll_flush(cx);
+        up.poll_frame(cx).map(|frame| frame.map(|f| f.map_err(Lost::Broken)))
     }
 
     /// Both directions are over: the connection may serve others.

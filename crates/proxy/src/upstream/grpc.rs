@@ -1,5 +1,6 @@
-//! gRPC over a cluster's ordinary connections: a message for a message.
+//! gRPC over a cluster's ordinary connections: a message for a message, or a stream of them.
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -7,9 +8,9 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use lateen_snapshot::service::GrpcService;
 use prost::Message;
 
-use super::call::{self, Answer, Limits, Lost};
+use super::call::{self, Answer, Call, Limits, Lost};
 use crate::http::headers::{GRPC_MESSAGE, GRPC_STATUS, GRPC_TIMEOUT, INTERNAL, number, text};
-use crate::http::message::{Hints, Length, Request, Version};
+use crate::http::message::{Frame, Hints, Length, Request, Version};
 use crate::http::reply;
 use crate::io::Text;
 use crate::worker::{Live, Worker};
@@ -158,6 +159,88 @@ pub(crate) fn as_http(head: &HeaderMap) -> Option<u16> {
         16 => 401,
         _ => 500,
     })
+}
+
+/// A call with a stream of messages in both directions.
+pub(crate) struct Streaming {
+    call: Call,
+    worker: Rc<Worker>,
+    /// The answer's status and head, once they are there.
+    head: Option<(u16, HeaderMap)>,
+    buffer: BytesMut,
+    most: usize,
+}
+
+impl Streaming {
+    pub(crate) async fn open(worker: &Rc<Worker>, live: &Live, service: &GrpcService, path: &'static str) -> Result<Self, Status> {
+        let call = Call::begin(worker, live, service.cluster, &request(service, path)).await?;
+        Ok(Self { call, worker: Rc::clone(worker), head: None, buffer: BytesMut::new(), most: service.max_message })
+    }
+
+    /// Ready when another message may be sent.
+    pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.call.poll_room(cx).map(|_| ())
+    }
+
+    /// Sends a framed message.
+    pub(crate) fn send(&mut self, message: Bytes) {
+        self.call.queue(message);
+    }
+
+    /// The next message; `None` at the end of a call that ended well.
+    pub(crate) fn poll_message<M: Message + Default>(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<M>, Status>> {
+        let (status, head) = match &mut self.head {
+            Some(head) => head,
+            None => {
+                let response = ready!(self.call.poll_response(&self.worker, cx))?;
+                self.head.insert((response.status.as_u16(), response.headers))
+            }
+        };
+        loop {
+            if let Some(message) = next_message(&mut self.buffer, self.most)? {
+                return Poll::Ready(M::decode(message).map(Some).map_err(|e| Status::new(code::INTERNAL, e.to_string())));
+            }
+            match ready!(self.call.poll_frame(cx)) {
+                Some(Ok(Frame::Data(data))) => self.buffer.extend_from_slice(&data),
+                Some(Ok(Frame::Trailers(trailers))) => return Poll::Ready(ended(*status, head, Some(&trailers)).map(|()| None)),
+                None => return Poll::Ready(ended(*status, head, None).map(|()| None)),
+                Some(Err(lost)) => return Poll::Ready(Err(lost.into())),
+            }
+        }
+    }
+
+    /// Sends what is left, and waits for the other side to end.
+    pub(crate) async fn close(mut self, left: impl IntoIterator<Item = Bytes>) {
+        for message in left {
+            if self.call.send(message).await.is_err() {
+                return;
+            }
+        }
+        self.call.end();
+        if self.head.is_none() && self.call.response(&self.worker).await.is_err() {
+            return;
+        }
+        while let Some(Ok(Frame::Data(_))) = self.call.frame().await {}
+        self.call.finish();
+    }
+}
+
+/// Takes a whole message out of what has come.
+fn next_message(buffer: &mut BytesMut, most: usize) -> Result<Option<Bytes>, Status> {
+    let Some((head, _)) = buffer.split_first_chunk::<HEAD>() else { return Ok(None) };
+    let [compressed, length @ ..] = *head;
+    let length = u32::from_be_bytes(length) as usize;
+    if compressed != 0 {
+        return Err(Status::new(code::INTERNAL, "the message is compressed"));
+    }
+    if length > most {
+        return Err(Status::new(code::RESOURCE_EXHAUSTED, "the message is too large"));
+    }
+    if buffer.len() < HEAD + length {
+        return Ok(None);
+    }
+    buffer.advance(HEAD);
+    Ok(Some(buffer.split_to(length).freeze()))
 }
 
 #[cfg(test)]

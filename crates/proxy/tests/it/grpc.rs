@@ -18,6 +18,7 @@ pub(crate) enum Reply {
     Status(u16),
     /// Nothing, ever.
     Silence,
+    Nothing,
 }
 
 impl Reply {
@@ -90,6 +91,7 @@ async fn call(mut body: h2::RecvStream, mut answer: h2::server::SendResponse<Byt
                     break 'call;
                 }
                 Reply::Silence => std::future::pending().await,
+                Reply::Nothing => {}
             }
         }
         match body.data().await {

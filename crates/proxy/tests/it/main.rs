@@ -6,6 +6,7 @@ mod balance;
 mod bodies;
 mod endings;
 mod ext_authz;
+mod ext_proc;
 mod extensions;
 mod faults;
 mod global_rate_limits;

@@ -17,6 +17,7 @@ mod context;
 mod discovery;
 mod endpoint;
 mod ext_authz;
+mod ext_proc;
 mod extension;
 mod fault;
 mod filter;

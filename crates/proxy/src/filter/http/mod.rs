@@ -6,6 +6,7 @@ mod cors;
 mod csrf;
 mod descriptors;
 mod ext_authz;
+mod ext_proc;
 mod fault;
 mod grpc_reverse_bridge;
 pub(crate) mod grpc_stats;
@@ -62,6 +63,7 @@ pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
             // On the heap while it lasts: its state would otherwise be part of every request's.
             HttpFilter::ExtAuthz(config) => Box::pin(ext_authz::on_request(exchange, config)).await?,
             HttpFilter::RateLimit(config) => Box::pin(ratelimit::on_request(exchange, config)).await?,
+            HttpFilter::ExtProc(config) => Box::pin(ext_proc::on_request(exchange, config, index)).await?,
             HttpFilter::HeaderToMetadata(config) => header_to_metadata::on_request(exchange, config),
             HttpFilter::LocalRateLimit(config) => local_ratelimit::on_request(exchange, config),
             HttpFilter::StatefulSession(config) => stateful_session::on_request(exchange, config),
@@ -172,7 +174,7 @@ fn see_response(exchange: &mut Exchange<'_>, index: usize, filter: &HttpFilter, 
 
 /// Whether the filter may hold a response's head back, to wait for its body or for somebody's word on it.
 pub(crate) fn may_hold_response(filter: &HttpFilter) -> bool {
-    matches!(filter, HttpFilter::GrpcWeb | HttpFilter::GrpcReverseBridge(_))
+    matches!(filter, HttpFilter::GrpcWeb | HttpFilter::GrpcReverseBridge(_) | HttpFilter::ExtProc(_))
 }
 
 /// [`on_response`] where a filter may hold the response back; `body` is what comes after its head.
@@ -190,6 +192,7 @@ pub(crate) async fn on_response_held(exchange: &mut Exchange<'_>, response: &mut
         match filter {
             HttpFilter::GrpcWeb => grpc_web::on_response(exchange, index, response, body).await?,
             HttpFilter::GrpcReverseBridge(config) => grpc_reverse_bridge::on_response(exchange, config, index, response, body).await?,
+            HttpFilter::ExtProc(config) => Box::pin(ext_proc::on_response(exchange, config, index, response, body)).await?,
             _ => see_response(exchange, index, filter, response),
         }
     }

@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
 use lateen_snapshot::route::Action;
 use lateen_telemetry::envoy_names::http as names;
 use lateen_telemetry::{ResponseFlags, details};
@@ -56,6 +57,18 @@ impl Held {
                 })
                 .freeze(),
         }
+    }
+
+    /// The trailers, where the body is complete and has some.
+    pub(crate) fn trailers(&mut self) -> Option<&mut HeaderMap> {
+        self.frames.iter_mut().find_map(|f| if let Frame::Trailers(map) = f { Some(&mut **map) } else { None })
+    }
+
+    /// Puts other bytes in the place of those that are held; trailers stay.
+    pub(crate) fn replace(&mut self, data: Bytes) {
+        self.frames.retain(|f| matches!(f, Frame::Trailers(_)));
+        self.bytes = data.len();
+        self.frames.push_front(Frame::Data(data));
     }
 
     fn data(&self) -> impl Iterator<Item = &Bytes> {

@@ -1,0 +1,216 @@
+//! What a processor is told of an exchange, and what its answers do to heads.
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{HeaderMap, HeaderValue};
+use lateen_proto::envoy::config::core::v3::{self as core, header_value_option::HeaderAppendAction};
+use lateen_proto::envoy::service::ext_proc::v3::{
+    self as proto, HeaderMutation, ImmediateResponse, ProcessingRequest, body_mutation::Mutation as BodyChange, processing_request::Request,
+};
+use lateen_snapshot::ext_proc::ExtProc;
+use lateen_snapshot::header::AppendAction;
+use lateen_snapshot::metadata::{self, Metadata};
+use lateen_snapshot::mutation_rules::MutationRules;
+use lateen_telemetry::envoy_names::ext_proc as names;
+use lateen_telemetry::{Local, ResponseFlags, details};
+use prost_types::value::Kind;
+
+use super::super::heads::{self, Mutation, Target};
+use super::session::{Part, Way};
+use crate::http::message::{Length, Response};
+use crate::http::reply::Reply;
+
+/// A message about one part of an exchange.
+pub(super) fn request(config: &ExtProc, known: &Metadata, request: Request) -> ProcessingRequest {
+    let namespaces = config.forwarded.iter();
+    let told = namespaces.filter_map(|name| match metadata::to_proto(known.get(name, &[])?).kind {
+        Some(Kind::StructValue(fields)) => Some((name.to_string(), fields)),
+        _ => None,
+    });
+    let filter_metadata: HashMap<_, _> = told.collect();
+    ProcessingRequest {
+        request: Some(request),
+        metadata_context: Some(core::Metadata { filter_metadata, ..Default::default() }),
+        observability_mode: config.observes,
+        ..Default::default()
+    }
+}
+
+pub(super) fn headers(config: &ExtProc, way: Way, all: Vec<(&str, Vec<u8>)>, end: bool) -> Request {
+    let headers = proto::HttpHeaders { headers: Some(header_map(config, all)), end_of_stream: end, ..Default::default() };
+    match way {
+        Way::Request => Request::RequestHeaders(headers),
+        Way::Response => Request::ResponseHeaders(headers),
+    }
+}
+
+pub(super) fn body(way: Way, body: Bytes, end: bool) -> Request {
+    let body = proto::HttpBody { body, end_of_stream: end, ..Default::default() };
+    match way {
+        Way::Request => Request::RequestBody(body),
+        Way::Response => Request::ResponseBody(body),
+    }
+}
+
+pub(super) fn trailers(config: &ExtProc, way: Way, map: &HeaderMap) -> Request {
+    let all = map.iter().map(|(name, value)| (name.as_str(), value.as_bytes().to_vec())).collect();
+    let trailers = proto::HttpTrailers { trailers: Some(header_map(config, all)) };
+    match way {
+        Way::Request => Request::RequestTrailers(trailers),
+        Way::Response => Request::ResponseTrailers(trailers),
+    }
+}
+
+fn header_map(config: &ExtProc, all: Vec<(&str, Vec<u8>)>) -> core::HeaderMap {
+    let shown = all.into_iter().filter(|(name, _)| config.headers.passes(name));
+    let headers = shown.map(|(key, value)| core::HeaderValue { key: key.to_owned(), raw_value: value.into(), ..Default::default() });
+    core::HeaderMap { headers: headers.collect() }
+}
+
+/// A response's head as other servers see it.
+pub(super) fn of_response(response: &Response) -> Vec<(&str, Vec<u8>)> {
+    let mut all = vec![(":status", response.status.as_str().as_bytes().to_vec())];
+    all.extend(response.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes().to_vec())));
+    if let Length::Known(n) = response.length {
+        all.push(("content-length", n.to_string().into_bytes()));
+    }
+    all
+}
+
+/// What a processor does to a head, as far as it may.
+#[derive(Default)]
+pub(super) struct Changes {
+    pub(super) remove: Vec<http::HeaderName>,
+    pub(super) set: Vec<Mutation>,
+}
+
+impl Changes {
+    pub(super) fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.set.is_empty()
+    }
+
+    pub(super) fn apply_to(&self, map: &mut HeaderMap) {
+        for name in &self.remove {
+            map.remove(name);
+        }
+        for Mutation { target, value, action, joins } in &self.set {
+            if let Target::Header(name) = target {
+                heads::change(map, name, value, *action, *joins);
+            }
+        }
+    }
+
+    pub(super) fn apply_to_response(&self, response: &mut Response) {
+        self.apply_to(&mut response.headers);
+        let status = self.set.iter().rev().find(|m| m.target == Target::Status);
+        if let Some(status) = status.and_then(|m| StatusCode::from_bytes(m.value.as_bytes()).ok()).filter(|s| s.as_u16() >= 200) {
+            response.status = status;
+        }
+    }
+}
+
+/// The allowed part of a mutation.
+///
+/// # Errors
+/// Why all of it is refused.
+pub(super) fn changes(rules: &MutationRules, stats: &Local, mutation: Option<HeaderMutation>) -> Result<Changes, String> {
+    let mut changes = Changes::default();
+    let HeaderMutation { set_headers, remove_headers } = mutation.unwrap_or_default();
+    let allowed = |name: &str| {
+        let allows = rules.allows(&name.to_ascii_lowercase());
+        if !allows {
+            stats.inc(names::REJECTED_HEADER_MUTATIONS);
+        }
+        allows
+    };
+    let refused = |what: &str, name: &str| format!("Invalid attempt to {what} {}", name.to_ascii_lowercase());
+    let invalid = |field: &str| {
+        stats.inc(names::REJECTED_HEADER_MUTATIONS);
+        Err(format!("Invalid character in {field} mutation."))
+    };
+    for name in remove_headers {
+        match heads::target(&name) {
+            Err(()) => return invalid("remove_headers"),
+            _ if !allowed(&name) && rules.disallow_is_error => return Err(refused("remove", &name)),
+            Ok(Some(Target::Header(header))) if rules.allows(header.as_str()) => changes.remove.push(header),
+            _ => {}
+        }
+    }
+    for core::HeaderValueOption { header, append, append_action, .. } in set_headers {
+        let Some(core::HeaderValue { key, value, raw_value }) = header else { continue };
+        let value = if raw_value.is_empty() { value.as_bytes() } else { &raw_value[..] };
+        let (Ok(target), Ok(value)) = (heads::target(&key), HeaderValue::from_bytes(value)) else { return invalid("set_headers") };
+        if !allowed(&key) {
+            if rules.disallow_is_error {
+                return Err(refused("modify", &key));
+            }
+            continue;
+        }
+        let action = match (append, HeaderAppendAction::try_from(append_action)) {
+            (Some(true), _) => AppendAction::AppendIfExistsOrAdd,
+            (None, Ok(HeaderAppendAction::AddIfAbsent)) => AppendAction::AddIfAbsent,
+            (None, Ok(HeaderAppendAction::OverwriteIfExists)) => AppendAction::OverwriteIfExists,
+            // Without a word a header is replaced here, other than elsewhere in Envoy's API.
+            _ => AppendAction::OverwriteIfExistsOrAdd,
+        };
+        if let Some(target) = target {
+            changes.set.push(Mutation { target, value, action, joins: false });
+        }
+    }
+    Ok(changes)
+}
+
+/// What becomes of a body: `None` when it stays.
+pub(super) fn new_body(change: Option<proto::BodyMutation>) -> Option<Bytes> {
+    match change?.mutation? {
+        BodyChange::Body(body) => Some(body),
+        BodyChange::ClearBody(true) => Some(Bytes::new()),
+        BodyChange::ClearBody(false) | BodyChange::StreamedResponse(_) => None,
+    }
+}
+
+/// Keeps what a processor says about a request.
+pub(super) fn note_metadata(config: &ExtProc, known: &mut Metadata, said: Option<lateen_proto::Struct>) {
+    for (namespace, value) in said.unwrap_or_default().fields {
+        let Some(Kind::StructValue(fields)) = value.kind else { continue };
+        if config.received.iter().any(|name| **name == *namespace) {
+            let namespace = namespace.into();
+            for (key, value) in &fields.fields {
+                known.set(&namespace, key, metadata::from_proto(value));
+            }
+        }
+    }
+}
+
+/// The answer that a processor gives in the upstream's place.
+pub(super) fn immediate(stats: &Local, response: ImmediateResponse) -> Reply {
+    let ImmediateResponse { status, headers, body, grpc_status, details: said } = response;
+    let status = status.and_then(|s| u16::try_from(s.code).ok()).filter(|code| (200..600).contains(code)).unwrap_or(200);
+    let rules = MutationRules { allow_all_routing: true, allow_envoy: true, ..Default::default() };
+    let mut reply = Reply::new(status, "", details::underscored(&said).into_owned(), ResponseFlags::NONE);
+    reply.body = body.to_vec().into();
+    reply.grpc_status = grpc_status.map(|s| s.status);
+    let mut map = HeaderMap::new();
+    if let Ok(changes) = changes(&rules, stats, headers) {
+        changes.apply_to(&mut map);
+    }
+    for (name, value) in &map {
+        reply = reply.with_header(name.clone(), value.clone());
+    }
+    reply
+}
+
+/// The reply to an exchange whose processor wants what it may not.
+pub(super) fn invalid(reason: &str) -> Box<Reply> {
+    Box::new(Reply::new(500, "", details::underscored(reason).into_owned(), ResponseFlags::NONE))
+}
+
+/// Which part a message is about.
+pub(super) fn part(of: &Request) -> Part {
+    match of {
+        Request::RequestHeaders(_) | Request::ResponseHeaders(_) => Part::Headers,
+        Request::RequestBody(_) | Request::ResponseBody(_) => Part::Body,
+        Request::RequestTrailers(_) | Request::ResponseTrailers(_) => Part::Trailers,
+    }
+}

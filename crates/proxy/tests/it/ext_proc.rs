@@ -1,0 +1,279 @@
+//! External processing over gRPC.
+use std::sync::{Arc, Mutex};
+
+use lateen_proto::Duration;
+use lateen_proto::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
+use lateen_proto::envoy::extensions::filters::http::ext_proc::v3 as config_proto;
+use lateen_proto::envoy::service::ext_proc::v3::{
+    self as proto, body_mutation::Mutation, processing_request::Request, processing_response::Response as Answer,
+};
+use prost::Message;
+
+use crate::grpc::{GrpcServer, HTTP2, Reply};
+use crate::support::*;
+
+fn config(upstream: u16, processor: u16, mode: &str, more: &str) -> Config {
+    let mut config = Config::to(&[upstream]).cluster(cluster("proc", &[processor], HTTP2));
+    config.filters = format!(
+        "- name: envoy.filters.http.ext_proc\n  typed_config:\n    \
+         \"@type\": type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor\n    \
+         grpc_service: {{envoy_grpc: {{cluster_name: proc}}}}\n    message_timeout: 3s\n    processing_mode: {{{mode}}}\n{more}"
+    );
+    config
+}
+
+type Seen = Arc<Mutex<Vec<Request>>>;
+
+/// A processor that answers as the closure says, by default with nothing to change.
+fn processor(answer: impl Fn(usize, &Request) -> Option<Answer> + Send + Sync + 'static) -> (GrpcServer, Seen) {
+    let seen = Seen::default();
+    let theirs = seen.clone();
+    let server = GrpcServer::start(move |message| {
+        let request = proto::ProcessingRequest::decode(message).unwrap().request.unwrap();
+        let number = {
+            let mut seen = theirs.lock().unwrap();
+            seen.push(request.clone());
+            seen.len()
+        };
+        let response = answer(number, &request).unwrap_or_else(|| plain(&request));
+        Reply::of(&proto::ProcessingResponse { response: Some(response), ..Default::default() })
+    });
+    (server, seen)
+}
+
+fn plain(request: &Request) -> Answer {
+    match request {
+        Request::RequestHeaders(_) => Answer::RequestHeaders(proto::HeadersResponse::default()),
+        Request::ResponseHeaders(_) => Answer::ResponseHeaders(proto::HeadersResponse::default()),
+        Request::RequestBody(_) => Answer::RequestBody(proto::BodyResponse::default()),
+        Request::ResponseBody(_) => Answer::ResponseBody(proto::BodyResponse::default()),
+        Request::RequestTrailers(_) => Answer::RequestTrailers(proto::TrailersResponse::default()),
+        Request::ResponseTrailers(_) => Answer::ResponseTrailers(proto::TrailersResponse::default()),
+    }
+}
+
+fn set(pairs: &[(&str, &str)], remove: &[&str]) -> Option<proto::HeaderMutation> {
+    let option = |(key, value): &(&str, &str)| HeaderValueOption {
+        header: Some(HeaderValue { key: (*key).to_owned(), raw_value: value.as_bytes().to_vec().into(), ..Default::default() }),
+        ..Default::default()
+    };
+    Some(proto::HeaderMutation {
+        set_headers: pairs.iter().map(option).collect(),
+        remove_headers: remove.iter().map(|n| (*n).to_owned()).collect(),
+    })
+}
+
+fn common(headers: Option<proto::HeaderMutation>, body: Option<&str>) -> Option<proto::CommonResponse> {
+    let body = body.map(|text| proto::BodyMutation { mutation: Some(Mutation::Body(text.as_bytes().to_vec().into())) });
+    Some(proto::CommonResponse { header_mutation: headers, body_mutation: body, ..Default::default() })
+}
+
+/// What a processor saw, in short: `H` and `h` for heads, `B` and `b` with the bytes for bodies, `T` and `t` for trailers; `!` ends.
+fn told(seen: &Seen) -> Vec<String> {
+    let end = |end: bool| if end { "!" } else { "" };
+    let text = |body: &proto::HttpBody| format!("{}{}", String::from_utf8_lossy(&body.body), end(body.end_of_stream));
+    let one = |request: &Request| match request {
+        Request::RequestHeaders(h) => format!("H{}", end(h.end_of_stream)),
+        Request::ResponseHeaders(h) => format!("h{}", end(h.end_of_stream)),
+        Request::RequestBody(b) => format!("B{}", text(b)),
+        Request::ResponseBody(b) => format!("b{}", text(b)),
+        Request::RequestTrailers(_) => "T".to_owned(),
+        Request::ResponseTrailers(_) => "t".to_owned(),
+    };
+    seen.lock().unwrap().iter().map(one).collect()
+}
+
+fn stat(proxy: &Proxy, name: &str) -> u64 {
+    proxy.stat(&format!("http.t.ext_proc.{name}"))
+}
+
+fn post(proxy: &Proxy, body: &str) -> Answer_ {
+    proxy.call(&format!("POST /p HTTP/1.1\r\nhost: shop\r\nx-old: 1\r\ncontent-length: {}\r\n\r\n{body}", body.len()))
+}
+
+type Answer_ = crate::support::Answer;
+
+#[test]
+fn a_processor_sees_both_heads_and_changes_what_it_may() {
+    let upstream = Upstream::ok("fine");
+    let (server, seen) = processor(|_, request| match request {
+        Request::RequestHeaders(_) => {
+            let headers =
+                set(&[("x-new", "1"), (":path", "/other?x"), ("host", "evil"), ("x-envoy-a", "1"), ("content-length", "7")], &["x-old"]);
+            Some(Answer::RequestHeaders(proto::HeadersResponse { response: common(headers, None) }))
+        }
+        Request::ResponseHeaders(_) => {
+            let headers = set(&[("x-seen", "yes"), (":status", "202")], &[]);
+            Some(Answer::ResponseHeaders(proto::HeadersResponse { response: common(headers, None) }))
+        }
+        _ => None,
+    });
+    let proxy = config(upstream.port(), server.port(), "", "").start();
+    let answer = post(&proxy, "abc");
+    assert_eq!((answer.status, answer.header("x-seen"), answer.body.as_str()), (202, Some("yes"), "fine"));
+    let sent = upstream.seen()[0].clone();
+    assert!(sent.starts_with("POST /other?x HTTP/1.1\r\nhost: shop\r\n") && sent.ends_with("abc"), "{sent}");
+    assert!(sent.contains("x-new: 1\r\n") && !sent.contains("x-old") && !sent.contains("x-envoy-a:"), "{sent}");
+    assert_eq!(told(&seen), ["H", "h"]);
+    let Request::RequestHeaders(head) = &seen.lock().unwrap()[0] else { panic!() };
+    let headers = &head.headers.as_ref().unwrap().headers;
+    let of = |name: &str| headers.iter().find(|h| h.key == name).map(|h| h.raw_value.to_vec());
+    assert_eq!((of(":method"), of("x-old"), of(":path")), (Some(b"POST".to_vec()), Some(b"1".to_vec()), Some(b"/p".to_vec())));
+    assert_eq!((stat(&proxy, "rejected_header_mutations"), stat(&proxy, "stream_msgs_received")), (2, 2));
+    eventually(|| stat(&proxy, "streams_closed") == 1);
+}
+
+#[test]
+fn bodies_are_seen_whole_where_they_are_buffered() {
+    let upstream = Upstream::ok("fine");
+    let (server, seen) = processor(|_, request| match request {
+        Request::RequestBody(_) => {
+            Some(Answer::RequestBody(proto::BodyResponse { response: common(set(&[("x-body", "1")], &[]), Some("changed!")) }))
+        }
+        Request::ResponseBody(_) => {
+            Some(Answer::ResponseBody(proto::BodyResponse { response: common(set(&[("x-body", "2")], &[]), Some("other")) }))
+        }
+        _ => None,
+    });
+    let mode = "request_body_mode: BUFFERED, response_body_mode: BUFFERED";
+    let proxy = config(upstream.port(), server.port(), mode, "").start();
+    let answer = post(&proxy, "abc");
+    assert_eq!((answer.status, answer.header("x-body"), answer.body.as_str()), (200, Some("2"), "other"));
+    let sent = upstream.seen()[0].clone();
+    assert!(sent.contains("x-body: 1\r\n") && sent.contains("content-length: 8\r\n") && sent.ends_with("changed!"), "{sent}");
+    assert_eq!(told(&seen), ["H", "Babc!", "h", "bfine!"]);
+    let get = proxy.get("/");
+    assert_eq!((get.status, get.body.as_str()), (200, "other"));
+    assert_eq!(told(&seen)[4..], ["H!", "h", "bfine!"]);
+    let large = "x".repeat(1 << 21);
+    assert_eq!(post(&proxy, &large).status, 413);
+}
+
+#[test]
+fn bodies_are_seen_piece_by_piece_where_they_stream() {
+    let upstream = Upstream::ok("fine");
+    let (server, seen) = processor(|_, request| match request {
+        Request::RequestBody(b) => {
+            let upper = String::from_utf8_lossy(&b.body).to_uppercase();
+            Some(Answer::RequestBody(proto::BodyResponse { response: common(None, Some(&upper)) }))
+        }
+        Request::ResponseBody(b) if !b.body.is_empty() => {
+            Some(Answer::ResponseBody(proto::BodyResponse { response: common(None, Some("longer than before")) }))
+        }
+        _ => None,
+    });
+    let mode = "request_header_mode: SKIP, response_header_mode: SKIP, request_body_mode: STREAMED, response_body_mode: STREAMED";
+    let proxy = config(upstream.port(), server.port(), mode, "").start();
+    let answer = proxy.call("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n");
+    assert!(answer.status == 200 && answer.body.contains("longer than before"), "{answer:?}");
+    let sent: String = upstream.seen()[0].split("\r\n\r\n").nth(1).unwrap().chars().filter(char::is_ascii_uppercase).collect();
+    assert_eq!(sent, "ABCDE");
+    let seen = told(&seen);
+    assert!(
+        seen.iter().any(|s| s.starts_with('B') && s.ends_with('!')) && seen.iter().any(|s| s.starts_with('b') && s.ends_with('!')),
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn a_processor_may_answer_itself_or_put_another_body_in_its_place() {
+    let upstream = Upstream::ok("fine");
+    let (server, _) = processor(|_, request| match request {
+        Request::RequestHeaders(h) if h.end_of_stream => Some(Answer::ImmediateResponse(proto::ImmediateResponse {
+            status: Some(lateen_proto::envoy::r#type::v3::HttpStatus { code: 418 }),
+            headers: set(&[("x-why", "tea")], &[]),
+            body: b"short and stout".to_vec().into(),
+            details: "a teapot".to_owned(),
+            ..Default::default()
+        })),
+        Request::RequestHeaders(_) => {
+            let mut replaced = common(None, Some("instead")).unwrap();
+            replaced.status = proto::common_response::ResponseStatus::ContinueAndReplace as i32;
+            Some(Answer::RequestHeaders(proto::HeadersResponse { response: Some(replaced) }))
+        }
+        _ => None,
+    });
+    let proxy = config(upstream.port(), server.port(), "request_body_mode: STREAMED", "").start();
+    let answer = proxy.get("/");
+    assert_eq!((answer.status, answer.header("x-why"), answer.body.as_str()), (418, Some("tea"), "short and stout"));
+    assert_eq!(post(&proxy, "abc").status, 200);
+    assert!(upstream.seen()[0].contains("instead") && !upstream.seen()[0].contains("abc"));
+}
+
+#[test]
+fn a_processor_that_fails_ends_the_exchange_unless_failures_are_let_through() {
+    let upstream = Upstream::ok("fine");
+    let failing = GrpcServer::start(|_| Reply::Status(13));
+    let silent = GrpcServer::start(|_| Reply::Silence);
+    let short = |mut config: Config| {
+        config.filters = config.filters.replace("message_timeout: 3s", "message_timeout: 0.2s");
+        config.start()
+    };
+    assert_eq!(config(upstream.port(), failing.port(), "", "").start().get("/").status, 500);
+    assert_eq!(config(upstream.port(), dead_port(), "", "    status_on_error: {code: 503}\n").start().get("/").status, 503);
+    let late = short(config(upstream.port(), silent.port(), "", ""));
+    assert_eq!((late.get("/").status, stat(&late, "message_timeouts")), (504, 1));
+    assert!(upstream.seen().is_empty());
+    for port in [failing.port(), silent.port(), dead_port()] {
+        let open = short(config(upstream.port(), port, "", "    failure_mode_allow: true\n"));
+        assert_eq!((open.get("/").status, stat(&open, "failure_mode_allowed")), (200, 1));
+    }
+}
+
+#[test]
+fn modes_change_by_route_and_by_the_processors_word() {
+    let upstream = Upstream::ok("fine");
+    let seen = Seen::default();
+    let theirs = seen.clone();
+    let server = GrpcServer::start(move |message| {
+        let request = proto::ProcessingRequest::decode(message).unwrap().request.unwrap();
+        theirs.lock().unwrap().push(request.clone());
+        let mode = config_proto::ProcessingMode { request_body_mode: 2, response_header_mode: 2, ..Default::default() };
+        let mode_override = matches!(request, Request::RequestHeaders(_)).then_some(mode);
+        Reply::of(&proto::ProcessingResponse { response: Some(plain(&request)), mode_override, ..Default::default() })
+    });
+    let per_route = "\"@type\": type.googleapis.com/envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute";
+    let mut config = config(upstream.port(), server.port(), "", "    allow_mode_override: true\n");
+    config.routes = format!(
+        "- {{match: {{prefix: /off}}, route: {{cluster: c}}, typed_per_filter_config: {{envoy.filters.http.ext_proc: {{{per_route}, disabled: true}}}}}}\n\
+         - {{match: {{prefix: /response}}, route: {{cluster: c}}, typed_per_filter_config: {{envoy.filters.http.ext_proc: {{{per_route}, \
+         overrides: {{processing_mode: {{request_header_mode: SKIP}}}}}}}}}}\n- {{match: {{prefix: /}}, route: {{cluster: c}}}}"
+    );
+    let proxy = config.start();
+    assert_eq!((proxy.get("/off").status, proxy.get("/response").status), (200, 200));
+    assert_eq!(told(&seen), ["h"]);
+    assert_eq!(post(&proxy, "abc").status, 200);
+    assert_eq!(told(&seen)[1..], ["H", "Babc!"]);
+}
+
+#[test]
+fn a_processor_may_ask_for_more_time_and_one_that_only_looks_on_is_not_waited_for() {
+    let upstream = Upstream::ok("fine");
+    let asked = Arc::new(Mutex::new(0));
+    let theirs = asked.clone();
+    let slow = GrpcServer::start(move |_| {
+        *theirs.lock().unwrap() += 1;
+        let override_message_timeout = Some(Duration { seconds: 1, nanos: 0 });
+        Reply::of(&proto::ProcessingResponse { override_message_timeout, ..Default::default() })
+    });
+    let mut limited = config(upstream.port(), slow.port(), "response_header_mode: SKIP", "    max_message_timeout: 2s\n");
+    limited.filters = limited.filters.replace("message_timeout: 3s", "message_timeout: 0.2s");
+    let proxy = limited.start();
+    let before = std::time::Instant::now();
+    assert_eq!(proxy.get("/").status, 504);
+    assert!(before.elapsed() >= std::time::Duration::from_millis(900), "{:?}", before.elapsed());
+    assert_eq!(stat(&proxy, "override_message_timeout_received"), 1);
+    let seen = Seen::default();
+    let theirs = seen.clone();
+    let watcher = GrpcServer::start(move |message| {
+        let message = proto::ProcessingRequest::decode(message).unwrap();
+        assert!(message.observability_mode);
+        theirs.lock().unwrap().push(message.request.unwrap());
+        Reply::Nothing
+    });
+    let mode = "request_body_mode: STREAMED, response_body_mode: STREAMED";
+    let proxy = config(upstream.port(), watcher.port(), mode, "    observability_mode: true\n").start();
+    let answer = post(&proxy, "abc");
+    assert_eq!((answer.status, answer.body.contains("fine")), (200, true));
+    eventually(|| told(&seen).iter().any(|s| s.starts_with("bfine")));
+}
