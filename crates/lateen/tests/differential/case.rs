@@ -138,6 +138,10 @@ pub(crate) struct Answer {
     pub(crate) then: Then,
     /// Switches protocols, or takes a CONNECT, and echoes bytes.
     pub(crate) upgrade: Option<String>,
+    /// Answers each `ProcessingRequest` that comes with the next of these, and those after the last with nothing to change.
+    /// An answer is a `ProcessingResponse`, in which bytes are base64 or `text:` and text; a list of them; nothing for
+    /// silence; or a number, the status with which the call ends.
+    pub(crate) processor: Option<Vec<Value>>,
 }
 
 impl Default for Answer {
@@ -157,6 +161,7 @@ impl Default for Answer {
             silent: false,
             then: Then::Keep,
             upgrade: None,
+            processor: None,
         }
     }
 }

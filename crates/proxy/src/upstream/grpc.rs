@@ -177,6 +177,11 @@ impl Streaming {
         Ok(Self { call, worker: Rc::clone(worker), head: None, buffer: BytesMut::new(), most: service.max_message })
     }
 
+    /// Whether the head of the answer is here.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.head.is_some()
+    }
+
     /// Ready when another message may be sent.
     pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.call.poll_room(cx).map(|_| ())
@@ -196,6 +201,9 @@ impl Streaming {
                 self.head.insert((response.status.as_u16(), response.headers))
             }
         };
+        if *status != 200 {
+            return Poll::Ready(ended(*status, head, None).map(|()| None));
+        }
         loop {
             if let Some(message) = next_message(&mut self.buffer, self.most)? {
                 return Poll::Ready(M::decode(message).map(Some).map_err(|e| Status::new(code::INTERNAL, e.to_string())));

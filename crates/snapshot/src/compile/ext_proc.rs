@@ -66,19 +66,23 @@ pub(crate) fn filter(value: proto::ExternalProcessor, context: &mut Context<'_>)
         time if time > LONGEST => Err(Invalid::field(field, "is longer than an hour")),
         time => Ok(time),
     };
+    let mode = mode(processing_mode.unwrap_or_default()).within("processing_mode")?;
+    if observability_mode && [mode.request_body, mode.response_body].iter().any(|m| !matches!(m, BodyMode::None | BodyMode::Streamed)) {
+        return Err(Invalid::field("observability_mode", "shows bodies STREAMED only; set the body modes to STREAMED or NONE"));
+    }
     let (forwarded, received) = namespaces(metadata_options.unwrap_or_default()).within("metadata_options")?;
     let modes = allowed_override_modes.into_iter().enumerate();
     Ok(ExtProc {
         service: service.within("grpc_service")?,
         failure_mode_allow,
-        mode: mode(processing_mode.unwrap_or_default()).within("processing_mode")?,
+        mode,
         message_timeout: timeout(message_timeout, MESSAGE_TIMEOUT, "message_timeout")?,
         max_message_timeout: timeout(max_message_timeout, Duration::ZERO, "max_message_timeout")?,
         stat_prefix: if stat_prefix.is_empty() { "ext_proc".into() } else { format!("ext_proc.{stat_prefix}").into() },
         rules: rules(mutation_rules.unwrap_or_default()).within("mutation_rules")?,
         headers: forwarding(forward_rules.unwrap_or_default()).within("forward_rules")?,
         allow_mode_override,
-        allowed_modes: modes.map(|(i, m)| mode(m).within_item("allowed_override_modes", i)).collect::<Result<_>>()?,
+        allowed_modes: modes.map(|(i, m)| self::mode(m).within_item("allowed_override_modes", i)).collect::<Result<_>>()?,
         disable_immediate_response,
         observes: observability_mode,
         close_timeout: deferred_close_timeout.map_or(Ok(CLOSE_TIMEOUT), |d| duration(&d)).within("deferred_close_timeout")?,

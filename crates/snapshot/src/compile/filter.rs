@@ -14,8 +14,8 @@ use super::context::{Context, Place};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::strings;
 use super::{
-    buffer, compressor, ext_authz, ext_proc, extension, fault, global_ratelimit, grpc_stats, header_mutation, istio, jwt_authn, local_ratelimit,
-    metadata, on_demand, rbac, small_filters, stateful_session,
+    buffer, compressor, ext_authz, ext_proc, extension, fault, global_ratelimit, grpc_stats, header_mutation, istio, jwt_authn,
+    local_ratelimit, metadata, on_demand, rbac, small_filters, stateful_session,
 };
 use crate::http::{AlpnOverrides, Cors, FilterOverrides, HttpFilter, PerRoute, RbacPerRoute, Router};
 

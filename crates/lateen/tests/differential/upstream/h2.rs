@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::Script;
+use super::{Script, processor};
 use crate::case::{Answer, Headers, Then};
 use crate::compressed;
 use crate::wire::{Io, fields};
@@ -43,6 +43,9 @@ async fn exchange(request: Request<RecvStream>, mut respond: SendResponse<Bytes>
     let (at, answer) = script.next(seen);
     if answer.upgrade.is_some() {
         return echo(&mut respond, body, &answer).await;
+    }
+    if let Some(answers) = &answer.processor {
+        return processor::serve(&mut respond, body, answers, at, script).await;
     }
     if !answer.early {
         receive(&mut body, parts.headers.get("content-encoding").and_then(|v| v.to_str().ok()), at, script).await?;

@@ -1,6 +1,7 @@
 //! The upstreams behind both proxies: they answer as the case says and tell what they saw.
 mod h1;
 mod h2;
+mod processor;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;

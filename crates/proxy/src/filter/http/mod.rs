@@ -301,10 +301,3 @@ fn all_per_route<T>(exchange: &Exchange<'_>, pick: impl Fn(&PerRoute) -> Option<
 fn per_route<T>(exchange: &Exchange<'_>, pick: impl Fn(&PerRoute) -> Option<&Arc<T>>) -> Option<Arc<T>> {
     route_of(exchange, exchange.info.filter, pick)
 }
-
-/// What all places say of the running filter, most specific first.
-fn per_route_all<T>(exchange: &Exchange<'_>, pick: impl Fn(&PerRoute) -> Option<&Arc<T>>) -> Vec<Arc<T>> {
-    let name = exchange.hcm.config.filter_names.get(exchange.info.filter);
-    let (Some(matched), Some(name)) = (&exchange.info.route, name) else { return Vec::new() };
-    levels(matched).filter_map(|level| level.of(name).and_then(&pick)).cloned().collect()
-}

@@ -16,7 +16,7 @@ use lateen_telemetry::{BlockName, Local, ResponseFlags, details};
 use tokio::time::Instant;
 
 use self::verdict::{Decision, Refusal};
-use super::{Step, per_route_all};
+use super::{Step, all_per_route};
 use crate::http::reply::Reply;
 use crate::http::{End, Exchange};
 use crate::router::lookup;
@@ -122,7 +122,7 @@ async fn show(exchange: &mut Exchange<'_>, rules: BodyRules) -> Result<Result<Sh
 
 /// What routes tell the authorizer, the most specific last so that it counts.
 fn context_extensions(exchange: &Exchange<'_>) -> Vec<(String, String)> {
-    let told = per_route_all(exchange, |p| p.ext_authz.as_ref());
+    let told = all_per_route(exchange, |p| p.ext_authz.as_ref());
     told.iter().rev().flat_map(|level| level.context.iter().cloned()).collect()
 }
 

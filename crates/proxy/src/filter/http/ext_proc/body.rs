@@ -10,7 +10,7 @@ use lateen_proto::envoy::service::ext_proc::v3::{
 };
 
 use super::super::body::{Halt, Piece, Source, Stage};
-use super::message;
+use super::message::{self, Limits};
 use super::session::{Part, Said, Session, Way};
 use crate::http::Info;
 use crate::http::message::Frame;
@@ -51,7 +51,7 @@ impl Through {
 
     fn say(&self, part: Part, request: Request, info: &Info) {
         let mut session = self.session.borrow_mut();
-        let message = message::request(&session.config, &info.metadata, request);
+        let message = message::request(&session, &info.metadata, request);
         session.say(self.way, part, &message);
     }
 
@@ -110,10 +110,7 @@ impl Through {
         message::note_metadata(&session.config, &mut info.metadata, answer.dynamic_metadata);
         match answer.response {
             Some(Answer::RequestTrailers(said) | Answer::ResponseTrailers(said)) => {
-                match message::changes(&session.config.rules, &session.stats, said.header_mutation) {
-                    Ok(changes) => changes.apply_to(&mut trailers),
-                    Err(reason) => return Err(Halt::Reply(message::invalid(&reason))),
-                }
+                session.changes(Limits::DEFAULT, said.header_mutation).map_err(Halt::Reply)?.apply_to(&mut trailers);
             }
             Some(Answer::ImmediateResponse(response)) => {
                 session.finish();

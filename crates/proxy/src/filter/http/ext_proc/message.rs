@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{HeaderMap, HeaderValue};
-use lateen_proto::envoy::config::core::v3::{self as core, header_value_option::HeaderAppendAction};
+use lateen_proto::envoy::config::core::v3 as core;
+use lateen_proto::envoy::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
 use lateen_proto::envoy::service::ext_proc::v3::{
     self as proto, HeaderMutation, ImmediateResponse, ProcessingRequest, body_mutation::Mutation as BodyChange, processing_request::Request,
 };
-use lateen_snapshot::ext_proc::ExtProc;
+use lateen_snapshot::ext_proc::{BodyMode, ExtProc};
 use lateen_snapshot::header::AppendAction;
 use lateen_snapshot::metadata::{self, Metadata};
 use lateen_snapshot::mutation_rules::MutationRules;
@@ -17,12 +18,13 @@ use lateen_telemetry::{Local, ResponseFlags, details};
 use prost_types::value::Kind;
 
 use super::super::heads::{self, Mutation, Target};
-use super::session::{Part, Way};
+use super::session::{Part, Session, Way};
 use crate::http::message::{Length, Response};
 use crate::http::reply::Reply;
 
 /// A message about one part of an exchange.
-pub(super) fn request(config: &ExtProc, known: &Metadata, request: Request) -> ProcessingRequest {
+pub(super) fn request(session: &Session, known: &Metadata, request: Request) -> ProcessingRequest {
+    let config = &session.config;
     let namespaces = config.forwarded.iter();
     let told = namespaces.filter_map(|name| match metadata::to_proto(known.get(name, &[])?).kind {
         Some(Kind::StructValue(fields)) => Some((name.to_string(), fields)),
@@ -33,7 +35,21 @@ pub(super) fn request(config: &ExtProc, known: &Metadata, request: Request) -> P
         request: Some(request),
         metadata_context: Some(core::Metadata { filter_metadata, ..Default::default() }),
         observability_mode: config.observes,
+        protocol_config: (!session.begun && !config.observes).then(|| proto::ProtocolConfiguration {
+            request_body_mode: body_mode(session.mode.request_body) as i32,
+            response_body_mode: body_mode(session.mode.response_body) as i32,
+            ..Default::default()
+        }),
         ..Default::default()
+    }
+}
+
+fn body_mode(mode: BodyMode) -> BodySendMode {
+    match mode {
+        BodyMode::None => BodySendMode::None,
+        BodyMode::Streamed => BodySendMode::Streamed,
+        BodyMode::Buffered => BodySendMode::Buffered,
+        BodyMode::BufferedPartial => BodySendMode::BufferedPartial,
     }
 }
 
@@ -63,7 +79,8 @@ pub(super) fn trailers(config: &ExtProc, way: Way, map: &HeaderMap) -> Request {
 }
 
 fn header_map(config: &ExtProc, all: Vec<(&str, Vec<u8>)>) -> core::HeaderMap {
-    let shown = all.into_iter().filter(|(name, _)| config.headers.passes(name));
+    // How a body is cut into pieces on the wire is nothing that a processor could change.
+    let shown = all.into_iter().filter(|(name, _)| *name != "transfer-encoding" && config.headers.passes(name));
     let headers = shown.map(|(key, value)| core::HeaderValue { key: key.to_owned(), raw_value: value.into(), ..Default::default() });
     core::HeaderMap { headers: headers.collect() }
 }
@@ -86,10 +103,6 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    pub(super) fn is_empty(&self) -> bool {
-        self.remove.is_empty() && self.set.is_empty()
-    }
-
     pub(super) fn apply_to(&self, map: &mut HeaderMap) {
         for name in &self.remove {
             map.remove(name);
@@ -110,11 +123,36 @@ impl Changes {
     }
 }
 
+/// Why a mutation is refused, in Envoy's words.
+pub(super) type Refused = &'static str;
+const TOO_MANY: Refused = "header_mutation_operation_count_exceeds_limit";
+const TOO_LARGE: Refused = "header_mutation_result_exceeds_limit";
+const NOT_REMOVED: Refused = "header_mutation_remove_headers_failed";
+const NOT_SET: Refused = "header_mutation_set_headers_failed";
+
+/// How large a head may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) count: usize,
+    pub(super) bytes: usize,
+}
+
+impl Limits {
+    /// What Envoy takes of responses and trailers unless told otherwise.
+    pub(super) const DEFAULT: Self = Self { count: 100, bytes: 60 << 10 };
+
+    /// Whether a head with that many pseudo headers is within the limits.
+    pub(super) fn check(self, map: &HeaderMap, pseudo: usize) -> Result<(), Refused> {
+        let bytes: usize = map.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        if map.len() + pseudo > self.count || bytes > self.bytes { Err(TOO_LARGE) } else { Ok(()) }
+    }
+}
+
 /// The allowed part of a mutation.
 ///
 /// # Errors
 /// Why all of it is refused.
-pub(super) fn changes(rules: &MutationRules, stats: &Local, mutation: Option<HeaderMutation>) -> Result<Changes, String> {
+pub(super) fn changes(rules: &MutationRules, limits: Limits, stats: &Local, mutation: Option<HeaderMutation>) -> Result<Changes, Refused> {
     let mut changes = Changes::default();
     let HeaderMutation { set_headers, remove_headers } = mutation.unwrap_or_default();
     let allowed = |name: &str| {
@@ -124,36 +162,35 @@ pub(super) fn changes(rules: &MutationRules, stats: &Local, mutation: Option<Hea
         }
         allows
     };
-    let refused = |what: &str, name: &str| format!("Invalid attempt to {what} {}", name.to_ascii_lowercase());
-    let invalid = |field: &str| {
+    let invalid = |reason: Refused| {
         stats.inc(names::REJECTED_HEADER_MUTATIONS);
-        Err(format!("Invalid character in {field} mutation."))
+        Err(reason)
     };
+    if remove_headers.len().max(set_headers.len()) > limits.count {
+        return invalid(TOO_MANY);
+    }
     for name in remove_headers {
         match heads::target(&name) {
-            Err(()) => return invalid("remove_headers"),
-            _ if !allowed(&name) && rules.disallow_is_error => return Err(refused("remove", &name)),
+            Err(()) => return invalid("header_mutation_remove_contains_invalid_character"),
+            _ if !allowed(&name) && rules.disallow_is_error => return Err(NOT_REMOVED),
             Ok(Some(Target::Header(header))) if rules.allows(header.as_str()) => changes.remove.push(header),
             _ => {}
         }
     }
-    for core::HeaderValueOption { header, append, append_action, .. } in set_headers {
+    for core::HeaderValueOption { header, append, .. } in set_headers {
         let Some(core::HeaderValue { key, value, raw_value }) = header else { continue };
         let value = if raw_value.is_empty() { value.as_bytes() } else { &raw_value[..] };
-        let (Ok(target), Ok(value)) = (heads::target(&key), HeaderValue::from_bytes(value)) else { return invalid("set_headers") };
+        let (Ok(target), Ok(value)) = (heads::target(&key), HeaderValue::from_bytes(value)) else {
+            return invalid("header_mutation_set_contains_invalid_character");
+        };
         if !allowed(&key) {
             if rules.disallow_is_error {
-                return Err(refused("modify", &key));
+                return Err(NOT_SET);
             }
             continue;
         }
-        let action = match (append, HeaderAppendAction::try_from(append_action)) {
-            (Some(true), _) => AppendAction::AppendIfExistsOrAdd,
-            (None, Ok(HeaderAppendAction::AddIfAbsent)) => AppendAction::AddIfAbsent,
-            (None, Ok(HeaderAppendAction::OverwriteIfExists)) => AppendAction::OverwriteIfExists,
-            // Without a word a header is replaced here, other than elsewhere in Envoy's API.
-            _ => AppendAction::OverwriteIfExistsOrAdd,
-        };
+        // Without a word a header is replaced here, and `append_action` has no meaning, other than elsewhere in Envoy's API.
+        let action = if append.unwrap_or(false) { AppendAction::AppendIfExistsOrAdd } else { AppendAction::OverwriteIfExistsOrAdd };
         if let Some(target) = target {
             changes.set.push(Mutation { target, value, action, joins: false });
         }
@@ -192,18 +229,13 @@ pub(super) fn immediate(stats: &Local, response: ImmediateResponse) -> Reply {
     reply.body = body.to_vec().into();
     reply.grpc_status = grpc_status.map(|s| s.status);
     let mut map = HeaderMap::new();
-    if let Ok(changes) = changes(&rules, stats, headers) {
+    if let Ok(changes) = changes(&rules, Limits::DEFAULT, stats, headers) {
         changes.apply_to(&mut map);
     }
     for (name, value) in &map {
         reply = reply.with_header(name.clone(), value.clone());
     }
     reply
-}
-
-/// The reply to an exchange whose processor wants what it may not.
-pub(super) fn invalid(reason: &str) -> Box<Reply> {
-    Box::new(Reply::new(500, "", details::underscored(reason).into_owned(), ResponseFlags::NONE))
 }
 
 /// Which part a message is about.

@@ -14,17 +14,22 @@ use lateen_proto::envoy::service::ext_proc::v3::{
     CommonResponse, ProcessingResponse, common_response::ResponseStatus, processing_request::Request,
     processing_response::Response as Answer,
 };
-use lateen_snapshot::ext_proc::{BodyMode, ExtProc, ExtProcPerRoute, ProcessingMode, RouteCacheAction};
+use lateen_snapshot::ext_proc::{BodyMode, ExtProc, ExtProcPerRoute, ProcessingMode};
 use lateen_telemetry::BlockName;
 use lateen_telemetry::envoy_names::ext_proc as names;
 
 use self::body::{Instead, Through};
+use self::message::Limits;
 use self::session::{Said, Session, Way};
 use super::body::Origin;
 use super::body::hold::{self, Held};
-use super::{Step, heads, per_route_all, wait};
+use super::{Step, all_per_route, heads, wait};
 use crate::http::message::{Length, Response};
 use crate::http::{End, Exchange};
+
+/// Pseudo headers of a request, which count as headers.
+const REQUEST_PSEUDO: usize = 4;
+const RESPONSE_PSEUDO: usize = 1;
 
 type Shared = Rc<RefCell<Session>>;
 
@@ -35,7 +40,7 @@ fn session(exchange: &mut Exchange<'_>, config: &Arc<ExtProc>, index: usize) -> 
     }
     let (mut mode, mut allow) = (config.mode, config.failure_mode_allow);
     // The most specific last, so that it counts.
-    for (depth, level) in per_route_all(exchange, |p| p.ext_proc.as_ref()).iter().enumerate().rev() {
+    for (depth, level) in all_per_route(exchange, |p| p.ext_proc.as_ref()).iter().enumerate().rev() {
         match &**level {
             ExtProcPerRoute::Disabled if depth == 0 => return None,
             ExtProcPerRoute::Disabled => mode = config.mode,
@@ -64,7 +69,7 @@ async fn converse(
 ) -> Result<Option<Box<ProcessingResponse>>, End> {
     {
         let mut session = session.borrow_mut();
-        let message = message::request(&session.config, &exchange.info.metadata, request);
+        let message = message::request(&session, &exchange.info.metadata, request);
         let part = message.request.as_ref().map_or(session::Part::Headers, message::part);
         session.say(way, part, &message);
     }
@@ -122,29 +127,26 @@ pub(super) async fn on_request(exchange: &mut Exchange<'_>, config: &Arc<ExtProc
     Ok(Step::Continue)
 }
 
+/// A connection manager's limits of a request's head.
+fn request_limits(exchange: &Exchange<'_>) -> Limits {
+    let config = &exchange.hcm.config;
+    Limits { count: config.max_headers_count as usize, bytes: config.max_request_headers_kb as usize * 1024 }
+}
+
 /// Changes the request as the processor wants it; the body that is to go on instead of its own, if any.
 fn change_request(exchange: &mut Exchange<'_>, session: &Shared, said: Option<CommonResponse>) -> Result<Option<Bytes>, End> {
     let Some(said) = said else { return Ok(None) };
-    let session = session.borrow();
-    let config = Arc::clone(&session.config);
-    let changes = message::changes(&config.rules, &session.stats, said.header_mutation).map_err(|e| End::Reply(message::invalid(&e)))?;
+    let changes_headers = said.header_mutation.is_some();
+    let limits = request_limits(exchange);
+    let changes = session.borrow_mut().changes(limits, said.header_mutation).map_err(End::Reply)?;
     for name in &changes.remove {
         exchange.request.headers.remove(name);
     }
     for mutation in &changes.set {
         heads::change_request(exchange, mutation);
     }
-    let clear = match config.route_cache {
-        RouteCacheAction::Clear => !changes.is_empty(),
-        RouteCacheAction::Default => said.clear_route_cache,
-        RouteCacheAction::Retain => {
-            if said.clear_route_cache {
-                session.stats.inc(names::CLEAR_ROUTE_CACHE_DISABLED);
-            }
-            false
-        }
-    };
-    if clear {
+    limits.check(&exchange.request.headers, REQUEST_PSEUDO).map_err(|reason| End::Reply(session.borrow_mut().refused(reason)))?;
+    if session.borrow().clears_route(changes_headers, said.clear_route_cache) {
         exchange.refresh_route();
     }
     let replaces = said.status == ResponseStatus::ContinueAndReplace as i32;
@@ -152,14 +154,17 @@ fn change_request(exchange: &mut Exchange<'_>, session: &Shared, said: Option<Co
 }
 
 async fn request_body(exchange: &mut Exchange<'_>, session: &Shared) -> Result<(), End> {
-    let mode = session.borrow().mode;
+    let (mode, observes) = {
+        let session = session.borrow();
+        (session.mode, session.config.observes)
+    };
     let whole = match mode.request_body {
         BodyMode::Buffered => true,
         BodyMode::BufferedPartial => false,
         BodyMode::None | BodyMode::Streamed => {
             let data = mode.request_body == BodyMode::Streamed;
             if data || mode.request_trailers {
-                exchange.change_request_body(Through::new(session, Way::Request, data, mode.request_trailers), data);
+                exchange.change_request_body(Through::new(session, Way::Request, data, mode.request_trailers), data && !observes);
             }
             return Ok(());
         }
@@ -184,12 +189,14 @@ async fn request_body(exchange: &mut Exchange<'_>, session: &Shared) -> Result<(
     if mode.request_trailers && !rest {
         trailers(exchange, session, Way::Request, &mut held).await?;
     }
+    let trails = held.trailers().is_some();
     exchange.put_back_request(held);
-    if rest {
+    if rest || trails {
+        // Over HTTP/1 only a body in chunks has trailers.
         exchange.request.length = Length::Unknown;
-        if mode.request_trailers {
-            exchange.change_request_body(Through::new(session, Way::Request, false, true), false);
-        }
+    }
+    if rest && mode.request_trailers {
+        exchange.change_request_body(Through::new(session, Way::Request, false, true), false);
     }
     Ok(())
 }
@@ -200,9 +207,7 @@ async fn trailers(exchange: &mut Exchange<'_>, session: &Shared, way: Way, held:
     let request = message::trailers(&session.borrow().config, way, map);
     let Some(answer) = converse(exchange, session, way, request).await? else { return Ok(()) };
     if let Some(Answer::RequestTrailers(said) | Answer::ResponseTrailers(said)) = answer.response {
-        let session = session.borrow();
-        let changes = message::changes(&session.config.rules, &session.stats, said.header_mutation);
-        changes.map_err(|e| End::Reply(message::invalid(&e)))?.apply_to(map);
+        session.borrow_mut().changes(Limits::DEFAULT, said.header_mutation).map_err(End::Reply)?.apply_to(map);
     }
     Ok(())
 }
@@ -240,24 +245,24 @@ pub(super) async fn on_response(
 
 fn change_response(session: &Shared, response: &mut Response, said: Option<CommonResponse>) -> Result<Option<Bytes>, End> {
     let Some(said) = said else { return Ok(None) };
-    let session = session.borrow();
-    if said.clear_route_cache {
-        session.stats.inc(names::CLEAR_ROUTE_CACHE_IGNORED);
-    }
-    let changes = message::changes(&session.config.rules, &session.stats, said.header_mutation);
-    changes.map_err(|e| End::Reply(message::invalid(&e)))?.apply_to_response(response);
+    let limits = Limits::DEFAULT;
+    session.borrow_mut().changes(limits, said.header_mutation).map_err(End::Reply)?.apply_to_response(response);
+    limits.check(&response.headers, RESPONSE_PSEUDO).map_err(|reason| End::Reply(session.borrow_mut().refused(reason)))?;
     let replaces = said.status == ResponseStatus::ContinueAndReplace as i32;
     Ok(replaces.then(|| message::new_body(said.body_mutation).unwrap_or_default()))
 }
 
 async fn response_body(exchange: &mut Exchange<'_>, session: &Shared, response: &mut Response, body: &mut dyn Origin) -> Result<(), End> {
-    let mode = session.borrow().mode;
+    let (mode, observes) = {
+        let session = session.borrow();
+        (session.mode, session.config.observes)
+    };
     let whole = match mode.response_body {
         BodyMode::Buffered => true,
         BodyMode::BufferedPartial => false,
         BodyMode::None | BodyMode::Streamed => {
             let data = mode.response_body == BodyMode::Streamed;
-            if data {
+            if data && !observes {
                 response.length = Length::Unknown;
             }
             if data || mode.response_trailers {
@@ -286,7 +291,7 @@ async fn response_body(exchange: &mut Exchange<'_>, session: &Shared, response: 
     if mode.response_trailers && !rest {
         trailers(exchange, session, Way::Response, &mut held).await?;
     }
-    response.length = if rest { Length::Unknown } else { Length::Known(held.len() as u64) };
+    response.length = if rest || held.trailers().is_some() { Length::Unknown } else { Length::Known(held.len() as u64) };
     exchange.put_back_response(held);
     if rest && mode.response_trailers {
         exchange.change_response_body(Through::new(session, Way::Response, false, true));

@@ -8,12 +8,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use lateen_proto::envoy::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse, processing_response::Response as Answer};
-use lateen_snapshot::ext_proc::{ExtProc, ProcessingMode};
+use lateen_proto::envoy::service::ext_proc::v3::{
+    HeaderMutation, ProcessingRequest, ProcessingResponse, processing_response::Response as Answer,
+};
+use lateen_snapshot::ext_proc::{ExtProc, ProcessingMode, RouteCacheAction};
 use lateen_telemetry::envoy_names::ext_proc as names;
 use lateen_telemetry::{Local, ResponseFlags};
 use tokio::time::Instant;
 
+use super::message::{self, Changes, Limits, Refused};
 use crate::http::reply::Reply;
 use crate::io::Timer;
 use crate::upstream::grpc::{self, Status, Streaming};
@@ -73,6 +76,8 @@ pub(super) struct Session {
     pub(super) stats: Rc<Local>,
     pub(super) mode: ProcessingMode,
     pub(super) failure_mode_allow: bool,
+    /// Something has been said.
+    pub(super) begun: bool,
     stream: Stream,
     outbox: VecDeque<Bytes>,
     request: Side,
@@ -90,6 +95,7 @@ impl Session {
             failure_mode_allow: config.failure_mode_allow,
             config,
             stats,
+            begun: false,
             stream: Stream::None,
             outbox: VecDeque::new(),
             request: Side::default(),
@@ -119,6 +125,7 @@ impl Session {
             let (worker, live, config) = (Rc::clone(&self.worker), Rc::clone(&self.live), Arc::clone(&self.config));
             self.stream = Stream::Opening(Box::pin(async move { Streaming::open(&worker, &live, &config.service, METHOD).await }));
         }
+        self.begun = true;
         self.outbox.push_back(grpc::framed(message));
         self.stats.inc(names::STREAM_MSGS_SENT);
         if !self.config.observes {
@@ -202,15 +209,18 @@ impl Session {
             Some(Answer::ResponseHeaders(_)) => (Way::Response, Part::Headers),
             Some(Answer::ResponseBody(_)) => (Way::Response, Part::Body),
             Some(Answer::ResponseTrailers(_)) => (Way::Response, Part::Trailers),
-            Some(Answer::ImmediateResponse(_)) if !self.config.disable_immediate_response => match self.request.waits_for {
+            Some(Answer::ImmediateResponse(_)) if self.config.disable_immediate_response => {
+                return self.spurious("unhandled_immediate_response_due_to_config_disabled_it");
+            }
+            Some(Answer::ImmediateResponse(_)) => match self.request.waits_for {
                 Some(part) => (Way::Request, part),
                 None => (Way::Response, self.response.waits_for.unwrap_or(Part::Headers)),
             },
-            _ => return self.spurious(),
+            _ => return self.spurious("unhandled_message"),
         };
         let side = self.side(way);
         if side.waits_for != Some(part) {
-            return self.spurious();
+            return self.spurious("spurious_message");
         }
         side.waits_for = None;
         side.timer.set(None);
@@ -234,18 +244,53 @@ impl Session {
         }
     }
 
-    /// A message that nobody waits for: such a processor is not listened to any more.
-    fn spurious(&mut self) {
-        self.stats.inc(names::SPURIOUS_MSGS_RECEIVED);
+    /// What the processor wants of headers.
+    ///
+    /// # Errors
+    /// The reply to an exchange whose processor wants what it may not; it is not listened to any more.
+    pub(super) fn changes(&mut self, limits: Limits, wanted: Option<HeaderMutation>) -> Result<Changes, Box<Reply>> {
+        message::changes(&self.config.rules, limits, &self.stats, wanted).map_err(|reason| self.refused(reason))
+    }
+
+    /// The reply where changes cannot be made.
+    pub(super) fn refused(&mut self, reason: Refused) -> Box<Reply> {
         self.finish();
+        Box::new(Reply::new(self.config.status_on_error, "", reason, ResponseFlags::NONE))
+    }
+
+    /// Whether a request finds its route again after an answer.
+    pub(super) fn clears_route(&self, changes_headers: bool, asked: bool) -> bool {
+        match self.config.route_cache {
+            _ if !changes_headers => {
+                if asked {
+                    self.stats.inc(names::CLEAR_ROUTE_CACHE_IGNORED);
+                }
+                false
+            }
+            RouteCacheAction::Clear => true,
+            RouteCacheAction::Default => asked,
+            RouteCacheAction::Retain => {
+                if asked {
+                    self.stats.inc(names::CLEAR_ROUTE_CACHE_DISABLED);
+                }
+                false
+            }
+        }
+    }
+
+    /// A message that nobody waits for: such a processor is not listened to any more.
+    fn spurious(&mut self, details: &'static str) {
+        self.stats.inc(names::SPURIOUS_MSGS_RECEIVED);
+        self.fail(self.config.status_on_error, details.to_owned());
     }
 
     fn broken(&mut self, status: &Status) {
         tracing::debug!(code = status.code, message = status.message, "external processing failed");
         self.stats.inc(names::STREAMS_FAILED);
-        let status_on_error = self.config.status_on_error;
+        let answered = matches!(&self.stream, Stream::Open(open) if open.is_answered());
         self.stream = Stream::Over;
-        self.fail(status_on_error, format!("ext_proc_error_gRPC_error_{}", status.code));
+        let how = if answered { "{via_upstream}" } else { "" };
+        self.fail(self.config.status_on_error, format!("ext_proc_error_gRPC_error_{}{how}", status.code));
     }
 
     /// Ends the conversation over a failure of the processor.
