@@ -8,7 +8,7 @@ use rand::rngs::SmallRng;
 use crate::chooser::{Chooser, Desk};
 use crate::config::Settings;
 use crate::host::{Host, HostSet};
-use crate::plan::View;
+use crate::plan::{Level, View};
 use crate::subset::{Criteria, SubsetSettings};
 use crate::subsets::{Step, Subset, Subsets, Target, Via};
 use crate::zone::LocalCluster;
@@ -24,6 +24,8 @@ pub struct Context<'a> {
     pub reselect: u32,
     /// Priorities to go past while another has anybody, as bits (Envoy `previous_priorities`).
     pub past: u64,
+    /// The level that was chosen already, where the cluster is a member of an aggregate.
+    pub only: Option<Level>,
     /// What the host's subset must be, where the cluster has subsets.
     pub criteria: Option<&'a Criteria>,
     /// Milliseconds of a clock that all workers share; only looked at where [`Balancer::needs_time`].
@@ -110,7 +112,8 @@ impl Balancer {
     /// Chooses a host.
     pub fn choose(&mut self, context: &Context<'_>) -> Choice {
         let Self { hosts, local, settings, whole, divided, tally, rng } = self;
-        let view = View { priorities: &hosts.priorities, set: hosts, settings, local: local.as_deref(), past: context.past };
+        let view =
+            View { priorities: &hosts.priorities, set: hosts, settings, local: local.as_deref(), past: context.past, only: context.only };
         let mut desk = Desk { rng, tally };
         let chosen = match (divided, &hosts.subsets) {
             (Some(divided), Some(subsets)) => divided.choose(subsets, whole, &view, context, &mut desk),

@@ -53,7 +53,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    fn new(limit: u32) -> Arc<Self> {
+    pub fn new(limit: u32) -> Arc<Self> {
         Arc::new(Self { limit: AtomicU32::new(limit), used: AtomicU32::new(0) })
     }
 

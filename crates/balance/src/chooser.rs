@@ -11,7 +11,7 @@ use crate::edf::Edf;
 use crate::hashing::Table;
 use crate::host::Host;
 use crate::peak_ewma::PeakEwma;
-use crate::plan::{Group, Spread, View, WeightedHosts, plan};
+use crate::plan::{Group, Level, Spread, View, WeightedHosts, plan};
 use crate::slow_start::SlowStart;
 use crate::zone::{NoZones, Routing};
 
@@ -23,8 +23,8 @@ pub(crate) struct Chooser {
     /// When the last host leaves its slow start, and equal hosts can take turns again.
     slow_until: Option<u64>,
     groups: Vec<(u32, Hosts)>,
-    /// For choices that go past priorities, by which these are.
-    past: HashMap<u64, Chooser>,
+    /// For choices that go past priorities, or to a certain one, by which these are.
+    past: HashMap<(u64, Option<Level>), Chooser>,
 }
 
 /// Choosers beside a chooser. There are not that many ways of which priorities are gone past first.
@@ -77,11 +77,12 @@ enum Scheduler {
 impl Chooser {
     /// Chooses a host. Costs a few dice rolls; recomputes the plan only after a change.
     pub(crate) fn choose(&mut self, view: &View<'_>, context: &Context<'_>, desk: &mut Desk<'_>) -> Option<Arc<Host>> {
-        if view.past != 0 {
-            if self.past.len() >= MOST_PAST && !self.past.contains_key(&view.past) {
+        if view.past != 0 || view.only.is_some() {
+            let which = (view.past, view.only);
+            if self.past.len() >= MOST_PAST && !self.past.contains_key(&which) {
                 self.past.clear();
             }
-            return self.past.entry(view.past).or_default().choose_here(view, context, desk);
+            return self.past.entry(which).or_default().choose_here(view, context, desk);
         }
         self.choose_here(view, context, desk)
     }

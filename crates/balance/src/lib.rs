@@ -3,6 +3,7 @@
 //! On the path of a request this stands between the cluster and the connection. [`HostSet`] is the
 //! shared, immutable membership with live health flags; [`Balancer`] is one worker's choice among
 //! them; [`outlier`] takes hosts out and [`breaker`] says when a cluster is full.
+pub mod aggregate;
 pub mod balancer;
 mod bounded;
 pub mod breaker;
@@ -22,11 +23,13 @@ pub mod subset;
 pub mod subsets;
 pub mod zone;
 
+pub use aggregate::Aggregate;
 pub use balancer::{Balancer, Choice, Context};
 pub use breaker::{Breakers, Limits};
 pub use budget::RetryBudget;
 pub use config::{LbPolicy, OutlierSettings, Settings};
 pub use host::{Address, Host, HostSet, Locality, LocalityHosts, Priority};
+pub use plan::Level;
 pub use slow_start::SlowStart;
 pub use subset::{Criteria, SubsetSettings};
 pub use subsets::Subsets;

@@ -17,12 +17,16 @@ pub(crate) struct View<'a> {
     pub(crate) local: Option<&'a LocalCluster>,
     /// Priorities to leave out while another has anybody, as bits.
     pub(crate) past: u64,
+    /// Where all traffic goes, whatever the shares are.
+    pub(crate) only: Option<Level>,
 }
 
-impl View<'_> {
-    fn goes_past(&self, priority: usize) -> bool {
-        u32::try_from(priority).ok().and_then(|p| self.past.checked_shr(p)).is_some_and(|bits| bits & 1 == 1)
-    }
+/// A priority, and which of its hosts. The place among priorities is 0 for the most preferred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Level {
+    pub priority: usize,
+    /// Its degraded hosts instead of its healthy ones.
+    pub degraded: bool,
 }
 
 /// A group of hosts that gets `share` of the traffic; within it the policy chooses.
@@ -88,7 +92,10 @@ pub(crate) type ZoneNote = Option<NoZones>;
 
 /// Computes the groups; empty when no host may be chosen.
 pub(crate) fn plan(view: &View<'_>) -> (Vec<Group>, ZoneNote) {
-    let loads = Loads::of(view);
+    let mut loads = Loads::of(view);
+    if let Some(level) = view.only {
+        loads.all_to(level, view.priorities.len());
+    }
     let mut planner = Planner { view, note: None };
     let mut groups = Vec::new();
     for (class, loads_of_class) in [(Class::Healthy, &loads.healthy), (Class::Degraded, &loads.degraded)] {
@@ -185,14 +192,21 @@ struct Loads {
 
 impl Loads {
     fn of(view: &View<'_>) -> Self {
-        let counts: Vec<Counts> = view.priorities.iter().map(|p| Counts::of(p, view.set.weighted_priority_health)).collect();
+        let (weighted, overprovisioning) = (view.set.weighted_priority_health, view.set.overprovisioning_percent);
+        let counts: Vec<_> = view.priorities.iter().map(|p| (Counts::of(p, weighted), overprovisioning)).collect();
+        Self::among(&counts, view.settings.panic_threshold_percent, view.past)
+    }
+
+    /// The shares of priorities with these hosts and that over-provisioning; those of `past`, as bits, are left out while
+    /// another has anybody.
+    fn among(priorities: &[(Counts, u32)], threshold: u32, past: u64) -> Self {
+        let counts: Vec<Counts> = priorities.iter().map(|(c, _)| *c).collect();
         let available = |some: fn(&Counts) -> u64| -> Vec<u32> {
-            counts.iter().map(|c| c.availability(some(c), view.set.overprovisioning_percent)).collect()
+            priorities.iter().map(|(c, overprovisioning)| c.availability(some(c), *overprovisioning)).collect()
         };
         let (mut healthy, mut degraded) = (available(|c| c.healthy_weight), available(|c| c.degraded_weight));
         let sum = |healthy: &[u32], degraded: &[u32]| healthy.iter().chain(degraded).sum::<u32>().min(100);
         let all = sum(&healthy, &degraded);
-        let threshold = view.settings.panic_threshold_percent;
         if all == 0 && threshold == 0 {
             return Self::default();
         }
@@ -201,7 +215,7 @@ impl Loads {
             return Self { healthy: by_number(&counts), degraded: vec![0; counts.len()], panic };
         }
         let left_over = |loads: &[u32]| -> Vec<u32> {
-            loads.iter().enumerate().map(|(priority, load)| if view.goes_past(priority) { 0 } else { *load }).collect()
+            loads.iter().enumerate().map(|(priority, load)| if goes_past(past, priority) { 0 } else { *load }).collect()
         };
         let others = (left_over(&healthy), left_over(&degraded));
         if sum(&others.0, &others.1) > 0 {
@@ -226,6 +240,41 @@ impl Loads {
         }
         loads
     }
+
+    /// Which priorities are in panic stays as it is.
+    fn all_to(&mut self, level: Level, priorities: usize) {
+        (self.healthy, self.degraded) = (vec![0; priorities], vec![0; priorities]);
+        let loads = if level.degraded { &mut self.degraded } else { &mut self.healthy };
+        if let Some(load) = loads.get_mut(level.priority) {
+            *load = 100;
+        }
+    }
+}
+
+fn goes_past(past: u64, priority: usize) -> bool {
+    u32::try_from(priority).ok().and_then(|p| past.checked_shr(p)).is_some_and(|bits| bits & 1 == 1)
+}
+
+/// Percent of the traffic by the levels of several clusters whose priorities come one after the other, each with the
+/// index of its cluster. Priorities without hosts are not among them. `past` counts by this order.
+pub(crate) fn levels(clusters: &[Arc<HostSet>], panic_threshold: u32, past: u64) -> Vec<(u32, usize, Level)> {
+    let mut places = Vec::new();
+    let mut counts = Vec::new();
+    for (cluster, set) in clusters.iter().enumerate() {
+        for (index, priority) in set.priorities.iter().enumerate() {
+            let found = Counts::of(priority, set.weighted_priority_health);
+            if found.hosts > 0 {
+                places.push((cluster, index));
+                counts.push((found, set.overprovisioning_percent));
+            }
+        }
+    }
+    let loads = Loads::among(&counts, panic_threshold, past);
+    let of_class = |loads: Vec<u32>, degraded: bool| {
+        let shares = loads.into_iter().zip(places.clone()).filter(|(share, _)| *share > 0);
+        shares.map(move |(share, (cluster, priority))| (share, cluster, Level { priority, degraded }))
+    };
+    of_class(loads.healthy, false).chain(of_class(loads.degraded, true)).collect()
 }
 
 /// All priorities are in panic: traffic goes by the number of hosts.

@@ -6,6 +6,7 @@
 //! a request reads its worker's own copy and takes no lock.
 pub mod admin;
 pub mod bootstrap;
+mod dns;
 mod filter;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

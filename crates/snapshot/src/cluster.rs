@@ -3,10 +3,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use lateen_balance::config::OutlierSettings;
-use lateen_balance::host::{FAILED_ACTIVE_HC, OVERPROVISIONING_PERCENT, PENDING_ACTIVE_HC};
+use lateen_balance::host::{CheckedAt, FAILED_ACTIVE_HC, OVERPROVISIONING_PERCENT, PENDING_ACTIVE_HC};
 use lateen_balance::subset::Labels;
 use lateen_balance::{Breakers, HostSet, Limits, LocalCluster, Settings};
 
+use crate::ClusterId;
+use crate::dns::DnsSettings;
+use crate::dns::cache::DnsCache;
 use crate::health_check::HealthCheck;
 use crate::http::Http2Options;
 use crate::tls::ClientTls;
@@ -69,6 +72,12 @@ pub struct ClusterConfig {
 }
 
 impl ClusterConfig {
+    /// The port of hosts that are named without one, where requests name the hosts.
+    pub fn default_port(&self) -> Option<u16> {
+        let Discovery::DynamicForwardProxy(_) = self.discovery else { return None };
+        Some(if self.transports.last().is_some_and(|t| t.tls.is_some()) { 443 } else { 80 })
+    }
+
     /// The health flags of a host before its first check; `None` where nobody checks.
     pub fn unchecked(&self) -> Option<u32> {
         let pending = if self.ignore_new_hosts_until_first_hc { PENDING_ACTIVE_HC } else { 0 };
@@ -93,6 +102,10 @@ pub enum Discovery {
     OriginalDst {
         use_header: bool,
     },
+    /// The members, which come one after the other.
+    Aggregate(Arc<[ClusterId]>),
+    /// The host that a request names.
+    DynamicForwardProxy(Arc<DnsCache>),
 }
 
 /// How a load assignment's priorities share the traffic (Envoy `ClusterLoadAssignment.Policy`).
@@ -111,11 +124,8 @@ impl Default for AssignmentPolicy {
 /// What a DNS cluster resolves.
 #[derive(Debug, Clone)]
 pub struct DnsTargets {
-    /// (name, port, weight, priority, locality index)
     pub targets: Vec<DnsTarget>,
-    pub refresh: Duration,
-    pub respect_ttl: bool,
-    pub family: DnsFamily,
+    pub settings: Arc<DnsSettings>,
     pub policy: AssignmentPolicy,
 }
 
@@ -123,6 +133,8 @@ pub struct DnsTargets {
 pub struct DnsTarget {
     pub name: Arc<str>,
     pub port: u16,
+    /// What the endpoint is called; its `name` unless it says else.
+    pub hostname: Arc<str>,
     pub weight: u32,
     pub priority: u32,
     pub locality: lateen_balance::Locality,
@@ -132,15 +144,10 @@ pub struct DnsTarget {
     pub labels: Option<Arc<Labels>>,
     /// What hash policies place it by; empty for its address.
     pub hash_key: Arc<str>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DnsFamily {
-    Auto,
-    V4Only,
-    V6Only,
-    V4Preferred,
-    All,
+    pub workload: Option<Arc<str>>,
+    /// Health flags that the configuration gives its addresses.
+    pub flags: u32,
+    pub checked_at: Option<Arc<CheckedAt>>,
 }
 
 /// Which HTTP version goes upstream (Envoy `HttpProtocolOptions`).

@@ -335,12 +335,28 @@ impl Snapshot {
         self.cluster_step(id, criteria, steps)
     }
 
+    /// The first of several clusters that has a usable host.
+    fn member_step(
+        &self,
+        name: &str,
+        members: &[ClusterId],
+        criteria: Option<&Criteria>,
+        steps: &mut Vec<Step>,
+    ) -> Result<Outcome, Outcome> {
+        let plain = |id: &&ClusterId| self.cluster(**id).is_some_and(|c| !matches!(c.config.discovery, Discovery::Aggregate(_)));
+        let found = members.iter().filter(plain).find_map(|id| self.cluster_step(*id, criteria, steps).ok());
+        found.ok_or_else(|| answered(503, &format!("no healthy upstream in {name}")))
+    }
+
     fn cluster_step(&self, id: ClusterId, criteria: Option<&Criteria>, steps: &mut Vec<Step>) -> Result<Outcome, Outcome> {
         let name = self.name_of(id);
         steps.push(Step::Cluster { name: name.clone() });
         let Some(cluster) = self.cluster(id) else { return Err(closed(&format!("cluster {name} is unknown"))) };
-        if matches!(cluster.config.discovery, Discovery::OriginalDst { .. }) {
+        if matches!(cluster.config.discovery, Discovery::OriginalDst { .. } | Discovery::DynamicForwardProxy(_)) {
             return Ok(Outcome::PassedThrough { cluster: name });
+        }
+        if let Discovery::Aggregate(members) = &cluster.config.discovery {
+            return self.member_step(&name, members, criteria, steps);
         }
         let transport = |index: u32| {
             cluster.config.transports.get(index as usize).map(|t| match (&t.tls, &*t.name) {

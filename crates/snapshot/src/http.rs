@@ -2,7 +2,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
+
 use crate::compression::{Compressor, CompressorPerRoute, Decompressor};
+use crate::dns::cache::DnsCache;
 use crate::ext_authz::{ExtAuthz, ExtAuthzPerRoute};
 use crate::ext_proc::{ExtProc, ExtProcPerRoute};
 use crate::extension::DiscoveredFilter;
@@ -204,6 +207,8 @@ pub enum HttpFilter {
     SetMetadata(Arc<SetMetadata>),
     HealthCheck(Arc<HealthCheckFilter>),
     GrpcReverseBridge(Arc<GrpcReverseBridge>),
+    /// Has the name resolved that a request is for.
+    DynamicForwardProxy(Arc<DnsCache>),
     /// Stands for what a request is given instead, unless there is nothing.
     Discovered(Arc<DiscoveredFilter<HttpFilter>>),
 }
@@ -414,6 +419,15 @@ pub struct PerRoute {
     pub csrf: Option<Arc<Csrf>>,
     pub grpc_reverse_bridge_disabled: Option<Arc<bool>>,
     pub ext_proc: Option<Arc<ExtProcPerRoute>>,
+    pub dynamic_forward_proxy: Option<Arc<HostFrom>>,
+}
+
+/// What takes the place of a request's host before its name is resolved.
+#[derive(Debug)]
+pub enum HostFrom {
+    Literal(Arc<str>),
+    /// The first value of this header, where there is one.
+    Header(HeaderName),
 }
 
 #[derive(Debug)]

@@ -11,6 +11,7 @@ pub mod chain;
 pub mod cluster;
 pub mod compile;
 pub mod compression;
+pub mod dns;
 pub mod explain;
 pub mod ext_authz;
 pub mod ext_proc;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::cluster::TcpKeepalive;
+use crate::dns::cache::DnsCache;
 use crate::extension::{DiscoveredFilter, Extension};
 use crate::header::{HeaderMutations, HeaderTemplate};
 use crate::http::HttpConnectionManager;
@@ -228,6 +229,8 @@ pub enum NetworkFilter {
     MetadataExchange,
     /// Takes the cluster from the SNI.
     SniCluster,
+    /// Has the name resolved that is in the SNI; connections go to this port.
+    SniDynamicForwardProxy(Arc<DnsCache>, u16),
     Rbac(Arc<crate::matcher::Rbac>),
     ConnectionLimit {
         max: u64,

@@ -17,6 +17,14 @@ pub const CLUSTER_NOT_FOUND: &str = "cluster_not_found";
 pub const NO_HEALTHY_UPSTREAM: &str = "no_healthy_upstream";
 /// The upstream's redirect was followed here.
 pub const INTERNAL_REDIRECT: &str = "internal_redirect";
+/// The name that a request is for could not be resolved; the reason follows in braces.
+pub const DNS_RESOLUTION_FAILURE: &str = "dns_resolution_failure";
+/// The dynamic forward proxy holds as many hosts as it may.
+pub const DNS_CACHE_OVERFLOW: &str = "dns_cache_overflow";
+/// Too many requests wait for names.
+pub const DYNAMIC_FORWARD_PROXY_PENDING_REQUEST_OVERFLOW: &str = "dynamic_forward_proxy_pending_request_overflow";
+/// The host that a request names is empty.
+pub const EMPTY_HOST_HEADER: &str = "empty_host_header";
 /// A `direct_response` route.
 pub const DIRECT_RESPONSE: &str = "direct_response";
 /// The fault filter answered.

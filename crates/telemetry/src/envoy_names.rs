@@ -708,6 +708,22 @@ table! {
 }
 
 table! {
+    /// Names that requests bring along, under `dns_cache.<name>.`; written by the main thread.
+    dns_cache {
+        counter DNS_QUERY_ATTEMPT = "dns_query_attempt";
+        counter DNS_QUERY_SUCCESS = "dns_query_success";
+        counter DNS_QUERY_FAILURE = "dns_query_failure";
+        counter DNS_QUERY_TIMEOUT = "dns_query_timeout";
+        counter HOST_ADDED = "host_added";
+        counter HOST_REMOVED = "host_removed";
+        counter HOST_ADDRESS_CHANGED = "host_address_changed";
+        counter HOST_OVERFLOW = "host_overflow";
+        counter DNS_RQ_PENDING_OVERFLOW = "dns_rq_pending_overflow";
+        gauge NUM_HOSTS = "num_hosts";
+    }
+}
+
+table! {
     /// An SDS subscription, under `sds.<secret name>.`.
     sds {
         counter UPDATE_ATTEMPT = "update_attempt";

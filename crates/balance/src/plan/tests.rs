@@ -24,7 +24,7 @@ fn set(priorities: &[(usize, usize, usize)]) -> HostSet {
 }
 
 fn planned(set: &HostSet, settings: &Settings) -> Vec<Group> {
-    plan(&View { priorities: &set.priorities, set, settings, local: None, past: 0 }).0
+    plan(&View { priorities: &set.priorities, set, settings, local: None, past: 0, only: None }).0
 }
 
 /// Share and number of hosts of each group.
@@ -59,7 +59,7 @@ fn priorities_are_gone_past_while_another_has_anybody() {
     let set = set(&[(100, 0, 0), (50, 0, 50), (0, 0, 100), (10, 0, 0)]);
     let settings = Settings { panic_threshold_percent: 0, ..Settings::default() };
     let past = |past| -> Vec<_> {
-        let groups = plan(&View { priorities: &set.priorities, set: &set, settings: &settings, local: None, past }).0;
+        let groups = plan(&View { priorities: &set.priorities, set: &set, settings: &settings, local: None, past, only: None }).0;
         groups.iter().map(|g| (g.share, count(&g.spread))).collect()
     };
     assert_eq!(past(0), [(100, 100)]);

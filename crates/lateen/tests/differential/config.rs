@@ -150,6 +150,10 @@ fn cluster(name: &str, fields: &Map<String, Value>, places: &Places) -> Value {
             &json!({"typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}}),
         );
     }
+    // One says how members become known, or the other.
+    if let Some(plain) = value.as_object_mut().filter(|_| fields.contains_key("cluster_type")) {
+        plain.remove("type");
+    }
     merge(&mut value, &Value::Object(fields));
     value
 }

@@ -115,6 +115,8 @@ pub(super) fn xds_cluster(control_plane: &ControlPlane) -> Value {
         "type": kind,
         "connect_timeout": "1s",
         "dns_refresh_rate": "5s",
+        "dns_failure_refresh_rate": {"base_interval": "1s", "max_interval": "5s"},
+        "dns_lookup_family": "ALL",
         "load_assignment": assignment,
         "upstream_connection_options": {"tcp_keepalive": {"keepalive_time": 300}},
         "typed_extension_protocol_options": {

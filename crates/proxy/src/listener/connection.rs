@@ -191,13 +191,16 @@ fn hand_over(
 }
 
 async fn dispatch(worker: &Rc<Worker>, conn: &Rc<Conn>, io: Io) {
-    let _metrics = match network::run(worker, conn) {
-        Verdict::Continue(state) => state,
+    let passed = match network::run(worker, conn) {
+        Verdict::Continue(passed) => passed,
         Verdict::Close => return,
     };
+    if passed.resolve.is_some() && !Box::pin(network::resolve(conn, &passed)).await {
+        return;
+    }
     match &conn.chain.terminal {
         TerminalState::Http(hcm) => Box::pin(http::serve(worker, hcm, conn, io)).await,
-        TerminalState::Tcp(tcp) => Box::pin(network::tcp_proxy(worker, tcp, conn, io, _metrics)).await,
+        TerminalState::Tcp(tcp) => Box::pin(network::tcp_proxy(worker, tcp, conn, io, passed)).await,
         TerminalState::Direct(bytes) => network::direct_response(io, bytes).await,
         TerminalState::Echo => network::echo(io).await,
         TerminalState::Missing => conn.listener.stats.inc(names::NETWORK_EXTENSION_CONFIG_MISSING),

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use super::drain::{DrainPlan, Draining, Step};
 use super::state::{Main, Parts, Publisher};
 use super::supervise::Supervisor;
-use super::{cluster_figures, discovery, dns, ejection, figures, files, health, on_demand, overload};
+use super::{cluster_figures, discovery, dns, dns_cache, ejection, figures, files, health, on_demand, overload};
 use crate::admin::{self, AdminOptions};
 use crate::restart::{self, Child, Inherited, Lineage, Parent};
 use crate::worker::{Drain, LogFiles, NodeText, Overload, Sockets, Wishes, WorkerConfig, WorkerHandle};
@@ -174,6 +174,7 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
     };
     supervised("warming", |main| Box::pin(settle(main)));
     supervised("name resolution", |main| Box::pin(dns::run(main)));
+    supervised("names of requests", |main| Box::pin(dns_cache::run(main)));
     supervised("figures", |main| Box::pin(figures::run(main)));
     supervised("figures of clusters", |main| Box::pin(cluster_figures::run(main)));
     supervised("files", |main| Box::pin(files::run(main)));

@@ -2,11 +2,12 @@
 //!
 //! One owner of the compiler ([`state::Main`]) takes what arrives from the bootstrap file, the discovery
 //! stream, the certificate rotation, DNS and the file system, and publishes a snapshot to the workers.
-//! Around it run tasks of one idea each: [`discovery`], [`dns`], [`files`], [`health`], [`ejection`], [`cluster_figures`],
+//! Around it run tasks of one idea each: [`discovery`], [`dns`], [`dns_cache`], [`files`], [`health`], [`ejection`], [`cluster_figures`],
 //! [`on_demand`].
 mod cluster_figures;
 mod discovery;
 mod dns;
+mod dns_cache;
 mod drain;
 mod ejection;
 mod figures;

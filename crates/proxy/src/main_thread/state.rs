@@ -14,6 +14,7 @@ use lateen_telemetry::Registry;
 use lateen_xds::{Subscriptions, types};
 use tokio::sync::{Notify, oneshot, watch};
 
+use crate::dns::Resolver;
 use crate::restart::Lineage;
 use crate::worker::{Drain, Overload, Sockets};
 
@@ -91,6 +92,7 @@ pub struct Main {
     /// Access logs are to be opened anew, after their rotation.
     pub(crate) reopen_logs: Notify,
     pub(crate) upstream_mark: Option<u32>,
+    pub(crate) resolver: Arc<Resolver>,
     pub(crate) overload: Arc<Overload>,
     /// How long an asked-for drain takes, and whether connections end gradually.
     pub(crate) drain_time: Duration,
@@ -153,6 +155,7 @@ impl Main {
         let main = Arc::new(Self {
             has_listeners: AtomicBool::new(bootstrap.listeners.is_none()),
             has_clusters: AtomicBool::new(bootstrap.clusters.is_none()),
+            resolver: Resolver::new(upstream_mark, bootstrap.dns_resolver.clone()),
             bootstrap,
             registry,
             started: Instant::now(),

@@ -29,7 +29,7 @@ use crate::http::stream::{StreamError, Upstream};
 use crate::http::{End, Exchange};
 use crate::io::Text;
 use crate::listener::proxy_header;
-use crate::upstream::{ClusterState, Lease, NoConnection, Target, TargetWish, grpc};
+use crate::upstream::{ClusterState, Lease, NoConnection, Sought, Target, TargetWish, choose, grpc};
 
 /// How a try ended.
 pub(super) enum Tried {
@@ -58,6 +58,8 @@ pub(super) struct Began {
     pub(super) active: ActiveRequest,
     _permit: lateen_balance::breaker::Permit,
     _gauge: lateen_telemetry::stats::Held,
+    /// The cluster of the host: a member, where the route names several that are taken as one.
+    pub(super) cluster: Rc<ClusterState>,
     pub(super) at: Instant,
 }
 
@@ -80,24 +82,27 @@ fn begin(
     retries: &Retries,
 ) -> Result<Result<Begun, Tried>, End> {
     let policy = retries.policy();
-    let cluster = &forwarding.cluster;
-    let stats = &cluster.stats;
     let every = policy.and_then(|p| p.previous_priorities);
-    let past = every.map_or(0, |every| forwarding.passed.by_now(every, &cluster.cluster.hosts, &forwarding.tried));
+    let past = every.map_or(0, |every| forwarding.passed.by_now(every, &forwarding.cluster.cluster.hosts, &forwarding.tried));
     let avoid: &[Arc<Host>] = if policy.is_some_and(|p| p.avoid_previous_hosts) { &forwarding.tried } else { &[] };
     let context = Context {
         hash: forwarding.hash,
         avoid,
         reselect: policy.map_or(0, |p| p.host_selection_attempts),
         past,
+        only: None,
         criteria: forwarding.criteria.as_deref(),
         now: 0,
     };
-    let own = if exchange.info.session.is_some() { stateful_session::choose(exchange, cluster)? } else { None };
-    let Some(host) = own.or_else(|| cluster.choose(exchange.worker, &context, Some(exchange.conn.local))) else {
-        stats.inc(names::UPSTREAM_CX_NONE_HEALTHY);
+    let own = if exchange.info.session.is_some() { stateful_session::choose(exchange, &forwarding.cluster)? } else { None };
+    let own = own.map(|host| (Rc::clone(&forwarding.cluster), host));
+    let sought = Sought { original: Some(exchange.conn.local), authority: &exchange.request.authority, port: None };
+    let Some((cluster, host)) = own.or_else(|| choose(exchange.worker, &exchange.live, Rc::clone(&forwarding.cluster), &context, &sought))
+    else {
+        forwarding.cluster.stats.inc(names::UPSTREAM_CX_NONE_HEALTHY);
         return Ok(Err(failed(Failure::NoHealthyHost)));
     };
+    let stats = &cluster.stats;
     exchange.info.host = Some(Arc::clone(&host));
     if let Some(HostRewrite::Auto) = forward.host_rewrite
         && !host.hostname.is_empty()
@@ -118,7 +123,13 @@ fn begin(
     };
     let target = if tunnel.is_some() { cluster.tcp_target(host, &wish) } else { cluster.target(host, &wish) };
     let at = exchange.info.moment;
-    let began = Began { active: target.host.begin_request(), _permit: permit, _gauge: stats.hold(names::UPSTREAM_RQ_ACTIVE), at };
+    let began = Began {
+        active: target.host.begin_request(),
+        _permit: permit,
+        _gauge: stats.hold(names::UPSTREAM_RQ_ACTIVE),
+        cluster: Rc::clone(&cluster),
+        at,
+    };
     if forwarding.body.complete() {
         start_deadline(forwarding, at);
     }
@@ -135,7 +146,7 @@ pub(super) async fn run(
         Ok(begun) => begun,
         Err(ended) => return Ok(ended),
     };
-    let cluster = Rc::clone(&forwarding.cluster);
+    let cluster = Rc::clone(&began.cluster);
     let stats = &cluster.stats;
     let mut lease = match target.pool.ready(&cluster) {
         Some(lease) => lease,
@@ -147,7 +158,7 @@ pub(super) async fn run(
         },
     };
     cluster.report_reached(exchange.worker, &target.host);
-    if exchange.request.upgrade.is_some() && !Box::pin(takes_upgrade(exchange, forwarding, &lease)).await? {
+    if exchange.request.upgrade.is_some() && !Box::pin(takes_upgrade(exchange, forwarding, &cluster, &lease)).await? {
         return Ok(failed(Failure::ProtocolError));
     }
     exchange.info.upstream_local = lease.local_address();
@@ -288,10 +299,10 @@ async fn connect(
 }
 
 /// Extended CONNECT is only for peers that said they take it (RFC 8441, section 3): waits for their word.
-async fn takes_upgrade(exchange: &mut Exchange<'_>, forwarding: &Forwarding, lease: &Lease) -> Result<bool, End> {
+async fn takes_upgrade(exchange: &mut Exchange<'_>, forwarding: &Forwarding, cluster: &ClusterState, lease: &Lease) -> Result<bool, End> {
     let Upstream::H2(h2) = &lease.upstream else { return Ok(true) };
     exchange.timer.set(Limits::new(forwarding, exchange.info.moment).next());
-    let limit = Instant::now() + forwarding.cluster.cluster.config.connect_timeout;
+    let limit = Instant::now() + cluster.cluster.config.connect_timeout;
     let (timer, down, request) = (&mut exchange.timer, &mut exchange.down, &exchange.request);
     let mut patience = pin!(tokio::time::sleep_until(limit));
     poll_fn(|cx| {

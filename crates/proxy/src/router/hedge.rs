@@ -108,7 +108,7 @@ impl Answer {
         info.upstream_local = lease.local_address();
         info.upstream_principal = lease.principal();
         forwarding.body.resume(progress);
-        note_response(exchange, &forwarding.cluster, &began, &response);
+        note_response(exchange, &began.cluster, &began, &response);
         Box::new(Answered { response, lease, began })
     }
 }
@@ -141,7 +141,7 @@ pub(super) async fn outcome(
         Ok(answer) => Ok(answer.settle(exchange, forwarding)),
         Err((failed, late)) => {
             if let Some(late) = late {
-                note_failure(exchange, &forwarding.cluster, late.began.active.host(), &failed);
+                note_failure(exchange, &late.began.cluster, late.began.active.host(), &failed);
             }
             Err(failed)
         }

@@ -40,7 +40,7 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding
     exchange.info.details = Cow::Borrowed(details::VIA_UPSTREAM);
     let upgraded = response.upgrade.is_some() && exchange.request.upgrade.is_some();
     if exchange.info.peer == Default::default() && !exchange.hcm.inbound {
-        exchange.info.peer = forwarding.cluster.peer_of(exchange.worker, began.active.host());
+        exchange.info.peer = began.cluster.peer_of(exchange.worker, began.active.host());
     }
     let suppress = exchange.hcm.router.suppress_envoy_headers || exchange.hcm.config.suppress_envoy_headers;
     // Before the request is complete the time would say how long the caller took.
@@ -73,13 +73,13 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding
                 note_end(exchange, forwarding, lease, upstream_first);
             }
             if forwarding.body.sent() || upgraded {
-                answered.lease.finish(forwarding.cluster.cluster.config.max_requests_per_connection, ended);
+                answered.lease.finish(answered.began.cluster.cluster.config.max_requests_per_connection, ended);
             }
             Ok(())
         }
         // Both ends of an upgraded connection just stop; that is no failure.
         Err(Broken::Caller) if upgraded => {
-            forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_CANCELLED);
+            began.cluster.stats.inc(cluster_names::UPSTREAM_RQ_CANCELLED);
             exchange.note_gone();
             Ok(())
         }

@@ -17,7 +17,7 @@ use lateen_telemetry::envoy_names::{cluster as names, count_upstream_code};
 use lateen_telemetry::stats::Held;
 use tokio::time::Instant;
 
-use super::{ClusterState, ConnectFailure, Lease, NoConnection, TargetWish, grpc};
+use super::{ClusterState, ConnectFailure, Lease, NoConnection, Sought, TargetWish, choose, grpc};
 use crate::http::headers::EXPECTED_TIMEOUT;
 use crate::http::message::{Frame, Request, Response};
 use crate::http::stream::StreamError;
@@ -82,11 +82,12 @@ impl Call {
     /// Picks a host, gets a connection and queues the request's head.
     pub(crate) async fn begin(worker: &Rc<Worker>, live: &Live, id: ClusterId, request: &Request) -> Result<Self, Lost> {
         let cluster = live.cluster(worker, id).ok_or(Lost::NoCluster)?;
-        let stats = &cluster.stats;
-        let Some(host) = cluster.choose(worker, &Context::default(), None) else {
-            stats.inc(names::UPSTREAM_CX_NONE_HEALTHY);
+        let sought = Sought { authority: &request.authority, ..Sought::default() };
+        let Some((cluster, host)) = choose(worker, live, Rc::clone(&cluster), &Context::default(), &sought) else {
+            cluster.stats.inc(names::UPSTREAM_CX_NONE_HEALTHY);
             return Err(Lost::NoHost);
         };
+        let stats = &cluster.stats;
         let Some(permit) = cluster.breakers(false).requests.take() else {
             stats.inc(names::UPSTREAM_RQ_PENDING_OVERFLOW);
             return Err(Lost::Overflow);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use lateen_balance::balancer::{Balancer, Tally};
 use lateen_balance::outlier::{self, Detection, Detector, Ejection, Outcome};
-use lateen_balance::{Address, Breakers, Choice, Context, Host, LbPolicy};
+use lateen_balance::{Address, Aggregate, Breakers, Choice, Context, Host, LbPolicy};
 use lateen_snapshot::cluster::{Discovery, UpstreamHttp};
 use lateen_snapshot::http::AlpnOverrides;
 use lateen_snapshot::{Cluster, ClusterId};
@@ -20,6 +20,7 @@ use lateen_telemetry::{BlockName, Local};
 use tokio::time::Instant;
 
 use super::connect::ConnectPlan;
+use super::named::NamedHosts;
 use super::pool::{Pool, PoolKey, Wanted, tls_id};
 use crate::http::message::Version;
 use crate::worker::Worker;
@@ -30,6 +31,8 @@ pub(crate) struct Pools {
     by_address: RefCell<HashMap<Address, Rc<HostPools>>>,
     /// Hosts made up for original destinations.
     dynamic: RefCell<HashMap<SocketAddr, Arc<Host>>>,
+    /// Hosts that requests named.
+    named: NamedHosts,
 }
 
 /// The pools of one address; nearly always one.
@@ -63,6 +66,8 @@ pub(crate) struct ClusterState {
     subsets: Option<Local>,
     /// Counters of zone-aware routing, where there is a local cluster.
     zones: Option<Local>,
+    /// The choice among members, where the cluster stands for several.
+    pub(super) aggregate: RefCell<Option<Box<Aggregate>>>,
     pools: Rc<Pools>,
     by_host: RefCell<HashMap<*const Host, Rc<HostPools>>>,
     /// The single pool most clusters ever use: host, key parts and pool of the last exchange.
@@ -77,6 +82,17 @@ pub(crate) struct ClusterState {
     pub(crate) counters: crate::worker::Counters,
     /// Workloads behind endpoints, as interned for Istio's metrics.
     peers: RefCell<HashMap<*const Host, PeerId>>,
+}
+
+/// What a connection or request says of where it wants to go, for clusters that have no hosts of their own.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Sought<'a> {
+    /// Where the connection went to before it was captured.
+    pub(crate) original: Option<SocketAddr>,
+    /// The host that a request, or the server name of a connection, names.
+    pub(crate) authority: &'a str,
+    /// The port where that has none, instead of the cluster's.
+    pub(crate) port: Option<u16>,
 }
 
 /// Where an exchange goes.
@@ -111,6 +127,7 @@ impl ClusterState {
             balancer: RefCell::new(balancer),
             subsets,
             zones,
+            aggregate: RefCell::default(),
             cluster,
             pools,
             by_host: RefCell::default(),
@@ -216,10 +233,15 @@ impl ClusterState {
         }
     }
 
-    /// A host by the cluster's policy; `original` is where the connection wanted to go.
-    pub(crate) fn choose(&self, worker: &Worker, context: &Context<'_>, original: Option<SocketAddr>) -> Option<Arc<Host>> {
-        if let Discovery::OriginalDst { .. } = self.cluster.config.discovery {
-            return original.map(|address| self.dynamic_host(address));
+    /// A host by the cluster's policy.
+    pub(super) fn choose(&self, worker: &Worker, context: &Context<'_>, sought: &Sought<'_>) -> Option<Arc<Host>> {
+        match &self.cluster.config.discovery {
+            Discovery::OriginalDst { .. } => return sought.original.map(|address| self.dynamic_host(address)),
+            Discovery::DynamicForwardProxy(cache) => {
+                let port = sought.port.or(self.cluster.config.default_port())?;
+                return self.pools.named.host(cache, sought.authority, port);
+            }
+            _ => {}
         }
         let mut balancer = self.balancer.borrow_mut();
         let choice =
@@ -277,8 +299,13 @@ impl ClusterState {
         host
     }
 
+    /// Whether the hosts are no members, but come with requests.
+    fn is_dynamic(&self) -> bool {
+        matches!(self.cluster.config.discovery, Discovery::OriginalDst { .. } | Discovery::DynamicForwardProxy(_))
+    }
+
     fn host_pools(&self, host: &Arc<Host>) -> Rc<HostPools> {
-        if let Discovery::OriginalDst { .. } = self.cluster.config.discovery {
+        if self.is_dynamic() {
             return Rc::clone(self.pools.by_address.borrow_mut().entry(host.address.clone()).or_default());
         }
         // The cluster keeps its hosts alive, so an address of a host means that host.
@@ -312,8 +339,9 @@ impl ClusterState {
         let transport = config.transports.get(host.transport as usize);
         let proxied = transport.and_then(|t| t.proxy_protocol).and(wish.addresses);
         let Some(tls) = transport.and_then(|t| t.tls.as_ref()) else {
-            if proxied.is_some() {
-                let pool = self.host_pools(&host).pool(PoolKey { tls: 0, alpn: 0, server_name: None, wanted, proxied });
+            let named = matches!(config.discovery, Discovery::DynamicForwardProxy(_)).then(|| Arc::clone(&host.hostname));
+            if proxied.is_some() || named.is_some() {
+                let pool = self.host_pools(&host).pool(PoolKey { tls: 0, alpn: 0, server_name: named, wanted, proxied });
                 return Target { host, pool, plan: ConnectPlan { addresses: proxied, ..ConnectPlan::default() } };
             }
             let token = wanted as usize;
@@ -337,6 +365,7 @@ impl ClusterState {
 
     /// Closes what is idle for too long, forgets addresses that nobody uses.
     pub(crate) fn sweep(&self, now: Instant) {
+        self.pools.named.sweep();
         let config = &self.cluster.config;
         let mut empty = Vec::new();
         let all: Vec<(Address, Rc<HostPools>)> =
@@ -348,8 +377,8 @@ impl ClusterState {
             for pool in &pools {
                 let empty = pool.sweep(config, &self.stats, now);
                 unused &= empty;
-                // Each caller has its own here, and few come back. One that an exchange still holds stays.
-                if empty && pool.key.proxied.is_some() && Rc::strong_count(pool) <= 2 {
+                // Each caller or name has its own here, and few come back. One that an exchange still holds stays.
+                if empty && (pool.key.proxied.is_some() || pool.key.server_name.is_some()) && Rc::strong_count(pool) <= 2 {
                     host_pools.0.borrow_mut().retain(|other| !Rc::ptr_eq(other, pool));
                 }
             }
@@ -376,7 +405,8 @@ impl ClusterState {
         let members = next.map(|n| n.hosts.by_address());
         let transports: Vec<usize> = next.map(|n| n.config.transports.iter().map(|t| tls_id(Some(t))).collect()).unwrap_or_default();
         for (address, host_pools) in all {
-            let dynamic = next.is_some_and(|n| matches!(n.config.discovery, Discovery::OriginalDst { .. }));
+            // Connections to hosts that come with requests outlive the change as long as they come.
+            let dynamic = next.is_some() && self.is_dynamic();
             let stays = dynamic || members.as_ref().is_some_and(|m| m.contains_key(&address));
             for pool in host_pools.0.borrow().iter() {
                 if !stays || (pool.key.tls != 0 && !transports.contains(&pool.key.tls)) {

@@ -1,13 +1,16 @@
 //! Upstream connections of one worker: made, pooled, shared and given up. Nothing here crosses threads.
+mod aggregate;
 pub(crate) mod call;
 mod cluster;
 mod connect;
 mod eyeballs;
 pub(crate) mod grpc;
 mod lease;
+mod named;
 mod pool;
 
-pub(crate) use cluster::{ClusterState, Pools, Target, TargetWish};
+pub(crate) use aggregate::choose;
+pub(crate) use cluster::{ClusterState, Pools, Sought, Target, TargetWish};
 pub(crate) use connect::{ConnectFailure, ConnectPlan, Dialer, keep_alive};
 pub(crate) use lease::Lease;
 pub(crate) use pool::NoConnection;

@@ -2,6 +2,7 @@
 mod grpc;
 mod support;
 
+mod aggregate;
 mod balance;
 mod bodies;
 mod endings;
@@ -22,6 +23,7 @@ mod internal_redirects;
 mod jwt;
 mod listeners;
 mod metadata;
+mod names;
 mod on_demand;
 mod pages;
 mod python;

@@ -22,7 +22,8 @@ use prost::{Message, Name};
 pub use stats::StatsMatcher;
 
 use crate::compile::Invalid;
-use crate::compile::parts::{Place, Within, api_cluster, harmless, place, refuse, refuse_admin_logs};
+use crate::compile::parts::{Place, Within, api_cluster, dns_resolver, harmless, place, refuse, refuse_admin_logs};
+use crate::dns::DnsResolver;
 
 type Result<T> = std::result::Result<T, Invalid>;
 
@@ -44,6 +45,8 @@ pub struct Bootstrap {
     pub local_cluster: Option<String>,
     /// What happens when resources run short.
     pub overload: overload::Overload,
+    /// How names of clusters are resolved that say nothing about it.
+    pub dns_resolver: DnsResolver,
     /// The file itself but for its listeners and clusters, which are among `resources`: for `config_dump`.
     pub encoded: Any,
 }
@@ -221,15 +224,8 @@ fn judge_with(value: proto::Bootstrap, others: Vec<Any>) -> Result<Bootstrap> {
     // How the process runs, not what it answers.
     harmless!(node_context_params, flags_path, deferred_stat_options, watchdog, watchdogs, enable_dispatcher_stats);
     harmless!(stats_server_version_override, fatal_actions, perf_tracing_file_path, memory_allocator_manager, enable_worker_cpu_affinity);
-    harmless!(
-        stats_flush,
-        stats_eviction,
-        grpc_async_client_manager_config,
-        application_log_config,
-        typed_dns_resolver_config,
-        inline_headers
-    );
-    refuse!(hds_config, stats_sinks, tracing, header_prefix, use_tcp_for_dns_lookups, dns_resolution_config, config_sources);
+    harmless!(stats_flush, stats_eviction, grpc_async_client_manager_config, application_log_config, inline_headers);
+    refuse!(hds_config, stats_sinks, tracing, header_prefix, config_sources);
     refuse!(default_config_source, default_socket_interface, certificate_provider_instances, default_regex_engine);
     refuse!(xds_delegate_extension, xds_config_tracker_extension, listener_manager);
     extensions(bootstrap_extensions)?;
@@ -257,6 +253,7 @@ fn judge_with(value: proto::Bootstrap, others: Vec<Any>) -> Result<Bootstrap> {
         stats_flush_interval: stats_flush_interval.and_then(|d| Duration::try_from(d).ok()),
         local_cluster,
         overload,
+        dns_resolver: dns_resolver(typed_dns_resolver_config, dns_resolution_config, use_tcp_for_dns_lookups)?.unwrap_or_default(),
         encoded,
     })
 }

@@ -32,6 +32,8 @@ pub(crate) struct Fields {
     pub(crate) lb_subset_config: Option<cluster::LbSubsetConfig>,
     pub(crate) load_balancing_policy: Option<proto::LoadBalancingPolicy>,
     pub(crate) is_original_dst: bool,
+    /// The kind of the cluster chooses among its hosts.
+    pub(crate) provided: bool,
 }
 
 /// What else the common settings say.
@@ -43,6 +45,9 @@ pub(crate) struct Balance {
 
 pub(crate) fn balance(fields: Fields) -> Result<Balance> {
     let mut settings = Settings::default();
+    if fields.provided && !fields.is_original_dst && fields.lb_policy != cluster::LbPolicy::ClusterProvided as i32 {
+        return Err(Invalid::field("lb_policy", "must be CLUSTER_PROVIDED: a cluster of this kind chooses its hosts itself"));
+    }
     let (mut close_on_membership_change, mut ignore_new_hosts_until_first_hc) = (false, false);
     if let Some(common) = fields.common_lb_config {
         ignore_new_hosts_until_first_hc = common.ignore_new_hosts_until_first_hc;
@@ -55,12 +60,12 @@ pub(crate) fn balance(fields: Fields) -> Result<Balance> {
         }
         typed(policy, &mut settings, 0).within("load_balancing_policy")?;
     } else {
-        by_enum(fields.lb_policy, fields.lb_config, fields.is_original_dst, &mut settings)?;
+        by_enum(fields.lb_policy, fields.lb_config, fields.provided, &mut settings)?;
         settings.subsets = subsets.map(Arc::new);
     }
-    if fields.is_original_dst {
+    if fields.provided {
         if settings.subsets.is_some() {
-            return Err(Invalid::field("lb_subset_config", "is not for ORIGINAL_DST clusters"));
+            return Err(Invalid::field("lb_subset_config", "is not for clusters that choose their hosts themselves, such as ORIGINAL_DST"));
         }
         settings.policy = LbPolicy::OriginalDestination;
     }
@@ -141,7 +146,7 @@ fn hashing(use_hostname: bool, balance_factor: Option<u32>) -> Result<Hashing> {
     Ok(Hashing { use_hostname, balance_factor })
 }
 
-fn by_enum(value: i32, config: Option<cluster::LbConfig>, original_dst: bool, settings: &mut Settings) -> Result<()> {
+fn by_enum(value: i32, config: Option<cluster::LbConfig>, provided: bool, settings: &mut Settings) -> Result<()> {
     use cluster::LbPolicy as Enum;
     settings.policy = match (Enum::try_from(value), config) {
         (Ok(Enum::RoundRobin), Some(cluster::LbConfig::RoundRobinLbConfig(config))) => {
@@ -175,8 +180,11 @@ fn by_enum(value: i32, config: Option<cluster::LbConfig>, original_dst: bool, se
         },
         (Ok(Enum::Maglev), Some(cluster::LbConfig::MaglevLbConfig(m))) => maglev(m.table_size).within("maglev_lb_config")?,
         (Ok(Enum::Maglev), _) => maglev(None)?,
-        (Ok(Enum::ClusterProvided), _) if original_dst => LbPolicy::OriginalDestination,
-        (Ok(Enum::ClusterProvided), _) => return Err(Invalid::field("lb_policy", "CLUSTER_PROVIDED is only for ORIGINAL_DST clusters")),
+        (Ok(Enum::ClusterProvided), _) if provided => LbPolicy::OriginalDestination,
+        (Ok(Enum::ClusterProvided), _) => {
+            let message = "CLUSTER_PROVIDED is only for clusters that choose their hosts themselves, such as ORIGINAL_DST";
+            return Err(Invalid::field("lb_policy", message));
+        }
         (Ok(Enum::LoadBalancingPolicyConfig), _) => {
             return Err(Invalid::field("load_balancing_policy", "is missing, but lb_policy asks for it"));
         }

@@ -10,7 +10,8 @@ use super::balance::{self, Fields};
 use super::circuit_breakers::thresholds;
 use super::common::{duration_or, struct_json};
 use super::context::Context;
-use super::discovery::{Dns, discovery, kind, original_dst, resolver};
+use super::discovery::{Kind, discovery, kind, original_dst};
+use super::dns;
 use super::endpoint::{Assignment, EndpointAddress, assignment};
 use super::health_check::active_check;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
@@ -100,11 +101,11 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
         cluster_discovery_type,
         lb_config,
     } = value;
-    // Statistics, jitter and buffers: nothing a caller can see. A removed host goes at once in any case.
-    harmless!(stats_matcher, per_connection_buffer_limit_bytes, per_connection_buffer_high_watermark_timeout, dns_jitter);
-    harmless!(dns_failure_refresh_rate, wait_for_warm_on_init, cleanup_interval, ignore_health_on_host_removal);
+    // Statistics and buffers: nothing a caller can see. A removed host goes at once in any case.
+    harmless!(stats_matcher, per_connection_buffer_limit_bytes, per_connection_buffer_high_watermark_timeout);
+    harmless!(wait_for_warm_on_init, cleanup_interval, ignore_health_on_host_removal);
     harmless!(track_timeout_budgets, track_cluster_stats, lrs_report_endpoint_metrics);
-    refuse!(transport_socket_matcher, dns_resolvers, use_tcp_for_dns_lookups, lrs_server);
+    refuse!(transport_socket_matcher, dns_resolvers, lrs_server);
     refuse!(
         upstream_config,
         close_connections_on_host_health_failure,
@@ -112,32 +113,44 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
         connection_pool_per_downstream_connection,
         queuing_policies
     );
-    resolver(dns_resolution_config, typed_dns_resolver_config)?;
     upstream_filters(filters)?;
     if name.is_empty() {
         return Err(Invalid::field("name", "is empty; every cluster needs a name"));
     }
+    let fields = dns::Fields {
+        dns_refresh_rate,
+        dns_failure_refresh_rate,
+        dns_jitter,
+        respect_dns_ttl,
+        dns_lookup_family,
+        use_tcp_for_dns_lookups,
+        dns_resolution_config,
+        typed_dns_resolver_config,
+    };
+    let kind = kind(cluster_discovery_type, fields, context)?;
     let old = OldHttp {
-        upstream_http_protocol_options,
+        upstream_http_protocol_options: upstream_http_protocol_options.or_else(|| follows_request(&kind)),
         common_http_protocol_options,
         http_protocol_options,
         http2_protocol_options,
         protocol_selection,
     };
     let http = http_settings(typed_extension_protocol_options, old, max_requests_per_connection)?;
+    if matches!(kind, Kind::DynamicForwardProxy(_, false)) && !(http.auto_sni && http.auto_san) {
+        let reason =
+            "needs auto_sni and auto_san_validation in upstream_http_protocol_options, unless it has allow_insecure_cluster_options";
+        return Err(Invalid::field("cluster_type", reason));
+    }
     let (transports, matches) = transports(transport_socket_matches, transport_socket, &http, context)?;
-    let dns = Dns { rate: dns_refresh_rate, respect_ttl: respect_dns_ttl, family: dns_lookup_family };
-    let (kind, dns) = kind(cluster_discovery_type, dns)?;
-    let is_original_dst = kind == cluster::DiscoveryType::OriginalDst;
     let original_dst = match &lb_config {
         Some(cluster::LbConfig::OriginalDstLbConfig(c)) => original_dst(c).within("original_dst_lb_config")?,
         _ => false,
     };
-    let fields = Fields { lb_policy, lb_config, common_lb_config, lb_subset_config, load_balancing_policy, is_original_dst };
+    let (is_original_dst, provided) = (matches!(kind, Kind::OriginalDst), kind.balances());
+    let fields = Fields { lb_policy, lb_config, common_lb_config, lb_subset_config, load_balancing_policy, is_original_dst, provided };
     let balance = balance::balance(fields)?;
     let members = load_assignment.map_or_else(|| Ok(Assignment::default()), assignment).within("load_assignment")?;
-    let shell = |transport| u32::try_from(transport).unwrap_or(u32::MAX);
-    let discovery = discovery(kind, &name, eds_cluster_config, &members, &dns, original_dst, shell(matches.len()), &matches)?;
+    let discovery = discovery(kind, &name, eds_cluster_config, &members, original_dst, &matches)?;
     let connection = upstream_connection_options.map(connection_options).transpose().within("upstream_connection_options")?.flatten();
     let (bind_sources, socket_options) = bind(upstream_bind_config).within("upstream_bind_config")?;
     // Envoy takes one at most as well.
@@ -171,6 +184,12 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
     };
     let members = matches!(config.discovery, Discovery::Static).then_some(members);
     Ok(Compiled { config: Arc::new(config), members, matches: Arc::new(matches) })
+}
+
+/// Where requests name the hosts, server names and certificates follow them, unless options say else.
+fn follows_request(kind: &Kind) -> Option<core::UpstreamHttpProtocolOptions> {
+    let options = core::UpstreamHttpProtocolOptions { auto_sni: true, auto_san_validation: true, ..Default::default() };
+    matches!(kind, Kind::DynamicForwardProxy(..)).then_some(options)
 }
 
 /// Istio's TCP metadata exchange is negotiated per connection; as an upstream filter it has no settings that matter.

@@ -1,7 +1,6 @@
 //! The compiler: takes resources as they arrive, keeps the last good version of each, and makes
 //! snapshots in which everything that is referred to is there.
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -12,6 +11,7 @@ use lateen_identity::WorkloadSecrets;
 use lateen_proto::{Any, any, envoy};
 use prost::{Message, Name};
 
+use self::resolved::{Resolved, resolved_members};
 use super::cluster::{self, Compiled};
 use super::context::{Context, Uses};
 use super::endpoint::{Assignment, EndpointAddress, Member, Members};
@@ -24,6 +24,7 @@ use super::tls::Waiting;
 use super::warming::Versions;
 use super::{extension, listener, route};
 use crate::cluster::{AssignmentPolicy, Cluster, ClusterLive, Discovery};
+use crate::dns::cache::{DnsCache, DnsCaches};
 use crate::extension::Extension;
 use crate::{ClusterId, Listener, RouteTable, Snapshot};
 
@@ -100,14 +101,12 @@ pub(crate) struct ClusterVersion {
     cluster: Option<Arc<Cluster>>,
 }
 
-/// What names of a DNS cluster resolved to.
-type Resolved = HashMap<(Arc<str>, u16), Vec<IpAddr>>;
-
 /// The single owner of the configuration. Not shared: the main thread calls it and publishes its snapshots.
 #[derive(Debug, Default)]
 pub struct Compiler {
     names: Names,
     secrets: Secrets,
+    dns_caches: DnsCaches,
     pub(crate) listeners: IndexMap<Arc<str>, Entry<ListenerVersion>>,
     pub(crate) routes: HashMap<Arc<str>, Entry<RouteVersion>>,
     pub(crate) clusters: IndexMap<Arc<str>, Entry<ClusterVersion>>,
@@ -229,11 +228,11 @@ impl Compiler {
     }
 
     fn take_listener(&mut self, update: Update, origin: Origin, now: Instant) -> Result<()> {
-        let Self { listeners, names, secrets, .. } = self;
+        let Self { listeners, names, secrets, dns_caches, .. } = self;
         let entry = listeners.entry(update.name.as_str().into()).or_insert_with(|| Entry::new(origin));
         let taken = entry.take(update, origin, now, |proto: ListenerProto, name| {
             same_name(&proto.name, name)?;
-            let mut context = Context::new(names, secrets, false);
+            let mut context = Context::new(names, secrets, dns_caches, false);
             let listener = Arc::new(listener::listener(proto, &mut context)?);
             Ok(ListenerVersion { listener, uses: context.uses })
         });
@@ -241,12 +240,12 @@ impl Compiler {
     }
 
     fn take_route(&mut self, update: Update, origin: Origin, now: Instant) -> Result<()> {
-        let Self { routes, names, secrets, .. } = self;
+        let Self { routes, names, secrets, dns_caches, .. } = self;
         let name: Arc<str> = update.name.as_str().into();
         let entry = routes.entry(name).or_insert_with(|| Entry::new(origin));
         entry.take(update, origin, now, |proto: RouteProto, name| {
             same_name(&proto.name, name)?;
-            let mut context = Context::new(names, secrets, false);
+            let mut context = Context::new(names, secrets, dns_caches, false);
             context.names.route_table(name);
             let table = Arc::new(route::table(proto, &mut context)?);
             Ok(RouteVersion { table, uses: context.uses })
@@ -254,11 +253,11 @@ impl Compiler {
     }
 
     fn take_cluster(&mut self, update: Update, origin: Origin, now: Instant) -> Result<()> {
-        let Self { clusters, names, secrets, .. } = self;
+        let Self { clusters, names, secrets, dns_caches, .. } = self;
         let entry = clusters.entry(update.name.as_str().into()).or_insert_with(|| Entry::new(origin));
         entry.take(update, origin, now, |proto: ClusterProto, name| {
             same_name(&proto.name, name)?;
-            let mut context = Context::new(names, secrets, false);
+            let mut context = Context::new(names, secrets, dns_caches, false);
             context.names.cluster(name);
             let compiled = cluster::cluster(proto, &mut context)?;
             Ok(ClusterVersion { compiled, uses: context.uses, cluster: None })
@@ -282,11 +281,11 @@ impl Compiler {
         let users = self.listeners.values().flat_map(|e| e.versions.all()).flat_map(|v| &v.value.uses.extensions);
         let wanted: Vec<_> = users.filter(|u| *u.name == *update.name).map(|u| (u.place, u.types.clone())).collect();
         self.names.extension(&update.name);
-        let entry = self.extensions.entry(update.name.as_str().into()).or_insert_with(|| Entry::new(origin));
-        let (names, secrets) = (&mut self.names, &mut self.secrets);
+        let Self { extensions, names, secrets, dns_caches, .. } = self;
+        let entry = extensions.entry(update.name.as_str().into()).or_insert_with(|| Entry::new(origin));
         entry.take(update, origin, now, |proto: ExtensionProto, name| {
             same_name(&proto.name, name)?;
-            let mut context = Context::new(names, secrets, false);
+            let mut context = Context::new(names, secrets, dns_caches, false);
             extension::extension(proto, &wanted, &mut context).map(Arc::new)
         })?;
         // A filter waits for nothing.
@@ -385,26 +384,11 @@ impl Compiler {
         rejected
     }
 
-    /// The addresses that a name of a DNS cluster resolved to. An empty list is a name without addresses;
-    /// a lookup that failed is not reported, so that the last addresses stay.
-    pub fn set_resolved(&mut self, cluster: &str, name: &str, port: u16, addresses: Vec<IpAddr>, now: Instant) {
-        self.resolved.entry(cluster.into()).or_default().insert((name.into(), port), addresses);
-        self.refresh_members(cluster);
-        self.settle(now);
-    }
-
-    /// Whether there is an answer, even an empty one, for every name of the cluster.
-    fn is_resolved(&self, version: &ClusterVersion) -> bool {
-        let (Discovery::StrictDns(dns) | Discovery::LogicalDns(dns)) = &version.compiled.config.discovery else { return true };
-        let resolved = self.resolved.get(&version.compiled.config.name);
-        dns.targets.iter().all(|t| t.name.parse::<IpAddr>().is_ok() || resolved.is_some_and(|r| r.contains_key(&(t.name.clone(), t.port))))
-    }
-
     fn has_members(&self, version: &ClusterVersion) -> bool {
         match &version.compiled.config.discovery {
             Discovery::Eds(service) => self.endpoints.contains_key(service),
             Discovery::StrictDns(_) | Discovery::LogicalDns(_) => self.is_resolved(version),
-            Discovery::Static | Discovery::OriginalDst { .. } => true,
+            Discovery::Static | Discovery::OriginalDst { .. } | Discovery::Aggregate(_) | Discovery::DynamicForwardProxy(_) => true,
         }
     }
 
@@ -659,6 +643,11 @@ impl Compiler {
         self.clusters.values().flat_map(|e| e.versions.all()).for_each(|v| each(&v.value.compiled.config));
     }
 
+    /// The DNS caches that something refers to.
+    pub fn dns_caches(&mut self) -> Vec<Arc<DnsCache>> {
+        self.dns_caches.all()
+    }
+
     /// Whether a cluster was discovered rather than given by the bootstrap.
     pub fn is_dynamic_cluster(&self, name: &str) -> bool {
         self.clusters.get(name).is_some_and(|e| e.origin == Origin::Dynamic)
@@ -783,9 +772,9 @@ fn members(
             Some(version) => assigned(compiled, &version.value, &living),
             None => Members::default().build(AssignmentPolicy::default(), compiled.config.balance.subsets.as_deref()),
         },
-        Discovery::StrictDns(dns) => resolved_members(compiled, dns, resolved, usize::MAX, &living),
-        Discovery::LogicalDns(dns) => resolved_members(compiled, dns, resolved, 1, &living),
-        Discovery::OriginalDst { .. } => HostSet::default(),
+        Discovery::StrictDns(dns) => resolved_members(compiled, dns, resolved, false, &living),
+        Discovery::LogicalDns(dns) => resolved_members(compiled, dns, resolved, true, &living),
+        Discovery::OriginalDst { .. } | Discovery::Aggregate(_) | Discovery::DynamicForwardProxy(_) => HostSet::default(),
     }
 }
 
@@ -814,39 +803,6 @@ fn assigned(compiled: &Compiled, assignment: &Assignment, living: &HashMap<&Addr
     result.build(assignment.policy, compiled.config.balance.subsets.as_deref())
 }
 
-/// The hosts of a DNS cluster: of each name, at most `most` addresses.
-fn resolved_members(
-    compiled: &Compiled,
-    dns: &crate::cluster::DnsTargets,
-    resolved: Option<&Resolved>,
-    most: usize,
-    living: &HashMap<&Address, &Arc<Host>>,
-) -> HostSet {
-    let mut result = Members::new(compiled.config.balance.subsets.is_some());
-    for target in &dns.targets {
-        let literal = target.name.parse::<IpAddr>().ok();
-        let looked_up = resolved.and_then(|r| r.get(&(target.name.clone(), target.port)));
-        let addresses = literal.iter().chain(looked_up.into_iter().flatten());
-        for ip in addresses.take(most) {
-            let member = Member {
-                address: Address::Socket(SocketAddr::new(*ip, target.port)),
-                addresses: Vec::new(),
-                hostname: target.name.clone(),
-                weight: target.weight,
-                locality: target.locality.clone(),
-                transport: target.transport,
-                workload: None,
-                labels: target.labels.clone(),
-                hash_key: target.hash_key.clone(),
-                flags: 0,
-                checked_at: None,
-                unchecked: compiled.config.unchecked(),
-            };
-            result.add(target.priority, &target.locality, target.locality_weight, member, living);
-        }
-    }
-    result.build(dns.policy, compiled.config.balance.subsets.as_deref())
-}
-
+mod resolved;
 #[cfg(test)]
 mod tests;

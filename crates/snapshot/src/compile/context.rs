@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use lateen_proto::envoy::config::route::v3 as proto;
 
+use crate::dns::cache::DnsCaches;
 use crate::route::RetryPolicy;
 use crate::{ClusterId, RouteTableId};
 
@@ -18,6 +19,7 @@ use super::tls::Waiting;
 pub(crate) struct Context<'a> {
     pub(crate) names: &'a mut Names,
     pub(crate) secrets: &'a mut Secrets,
+    pub(crate) dns_caches: &'a mut DnsCaches,
     /// What the resource refers to.
     pub(crate) uses: Uses,
     /// Whether a listener for outbound traffic is compiled: its end of a call reports as the source.
@@ -58,8 +60,8 @@ pub(crate) struct ExtensionUse {
 }
 
 impl<'a> Context<'a> {
-    pub(crate) fn new(names: &'a mut Names, secrets: &'a mut Secrets, outbound: bool) -> Self {
-        Self { names, secrets, uses: Uses::default(), outbound, shared: Shared::default() }
+    pub(crate) fn new(names: &'a mut Names, secrets: &'a mut Secrets, dns_caches: &'a mut DnsCaches, outbound: bool) -> Self {
+        Self { names, secrets, dns_caches, uses: Uses::default(), outbound, shared: Shared::default() }
     }
 
     pub(crate) fn cluster(&mut self, name: &str) -> ClusterId {

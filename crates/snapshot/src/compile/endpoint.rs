@@ -160,16 +160,22 @@ fn addresses(at: &EndpointAddress, more: Vec<proto::endpoint::AdditionalAddress>
     let EndpointAddress::Fixed(Address::Socket(first)) = at else {
         return Err(Invalid::field("additional_addresses", "need a first address that is an IP address"));
     };
-    let mut families = [vec![*first], Vec::new()];
+    let mut all = vec![*first];
     for (index, proto::endpoint::AdditionalAddress { address }) in more.into_iter().enumerate() {
         let Place::Socket(socket) = place(address).within("address").within_item("additional_addresses", index)? else {
             return Err(Invalid::new("must be an IP address")).within_item("additional_addresses", index);
         };
-        families[usize::from(socket.is_ipv4() != first.is_ipv4())].push(socket);
+        all.push(socket);
     }
-    let [same, other] = families;
+    Ok(in_turn(&all))
+}
+
+/// The addresses in an order in which the families take turns, beginning with that of the first.
+pub(crate) fn in_turn(all: &[SocketAddr]) -> Vec<SocketAddr> {
+    let first = all.first().map(SocketAddr::is_ipv4);
+    let (same, other): (Vec<_>, Vec<_>) = all.iter().copied().partition(|a| Some(a.is_ipv4()) == first);
     let most = same.len().max(other.len());
-    Ok((0..most).flat_map(|i| same.get(i).into_iter().chain(other.get(i)).copied()).collect())
+    (0..most).flat_map(|i| same.get(i).into_iter().chain(other.get(i)).copied()).collect()
 }
 
 /// Where the endpoint is checked; `None` when like a request.

@@ -15,6 +15,8 @@ mod compiler;
 mod compressor;
 mod context;
 mod discovery;
+mod dns;
+mod dns_cache;
 mod endpoint;
 mod ext_authz;
 mod ext_proc;
@@ -66,6 +68,7 @@ mod warming;
 
 pub(crate) use common::value_json;
 pub use compiler::{Compiler, Rejected, Update, Wanted};
+pub(crate) use endpoint::in_turn;
 pub use invalid::Invalid;
 pub use record::{Failure, Kind, Listed, Origin, Record};
 pub use secret::{Certificate, SecretKey, SecretValue, Validation};

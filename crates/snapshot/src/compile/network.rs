@@ -12,10 +12,10 @@ use proto::tcp_proxy::v3 as tcp;
 use super::common::{data, open};
 use super::context::{Context, Place};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::{extension, hcm, istio, local_ratelimit, rbac, set_filter_state, tcp_proxy};
+use super::{dns_cache, extension, hcm, istio, local_ratelimit, rbac, set_filter_state, tcp_proxy};
 use crate::listener::{NetworkFilter, Terminal};
 
-const SUPPORTED: &str = "http_connection_manager, tcp_proxy, direct_response, rbac, sni_cluster, connection_limit, local_ratelimit, set_filter_state, istio.metadata_exchange and istio.stats";
+const SUPPORTED: &str = "http_connection_manager, tcp_proxy, direct_response, rbac, sni_cluster, sni_dynamic_forward_proxy, connection_limit, local_ratelimit, set_filter_state, istio.metadata_exchange and istio.stats";
 
 const SET_STATE: &str = "envoy.extensions.filters.network.set_filter_state.v3.Config";
 
@@ -118,6 +118,9 @@ fn typed(name: &str, config: &Any, context: &mut Context<'_>) -> Result<Kind> {
         Ok(Kind::Before(limit.map_or_else(|| NetworkFilter::SetState(Arc::from([])), |l| NetworkFilter::LocalRateLimit(Arc::new(l)))))
     } else if any::is::<proto::set_filter_state::v3::Config>(config) {
         set_filter_state::filter(open(config)?).map(Kind::Before)
+    } else if any::is::<proto::sni_dynamic_forward_proxy::v3::FilterConfig>(config) {
+        let (cache, port) = dns_cache::sni_filter(open(config)?, context)?;
+        Ok(Kind::Before(NetworkFilter::SniDynamicForwardProxy(cache, port)))
     } else if any::is::<proto::connection_limit::v3::ConnectionLimit>(config) {
         connection_limit(open(config)?).map(Kind::Before)
     } else {

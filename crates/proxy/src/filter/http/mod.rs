@@ -5,6 +5,7 @@ mod compression;
 mod cors;
 mod csrf;
 mod descriptors;
+mod dynamic_forward_proxy;
 mod ext_authz;
 mod ext_proc;
 mod fault;
@@ -58,6 +59,7 @@ pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
         let step = match filter {
             HttpFilter::Fault(config) => fault::on_request(exchange, config, index).await?,
             HttpFilter::Cors => cors::on_request(exchange),
+            HttpFilter::DynamicForwardProxy(cache) => dynamic_forward_proxy::on_request(exchange, cache).await?,
             HttpFilter::Rbac(config) => rbac::on_request(exchange, config),
             HttpFilter::JwtAuthn(config) => jwt_authn::on_request(exchange, config).await?,
             // On the heap while it lasts: its state would otherwise be part of every request's.

@@ -1,12 +1,14 @@
 //! Network filters: what happens to a connection before, and instead of, HTTP.
 mod copy;
 mod dial;
+mod named;
 mod peer_exchange;
 mod relay;
 mod splice;
 mod tcp;
 mod tunnel;
 
+pub(crate) use named::resolve;
 pub(crate) use tcp::{TcpState, run as tcp_proxy};
 
 use std::cell::Cell;
@@ -16,6 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lateen_snapshot::authorize::Facts;
+use lateen_snapshot::dns::cache::DnsCache;
 use lateen_snapshot::http::IstioStats;
 use lateen_snapshot::listener::{FilterChain, NetworkFilter, StateKey, StateValue};
 use lateen_telemetry::access_log::TextFormat;
@@ -56,6 +59,10 @@ pub(crate) struct Passed {
     pub(crate) stats: Option<Arc<IstioStats>>,
     /// Frames of Istio's metadata exchange may come in front.
     pub(crate) peer_exchange: bool,
+    /// The name in the SNI is to be resolved with this cache.
+    pub(crate) resolve: Option<Arc<DnsCache>>,
+    /// The port to connect to at the host that the SNI names.
+    pub(crate) port: Option<u16>,
     _open: Option<Open>,
 }
 
@@ -130,6 +137,10 @@ pub(crate) fn run(worker: &Worker, conn: &Conn) -> Verdict {
         match filter {
             NetworkFilter::MetadataExchange => passed.peer_exchange = true,
             NetworkFilter::SniCluster => passed.cluster.clone_from(&conn.server_name),
+            NetworkFilter::SniDynamicForwardProxy(cache, port) => {
+                passed.resolve = Some(Arc::clone(cache));
+                passed.port = Some(*port);
+            }
             NetworkFilter::IstioStats(stats) => passed.stats = Some(Arc::clone(stats)),
             NetworkFilter::Rbac(rbac) => {
                 let facts = Facts {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use http::{HeaderMap, StatusCode};
+use lateen_balance::breaker::Permit;
 use lateen_balance::{Context, Criteria, Host};
 use lateen_identity::tls::PeerIdentity;
 use lateen_snapshot::listener::{TcpCluster, TcpProxy};
@@ -23,7 +24,7 @@ use crate::http::{ConnectionRecord, LogSet};
 use crate::io::Io;
 use crate::listener::Conn;
 use crate::router::lookup;
-use crate::upstream::{ClusterState, ConnectPlan};
+use crate::upstream::{ClusterState, ConnectPlan, Sought, choose};
 use crate::worker::{Discovered, Worker};
 
 /// A TCP proxy bound to one worker's counters and logs.
@@ -223,7 +224,7 @@ impl Session<'_> {
             self.outcome.flags = ResponseFlags::UPSTREAM_OVERFLOW;
             return;
         };
-        let Some((mut upstream, host)) = self.connect(cluster).await else { return };
+        let Some(Connected { io: mut upstream, host, cluster, permit: _member }) = self.connect(cluster).await else { return };
         let _permit = permit;
         let _active = cluster.stats.hold(cluster_names::UPSTREAM_CX_ACTIVE);
         let _request = host.begin_request();
@@ -251,13 +252,15 @@ impl Session<'_> {
         }
     }
 
-    /// What the balancer goes by.
-    pub(super) fn choose(&mut self, cluster: &Rc<ClusterState>) -> Option<Arc<Host>> {
+    /// A host of the cluster, or of the member of it that was chosen.
+    pub(super) fn choose(&mut self, cluster: &Rc<ClusterState>) -> Option<(Rc<ClusterState>, Arc<Host>)> {
         let hash = self.state.config.hash_source_ip.then(|| crate::router::hash::of_address(self.conn.remote.ip()));
         let context = Context { hash, criteria: self.criteria.as_deref(), ..Context::default() };
-        let host = cluster.choose(self.worker, &context, Some(self.conn.local));
-        match &host {
-            Some(host) => {
+        let authority = self.passed.server_name.as_deref().or(self.conn.server_name.as_deref()).unwrap_or_default();
+        let sought = Sought { original: Some(self.conn.local), authority, port: self.passed.port };
+        let chosen = choose(self.worker, &self.worker.live(), Rc::clone(cluster), &context, &sought);
+        match &chosen {
+            Some((_, host)) => {
                 self.outcome.host = Some(Arc::clone(host));
                 self.outcome.attempts += 1;
             }
@@ -266,14 +269,21 @@ impl Session<'_> {
                 self.outcome.flags = ResponseFlags::NO_HEALTHY_UPSTREAM;
             }
         }
-        host
+        chosen
     }
 
-    async fn connect(&mut self, cluster: &Rc<ClusterState>) -> Option<(Io, Arc<Host>)> {
-        let config = &cluster.cluster.config;
+    async fn connect(&mut self, of: &Rc<ClusterState>) -> Option<Connected> {
         let mut attempts = dial::Attempts::new(&self.state.config);
         while attempts.next(self.worker).await {
-            let host = self.choose(cluster)?;
+            let (cluster, host) = self.choose(of)?;
+            // The limit of the cluster that was asked for counts already.
+            let permit = if Rc::ptr_eq(&cluster, of) { None } else { Some(cluster.breakers(false).connections.take()) };
+            if let Some(None) = permit {
+                cluster.stats.inc(cluster_names::UPSTREAM_CX_OVERFLOW);
+                self.outcome.flags = ResponseFlags::UPSTREAM_OVERFLOW;
+                return None;
+            }
+            let config = &cluster.cluster.config;
             if cluster.host_is_full(&host, false) {
                 cluster.stats.inc(cluster_names::UPSTREAM_CX_OVERFLOW);
                 self.outcome.flags = ResponseFlags::UPSTREAM_OVERFLOW;
@@ -292,7 +302,7 @@ impl Session<'_> {
                     cluster.report_connect(self.worker, &host, true);
                     self.outcome.flags = ResponseFlags::NONE;
                     self.outcome.failure.clear();
-                    return Some((upstream, host));
+                    return Some(Connected { io: upstream, host, cluster, permit: permit.flatten() });
                 }
                 Err(failure) => {
                     cluster.stats.inc(cluster_names::UPSTREAM_CX_CONNECT_FAIL);
@@ -302,7 +312,7 @@ impl Session<'_> {
                 }
             }
         }
-        cluster.stats.inc(cluster_names::UPSTREAM_CX_CONNECT_ATTEMPTS_EXCEEDED);
+        of.stats.inc(cluster_names::UPSTREAM_CX_CONNECT_ATTEMPTS_EXCEEDED);
         None
     }
 
@@ -311,6 +321,14 @@ impl Session<'_> {
         self.outcome.flags = ResponseFlags::UPSTREAM_CONNECTION_FAILURE;
         self.outcome.failure = details::underscored(reason).into_owned();
     }
+}
+
+/// A connection to a host of the cluster, or of the member of it that was chosen.
+struct Connected {
+    io: Io,
+    host: Arc<Host>,
+    cluster: Rc<ClusterState>,
+    permit: Option<Permit>,
 }
 
 fn pick<'a>(worker: &Worker, config: &'a TcpProxy) -> Option<&'a TcpCluster> {

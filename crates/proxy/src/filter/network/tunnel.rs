@@ -123,7 +123,7 @@ impl Template {
 }
 
 pub(super) async fn serve(session: &mut Session<'_>, template: &Template, cluster: &Rc<ClusterState>, io: Io, first: BytesMut) {
-    let Some((mut lease, host)) = open(session, template, cluster).await else { return };
+    let Some((mut lease, cluster, host)) = open(session, template, cluster).await else { return };
     session.outcome.upstream_local = lease.local_address();
     session.outcome.principal = lease.principal();
     session.connected();
@@ -147,16 +147,16 @@ pub(super) async fn serve(session: &mut Session<'_>, template: &Template, cluste
 }
 
 /// A tunnel that was answered as it should be, by as many attempts as it takes.
-async fn open(session: &mut Session<'_>, template: &Template, cluster: &Rc<ClusterState>) -> Option<(Lease, Arc<Host>)> {
+async fn open(session: &mut Session<'_>, template: &Template, of: &Rc<ClusterState>) -> Option<(Lease, Rc<ClusterState>, Arc<Host>)> {
     let mut attempts = dial::Attempts::new(&session.state.config);
     while attempts.next(session.worker).await {
-        let host = session.choose(cluster)?;
-        match attempt(session, template, cluster, &host).await {
+        let (cluster, host) = session.choose(of)?;
+        match attempt(session, template, &cluster, &host).await {
             Ok(lease) => {
                 cluster.report_connect(session.worker, &host, true);
                 // The log still tells why an earlier attempt failed, as Envoy's does.
                 session.outcome.flags = ResponseFlags::NONE;
-                return Some((lease, host));
+                return Some((lease, cluster, host));
             }
             Err(Refused::Full) => {
                 session.outcome.flags = ResponseFlags::UPSTREAM_OVERFLOW;
@@ -169,7 +169,7 @@ async fn open(session: &mut Session<'_>, template: &Template, cluster: &Rc<Clust
             }
         }
     }
-    cluster.stats.inc(names::UPSTREAM_CX_CONNECT_ATTEMPTS_EXCEEDED);
+    of.stats.inc(names::UPSTREAM_CX_CONNECT_ATTEMPTS_EXCEEDED);
     None
 }
 
