@@ -135,13 +135,10 @@ fn a_refused_update_leaves_the_last_good_one_in_use() {
 fn one_bad_resource_hurts_only_itself() {
     let (mut compiler, now) = (Compiler::new(), Instant::now());
     let good = update::<ClusterProto>("{name: good, type: STATIC}");
-    let bad = update::<ClusterProto>("{name: bad, type: STATIC, use_tcp_for_dns_lookups: true}");
+    let bad = update::<ClusterProto>("{name: bad, type: STATIC, lrs_server: {self: {}}}");
     let rejected = compiler.apply(CLUSTER, vec![bad, good.clone(), good], &[], now);
     let reasons: Vec<_> = rejected.iter().map(|r| (r.name.as_str(), r.reason.as_str())).collect();
-    assert_eq!(
-        reasons,
-        [("bad", "use_tcp_for_dns_lookups: is not supported; remove it"), ("good", "occurs twice in one response; names must differ")]
-    );
+    assert_eq!(reasons, [("bad", "lrs_server: is not supported; remove it"), ("good", "occurs twice in one response; names must differ")]);
     assert!(compiler.snapshot().cluster_named("good").is_some());
 }
 
