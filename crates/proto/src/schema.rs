@@ -44,8 +44,17 @@ pub struct Message {
     pub full_name: String,
     /// By number.
     pub fields: Vec<Field>,
-    /// Places in `fields` by name, in either spelling where there are two.
-    by_name: Vec<(Spelling, usize)>,
+    /// By name, in either spelling where there are two: shorter ones first, so that most are told apart by their length.
+    by_name: Vec<Spelt>,
+}
+
+/// One spelling of a field's name.
+#[derive(Debug)]
+struct Spelt {
+    length: usize,
+    spelling: Spelling,
+    /// Its place in `fields`.
+    at: usize,
 }
 
 /// How a field's name is spelt.
@@ -253,9 +262,10 @@ impl Default for Schema {
 impl Message {
     fn new(full_name: String, fields: Vec<Field>) -> Self {
         let each = fields.iter().enumerate();
-        let mut by_name: Vec<(Spelling, usize)> = each.clone().map(|(at, _)| (Spelling::Snake, at)).collect();
-        by_name.extend(each.filter(|(_, f)| f.json_name != f.name).map(|(at, _)| (Spelling::Camel, at)));
-        by_name.sort_by(|(a, at), (b, other)| fields[*at].spelt(*a).cmp(fields[*other].spelt(*b)));
+        let spelt = |f: &Field, spelling, at| Spelt { length: f.spelt(spelling).len(), spelling, at };
+        let mut by_name: Vec<Spelt> = each.clone().map(|(at, f)| spelt(f, Spelling::Snake, at)).collect();
+        by_name.extend(each.filter(|(_, f)| f.json_name != f.name).map(|(at, f)| spelt(f, Spelling::Camel, at)));
+        by_name.sort_by(|a, b| a.length.cmp(&b.length).then_with(|| fields[a.at].spelt(a.spelling).cmp(fields[b.at].spelt(b.spelling))));
         Self { full_name, fields, by_name }
     }
 
@@ -265,9 +275,10 @@ impl Message {
 
     /// The field of this name in either spelling, and its place in `fields`.
     pub fn field_named(&self, name: &str) -> Option<(usize, &Field)> {
-        let spelt = |(spelling, at): &(Spelling, usize)| self.fields.get(*at).map_or("", |f| f.spelt(*spelling));
-        let found = self.by_name.binary_search_by(|entry| spelt(entry).cmp(name)).ok()?;
-        let (_, at) = *self.by_name.get(found)?;
+        let text = |entry: &Spelt| self.fields.get(entry.at).map_or("", |f| f.spelt(entry.spelling));
+        let order = |entry: &Spelt| entry.length.cmp(&name.len()).then_with(|| text(entry).cmp(name));
+        let found = self.by_name.binary_search_by(order).ok()?;
+        let at = self.by_name.get(found)?.at;
         Some((at, self.fields.get(at)?))
     }
 

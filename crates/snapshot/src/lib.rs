@@ -64,6 +64,9 @@ pub struct RouteTableId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ExtensionId(pub u32);
 
+/// Clusters by name.
+pub type ClusterIds = HashMap<Arc<str>, ClusterId, foldhash::fast::RandomState>;
+
 /// All the configuration of a proxy at one moment. Immutable; parts that did not change are shared
 /// with the snapshot before, so comparing pointers tells what did.
 #[derive(Debug, Default)]
@@ -77,7 +80,7 @@ pub struct Snapshot {
     pub routes: Vec<Option<Arc<RouteTable>>>,
     /// By [`ExtensionId`].
     pub extensions: Vec<Option<Arc<extension::Extension>>>,
-    pub cluster_ids: Arc<HashMap<Arc<str>, ClusterId>>,
+    pub cluster_ids: Arc<ClusterIds>,
 }
 
 impl Snapshot {

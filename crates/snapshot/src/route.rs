@@ -19,13 +19,16 @@ use crate::path_template::{PathTemplate, PathTemplateRewrite};
 use crate::ratelimit::RateLimit;
 use crate::trace::RouteTracing;
 
+/// Virtual hosts by domain. Hashed without much ado: callers do not choose what is in it.
+pub type Domains = HashMap<Box<str>, u32, foldhash::fast::RandomState>;
+
 /// Envoy `RouteConfiguration`.
 #[derive(Debug)]
 pub struct RouteTable {
     pub name: Arc<str>,
     pub virtual_hosts: Vec<VirtualHost>,
     /// Lower-case domains (ports kept unless `ignore_port`) to indices of virtual hosts.
-    pub exact: HashMap<Box<str>, u32>,
+    pub exact: Domains,
     /// `*.suffix` entries, longest first: (suffix with its dot, index).
     pub suffixes: Vec<(Box<str>, u32)>,
     /// `prefix.*` entries, longest first.

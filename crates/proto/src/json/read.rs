@@ -38,7 +38,7 @@ impl Reader<'_> {
 
     /// Within an `Any`, `@type` stands among the fields and is none.
     fn fields(&self, shape: &Message, json: Entries<'_>, in_any: bool, depth: usize, out: &mut Vec<u8>) -> Result<()> {
-        // Which fields have stood already, and which of them with a value.
+        // Which fields have stood already, and of which oneofs one did with a value.
         let (mut seen, mut given) = (Marks::default(), Marks::default());
         for (key, value) in json {
             let key_step = || Step::Key(key.to_owned());
@@ -52,11 +52,12 @@ impl Reader<'_> {
             if value.is_null() && !self.takes_null(field) {
                 continue;
             }
-            if field.oneof.is_some() {
-                if let Some((_, other)) = shape.fields.iter().enumerate().find(|(at, f)| f.oneof == field.oneof && given.has(*at)) {
-                    return Err(Misfit::new(format!("cannot stand beside `{}`; choose one", other.name))).at(key_step);
-                }
-                given.add(at);
+            if let Some(oneof) = field.oneof
+                && !given.add(usize::try_from(oneof).unwrap_or_default())
+            {
+                let other = shape.fields.iter().enumerate().find(|(other, f)| *other != at && f.oneof == field.oneof && seen.has(*other));
+                let name = other.map_or("", |(_, f)| &f.name);
+                return Err(Misfit::new(format!("cannot stand beside `{name}`; choose one"))).at(key_step);
             }
             self.field(field, value, depth, out).at(key_step)?;
         }

@@ -264,7 +264,7 @@ fn host(member: Member, living: &HashMap<&Address, &Arc<Host>>) -> Arc<Host> {
 #[derive(Default)]
 pub(crate) struct Members {
     priorities: Vec<Priority>,
-    seen: std::collections::HashSet<Address>,
+    seen: std::collections::HashSet<Address, foldhash::fast::RandomState>,
     divided: bool,
     /// Where each stands, for what divides the cluster.
     placed: Vec<Placed>,

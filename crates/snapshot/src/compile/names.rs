@@ -3,12 +3,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use crate::jwt::{KeySource, RemoteKeys};
-use crate::{ClusterId, ExtensionId, RouteTableId};
+use crate::{ClusterId, ClusterIds, ExtensionId, RouteTableId};
 
 /// The ids given so far. A name keeps its id for the life of the process.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
-    clusters: Arc<HashMap<Arc<str>, ClusterId>>,
+    clusters: Arc<ClusterIds>,
     cluster_names: Vec<Arc<str>>,
     routes: HashMap<Arc<str>, RouteTableId>,
     route_names: Vec<Arc<str>>,
@@ -75,7 +75,7 @@ impl Names {
     }
 
     /// Shared with every snapshot; copied only when a name is added while a snapshot holds it.
-    pub(crate) fn cluster_ids(&self) -> Arc<HashMap<Arc<str>, ClusterId>> {
+    pub(crate) fn cluster_ids(&self) -> Arc<ClusterIds> {
         self.clusters.clone()
     }
 }

@@ -1,5 +1,4 @@
 //! Route configurations: virtual hosts, their domains and routes.
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,7 +15,7 @@ use super::{action, filter, header, matcher, metadata, retry, shared, tracing};
 use crate::http::HeaderChanges;
 use crate::path_template::PathTemplate;
 use crate::route::{
-    Action, BufferLimit, DirectResponse, PathMatch, Redirect, RedirectPath, RequireTls, Route, RouteMatch, RouteTable, VirtualHost,
+    Action, BufferLimit, DirectResponse, Domains, PathMatch, Redirect, RedirectPath, RequireTls, Route, RouteMatch, RouteTable, VirtualHost,
 };
 
 /// Envoy's default for `max_direct_response_body_size_bytes`.
@@ -68,7 +67,7 @@ pub(crate) fn table(value: proto::RouteConfiguration, context: &mut Context<'_>)
     let mut table = RouteTable {
         name: name.into(),
         virtual_hosts: Vec::with_capacity(virtual_hosts.len()),
-        exact: HashMap::new(),
+        exact: Domains::with_capacity_and_hasher(virtual_hosts.iter().map(|host| host.domains.len()).sum(), Default::default()),
         suffixes: Vec::new(),
         prefixes: Vec::new(),
         catch_all: None,

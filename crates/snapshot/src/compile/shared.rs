@@ -17,11 +17,11 @@ pub(crate) struct Shared {
 }
 
 /// What was compiled, by its message as it was sent.
-pub(crate) struct Seen<T>(HashMap<Vec<u8>, Arc<T>>);
+pub(crate) struct Seen<T>(HashMap<Vec<u8>, Arc<T>, foldhash::fast::RandomState>);
 
 impl<T> Default for Seen<T> {
     fn default() -> Self {
-        Self(HashMap::new())
+        Self(HashMap::default())
     }
 }
 

@@ -1,9 +1,8 @@
-use std::collections::HashMap;
-
 use proptest::prelude::*;
 
 use super::*;
 use crate::http::HeaderChanges;
+use crate::route::Domains;
 use crate::test_support::route_table;
 
 #[test]
@@ -71,7 +70,7 @@ fn table(domains: &[String]) -> RouteTable {
     let mut table = RouteTable {
         name: "t".into(),
         virtual_hosts: Vec::new(),
-        exact: HashMap::new(),
+        exact: Domains::default(),
         suffixes: Vec::new(),
         prefixes: Vec::new(),
         catch_all: None,
