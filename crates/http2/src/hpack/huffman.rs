@@ -1,5 +1,7 @@
-//! Huffman coding of HPACK strings (RFC 7541, appendix B), decoded four bits at a time.
+//! Huffman coding of HPACK strings (RFC 7541, appendix B), decoded a character at a time.
 use std::sync::LazyLock;
+
+use bytes::BytesMut;
 
 /// Code lengths of the 256 octets and of the end-of-string symbol. The code is canonical: codes of one
 /// length are consecutive in the order of their symbols, so lengths are all that need to be written down.
@@ -16,119 +18,113 @@ const LENGTHS: [u8; 257] = [
 
 const END: u16 = 256;
 
-/// What follows from a state and four bits.
+/// Codes up to this many bits are found with one look: all printable characters but eight.
+const FAST: u32 = 10;
+
+/// What the next bits begin with: the octet, and how many bits it took; none for a longer code.
 #[derive(Clone, Copy, Default)]
-struct Step {
-    next: u16,
-    /// The octet completed by these bits; the shortest code has five bits, so at most one is.
-    octet: Option<u8>,
-    /// The bits run into the end-of-string symbol or into no code at all.
-    fails: bool,
+struct Short {
+    octet: u8,
+    bits: u8,
+}
+
+/// The codes of one length.
+#[derive(Clone, Copy, Default)]
+struct Long {
+    bits: u32,
+    /// Where the codes of the next length begin, as the upper bits of a word.
+    end: u64,
+    /// The first of these codes, and its place among the symbols.
+    first: u64,
+    place: usize,
 }
 
 struct Table {
-    steps: Vec<[Step; 16]>,
-    /// States in which a string may end: only ones (a prefix of the end symbol), fewer than eight.
-    may_end: Vec<bool>,
+    short: Vec<Short>,
+    long: Vec<Long>,
+    /// In the order of their codes.
+    symbols: Vec<u16>,
 }
 
 static TABLE: LazyLock<Table> = LazyLock::new(Table::build);
 
-/// A node of the code's tree: children by bit, or the symbol.
-#[derive(Clone, Copy)]
-enum Node {
-    Inner([u16; 2]),
-    Leaf(u16),
-}
-
 impl Table {
     fn build() -> Self {
-        let nodes = tree();
-        let mut steps = vec![[Step::default(); 16]; nodes.len()];
-        for (state, row) in steps.iter_mut().enumerate() {
-            for (nibble, step) in row.iter_mut().enumerate() {
-                *step = walk(&nodes, state as u16, nibble);
+        let length = |symbol: u16| u32::from(LENGTHS[symbol as usize]);
+        let mut symbols: Vec<u16> = (0..=END).collect();
+        symbols.sort_by_key(|s| (length(*s), *s));
+        let mut table = Self { short: vec![Short::default(); 1 << FAST], long: Vec::new(), symbols: Vec::new() };
+        let (mut code, mut bits) = (0u64, length(symbols[0]));
+        for (place, symbol) in symbols.iter().enumerate() {
+            code <<= length(*symbol) - bits;
+            bits = length(*symbol);
+            if bits <= FAST {
+                let octet = Short { octet: *symbol as u8, bits: bits as u8 };
+                let begin = (code << (FAST - bits)) as usize;
+                table.short[begin..begin + (1 << (FAST - bits))].fill(octet);
+            } else {
+                if table.long.last().is_none_or(|long| long.bits != bits) {
+                    table.long.push(Long { bits, end: 0, first: code, place });
+                }
+                if let Some(long) = table.long.last_mut() {
+                    long.end = (code + 1).checked_shl(64 - bits).filter(|end| *end != 0).unwrap_or(u64::MAX);
+                }
             }
+            code += 1;
         }
-        let mut may_end = vec![false; nodes.len()];
-        let mut state = 0u16;
-        for _ in 0..8 {
-            may_end[state as usize] = true;
-            if let Node::Inner(children) = nodes[state as usize] {
-                state = children[1];
-            }
-        }
-        Self { steps, may_end }
+        table.symbols = symbols;
+        table
     }
-}
 
-fn tree() -> Vec<Node> {
-    let mut nodes = vec![Node::Inner([0, 0])];
-    let mut symbols: Vec<u16> = (0..=END).collect();
-    symbols.sort_by_key(|s| (LENGTHS[*s as usize], *s));
-    let (mut code, mut length) = (0u32, LENGTHS[symbols[0] as usize]);
-    for symbol in symbols {
-        code <<= LENGTHS[symbol as usize] - length;
-        length = LENGTHS[symbol as usize];
-        insert(&mut nodes, code, length, symbol);
-        code += 1;
+    /// The symbol of a long code at the upper end of `word`, with its length.
+    fn long(&self, word: u64) -> Option<(u16, u32)> {
+        let long = self.long.iter().find(|long| word < long.end)?;
+        let offset = (word >> (64 - long.bits)).checked_sub(long.first)?;
+        Some((*self.symbols.get(long.place + offset as usize)?, long.bits))
     }
-    nodes
-}
-
-fn insert(nodes: &mut Vec<Node>, code: u32, length: u8, symbol: u16) {
-    let mut at = 0usize;
-    for shift in (0..length).rev() {
-        let bit = (code >> shift & 1) as usize;
-        let Node::Inner(children) = nodes[at] else { return };
-        if children[bit] == 0 {
-            let new = if shift == 0 { Node::Leaf(symbol) } else { Node::Inner([0, 0]) };
-            nodes.push(new);
-            let index = (nodes.len() - 1) as u16;
-            if let Node::Inner(children) = &mut nodes[at] {
-                children[bit] = index;
-            }
-            at = index as usize;
-        } else {
-            at = children[bit] as usize;
-        }
-    }
-}
-
-fn walk(nodes: &[Node], state: u16, nibble: usize) -> Step {
-    let mut step = Step { next: state, ..Step::default() };
-    for shift in (0..4).rev() {
-        let Node::Inner(children) = nodes[step.next as usize] else {
-            step.fails = true;
-            return step;
-        };
-        step.next = children[nibble >> shift & 1];
-        if let Node::Leaf(symbol) = nodes[step.next as usize] {
-            match u8::try_from(symbol) {
-                Ok(octet) => step.octet = Some(octet),
-                Err(_) => step.fails = true,
-            }
-            step.next = 0;
-        }
-    }
-    step
 }
 
 /// Appends the decoded string to `out`; false when the input is not a valid encoding.
-pub(crate) fn decode(input: &[u8], out: &mut impl Extend<u8>) -> bool {
+pub(crate) fn decode(input: &[u8], out: &mut BytesMut) -> bool {
     let table = &*TABLE;
-    let mut state = 0u16;
-    for byte in input {
-        for nibble in [byte >> 4, byte & 15] {
-            let step = table.steps[state as usize][nibble as usize];
-            if step.fails {
-                return false;
-            }
-            out.extend(step.octet);
-            state = step.next;
+    let start = out.len();
+    // The shortest code has five bits.
+    out.resize(start + input.len() * 8 / 5, 0);
+    let mut length = start;
+    let mut input = input.iter();
+    // The bits not used yet are the upper ones of `word`; zeros follow.
+    let (mut word, mut bits) = (0u64, 0u32);
+    let fits = loop {
+        while bits <= 56
+            && let Some(byte) = input.next()
+        {
+            word |= u64::from(*byte) << (56 - bits);
+            bits += 8;
         }
-    }
-    table.may_end[state as usize]
+        let short = table.short.get((word >> (64 - FAST)) as usize).copied().unwrap_or_default();
+        let (symbol, used) = match short.bits {
+            0 => match table.long(word) {
+                Some(long) => long,
+                None => break ends(word, bits),
+            },
+            used => (u16::from(short.octet), u32::from(used)),
+        };
+        if used > bits {
+            break ends(word, bits);
+        }
+        let (Ok(octet), Some(place)) = (u8::try_from(symbol), out.get_mut(length)) else { break false };
+        *place = octet;
+        length += 1;
+        word <<= used;
+        bits -= used;
+    };
+    out.truncate(length);
+    fits
+}
+
+/// Whether a string may end before these bits: fewer than eight, all ones, as the end-of-string symbol begins.
+fn ends(word: u64, bits: u32) -> bool {
+    bits < 8 && word.leading_ones() >= bits
 }
 
 #[cfg(test)]
@@ -136,8 +132,8 @@ mod tests {
     use super::*;
 
     fn decoded(input: &[u8]) -> Option<Vec<u8>> {
-        let mut out = Vec::new();
-        decode(input, &mut out).then_some(out)
+        let mut out = BytesMut::from(&b"before"[..]);
+        decode(input, &mut out).then(|| out[6..].to_vec())
     }
 
     #[test]
@@ -153,5 +149,45 @@ mod tests {
         assert!(decoded(&[0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff, 0xff]).is_none());
         assert!(decoded(&[0x00]).is_none(), "five bits of `0` and three zero bits");
         assert!(decoded(&[0xff, 0xff, 0xff, 0xff]).is_none());
+    }
+
+    /// The standard's coding, from the lengths alone.
+    fn encoded(text: &[u8]) -> Vec<u8> {
+        let mut symbols: Vec<usize> = (0..257).collect();
+        symbols.sort_by_key(|s| (LENGTHS[*s], *s));
+        let (mut code, mut before, mut codes) = (0u32, LENGTHS[symbols[0]], [0u32; 257]);
+        for symbol in symbols {
+            code <<= LENGTHS[symbol] - before;
+            before = LENGTHS[symbol];
+            codes[symbol] = code;
+            code += 1;
+        }
+        let mut bits = String::new();
+        for octet in text {
+            bits += &format!("{:0width$b}", codes[usize::from(*octet)], width = usize::from(LENGTHS[usize::from(*octet)]));
+        }
+        bits += &"1".repeat((8 - bits.len() % 8) % 8);
+        bits.as_bytes().chunks(8).map(|byte| u8::from_str_radix(std::str::from_utf8(byte).unwrap(), 2).unwrap()).collect()
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_coded_is_decoded(text in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80)) {
+            proptest::prop_assert_eq!(decoded(&encoded(&text)), Some(text));
+        }
+
+        #[test]
+        fn whatever_is_accepted_is_the_coding_of_what_came_out(input in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..40)) {
+            if let Some(text) = decoded(&input) {
+                proptest::prop_assert_eq!(encoded(&text), input);
+            }
+        }
+    }
+
+    #[test]
+    fn every_octet_has_its_code() {
+        for octet in 0..=255 {
+            assert_eq!(decoded(&encoded(&[octet, b'a'])), Some(vec![octet, b'a']), "{octet}");
+        }
     }
 }
