@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use http::HeaderName;
 
+use crate::admission::AdmissionControl;
+use crate::bandwidth::BandwidthLimit;
 use crate::compression::{Compressor, CompressorPerRoute, Decompressor};
 use crate::dns::cache::DnsCache;
 use crate::ext_authz::{ExtAuthz, ExtAuthzPerRoute};
@@ -196,6 +198,8 @@ pub enum HttpFilter {
     ExtAuthz(Arc<ExtAuthz>),
     RateLimit(Arc<GlobalRateLimit>),
     ExtProc(Arc<ExtProc>),
+    BandwidthLimit(Arc<BandwidthLimit>),
+    AdmissionControl(Arc<AdmissionControl>),
     StatefulSession(Arc<StatefulSession>),
     OnDemand(Arc<OnDemand>),
     Buffer(Arc<Buffer>),
@@ -419,6 +423,7 @@ pub struct PerRoute {
     pub csrf: Option<Arc<Csrf>>,
     pub grpc_reverse_bridge_disabled: Option<Arc<bool>>,
     pub ext_proc: Option<Arc<ExtProcPerRoute>>,
+    pub bandwidth_limit: Option<Arc<BandwidthLimit>>,
     pub dynamic_forward_proxy: Option<Arc<HostFrom>>,
 }
 

@@ -5,7 +5,9 @@
 //! listeners, routes, clusters, endpoints and secrets into a [`Snapshot`], refusing by field path
 //! what it cannot honour; the main thread publishes it and each worker reads it without a lock.
 //! On the path of a request it answers which chain, which route, which cluster.
+pub mod admission;
 pub mod authorize;
+pub mod bandwidth;
 pub mod bootstrap;
 pub mod chain;
 pub mod cluster;

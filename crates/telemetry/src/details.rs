@@ -91,6 +91,8 @@ pub const HEALTH_CHECK_FAILED_CLUSTER_EMPTY: &str = "health_check_failed_cluster
 pub const HEALTH_CHECK_FAILED_CLUSTER_UNHEALTHY: &str = "health_check_failed_cluster_unhealthy";
 /// Enough hosts of the clusters are healthy.
 pub const HEALTH_CHECK_OK_CLUSTER_HEALTHY: &str = "health_check_ok_cluster_healthy";
+/// Too many requests before failed.
+pub const DENIED_BY_ADMISSION_CONTROL: &str = "denied_by_admission_control";
 /// A request that changes something comes from another site.
 pub const CSRF_ORIGIN_MISMATCH: &str = "csrf_origin_mismatch";
 /// A gRPC-Web request in text is no base64.

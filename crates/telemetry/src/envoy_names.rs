@@ -444,6 +444,33 @@ table! {
 }
 
 table! {
+    /// A bandwidth limit filter, under its own prefix. Times are recorded in microseconds.
+    bandwidth_limit {
+        counter REQUEST_ENABLED = "http_bandwidth_limit.request_enabled";
+        counter REQUEST_ENFORCED = "http_bandwidth_limit.request_enforced";
+        gauge REQUEST_PENDING = "http_bandwidth_limit.request_pending";
+        counter REQUEST_INCOMING_TOTAL_SIZE = "http_bandwidth_limit.request_incoming_total_size";
+        counter REQUEST_ALLOWED_TOTAL_SIZE = "http_bandwidth_limit.request_allowed_total_size";
+        histogram (ENVOY_MS) REQUEST_TRANSFER_DURATION = "http_bandwidth_limit.request_transfer_duration";
+        counter RESPONSE_ENABLED = "http_bandwidth_limit.response_enabled";
+        counter RESPONSE_ENFORCED = "http_bandwidth_limit.response_enforced";
+        gauge RESPONSE_PENDING = "http_bandwidth_limit.response_pending";
+        counter RESPONSE_INCOMING_TOTAL_SIZE = "http_bandwidth_limit.response_incoming_total_size";
+        counter RESPONSE_ALLOWED_TOTAL_SIZE = "http_bandwidth_limit.response_allowed_total_size";
+        histogram (ENVOY_MS) RESPONSE_TRANSFER_DURATION = "http_bandwidth_limit.response_transfer_duration";
+    }
+}
+
+table! {
+    /// The admission control filter, under `http.<stat prefix>.admission_control.`.
+    admission_control {
+        counter RQ_REJECTED = "rq_rejected";
+        counter RQ_SUCCESS = "rq_success";
+        counter RQ_FAILURE = "rq_failure";
+    }
+}
+
+table! {
     /// The filter of fixed metadata, under `http.<stat prefix>.set_metadata.`.
     set_metadata {
         counter OVERWRITE_DENIED = "overwrite_denied";

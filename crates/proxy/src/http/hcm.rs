@@ -93,6 +93,8 @@ impl Hcm {
                     | F::ExtAuthz(_)
                     | F::RateLimit(_)
                     | F::ExtProc(_)
+                    | F::BandwidthLimit(_)
+                    | F::AdmissionControl(_)
                     | F::StatefulSession(_)
                     | F::Compressor(_)
                     | F::Decompressor(_)

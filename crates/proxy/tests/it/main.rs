@@ -25,6 +25,7 @@ mod listeners;
 mod metadata;
 mod names;
 mod on_demand;
+mod pace;
 mod pages;
 mod python;
 mod rate_limits;

@@ -134,6 +134,13 @@ pub(crate) fn runtime_fraction(value: core::RuntimeFractionalPercent) -> Result<
     default_value.map_or(Ok(Fraction::NONE), |v| fraction(v).within("default_value"))
 }
 
+/// What a runtime key could override; there are no such keys here, so the default holds: the flag's, or that of its field.
+pub(crate) fn runtime_flag(value: Option<core::RuntimeFeatureFlag>, default: bool) -> bool {
+    let core::RuntimeFeatureFlag { default_value, runtime_key } = value.unwrap_or_default();
+    harmless!(runtime_key);
+    default_value.unwrap_or(default)
+}
+
 pub(crate) fn percent(value: types::Percent) -> Result<f64> {
     if value.value.is_finite() && (0.0..=100.0).contains(&value.value) {
         Ok(value.value)

@@ -9,7 +9,7 @@ use lateen_proto::envoy::extensions::compression as libraries;
 use lateen_proto::envoy::extensions::filters::http::compressor::v3 as proto;
 use lateen_proto::envoy::extensions::filters::http::decompressor::v3 as reverse;
 
-use super::common::open;
+use super::common::{open, runtime_flag};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::strings;
 use crate::compression::{
@@ -61,7 +61,7 @@ pub(crate) fn filter(value: proto::Compressor) -> Result<Compressor> {
     let response = match response_direction_config {
         Some(config) => responses(config).within("response_direction_config")?,
         None => CompressedResponses {
-            enabled: enabled(runtime_enabled),
+            enabled: runtime_flag(runtime_enabled, true),
             what: compressible(content_length, content_type, Vec::new())?,
             disable_on_etag: disable_on_etag_header,
             weaken_etag: false,
@@ -122,7 +122,7 @@ fn requests(value: proto::compressor::RequestDirectionConfig) -> Result<Option<C
 
 fn direction(value: proto::compressor::CommonDirectionConfig) -> Result<(bool, Compressible)> {
     let proto::compressor::CommonDirectionConfig { enabled: flag, min_content_length, content_type, content_type_matcher } = value;
-    Ok((enabled(flag), compressible(min_content_length, content_type, content_type_matcher)?))
+    Ok((runtime_flag(flag, true), compressible(min_content_length, content_type, content_type_matcher)?))
 }
 
 fn compressible(
@@ -140,11 +140,6 @@ fn compressible(
     // Envoy takes a zero for nothing said.
     let least = least.filter(|least| *least > 0).unwrap_or(MIN_CONTENT_LENGTH);
     Ok(Compressible { min_content_length: u64::from(least), types })
-}
-
-/// There are no runtime keys: the default counts.
-fn enabled(value: Option<core::RuntimeFeatureFlag>) -> bool {
-    value.and_then(|flag| flag.default_value).unwrap_or(true)
 }
 
 fn encoding(value: Option<core::TypedExtensionConfig>) -> Result<(String, Encoding)> {
@@ -283,7 +278,7 @@ pub(crate) fn decompressor(value: reverse::Decompressor) -> Result<Decompressor>
 
 fn decompressed(value: reverse::decompressor::CommonDirectionConfig) -> DecompressedDirection {
     let reverse::decompressor::CommonDirectionConfig { enabled: flag, ignore_no_transform_header } = value;
-    DecompressedDirection { enabled: enabled(flag), ignore_no_transform: ignore_no_transform_header }
+    DecompressedDirection { enabled: runtime_flag(flag, true), ignore_no_transform: ignore_no_transform_header }
 }
 
 fn decoding(value: Option<core::TypedExtensionConfig>) -> Result<(String, Decoding)> {

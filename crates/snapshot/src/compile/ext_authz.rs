@@ -6,7 +6,7 @@ use lateen_proto::envoy::extensions::filters::http::ext_authz::v3::{self as prot
 use lateen_proto::envoy::r#type::matcher::v3 as matcher;
 use lateen_proto::envoy::r#type::v3 as types;
 
-use super::common::runtime_fraction;
+use super::common::{runtime_flag, runtime_fraction};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::strings;
@@ -75,7 +75,7 @@ pub(crate) fn filter(value: proto::ExtAuthz, context: &mut Context<'_>) -> Resul
         metadata_namespaces: metadata_context_namespaces.into_iter().map(Into::into).collect(),
         enabled: filter_enabled.map_or(Ok(Fraction::ALL), runtime_fraction).within("filter_enabled")?,
         enabled_metadata: filter_enabled_metadata.map(metadata::matcher).transpose().within("filter_enabled_metadata")?,
-        deny_at_disable: deny_at_disable.is_some_and(flag),
+        deny_at_disable: runtime_flag(deny_at_disable, false),
         include_peer_certificate,
         include_tls_session,
         stat_prefix: if stat_prefix.is_empty() { "ext_authz".into() } else { format!("ext_authz.{stat_prefix}").into() },
@@ -88,13 +88,6 @@ pub(crate) fn filter(value: proto::ExtAuthz, context: &mut Context<'_>) -> Resul
             bytes => bytes as usize,
         },
     })
-}
-
-/// There are no runtime keys here: the default holds.
-fn flag(value: core::RuntimeFeatureFlag) -> bool {
-    let core::RuntimeFeatureFlag { default_value, runtime_key } = value;
-    harmless!(runtime_key);
-    default_value.unwrap_or(false)
 }
 
 fn authorizer(

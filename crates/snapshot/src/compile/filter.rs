@@ -14,13 +14,13 @@ use super::context::{Context, Place};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::strings;
 use super::{
-    buffer, compressor, dns_cache, ext_authz, ext_proc, extension, fault, global_ratelimit, grpc_stats, header_mutation, istio, jwt_authn,
-    local_ratelimit, metadata, on_demand, rbac, small_filters, stateful_session,
+    admission, bandwidth, buffer, compressor, dns_cache, ext_authz, ext_proc, extension, fault, global_ratelimit, grpc_stats,
+    header_mutation, istio, jwt_authn, local_ratelimit, metadata, on_demand, rbac, small_filters, stateful_session,
 };
 use crate::http::{AlpnOverrides, Cors, FilterOverrides, HttpFilter, PerRoute, RbacPerRoute, Router};
 
 /// What is supported, for the error about everything else.
-const SUPPORTED: &str = "router, fault, cors, grpc_stats, rbac, local_ratelimit, header_to_metadata, jwt_authn, ext_authz, ratelimit, ext_proc, stateful_session, on_demand, dynamic_forward_proxy, buffer, compressor, decompressor, grpc_web, header_mutation, csrf, set_metadata, health_check, grpc_http1_reverse_bridge, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
+const SUPPORTED: &str = "router, fault, cors, grpc_stats, rbac, local_ratelimit, header_to_metadata, jwt_authn, ext_authz, ratelimit, ext_proc, bandwidth_limit, admission_control, stateful_session, on_demand, dynamic_forward_proxy, buffer, compressor, decompressor, grpc_web, header_mutation, csrf, set_metadata, health_check, grpc_http1_reverse_bridge, istio.alpn, istio.stats, istio.metadata_exchange and envoy.filters.http.peer_metadata";
 
 /// The filters of a connection manager, with what belongs to each.
 pub(crate) struct Chain {
@@ -112,6 +112,10 @@ fn typed(name: &str, config: &Any, context: &mut Context<'_>) -> Result<HttpFilt
         Ok(HttpFilter::RateLimit(Arc::new(global_ratelimit::filter(open(config)?, context)?)))
     } else if any::is::<proto::ext_proc::v3::ExternalProcessor>(config) {
         Ok(HttpFilter::ExtProc(Arc::new(ext_proc::filter(open(config)?, context)?)))
+    } else if any::is::<proto::bandwidth_limit::v3::BandwidthLimit>(config) {
+        Ok(HttpFilter::BandwidthLimit(Arc::new(bandwidth::filter(open(config)?, false)?)))
+    } else if any::is::<proto::admission_control::v3::AdmissionControl>(config) {
+        Ok(HttpFilter::AdmissionControl(Arc::new(admission::filter(open(config)?)?)))
     } else if any::is::<proto::stateful_session::v3::StatefulSession>(config) {
         Ok(HttpFilter::StatefulSession(Arc::new(stateful_session::filter(open(config)?)?)))
     } else if any::is::<proto::on_demand::v3::OnDemand>(config) {
@@ -265,11 +269,13 @@ fn per_filter(overrides: &mut FilterOverrides, name: &str, config: Any) -> Resul
         result.rate_limit = Some(Arc::new(global_ratelimit::per_route(open(&config)?)?));
     } else if any::is::<proto::ext_proc::v3::ExtProcPerRoute>(&config) {
         result.ext_proc = Some(Arc::new(ext_proc::per_route(open(&config)?)?));
+    } else if any::is::<proto::bandwidth_limit::v3::BandwidthLimit>(&config) {
+        result.bandwidth_limit = Some(Arc::new(bandwidth::filter(open(&config)?, true)?));
     } else if any::is::<proto::dynamic_forward_proxy::v3::PerRouteConfig>(&config) {
         result.dynamic_forward_proxy = dns_cache::per_route(open(&config)?)?.map(Arc::new);
     } else {
         return Err(Invalid::new(format!(
-            "{name} ({}) is not supported per route; fault, cors, rbac, local_ratelimit, header_to_metadata, jwt_authn, ext_authz, ratelimit, ext_proc, stateful_session, on_demand, dynamic_forward_proxy, buffer, compressor, header_mutation, csrf and grpc_http1_reverse_bridge are",
+            "{name} ({}) is not supported per route; fault, cors, rbac, local_ratelimit, header_to_metadata, jwt_authn, ext_authz, ratelimit, ext_proc, bandwidth_limit, stateful_session, on_demand, dynamic_forward_proxy, buffer, compressor, header_mutation, csrf and grpc_http1_reverse_bridge are",
             istio::type_name(&config)
         )));
     }

@@ -4,7 +4,7 @@ use lateen_proto::envoy::extensions::common::ratelimit::v3::{self as common, rat
 use lateen_proto::envoy::extensions::filters::http::local_ratelimit::v3 as proto;
 use lateen_proto::envoy::r#type::v3 as types;
 
-use super::common::{duration, runtime_fraction};
+use super::common::{duration, runtime_flag, runtime_fraction};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::{header, ratelimit};
 use crate::listener::ConnectionRateLimit;
@@ -89,9 +89,7 @@ pub(crate) fn connections(
         return Err(Invalid::field("stat_prefix", "is empty"));
     }
     let bucket = token_bucket.as_ref().ok_or_else(|| Invalid::new("is missing")).and_then(bucket).within("token_bucket")?;
-    // There are no runtime flags: the default holds.
-    let enabled = enabled.and_then(|flag| flag.default_value).unwrap_or(true);
-    Ok(enabled.then(|| ConnectionRateLimit { stat_prefix: stat_prefix.into(), bucket }))
+    Ok(runtime_flag(enabled, true).then(|| ConnectionRateLimit { stat_prefix: stat_prefix.into(), bucket }))
 }
 
 /// Anything that is no error is answered as 429.

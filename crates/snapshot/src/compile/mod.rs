@@ -6,7 +6,9 @@
 #![allow(deprecated)] // Older fields of the messages still arrive and must be judged like any other.
 mod access_log;
 mod action;
+mod admission;
 mod balance;
+mod bandwidth;
 mod buffer;
 mod circuit_breakers;
 mod cluster;

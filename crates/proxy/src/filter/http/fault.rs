@@ -5,12 +5,13 @@ use std::task::Poll;
 use std::time::Duration;
 
 use http::HeaderName;
+use lateen_snapshot::bandwidth::ByteBucket;
 use lateen_snapshot::http::{AbortKind, DelayKind, Fault, FaultAbort, RateKind};
 use lateen_snapshot::matcher::Fraction;
 use lateen_telemetry::envoy_names::fault as names;
 use lateen_telemetry::{ResponseFlags, details};
 
-use super::body::throttle::Throttled;
+use super::body::throttle::{SLICE, Throttled};
 use super::{Step, per_route};
 use crate::http::headers::{self, DOWNSTREAM_NODE};
 use crate::http::reply::Reply;
@@ -69,7 +70,8 @@ struct Rate(u64);
 /// A response that is to be slow is slowed down.
 pub(super) fn on_response(exchange: &mut Exchange<'_>, index: usize) {
     if let Some(Rate(rate)) = exchange.noted(index) {
-        let stage = Throttled::new(*rate);
+        let bucket = Arc::new(ByteBucket::holding(*rate, SLICE));
+        let stage = Throttled::new(bucket, SLICE, ());
         exchange.change_response_body(stage);
     }
 }

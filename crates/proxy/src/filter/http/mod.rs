@@ -1,4 +1,6 @@
 //! HTTP filters, run in the order of the configuration. Most decide on the spot; some wait, for a time or for another server.
+mod admission_control;
+mod bandwidth_limit;
 pub(crate) mod body;
 mod buffer;
 mod compression;
@@ -27,6 +29,7 @@ mod set_metadata;
 pub(crate) mod stateful_session;
 mod wait;
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use body::Origin;
@@ -95,6 +98,14 @@ pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
                 Some(FilterStats::One(stats)) => csrf::on_request(exchange, config, stats),
                 _ => Step::Continue,
             },
+            HttpFilter::BandwidthLimit(config) => {
+                bandwidth_limit::on_request(exchange, config, index);
+                Step::Continue
+            }
+            HttpFilter::AdmissionControl(config) => match hcm.filter_stats.get(index) {
+                Some(FilterStats::Admission(state)) => admission_control::on_request(exchange, config, state, index),
+                _ => Step::Continue,
+            },
             HttpFilter::SetMetadata(config) => {
                 if let Some(FilterStats::One(stats)) = hcm.filter_stats.get(index) {
                     set_metadata::on_request(exchange, config, stats);
@@ -151,6 +162,12 @@ fn see_response(exchange: &mut Exchange<'_>, index: usize, filter: &HttpFilter, 
         HttpFilter::HealthCheck(config) => {
             if let Some(FilterStats::HealthCheck(cached)) = exchange.hcm.filter_stats.get(index) {
                 health_check::on_response(exchange, config, cached, index, response);
+            }
+        }
+        HttpFilter::BandwidthLimit(config) => bandwidth_limit::on_response(exchange, config, index, response),
+        HttpFilter::AdmissionControl(config) => {
+            if let Some(FilterStats::Admission(state)) = exchange.hcm.filter_stats.get(index) {
+                admission_control::on_response(exchange, config, state, index, response);
             }
         }
         HttpFilter::HeaderMutation(config) => header_mutation::on_response(exchange, config, response),
@@ -214,6 +231,7 @@ pub(crate) enum FilterStats {
     None,
     One(Local),
     HealthCheck(health_check::Cached),
+    Admission(Rc<admission_control::State>),
     Compressor(Box<compressor::Stats>),
     Decompressor(Box<decompressor::Stats>),
 }
@@ -239,6 +257,10 @@ impl FilterStats {
                 }))
             }
             HttpFilter::HealthCheck(_) => Self::HealthCheck(health_check::Cached::default()),
+            HttpFilter::AdmissionControl(_) => {
+                let stats = local(envoy_names::admission_control::DEFS, "admission_control");
+                Self::Admission(Rc::new(admission_control::State::new(stats)))
+            }
             HttpFilter::Csrf(_) => Self::One(local(envoy_names::csrf::DEFS, "csrf")),
             HttpFilter::SetMetadata(_) => Self::One(local(envoy_names::set_metadata::DEFS, "set_metadata")),
             _ => Self::None,
