@@ -2,6 +2,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
 pub use lateen_balance::config::OutlierSettings;
 use lateen_balance::host::{CheckedAt, FAILED_ACTIVE_HC, OVERPROVISIONING_PERCENT, PENDING_ACTIVE_HC};
 use lateen_balance::subset::Labels;
@@ -12,6 +13,8 @@ use crate::dns::DnsSettings;
 use crate::dns::cache::DnsCache;
 use crate::health_check::HealthCheck;
 use crate::http::Http2Options;
+use crate::proxy_protocol::ProxyProtocol;
+use crate::socket::Bind;
 use crate::tls::ClientTls;
 
 /// A cluster at one moment: its configuration, its members, and what outlives updates.
@@ -46,6 +49,14 @@ pub struct ClusterConfig {
     /// Idle pooled HTTP connections are closed after this; Envoy default 1 h.
     pub idle_timeout: Option<Duration>,
     pub max_connection_duration: Option<Duration>,
+    /// By how many percent of it a connection may live longer, at random.
+    pub max_connection_duration_jitter_percent: f64,
+    /// Connections are made for so many times the streams there are (Envoy `per_upstream_preconnect_ratio`).
+    pub preconnect_ratio: f64,
+    /// The same over all hosts: connections are made to those whose turn is next (Envoy `predictive_preconnect_ratio`).
+    pub predictive_preconnect_ratio: f64,
+    /// Every connection of a caller has connections of its own.
+    pub pool_per_downstream: bool,
     /// 1 means no keep-alive.
     pub max_requests_per_connection: Option<u32>,
     /// Default and high priority.
@@ -58,15 +69,14 @@ pub struct ClusterConfig {
     /// Transport sockets: `transport_socket_matches` in order, then the default; hosts point in by index.
     pub transports: Vec<Transport>,
     pub tcp_keepalive: Option<TcpKeepalive>,
-    /// Local addresses to connect from (`upstream_bind_config`), e.g. 127.0.0.6 for inbound traffic: the first
-    /// of the destination's address family counts (Envoy's default local address selector).
-    pub bind_sources: Vec<std::net::SocketAddr>,
-    pub socket_options: Vec<(i32, i32, i32)>,
+    pub bind: Bind,
+    /// The order in which the addresses of a host with several are tried.
+    pub address_order: AddressOrder,
     pub health_check: Option<HealthCheck>,
     /// Hosts that were not checked yet do not count when the panic threshold is looked at.
     pub ignore_new_hosts_until_first_hc: bool,
-    /// Close HTTP connections to hosts that left the membership when idle; open requests finish.
-    pub drain_on_host_removal: bool,
+    /// A host that comes or goes ends the connections to all; open requests finish.
+    pub close_on_host_set_change: bool,
     /// Istio's description of the destination, from cluster metadata: (host, name, namespace).
     pub istio_service: Option<IstioService>,
 }
@@ -99,9 +109,7 @@ pub enum Discovery {
     Eds(Arc<str>),
     StrictDns(DnsTargets),
     LogicalDns(DnsTargets),
-    OriginalDst {
-        use_header: bool,
-    },
+    OriginalDst(Arc<OriginalDst>),
     /// The members, which come one after the other.
     Aggregate(Arc<[ClusterId]>),
     /// The host that a request names.
@@ -118,6 +126,46 @@ pub struct AssignmentPolicy {
 impl Default for AssignmentPolicy {
     fn default() -> Self {
         Self { overprovisioning_percent: OVERPROVISIONING_PERCENT, weighted_priority_health: false }
+    }
+}
+
+/// Where connections of an original destination cluster go instead of where they were going.
+#[derive(Debug, Default)]
+pub struct OriginalDst {
+    /// The address that this header of a request names.
+    pub header: Option<HeaderName>,
+    /// The address that this metadata of a request, or of its connection, names: namespace and path.
+    pub metadata: Option<(Arc<str>, Vec<Box<str>>)>,
+    /// The port, whatever the address is.
+    pub port: Option<u16>,
+}
+
+/// Which addresses of a host are tried first (Envoy `HappyEyeballsConfig`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AddressOrder {
+    /// The family to begin with; that of the first address where nothing is said.
+    pub v4_first: Option<bool>,
+    /// How many of that family come before one of the other.
+    pub count: usize,
+}
+
+impl Default for AddressOrder {
+    fn default() -> Self {
+        Self { v4_first: None, count: 1 }
+    }
+}
+
+impl AddressOrder {
+    pub fn sort(&self, all: &[std::net::SocketAddr]) -> Vec<std::net::SocketAddr> {
+        let v4_first = self.v4_first.or(all.first().map(std::net::SocketAddr::is_ipv4)).unwrap_or(true);
+        let (first, other): (Vec<_>, Vec<_>) = all.iter().copied().partition(|a| a.is_ipv4() == v4_first);
+        let (mut first, mut other) = (first.into_iter(), other.into_iter());
+        let mut sorted = Vec::with_capacity(all.len());
+        while sorted.len() < all.len() {
+            sorted.extend(first.by_ref().take(self.count));
+            sorted.extend(other.next());
+        }
+        sorted
     }
 }
 
@@ -167,13 +215,7 @@ pub struct Transport {
     pub name: Arc<str>,
     /// `None` is plaintext.
     pub tls: Option<Arc<ClientTls>>,
-    pub proxy_protocol: Option<ProxyProtocolVersion>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProxyProtocolVersion {
-    V1,
-    V2,
+    pub proxy_protocol: Option<Arc<ProxyProtocol>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,4 +223,23 @@ pub struct TcpKeepalive {
     pub probes: Option<u32>,
     pub time: Option<Duration>,
     pub interval: Option<Duration>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_families_of_addresses_take_turns_as_told() {
+        let all: Vec<std::net::SocketAddr> =
+            ["[::1]:1", "[::2]:1", "10.0.0.1:1", "[::3]:1", "10.0.0.2:1"].iter().map(|a| a.parse().unwrap()).collect();
+        let sorted = |v4_first, count| {
+            let sorted = AddressOrder { v4_first, count }.sort(&all);
+            sorted.iter().map(|a| a.ip().to_string()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(sorted(None, 1), "::1 10.0.0.1 ::2 10.0.0.2 ::3");
+        assert_eq!(sorted(Some(true), 1), "10.0.0.1 ::1 10.0.0.2 ::2 ::3");
+        assert_eq!(sorted(Some(false), 2), "::1 ::2 10.0.0.1 ::3 10.0.0.2");
+        assert_eq!(sorted(Some(true), usize::MAX), "10.0.0.1 10.0.0.2 ::1 ::2 ::3");
+    }
 }

@@ -352,7 +352,7 @@ impl Snapshot {
         let name = self.name_of(id);
         steps.push(Step::Cluster { name: name.clone() });
         let Some(cluster) = self.cluster(id) else { return Err(closed(&format!("cluster {name} is unknown"))) };
-        if matches!(cluster.config.discovery, Discovery::OriginalDst { .. } | Discovery::DynamicForwardProxy(_)) {
+        if matches!(cluster.config.discovery, Discovery::OriginalDst(_) | Discovery::DynamicForwardProxy(_)) {
             return Ok(Outcome::PassedThrough { cluster: name });
         }
         if let Discovery::Aggregate(members) = &cluster.config.discovery {

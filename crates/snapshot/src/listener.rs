@@ -7,12 +7,15 @@ use bytes::Bytes;
 
 use crate::cluster::TcpKeepalive;
 use crate::dns::cache::DnsCache;
+use crate::exact_balance::ExactBalance;
 use crate::extension::{DiscoveredFilter, Extension};
 use crate::header::{HeaderMutations, HeaderTemplate};
 use crate::http::HttpConnectionManager;
 use crate::matcher::Fraction;
 use crate::matcher_tree::MatchTree;
+use crate::proxy_protocol::{MoreTlvs, ProxyProtocolFilter};
 use crate::ratelimit::TokenBucket;
+use crate::socket::SocketOption;
 use crate::tls::ServerTls;
 use crate::{ClusterId, ExtensionId};
 
@@ -24,9 +27,6 @@ pub enum Direction {
     Inbound,
     Outbound,
 }
-
-/// Level, name and value of each.
-pub type SocketOptions = Vec<(i32, i32, i32)>;
 
 /// A listener (Envoy listener.proto).
 #[derive(Debug)]
@@ -57,11 +57,13 @@ pub struct Listener {
     /// Leads to a place in `chains`, and stands instead of their criteria (Envoy `filter_chain_matcher`).
     pub chain_matcher: Option<MatchTree<usize>>,
     /// Socket options to set on the listening socket: (level, name, value).
-    pub socket_options: Vec<(i32, i32, i32)>,
+    pub socket_options: Vec<SocketOption>,
     /// Those of additional addresses that have their own.
-    pub own_options: Vec<(SocketAddr, SocketOptions)>,
+    pub own_options: Vec<(SocketAddr, Vec<SocketOption>)>,
     /// Of accepted connections.
     pub tcp_keepalive: Option<TcpKeepalive>,
+    /// Shares connections out among the workers; where there is none the kernel does.
+    pub balance: Option<Arc<ExactBalance>>,
     pub tcp_backlog: u32,
     /// Soft limit on bytes buffered per connection (Envoy default 1 MiB).
     pub per_connection_buffer_limit: u32,
@@ -76,10 +78,12 @@ pub struct Inspectors {
     pub original_dst: Option<PortGate>,
     pub tls: Option<PortGate>,
     pub http: Option<PortGate>,
-    pub proxy_protocol: Option<PortGate>,
+    pub proxy_protocol: Option<(PortGate, Arc<ProxyProtocolFilter>)>,
     pub rate_limits: Vec<(PortGate, Arc<ConnectionRateLimit>)>,
     /// Those whose configuration is discovered.
     pub discovered: Vec<(PortGate, Arc<DiscoveredFilter<Inspection>>)>,
+    /// Connections to hosts come from the caller's address.
+    pub original_src: Option<(PortGate, OriginalSrc)>,
     /// How long inspection may wait for bytes; `None` waits for ever. Envoy's default is 15 s.
     pub timeout: Option<Duration>,
     /// On timeout go on with what is known (server-first protocols) instead of closing.
@@ -92,7 +96,8 @@ pub enum Inspection {
     Tls,
     Http,
     OriginalDst,
-    ProxyProtocol,
+    ProxyProtocol(Arc<ProxyProtocolFilter>),
+    OriginalSrc(OriginalSrc),
     RateLimit(Arc<ConnectionRateLimit>),
     /// Switched off.
     Nothing,
@@ -117,11 +122,26 @@ impl Inspectors {
             Inspection::Tls => self.tls = Some(gate),
             Inspection::Http => self.http = Some(gate),
             Inspection::OriginalDst => self.original_dst = Some(gate),
-            Inspection::ProxyProtocol => self.proxy_protocol = Some(gate),
+            Inspection::ProxyProtocol(filter) => self.proxy_protocol = Some((gate, filter)),
+            // Before the PROXY protocol is read, the caller is whoever connected.
+            Inspection::OriginalSrc(settings) => {
+                self.original_src = Some((gate, OriginalSrc { direct: self.proxy_protocol.is_none(), ..settings }));
+            }
             Inspection::RateLimit(limit) => self.rate_limits.push((gate, limit)),
             Inspection::Nothing => {}
         }
     }
+}
+
+/// Envoy `OriginalSrc`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OriginalSrc {
+    /// Also from its port.
+    pub bind_port: bool,
+    /// `SO_MARK` of those connections, so that answers can be routed back to us.
+    pub mark: Option<u32>,
+    /// The address is that of whoever connected, not one that a PROXY protocol header tells.
+    pub direct: bool,
 }
 
 /// Ports on which a listener filter is switched off (Envoy `filter_disabled`, whose rules all go by the destination's port).
@@ -301,6 +321,8 @@ pub struct TcpProxy {
     /// A drain of the listener closes connections once their callers have been sent something more.
     pub closes_when_draining: bool,
     pub tunnel: Option<TcpTunnel>,
+    /// What a PROXY protocol header upstream tells beside what the caller told.
+    pub more_tlvs: Option<MoreTlvs>,
     pub access_logs: Vec<Arc<crate::http::AccessLog>>,
     pub log_times: LogTimes,
 }

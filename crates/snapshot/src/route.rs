@@ -10,12 +10,12 @@ use lateen_balance::Criteria;
 use regex::Regex;
 
 use crate::ClusterId;
-use crate::cluster::ProxyProtocolVersion;
 use crate::header::HeaderMutations;
 use crate::http::{Cors, FilterOverrides, HeaderChanges};
 use crate::matcher::{CookieMatcher, Fraction, HeaderMatcher, QueryMatcher, StringMatcher};
 use crate::metadata::MetadataMatcher;
 use crate::path_template::{PathTemplate, PathTemplateRewrite};
+use crate::proxy_protocol::ProxyProtocol;
 use crate::ratelimit::RateLimit;
 use crate::trace::RouteTracing;
 
@@ -203,10 +203,10 @@ pub enum RedirectPredicate {
 }
 
 /// The end of a tunnel: the bytes behind a CONNECT go upstream over plain TCP (Envoy `ConnectConfig`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connect {
     /// A PROXY protocol header goes first.
-    pub proxy_protocol: Option<ProxyProtocolVersion>,
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// A POST's body is such bytes too.
     pub allow_post: bool,
 }

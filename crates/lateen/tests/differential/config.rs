@@ -154,6 +154,10 @@ fn cluster(name: &str, fields: &Map<String, Value>, places: &Places) -> Value {
     if let Some(plain) = value.as_object_mut().filter(|_| fields.contains_key("cluster_type")) {
         plain.remove("type");
     }
+    // Such a cluster has no members to name.
+    if let Some(plain) = value.as_object_mut().filter(|_| fields.get("type").is_some_and(|t| t == "ORIGINAL_DST")) {
+        plain.remove("load_assignment");
+    }
     merge(&mut value, &Value::Object(fields));
     value
 }

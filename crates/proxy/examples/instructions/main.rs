@@ -81,6 +81,7 @@ impl Workers {
                 overload: Overload::new(Default::default()),
                 epoch: Instant::now(),
                 wishes: Default::default(),
+                peers: Default::default(),
             })
         });
         Ok(Self(each.collect::<Result<_, _>>()?))

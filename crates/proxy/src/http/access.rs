@@ -282,6 +282,10 @@ pub(crate) struct ConnectionRecord<'a> {
 }
 
 impl Record for ConnectionRecord<'_> {
+    fn dynamic_metadata(&self, namespace: &str, path: &[Box<str>]) -> Option<&serde_json::Value> {
+        self.conn.metadata()?.get(namespace, path)
+    }
+
     fn start_time(&self) -> SystemTime {
         self.conn.start_time
     }

@@ -3,17 +3,19 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use lateen_snapshot::bootstrap::overload::Action;
+use lateen_snapshot::exact_balance::Place;
 use lateen_telemetry::envoy_names::listener as names;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
 use super::manager::Current;
 use super::{ListenerState, connection};
-use crate::worker::{self, Worker};
+use crate::worker::{self, Handed, Worker};
 
 /// Without descriptors or memory there is nothing to do but let connections end.
 const BACK_OFF: Duration = Duration::from_millis(100);
@@ -58,9 +60,39 @@ fn is_paused(worker: &Worker, listener: &ListenerState) -> bool {
     worker.overload.is_active(Action::StopAcceptingConnections) && !listener.listener.ignores_overload
 }
 
-/// Serves the connection, or closes it when there are too many.
+/// Serves the connection here, or has it served by the worker with the fewest where the listener says so.
 fn admit(worker: &Rc<Worker>, current: &Current, stream: TcpStream, remote: SocketAddr) {
     let listener = Rc::clone(&current.borrow());
+    let Some(balance) = &listener.listener.balance else { return serve(worker, listener, stream, remote, None) };
+    let own = worker.shard.index();
+    let place = balance.place(own);
+    if place.worker() == own {
+        return serve(worker, listener, stream, remote, Some(place));
+    }
+    // Its descriptor leaves this worker's event loop.
+    let Ok(stream) = stream.into_std() else { return };
+    let handed = Box::new(Handed { listener: Arc::clone(&listener.listener), stream, remote, place });
+    if let Err(handed) = worker.peers.hand_over(handed) {
+        take(worker, *handed);
+    }
+}
+
+/// Serves what another worker accepted.
+pub(crate) fn take(worker: &Rc<Worker>, handed: Handed) {
+    let Handed { listener, stream, remote, place } = handed;
+    let Ok(stream) = TcpStream::from_std(stream) else { return };
+    // The listener may be gone here already.
+    let known = worker.listeners.named(&listener.name);
+    let listener = known.unwrap_or_else(|| {
+        let state = ListenerState::new(worker, listener);
+        state.drain.start();
+        state
+    });
+    serve(worker, listener, stream, remote, Some(place));
+}
+
+/// Serves the connection, or closes it when there are too many.
+fn serve(worker: &Rc<Worker>, listener: Rc<ListenerState>, stream: TcpStream, remote: SocketAddr, place: Option<Place>) {
     let config = &listener.listener;
     if worker.overload.is_active(Action::RejectIncomingConnections) && !config.ignores_overload {
         return listener.stats.inc(names::DOWNSTREAM_CX_OVERLOAD_REJECT);
@@ -76,7 +108,7 @@ fn admit(worker: &Rc<Worker>, current: &Current, stream: TcpStream, remote: Sock
     let open = Open::new(&listener);
     let worker_of_task = Rc::clone(worker);
     worker::spawn(worker, async move {
-        let _counted = (admitted, open);
+        let _counted = (admitted, open, place);
         connection::serve(worker_of_task, listener, stream, remote).await;
     });
 }

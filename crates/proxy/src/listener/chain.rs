@@ -85,6 +85,9 @@ struct Kept {
 
 impl ListenerState {
     pub(crate) fn new(worker: &Worker, listener: Arc<Listener>) -> Rc<Self> {
+        if let Some(balance) = &listener.balance {
+            balance.join(worker.shard.index());
+        }
         let name = stat_name(&listener);
         let block = worker.registry.block(names::DEFS, BlockName::listener(&name));
         let tls = worker.registry.block(ssl::DEFS, BlockName::listener(&name));

@@ -9,6 +9,7 @@ use ::http::HeaderValue;
 use lateen_identity::tls::PeerIdentity;
 use lateen_snapshot::bootstrap::overload::Action;
 use lateen_snapshot::listener::ConnectionInfo;
+use lateen_snapshot::metadata::Metadata;
 use lateen_snapshot::ratelimit::{Limiter, LocalRateLimit};
 use lateen_telemetry::ResponseFlags;
 use lateen_telemetry::envoy_names::listener as names;
@@ -16,10 +17,11 @@ use lateen_telemetry::istio::PrincipalId;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::inspect::{self, Inspected};
+use super::inspect::{self, Inspected, Told};
 use super::{ChainState, ListenerState, TerminalState, socket};
 use crate::filter::network::{self, Verdict};
 use crate::io::{Io, Raw, Socket};
+use crate::upstream::{Caller, Needs, Source};
 use crate::worker::{Connected, Worker};
 use crate::{http, tls};
 
@@ -36,6 +38,14 @@ pub(crate) struct Conn {
     pub(crate) remote: SocketAddr,
     pub(crate) direct_remote: SocketAddr,
     pub(crate) server_name: Option<Arc<str>>,
+    /// Whether it wanted to go to `local` when it was captured, or its PROXY protocol header says so.
+    pub(crate) restored: bool,
+    /// What a PROXY protocol header told beside addresses.
+    pub(crate) told: Option<Box<Told>>,
+    /// Where connections to hosts come from, when not from ourselves.
+    pub(crate) source: Option<Source>,
+    /// What connections to hosts take over, by what matters for them.
+    pub(crate) callers: RefCell<Vec<(Needs, Rc<Caller>)>>,
     pub(crate) tls: Option<TlsInfo>,
     /// The URI of the certificate that we showed: our own SPIFFE id.
     pub(crate) local_uri: Option<Arc<String>>,
@@ -66,6 +76,11 @@ impl Conn {
 
     pub(crate) fn peer(&self) -> Option<&PeerIdentity> {
         self.tls.as_ref()?.peer.as_deref()
+    }
+
+    /// What is known of the connection before any request.
+    pub(crate) fn metadata(&self) -> Option<&Metadata> {
+        self.told.as_ref().map(|told| &told.metadata)
     }
 
     /// Whether the connection is to end, idle or not.
@@ -123,7 +138,7 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
         application_protocols: Vec::new(),
         transport_protocol: "raw_buffer",
     };
-    let Some(Inspected { info, ahead }) = inspect::run(&worker, &listener, &mut stream, wish).await else { return };
+    let Some(Inspected { info, ahead, told, source }) = inspect::run(&worker, &listener, &mut stream, wish).await else { return };
     let Some(chain) = listener.listener.choose_chain(&info).cloned() else {
         listener.stats.inc(names::NO_FILTER_CHAIN_MATCH);
         http::log_refused(&worker, &listener, &info, start, ResponseFlags::NO_ROUTE_FOUND);
@@ -149,10 +164,14 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
     let local_uri = chain.chain.tls.as_ref().and_then(|server| server.uri.get());
     let conn = Rc::new(Conn {
         connected: worker.connection(),
+        source,
         local: info.destination,
         remote: info.source,
         direct_remote: info.direct_source,
         server_name: info.server_name,
+        restored: destination.is_some() || info.destination != local,
+        told,
+        callers: RefCell::default(),
         peer_principal: principal(peer_uri.map(String::as_str)),
         local_principal: principal(local_uri.as_deref().map(String::as_str)),
         local_uri,
@@ -180,7 +199,9 @@ fn hand_over(
     if !restores && !config.use_original_dst {
         return (listener, None);
     }
-    let destination = socket::original_destination(stream, local).map(socket::plain);
+    // A transparent socket has the wanted address as its own.
+    let transparent = (restores && config.transparent).then_some(local);
+    let destination = socket::original_destination(stream, local).map(socket::plain).or(transparent);
     if config.use_original_dst
         && let Some(destination) = destination
         && let Some(other) = worker.listeners.find(destination)

@@ -3,21 +3,33 @@
 //! Bytes are read into a buffer of ours and put back in front of the connection, so the kernel is never
 //! asked for the same bytes twice. Protocols in which the server speaks first send nothing: where the
 //! listener says so, inspection gives up after its timeout and the connection goes on as it is.
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use base64::Engine;
 use bytes::{Buf, BytesMut};
 use lateen_snapshot::listener::{ConnectionInfo, Inspectors};
+use lateen_snapshot::metadata::Metadata;
+use lateen_snapshot::proxy_protocol::{ProxyProtocolFilter, Tlv};
 use lateen_telemetry::envoy_names::listener as names;
+use serde_json::Value;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use super::hello::{self, Hello};
 use super::proxy_header::{self, Header};
 use super::{ListenerState, socket};
+use crate::upstream::Source;
 use crate::worker::Worker;
 
 /// A connection with what its first bytes told.
 pub(super) struct Inspected {
     pub(super) info: ConnectionInfo,
     pub(super) ahead: BytesMut,
+    /// What a PROXY protocol header told beside addresses, where there was one.
+    pub(super) told: Option<Box<Told>>,
+    /// Where connections to hosts come from, when not from ourselves.
+    pub(super) source: Option<Source>,
 }
 
 /// A request line longer than this is not looked at further.
@@ -33,7 +45,8 @@ pub(super) async fn run(worker: &Worker, listener: &ListenerState, stream: &mut 
     }
     let mut probe = Probe::new(inspectors, info);
     if probe.done() {
-        return Some(Inspected { info: probe.info, ahead: BytesMut::new() });
+        let source = source_of(inspectors, &probe.info);
+        return Some(Inspected { info: probe.info, ahead: BytesMut::new(), told: None, source });
     }
     let _pending = listener.stats.hold(names::DOWNSTREAM_PRE_CX_ACTIVE);
     let outcome = match inspectors.timeout {
@@ -53,12 +66,60 @@ pub(super) async fn run(worker: &Worker, listener: &ListenerState, stream: &mut 
         Err(_) => {
             listener.stats.inc(names::DOWNSTREAM_PRE_CX_TIMEOUT);
             // Without its PROXY header a connection's source is unknown: that one may not be skipped.
-            if !inspectors.continue_on_timeout || probe.proxy {
+            if !inspectors.continue_on_timeout || probe.proxy.as_ref().is_some_and(|filter| !filter.optional) {
                 return None;
             }
         }
     }
-    Some(Inspected { info: probe.info, ahead: probe.buffer })
+    let source = source_of(inspectors, &probe.info);
+    Some(Inspected { info: probe.info, ahead: probe.buffer, told: probe.told, source })
+}
+
+/// Where connections to hosts come from, on behalf of this caller.
+fn source_of(inspectors: &Inspectors, info: &ConnectionInfo) -> Option<Source> {
+    let (gate, settings) = inspectors.original_src.as_ref()?;
+    if !gate.applies_to(info.destination.port()) {
+        return None;
+    }
+    let caller = if settings.direct { info.direct_source } else { info.source };
+    let port = if settings.bind_port { caller.port() } else { 0 };
+    Some(Source { address: SocketAddr::new(caller.ip(), port), mark: settings.mark })
+}
+
+/// What a PROXY protocol header tells beside addresses.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    /// What may be told upstream as well.
+    pub(crate) tlvs: Vec<Tlv>,
+    /// What the listener wants to be known of the connection.
+    pub(crate) metadata: Metadata,
+}
+
+impl Told {
+    fn new(mut tlvs: Vec<Tlv>, filter: &ProxyProtocolFilter) -> Self {
+        let mut metadata = Metadata::default();
+        // Of several of a type the first counts.
+        for tlv in tlvs.iter().rev() {
+            for rule in filter.rules.iter().filter(|rule| rule.kind == tlv.kind) {
+                metadata.set(&rule.namespace, &rule.key, Value::String(text_of(&tlv.value, rule.base64)));
+            }
+        }
+        tlvs.retain(|tlv| filter.pass_through.passes(tlv.kind));
+        Self { tlvs, metadata }
+    }
+}
+
+/// The value as text: what is no UTF-8 becomes `!`, as in Envoy.
+fn text_of(value: &[u8], base64: bool) -> String {
+    if base64 {
+        return base64::engine::general_purpose::STANDARD.encode(value);
+    }
+    let mut text = String::with_capacity(value.len());
+    for chunk in value.utf8_chunks() {
+        text.push_str(chunk.valid());
+        text.extend(chunk.invalid().iter().map(|_| '!'));
+    }
+    text
 }
 
 enum Ended {
@@ -69,7 +130,8 @@ enum Ended {
 struct Probe {
     info: ConnectionInfo,
     buffer: BytesMut,
-    proxy: bool,
+    told: Option<Box<Told>>,
+    proxy: Option<Arc<ProxyProtocolFilter>>,
     tls: bool,
     http: bool,
 }
@@ -79,7 +141,8 @@ impl Probe {
         let port = info.destination.port();
         let applies = |gate: &Option<lateen_snapshot::listener::PortGate>| gate.as_ref().is_some_and(|g| g.applies_to(port));
         Self {
-            proxy: applies(&inspectors.proxy_protocol),
+            proxy: inspectors.proxy_protocol.as_ref().filter(|(gate, _)| gate.applies_to(port)).map(|(_, filter)| Arc::clone(filter)),
+            told: None,
             tls: applies(&inspectors.tls),
             http: applies(&inspectors.http),
             info,
@@ -88,7 +151,7 @@ impl Probe {
     }
 
     fn done(&self) -> bool {
-        !self.proxy && !self.tls && !self.http
+        self.proxy.is_none() && !self.tls && !self.http
     }
 
     async fn drive(&mut self, stream: &mut TcpStream) -> Result<(), Ended> {
@@ -96,7 +159,7 @@ impl Probe {
             self.buffer.reserve(READ);
             match stream.read_buf(&mut self.buffer).await {
                 // Something came, then the end: a chain may still want those bytes.
-                Ok(0) if !self.buffer.is_empty() && !self.proxy => return Ok(()),
+                Ok(0) if !self.buffer.is_empty() && self.proxy.is_none() => return Ok(()),
                 Ok(0) | Err(_) => return Err(Ended::Closed),
                 Ok(_) => self.look()?,
             }
@@ -105,18 +168,23 @@ impl Probe {
     }
 
     fn look(&mut self) -> Result<(), Ended> {
-        if self.proxy {
-            match proxy_header::parse(&self.buffer) {
+        if let Some(filter) = &self.proxy {
+            match proxy_header::parse(&self.buffer, filter) {
                 Header::NeedMore => return Ok(()),
                 Header::Invalid => return Err(Ended::Invalid),
-                Header::Local { size } => self.buffer.advance(size),
-                Header::Proxied { size, source, destination } => {
+                Header::Absent => {}
+                Header::Local { size } => {
+                    self.buffer.advance(size);
+                    self.told = Some(Box::default());
+                }
+                Header::Proxied { size, source, destination, tlvs } => {
                     self.buffer.advance(size);
                     self.info.source = socket::plain(source);
                     self.info.destination = socket::plain(destination);
+                    self.told = Some(Box::new(Told::new(tlvs, filter)));
                 }
             }
-            self.proxy = false;
+            self.proxy = None;
         }
         if self.tls {
             match hello::parse(&self.buffer) {

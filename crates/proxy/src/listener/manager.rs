@@ -188,6 +188,11 @@ impl Manager {
         all.filter_map(|(address, socket)| Some((address, socket.as_fd().try_clone_to_owned().ok()?))).collect()
     }
 
+    /// The listener of this name.
+    pub(super) fn named(&self, name: &str) -> Option<Rc<ListenerState>> {
+        self.by_name.borrow().get(name).cloned()
+    }
+
     /// The listener for an original destination: its own address, else the wildcard of its port.
     pub(super) fn find(&self, destination: SocketAddr) -> Option<Rc<ListenerState>> {
         let by_address = self.by_address.borrow();

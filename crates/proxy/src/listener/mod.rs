@@ -10,7 +10,8 @@ mod socket;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod verdict;
 
+pub(crate) use accept::take;
 pub(crate) use chain::{ChainState, ListenerState, TerminalState};
 pub(crate) use connection::{Conn, TlsInfo};
 pub(crate) use manager::Manager;
-pub(crate) use socket::set_option;
+pub(crate) use socket::{apply, set_option};

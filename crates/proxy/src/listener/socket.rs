@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::AsRawFd;
 
 use lateen_snapshot::Listener;
+use lateen_snapshot::socket::{OptionValue, SocketOption};
 use socket2::{Domain, Protocol, Socket, Type};
 
 const SO_ORIGINAL_DST: libc::c_int = 80;
@@ -35,8 +36,8 @@ pub(super) fn listen(listener: &Listener, address: SocketAddr) -> io::Result<std
     // Connections inherit it, and need no system call of their own.
     socket.set_tcp_nodelay(true)?;
     let own = listener.own_options.iter().find(|(of, _)| *of == address).map(|(_, options)| options);
-    for (level, name, value) in own.unwrap_or(&listener.socket_options) {
-        set_option(&socket, *level, *name, *value)?;
+    for option in own.unwrap_or(&listener.socket_options).iter().filter(|option| option.applies_to(address)) {
+        apply(&socket, option)?;
     }
     socket.bind(&address.into())?;
     socket.listen(backlog(listener))?;
@@ -51,8 +52,9 @@ fn backlog(listener: &Listener) -> i32 {
 pub(super) fn adopt(socket: &std::net::TcpListener, listener: &Listener) -> io::Result<()> {
     let socket = socket2::SockRef::from(socket);
     socket.set_nonblocking(true)?;
-    for (level, name, value) in &listener.socket_options {
-        if let Err(e) = set_option(&socket, *level, *name, *value) {
+    for option in &listener.socket_options {
+        if let Err(e) = apply(&socket, option) {
+            let SocketOption { level, name, .. } = option;
             tracing::warn!("listener {}: socket option {level}/{name} cannot be changed by a hot restart: {e}", listener.name);
         }
     }
@@ -65,6 +67,18 @@ pub(crate) fn set_option(socket: &Socket, level: i32, name: i32, value: i32) -> 
     // SAFETY: the pointer and length describe `value`, which outlives the call; the descriptor is open.
     let result =
         unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), size_of::<i32>() as libc::socklen_t) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets an option as it is configured.
+pub(crate) fn apply(socket: &Socket, option: &SocketOption) -> io::Result<()> {
+    let bytes = match &option.value {
+        OptionValue::Number(value) => return set_option(socket, option.level, option.name, *value),
+        OptionValue::Bytes(bytes) => bytes,
+    };
+    let length = libc::socklen_t::try_from(bytes.len()).map_err(io::Error::other)?;
+    // SAFETY: the pointer and length describe `bytes`, which outlive the call; the descriptor is open.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), option.level, option.name, bytes.as_ptr().cast(), length) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -1,9 +1,12 @@
 //! What the first bytes of a connection are taken for, in words: for the fuzzer.
+use lateen_snapshot::proxy_protocol::{PassThrough, ProxyProtocolFilter};
+
 use super::{hello, inspect, proxy_header};
 
 /// The verdict on a PROXY header; `None` while more bytes could change it.
 pub fn proxy_header(data: &[u8]) -> Option<String> {
-    match proxy_header::parse(data) {
+    let filter = ProxyProtocolFilter { pass_through: PassThrough::All, ..ProxyProtocolFilter::default() };
+    match proxy_header::parse(data, &filter) {
         proxy_header::Header::NeedMore => None,
         header => Some(format!("{header:?}")),
     }

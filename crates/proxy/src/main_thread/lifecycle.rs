@@ -20,7 +20,7 @@ use super::supervise::Supervisor;
 use super::{cluster_figures, discovery, dns, dns_cache, ejection, figures, files, health, on_demand, overload};
 use crate::admin::{self, AdminOptions};
 use crate::restart::{self, Child, Inherited, Lineage, Parent};
-use crate::worker::{Drain, LogFiles, NodeText, Overload, Sockets, Wishes, WorkerConfig, WorkerHandle};
+use crate::worker::{Drain, LogFiles, NodeText, Overload, Peers, Sockets, Wishes, WorkerConfig, WorkerHandle};
 
 /// How a proxy process runs.
 pub struct Options {
@@ -126,6 +126,7 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
     let logs = Arc::new(LogFiles::default());
     let mut handles = Vec::with_capacity(concurrency);
     let (wishes, asked) = Wishes::channel();
+    let peers = Peers::default();
     for (index, (shard, istio)) in shards.into_iter().zip(istio_shards).enumerate() {
         handles.push(WorkerHandle::spawn(WorkerConfig {
             index,
@@ -139,6 +140,7 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
             overload: switches.clone(),
             epoch,
             wishes: wishes.clone(),
+            peers: peers.clone(),
         })?);
     }
     let inherited = before.as_ref().map(|(_, inherited)| Arc::clone(inherited));

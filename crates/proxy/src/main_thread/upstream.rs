@@ -65,9 +65,9 @@ pub(super) async fn connect_to(
             Address::Pipe(path) => Stream::Unix(UnixStream::connect(&**path).await?),
         };
         let transport = cluster.config.transports.get(to.transport as usize);
-        if let Some(version) = transport.and_then(|t| t.proxy_protocol) {
+        if let Some(config) = transport.and_then(|t| t.proxy_protocol.as_ref()) {
             // Nobody stands behind a connection of our own.
-            stream.write(&proxy_header::encode(version, None)).await?;
+            stream.write(&proxy_header::encode(config, None)).await?;
         }
         let Some(tls) = transport.and_then(|t| t.tls.as_ref()) else { return Ok(stream.plain()) };
         let missing = || io::Error::new(io::ErrorKind::NotFound, "a certificate of its TLS context has not arrived");
@@ -109,7 +109,7 @@ impl Stream {
 
 /// With the cluster's own source address and options, and marked: that keeps our own connections out of the capture.
 async fn tcp(config: &ClusterConfig, address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
-    Dialer { mark }.socket(config, address)?.connect(address).await
+    Dialer { mark }.socket(config, address, None)?.connect(address).await
 }
 
 fn server_name(sni: Option<&str>, to: &Destination<'_>) -> io::Result<ServerName<'static>> {

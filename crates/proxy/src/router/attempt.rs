@@ -1,5 +1,6 @@
 //! One try: host, connection, request up, until a response's head comes or something gives.
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use http::StatusCode;
 use lateen_balance::host::ActiveRequest;
 use lateen_balance::outlier::Outcome;
 use lateen_balance::{Context, Host};
+use lateen_snapshot::cluster::Discovery;
 use lateen_snapshot::route::{Connect, Forward, HostRewrite};
 use lateen_telemetry::envoy_names::cluster as names;
 use lateen_telemetry::envoy_names::count_upstream_code;
@@ -29,7 +31,7 @@ use crate::http::stream::{StreamError, Upstream};
 use crate::http::{End, Exchange};
 use crate::io::Text;
 use crate::listener::proxy_header;
-use crate::upstream::{ClusterState, Lease, NoConnection, Sought, Target, TargetWish, choose, grpc};
+use crate::upstream::{ClusterState, Lease, NoConnection, Proxied, Sought, Target, TargetWish, choose, grpc};
 
 /// How a try ended.
 pub(super) enum Tried {
@@ -68,19 +70,19 @@ fn failed(failure: impl Into<Failed>) -> Tried {
 }
 
 /// A try that has its host.
-struct Begun {
+struct Begun<'a> {
     target: Target,
     began: Began,
-    tunnel: Option<Connect>,
+    tunnel: Option<&'a Connect>,
 }
 
 /// Chooses the host. An inner error is the end of the try, an outer one of the request.
-fn begin(
+fn begin<'a>(
     exchange: &mut Exchange<'_>,
-    forward: &Forward,
+    forward: &'a Forward,
     forwarding: &mut Forwarding,
     retries: &Retries,
-) -> Result<Result<Begun, Tried>, End> {
+) -> Result<Result<Begun<'a>, Tried>, End> {
     let policy = retries.policy();
     let every = policy.and_then(|p| p.previous_priorities);
     let past = every.map_or(0, |every| forwarding.passed.by_now(every, &forwarding.cluster.cluster.hosts, &forwarding.tried));
@@ -96,7 +98,7 @@ fn begin(
     };
     let own = if exchange.info.session.is_some() { stateful_session::choose(exchange, &forwarding.cluster)? } else { None };
     let own = own.map(|host| (Rc::clone(&forwarding.cluster), host));
-    let sought = Sought { original: Some(exchange.conn.local), authority: &exchange.request.authority, port: None };
+    let sought = Sought { original: original(exchange, &forwarding.cluster), authority: &exchange.request.authority, port: None };
     let Some((cluster, host)) = own.or_else(|| choose(exchange.worker, &exchange.live, Rc::clone(&forwarding.cluster), &context, &sought))
     else {
         forwarding.cluster.stats.inc(names::UPSTREAM_CX_NONE_HEALTHY);
@@ -113,15 +115,18 @@ fn begin(
         stats.inc(names::UPSTREAM_RQ_PENDING_OVERFLOW);
         return Ok(Err(failed(Failure::Overflow)));
     };
-    let tunnel = forward.connect.filter(|connect| connect.takes(&exchange.request.method));
+    let tunnel = forward.connect.as_ref().filter(|connect| connect.takes(&exchange.request.method));
     let wish = TargetWish {
         downstream: exchange.request.version,
         alpn: crate::filter::http::alpn_overrides(exchange),
         authority: &exchange.request.authority,
         upgrade: exchange.request.upgrade.is_some(),
-        addresses: Some((exchange.conn.remote, exchange.conn.local)),
+        conn: Some(&**exchange.conn),
     };
     let target = if tunnel.is_some() { cluster.tcp_target(host, &wish) } else { cluster.target(host, &wish) };
+    if cluster.cluster.config.predictive_preconnect_ratio > 1.0 {
+        cluster.preconnect_next(exchange.worker, forwarding.high_priority, &wish);
+    }
     let at = exchange.info.moment;
     let began = Began {
         active: target.host.begin_request(),
@@ -157,6 +162,9 @@ pub(super) async fn run(
             Connecting::Overtaken(answer) => return Ok(Tried::Response(answer.settle(exchange, forwarding))),
         },
     };
+    if cluster.cluster.config.preconnect_ratio > 1.0 {
+        cluster.preconnect(exchange.worker, &target, forwarding.high_priority);
+    }
     cluster.report_reached(exchange.worker, &target.host);
     if exchange.request.upgrade.is_some() && !Box::pin(takes_upgrade(exchange, forwarding, &cluster, &lease)).await? {
         return Ok(failed(Failure::ProtocolError));
@@ -169,8 +177,9 @@ pub(super) async fn run(
     if let Err(e) = lease.upstream.send_request(&exchange.request) {
         return Ok(Tried::Failed { failed: e.into(), stale: lease.reused, sent_any: false });
     }
-    if let Some(version) = tunnel.and_then(|connect| connect.proxy_protocol) {
-        let header = proxy_header::encode(version, Some((exchange.conn.remote, exchange.conn.local)));
+    if let Some(config) = tunnel.and_then(|connect| connect.proxy_protocol.as_ref()) {
+        let caller = Proxied { source: exchange.conn.remote, destination: exchange.conn.local, tlvs: Vec::new() };
+        let header = proxy_header::encode(config, Some(&caller));
         lease.upstream.send_data(header.into());
     }
     let result = await_response(exchange, forwarding, &mut lease, retries).await;
@@ -238,6 +247,19 @@ pub(super) fn note_response(exchange: &Exchange<'_>, cluster: &Rc<ClusterState>,
         cluster.report_degraded(exchange.worker, host);
     }
     stats.record(names::UPSTREAM_RQ_TIME, exchange.info.moment.saturating_duration_since(began.at).as_micros() as u64);
+}
+
+/// Where the request goes in a cluster that has no hosts of its own: the first that metadata or headers name, else where
+/// the connection went to.
+fn original(exchange: &Exchange<'_>, cluster: &ClusterState) -> Option<SocketAddr> {
+    let restored = exchange.conn.restored.then_some(exchange.conn.local);
+    let Discovery::OriginalDst(settings) = &cluster.cluster.config.discovery else { return restored };
+    let in_metadata = settings.metadata.as_ref().and_then(|(namespace, path)| {
+        let value = exchange.info.metadata.get(namespace, path).or_else(|| exchange.conn.metadata()?.get(namespace, path));
+        value?.as_str()?.parse().ok()
+    });
+    let in_header = || exchange.request.headers.get(settings.header.as_ref()?)?.to_str().ok()?.parse().ok();
+    in_metadata.or_else(in_header).or(restored)
 }
 
 pub(super) fn note_failure(exchange: &Exchange<'_>, cluster: &Rc<ClusterState>, host: &Arc<Host>, why: &Failed) {

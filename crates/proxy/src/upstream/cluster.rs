@@ -19,10 +19,13 @@ use lateen_telemetry::stats::Counter;
 use lateen_telemetry::{BlockName, Local};
 use tokio::time::Instant;
 
+use super::ahead::Foreseen;
+use super::caller::{Caller, Needs};
 use super::connect::ConnectPlan;
 use super::named::NamedHosts;
 use super::pool::{Pool, PoolKey, Wanted, tls_id};
 use crate::http::message::Version;
+use crate::listener::Conn;
 use crate::worker::Worker;
 
 /// Pools by address: they outlive updates of the cluster, so that no update costs a connection.
@@ -62,6 +65,7 @@ pub(crate) struct ClusterState {
     balancer: RefCell<Balancer>,
     /// Whether a choice depends on the time of day.
     needs_time: bool,
+    pub(super) foreseen: Foreseen,
     /// Counters of subsets, where the cluster is divided.
     subsets: Option<Local>,
     /// Counters of zone-aware routing, where there is a local cluster.
@@ -87,7 +91,7 @@ pub(crate) struct ClusterState {
 /// What a connection or request says of where it wants to go, for clusters that have no hosts of their own.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Sought<'a> {
-    /// Where the connection went to before it was captured.
+    /// Where the connection went to before it was captured, or what stands in its place.
     pub(crate) original: Option<SocketAddr>,
     /// The host that a request, or the server name of a connection, names.
     pub(crate) authority: &'a str,
@@ -108,8 +112,8 @@ pub(crate) struct TargetWish<'a> {
     pub(crate) alpn: Option<&'a Arc<AlpnOverrides>>,
     pub(crate) authority: &'a str,
     pub(crate) upgrade: bool,
-    /// The caller's address and the one that it wanted, for the PROXY protocol.
-    pub(crate) addresses: Option<(SocketAddr, SocketAddr)>,
+    /// The caller's connection.
+    pub(crate) conn: Option<&'a Conn>,
 }
 
 impl ClusterState {
@@ -125,6 +129,7 @@ impl ClusterState {
             stats: worker.shard.local(&block),
             needs_time: balancer.needs_time(),
             balancer: RefCell::new(balancer),
+            foreseen: Foreseen::default(),
             subsets,
             zones,
             aggregate: RefCell::default(),
@@ -236,13 +241,29 @@ impl ClusterState {
     /// A host by the cluster's policy.
     pub(super) fn choose(&self, worker: &Worker, context: &Context<'_>, sought: &Sought<'_>) -> Option<Arc<Host>> {
         match &self.cluster.config.discovery {
-            Discovery::OriginalDst { .. } => return sought.original.map(|address| self.dynamic_host(address)),
+            Discovery::OriginalDst(settings) => {
+                let mut address = sought.original?;
+                if let Some(port) = settings.port {
+                    address.set_port(port);
+                }
+                return Some(self.dynamic_host(address));
+            }
             Discovery::DynamicForwardProxy(cache) => {
                 let port = sought.port.or(self.cluster.config.default_port())?;
                 return self.pools.named.host(cache, sought.authority, port);
             }
             _ => {}
         }
+        if self.cluster.config.predictive_preconnect_ratio > 1.0
+            && let Some(host) = self.foreseen.take(context)
+        {
+            return Some(host);
+        }
+        self.choose_now(worker, context)
+    }
+
+    /// The host whose turn it is.
+    pub(super) fn choose_now(&self, worker: &Worker, context: &Context<'_>) -> Option<Arc<Host>> {
         let mut balancer = self.balancer.borrow_mut();
         let choice =
             if self.needs_time { balancer.choose(&Context { now: worker.millis(), ..*context }) } else { balancer.choose(context) };
@@ -301,7 +322,7 @@ impl ClusterState {
 
     /// Whether the hosts are no members, but come with requests.
     fn is_dynamic(&self) -> bool {
-        matches!(self.cluster.config.discovery, Discovery::OriginalDst { .. } | Discovery::DynamicForwardProxy(_))
+        matches!(self.cluster.config.discovery, Discovery::OriginalDst(_) | Discovery::DynamicForwardProxy(_))
     }
 
     fn host_pools(&self, host: &Arc<Host>) -> Rc<HostPools> {
@@ -337,12 +358,14 @@ impl ClusterState {
     fn target_speaking(&self, wanted: Wanted, host: Arc<Host>, wish: &TargetWish<'_>) -> Target {
         let config = &self.cluster.config;
         let transport = config.transports.get(host.transport as usize);
-        let proxied = transport.and_then(|t| t.proxy_protocol).and(wish.addresses);
+        let needs = Needs { proxied: transport.is_some_and(|t| t.proxy_protocol.is_some()), own_pool: config.pool_per_downstream };
+        let caller = Caller::of(wish.conn, needs);
         let Some(tls) = transport.and_then(|t| t.tls.as_ref()) else {
             let named = matches!(config.discovery, Discovery::DynamicForwardProxy(_)).then(|| Arc::clone(&host.hostname));
-            if proxied.is_some() || named.is_some() {
-                let pool = self.host_pools(&host).pool(PoolKey { tls: 0, alpn: 0, server_name: named, wanted, proxied });
-                return Target { host, pool, plan: ConnectPlan { addresses: proxied, ..ConnectPlan::default() } };
+            if caller.is_some() || named.is_some() {
+                let key = PoolKey { tls: 0, alpn: 0, server_name: named, wanted, caller: caller.clone() };
+                let pool = self.host_pools(&host).pool(key);
+                return Target { host, pool, plan: ConnectPlan { caller, ..ConnectPlan::default() } };
             }
             let token = wanted as usize;
             if let Some((last, last_token, pool)) = &*self.last.borrow()
@@ -351,16 +374,29 @@ impl ClusterState {
             {
                 return Target { host, pool: Rc::clone(pool), plan: ConnectPlan::default() };
             }
-            let key = PoolKey { tls: 0, alpn: 0, server_name: None, wanted, proxied: None };
+            let key = PoolKey { tls: 0, alpn: 0, server_name: None, wanted, caller: None };
             let pool = self.host_pools(&host).pool(key);
             *self.last.borrow_mut() = Some((Arc::as_ptr(&host), token, Rc::clone(&pool)));
             return Target { host, pool, plan: ConnectPlan::default() };
         };
         let server_name = (tls.sni.is_none() && tls.auto_sni).then(|| Arc::from(wish.authority));
         let (alpn_id, alpn) = alpn_offer(wish, wanted, &tls.alpn);
-        let key = PoolKey { tls: tls_id(transport), alpn: alpn_id, server_name: server_name.clone(), wanted, proxied };
+        let key = PoolKey { tls: tls_id(transport), alpn: alpn_id, server_name: server_name.clone(), wanted, caller: caller.clone() };
         let pool = self.host_pools(&host).pool(key);
-        Target { host, pool, plan: ConnectPlan { alpn, server_name, addresses: proxied } }
+        Target { host, pool, plan: ConnectPlan { alpn, server_name, caller } }
+    }
+
+    /// The exchanges that have a connection or wait for one, and how many could have one, to all hosts.
+    pub(super) fn used(&self) -> (usize, usize) {
+        let by_address = self.pools.by_address.borrow();
+        let mut sum = (0, 0);
+        for pools in by_address.values() {
+            for pool in pools.0.borrow().iter() {
+                let (exchanges, room) = pool.used(&self.cluster.config);
+                sum = (sum.0 + exchanges, usize::saturating_add(sum.1, room));
+            }
+        }
+        sum
     }
 
     /// Closes what is idle for too long, forgets addresses that nobody uses.
@@ -375,10 +411,13 @@ impl ClusterState {
             // Every pool is swept, also behind one that is in use.
             let mut unused = true;
             for pool in &pools {
+                if pool.key.caller.as_ref().is_some_and(Caller::has_left) {
+                    pool.retire();
+                }
                 let empty = pool.sweep(config, &self.stats, now);
                 unused &= empty;
                 // Each caller or name has its own here, and few come back. One that an exchange still holds stays.
-                if empty && (pool.key.proxied.is_some() || pool.key.server_name.is_some()) && Rc::strong_count(pool) <= 2 {
+                if empty && (pool.key.caller.is_some() || pool.key.server_name.is_some()) && Rc::strong_count(pool) <= 2 {
                     host_pools.0.borrow_mut().retain(|other| !Rc::ptr_eq(other, pool));
                 }
             }
@@ -403,18 +442,26 @@ impl ClusterState {
         let all: Vec<(Address, Rc<HostPools>)> =
             self.pools.by_address.borrow().iter().map(|(address, pools)| (address.clone(), Rc::clone(pools))).collect();
         let members = next.map(|n| n.hosts.by_address());
+        let all_go = members.as_ref().is_some_and(|members| {
+            next.is_some_and(|n| n.config.close_on_host_set_change) && differ(&self.cluster.hosts.by_address(), members)
+        });
         let transports: Vec<usize> = next.map(|n| n.config.transports.iter().map(|t| tls_id(Some(t))).collect()).unwrap_or_default();
         for (address, host_pools) in all {
             // Connections to hosts that come with requests outlive the change as long as they come.
             let dynamic = next.is_some() && self.is_dynamic();
             let stays = dynamic || members.as_ref().is_some_and(|m| m.contains_key(&address));
             for pool in host_pools.0.borrow().iter() {
-                if !stays || (pool.key.tls != 0 && !transports.contains(&pool.key.tls)) {
+                if !stays || all_go || (pool.key.tls != 0 && !transports.contains(&pool.key.tls)) {
                     pool.retire();
                 }
             }
         }
     }
+}
+
+/// Whether a host came or went.
+fn differ(before: &HashMap<&Address, &Arc<Host>>, after: &HashMap<&Address, &Arc<Host>>) -> bool {
+    before.len() != after.len() || before.keys().any(|address| !after.contains_key(address))
 }
 
 static HTTP1: LazyLock<Arc<Vec<Vec<u8>>>> = LazyLock::new(|| Arc::new(vec![b"http/1.1".to_vec()]));

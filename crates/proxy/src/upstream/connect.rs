@@ -1,6 +1,7 @@
 //! Dialling a host: socket options, source address, PROXY protocol header, TLS.
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, UnixStream};
 use tokio_rustls::{TlsConnector, TlsStream};
 
+use super::caller::{Caller, Source};
 use super::eyeballs;
 use crate::io::{Io, Raw, Socket};
 use crate::listener::proxy_header;
@@ -30,8 +32,8 @@ pub(crate) struct ConnectPlan {
     pub(crate) alpn: Option<Arc<Vec<Vec<u8>>>>,
     /// Server name when the context takes it from the request.
     pub(crate) server_name: Option<Arc<str>>,
-    /// Source and destination to tell in a PROXY protocol header.
-    pub(crate) addresses: Option<(SocketAddr, SocketAddr)>,
+    /// What is taken over from the caller's connection.
+    pub(crate) caller: Option<Rc<Caller>>,
 }
 
 /// Why there is no connection; the text is what operators see as the transport failure reason.
@@ -92,22 +94,23 @@ impl Dialer {
         host: &Host,
         plan: &ConnectPlan,
     ) -> Result<Io, ConnectFailure> {
+        let source = plan.caller.as_ref().and_then(|c| c.source.as_ref());
         let refused = |e: io::Error| ConnectFailure::Refused(plain_error(&e));
         let raw = match &host.address {
             Address::Socket(address) if host.addresses.is_empty() => {
-                let socket = self.socket(config, *address).map_err(refused)?;
+                let socket = self.socket(config, *address, source).map_err(refused)?;
                 Raw::Tcp(socket.connect(*address).await.map_err(refused)?)
             }
             Address::Socket(_) => {
-                let connect = |address| async move { self.socket(config, address)?.connect(address).await };
+                let connect = |address| async move { self.socket(config, address, source)?.connect(address).await };
                 Raw::Tcp(Box::pin(eyeballs::first(&host.addresses, connect)).await.map_err(refused)?)
             }
             Address::Pipe(path) => Raw::Unix(UnixStream::connect(&**path).await.map_err(refused)?),
         };
         let mut socket = Socket::new(raw);
         let Some(transport) = transport else { return Ok(Io::Plain(socket)) };
-        if let Some(version) = transport.proxy_protocol {
-            let header = proxy_header::encode(version, plan.addresses);
+        if let Some(config) = &transport.proxy_protocol {
+            let header = proxy_header::encode(config, plan.caller.as_ref().and_then(|c| c.proxied.as_ref()));
             socket.write_all(&header).await.map_err(refused)?;
         }
         let Some(tls) = &transport.tls else { return Ok(Io::Plain(socket)) };
@@ -124,25 +127,44 @@ impl Dialer {
         Ok(Io::Tls(Box::new(TlsStream::Client(stream))))
     }
 
-    /// A socket with the options and the source address that the cluster demands.
-    pub(crate) fn socket(&self, config: &ClusterConfig, address: SocketAddr) -> io::Result<TcpSocket> {
+    /// A socket with the options and the source address that the cluster demands, or the caller's own address.
+    pub(crate) fn socket(&self, config: &ClusterConfig, address: SocketAddr, caller: Option<&Source>) -> io::Result<TcpSocket> {
         let raw = RawSocket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
         raw.set_tcp_nodelay(true)?;
-        if let Some(mark) = self.mark {
+        if let Some(mark) = caller.and_then(|c| c.mark).or(self.mark) {
             raw.set_mark(mark)?;
         }
         if let Some(keepalive) = &config.tcp_keepalive {
             raw.set_tcp_keepalive(&keepalive_of(keepalive))?;
         }
-        for (level, name, value) in &config.socket_options {
-            crate::listener::set_option(&raw, *level, *name, *value)?;
+        let source = config.bind.source_for(address).filter(|_| caller.is_none());
+        let options = source.and_then(|s| s.options.as_ref()).unwrap_or(&config.bind.options);
+        for option in options.iter().filter(|o| o.applies_to(address)) {
+            crate::listener::apply(&raw, option)?;
         }
-        if let Some(source) = config.bind_sources.iter().find(|source| source.is_ipv4() == address.is_ipv4()) {
-            // Ports are chosen at connect time, so that one source address serves 64k per destination.
-            let _ = crate::listener::set_option(&raw, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1);
-            raw.bind(&(*source).into())?;
+        if let Some(on) = config.bind.freebind {
+            if address.is_ipv4() { raw.set_freebind_v4(on)? } else { raw.set_freebind_v6(on)? }
+        }
+        if let Some(caller) = caller {
+            transparent(&raw, caller.address, address)?;
+        }
+        if let Some(from) = caller.map(|c| c.address).or(source.map(|s| s.address)) {
+            if from.port() == 0 {
+                // Ports are chosen at connect time, so that one source address serves 64k per destination.
+                let _ = crate::listener::set_option(&raw, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1);
+            }
+            raw.bind(&from.into())?;
         }
         Ok(TcpSocket::from_std_stream(raw.into()))
+    }
+}
+
+/// Lets the socket come from an address that this host does not have.
+fn transparent(socket: &RawSocket, from: SocketAddr, to: SocketAddr) -> io::Result<()> {
+    match (from, to) {
+        (SocketAddr::V4(_), SocketAddr::V4(_)) => socket.set_ip_transparent_v4(true),
+        (SocketAddr::V6(_), SocketAddr::V6(_)) => crate::listener::set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, 1),
+        _ => Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "the caller has no address of the host's family")),
     }
 }
 

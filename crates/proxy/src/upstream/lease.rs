@@ -72,6 +72,13 @@ impl Lease {
         self.held.open().principal
     }
 
+    /// A connection that was made ahead waits for its first exchange.
+    pub(crate) fn unused(self, now: Instant) {
+        if let (Upstream::H1(client), Held::Connection(open)) = (self.upstream, self.held) {
+            self.pool.put_back(Idle { client, open, since: now, served: 0 });
+        }
+    }
+
     /// The exchange is over: the connection goes back to the pool if it is still good.
     pub(crate) fn finish(self, most_requests: Option<u32>, now: Instant) {
         if let (Upstream::H1(mut client), Held::Connection(open)) = (self.upstream, self.held)

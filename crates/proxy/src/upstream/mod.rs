@@ -1,6 +1,8 @@
 //! Upstream connections of one worker: made, pooled, shared and given up. Nothing here crosses threads.
 mod aggregate;
+mod ahead;
 pub(crate) mod call;
+mod caller;
 mod cluster;
 mod connect;
 mod eyeballs;
@@ -10,6 +12,7 @@ mod named;
 mod pool;
 
 pub(crate) use aggregate::choose;
+pub(crate) use caller::{Caller, Needs, Proxied, Source};
 pub(crate) use cluster::{ClusterState, Pools, Sought, Target, TargetWish};
 pub(crate) use connect::{ConnectFailure, ConnectPlan, Dialer, keep_alive};
 pub(crate) use lease::Lease;

@@ -7,6 +7,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use lateen_balance::Host;
 use lateen_balance::breaker::Permit;
@@ -20,6 +21,7 @@ use lateen_telemetry::istio::PrincipalId;
 use lateen_telemetry::stats::Held;
 use tokio::time::Instant;
 
+use super::caller::Caller;
 use super::cluster::ClusterState;
 use super::connect::{ConnectFailure, ConnectPlan};
 use super::lease::Lease;
@@ -48,8 +50,8 @@ pub(crate) struct PoolKey {
     pub(crate) alpn: usize,
     pub(crate) server_name: Option<Arc<str>>,
     pub(crate) wanted: Wanted,
-    /// The caller's addresses, where a PROXY protocol header tells them.
-    pub(crate) proxied: Option<(SocketAddr, SocketAddr)>,
+    /// What connections take over from the caller's, where that matters.
+    pub(crate) caller: Option<Rc<Caller>>,
 }
 
 /// Why an exchange got no connection.
@@ -68,6 +70,10 @@ pub(crate) struct Open {
     host: Arc<Host>,
     pool: Weak<Pool>,
     since: Instant,
+    /// When the connection has lived long enough.
+    ends: Option<Instant>,
+    /// The pool's round when the connection was made.
+    round: u64,
     pub(crate) local: Option<SocketAddr>,
     /// The host's verified identity, for Istio's metrics.
     pub(crate) principal: PrincipalId,
@@ -120,6 +126,10 @@ pub(crate) struct Pool {
     open: Cell<usize>,
     /// HTTP/2 connections being made: later exchanges wait for them instead of dialling too.
     dialling: Cell<usize>,
+    /// Connections being made for no exchange in particular.
+    ahead: Cell<usize>,
+    /// How many times all connections were told to end.
+    round: Cell<u64>,
     /// What ALPN settled last time.
     known_http2: Cell<Option<bool>>,
 }
@@ -133,6 +143,8 @@ impl Pool {
             waiting: RefCell::default(),
             open: Cell::new(0),
             dialling: Cell::new(0),
+            ahead: Cell::new(0),
+            round: Cell::new(0),
             known_http2: Cell::new(None),
         })
     }
@@ -212,9 +224,15 @@ impl Pool {
             if !wait_for_dial {
                 let permit = if state.host_is_full(host, high_priority) { None } else { breakers.connections.take() };
                 match permit {
-                    Some(permit) => return self.dial(worker, state, host, Some(permit), plan).await,
+                    Some(permit) => {
+                        let dial = Dial::begin(self, worker, state, host, Some(permit));
+                        return self.dial(worker, state, host, dial, plan).await;
+                    }
                     // With no connection at all nobody would ever wake us: one is always allowed.
-                    None if self.open.get() == 0 => return self.dial(worker, state, host, None, plan).await,
+                    None if self.open.get() == 0 => {
+                        let dial = Dial::begin(self, worker, state, host, None);
+                        return self.dial(worker, state, host, dial, plan).await;
+                    }
                     None => state.stats.inc(names::UPSTREAM_CX_OVERFLOW),
                 }
             }
@@ -225,6 +243,47 @@ impl Pool {
                 return Ok(lease);
             }
         }
+    }
+
+    /// Makes a connection for no exchange in particular; says whether there may be one.
+    pub(super) fn connect_ahead(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        state: &Rc<ClusterState>,
+        host: &Arc<Host>,
+        high_priority: bool,
+        plan: &ConnectPlan,
+    ) -> bool {
+        // A tunnel's connection cannot wait for the next one.
+        if self.key.wanted == Wanted::Tcp || !host.is_healthy() || state.host_is_full(host, high_priority) {
+            return false;
+        }
+        let Some(permit) = state.breakers(high_priority).connections.take() else { return false };
+        let dial = Dial::begin(self, worker, state, host, Some(permit));
+        let ahead = Ahead::start(self);
+        let (pool, state, host, plan) = (Rc::clone(self), Rc::clone(state), Arc::clone(host), plan.clone());
+        let of_task = Rc::clone(worker);
+        crate::worker::spawn(worker, async move {
+            let made = pool.dial(&of_task, &state, &host, dial, &plan).await;
+            drop(ahead);
+            if let Ok(lease) = made {
+                lease.unused(Instant::now());
+            }
+        });
+        true
+    }
+
+    /// The exchanges that have a connection or wait for one, and how many could have one.
+    pub(super) fn used(&self, config: &ClusterConfig) -> (usize, usize) {
+        let waiting = self.waiting.borrow().len();
+        if self.multiplexed() {
+            let shared = self.shared.borrow();
+            let one = http2_options(config).max_concurrent_streams.max(1) as usize;
+            let active: usize = shared.iter().map(|s| s.active.get() as usize).sum();
+            return (active + waiting, (shared.len() + self.dialling.get()).saturating_mul(one));
+        }
+        let free = self.idle.borrow().len() + self.ahead.get();
+        (self.open.get().saturating_sub(free) + waiting, self.open.get())
     }
 
     /// Waits until a connection is handed over, or something changed.
@@ -262,25 +321,11 @@ impl Pool {
         worker: &Rc<Worker>,
         state: &Rc<ClusterState>,
         host: &Arc<Host>,
-        permit: Option<Permit>,
+        dial: Dial,
         plan: &ConnectPlan,
     ) -> Result<Lease, NoConnection> {
         let config = &state.cluster.config;
-        self.open.set(self.open.get() + 1);
-        state.stats.inc(names::UPSTREAM_CX_TOTAL);
-        host.counters.cx_total.fetch_add(1, Relaxed);
-        host.counters.cx_active.fetch_add(1, Relaxed);
-        let mut open = Open {
-            _permit: permit,
-            _active: state.stats.hold(names::UPSTREAM_CX_ACTIVE),
-            stats: state.stats.clone(),
-            host: Arc::clone(host),
-            pool: Rc::downgrade(self),
-            since: Instant::now(),
-            local: None,
-            principal: PrincipalId::default(),
-        };
-        let dialling = Dialling::start(self);
+        let Dial { mut open, dialling } = dial;
         let transport = config.transports.get(host.transport as usize);
         let result = worker.dialer.connect(config, transport, host, plan).await;
         let io = match result {
@@ -365,6 +410,9 @@ impl Pool {
 
     /// Takes a connection back after an exchange.
     pub(crate) fn put_back(self: &Rc<Self>, mut idle: Idle) {
+        if idle.open.round != self.round.get() || idle.open.ends.is_some_and(|end| idle.since >= end) {
+            return;
+        }
         let waiter = self.waiting.borrow_mut().pop_front();
         match waiter {
             Some(waiter) => {
@@ -386,7 +434,7 @@ impl Pool {
     /// Closes what has been idle for too long or was closed by the peer. Says whether nothing is left.
     pub(crate) fn sweep(&self, config: &ClusterConfig, stats: &lateen_telemetry::Local, now: Instant) -> bool {
         let expired = |since: Instant| config.idle_timeout.is_some_and(|limit| now.duration_since(since) >= limit);
-        let too_old = |open: &Open| config.max_connection_duration.is_some_and(|limit| now.duration_since(open.since) >= limit);
+        let too_old = |open: &Open| open.ends.is_some_and(|end| now >= end);
         let keep = |idle: &mut Idle| {
             let timed_out = expired(idle.since);
             if timed_out {
@@ -406,8 +454,9 @@ impl Pool {
         self.open.get() == 0 && self.waiting.borrow().is_empty()
     }
 
-    /// Closes idle connections and lets shared ones end with their streams: the host or its configuration is gone.
+    /// Closes idle connections and lets those in use end with what they carry: the host or its configuration is gone.
     pub(crate) fn retire(&self) {
+        self.round.set(self.round.get() + 1);
         let idle = std::mem::take(&mut *self.idle.borrow_mut());
         let shared = std::mem::take(&mut *self.shared.borrow_mut());
         drop((idle, shared));
@@ -421,6 +470,12 @@ impl Waiter {
             waker.wake();
         }
     }
+}
+
+/// The span, longer by a part of the jitter.
+fn longer(span: Duration, jitter_percent: f64, roll: u64) -> Duration {
+    let part = jitter_percent / 100.0 * (roll as f64 / u64::MAX as f64);
+    span.saturating_add(Duration::try_from_secs_f64(span.as_secs_f64() * part).unwrap_or_default())
 }
 
 /// Takes a waiter out of the queue when its exchange is given up, passing on what it was handed.
@@ -439,22 +494,69 @@ impl Drop for Leave<'_> {
     }
 }
 
-/// Counts a dial while it lasts; then wakes who waited for it.
-struct Dialling<'a>(&'a Rc<Pool>);
+/// A connection to be made, counted from now on.
+struct Dial {
+    open: Open,
+    dialling: Dialling,
+}
 
-impl<'a> Dialling<'a> {
-    fn start(pool: &'a Rc<Pool>) -> Self {
-        pool.dialling.set(pool.dialling.get() + 1);
-        Self(pool)
+impl Dial {
+    fn begin(pool: &Rc<Pool>, worker: &Worker, state: &ClusterState, host: &Arc<Host>, permit: Option<Permit>) -> Self {
+        let config = &state.cluster.config;
+        pool.open.set(pool.open.get() + 1);
+        state.stats.inc(names::UPSTREAM_CX_TOTAL);
+        host.counters.cx_total.fetch_add(1, Relaxed);
+        host.counters.cx_active.fetch_add(1, Relaxed);
+        let since = Instant::now();
+        let lives = |limit| longer(limit, config.max_connection_duration_jitter_percent, worker.roll64());
+        let open = Open {
+            _permit: permit,
+            _active: state.stats.hold(names::UPSTREAM_CX_ACTIVE),
+            stats: state.stats.clone(),
+            host: Arc::clone(host),
+            pool: Rc::downgrade(pool),
+            since,
+            ends: config.max_connection_duration.and_then(|limit| since.checked_add(lives(limit))),
+            round: pool.round.get(),
+            local: None,
+            principal: PrincipalId::default(),
+        };
+        Self { open, dialling: Dialling::start(pool) }
     }
 }
 
-impl Drop for Dialling<'_> {
+/// Counts a dial while it lasts; then wakes who waited for it.
+struct Dialling(Rc<Pool>);
+
+impl Dialling {
+    fn start(pool: &Rc<Pool>) -> Self {
+        pool.dialling.set(pool.dialling.get() + 1);
+        Self(Rc::clone(pool))
+    }
+}
+
+impl Drop for Dialling {
     fn drop(&mut self) {
         self.0.dialling.set(self.0.dialling.get() - 1);
         if self.0.multiplexed() {
             self.0.wake_all();
         }
+    }
+}
+
+/// Counts a connection that is made for no exchange in particular, until it is there.
+struct Ahead(Rc<Pool>);
+
+impl Ahead {
+    fn start(pool: &Rc<Pool>) -> Self {
+        pool.ahead.set(pool.ahead.get() + 1);
+        Self(Rc::clone(pool))
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.0.ahead.set(self.0.ahead.get() - 1);
     }
 }
 
@@ -467,7 +569,7 @@ fn http2_options(config: &ClusterConfig) -> Http2Options {
             initial_connection_window_size: 1 << 20,
             allow_connect: false,
             keepalive_interval: None,
-            keepalive_timeout: std::time::Duration::from_secs(10),
+            keepalive_timeout: Duration::from_secs(10),
         },
     }
 }
@@ -475,4 +577,18 @@ fn http2_options(config: &ClusterConfig) -> Http2Options {
 /// The TLS context's address, for [`PoolKey`].
 pub(crate) fn tls_id(transport: Option<&Transport>) -> usize {
     transport.and_then(|t| t.tls.as_ref()).map_or(0, |tls| Arc::as_ptr(tls) as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_may_live_longer_by_its_jitter_and_no_more() {
+        let second = Duration::from_secs(1);
+        assert_eq!(longer(10 * second, 0.0, u64::MAX), 10 * second);
+        assert_eq!(longer(10 * second, 50.0, 0), 10 * second);
+        assert_eq!(longer(10 * second, 50.0, u64::MAX), 15 * second);
+        assert!(longer(Duration::MAX, 100.0, u64::MAX) == Duration::MAX);
+    }
 }

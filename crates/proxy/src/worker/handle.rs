@@ -18,7 +18,7 @@ use tokio::task::LocalSet;
 use crate::main_thread::Panics;
 use crate::restart::Inherited;
 
-use super::{LogFiles, NodeText, Overload, TICK, Wishes, Worker, guard};
+use super::{Handed, LogFiles, NodeText, Overload, Peers, TICK, Wishes, Worker, guard};
 
 /// What a worker is made from.
 pub struct WorkerConfig {
@@ -40,14 +40,18 @@ pub struct WorkerConfig {
     pub epoch: Instant,
     /// Where clusters are asked for that are not there.
     pub wishes: Wishes,
+    /// Shared by all workers.
+    pub peers: Peers,
 }
 
-enum Command {
+pub(super) enum Command {
     Publish(Arc<Snapshot>),
     Drain(Drain),
     HoldListeners(Arc<Inherited>),
     OpenListeners,
     Sockets(oneshot::Sender<Sockets>),
+    /// Another worker accepted this connection.
+    Take(Box<Handed>),
     /// Sent by nobody: the worker's own clock.
     Tick,
     Stop,
@@ -105,6 +109,7 @@ impl WorkerHandle {
             opened: AtomicBool::new(false),
             died: watch::channel(None).0,
         });
+        config.peers.add(config.index, commands.clone());
         guard::install();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(61).build()?;
         let name = format!("worker-{}", config.index);
@@ -283,6 +288,7 @@ impl Worker {
             }
             // Nobody may be waiting any more.
             Command::Sockets(reply) => drop(reply.send(self.listeners.sockets())),
+            Command::Take(handed) => crate::listener::take(self, *handed),
             Command::Tick => {
                 self.tick();
                 self.listeners.retry(self);

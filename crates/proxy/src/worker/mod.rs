@@ -6,6 +6,7 @@ mod handle;
 mod live;
 mod logs;
 mod overload;
+mod peers;
 mod wishes;
 
 pub(crate) use counters::Counters;
@@ -15,6 +16,8 @@ pub use handle::{Drain, Sockets, WorkerConfig, WorkerHandle};
 pub(crate) use live::Live;
 pub use logs::LogFiles;
 pub use overload::Overload;
+pub(crate) use peers::Handed;
+pub use peers::Peers;
 pub(crate) use wishes::Discovered;
 pub use wishes::{Wish, Wishes};
 
@@ -55,6 +58,7 @@ pub(crate) struct Worker {
     clocks: Cell<(Instant, SystemTime)>,
     pub(crate) logs: LogWriters,
     pub(crate) listeners: crate::listener::Manager,
+    pub(crate) peers: Peers,
     /// Set when the whole process drains.
     pub(crate) drain: Rc<DrainSignal>,
     /// Set while the process fails its health check.
@@ -117,6 +121,7 @@ impl Worker {
             clocks: Cell::new((Instant::now(), SystemTime::now())),
             logs: LogWriters::new(config.logs),
             listeners: crate::listener::Manager::default(),
+            peers: config.peers,
             drain: Rc::new(DrainSignal::default()),
             connections: Cell::new(0),
             next_connection: Cell::new(config.index as u64),

@@ -40,6 +40,7 @@ fn started() -> (WorkerHandle, Arc<Registry>, SocketAddr) {
         overload: Overload::new(Default::default()),
         epoch: Instant::now(),
         wishes: Default::default(),
+        peers: Default::default(),
     })
     .unwrap();
     let mut compiler = Compiler::new();

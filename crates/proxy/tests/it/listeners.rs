@@ -3,6 +3,8 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use lateen_proxy::Wishes;
+
 use crate::support::*;
 
 fn named(text: &'static str) -> u16 {
@@ -14,6 +16,25 @@ fn named(text: &'static str) -> u16 {
         }
     });
     port
+}
+
+#[test]
+fn workers_get_equally_many_connections_where_the_listener_says_so() {
+    for (field, expected) in [("", [6, 0]), ("    connection_balance_config: {exact_balance: {}}", [3, 3])] {
+        let upstream = Upstream::ok("x");
+        let yaml = Config::to(&[upstream.port()]).yaml().replace("    filter_chains:", &format!("{field}\n    filter_chains:"));
+        let workers = start_workers(2, &yaml, &snapshot(&yaml, 1), &Wishes::default());
+        // Each worker has a port of its own here: the kernel cannot spread these.
+        let mut streams: Vec<TcpStream> = (0..6).map(|_| workers[0].connect()).collect();
+        for stream in &mut streams {
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+            assert_eq!(Answer::read(stream).status, 200);
+        }
+        let open = || [0, 1].map(|index: usize| workers[index].worker.connections());
+        assert_eq!(open(), expected, "{field}");
+        drop(streams);
+        eventually(|| open() == [0, 0]);
+    }
 }
 
 /// A TCP proxy to cluster `a` behind further network filters, of a listener with further fields.

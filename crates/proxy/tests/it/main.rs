@@ -5,6 +5,7 @@ mod support;
 mod aggregate;
 mod balance;
 mod bodies;
+mod connecting;
 mod endings;
 mod ext_authz;
 mod ext_proc;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use lateen_proxy::worker::NodeText;
-use lateen_proxy::{LogFiles, Overload, Wishes, WorkerConfig, WorkerHandle};
+use lateen_proxy::{LogFiles, Overload, Peers, Wishes, WorkerConfig, WorkerHandle};
 use lateen_snapshot::Snapshot;
 use lateen_snapshot::compile::Compiler;
 use lateen_telemetry::Registry;
@@ -56,27 +56,37 @@ pub(crate) fn start_with(yaml: &str, snapshot: Arc<Snapshot>) -> Proxy {
 
 /// [`start_with`] and somebody who is asked for clusters.
 pub(crate) fn start_asking(yaml: &str, snapshot: Arc<Snapshot>, wishes: Wishes) -> Proxy {
-    let (registry, shards) = Registry::new(1, TagStyle::Istio);
-    let (_, istio) = IstioMetrics::new(IstioConfig::new(PeerMetadata::default()), 1);
+    start_workers(1, yaml, &snapshot, &wishes).remove(0)
+}
+
+/// So many workers of one process, each with an address of its own where the listener's port is 0.
+pub(crate) fn start_workers(count: usize, yaml: &str, snapshot: &Arc<Snapshot>, wishes: &Wishes) -> Vec<Proxy> {
+    let (registry, shards) = Registry::new(count, TagStyle::Istio);
+    let (_, istio) = IstioMetrics::new(IstioConfig::new(PeerMetadata::default()), count);
     let overload = Overload::new(lateen_snapshot::bootstrap::parse(yaml, "test.yaml").unwrap().overload.limits);
-    let config = WorkerConfig {
-        index: 0,
-        pin: None,
-        shard: shards.into_iter().next().unwrap(),
-        registry: registry.clone(),
-        istio: istio.into_iter().next().unwrap(),
-        logs: Arc::new(LogFiles::default()),
-        upstream_mark: None,
-        node: Arc::new(NodeText::default()),
-        overload: overload.clone(),
-        epoch: Instant::now(),
-        wishes,
+    let peers = Peers::default();
+    let start = |(index, (shard, istio))| {
+        let config = WorkerConfig {
+            index,
+            pin: None,
+            shard,
+            registry: registry.clone(),
+            istio,
+            logs: Arc::new(LogFiles::default()),
+            upstream_mark: None,
+            node: Arc::new(NodeText::default()),
+            overload: overload.clone(),
+            epoch: Instant::now(),
+            wishes: wishes.clone(),
+            peers: peers.clone(),
+        };
+        let worker = WorkerHandle::spawn(config).unwrap();
+        publish(&worker, snapshot.clone());
+        assert_eq!(worker.problems(), Vec::<String>::new());
+        let address = worker.bound()[0].1;
+        Proxy { worker, registry: registry.clone(), address, overload: overload.clone() }
     };
-    let worker = WorkerHandle::spawn(config).unwrap();
-    publish(&worker, snapshot);
-    assert_eq!(worker.problems(), Vec::<String>::new());
-    let address = worker.bound()[0].1;
-    Proxy { worker, registry, address, overload }
+    shards.into_iter().zip(istio).enumerate().map(start).collect()
 }
 
 /// Publishes and waits until the worker has it.

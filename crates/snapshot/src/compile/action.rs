@@ -15,7 +15,7 @@ use super::common::{duration, limit, open, runtime_fraction};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::route::{Inherited, clean};
-use super::{filter, header, internal_redirect, matcher, retry, subset, transport};
+use super::{filter, header, internal_redirect, matcher, proxy_protocol, retry, subset};
 use crate::http::HeaderChanges;
 use crate::matcher::Fraction;
 use crate::path_template::PathTemplateRewrite;
@@ -302,7 +302,7 @@ fn upgrade(value: route_action::UpgradeConfig) -> Result<(Arc<str>, bool, Option
 
 fn connect_of(value: route_action::upgrade_config::ConnectConfig) -> Result<Connect> {
     let route_action::upgrade_config::ConnectConfig { proxy_protocol_config, allow_post } = value;
-    let proxy_protocol = proxy_protocol_config.map(transport::header_version).transpose().within("proxy_protocol_config")?;
+    let proxy_protocol = proxy_protocol_config.map(proxy_protocol::addresses).transpose().within("proxy_protocol_config")?;
     Ok(Connect { proxy_protocol, allow_post })
 }
 

@@ -2,9 +2,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lateen_proto::any;
 use lateen_proto::envoy::config::cluster::v3::{self as proto, cluster};
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::endpoint::v3 as endpoints;
+use lateen_proto::envoy::extensions::upstreams::http::generic::v3::GenericConnectionPoolProto;
 
 use super::balance::{self, Fields};
 use super::circuit_breakers::thresholds;
@@ -106,13 +108,9 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
     harmless!(wait_for_warm_on_init, cleanup_interval, ignore_health_on_host_removal);
     harmless!(track_timeout_budgets, track_cluster_stats, lrs_report_endpoint_metrics);
     refuse!(transport_socket_matcher, dns_resolvers, lrs_server);
-    refuse!(
-        upstream_config,
-        close_connections_on_host_health_failure,
-        preconnect_policy,
-        connection_pool_per_downstream_connection,
-        queuing_policies
-    );
+    refuse!(close_connections_on_host_health_failure, queuing_policies);
+    let (preconnect_ratio, predictive_preconnect_ratio) = preconnect(preconnect_policy.unwrap_or_default()).within("preconnect_policy")?;
+    upstream_config.map_or(Ok(()), connection_pools).within("upstream_config")?;
     upstream_filters(filters)?;
     if name.is_empty() {
         return Err(Invalid::field("name", "is empty; every cluster needs a name"));
@@ -142,17 +140,20 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
         return Err(Invalid::field("cluster_type", reason));
     }
     let (transports, matches) = transports(transport_socket_matches, transport_socket, &http, context)?;
-    let original_dst = match &lb_config {
-        Some(cluster::LbConfig::OriginalDstLbConfig(c)) => original_dst(c).within("original_dst_lb_config")?,
-        _ => false,
+    let kind = match (kind, &lb_config) {
+        (Kind::OriginalDst(_), Some(cluster::LbConfig::OriginalDstLbConfig(c))) => {
+            Kind::OriginalDst(original_dst(c.clone()).within("original_dst_lb_config")?)
+        }
+        (kind, _) => kind,
     };
-    let (is_original_dst, provided) = (matches!(kind, Kind::OriginalDst), kind.balances());
+    let (is_original_dst, provided) = (matches!(kind, Kind::OriginalDst(_)), kind.balances());
     let fields = Fields { lb_policy, lb_config, common_lb_config, lb_subset_config, load_balancing_policy, is_original_dst, provided };
     let balance = balance::balance(fields)?;
     let members = load_assignment.map_or_else(|| Ok(Assignment::default()), assignment).within("load_assignment")?;
-    let discovery = discovery(kind, &name, eds_cluster_config, &members, original_dst, &matches)?;
-    let connection = upstream_connection_options.map(connection_options).transpose().within("upstream_connection_options")?.flatten();
-    let (bind_sources, socket_options) = bind(upstream_bind_config).within("upstream_bind_config")?;
+    let discovery = discovery(kind, &name, eds_cluster_config, &members, &matches)?;
+    let connection = upstream_connection_options.map(connection_options).transpose().within("upstream_connection_options")?;
+    let (tcp_keepalive, address_order) = connection.unwrap_or_default();
+    let bind = bind(upstream_bind_config).within("upstream_bind_config")?;
     // Envoy takes one at most as well.
     if health_checks.len() > 1 {
         return Err(Invalid::field("health_checks[1]", "a cluster can have only one health check"));
@@ -167,23 +168,47 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
         http: http.version,
         idle_timeout: http.idle_timeout,
         max_connection_duration: http.max_connection_duration,
+        max_connection_duration_jitter_percent: http.max_connection_duration_jitter_percent,
+        preconnect_ratio,
+        predictive_preconnect_ratio,
+        pool_per_downstream: connection_pool_per_downstream_connection,
         max_requests_per_connection: http.max_requests_per_connection,
         limits: thresholds.limits,
         track_remaining: thresholds.tracked,
         per_host_connections: thresholds.per_host,
         outlier: outlier_detection.map(outlier).transpose().within("outlier_detection")?,
         transports,
-        tcp_keepalive: connection,
-        bind_sources,
-        socket_options,
+        tcp_keepalive,
+        address_order,
+        bind,
         health_check: check,
         ignore_new_hosts_until_first_hc: balance.ignore_new_hosts_until_first_hc,
-        drain_on_host_removal: balance.close_on_membership_change,
+        close_on_host_set_change: balance.close_on_membership_change,
         istio_service: istio_service(metadata.as_ref()),
         name: name.into(),
     };
     let members = matches!(config.discovery, Discovery::Static).then_some(members);
     Ok(Compiled { config: Arc::new(config), members, matches: Arc::new(matches) })
+}
+/// How many times the connections in use there are to be, of each host and of all.
+fn preconnect(value: cluster::PreconnectPolicy) -> Result<(f64, f64)> {
+    let cluster::PreconnectPolicy { per_upstream_preconnect_ratio, predictive_preconnect_ratio, preconnect_enabled_metadata } = value;
+    refuse!(preconnect_enabled_metadata);
+    let ratio = |value: Option<f64>, field: &str| match value.unwrap_or(1.0) {
+        ratio if (1.0..=3.0).contains(&ratio) => Ok(ratio),
+        ratio => Err(Invalid::field(field, format!("{ratio} is not between 1 and 3"))),
+    };
+    let per_upstream = ratio(per_upstream_preconnect_ratio, "per_upstream_preconnect_ratio")?;
+    Ok((per_upstream, ratio(predictive_preconnect_ratio, "predictive_preconnect_ratio")?))
+}
+
+/// The generic pools are those that are used anyway.
+fn connection_pools(value: core::TypedExtensionConfig) -> Result<()> {
+    let core::TypedExtensionConfig { name, typed_config } = value;
+    match typed_config {
+        Some(config) if any::is::<GenericConnectionPoolProto>(&config) => Ok(()),
+        _ => Err(Invalid::new(format!("{name} is not supported; leave it out for the generic pools"))),
+    }
 }
 
 /// Where requests name the hosts, server names and certificates follow them, unless options say else.

@@ -11,6 +11,7 @@ use prost::{Message, Name};
 
 use super::invalid::{Invalid, Result, Within, each, harmless, refuse};
 use crate::matcher::{Cidr, Fraction};
+use crate::socket::{OptionValue, SocketOption};
 
 /// The longest duration taken at face value; anything above (Envoy allows 315,576,000,000 s) means "practically never".
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -196,20 +197,33 @@ pub(crate) fn open<M: Message + Name + Default + Send>(config: &Any) -> Result<M
     any::open_apart(config).map_err(|e| Invalid::field("typed_config", e.to_string()))
 }
 
-/// Socket options that apply before listening or connecting: (level, name, value).
-pub(crate) fn socket_options(options: Vec<core::SocketOption>, field: &str) -> Result<Vec<(i32, i32, i32)>> {
-    each(options, field, socket_option)
+/// Options of TCP sockets; they are set before the socket is bound.
+pub(crate) fn socket_options(options: Vec<core::SocketOption>, field: &str) -> Result<Vec<SocketOption>> {
+    let all: Result<Vec<_>> = options.into_iter().enumerate().map(|(i, o)| socket_option(o).within_item(field, i)).collect();
+    Ok(all?.into_iter().flatten().collect())
 }
 
-fn socket_option(option: core::SocketOption) -> Result<(i32, i32, i32)> {
+/// `None` for an option of datagram sockets.
+fn socket_option(option: core::SocketOption) -> Result<Option<SocketOption>> {
     let core::SocketOption { description, level, name, state, r#type, ip_version, value } = option;
-    harmless!(description, state, r#type, ip_version);
-    let number = |n: i64, field: &str| i32::try_from(n).map_err(|_| Invalid::field(field, format!("{n} is too large")));
-    match value {
-        Some(socket_option::Value::IntValue(value)) => Ok((number(level, "level")?, number(name, "name")?, number(value, "int_value")?)),
-        Some(socket_option::Value::BufValue(_)) => Err(Invalid::unsupported("buf_value")),
-        None => Err(Invalid::new("has no value; give int_value")),
+    harmless!(description, state);
+    let socket_option::SocketType { stream, datagram } = r#type.unwrap_or_default();
+    if stream.is_none() && datagram.is_some() {
+        return Ok(None);
     }
+    let number = |n: i64, field: &str| i32::try_from(n).map_err(|_| Invalid::field(field, format!("{n} is too large")));
+    let value = match value {
+        Some(socket_option::Value::IntValue(value)) => OptionValue::Number(number(value, "int_value")?),
+        Some(socket_option::Value::BufValue(bytes)) => OptionValue::Bytes(bytes.to_vec().into()),
+        None => return Err(Invalid::new("has no value; give int_value or buf_value")),
+    };
+    let only_v4 = match socket_option::SocketIpVersion::try_from(ip_version) {
+        Ok(socket_option::SocketIpVersion::Unspecified) => None,
+        Ok(socket_option::SocketIpVersion::Ipv4) => Some(true),
+        Ok(socket_option::SocketIpVersion::Ipv6) => Some(false),
+        Err(_) => return Err(Invalid::field("ip_version", format!("{ip_version} is not known"))),
+    };
+    Ok(Some(SocketOption { level: number(level, "level")?, name: number(name, "name")?, value, only_v4 }))
 }
 
 /// The value of a text key inside `filter_metadata[namespace]`.

@@ -388,7 +388,7 @@ impl Compiler {
         match &version.compiled.config.discovery {
             Discovery::Eds(service) => self.endpoints.contains_key(service),
             Discovery::StrictDns(_) | Discovery::LogicalDns(_) => self.is_resolved(version),
-            Discovery::Static | Discovery::OriginalDst { .. } | Discovery::Aggregate(_) | Discovery::DynamicForwardProxy(_) => true,
+            Discovery::Static | Discovery::OriginalDst(_) | Discovery::Aggregate(_) | Discovery::DynamicForwardProxy(_) => true,
         }
     }
 
@@ -774,7 +774,7 @@ fn members(
         },
         Discovery::StrictDns(dns) => resolved_members(compiled, dns, resolved, false, &living),
         Discovery::LogicalDns(dns) => resolved_members(compiled, dns, resolved, true, &living),
-        Discovery::OriginalDst { .. } | Discovery::Aggregate(_) | Discovery::DynamicForwardProxy(_) => HostSet::default(),
+        Discovery::OriginalDst(_) | Discovery::Aggregate(_) | Discovery::DynamicForwardProxy(_) => HostSet::default(),
     }
 }
 
@@ -785,7 +785,7 @@ fn assigned(compiled: &Compiled, assignment: &Assignment, living: &HashMap<&Addr
             let EndpointAddress::Fixed(address) = &endpoint.at else { continue };
             let member = Member {
                 address: address.clone(),
-                addresses: endpoint.addresses.clone(),
+                addresses: compiled.config.address_order.sort(&endpoint.addresses),
                 hostname: endpoint.hostname.clone(),
                 weight: endpoint.weight,
                 locality: locality.locality.clone(),

@@ -4,17 +4,19 @@ use std::sync::Arc;
 use lateen_balance::Locality;
 use lateen_proto::any;
 use lateen_proto::envoy::config::cluster::v3::cluster;
-use lateen_proto::envoy::extensions::clusters::{aggregate, dns::v3::DnsCluster, dynamic_forward_proxy};
+use lateen_proto::envoy::extensions::clusters::{
+    aggregate, dns::v3::DnsCluster, dynamic_forward_proxy, original_dst::v3::OriginalDstCluster,
+};
 
 use super::cluster::transport_for;
-use super::common::open;
+use super::common::{open, port};
 use super::context::Context;
 use super::endpoint::{Assignment, EndpointAddress};
-use super::invalid::{Invalid, Result, Within, refuse};
+use super::invalid::{Invalid, Result, Within};
 use super::source;
 use super::{dns, dns_cache};
 use crate::ClusterId;
-use crate::cluster::{Discovery, DnsTarget, DnsTargets};
+use crate::cluster::{Discovery, DnsTarget, DnsTargets, OriginalDst};
 use crate::dns::DnsSettings;
 use crate::dns::cache::DnsCache;
 
@@ -24,7 +26,7 @@ pub(crate) enum Kind {
     Eds,
     StrictDns(DnsSettings),
     LogicalDns(DnsSettings),
-    OriginalDst,
+    OriginalDst(OriginalDst),
     Aggregate(Arc<[ClusterId]>),
     /// With `true` names in certificates need not be checked.
     DynamicForwardProxy(Arc<DnsCache>, bool),
@@ -33,7 +35,7 @@ pub(crate) enum Kind {
 impl Kind {
     /// Whether the kind itself chooses among hosts, so that no other policy can.
     pub(crate) fn balances(&self) -> bool {
-        matches!(self, Self::OriginalDst | Self::Aggregate(_) | Self::DynamicForwardProxy(..))
+        matches!(self, Self::OriginalDst(_) | Self::Aggregate(_) | Self::DynamicForwardProxy(..))
     }
 }
 
@@ -46,7 +48,7 @@ pub(crate) fn kind(value: Option<cluster::ClusterDiscoveryType>, fields: dns::Fi
             Ok(DiscoveryType::Eds) => Ok(Kind::Eds),
             Ok(DiscoveryType::StrictDns) => Ok(Kind::StrictDns(dns::settings(fields)?)),
             Ok(DiscoveryType::LogicalDns) => Ok(Kind::LogicalDns(dns::settings(fields)?)),
-            Ok(DiscoveryType::OriginalDst) => Ok(Kind::OriginalDst),
+            Ok(DiscoveryType::OriginalDst) => Ok(Kind::OriginalDst(OriginalDst::default())),
             Err(_) => Err(Invalid::field("type", format!("{number} is not known"))),
         },
         Some(cluster::ClusterDiscoveryType::ClusterType(custom)) => extension(custom, context).within("cluster_type"),
@@ -59,6 +61,10 @@ fn extension(value: cluster::CustomClusterType, context: &mut Context<'_>) -> Re
     if any::is::<DnsCluster>(&config) {
         let (settings, single) = dns::dns_cluster(open(&config)?)?;
         Ok(if single { Kind::LogicalDns(settings) } else { Kind::StrictDns(settings) })
+    } else if any::is::<OriginalDstCluster>(&config) {
+        let OriginalDstCluster { use_http_header, http_header_name, upstream_port_override, metadata_key } = open(&config)?;
+        let same = cluster::OriginalDstLbConfig { use_http_header, http_header_name, upstream_port_override, metadata_key };
+        Ok(Kind::OriginalDst(original_dst(same)?))
     } else if any::is::<aggregate::v3::ClusterConfig>(&config) {
         let aggregate::v3::ClusterConfig { clusters } = open(&config)?;
         if clusters.is_empty() {
@@ -73,10 +79,15 @@ fn extension(value: cluster::CustomClusterType, context: &mut Context<'_>) -> Re
     }
 }
 
-pub(crate) fn original_dst(value: &cluster::OriginalDstLbConfig) -> Result<bool> {
+pub(crate) fn original_dst(value: cluster::OriginalDstLbConfig) -> Result<OriginalDst> {
     let cluster::OriginalDstLbConfig { use_http_header, http_header_name, upstream_port_override, metadata_key } = value;
-    refuse!(http_header_name, upstream_port_override, metadata_key);
-    Ok(*use_http_header)
+    let name = if http_header_name.is_empty() { "x-envoy-original-dst-host".to_owned() } else { http_header_name };
+    let header = name.parse().map_err(|_| Invalid::field("http_header_name", format!("`{name}` is not a header name")))?;
+    Ok(OriginalDst {
+        header: use_http_header.then_some(header),
+        metadata: metadata_key.map(super::metadata::key).transpose().within("metadata_key")?,
+        port: upstream_port_override.map(port).transpose().within("upstream_port_override")?,
+    })
 }
 
 pub(crate) fn discovery(
@@ -84,7 +95,6 @@ pub(crate) fn discovery(
     name: &str,
     eds: Option<cluster::EdsClusterConfig>,
     members: &Assignment,
-    use_header: bool,
     matches: &[prost_types::Struct],
 ) -> Result<Discovery> {
     let named = members.localities.iter().flat_map(|l| &l.endpoints).find_map(|e| match &e.at {
@@ -102,7 +112,7 @@ pub(crate) fn discovery(
             source::ads_only(eds_config).within("eds_cluster_config.eds_config")?;
             Ok(Discovery::Eds(if service_name.is_empty() { name.into() } else { service_name.into() }))
         }
-        Kind::OriginalDst => Ok(Discovery::OriginalDst { use_header }),
+        Kind::OriginalDst(settings) => Ok(Discovery::OriginalDst(Arc::new(settings))),
         Kind::StrictDns(settings) => Ok(Discovery::StrictDns(targets(members, settings, matches)?)),
         Kind::LogicalDns(settings) => {
             let targets = targets(members, settings, matches)?;

@@ -151,8 +151,7 @@ fn endpoint(value: proto::LbEndpoint, inherited: Option<&prost_types::Struct>) -
     })
 }
 
-/// All addresses of an endpoint that has several: the families take turns, beginning with that of its first address,
-/// as RFC 8305 has it.
+/// All addresses of an endpoint that has several, as they are given.
 fn addresses(at: &EndpointAddress, more: Vec<proto::endpoint::AdditionalAddress>) -> Result<Vec<SocketAddr>> {
     if more.is_empty() {
         return Ok(Vec::new());
@@ -167,15 +166,7 @@ fn addresses(at: &EndpointAddress, more: Vec<proto::endpoint::AdditionalAddress>
         };
         all.push(socket);
     }
-    Ok(in_turn(&all))
-}
-
-/// The addresses in an order in which the families take turns, beginning with that of the first.
-pub(crate) fn in_turn(all: &[SocketAddr]) -> Vec<SocketAddr> {
-    let first = all.first().map(SocketAddr::is_ipv4);
-    let (same, other): (Vec<_>, Vec<_>) = all.iter().copied().partition(|a| Some(a.is_ipv4()) == first);
-    let most = same.len().max(other.len());
-    (0..most).flat_map(|i| same.get(i).into_iter().chain(other.get(i)).copied()).collect()
+    Ok(all)
 }
 
 /// Where the endpoint is checked; `None` when like a request.

@@ -14,8 +14,10 @@ use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::{access_log, listener_filter, matcher_tree, network, tls, upstream_connection};
 use crate::chain::ChainIndex;
+use crate::exact_balance::ExactBalance;
 use crate::listener::{ChainCriteria, Direction, FilterChain, Listener, SourceType};
 use crate::matcher_tree::MatchTree;
+use crate::socket::SocketOption;
 
 pub(crate) fn listener(value: proto::Listener, context: &mut Context<'_>) -> Result<Listener> {
     let proto::Listener {
@@ -57,8 +59,8 @@ pub(crate) fn listener(value: proto::Listener, context: &mut Context<'_>) -> Res
         tcp_keepalive,
         listener_specifier,
     } = value;
-    // Every worker has its own socket, so the kernel balances; the rest shapes statistics or performance only.
-    harmless!(stats_matcher, metadata, tcp_fast_open_queue_length, connection_balance_config, reuse_port, enable_reuse_port);
+    // Every worker has its own socket in any case; the rest shapes statistics or performance only.
+    harmless!(stats_matcher, metadata, tcp_fast_open_queue_length, reuse_port, enable_reuse_port);
     harmless!(max_connections_to_accept_per_socket_event, enable_mptcp);
     harmless!(per_connection_buffer_high_watermark_timeout);
     refuse!(fcds_config, udp_listener_config, api_listener, listener_specifier);
@@ -113,10 +115,21 @@ pub(crate) fn listener(value: proto::Listener, context: &mut Context<'_>) -> Res
         socket_options: socket_options(options, "socket_options")?,
         own_options,
         tcp_keepalive: tcp_keepalive.map(upstream_connection::keepalive),
+        balance: connection_balance_config.map(balance).transpose().within("connection_balance_config")?,
         tcp_backlog: tcp_backlog_size.unwrap_or(128),
         per_connection_buffer_limit: per_connection_buffer_limit_bytes.unwrap_or(1 << 20),
         access_logs: access_log::logs(access_log, "access_log")?,
     })
+}
+
+fn balance(value: proto::listener::ConnectionBalanceConfig) -> Result<Arc<ExactBalance>> {
+    use proto::listener::connection_balance_config::{BalanceType, ExactBalance as Exact};
+    match value.balance_type {
+        Some(BalanceType::ExactBalance(Exact {})) => Ok(Arc::default()),
+        Some(BalanceType::ExtendBalance(_)) => Err(Invalid::unsupported("extend_balance")),
+        Some(BalanceType::CpuLocalityBalance(_)) => Err(Invalid::unsupported("cpu_locality_balance")),
+        None => Err(Invalid::new("names no way; give exact_balance")),
+    }
 }
 
 /// Envoy names listeners in statistics by their address: `listener.127.0.0.1_80.`.
@@ -153,10 +166,8 @@ fn chain_matcher(value: Matcher, chains: &[Arc<FilterChain>]) -> Result<MatchTre
     matcher_tree::tree(value, &action)
 }
 
-type Options = Vec<(i32, i32, i32)>;
-
 /// The address, and its options where they stand instead of the listener's.
-fn additional_address(value: proto::AdditionalAddress) -> Result<(std::net::SocketAddr, Option<Options>)> {
+fn additional_address(value: proto::AdditionalAddress) -> Result<(std::net::SocketAddr, Option<Vec<SocketOption>>)> {
     let proto::AdditionalAddress { address, socket_options: own, tcp_keepalive } = value;
     refuse!(tcp_keepalive);
     let options = own.map(|own| socket_options(own.socket_options, "socket_options")).transpose().within("socket_options")?;

@@ -9,10 +9,10 @@ use lateen_proto::{Any, any};
 use super::common::open;
 use super::context::{Context, Place};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::{extension, local_ratelimit};
-use crate::listener::{Inspection, Inspectors, PortGate};
+use super::{extension, local_ratelimit, proxy_protocol};
+use crate::listener::{Inspection, Inspectors, OriginalSrc, PortGate};
 
-const SUPPORTED: &str = "tls_inspector, http_inspector, original_dst, proxy_protocol and local_ratelimit";
+const SUPPORTED: &str = "tls_inspector, http_inspector, original_dst, original_src, proxy_protocol and local_ratelimit";
 
 pub(crate) fn inspectors(values: Vec<proto::ListenerFilter>, context: &mut Context<'_>) -> Result<Inspectors> {
     let mut result = Inspectors::default();
@@ -55,8 +55,10 @@ pub(crate) fn inspection(name: &str, config: &Any) -> Result<Inspection> {
     } else if any::is::<filters::original_dst::v3::OriginalDst>(config) {
         Ok(Inspection::OriginalDst)
     } else if any::is::<filters::proxy_protocol::v3::ProxyProtocol>(config) {
-        proxy_protocol(open(config)?)?;
-        Ok(Inspection::ProxyProtocol)
+        Ok(Inspection::ProxyProtocol(Arc::new(proxy_protocol::listener_filter(open(config)?)?)))
+    } else if any::is::<filters::original_src::v3::OriginalSrc>(config) {
+        let filters::original_src::v3::OriginalSrc { bind_port, mark } = open(config)?;
+        Ok(Inspection::OriginalSrc(OriginalSrc { bind_port, mark: (mark != 0).then_some(mark), direct: false }))
     } else if any::is::<filters::local_ratelimit::v3::LocalRateLimit>(config) {
         let filters::local_ratelimit::v3::LocalRateLimit { stat_prefix, token_bucket, runtime_enabled } = open(config)?;
         let limit = local_ratelimit::connections(stat_prefix, token_bucket, runtime_enabled)?;
@@ -64,20 +66,6 @@ pub(crate) fn inspection(name: &str, config: &Any) -> Result<Inspection> {
     } else {
         Err(Invalid::new(format!("{name} ({}) is not supported; supported are {SUPPORTED}", any::name_of(&config.type_url))))
     }
-}
-
-fn proxy_protocol(value: filters::proxy_protocol::v3::ProxyProtocol) -> Result<()> {
-    let filters::proxy_protocol::v3::ProxyProtocol {
-        rules,
-        allow_requests_without_proxy_protocol,
-        pass_through_tlvs,
-        disallowed_versions,
-        stat_prefix,
-        tlv_location,
-    } = value;
-    harmless!(stat_prefix, tlv_location, pass_through_tlvs);
-    refuse!(rules, allow_requests_without_proxy_protocol, disallowed_versions);
-    Ok(())
 }
 
 type Ports = Vec<RangeInclusive<u16>>;

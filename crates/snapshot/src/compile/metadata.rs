@@ -5,6 +5,7 @@ use lateen_proto::envoy::extensions::filters::http::header_to_metadata::v3::{sel
 use lateen_proto::envoy::r#type::matcher::v3::{
     self as matcher, double_matcher, list_matcher, metadata_matcher::path_segment, value_matcher::MatchPattern,
 };
+use lateen_proto::envoy::r#type::metadata::v3::{MetadataKey, metadata_key};
 
 use super::invalid::{Invalid, Result, Within, refuse};
 use super::matcher::{header_name, string, substitution};
@@ -31,6 +32,19 @@ pub(crate) fn matcher(value: matcher::MetadataMatcher) -> Result<MetadataMatcher
     };
     let value = value.ok_or_else(|| Invalid::new("is missing")).and_then(|v| value_matcher(v, 0)).within("value")?;
     Ok(MetadataMatcher { namespace: filter.into(), path: path.into_iter().enumerate().map(segment).collect::<Result<_>>()?, value, invert })
+}
+
+/// Where a value is: the namespace, and the keys that lead to it.
+pub(crate) fn key(value: MetadataKey) -> Result<(Arc<str>, Vec<Box<str>>)> {
+    let MetadataKey { key, path } = value;
+    if key.is_empty() || path.is_empty() {
+        return Err(Invalid::new("needs a key and a path"));
+    }
+    let segment = |(index, s): (usize, metadata_key::PathSegment)| match s.segment {
+        Some(metadata_key::path_segment::Segment::Key(key)) if !key.is_empty() => Ok(key.into()),
+        _ => Err(Invalid::new("has no key")).within_item("path", index),
+    };
+    Ok((key.into(), path.into_iter().enumerate().map(segment).collect::<Result<_>>()?))
 }
 
 fn value_matcher(value: matcher::ValueMatcher, depth: u32) -> Result<MetadataValue> {

@@ -47,6 +47,7 @@ mod network;
 mod on_demand;
 mod outlier;
 pub(crate) mod parts;
+mod proxy_protocol;
 mod ratelimit;
 mod rbac;
 mod record;
@@ -70,7 +71,6 @@ mod warming;
 
 pub(crate) use common::value_json;
 pub use compiler::{Compiler, Rejected, Update, Wanted};
-pub(crate) use endpoint::in_turn;
 pub use invalid::Invalid;
 pub use record::{Failure, Kind, Listed, Origin, Record};
 pub use secret::{Certificate, SecretKey, SecretValue, Validation};

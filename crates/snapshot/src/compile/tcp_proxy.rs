@@ -11,7 +11,7 @@ use super::common::{duration, duration_or, limit, percent_fraction};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::route::clean;
-use super::{access_log, header, source, subset};
+use super::{access_log, header, proxy_protocol, source, subset};
 use crate::listener::{LogTimes, TcpCluster, TcpProxy, TcpTunnel};
 use crate::matcher::Fraction;
 
@@ -40,9 +40,8 @@ pub(crate) fn tcp_proxy(value: tcp::TcpProxy, context: &mut Context<'_>) -> Resu
         check_drain_close,
         cluster_specifier,
     } = value;
-    // The merge policy is for TLVs, refused below; Envoy has no use for the two older idle timeouts either.
-    harmless!(proxy_protocol_tlv_merge_policy, downstream_idle_timeout, upstream_idle_timeout);
-    refuse!(proxy_protocol_tlvs);
+    // Envoy has no use for the two older idle timeouts either.
+    harmless!(downstream_idle_timeout, upstream_idle_timeout);
     if stat_prefix.is_empty() {
         return Err(Invalid::field("stat_prefix", "is empty; give a name for statistics"));
     }
@@ -75,6 +74,7 @@ pub(crate) fn tcp_proxy(value: tcp::TcpProxy, context: &mut Context<'_>) -> Resu
         hash_source_ip: hash_source_ip(hash_policy).within("hash_policy")?,
         waits_for_data: waits_for_data(upstream_connect_mode, max_early_data_bytes)?,
         closes_when_draining: check_drain_close.unwrap_or(false),
+        more_tlvs: proxy_protocol::more(proxy_protocol_tlvs, proxy_protocol_tlv_merge_policy)?,
         tunnel: tunneling_config.map(tunnel).transpose().within("tunneling_config")?,
         access_logs: access_log::logs(access_log, "access_log")?,
         log_times: match access_log_options {

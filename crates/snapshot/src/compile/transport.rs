@@ -8,10 +8,10 @@ use lateen_proto::envoy::extensions::transport_sockets as sockets;
 
 use super::common::open;
 use super::context::Context;
-use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::invalid::{Invalid, Result, Within, harmless};
 use super::tls;
 use super::upstream_http::Http;
-use crate::cluster::{ProxyProtocolVersion, Transport};
+use crate::cluster::Transport;
 
 pub(crate) type Transports = (Vec<Transport>, Vec<prost_types::Struct>);
 
@@ -66,22 +66,10 @@ fn proxy_protocol(
         tlv_as_pool_key,
     } = value;
     harmless!(allow_unspecified_address, tlv_as_pool_key);
-    let version = header_version(config.unwrap_or_default()).within("config")?;
+    let config = super::proxy_protocol::upstream(config.unwrap_or_default()).within("config")?;
     let inner = transport(name, transport_socket, http, context).within("transport_socket")?;
     if inner.proxy_protocol.is_some() {
         return Err(Invalid::field("transport_socket", "must not be another PROXY protocol socket"));
     }
-    Ok(Transport { proxy_protocol: Some(version), ..inner })
-}
-
-/// The version of a PROXY protocol header; what goes into it beside addresses is refused.
-pub(crate) fn header_version(value: core::ProxyProtocolConfig) -> Result<ProxyProtocolVersion> {
-    use core::proxy_protocol_config::Version;
-    let core::ProxyProtocolConfig { version, pass_through_tlvs, added_tlvs } = value;
-    refuse!(pass_through_tlvs, added_tlvs);
-    match Version::try_from(version) {
-        Ok(Version::V1) => Ok(ProxyProtocolVersion::V1),
-        Ok(Version::V2) => Ok(ProxyProtocolVersion::V2),
-        Err(_) => Err(Invalid::field("version", "is not known")),
-    }
+    Ok(Transport { proxy_protocol: Some(Arc::new(config)), ..inner })
 }

@@ -7,7 +7,7 @@ use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::extensions::upstreams::http::v3::{self as http, http_protocol_options as http_options};
 use lateen_proto::{Any, any};
 
-use super::common::{limit, open};
+use super::common::{limit, open, percent};
 use super::hcm;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use crate::cluster::UpstreamHttp;
@@ -29,6 +29,7 @@ pub(crate) struct Http {
     pub(crate) version: UpstreamHttp,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) max_connection_duration: Option<Duration>,
+    pub(crate) max_connection_duration_jitter_percent: f64,
     pub(crate) max_requests_per_connection: Option<u32>,
     pub(crate) auto_sni: bool,
     pub(crate) auto_san: bool,
@@ -130,7 +131,7 @@ fn common_http(
         headers_with_underscores_action,
         max_requests_per_connection,
     } = common.unwrap_or_default();
-    harmless!(max_connection_duration_jitter, max_headers_count, max_response_headers_kb, headers_with_underscores_action);
+    harmless!(max_headers_count, max_response_headers_kb, headers_with_underscores_action);
     let core::UpstreamHttpProtocolOptions { auto_sni, auto_san_validation, override_auto_sni_header } = upstream.unwrap_or_default();
     let checked = || -> Result<()> {
         refuse!(max_stream_duration);
@@ -138,7 +139,10 @@ fn common_http(
     };
     checked().within("common_http_protocol_options")?;
     refuse!(override_auto_sni_header);
+    let jitter =
+        max_connection_duration_jitter.map(percent).transpose().within("common_http_protocol_options.max_connection_duration_jitter")?;
     Ok(Http {
+        max_connection_duration_jitter_percent: jitter.unwrap_or(0.0),
         version,
         idle_timeout: limit(idle_timeout.as_ref(), Some(Duration::from_secs(3600)), "common_http_protocol_options.idle_timeout")?,
         max_connection_duration: limit(max_connection_duration.as_ref(), None, "common_http_protocol_options.max_connection_duration")?,

@@ -15,6 +15,7 @@ use lateen_balance::breaker::{Gate, Permit};
 use lateen_balance::{Address, Host};
 
 use super::{DnsFamily, DnsResolver};
+use crate::cluster::AddressOrder;
 use crate::dns::Backoff;
 use crate::matcher::Cidr;
 
@@ -159,7 +160,7 @@ impl CachedHost {
     pub fn resolved(&self, addresses: &[IpAddr]) -> bool {
         let sockets: Vec<SocketAddr> = addresses.iter().map(|ip| SocketAddr::new(*ip, self.key.port)).collect();
         let Some(first) = sockets.first().copied() else { return false };
-        let all = if sockets.len() > 1 { crate::compile::in_turn(&sockets) } else { Vec::new() };
+        let all = if sockets.len() > 1 { AddressOrder::default().sort(&sockets) } else { Vec::new() };
         let same = |host: &Arc<Host>| host.address == Address::Socket(first) && host.addresses == all;
         if self.state().host.as_ref().is_some_and(same) {
             return false;

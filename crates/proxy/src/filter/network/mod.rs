@@ -151,7 +151,7 @@ pub(crate) fn run(worker: &Worker, conn: &Conn) -> Verdict {
                     source_port: conn.remote.port(),
                     peer: conn.peer(),
                     server_name: conn.server_name.as_deref(),
-                    metadata: None,
+                    metadata: conn.metadata(),
                 };
                 let stats = rbac_stats.next();
                 if let (Some(rules), Some((_, stats))) = (&rbac.shadow, stats) {

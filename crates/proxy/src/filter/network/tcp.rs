@@ -10,6 +10,7 @@ use http::{HeaderMap, StatusCode};
 use lateen_balance::breaker::Permit;
 use lateen_balance::{Context, Criteria, Host};
 use lateen_identity::tls::PeerIdentity;
+use lateen_snapshot::cluster::{Discovery, Transport};
 use lateen_snapshot::listener::{TcpCluster, TcpProxy};
 use lateen_telemetry::envoy_names::{cluster as cluster_names, tcp as names, tcp_on_demand as on_demand};
 use lateen_telemetry::istio::{DestinationId, PrincipalId, Reporter, StreamLabels, TcpSeries};
@@ -24,7 +25,7 @@ use crate::http::{ConnectionRecord, LogSet};
 use crate::io::Io;
 use crate::listener::Conn;
 use crate::router::lookup;
-use crate::upstream::{ClusterState, ConnectPlan, Sought, choose};
+use crate::upstream::{Caller, ClusterState, ConnectPlan, Proxied, Sought, choose};
 use crate::worker::{Discovered, Worker};
 
 /// A TCP proxy bound to one worker's counters and logs.
@@ -257,7 +258,7 @@ impl Session<'_> {
         let hash = self.state.config.hash_source_ip.then(|| crate::router::hash::of_address(self.conn.remote.ip()));
         let context = Context { hash, criteria: self.criteria.as_deref(), ..Context::default() };
         let authority = self.passed.server_name.as_deref().or(self.conn.server_name.as_deref()).unwrap_or_default();
-        let sought = Sought { original: Some(self.conn.local), authority, port: self.passed.port };
+        let sought = Sought { original: original(self.conn, cluster), authority, port: self.passed.port };
         let chosen = choose(self.worker, &self.worker.live(), Rc::clone(cluster), &context, &sought);
         match &chosen {
             Some((_, host)) => {
@@ -293,9 +294,10 @@ impl Session<'_> {
             host.counters.cx_total.fetch_add(1, Relaxed);
             let conn = self.conn;
             let server_name = self.passed.server_name.as_ref().or(conn.server_name.as_ref()).cloned();
-            let plan = ConnectPlan { alpn: None, server_name, addresses: Some((conn.remote, conn.local)) };
+            let transport = config.transports.get(host.transport as usize);
+            let plan = ConnectPlan { alpn: None, server_name, caller: caller(self.state, conn, transport) };
             let started = Instant::now();
-            match self.worker.dialer.connect(config, config.transports.get(host.transport as usize), &host, &plan).await {
+            match self.worker.dialer.connect(config, transport, &host, &plan).await {
                 Ok(upstream) => {
                     cluster.stats.record(cluster_names::UPSTREAM_CX_CONNECT_MS, started.elapsed().as_micros() as u64);
                     host.counters.cx_active.fetch_add(1, Relaxed);
@@ -329,6 +331,32 @@ struct Connected {
     host: Arc<Host>,
     cluster: Rc<ClusterState>,
     permit: Option<Permit>,
+}
+
+/// Where the connection goes in a cluster that has no hosts of its own: where metadata says, else where it went to.
+fn original(conn: &Conn, cluster: &ClusterState) -> Option<SocketAddr> {
+    let restored = conn.restored.then_some(conn.local);
+    let Discovery::OriginalDst(settings) = &cluster.cluster.config.discovery else { return restored };
+    let in_metadata = || {
+        let (namespace, path) = settings.metadata.as_ref()?;
+        conn.metadata()?.get(namespace, path)?.as_str()?.parse().ok()
+    };
+    in_metadata().or(restored)
+}
+
+/// What the connection to the host takes over from the caller's.
+fn caller(state: &TcpState, conn: &Conn, transport: Option<&Transport>) -> Option<Rc<Caller>> {
+    let tells = transport.is_some_and(|t| t.proxy_protocol.is_some());
+    if !tells && conn.source.is_none() {
+        return None;
+    }
+    let told = conn.told.as_ref().map(|told| told.tlvs.as_slice());
+    let tlvs = match &state.config.more_tlvs {
+        Some(more) => more.merge(told),
+        None => told.unwrap_or_default().to_vec(),
+    };
+    let proxied = tells.then(|| Proxied { source: conn.remote, destination: conn.local, tlvs });
+    Some(Caller::alone(proxied, conn.source))
 }
 
 fn pick<'a>(worker: &Worker, config: &'a TcpProxy) -> Option<&'a TcpCluster> {

@@ -10,7 +10,7 @@ use lateen_balance::{Address, Host, HostSet};
 use super::{ClusterVersion, Compiler};
 use crate::cluster::{ClusterConfig, Discovery, DnsTargets};
 use crate::compile::cluster::Compiled;
-use crate::compile::endpoint::{Member, Members, in_turn};
+use crate::compile::endpoint::{Member, Members};
 
 /// What names of a DNS cluster resolved to.
 pub(super) type Resolved = HashMap<(Arc<str>, u16), Vec<IpAddr>>;
@@ -73,7 +73,7 @@ pub(super) fn resolved_members(
         let looked_up = resolved.and_then(|r| r.get(&(target.name.clone(), target.port)));
         let ips = literal.iter().chain(looked_up.into_iter().flatten());
         let addresses: Vec<SocketAddr> = ips.map(|ip| SocketAddr::new(*ip, target.port)).collect();
-        let all = if single && addresses.len() > 1 { in_turn(&addresses) } else { Vec::new() };
+        let all = if single && addresses.len() > 1 { compiled.config.address_order.sort(&addresses) } else { Vec::new() };
         for address in addresses.into_iter().take(if single { 1 } else { usize::MAX }) {
             let member = Member {
                 address: Address::Socket(address),

@@ -249,8 +249,28 @@ fn refusals_name_the_field_by_its_path() {
             "outlier_detection.max_ejection_time: must not be below base_ejection_time",
         ),
         (
-            "{name: c, type: STATIC, upstream_connection_options: {happy_eyeballs_config: {}}}",
-            "upstream_connection_options.happy_eyeballs_config: is not supported",
+            "{name: c, type: STATIC, upstream_connection_options: {happy_eyeballs_config: {first_address_family_count: 0}}}",
+            "upstream_connection_options.happy_eyeballs_config.first_address_family_count: must be at least 1",
+        ),
+        (
+            "{name: c, type: STATIC, preconnect_policy: {predictive_preconnect_ratio: 0.5}}",
+            "preconnect_policy.predictive_preconnect_ratio: 0.5 is not between 1 and 3",
+        ),
+        (
+            "{name: c, type: STATIC, preconnect_policy: {per_upstream_preconnect_ratio: 4}}",
+            "preconnect_policy.per_upstream_preconnect_ratio: 4 is not between 1 and 3",
+        ),
+        (
+            "{name: c, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED, original_dst_lb_config: {http_header_name: 'a b'}}",
+            "original_dst_lb_config.http_header_name: `a b` is not a header name",
+        ),
+        (
+            "{name: c, type: STATIC, upstream_bind_config: {socket_options: [{level: 1, name: 1}]}}",
+            "upstream_bind_config.socket_options[0]: has no value",
+        ),
+        (
+            "{name: c, type: STATIC, transport_socket: {name: p, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport, config: {added_tlvs: [{type: 1}]}}}}",
+            "transport_socket.config.version: V1 has no TLVs",
         ),
         ("{name: c, type: STATIC, health_checks: [{}, {}]}", "health_checks[1]: a cluster can have only one health check"),
         ("{name: c, type: STATIC, connect_timeout: -1s}", "connect_timeout: is not a valid duration"),
@@ -292,6 +312,26 @@ fn endpoints_choose_their_transport_socket_by_metadata() {
 }
 
 #[test]
+fn the_addresses_of_a_host_come_in_the_clusters_order() {
+    let text = EDS.replace(
+        "type: EDS",
+        "type: EDS, upstream_connection_options: {happy_eyeballs_config: {first_address_family_version: V6, first_address_family_count: 2}}",
+    );
+    let address = |ip: &str| format!("{{address: {{socket_address: {{address: '{ip}', port_value: 1}}}}}}");
+    let more = ["::1", "10.0.0.2", "::2", "::3"].map(address).join(", ");
+    let endpoints = format!(
+        "{{cluster_name: s, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 10.0.0.1, port_value: 1}}}}, additional_addresses: [{more}]}}}}]}}]}}"
+    );
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(&text)], &[], now));
+    accepted(compiler.apply(ENDPOINT, vec![update::<EndpointProto>(&endpoints)], &[], now));
+    let snapshot = compiler.snapshot();
+    let (_, cluster) = snapshot.cluster_named("c").unwrap();
+    let sorted: Vec<String> = cluster.hosts.hosts().flat_map(|h| &h.addresses).map(|a| a.ip().to_string()).collect();
+    assert_eq!(sorted, ["::1", "::2", "10.0.0.1", "::3", "10.0.0.2"]);
+}
+
+#[test]
 fn a_source_address_of_each_family_is_kept() {
     // A dual-stack sidecar that connected to its own pod without ::6 would be captured as a caller, for ever again.
     let text = "{name: c, type: STATIC, load_assignment: {cluster_name: c}, upstream_bind_config: {source_address: {address: 127.0.0.6, port_value: 0}, \
@@ -299,7 +339,7 @@ fn a_source_address_of_each_family_is_kept() {
     let mut compiler = Compiler::new();
     accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(text)], &[], Instant::now()));
     let snapshot = compiler.snapshot();
-    let sources: Vec<String> = snapshot.cluster_named("c").unwrap().1.config.bind_sources.iter().map(ToString::to_string).collect();
+    let sources: Vec<String> = snapshot.cluster_named("c").unwrap().1.config.bind.sources.iter().map(|s| s.address.to_string()).collect();
     assert_eq!(sources, ["127.0.0.6:0", "[::6]:0"]);
 }
 
