@@ -13,6 +13,7 @@ pub mod chain;
 pub mod cluster;
 pub mod compile;
 pub mod compression;
+pub mod connection_services;
 pub mod dns;
 pub mod exact_balance;
 pub mod explain;

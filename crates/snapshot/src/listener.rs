@@ -256,6 +256,8 @@ pub enum NetworkFilter {
         max: u64,
     },
     LocalRateLimit(Arc<ConnectionRateLimit>),
+    ExtAuthz(Arc<crate::connection_services::ConnectionAuthorization>),
+    RateLimit(Arc<crate::connection_services::ConnectionQuota>),
     SetState(Arc<[StateValue]>),
     /// Istio's TCP statistics.
     IstioStats(Arc<crate::http::IstioStats>),

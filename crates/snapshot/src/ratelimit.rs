@@ -39,6 +39,13 @@ pub enum DescriptorAction {
         v4: u8,
         v6: u8,
     },
+    /// The caller is, or with `invert` is not, within one of the ranges.
+    RemoteAddressMatch {
+        key: Box<str>,
+        value: Box<str>,
+        ranges: Vec<Cidr>,
+        invert: bool,
+    },
     GenericKey {
         key: Box<str>,
         value: Box<str>,
@@ -123,6 +130,11 @@ impl DescriptorAction {
                 let address = facts.remote.to_canonical();
                 let block = Cidr::new(address, if address.is_ipv4() { *v4 } else { *v6 });
                 Made::Entry("masked_remote_address", block.to_string().into())
+            }
+            Self::RemoteAddressMatch { key, value, ranges, invert } => {
+                let address = facts.remote.to_canonical();
+                let within = ranges.iter().any(|range| range.contains(address));
+                if within == *invert { Made::Nothing } else { Made::Entry(key, Cow::Borrowed(value)) }
             }
             Self::GenericKey { key, value } => Made::Entry(key, Cow::Borrowed(value)),
             Self::HeaderValueMatch { key, value, headers, expect } => {

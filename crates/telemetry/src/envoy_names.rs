@@ -564,6 +564,32 @@ table! {
 }
 
 table! {
+    /// Authorization of connections, under `ext_authz.<stat prefix>.`.
+    connection_authorization {
+        counter TOTAL = "total";
+        counter OK = "ok";
+        counter DENIED = "denied";
+        counter ERROR = "error";
+        counter FAILURE_MODE_ALLOWED = "failure_mode_allowed";
+        counter CX_CLOSED = "cx_closed";
+        gauge ACTIVE = "active";
+    }
+}
+
+table! {
+    /// Global rate limits of connections, under `ratelimit.<stat prefix>.`.
+    connection_quota {
+        counter TOTAL = "total";
+        counter OK = "ok";
+        counter OVER_LIMIT = "over_limit";
+        counter ERROR = "error";
+        counter FAILURE_MODE_ALLOWED = "failure_mode_allowed";
+        counter CX_CLOSED = "cx_closed";
+        gauge ACTIVE = "active";
+    }
+}
+
+table! {
     /// The JWT filter, under `http.<stat prefix>.`.
     jwt_authn {
         counter ALLOWED = "jwt_authn.allowed";

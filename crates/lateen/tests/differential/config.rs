@@ -118,11 +118,14 @@ fn listener(name: &str, given: &Listener, places: &Places) -> Value {
     listener
 }
 
-/// A filter chain may say `filters: hcm` for the connection manager that the case describes.
+/// A filter chain may say `filters: hcm` for the connection manager that the case describes, or have `hcm` among its filters.
 fn place_hcm(listener: &mut Value, hcm: &Value) {
     for chain in listener["filter_chains"].as_array_mut().into_iter().flatten() {
         if chain["filters"] == "hcm" {
             chain["filters"] = json!([hcm]);
+        }
+        for filter in chain["filters"].as_array_mut().into_iter().flatten().filter(|f| **f == "hcm") {
+            filter.clone_from(hcm);
         }
     }
 }

@@ -1,4 +1,5 @@
 //! Filters: of connections, and of requests. One file each.
+pub(crate) mod authorizer;
 mod discovered;
 pub(crate) mod http;
 pub(crate) mod network;

@@ -212,7 +212,7 @@ fn hand_over(
 }
 
 async fn dispatch(worker: &Rc<Worker>, conn: &Rc<Conn>, io: Io) {
-    let passed = match network::run(worker, conn) {
+    let passed = match network::run(worker, conn).await {
         Verdict::Continue(passed) => passed,
         Verdict::Close => return,
     };

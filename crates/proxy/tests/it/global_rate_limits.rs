@@ -153,3 +153,26 @@ fn routes_have_their_own_domain_and_limits() {
     };
     assert_eq!(asked.lock().unwrap().iter().map(told).collect::<Vec<_>>(), ["other:mine", "d:route+host", "d:host"]);
 }
+
+#[test]
+fn callers_count_by_where_they_are_and_by_what_filters_wrote() {
+    let upstream = Upstream::ok("x");
+    let (server, asked) = service(9);
+    let ranges = "ranges: [{address_prefix: 10.0.0.0, prefix_len: 8}, {address_prefix: 127.0.0.0, prefix_len: 8}]";
+    let near = format!("{{remote_address_match: {{descriptor_value: near, address_matcher: {{{ranges}}}}}}}");
+    let far = format!(
+        "{{remote_address_match: {{descriptor_key: k, descriptor_value: far, address_matcher: {{{ranges}, invert_match: true}}}}}}"
+    );
+    let wrote = "{dynamic_metadata: {descriptor_key: user, metadata_key: {key: own, path: [{key: who}]}, default_value: nobody}}";
+    let mut config = config(upstream.port(), server.port(), "");
+    let set = "- name: meta\n  typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config, metadata: \
+               [{metadata_namespace: own, value: {who: ann}}]}\n";
+    config.filters.insert_str(0, set);
+    config.routes = format!(
+        "- {{match: {{prefix: /}}, route: {{cluster: c, rate_limits: [{{actions: [{near}]}}, {{actions: [{far}]}}, {{actions: [{wrote}]}}]}}}}"
+    );
+    assert_eq!(config.start().get("/").status, 200);
+    let asked = asked.lock().unwrap();
+    let entries: Vec<_> = asked[0].descriptors.iter().flat_map(|d| &d.entries).map(|e| format!("{}={}", e.key, e.value)).collect();
+    assert_eq!(entries, ["remote_address_match=near", "user=ann"]);
+}

@@ -3,6 +3,7 @@ mod grpc;
 mod support;
 
 mod aggregate;
+mod asked_connections;
 mod balance;
 mod bodies;
 mod connecting;

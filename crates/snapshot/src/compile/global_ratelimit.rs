@@ -79,7 +79,7 @@ pub(crate) fn filter(value: proto::RateLimit, context: &mut Context<'_>) -> Resu
     })
 }
 
-fn service(value: Option<RateLimitServiceConfig>, context: &mut Context<'_>) -> Result<crate::service::GrpcService> {
+pub(crate) fn service(value: Option<RateLimitServiceConfig>, context: &mut Context<'_>) -> Result<crate::service::GrpcService> {
     let RateLimitServiceConfig { grpc_service, transport_api_version } = value.ok_or_else(|| Invalid::new("is missing"))?;
     if core::ApiVersion::try_from(transport_api_version) != Ok(core::ApiVersion::V3) {
         return Err(Invalid::field("transport_api_version", "must be V3"));

@@ -15,6 +15,7 @@ mod cluster;
 mod common;
 mod compiler;
 mod compressor;
+mod connection_services;
 mod context;
 mod discovery;
 mod dns;

@@ -12,10 +12,10 @@ use proto::tcp_proxy::v3 as tcp;
 use super::common::{data, open};
 use super::context::{Context, Place};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::{dns_cache, extension, hcm, istio, local_ratelimit, rbac, set_filter_state, tcp_proxy};
+use super::{connection_services, dns_cache, extension, hcm, istio, local_ratelimit, rbac, set_filter_state, tcp_proxy};
 use crate::listener::{NetworkFilter, Terminal};
 
-const SUPPORTED: &str = "http_connection_manager, tcp_proxy, direct_response, rbac, sni_cluster, sni_dynamic_forward_proxy, connection_limit, local_ratelimit, set_filter_state, istio.metadata_exchange and istio.stats";
+const SUPPORTED: &str = "http_connection_manager, tcp_proxy, direct_response, rbac, sni_cluster, sni_dynamic_forward_proxy, connection_limit, local_ratelimit, ext_authz, ratelimit, set_filter_state, istio.metadata_exchange and istio.stats";
 
 const SET_STATE: &str = "envoy.extensions.filters.network.set_filter_state.v3.Config";
 
@@ -116,6 +116,10 @@ fn typed(name: &str, config: &Any, context: &mut Context<'_>) -> Result<Kind> {
         let limit = local_ratelimit::connections(stat_prefix, token_bucket, runtime_enabled)?;
         // One that is switched off never counts: nothing set is nothing done.
         Ok(Kind::Before(limit.map_or_else(|| NetworkFilter::SetState(Arc::from([])), |l| NetworkFilter::LocalRateLimit(Arc::new(l)))))
+    } else if any::is::<proto::ext_authz::v3::ExtAuthz>(config) {
+        Ok(Kind::Before(NetworkFilter::ExtAuthz(Arc::new(connection_services::authorization(open(config)?, context)?))))
+    } else if any::is::<proto::ratelimit::v3::RateLimit>(config) {
+        Ok(Kind::Before(NetworkFilter::RateLimit(Arc::new(connection_services::quota(open(config)?, context)?))))
     } else if any::is::<proto::set_filter_state::v3::Config>(config) {
         set_filter_state::filter(open(config)?).map(Kind::Before)
     } else if any::is::<proto::sni_dynamic_forward_proxy::v3::FilterConfig>(config) {

@@ -1,10 +1,14 @@
 //! `rate_limits` of routes and virtual hosts: how requests become descriptors.
+use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::route::v3::{
     self as proto,
     rate_limit::{Action, action, action::ActionSpecifier as Spec},
 };
+use lateen_proto::envoy::r#type::matcher::v3::AddressMatcher;
 use lateen_proto::envoy::r#type::metadata::v3::{MetadataKey, metadata_key};
+use lateen_proto::xds::core::v3::CidrRange;
 
+use super::common::cidr;
 use super::invalid::{Invalid, Result, Within, each, harmless, refuse};
 use super::matcher::{headers, queries};
 use crate::ratelimit::{DescriptorAction, RateLimit};
@@ -41,9 +45,9 @@ fn action(value: Action) -> Result<DescriptorAction> {
         Some(Spec::QueryParameterValueMatch(q)) => query_value_match(q).within("query_parameter_value_match")?,
         Some(Spec::SourceCluster(action::SourceCluster {})) => DescriptorAction::SourceCluster,
         Some(Spec::Metadata(m)) => metadata(m).within("metadata")?,
-        Some(Spec::DynamicMetadata(_)) => return Err(Invalid::unsupported("dynamic_metadata")),
+        Some(Spec::DynamicMetadata(m)) => dynamic_metadata(m).within("dynamic_metadata")?,
         Some(Spec::Extension(_)) => return Err(Invalid::unsupported("extension")),
-        Some(Spec::RemoteAddressMatch(_)) => return Err(Invalid::unsupported("remote_address_match")),
+        Some(Spec::RemoteAddressMatch(m)) => remote_address_match(m).within("remote_address_match")?,
         None => return Err(Invalid::new("has no action")),
     })
 }
@@ -77,6 +81,26 @@ fn metadata(value: action::MetaData) -> Result<DescriptorAction> {
         path: path.into_iter().enumerate().map(segment).collect::<Result<_>>()?,
         default: default_value.into(),
         skip_if_absent,
+    })
+}
+
+/// The older form of [`metadata`].
+fn dynamic_metadata(value: action::DynamicMetaData) -> Result<DescriptorAction> {
+    let action::DynamicMetaData { descriptor_key, metadata_key, default_value } = value;
+    let source = action::meta_data::Source::Dynamic as i32;
+    metadata(action::MetaData { descriptor_key, metadata_key, default_value, source, skip_if_absent: false })
+}
+
+fn remote_address_match(value: action::RemoteAddressMatch) -> Result<DescriptorAction> {
+    let action::RemoteAddressMatch { descriptor_value, descriptor_key, default_value, address_matcher } = value;
+    harmless!(default_value);
+    let AddressMatcher { ranges, invert_match } = address_matcher.ok_or_else(|| Invalid::field("address_matcher", "is missing"))?;
+    let range = |CidrRange { address_prefix, prefix_len }| cidr(core::CidrRange { address_prefix, prefix_len });
+    Ok(DescriptorAction::RemoteAddressMatch {
+        key: key_or(descriptor_key, "remote_address_match"),
+        value: text(descriptor_value)?,
+        ranges: each(ranges, "address_matcher.ranges", range)?,
+        invert: invert_match,
     })
 }
 

@@ -4,6 +4,7 @@ mod dial;
 mod named;
 mod peer_exchange;
 mod relay;
+mod services;
 mod splice;
 mod tcp;
 mod tunnel;
@@ -34,6 +35,8 @@ use crate::worker::Worker;
 pub(crate) struct NetworkFilters {
     rbac: Vec<(Local, Local)>,
     limits: Vec<Local>,
+    /// Of filters that ask another server.
+    asking: Vec<services::Bound>,
     /// Of `SetState` filters, one after the other.
     formats: Vec<TextFormat>,
     /// Open connections, for connection limits; each worker counts its own share.
@@ -117,6 +120,7 @@ impl NetworkFilters {
         Self {
             rbac: rbac.collect(),
             limits: limits.collect(),
+            asking: chain.filters.iter().filter_map(|f| services::Bound::new(worker, f)).collect(),
             formats: formats.collect(),
             open: before.map(|b| Rc::clone(&b.open)).unwrap_or_default(),
         }
@@ -129,10 +133,11 @@ pub(crate) fn limit_stats(worker: &Worker, kind: &str, prefix: &str) -> Local {
 }
 
 /// Runs the filters in order.
-pub(crate) fn run(worker: &Worker, conn: &Conn) -> Verdict {
+pub(crate) async fn run(worker: &Rc<Worker>, conn: &Conn) -> Verdict {
     let mut passed = Passed::default();
     let filters = &conn.chain.filters;
     let (mut rbac_stats, mut limit_stats, mut formats) = (filters.rbac.iter(), filters.limits.iter(), filters.formats.iter());
+    let mut asking = filters.asking.iter();
     for filter in &conn.chain.chain.filters {
         match filter {
             NetworkFilter::MetadataExchange => passed.peer_exchange = true,
@@ -180,6 +185,19 @@ pub(crate) fn run(worker: &Worker, conn: &Conn) -> Verdict {
                 for value in values.iter() {
                     let Some(format) = formats.next() else { break };
                     passed.set(value, format, conn);
+                }
+            }
+            // On the heap while it lasts, as its state would otherwise be part of every connection's.
+            NetworkFilter::ExtAuthz(config) => {
+                let Some(bound) = asking.next() else { return Verdict::Close };
+                if !Box::pin(services::authorized(worker, conn, config, bound)).await {
+                    return Verdict::Close;
+                }
+            }
+            NetworkFilter::RateLimit(config) => {
+                let Some(bound) = asking.next() else { return Verdict::Close };
+                if !Box::pin(services::within_quota(worker, conn, config, bound)).await {
+                    return Verdict::Close;
                 }
             }
             NetworkFilter::Discovered(_) => {

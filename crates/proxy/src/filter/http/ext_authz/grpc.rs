@@ -1,28 +1,21 @@
 //! Asking an authorizer over gRPC: `envoy.service.auth.v3.Authorization/Check`.
-use std::collections::HashMap;
-use std::net::SocketAddr;
-
 use lateen_proto::envoy::config::core::v3::{self as core, header_value_option::HeaderAppendAction};
 use lateen_proto::envoy::service::auth::v3::{self as auth, attribute_context, check_response::HttpResponse};
 use lateen_snapshot::ext_authz::ExtAuthz;
 use lateen_snapshot::header::AppendAction;
 use lateen_snapshot::metadata;
 use lateen_snapshot::service::GrpcService;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use prost_types::{Struct, value::Kind};
 
 use super::super::{heads, wait};
 use super::verdict::{Changes, Collected, Decision, Refusal, Verdict};
 use super::{Shown, context_extensions};
+use crate::filter::authorizer;
 use crate::http::headers::{DOWNSTREAM_CLUSTER, text};
 use crate::http::{End, Exchange};
 use crate::upstream::grpc;
 
-const METHOD: &str = "/envoy.service.auth.v3.Authorization/Check";
 const PARTIAL_BODY: &str = "x-envoy-auth-partial-body";
-/// Envoy encodes a certificate's PEM as it does for `x-forwarded-client-cert`.
-const PEM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-
 pub(super) async fn ask(
     exchange: &mut Exchange<'_>,
     config: &ExtAuthz,
@@ -31,7 +24,7 @@ pub(super) async fn ask(
 ) -> Result<Verdict, End> {
     let question = auth::CheckRequest { attributes: Some(attributes(exchange, config, body)) };
     let (worker, live) = (exchange.worker.clone(), exchange.live.clone());
-    let asking = Box::pin(grpc::unary::<auth::CheckResponse>(&worker, &live, service, METHOD, &question));
+    let asking = Box::pin(grpc::unary::<auth::CheckResponse>(&worker, &live, service, authorizer::METHOD, &question));
     let answer = wait::patiently(exchange, asking).await?;
     Ok(answer.map_or_else(
         |status| {
@@ -44,24 +37,14 @@ pub(super) async fn ask(
 
 fn attributes(exchange: &Exchange<'_>, config: &ExtAuthz, body: Option<Shown>) -> auth::AttributeContext {
     let conn = exchange.conn;
-    let peer = conn.peer();
-    let principal = peer.map(|p| p.uri_sans.first().or(p.dns_sans.first()).unwrap_or(&p.subject).clone()).unwrap_or_default();
-    let certificate = peer.filter(|_| config.include_peer_certificate).map(|p| utf8_percent_encode(&p.pem(), PEM).to_string());
     let namespaces = config.metadata_namespaces.iter();
     let known = namespaces.filter_map(|name| Some((name.to_string(), as_struct(exchange.info.metadata.get(name, &[])?)?)));
     auth::AttributeContext {
         source: Some(attribute_context::Peer {
-            address: Some(address(conn.remote)),
             service: text(&exchange.request.headers, &DOWNSTREAM_CLUSTER).unwrap_or_default().to_owned(),
-            labels: HashMap::new(),
-            principal,
-            certificate: certificate.unwrap_or_default(),
+            ..authorizer::source(conn, config.include_peer_certificate)
         }),
-        destination: Some(attribute_context::Peer {
-            address: Some(address(conn.local)),
-            principal: conn.local_uri.as_deref().cloned().unwrap_or_default(),
-            ..Default::default()
-        }),
+        destination: Some(authorizer::destination(conn)),
         request: Some(attribute_context::Request {
             time: Some(exchange.info.start_time.into()),
             http: Some(http_request(exchange, config, body)),
@@ -69,8 +52,7 @@ fn attributes(exchange: &Exchange<'_>, config: &ExtAuthz, body: Option<Shown>) -
         context_extensions: context_extensions(exchange).into_iter().collect(),
         metadata_context: Some(core::Metadata { filter_metadata: known.collect(), ..Default::default() }),
         route_metadata_context: Some(core::Metadata::default()),
-        tls_session: (config.include_tls_session && conn.is_tls())
-            .then(|| attribute_context::TlsSession { sni: conn.server_name.as_deref().unwrap_or_default().to_owned() }),
+        tls_session: authorizer::tls_session(conn, config.include_tls_session),
     }
 }
 
@@ -118,12 +100,6 @@ fn as_struct(value: &serde_json::Value) -> Option<Struct> {
         Some(Kind::StructValue(fields)) => Some(fields),
         _ => None,
     }
-}
-
-fn address(of: SocketAddr) -> core::Address {
-    let port = core::socket_address::PortSpecifier::PortValue(of.port().into());
-    let socket = core::SocketAddress { address: of.ip().to_canonical().to_string(), port_specifier: Some(port), ..Default::default() };
-    core::Address { address: Some(core::address::Address::SocketAddress(socket)) }
 }
 
 fn verdict(answer: auth::CheckResponse) -> Verdict {
