@@ -285,6 +285,10 @@ impl Snapshot {
         };
         let table = match &manager.routes {
             RouteSource::Inline(table) => table,
+            RouteSource::Scoped(scoped) => {
+                let target = scoped.find(self, &request.headers).ok_or_else(|| answered(404, "the request is in no scope"))?;
+                target.table(self).ok_or_else(|| answered(404, "the routes of the scope have not arrived"))?
+            }
             RouteSource::Discovered(id) => self.route_table(*id).ok_or_else(|| answered(404, "the route table has not arrived"))?,
         };
         let Some(host) = table.virtual_host(&request.authority) else {

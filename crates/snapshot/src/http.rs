@@ -19,6 +19,7 @@ use crate::jwt::{JwtAuthn, JwtPerRoute};
 use crate::local_reply::LocalReplies;
 use crate::matcher::{Fraction, Rbac, StringMatcher, ValueMatcher};
 use crate::ratelimit::LocalRateLimit;
+use crate::scopes::ScopedRoutes;
 use crate::stateful_session::{StatefulSession, StatefulSessionPerRoute};
 use crate::trace::Tracing;
 use crate::{RouteTable, RouteTableId};
@@ -106,6 +107,8 @@ pub enum RouteSource {
     Inline(Arc<RouteTable>),
     /// Discovered: look it up in the current snapshot at each request.
     Discovered(RouteTableId),
+    /// By the request's headers.
+    Scoped(Arc<ScopedRoutes>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

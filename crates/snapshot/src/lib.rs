@@ -42,6 +42,7 @@ pub mod proxy_protocol;
 pub mod ratelimit;
 pub mod rewrite;
 pub mod route;
+pub mod scopes;
 pub mod service;
 pub mod socket;
 pub mod stateful_session;
@@ -75,7 +76,7 @@ pub type ClusterIds = HashMap<Arc<str>, ClusterId, foldhash::fast::RandomState>;
 
 /// All the configuration of a proxy at one moment. Immutable; parts that did not change are shared
 /// with the snapshot before, so comparing pointers tells what did.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     pub version: u64,
     /// Only warmed listeners: everything they refer to has arrived once.
@@ -86,6 +87,8 @@ pub struct Snapshot {
     pub routes: Vec<Option<Arc<RouteTable>>>,
     /// By [`ExtensionId`].
     pub extensions: Vec<Option<Arc<extension::Extension>>>,
+    /// Those that are discovered.
+    pub scopes: Arc<scopes::Scopes>,
     pub cluster_ids: Arc<ClusterIds>,
 }
 

@@ -12,13 +12,18 @@ impl RouteTable {
     /// The virtual host and route of a request. `metadata` is what filters found out about it so far, and `roll` any
     /// uniformly distributed number: one per request.
     pub fn find(&self, head: &RequestHead<'_>, metadata: Option<&Metadata>, roll: u64) -> Option<(&VirtualHost, &Arc<Route>)> {
-        let named = |name| head.headers.get(name).and_then(|v| v.to_str().ok());
-        let authority = self.vhost_header.as_ref().map_or(Some(head.authority), named)?;
-        let host = self.virtual_host(authority)?;
+        let host = self.virtual_host(self.host_of(head)?)?;
         let path = head.path();
         let path = if self.ignore_path_parameters { without_parameters(path) } else { Cow::Borrowed(path) };
         let route = host.routes.iter().find(|r| r.matches.check(head, &path, metadata, roll).is_ok())?;
         Some((host, route))
+    }
+
+    /// What the virtual host of a request is found by.
+    pub fn host_of<'a>(&self, head: &RequestHead<'a>) -> Option<&'a str> {
+        let named = |name| head.headers.get(name).and_then(|v| v.to_str().ok());
+        let authority = self.vhost_header.as_ref().map_or(Some(head.authority), named)?;
+        Some(if self.ignore_port_in_host { without_port(authority) } else { authority })
     }
 
     /// The virtual host of an authority (Envoy route_components.proto `domains`): its exact domain, else

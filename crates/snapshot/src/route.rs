@@ -9,7 +9,6 @@ use http::{HeaderName, StatusCode};
 use lateen_balance::Criteria;
 use regex::Regex;
 
-use crate::ClusterId;
 use crate::header::HeaderMutations;
 use crate::http::{Cors, FilterOverrides, HeaderChanges};
 use crate::matcher::{CookieMatcher, Fraction, HeaderMatcher, QueryMatcher, StringMatcher};
@@ -18,6 +17,7 @@ use crate::path_template::{PathTemplate, PathTemplateRewrite};
 use crate::proxy_protocol::ProxyProtocol;
 use crate::ratelimit::RateLimit;
 use crate::trace::RouteTracing;
+use crate::{ClusterId, RouteTableId};
 
 /// Virtual hosts by domain. Hashed without much ado: callers do not choose what is in it.
 pub type Domains = HashMap<Box<str>, u32, foldhash::fast::RandomState>;
@@ -36,6 +36,8 @@ pub struct RouteTable {
     /// The `*` virtual host.
     pub catch_all: Option<u32>,
     pub ignore_port_in_host: bool,
+    /// Virtual hosts that are not there can be asked for, under this id.
+    pub discovers_hosts: Option<RouteTableId>,
     /// The virtual host is found by this header instead of the host.
     pub vhost_header: Option<HeaderName>,
     /// Paths are matched without what follows a `;`.

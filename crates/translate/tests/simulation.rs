@@ -67,6 +67,7 @@ fn send(snapshot: &Snapshot, call: &Call) -> String {
     };
     let table = match &manager.routes {
         RouteSource::Inline(table) => Arc::clone(table),
+        RouteSource::Scoped(_) => panic!("scopes are not made"),
         RouteSource::Discovered(id) => Arc::clone(snapshot.route_table(*id).expect("the routes are there")),
     };
     let (authority, path_and_query) = call.http.unwrap();

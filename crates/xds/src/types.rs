@@ -3,6 +3,7 @@
 pub const LISTENER: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
 pub const ROUTE: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
 pub const SCOPED_ROUTE: &str = "type.googleapis.com/envoy.config.route.v3.ScopedRouteConfiguration";
+pub const VIRTUAL_HOST: &str = "type.googleapis.com/envoy.config.route.v3.VirtualHost";
 pub const CLUSTER: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 pub const ENDPOINT: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 pub const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
@@ -11,7 +12,7 @@ pub const NAME_TABLE: &str = "type.googleapis.com/istio.networking.nds.v1.NameTa
 
 /// Make before break: a listener or route must never name a cluster that has not been sent yet, so
 /// clusters and their endpoints go first. Types not listed come after these, in order of their URL.
-pub const PUSH_ORDER: [&str; 8] = [CLUSTER, ENDPOINT, LISTENER, ROUTE, SCOPED_ROUTE, SECRET, EXTENSION, NAME_TABLE];
+pub const PUSH_ORDER: [&str; 9] = [CLUSTER, ENDPOINT, LISTENER, ROUTE, SCOPED_ROUTE, VIRTUAL_HOST, SECRET, EXTENSION, NAME_TABLE];
 
 /// The name that subscribes to everything (xDS protocol, "How the client specifies what resources to return").
 pub const WILDCARD: &str = "*";
@@ -25,7 +26,7 @@ pub fn rank(type_url: &str) -> usize {
 /// names nothing wants nothing: Envoy opens its endpoint subscription with no names when it has no
 /// EDS cluster yet, and an answer with every endpoint of the mesh would be wrong.
 pub fn is_wildcard_capable(type_url: &str) -> bool {
-    !matches!(type_url, ENDPOINT | ROUTE | SCOPED_ROUTE | SECRET | EXTENSION)
+    !matches!(type_url, ENDPOINT | ROUTE | SCOPED_ROUTE | VIRTUAL_HOST | SECRET | EXTENSION)
 }
 
 /// Whether a state-of-the-world response holds every resource of the type, so that one left out is
@@ -34,12 +35,18 @@ pub fn is_full_state(type_url: &str) -> bool {
     matches!(type_url, LISTENER | CLUSTER)
 }
 
+/// Whether a subscription to `<name>` also brings resources named `<name>/<rest>` (Envoy vhds.rst).
+pub fn is_namespaced(type_url: &str) -> bool {
+    type_url == VIRTUAL_HOST
+}
+
 /// Istio's three-letter name of a type, as its metrics and debug pages label it.
 pub fn short_name(type_url: &str) -> &str {
     match type_url {
         LISTENER => "lds",
         ROUTE => "rds",
         SCOPED_ROUTE => "srds",
+        VIRTUAL_HOST => "vhds",
         CLUSTER => "cds",
         ENDPOINT => "eds",
         SECRET => "sds",
@@ -59,6 +66,8 @@ mod tests {
         use lateen_proto::envoy::config as c;
         assert_eq!(url::<c::listener::v3::Listener>(), LISTENER);
         assert_eq!(url::<c::route::v3::RouteConfiguration>(), ROUTE);
+        assert_eq!(url::<c::route::v3::VirtualHost>(), VIRTUAL_HOST);
+        assert_eq!(url::<c::route::v3::ScopedRouteConfiguration>(), SCOPED_ROUTE);
         assert_eq!(url::<c::cluster::v3::Cluster>(), CLUSTER);
         assert_eq!(url::<c::endpoint::v3::ClusterLoadAssignment>(), ENDPOINT);
         assert_eq!(url::<c::core::v3::TypedExtensionConfig>(), EXTENSION);

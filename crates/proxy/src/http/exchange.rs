@@ -314,10 +314,19 @@ impl<'a> Exchange<'a> {
     }
 
     /// The route; a missing one is answered by the router, after the filters had their say.
-    fn find_route(&mut self) -> Result<(), End> {
+    pub(crate) fn find_route(&mut self) -> Result<(), End> {
         let table = match &self.hcm.config.routes {
             RouteSource::Inline(table) => Some(Arc::clone(table)),
             RouteSource::Discovered(id) => self.live.snapshot.route_table(*id).cloned(),
+            RouteSource::Scoped(scoped) => {
+                let snapshot = &self.live.snapshot;
+                let target = scoped.find(snapshot, &self.request.headers);
+                match target.and_then(|t| t.table(snapshot)).cloned() {
+                    Some(table) => Some(table),
+                    // In no scope there are no routes, as in Envoy.
+                    None => return Ok(()),
+                }
+            }
         };
         let Some(table) = table else {
             return Err(Reply::new(404, "", details::ROUTE_CONFIGURATION_NOT_FOUND, ResponseFlags::NO_ROUTE_FOUND).into());

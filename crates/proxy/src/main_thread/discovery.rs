@@ -121,6 +121,12 @@ async fn follow(mut wanted: watch::Receiver<Arc<Wanted>>, subscriptions: Subscri
             subscriptions.subscribe(types::CLUSTER, beside(&now.clusters, &before.clusters));
             subscriptions.unsubscribe(types::CLUSTER, beside(&before.clusters, &now.clusters));
         }
+        if now.virtual_hosts != before.virtual_hosts {
+            subscriptions.set(types::VIRTUAL_HOST, names(&now.virtual_hosts));
+        }
+        if now.scopes && !before.scopes {
+            subscriptions.wildcard(types::SCOPED_ROUTE);
+        }
         if now.extensions != before.extensions {
             subscriptions.set(types::EXTENSION, names(&now.extensions));
         }

@@ -151,6 +151,7 @@ impl Main {
                 bootstrap.node.locality.clone().unwrap_or_default();
             compiler.set_local_cluster(name, Locality { region: region.into(), zone: zone.into(), sub_zone: sub_zone.into() });
         }
+        compiler.set_incremental(bootstrap.ads.as_ref().is_some_and(|ads| ads.delta));
         compiler.add_static(std::mem::take(&mut bootstrap.resources), Instant::now())?;
         let main = Arc::new(Self {
             has_listeners: AtomicBool::new(bootstrap.listeners.is_none()),

@@ -3,12 +3,18 @@ use std::sync::Arc;
 
 use http::HeaderName;
 use lateen_balance::Criteria;
+use lateen_snapshot::compile::Wish;
+use lateen_snapshot::http::RouteSource;
 use lateen_snapshot::matcher::HeaderMatcher;
 use lateen_snapshot::route::{Action, ClusterChoice, Forward, NamedCluster, RequestHead, Roll, RouteTable, WeightedCluster};
+use lateen_snapshot::scopes::RouteTarget;
 use lateen_snapshot::{ClusterId, Snapshot, subset};
 
 use crate::http::message::Request;
 use crate::http::{Exchange, Matched};
+
+/// A longer name is nobody's, with its port.
+const LONGEST_HOST: usize = 261;
 
 /// The request as matchers read it.
 pub(crate) fn head_of(request: &Request) -> RequestHead<'_> {
@@ -104,6 +110,36 @@ pub(crate) fn unknown_cluster(exchange: &Exchange<'_>) -> Option<String> {
     let name = header_of(matched)?;
     let name = exchange.request.headers.get(name)?.to_str().ok()?;
     snapshot.cluster_named(name).is_none().then(|| name.to_owned())
+}
+
+/// What may bring the request a route, where it has none: the routes of its scope, or its virtual host.
+pub(crate) fn unknown_routes(exchange: &Exchange<'_>) -> Option<Wish> {
+    let snapshot = &exchange.live.snapshot;
+    if exchange.info.route.is_some() {
+        return None;
+    }
+    match &exchange.hcm.config.routes {
+        RouteSource::Inline(_) => None,
+        RouteSource::Discovered(id) => unknown_host(snapshot.route_table(*id)?, exchange),
+        RouteSource::Scoped(scoped) => match scoped.find(snapshot, &exchange.request.headers)? {
+            RouteTarget::Inline(_) => None,
+            RouteTarget::Discovered(id, name) => match snapshot.route_table(*id) {
+                Some(table) => unknown_host(table, exchange),
+                None => Some(Wish::Routes(*id, Arc::clone(name))),
+            },
+        },
+    }
+}
+
+/// A host that may be discovered. One whose routes just do not match has been already.
+fn unknown_host(table: &RouteTable, exchange: &Exchange<'_>) -> Option<Wish> {
+    let routes = table.discovers_hosts?;
+    let host = table.host_of(&head_of(&exchange.request))?;
+    if host.is_empty() || host.len() > LONGEST_HOST || host.contains('/') || table.virtual_host(host).is_some() {
+        return None;
+    }
+    let host = host.to_ascii_lowercase();
+    Some(Wish::VirtualHost { routes, name: format!("{}/{host}", table.name).into(), host: host.into() })
 }
 
 /// What the request asks of its host's subset: what the route says, with what filters found out over it.

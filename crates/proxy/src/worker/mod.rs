@@ -19,7 +19,7 @@ pub use overload::Overload;
 pub(crate) use peers::Handed;
 pub use peers::Peers;
 pub(crate) use wishes::Discovered;
-pub use wishes::{Wish, Wishes};
+pub use wishes::{Asked, Wishes};
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

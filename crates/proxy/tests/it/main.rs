@@ -7,6 +7,7 @@ mod asked_connections;
 mod balance;
 mod bodies;
 mod connecting;
+mod discovered_routes;
 mod endings;
 mod ext_authz;
 mod ext_proc;

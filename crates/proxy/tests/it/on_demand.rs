@@ -3,7 +3,7 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use lateen_proxy::Wishes;
-use lateen_snapshot::compile::Update;
+use lateen_snapshot::compile::{Update, Wish};
 
 use crate::support::*;
 
@@ -45,7 +45,7 @@ fn a_request_waits_for_its_cluster_by_route_or_by_header() {
         std::thread::scope(|scope| {
             let call = scope.spawn(|| proxy.call(request));
             let wish = asked.blocking_recv().unwrap();
-            assert_eq!(&*wish.cluster, "late");
+            assert_eq!(wish.wish, Wish::Cluster("late".into()));
             assert!(compiler.apply(CLUSTER, update(upstream.port()), &[], Instant::now()).is_empty());
             let snapshot = compiler.snapshot();
             // The answer may be there before the worker has the cluster.
@@ -108,7 +108,7 @@ fn a_connection_waits_for_its_cluster() {
     let mut stream = proxy.connect();
     stream.write_all(b"early").unwrap();
     let wish = asked.blocking_recv().unwrap();
-    assert_eq!(&*wish.cluster, "late");
+    assert_eq!(wish.wish, Wish::Cluster("late".into()));
     assert!(compiler.apply(CLUSTER, update(tcp_echo()), &[], Instant::now()).is_empty());
     let snapshot = compiler.snapshot();
     wish.answer.send(snapshot.version).unwrap();

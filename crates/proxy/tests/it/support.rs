@@ -32,15 +32,7 @@ pub(crate) fn compiler(yaml: &str) -> Compiler {
 
 /// Compiles a bootstrap text.
 pub(crate) fn snapshot(yaml: &str, version: u64) -> Arc<Snapshot> {
-    let snapshot = compiler(yaml).snapshot();
-    let mut snapshot = Arc::try_unwrap(snapshot).unwrap_or_else(|shared| Snapshot {
-        version: shared.version,
-        listeners: shared.listeners.clone(),
-        clusters: shared.clusters.clone(),
-        routes: shared.routes.clone(),
-        cluster_ids: shared.cluster_ids.clone(),
-        extensions: shared.extensions.clone(),
-    });
+    let mut snapshot = Snapshot::clone(&compiler(yaml).snapshot());
     snapshot.version = version;
     Arc::new(snapshot)
 }

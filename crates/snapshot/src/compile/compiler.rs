@@ -18,6 +18,7 @@ use super::endpoint::{Assignment, EndpointAddress, Member, Members};
 use super::invalid::{Invalid, Result};
 use super::names::Names;
 use super::record::{Failure, Kind, Listed, Origin, Record};
+use super::scoped_routes::Scope;
 use super::secret::{SecretKey, SecretValue, Secrets};
 use super::source::SecretSource;
 use super::tls::Waiting;
@@ -26,20 +27,25 @@ use super::{extension, listener, route};
 use crate::cluster::{AssignmentPolicy, Cluster, ClusterLive, Discovery};
 use crate::dns::cache::{DnsCache, DnsCaches};
 use crate::extension::Extension;
-use crate::{ClusterId, Listener, RouteTable, Snapshot};
+use crate::{ClusterId, Listener, RouteTable, RouteTableId, Snapshot};
 
 type ListenerProto = envoy::config::listener::v3::Listener;
 type RouteProto = envoy::config::route::v3::RouteConfiguration;
 type ClusterProto = envoy::config::cluster::v3::Cluster;
 type EndpointProto = envoy::config::endpoint::v3::ClusterLoadAssignment;
 type ExtensionProto = envoy::config::core::v3::TypedExtensionConfig;
+type VirtualHostProto = envoy::config::route::v3::VirtualHost;
+type ScopeProto = envoy::config::route::v3::ScopedRouteConfiguration;
 type SecretProto = envoy::extensions::transport_sockets::tls::v3::Secret;
 
 /// A single resource larger than this is refused: a whole mesh's listener is a few megabytes.
 const MAX_RESOURCE_BYTES: usize = 64 << 20;
 
-/// Clusters that may be asked for by requests: their names come from callers.
-const MOST_ON_DEMAND: usize = 10_000;
+mod on_demand;
+mod scopes;
+mod virtual_hosts;
+
+pub use on_demand::Wish;
 
 /// A resource that arrived.
 #[derive(Clone, Debug)]
@@ -65,6 +71,10 @@ pub struct Wanted {
     pub extensions: BTreeSet<Arc<str>>,
     /// Clusters that requests asked for.
     pub clusters: BTreeSet<Arc<str>>,
+    /// `<routes>` where virtual hosts are discovered, and `<routes>/<host>` for those that requests asked for.
+    pub virtual_hosts: BTreeSet<Arc<str>>,
+    /// All scopes.
+    pub scopes: bool,
 }
 
 /// One named resource of a type, with its versions.
@@ -90,6 +100,8 @@ pub(crate) struct ListenerVersion {
 #[derive(Debug)]
 pub(crate) struct RouteVersion {
     table: Arc<RouteTable>,
+    /// As it came, where virtual hosts are discovered for it.
+    base: Option<Box<RouteProto>>,
     uses: Uses,
 }
 
@@ -115,8 +127,14 @@ pub struct Compiler {
     /// Outlives the versions of a cluster.
     live: HashMap<Arc<str>, Arc<ClusterLive>>,
     resolved: HashMap<Arc<str>, Resolved>,
-    /// Clusters that requests asked for, and that the server has not denied.
-    on_demand: BTreeSet<Arc<str>>,
+    on_demand: on_demand::OnDemand,
+    /// Virtual hosts that were discovered, by the routes that they belong to.
+    hosts: HashMap<Arc<str>, virtual_hosts::Hosts>,
+    scopes: HashMap<Arc<str>, Entry<Scope>>,
+    /// An answer about scopes has come.
+    has_scopes: bool,
+    /// Discovery tells only what changes, which virtual hosts need.
+    by_delta: bool,
     zone: Option<Zone>,
     /// The active clusters that find their members under a name.
     users: HashMap<Arc<str>, Vec<Arc<str>>>,
@@ -149,6 +167,11 @@ impl Compiler {
     /// it carries it. To be said before there are any clusters.
     pub fn set_local_cluster(&mut self, name: &str, locality: Locality) {
         self.zone = Some(Zone { cluster: name.into(), locality, local: None });
+    }
+
+    /// Discovery is incremental: only then virtual hosts can be discovered one by one.
+    pub fn set_incremental(&mut self, incremental: bool) {
+        self.by_delta = incremental;
     }
 
     /// Takes resources of the bootstrap in use. Unlike discovered ones they cannot be removed or replaced.
@@ -197,6 +220,10 @@ impl Compiler {
         let mut changed: Vec<String> = Vec::new();
         let type_name = any::name_of(type_url).to_owned();
         self.settled &= type_name == EndpointProto::full_name();
+        if type_name == VirtualHostProto::full_name() {
+            return self.take_virtual_hosts(updates);
+        }
+        self.has_scopes |= type_name == ScopeProto::full_name();
         for update in updates {
             let name = update.name.clone();
             let result = if update.body.value.len() > MAX_RESOURCE_BYTES {
@@ -216,6 +243,8 @@ impl Compiler {
                 self.take_secret(&update, source)
             } else if type_name == ExtensionProto::full_name() {
                 self.take_extension(update, origin, now)
+            } else if type_name == ScopeProto::full_name() {
+                self.take_scope(update, origin, now)
             } else {
                 Err(Invalid::new(format!("resources of type {type_name} are not supported")))
             };
@@ -240,15 +269,19 @@ impl Compiler {
     }
 
     fn take_route(&mut self, update: Update, origin: Origin, now: Instant) -> Result<()> {
-        let Self { routes, names, secrets, dns_caches, .. } = self;
+        let Self { routes, names, secrets, dns_caches, hosts, by_delta, .. } = self;
         let name: Arc<str> = update.name.as_str().into();
         let entry = routes.entry(name).or_insert_with(|| Entry::new(origin));
-        entry.take(update, origin, now, |proto: RouteProto, name| {
+        entry.take(update, origin, now, |mut proto: RouteProto, name| {
             same_name(&proto.name, name)?;
             let mut context = Context::new(names, secrets, dns_caches, false);
             context.names.route_table(name);
-            let table = Arc::new(route::table(proto, &mut context)?);
-            Ok(RouteVersion { table, uses: context.uses })
+            let base = virtual_hosts::base(&mut proto, origin, *by_delta)?;
+            let table = match &base {
+                Some(base) => virtual_hosts::merged(RouteProto::clone(base), hosts.get(name), &mut context)?,
+                None => route::table(proto, &mut context)?,
+            };
+            Ok(RouteVersion { table: Arc::new(table), base, uses: context.uses })
         })
     }
 
@@ -326,17 +359,22 @@ impl Compiler {
             if type_name == ListenerProto::full_name() {
                 self.dirty |= remove_dynamic(&mut self.listeners, name);
             } else if type_name == ClusterProto::full_name() {
-                self.on_demand.remove(name);
+                self.on_demand.clusters.remove(name);
                 if remove_dynamic(&mut self.clusters, name) {
                     self.live.remove(name);
                     self.resolved.remove(name);
                     self.dirty = true;
                 }
             } else if type_name == RouteProto::full_name() {
+                self.on_demand.routes.remove(name);
                 // Envoy keeps the last routes while a listener wants them: nothing says what to do instead.
                 if !self.all_wanted().routes.contains(name) {
                     self.dirty |= self.routes.remove(name).is_some();
                 }
+            } else if type_name == VirtualHostProto::full_name() {
+                self.remove_virtual_host(name);
+            } else if type_name == ScopeProto::full_name() {
+                self.dirty |= self.scopes.remove(name).is_some();
             } else if type_name == EndpointProto::full_name() {
                 self.endpoints.remove(name);
                 self.refresh_users(name);
@@ -405,10 +443,13 @@ impl Compiler {
         }
         let routes = &self.routes;
         let names = self.names.route_names();
-        let has_routes = |uses: &Uses| {
-            let active = |name: &Arc<str>| routes.get(name).is_some_and(|e| !e.versions.is_new());
-            uses.route_tables.iter().all(|id| names.get(id.0 as usize).is_some_and(active))
-        };
+        let active = |name: &Arc<str>| routes.get(name).is_some_and(|e| !e.versions.is_new());
+        let has_table = |id: &RouteTableId| names.get(id.0 as usize).is_some_and(active);
+        for entry in self.scopes.values_mut() {
+            self.dirty |= entry.versions.promote(now, |scope| scope.waits_for().is_none_or(|id| has_table(&id)));
+        }
+        let has_scopes = self.has_scopes && self.scopes.values().all(|e| e.versions.warming.is_none());
+        let has_routes = |uses: &Uses| uses.route_tables.iter().all(has_table) && (!uses.scopes || has_scopes);
         let extensions = &self.extensions;
         let is_there = |name: &Arc<str>| extensions.get(name).is_some_and(|e| !e.versions.is_new());
         let has_extensions = |uses: &Uses| uses.extensions.iter().all(|u| !u.waits || is_there(&u.name));
@@ -522,20 +563,10 @@ impl Compiler {
         endpoints.retain(|name, e| e.origin == Origin::Static || wanted.endpoints.contains(name));
         secrets.keep(|key| wanted.secrets.contains(key));
         extensions.retain(|name, e| e.origin == Origin::Static || wanted.extensions.contains(name));
-        self.dirty |= routes.len() != before;
-    }
-
-    /// Asks for a cluster because a request wants it. `false` when that are too many.
-    pub fn want_cluster(&mut self, name: &str) -> bool {
-        let asked = self.on_demand.contains(name) || (self.on_demand.len() < MOST_ON_DEMAND && self.on_demand.insert(name.into()));
-        self.refresh_wanted();
-        asked
-    }
-
-    /// Nobody waits for the cluster any more: one that never came is not asked for any longer.
-    pub fn unwant_cluster(&mut self, name: &str) {
-        if !self.clusters.contains_key(name) {
-            self.on_demand.remove(name);
+        let fewer = routes.len() != before;
+        self.dirty |= fewer;
+        self.forget_hosts();
+        if fewer {
             self.refresh_wanted();
         }
     }
@@ -553,10 +584,12 @@ impl Compiler {
     }
 
     fn all_wanted(&self) -> Wanted {
-        let mut wanted = Wanted { clusters: self.on_demand.clone(), ..Wanted::default() };
+        let mut wanted = Wanted { clusters: self.on_demand.clusters.clone(), ..Wanted::default() };
+        let name_of = |id: RouteTableId| self.names.route_names().get(id.0 as usize).cloned();
+        wanted.routes.clone_from(&self.on_demand.routes);
         for version in self.listeners.values().flat_map(|e| e.versions.all()) {
-            let names = version.value.uses.route_tables.iter().filter_map(|id| self.names.route_names().get(id.0 as usize));
-            wanted.routes.extend(names.cloned());
+            wanted.routes.extend(version.value.uses.route_tables.iter().filter_map(|id| name_of(*id)));
+            wanted.scopes |= version.value.uses.scopes;
             wanted.extensions.extend(version.value.uses.extensions.iter().map(|u| u.name.clone()));
         }
         for version in self.clusters.values().flat_map(|e| e.versions.all()) {
@@ -564,6 +597,11 @@ impl Compiler {
                 wanted.endpoints.insert(service.clone());
             }
         }
+        if wanted.scopes {
+            let scopes = self.scopes.values().flat_map(|e| e.versions.all());
+            wanted.routes.extend(scopes.filter_map(|v| v.value.waits_for()).filter_map(name_of));
+        }
+        wanted.virtual_hosts.extend(self.wanted_hosts().cloned());
         wanted.secrets.extend(self.all_tls().flat_map(Waiting::secrets).cloned());
         wanted
     }
@@ -576,7 +614,8 @@ impl Compiler {
         let listeners = self.listeners.values().filter_map(|e| e.versions.deadline());
         let clusters = self.clusters.values().filter_map(|e| e.versions.deadline());
         let routes = self.routes.values().filter_map(|e| e.versions.deadline());
-        listeners.chain(clusters).chain(routes).min()
+        let scopes = self.scopes.values().filter_map(|e| e.versions.deadline());
+        listeners.chain(clusters).chain(routes).chain(scopes).min()
     }
 
     /// Whether nothing waits for anything.
@@ -610,6 +649,7 @@ impl Compiler {
             clusters: self.names.cluster_names().iter().map(cluster).collect(),
             routes: self.names.route_names().iter().map(table).collect(),
             extensions: self.names.extension_names().iter().map(extension).collect(),
+            scopes: Arc::new(self.active_scopes()),
             cluster_ids: self.names.cluster_ids(),
         });
         self.dirty = false;
@@ -628,14 +668,7 @@ impl Compiler {
                 *slot = active;
             }
         }
-        Snapshot {
-            version: before.version + 1,
-            listeners: before.listeners.clone(),
-            clusters,
-            routes: before.routes.clone(),
-            extensions: before.extensions.clone(),
-            cluster_ids: before.cluster_ids.clone(),
-        }
+        Snapshot { version: before.version + 1, clusters, ..before.clone() }
     }
 
     /// Every cluster's configuration, also of those that still wait.

@@ -34,6 +34,8 @@ pub(crate) struct Uses {
     pub(crate) route_tables: Vec<RouteTableId>,
     pub(crate) tls: Vec<Waiting>,
     pub(crate) extensions: Vec<ExtensionUse>,
+    /// It has the scopes that are discovered.
+    pub(crate) scopes: bool,
 }
 
 /// Where a discovered filter stands.
@@ -79,9 +81,13 @@ impl<'a> Context<'a> {
 
     pub(crate) fn route_table(&mut self, name: &str) -> RouteTableId {
         let id = self.names.route_table(name);
+        self.uses_route_table(id);
+        id
+    }
+
+    pub(crate) fn uses_route_table(&mut self, id: RouteTableId) {
         if !self.uses.route_tables.contains(&id) {
             self.uses.route_tables.push(id);
         }
-        id
     }
 }

@@ -8,7 +8,7 @@ use lateen_proto::envoy::extensions::filters::network::http_connection_manager::
 use super::common::{cidr, duration_or, limit};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::{access_log, filter, local_reply, route};
+use super::{access_log, filter, local_reply, route, scoped_routes};
 use crate::http::{
     Codec, CurrentClientCert, EscapedSlashes, ForwardClientCert, Http1Options, Http2Options, HttpConnectionManager, PathNormalization,
     RouteSource, ServerHeader, Underscores, Upgrade,
@@ -174,7 +174,9 @@ fn routes(value: Option<inner::RouteSpecifier>, context: &mut Context<'_>) -> Re
             super::source::ads_only(config_source).within("rds.config_source")?;
             Ok(RouteSource::Discovered(context.route_table(&route_config_name)))
         }
-        Some(inner::RouteSpecifier::ScopedRoutes(_)) => Err(Invalid::unsupported("scoped_routes")),
+        Some(inner::RouteSpecifier::ScopedRoutes(value)) => {
+            Ok(RouteSource::Scoped(Arc::new(scoped_routes::routes(value, context).within("scoped_routes")?)))
+        }
         None => Err(Invalid::new("has no routes; give rds or route_config")),
     }
 }

@@ -54,6 +54,7 @@ mod rbac;
 mod record;
 mod retry;
 mod route;
+mod scoped_routes;
 mod secret;
 mod service;
 mod set_filter_state;
@@ -71,7 +72,7 @@ mod upstream_http;
 mod warming;
 
 pub(crate) use common::value_json;
-pub use compiler::{Compiler, Rejected, Update, Wanted};
+pub use compiler::{Compiler, Rejected, Update, Wanted, Wish};
 pub use invalid::Invalid;
 pub use record::{Failure, Kind, Listed, Origin, Record};
 pub use secret::{Certificate, SecretKey, SecretValue, Validation};

@@ -51,7 +51,10 @@ pub(crate) fn table(value: proto::RouteConfiguration, context: &mut Context<'_>)
     } = value;
     // A route to an unknown cluster answers 503 (or as configured) whether clusters are validated or not.
     harmless!(validate_clusters, metadata);
-    refuse!(vhds, cluster_specifier_plugins, route_specifiers);
+    refuse!(cluster_specifier_plugins, route_specifiers);
+    if vhds.is_some() {
+        return Err(Invalid::field("vhds", "is for routes that are discovered themselves; give rds"));
+    }
     let by_header = (!vhost_header.is_empty()).then(|| matcher::header_name(&vhost_header)).transpose().within("vhost_header")?;
     let internal_only_headers = internal_only_headers
         .iter()
@@ -71,6 +74,7 @@ pub(crate) fn table(value: proto::RouteConfiguration, context: &mut Context<'_>)
         suffixes: Vec::new(),
         prefixes: Vec::new(),
         catch_all: None,
+        discovers_hosts: None,
         ignore_port_in_host: ignore_port_in_host_matching,
         vhost_header: by_header,
         ignore_path_parameters: ignore_path_parameters_in_path_matching,

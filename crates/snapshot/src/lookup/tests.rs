@@ -68,6 +68,7 @@ fn naive(domains: &[String], host: &str) -> Option<usize> {
 
 fn table(domains: &[String]) -> RouteTable {
     let mut table = RouteTable {
+        discovers_hosts: None,
         name: "t".into(),
         virtual_hosts: Vec::new(),
         exact: Domains::default(),

@@ -8,7 +8,7 @@ use lateen_proto::google::rpc::Status;
 
 use super::{Handler, Rejected};
 use crate::resource::{Resource, content_version, name_inside};
-use crate::types::{WILDCARD, is_full_state, rank, short_name};
+use crate::types::{WILDCARD, is_full_state, is_namespaced, rank, short_name};
 
 /// gRPC's INVALID_ARGUMENT, the code of every NACK.
 const INVALID_ARGUMENT: i32 = 3;
@@ -201,13 +201,16 @@ impl ClientState {
         let mut rejected = Vec::new();
         let mut seen = HashSet::new();
         let mut updates = Vec::with_capacity(response.resources.len());
+        let mut removed = response.removed_resources;
         for resource in response.resources {
             let name = resource.name;
-            if !state.wants(&name) {
+            if !state.wants(&name) && !resource.aliases.iter().any(|alias| state.wants(alias)) {
                 // It crossed our unsubscription on the way.
                 continue;
             }
             match resource.resource {
+                // So a server says that there is no such virtual host (Envoy vhds.rst).
+                None if is_namespaced(&state.type_url) => removed.extend(resource.aliases.into_iter().chain([name])),
                 None => rejected.push(Rejected { name, reason: "the resource has no content".into() }),
                 Some(body) if body.type_url != state.type_url => {
                     rejected.push(Rejected { name, reason: format!("is a {}, not a {}", body.type_url, state.type_url) });
@@ -218,7 +221,7 @@ impl ClientState {
                 Some(body) => updates.push(Resource { name, version: resource.version, body }),
             }
         }
-        let removed: Vec<String> = response.removed_resources.into_iter().filter(|n| state.wants(n) && !seen.contains(n)).collect();
+        let removed: Vec<String> = removed.into_iter().filter(|n| state.wants(n) && !seen.contains(n)).collect();
         rejected.extend(state.hand_over(updates, removed, handler));
         state.feedback.push_back(Feedback { nonce: response.nonce, error: nack(&state.type_url, &rejected) });
     }
@@ -264,7 +267,8 @@ impl ClientState {
 
 impl TypeState {
     fn wants(&self, name: &str) -> bool {
-        self.wildcard || self.names.contains(name)
+        let below = || is_namespaced(&self.type_url) && name.rsplit_once('/').is_some_and(|(above, _)| self.names.contains(above));
+        self.wildcard || self.names.contains(name) || below()
     }
 
     fn add(&mut self, name: String) {

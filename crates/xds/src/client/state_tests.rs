@@ -1,6 +1,6 @@
 //! Tables for the client state machine.
 use super::*;
-use crate::types::{CLUSTER, ENDPOINT, LISTENER};
+use crate::types::{CLUSTER, ENDPOINT, LISTENER, VIRTUAL_HOST};
 use lateen_proto::any::pack;
 use lateen_proto::envoy::config::cluster::v3::Cluster;
 use lateen_proto::envoy::service::discovery::v3::Resource as WireResource;
@@ -268,4 +268,22 @@ fn a_thousand_rejections_make_a_bounded_message() {
     let rejected: Vec<Rejected> = (0..1000).map(|i| Rejected { name: format!("bad{i}"), reason: "x".repeat(100) }).collect();
     let message = nack(CLUSTER, &rejected).unwrap().message;
     assert!(message.len() < MAX_ERROR_BYTES + 1024 && message.ends_with(" more"), "{}", message.len());
+}
+
+#[test]
+fn virtual_hosts_come_below_the_name_of_their_routes_or_under_another_name_and_may_be_denied() {
+    let mut state = client(Mode::Delta);
+    state.subscribe(VIRTUAL_HOST, names(&["r", "s/x.test"]));
+    next_delta(&mut state);
+    let mut recorder = Recorder::default();
+    let mut response = delta(VIRTUAL_HOST, "n1", &[("r/a", "1"), ("q/a", "1"), ("s/x", "1"), ("s/y", "1")], &[]);
+    response.resources[2].aliases = names(&["s/x.test"]);
+    state.on_response(response, &mut recorder);
+    assert_eq!(recorder.updates, ["r/a@1", "s/x@1"]);
+    assert!(next_delta(&mut state).error_detail.is_none());
+    let mut response = delta(VIRTUAL_HOST, "n2", &[("s/x.test", "")], &[]);
+    response.resources[0].resource = None;
+    state.on_response(response, &mut recorder);
+    assert_eq!(recorder.removed, ["s/x.test"]);
+    assert!(next_delta(&mut state).error_detail.is_none(), "that there is none is an answer");
 }

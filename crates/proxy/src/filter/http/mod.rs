@@ -53,7 +53,7 @@ pub(crate) enum Step {
 /// Runs every filter on the request.
 pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
     let hcm = exchange.hcm;
-    let switched = has_switches(exchange);
+    let mut switched = has_switches(exchange);
     for (index, filter) in hcm.config.filters.iter().enumerate() {
         if switched && is_disabled(exchange, index) {
             continue;
@@ -73,7 +73,12 @@ pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
             HttpFilter::LocalRateLimit(config) => local_ratelimit::on_request(exchange, config),
             HttpFilter::StatefulSession(config) => stateful_session::on_request(exchange, config),
             // Apart, so that requests without it do not hold the room for its wait.
-            HttpFilter::OnDemand(config) => Box::pin(on_demand::on_request(exchange, config)).await?,
+            HttpFilter::OnDemand(config) => {
+                let step = Box::pin(on_demand::on_request(exchange, config)).await?;
+                // The route may be known only now.
+                switched = has_switches(exchange);
+                step
+            }
             HttpFilter::Compressor(config) => {
                 if let Some(FilterStats::Compressor(stats)) = hcm.filter_stats.get(index) {
                     compressor::on_request(exchange, config, stats, index);

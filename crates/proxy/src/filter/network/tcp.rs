@@ -11,6 +11,7 @@ use lateen_balance::breaker::Permit;
 use lateen_balance::{Context, Criteria, Host};
 use lateen_identity::tls::PeerIdentity;
 use lateen_snapshot::cluster::{Discovery, Transport};
+use lateen_snapshot::compile::Wish;
 use lateen_snapshot::listener::{TcpCluster, TcpProxy};
 use lateen_telemetry::envoy_names::{cluster as cluster_names, tcp as names, tcp_on_demand as on_demand};
 use lateen_telemetry::istio::{DestinationId, PrincipalId, Reporter, StreamLabels, TcpSeries};
@@ -185,7 +186,7 @@ impl Session<'_> {
             let live = self.worker.live();
             let by_id = || lookup::name_of(&live.snapshot, picked?.id);
             let Some(name) = self.passed.cluster.as_deref().or_else(by_id) else { return };
-            self.worker.discover(name, waits.limit)
+            self.worker.discover(Wish::Cluster(name.into()), waits.limit)
         };
         waits.stats.inc(on_demand::ATTEMPT);
         waits.stats.inc(match arrived.await {

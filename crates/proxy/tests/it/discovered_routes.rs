@@ -1,0 +1,185 @@
+//! Routes that are found by scope, and virtual hosts and routes that are discovered because a request wants them.
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use lateen_proto::any::{pack, url};
+use lateen_proto::envoy::config::route::v3::{RouteConfiguration, ScopedRouteConfiguration, VirtualHost};
+use lateen_proto::json::Codec;
+use lateen_proxy::{Asked, Wishes};
+use lateen_snapshot::bootstrap::yaml;
+use lateen_snapshot::compile::{Compiler, Update, Wish};
+use prost::{Message, Name};
+
+use crate::support::*;
+
+const SCOPED: &str = "scoped_routes: {name: s, scope_key_builder: {fragments: [{header_value_extractor: {name: x-scope, element_separator: ';', \
+                      element: {separator: '=', key: v}}}]}, rds_config_source: {ads: {}}, CONFIG}";
+const RDS: &str = "rds: {route_config_name: r, config_source: {ads: {}}}";
+const ON_DEMAND: &str = "{name: envoy.filters.http.on_demand, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.on_demand.v3.OnDemand, \
+                         odcds: {source: {ads: {}}, timeout: LIMIT}}},";
+
+fn config(routes: &str, filters: &str) -> String {
+    format!(
+        "
+node: {{id: t, cluster: t}}
+static_resources:
+  listeners:
+  - name: l
+    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
+    filter_chains:
+    - filters:
+      - name: hcm
+        typed_config:
+          '@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: t
+          {routes}
+          http_filters: [{filters} {{name: router, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]
+"
+    )
+}
+
+fn message<M: Message + Name + Default>(text: &str) -> M {
+    Codec::new().read(&(&yaml::read(text).unwrap()).into()).unwrap()
+}
+
+fn apply<M: Message + Name + Default>(compiler: &mut Compiler, name: &str, text: &str) {
+    let update = Update { name: name.to_owned(), version: "1".to_owned(), body: pack(&message::<M>(text)) };
+    assert_eq!(compiler.apply(&url::<M>(), vec![update], &[], Instant::now()), []);
+}
+
+/// Routes that answer with their name.
+fn answering(name: &str, more: &str) -> String {
+    format!("{{name: {name}, virtual_hosts: [{{name: own, domains: [own], routes: [{}]}}] {more}}}", says(name))
+}
+
+fn says(text: &str) -> String {
+    format!("{{match: {{prefix: /}}, direct_response: {{status: 200, body: {{inline_string: {text}}}}}}}")
+}
+
+fn incremental(yaml: &str) -> Compiler {
+    let mut compiler = compiler(yaml);
+    compiler.set_incremental(true);
+    compiler
+}
+
+fn get(proxy: &Proxy, host: &str, more: &str) -> (u16, String) {
+    let answer = proxy.call(&format!("GET / HTTP/1.1\r\nhost: {host}\r\n{more}\r\n"));
+    (answer.status, answer.body)
+}
+
+/// Calls, and answers the wish that the call has with what `discover` makes of the configuration.
+fn wished(
+    proxy: &Proxy,
+    asked: &mut mpsc::Receiver<Asked>,
+    call: (&str, &str),
+    discover: impl FnOnce(&Wish) -> std::sync::Arc<lateen_snapshot::Snapshot>,
+) -> (u16, String) {
+    std::thread::scope(|scope| {
+        let calling = scope.spawn(|| get(proxy, call.0, call.1));
+        let Asked { wish, answer } = asked.recv_timeout(WAIT).unwrap();
+        let snapshot = discover(&wish);
+        assert!(wish.is_met(&snapshot));
+        answer.send(snapshot.version).unwrap();
+        proxy.worker.publish(snapshot);
+        calling.join().unwrap()
+    })
+}
+
+/// What workers ask, with a limit to waiting for it.
+fn channel() -> (Wishes, mpsc::Receiver<Asked>) {
+    let (wishes, mut asked) = Wishes::channel();
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        while let Some(one) = asked.blocking_recv() {
+            if sender.send(one).is_err() {
+                return;
+            }
+        }
+    });
+    (wishes, receiver)
+}
+
+#[test]
+fn a_request_waits_for_its_virtual_host() {
+    let yaml = config(RDS, &ON_DEMAND.replace("LIMIT", "4s"));
+    let mut compiler = incremental(&yaml);
+    apply::<RouteConfiguration>(&mut compiler, "r", &answering("r", ", vhds: {config_source: {ads: {}}}"));
+    let (wishes, mut asked) = channel();
+    let proxy = start_asking(&yaml, compiler.snapshot(), wishes);
+    assert_eq!(get(&proxy, "own", ""), (200, "r".to_owned()));
+    let answer = wished(&proxy, &mut asked, ("Late", ""), |wish| {
+        let Wish::VirtualHost { name, .. } = wish else { panic!("{wish:?}") };
+        assert_eq!(&**name, "r/late");
+        assert!(compiler.want(wish) && compiler.wanted().virtual_hosts.iter().map(|n| &**n).eq(["r", "r/late"]));
+        apply::<VirtualHost>(&mut compiler, "r/some", &format!("{{name: some, domains: [late, '*.late'], routes: [{}]}}", says("late")));
+        compiler.snapshot()
+    });
+    assert_eq!(answer, (200, "late".to_owned()));
+    assert_eq!((get(&proxy, "late", ""), get(&proxy, "x.late", ""), get(&proxy, "own", "")).0.1, "late");
+    assert!(asked.try_recv().is_err(), "what is there is not asked for");
+}
+
+#[test]
+fn a_virtual_host_that_there_is_not_is_waited_for_only_so_long() {
+    let yaml = config(RDS, &ON_DEMAND.replace("LIMIT", "0.4s"));
+    let mut compiler = incremental(&yaml);
+    apply::<RouteConfiguration>(&mut compiler, "r", &answering("r", ", vhds: {config_source: {ads: {}}}"));
+    let (wishes, asked) = channel();
+    let proxy = start_asking(&yaml, compiler.snapshot(), wishes);
+    let began = Instant::now();
+    assert_eq!(get(&proxy, "late", "").0, 404);
+    assert!(began.elapsed() >= Duration::from_millis(350), "{:?}", began.elapsed());
+    drop(asked.recv_timeout(WAIT).unwrap());
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let calling = scope.spawn(|| get(&proxy, "late", ""));
+        // There is no such host.
+        drop(asked.recv_timeout(WAIT).unwrap());
+        assert_eq!(calling.join().unwrap().0, 404);
+    });
+    assert!(began.elapsed() < Duration::from_millis(350), "{:?}", began.elapsed());
+}
+
+#[test]
+fn the_routes_of_a_request_are_those_of_its_scope() {
+    let yaml = config(&SCOPED.replace("CONFIG", "scoped_rds: {scoped_rds_config_source: {ads: {}}}"), "");
+    let mut compiler = incremental(&yaml);
+    assert!(compiler.wanted().scopes);
+    assert_eq!(compiler.snapshot().listeners.len(), 0, "no scope has arrived");
+    let scope =
+        |name: &str, key: &str| format!("{{name: {name}, key: {{fragments: [{{string_key: {key}}}]}}, route_configuration_name: {name}}}");
+    apply::<ScopedRouteConfiguration>(&mut compiler, "one", &scope("one", "k1"));
+    assert!(compiler.wanted().routes.contains("one"));
+    assert_eq!(compiler.snapshot().listeners.len(), 0, "its routes have not");
+    apply::<RouteConfiguration>(&mut compiler, "one", &answering("one", ""));
+    let proxy = start_with(&yaml, compiler.snapshot());
+    assert_eq!(get(&proxy, "own", "x-scope: a=b;v=k1\r\n"), (200, "one".to_owned()));
+    for more in ["", "x-scope: v=k2\r\n", "x-scope: w=k1\r\n", "x-scope: k1\r\n"] {
+        assert_eq!(get(&proxy, "own", more).0, 404, "{more}");
+    }
+    apply::<ScopedRouteConfiguration>(&mut compiler, "two", &scope("two", "k2"));
+    apply::<RouteConfiguration>(&mut compiler, "two", &answering("two", ""));
+    publish(&proxy.worker, compiler.snapshot());
+    assert_eq!(get(&proxy, "own", "x-scope: v=k2\r\n"), (200, "two".to_owned()));
+    assert_eq!(compiler.apply(&url::<ScopedRouteConfiguration>(), Vec::new(), &["one".to_owned()], Instant::now()), []);
+    publish(&proxy.worker, compiler.snapshot());
+    assert_eq!((get(&proxy, "own", "x-scope: v=k1\r\n").0, get(&proxy, "own", "x-scope: v=k2\r\n").0), (404, 200));
+}
+
+#[test]
+fn the_routes_of_a_scope_may_be_discovered_on_demand() {
+    let list = "scoped_route_configurations_list: {scoped_route_configurations: [{name: one, on_demand: true, \
+                key: {fragments: [{string_key: k1}]}, route_configuration_name: r}]}";
+    let yaml = config(&SCOPED.replace("CONFIG", list), &ON_DEMAND.replace("LIMIT", "4s"));
+    let mut compiler = incremental(&yaml);
+    assert!(compiler.wanted().routes.is_empty());
+    let (wishes, mut asked) = channel();
+    let proxy = start_asking(&yaml, compiler.snapshot(), wishes);
+    assert_eq!(get(&proxy, "own", "").0, 404, "it is in no scope");
+    let answer = wished(&proxy, &mut asked, ("own", "x-scope: v=k1\r\n"), |wish| {
+        assert!(compiler.want(wish) && compiler.wanted().routes.contains("r"));
+        apply::<RouteConfiguration>(&mut compiler, "r", &answering("r", ""));
+        compiler.snapshot()
+    });
+    assert_eq!(answer, (200, "r".to_owned()));
+}
