@@ -64,7 +64,7 @@ pub(crate) fn forward(
         cluster_specifier,
         host_rewrite_specifier,
     } = value;
-    // Requests in early data are never sent; flushing has a limit of its own.
+    // Requests are never sent in early data. What is left of a response waits as long as its stream may be idle.
     harmless!(early_data_policy, flush_timeout);
     refuse!(retry_policy_typed_config);
     // The newer limits stand instead of the older ones (Envoy `usingNewTimeouts`).

@@ -3,7 +3,7 @@ use lateen_balance::{Limits, RetryBudget};
 use lateen_proto::envoy::config::cluster::v3 as proto;
 
 use super::common::percent_fraction;
-use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::invalid::{Invalid, Result, Within, refuse};
 
 /// The limits of a cluster by priority.
 pub(crate) struct Thresholds {
@@ -30,8 +30,13 @@ pub(crate) fn thresholds(value: Option<proto::CircuitBreakers>) -> Result<Thresh
             track_remaining,
             max_connection_pools,
         } = value;
-        harmless!(max_connection_pools);
-        let priority = level(priority).within_item("thresholds", index)?;
+        // The largest number limits nothing.
+        let max_connection_pools = max_connection_pools.filter(|most| *most != u32::MAX);
+        let checked = || -> Result<usize> {
+            refuse!(max_connection_pools);
+            level(priority)
+        };
+        let priority = checked().within_item("thresholds", index)?;
         let retry_budget = retry_budget.map(budget).transpose().within("retry_budget").within_item("thresholds", index)?;
         // Of two entries for one priority Envoy takes the first.
         if let (Some(limits), Some(seen @ false), Some(tracked)) =

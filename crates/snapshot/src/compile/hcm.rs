@@ -80,7 +80,7 @@ pub(crate) fn manager(value: proto::HttpConnectionManager, context: &mut Context
         strip_port_mode,
     } = value;
     // An invalid message closes the connection in either case; 100-continue is always passed on;
-    // jitter and flush intervals only spread work in time.
+    // jitter and flush intervals only spread work in time; the rest of a response waits as long as its stream may be idle.
     harmless!(http1_safe_max_connection_duration, stream_flush_timeout, drain_timeout_jitter, proxy_100_continue);
     harmless!(stream_error_on_invalid_http_message, add_proxy_protocol_connection_state, access_log_flush_interval);
     harmless!(represent_ipv4_remote_address_as_ipv4_mapped_ipv6, typed_header_validation_config);

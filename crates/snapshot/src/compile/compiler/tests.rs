@@ -279,6 +279,10 @@ fn refusals_name_the_field_by_its_path() {
             "maglev_lb_config.table_size: 10 is not a prime",
         ),
         (
+            "{name: c, type: STATIC, circuit_breakers: {thresholds: [{max_connection_pools: 4294967295}, {max_connection_pools: 9}]}}",
+            "circuit_breakers.thresholds[1].max_connection_pools: is not supported",
+        ),
+        (
             "{name: c, type: STATIC, circuit_breakers: {thresholds: [{}, {retry_budget: {budget_interval: 1s}}]}}",
             "circuit_breakers.thresholds[1].retry_budget.budget_interval: is not supported",
         ),
