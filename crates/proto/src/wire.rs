@@ -1,6 +1,6 @@
 //! Encoded messages taken apart field by field, by those who need not know the rest of them.
 use bytes::Buf;
-use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field};
 
 /// One field of an encoded message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,28 @@ pub fn pieces(encoded: &[u8]) -> impl Iterator<Item = Piece<'_>> {
     })
 }
 
+/// Takes the messages at `path` (numbers of fields, from the outside in) out of an encoded message, as they stand, and returns
+/// the rest: what has thousands of parts can then be decoded part by part. What cannot be read stays in the rest, for the decoder
+/// to complain about.
+pub fn take_out<'a>(encoded: &'a [u8], path: &[u32], taken: &mut Vec<&'a [u8]>) -> Vec<u8> {
+    let (mut rest, mut read) = (Vec::new(), 0);
+    for piece in pieces(encoded) {
+        read += piece.whole.len();
+        match (piece.content, path) {
+            (Some(content), [number]) if piece.number == *number => taken.push(content),
+            (Some(content), [number, inner @ ..]) if piece.number == *number => {
+                let inside = take_out(content, inner, taken);
+                encode_key(piece.number, WireType::LengthDelimited, &mut rest);
+                encode_varint(inside.len() as u64, &mut rest);
+                rest.extend(inside);
+            }
+            _ => rest.extend_from_slice(piece.whole),
+        }
+    }
+    rest.extend_from_slice(encoded.get(read..).unwrap_or_default());
+    rest
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,5 +78,18 @@ mod tests {
         for encoded in [&[][..], &[0x0a], &[0x0a, 5, b'x'], &[0xff], &[0x1d, 1]] {
             assert_eq!(pieces(encoded).count(), 0, "{encoded:?}");
         }
+    }
+
+    #[test]
+    fn parts_are_taken_out_and_the_rest_stays_as_it_was() {
+        // 1: "ab", 2: { 3: "x", 1: 5, 3: "yz" }, 2: { 3: "" }, and a byte that is no field.
+        let encoded = [0x0a, 2, b'a', b'b', 0x12, 9, 0x1a, 1, b'x', 0x08, 5, 0x1a, 2, b'y', b'z', 0x12, 2, 0x1a, 0, 0x07];
+        let mut taken = Vec::new();
+        let rest = take_out(&encoded, &[2, 3], &mut taken);
+        assert_eq!(taken, [&b"x"[..], b"yz", b""]);
+        assert_eq!(rest, [0x0a, 2, b'a', b'b', 0x12, 2, 0x08, 5, 0x12, 0, 0x07]);
+        taken.clear();
+        assert_eq!(take_out(&encoded, &[7], &mut taken), encoded);
+        assert!(taken.is_empty());
     }
 }

@@ -272,14 +272,18 @@ impl Compiler {
         let Self { routes, names, secrets, dns_caches, hosts, by_delta, .. } = self;
         let name: Arc<str> = update.name.as_str().into();
         let entry = routes.entry(name).or_insert_with(|| Entry::new(origin));
-        entry.take(update, origin, now, |mut proto: RouteProto, name| {
-            same_name(&proto.name, name)?;
+        entry.take_sent(update, origin, now, |body, name| {
+            let sent = route::Sent::open(body)?;
+            same_name(&sent.rest.name, name)?;
             let mut context = Context::new(names, secrets, dns_caches, false);
             context.names.route_table(name);
-            let base = virtual_hosts::base(&mut proto, origin, *by_delta)?;
+            let base = match sent.rest.vhds {
+                Some(_) => virtual_hosts::base(&mut decode(body)?, origin, *by_delta)?,
+                None => None,
+            };
             let table = match &base {
                 Some(base) => virtual_hosts::merged(RouteProto::clone(base), hosts.get(name), &mut context)?,
-                None => route::table(proto, &mut context)?,
+                None => sent.table(&mut context)?,
             };
             Ok(RouteVersion { table: Arc::new(table), base, uses: context.uses })
         })
@@ -727,6 +731,11 @@ impl<T> Entry<T> {
         now: Instant,
         compile: impl FnOnce(M, &str) -> Result<T>,
     ) -> Result<()> {
+        self.take_sent(update, origin, now, |body, name| compile(decode(body)?, name))
+    }
+
+    /// [`Self::take`] for what is not decoded all at once.
+    fn take_sent(&mut self, update: Update, origin: Origin, now: Instant, compile: impl FnOnce(&Any, &str) -> Result<T>) -> Result<()> {
         let Update { name, version, body } = update;
         let record = Record { body: Arc::new(body), version: version.into(), updated: SystemTime::now() };
         let result = if self.origin == Origin::Static && origin == Origin::Dynamic {
@@ -736,7 +745,7 @@ impl<T> Entry<T> {
             self.failure = None;
             return Ok(());
         } else {
-            decode::<M>(&record.body).and_then(|proto| compile(proto, &name))
+            compile(&record.body, &name)
         };
         match result {
             Ok(value) => {

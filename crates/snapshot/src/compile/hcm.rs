@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::extensions::filters::network::http_connection_manager::v3::{self as proto, http_connection_manager as inner};
+use lateen_proto::{Any, wire};
+use prost::Message;
 
 use super::common::{cidr, duration_or, limit};
 use super::context::Context;
@@ -18,7 +20,15 @@ use crate::matcher::Cidr;
 const FIVE_MINUTES: Duration = Duration::from_secs(300);
 const HOUR: Duration = Duration::from_secs(3600);
 
-pub(crate) fn manager(value: proto::HttpConnectionManager, context: &mut Context<'_>) -> Result<HttpConnectionManager> {
+pub(crate) fn manager(config: &Any, context: &mut Context<'_>) -> Result<HttpConnectionManager> {
+    let mut hosts = Vec::new();
+    // HttpConnectionManager.route_config, RouteConfiguration.virtual_hosts
+    let rest = wire::take_out(&config.value, &[4, 2], &mut hosts);
+    let value = proto::HttpConnectionManager::decode(rest.as_slice()).map_err(|e| Invalid::field("typed_config", e.to_string()))?;
+    build(value, hosts, context)
+}
+
+fn build(value: proto::HttpConnectionManager, hosts: Vec<&[u8]>, context: &mut Context<'_>) -> Result<HttpConnectionManager> {
     let proto::HttpConnectionManager {
         codec_type,
         stat_prefix,
@@ -116,7 +126,7 @@ pub(crate) fn manager(value: proto::HttpConnectionManager, context: &mut Context
         codec: codec(codec_type)?,
         http1: http1(http_protocol_options.unwrap_or_default()).within("http_protocol_options")?,
         http2: http2(http2_protocol_options.unwrap_or_default()).within("http2_protocol_options")?,
-        routes: routes(route_specifier, context)?,
+        routes: routes(route_specifier, hosts, context)?,
         filters,
         filter_names,
         filters_off,
@@ -162,10 +172,11 @@ pub(crate) fn manager(value: proto::HttpConnectionManager, context: &mut Context
     Ok(manager)
 }
 
-fn routes(value: Option<inner::RouteSpecifier>, context: &mut Context<'_>) -> Result<RouteSource> {
+fn routes(value: Option<inner::RouteSpecifier>, hosts: Vec<&[u8]>, context: &mut Context<'_>) -> Result<RouteSource> {
     match value {
         Some(inner::RouteSpecifier::RouteConfig(config)) => {
-            Ok(RouteSource::Inline(Arc::new(route::table(config, context).within("route_config")?)))
+            let table = route::Sent { rest: config, hosts }.table(context).within("route_config")?;
+            Ok(RouteSource::Inline(Arc::new(table)))
         }
         Some(inner::RouteSpecifier::Rds(proto::Rds { config_source, route_config_name })) => {
             if route_config_name.is_empty() {

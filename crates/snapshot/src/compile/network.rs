@@ -97,7 +97,7 @@ pub(crate) fn discovered_terminal(name: &str, config: &Any, context: &mut Contex
 
 fn typed(name: &str, config: &Any, context: &mut Context<'_>) -> Result<Kind> {
     if any::is::<proto::http_connection_manager::v3::HttpConnectionManager>(config) {
-        Ok(Kind::Terminal(Terminal::Http(Arc::new(hcm::manager(open(config)?, context)?))))
+        Ok(Kind::Terminal(Terminal::Http(Arc::new(hcm::manager(config, context)?))))
     } else if any::is::<tcp::TcpProxy>(config) {
         Ok(Kind::Terminal(Terminal::Tcp(Arc::new(tcp_proxy::tcp_proxy(open(config)?, context)?))))
     } else if any::is::<proto::direct_response::v3::Config>(config) {

@@ -3,10 +3,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::StatusCode;
-use lateen_proto::any;
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::route::v3::{self as proto, redirect_action, route, route_match, virtual_host};
 use lateen_proto::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
+use lateen_proto::{Any, any, wire};
+use prost::Message;
 
 use super::common::{data, metadata_text, open, port, runtime_fraction};
 use super::context::Context;
@@ -27,10 +28,44 @@ pub(crate) struct Inherited {
     pub(crate) direct_body_limit: usize,
 }
 
-pub(crate) fn table(value: proto::RouteConfiguration, context: &mut Context<'_>) -> Result<RouteTable> {
+pub(crate) fn table(mut value: proto::RouteConfiguration, context: &mut Context<'_>) -> Result<RouteTable> {
+    let hosts = std::mem::take(&mut value.virtual_hosts);
+    build(value, hosts.into_iter().map(Ok), context)
+}
+
+/// A route configuration as it was sent: its virtual hosts are decoded one by one. Decoded, thousands of them take twenty times
+/// their bytes, and what is made of them meanwhile would lie between their remains and keep that memory with the process.
+pub(crate) struct Sent<'a> {
+    pub(crate) rest: proto::RouteConfiguration,
+    pub(crate) hosts: Vec<&'a [u8]>,
+}
+
+impl<'a> Sent<'a> {
+    pub(crate) fn open(body: &'a Any) -> Result<Self> {
+        if !any::is::<proto::RouteConfiguration>(body) {
+            return any::open(body).map(|rest| Self { rest, hosts: Vec::new() }).map_err(|e| Invalid::new(e.to_string()));
+        }
+        let mut hosts = Vec::new();
+        // RouteConfiguration.virtual_hosts
+        let rest = wire::take_out(&body.value, &[2], &mut hosts);
+        let rest = proto::RouteConfiguration::decode(rest.as_slice()).map_err(|e| Invalid::new(e.to_string()))?;
+        Ok(Self { rest, hosts })
+    }
+
+    pub(crate) fn table(self, context: &mut Context<'_>) -> Result<RouteTable> {
+        let decoded = |bytes: &[u8]| proto::VirtualHost::decode(bytes).map_err(|e| Invalid::new(e.to_string()));
+        build(self.rest, self.hosts.into_iter().map(decoded), context)
+    }
+}
+
+fn build(
+    value: proto::RouteConfiguration,
+    hosts: impl ExactSizeIterator<Item = Result<proto::VirtualHost>>,
+    context: &mut Context<'_>,
+) -> Result<RouteTable> {
     let proto::RouteConfiguration {
         name,
-        virtual_hosts,
+        virtual_hosts: _taken,
         vhds,
         internal_only_headers,
         response_headers_to_add,
@@ -69,8 +104,8 @@ pub(crate) fn table(value: proto::RouteConfiguration, context: &mut Context<'_>)
     let response = header::mutations(response_headers_to_add, response_headers_to_remove, "response")?;
     let mut table = RouteTable {
         name: name.into(),
-        virtual_hosts: Vec::with_capacity(virtual_hosts.len()),
-        exact: Domains::with_capacity_and_hasher(virtual_hosts.iter().map(|host| host.domains.len()).sum(), Default::default()),
+        virtual_hosts: Vec::with_capacity(hosts.len()),
+        exact: Domains::with_capacity_and_hasher(hosts.len(), Default::default()),
         suffixes: Vec::new(),
         prefixes: Vec::new(),
         catch_all: None,
@@ -83,8 +118,9 @@ pub(crate) fn table(value: proto::RouteConfiguration, context: &mut Context<'_>)
         headers: HeaderChanges { request, response },
         most_specific_header_mutations_wins,
     };
-    let mut names = std::collections::HashSet::with_capacity(virtual_hosts.len());
-    for (index, mut host) in virtual_hosts.into_iter().enumerate() {
+    let mut names = std::collections::HashSet::with_capacity(hosts.len());
+    for (index, host) in hosts.enumerate() {
+        let mut host = host.within_item("virtual_hosts", index)?;
         if !names.insert(host.name.clone()) {
             return Err(Invalid::field("name", format!("`{}` is used by two virtual hosts; names must differ", host.name)))
                 .within_item("virtual_hosts", index);
@@ -95,6 +131,7 @@ pub(crate) fn table(value: proto::RouteConfiguration, context: &mut Context<'_>)
         let host = one_virtual_host(host, &inherited, context).within_item("virtual_hosts", index)?;
         table.virtual_hosts.push(host);
     }
+    table.exact.shrink_to_fit();
     table.sort_wildcards();
     Ok(table)
 }

@@ -143,6 +143,20 @@ fn one_bad_resource_hurts_only_itself() {
 }
 
 #[test]
+fn a_virtual_host_that_does_not_decode_is_named_by_its_place() {
+    let host = [0x0a, 1, b'v', 0x12, 1, b'*'];
+    let broken = [0x0a, 9, b'v'];
+    let mut value = vec![0x0a, 1, b'r'];
+    for host in [&host[..], &broken] {
+        value.extend([0x12, host.len() as u8]);
+        value.extend(host);
+    }
+    let body = Any { type_url: ROUTE.to_owned(), value };
+    let rejected = Compiler::new().apply(ROUTE, vec![Update { name: "r".to_owned(), version: "1".to_owned(), body }], &[], Instant::now());
+    assert!(rejected[0].reason.starts_with("virtual_hosts[1]: failed to decode"), "{}", rejected[0].reason);
+}
+
+#[test]
 fn a_message_nested_without_end_is_refused_before_the_stack_is() {
     // metadata.filter_metadata: a list in a list in a list …
     let field = |number: u32, body: Vec<u8>| {
