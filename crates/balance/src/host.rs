@@ -235,6 +235,8 @@ pub struct HostSet {
     pub overprovisioning_percent: u32,
     /// Availability goes by the weights of hosts, not by their number (`weighted_priority_health`).
     pub weighted_priority_health: bool,
+    /// Of a million requests, how many are turned away before anybody is asked (`drop_overloads`).
+    pub dropped_per_million: u32,
     /// Where the cluster is divided.
     pub subsets: Option<Box<Subsets>>,
     /// Bumped when a health flag of a member changes; a balancer that sees another number recomputes.
@@ -253,6 +255,7 @@ impl HostSet {
             priorities,
             overprovisioning_percent: OVERPROVISIONING_PERCENT,
             weighted_priority_health: false,
+            dropped_per_million: 0,
             subsets: None,
             health_epoch: AtomicU64::new(0),
         }

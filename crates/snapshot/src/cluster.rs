@@ -121,11 +121,13 @@ pub enum Discovery {
 pub struct AssignmentPolicy {
     pub overprovisioning_percent: u32,
     pub weighted_priority_health: bool,
+    /// Of a million requests, how many are turned away before anybody is asked.
+    pub dropped_per_million: u32,
 }
 
 impl Default for AssignmentPolicy {
     fn default() -> Self {
-        Self { overprovisioning_percent: OVERPROVISIONING_PERCENT, weighted_priority_health: false }
+        Self { overprovisioning_percent: OVERPROVISIONING_PERCENT, weighted_priority_health: false, dropped_per_million: 0 }
     }
 }
 

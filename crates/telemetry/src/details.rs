@@ -15,6 +15,10 @@ pub const ROUTE_CONFIGURATION_NOT_FOUND: &str = "route_configuration_not_found";
 pub const CLUSTER_NOT_FOUND: &str = "cluster_not_found";
 /// The cluster has no usable endpoint.
 pub const NO_HEALTHY_UPSTREAM: &str = "no_healthy_upstream";
+/// The cluster drops this share of its requests.
+pub const DROP_OVERLOAD: &str = "drop_overload";
+/// The cluster drops all of its requests.
+pub const UNCONDITIONAL_DROP_OVERLOAD: &str = "unconditional_drop_overload";
 /// The upstream's redirect was followed here.
 pub const INTERNAL_REDIRECT: &str = "internal_redirect";
 /// The name that a request is for could not be resolved; the reason follows in braces.

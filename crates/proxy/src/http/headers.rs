@@ -25,6 +25,8 @@ names! {
     GRPC_STATUS = "grpc-status";
     GRPC_TIMEOUT = "grpc-timeout";
     HEDGE_ON_PER_TRY_TIMEOUT = "x-envoy-hedge-on-per-try-timeout";
+    DROPPED = "x-envoy-drop-overload";
+    DROPPED_ALWAYS = "x-envoy-unconditional-drop-overload";
     HEALTH_CHECKED_CLUSTER = "x-envoy-upstream-healthchecked-cluster";
     IMMEDIATE_HEALTH_CHECK_FAIL = "x-envoy-immediate-health-check-fail";
     INTERNAL = "x-envoy-internal";

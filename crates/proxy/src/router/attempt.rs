@@ -12,6 +12,7 @@ use lateen_balance::host::ActiveRequest;
 use lateen_balance::outlier::Outcome;
 use lateen_balance::{Context, Host};
 use lateen_snapshot::cluster::Discovery;
+use lateen_snapshot::dns::cache::DnsCache;
 use lateen_snapshot::route::{Connect, Forward, HostRewrite};
 use lateen_telemetry::envoy_names::cluster as names;
 use lateen_telemetry::envoy_names::count_upstream_code;
@@ -24,7 +25,7 @@ use super::outcome::{Failed, Failure};
 use super::replay::Progress;
 use super::retry::Retries;
 use crate::filter::http::body::{Caller, Halt};
-use crate::filter::http::stateful_session;
+use crate::filter::http::{dynamic_forward_proxy, stateful_session};
 use crate::http::message::{Response, Version};
 use crate::http::reply::Reply;
 use crate::http::stream::{StreamError, Upstream};
@@ -45,6 +46,13 @@ pub(super) enum Tried {
     },
     /// It is too slow, and goes on beside its repetition.
     Late(Box<Late>),
+}
+
+impl Tried {
+    /// Nobody could be asked at all.
+    fn lacks_host(&self) -> bool {
+        matches!(self, Self::Failed { failed, .. } if failed.failure == Failure::NoHealthyHost)
+    }
 }
 
 /// A response's head, and where the rest comes from. Boxed wherever it goes: a request's future would else hold room for
@@ -101,7 +109,9 @@ fn begin<'a>(
     let sought = Sought { original: original(exchange, &forwarding.cluster), authority: &exchange.request.authority, port: None };
     let Some((cluster, host)) = own.or_else(|| choose(exchange.worker, &exchange.live, Rc::clone(&forwarding.cluster), &context, &sought))
     else {
-        forwarding.cluster.stats.inc(names::UPSTREAM_CX_NONE_HEALTHY);
+        if forwarding.cluster.dns_cache().is_none() {
+            forwarding.cluster.stats.inc(names::UPSTREAM_CX_NONE_HEALTHY);
+        }
         return Ok(Err(failed(Failure::NoHealthyHost)));
     };
     let stats = &cluster.stats;
@@ -141,6 +151,24 @@ fn begin<'a>(
     Ok(Ok(Begun { target, began, tunnel }))
 }
 
+/// [`begin`] for a host that the request names, once its name is resolved: no filter has asked for it.
+async fn begin_by_name<'a>(
+    exchange: &mut Exchange<'_>,
+    forward: &'a Forward,
+    forwarding: &mut Forwarding,
+    retries: &Retries,
+    cache: &Arc<DnsCache>,
+) -> Result<Result<Begun<'a>, Tried>, End> {
+    let port = forwarding.cluster.cluster.config.default_port().unwrap_or_default();
+    match dynamic_forward_proxy::resolve(exchange, cache, port).await? {
+        Ok(()) => begin(exchange, forward, forwarding, retries),
+        Err(why) => {
+            forwarding.cluster.stats.inc(names::UPSTREAM_CX_NONE_HEALTHY);
+            Ok(Err(failed(Failed { failure: Failure::NameNotResolved, transport: why.details().into_owned() })))
+        }
+    }
+}
+
 pub(super) async fn run(
     exchange: &mut Exchange<'_>,
     forward: &Forward,
@@ -149,7 +177,14 @@ pub(super) async fn run(
 ) -> Result<Tried, End> {
     let Begun { target, began, tunnel } = match begin(exchange, forward, forwarding, retries)? {
         Ok(begun) => begun,
-        Err(ended) => return Ok(ended),
+        Err(ended) => match forwarding.cluster.dns_cache().cloned().filter(|_| ended.lacks_host()) {
+            // Apart, because most clusters know their hosts.
+            Some(cache) => match Box::pin(begin_by_name(exchange, forward, forwarding, retries, &cache)).await? {
+                Ok(begun) => begun,
+                Err(ended) => return Ok(ended),
+            },
+            None => return Ok(ended),
+        },
     };
     let cluster = Rc::clone(&began.cluster);
     let stats = &cluster.stats;

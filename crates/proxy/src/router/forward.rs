@@ -8,7 +8,7 @@ use std::task::Poll;
 use http::HeaderValue;
 use lateen_balance::{Criteria, Host};
 use lateen_snapshot::route::{BufferLimit, Forward};
-use lateen_telemetry::envoy_names::{cluster as cluster_names, http as names};
+use lateen_telemetry::envoy_names::{cluster as cluster_names, count_upstream_code, http as names};
 use lateen_telemetry::{ResponseFlags, details};
 use tokio::time::Instant;
 
@@ -78,6 +78,9 @@ fn begin(exchange: &mut Exchange<'_>, matched: &Matched, forward: &Forward) -> R
         return Err(Reply::new(status, body, details::CLUSTER_NOT_FOUND, ResponseFlags::NO_CLUSTER_FOUND).into());
     };
     exchange.info.cluster = Some(Rc::clone(&cluster));
+    if cluster.cluster.hosts.dropped_per_million > 0 {
+        drop_overload(exchange, &cluster)?;
+    }
     let policy = forward.retry.clone().or_else(|| matched.virtual_host().and_then(|h| h.retry.clone()));
     let listener = ListenerLimits { idle: exchange.hcm.config.stream_idle_timeout, stream: exchange.hcm.config.max_stream_duration };
     let inherited = Inherited {
@@ -115,6 +118,23 @@ fn begin(exchange: &mut Exchange<'_>, matched: &Matched, forward: &Forward) -> R
         forwarding.body.count_messages();
     }
     Ok((forwarding, retries))
+}
+
+/// Turns away the share of requests that the control plane wants dropped, whose servers have too much to do.
+fn drop_overload(exchange: &Exchange<'_>, cluster: &ClusterState) -> Result<(), End> {
+    let dropped = cluster.cluster.hosts.dropped_per_million;
+    let (text, details, flags, header) = if dropped >= 1_000_000 {
+        let flags = ResponseFlags::UNCONDITIONAL_DROP_OVERLOAD;
+        ("unconditional drop overload", details::UNCONDITIONAL_DROP_OVERLOAD, flags, header_names::DROPPED_ALWAYS)
+    } else if exchange.worker.roll64() % 1_000_000 < u64::from(dropped) {
+        ("drop overload", details::DROP_OVERLOAD, ResponseFlags::DROP_OVERLOAD, header_names::DROPPED)
+    } else {
+        return Ok(());
+    };
+    count_upstream_code(&cluster.stats, 503);
+    let reply = Reply::new(503, text, details, flags);
+    let suppress = exchange.hcm.router.suppress_envoy_headers || exchange.hcm.config.suppress_envoy_headers;
+    Err(if suppress { reply } else { reply.with_header(header, HeaderValue::from_static("true")) }.into())
 }
 
 /// How much of the body may be sent again.
@@ -262,7 +282,9 @@ async fn conclude(
             relay::run(exchange, forwarding, answered).await
         }
         Err(failed) => {
-            exchange.info.transport_failure = details::underscored(&failed.transport).into_owned();
+            if failed.failure != Failure::NameNotResolved {
+                exchange.info.transport_failure = details::underscored(&failed.transport).into_owned();
+            }
             match failed.failure {
                 Failure::Timeout => forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_TIMEOUT),
                 Failure::SlowRequest => exchange.hcm.stats.inc(names::DOWNSTREAM_RQ_TIMEOUT),

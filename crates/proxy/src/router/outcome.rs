@@ -32,6 +32,8 @@ pub(crate) enum Failure {
     /// The caller did not send all of the request in time.
     SlowRequest,
     NoHealthyHost,
+    /// The host that the request names has no address; the reason stands where otherwise the socket's does.
+    NameNotResolved,
 }
 
 /// A failure with what the socket or TLS said.
@@ -85,7 +87,8 @@ impl Failure {
             | Self::StreamDuration
             | Self::StreamIdle
             | Self::SlowRequest
-            | Self::NoHealthyHost => "local reset",
+            | Self::NoHealthyHost
+            | Self::NameNotResolved => "local reset",
         }
     }
 
@@ -101,13 +104,14 @@ impl Failure {
             Self::StreamDuration => ResponseFlags::NONE,
             Self::StreamIdle => ResponseFlags::STREAM_IDLE_TIMEOUT,
             Self::SlowRequest => ResponseFlags::NONE,
-            Self::NoHealthyHost => ResponseFlags::NO_HEALTHY_UPSTREAM,
+            Self::NoHealthyHost | Self::NameNotResolved => ResponseFlags::NO_HEALTHY_UPSTREAM,
         }
     }
 
     /// Whether the host, rather than this proxy's own limits, failed.
     pub(super) fn blames_host(self) -> bool {
-        !matches!(self, Self::Overflow | Self::NoHealthyHost | Self::StreamDuration | Self::StreamIdle | Self::SlowRequest)
+        let own = matches!(self, Self::Overflow | Self::StreamDuration | Self::StreamIdle | Self::SlowRequest);
+        !own && !matches!(self, Self::NoHealthyHost | Self::NameNotResolved)
     }
 
     /// Whether nothing that is still under way could be of use.
@@ -142,6 +146,7 @@ impl Failed {
             // Envoy `ConnectionManagerImpl::ActiveStream::onRequestTimeout`.
             Failure::SlowRequest => Reply::new(408, "request timeout", details::REQUEST_OVERALL_TIMEOUT, flags),
             Failure::NoHealthyHost => Reply::new(503, "no healthy upstream", details::NO_HEALTHY_UPSTREAM, flags),
+            Failure::NameNotResolved => Reply::new(503, "no healthy upstream", self.transport.clone(), flags),
             other => {
                 let status = if other == Failure::ProtocolError { 502 } else { 503 };
                 let reply = Reply::new(status, self.text(retried), details::reset_before_response(other.reason(), &self.transport), flags);

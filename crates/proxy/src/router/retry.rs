@@ -142,6 +142,7 @@ impl Retries {
         match failure {
             Failure::Overflow
             | Failure::NoHealthyHost
+            | Failure::NameNotResolved
             | Failure::SlowRequest
             | Failure::Timeout
             | Failure::StreamDuration

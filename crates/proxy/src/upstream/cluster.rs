@@ -11,6 +11,7 @@ use lateen_balance::balancer::{Balancer, Tally};
 use lateen_balance::outlier::{self, Detection, Detector, Ejection, Outcome};
 use lateen_balance::{Address, Aggregate, Breakers, Choice, Context, Host, LbPolicy};
 use lateen_snapshot::cluster::{Discovery, UpstreamHttp};
+use lateen_snapshot::dns::cache::DnsCache;
 use lateen_snapshot::http::AlpnOverrides;
 use lateen_snapshot::{Cluster, ClusterId};
 use lateen_telemetry::envoy_names::{cluster as names, outlier as outlier_names, subsets as subset_names, zones as zone_names};
@@ -318,6 +319,14 @@ impl ClusterState {
         let host = Arc::new(Host::new(Address::Socket(address)));
         hosts.insert(address, Arc::clone(&host));
         host
+    }
+
+    /// Where the names are resolved that requests bring along, if they do.
+    pub(crate) fn dns_cache(&self) -> Option<&Arc<DnsCache>> {
+        match &self.cluster.config.discovery {
+            Discovery::DynamicForwardProxy(cache) => Some(cache),
+            _ => None,
+        }
     }
 
     /// Whether the hosts are no members, but come with requests.

@@ -229,6 +229,24 @@ fn requests_go_to_the_hosts_they_name() {
 }
 
 #[test]
+fn a_cluster_resolves_names_that_no_filter_asked_for() {
+    let upstream = Upstream::ok("one");
+    let dns = Dns::start(&[("one.test", &[1], 60)]);
+    let mut config = forward_proxy(&dns, "max_hosts: 2, dns_failure_refresh_rate: {base_interval: 3600s}");
+    config.filters.clear();
+    let whole = Whole::start(&config.yaml());
+    let host = format!("one.test:{}", upstream.port());
+    assert_eq!(whole.get(&host, "/", "").body, "one");
+    assert_eq!(whole.get(&host, "/", "").body, "one");
+    assert_eq!(dns.asked("one.test"), 1);
+    for name in ["gone.test", "full.test"] {
+        let answer = whole.get(name, "/", "");
+        assert_eq!((answer.status, answer.body.as_str()), (503, "no healthy upstream"), "{name}");
+    }
+    assert_eq!((dns.asked("gone.test"), dns.asked("full.test")), (1, 0), "the cache holds two");
+}
+
+#[test]
 fn a_name_that_cannot_be_resolved_is_told() {
     let dns = Dns::start(&[]);
     dns.fail("broken.test");

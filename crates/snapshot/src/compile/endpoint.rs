@@ -11,12 +11,14 @@ use lateen_balance::subset::Labels;
 use lateen_balance::subsets::{Labelled, Subsets};
 use lateen_balance::{Address, Host, HostSet, Locality, LocalityHosts, Priority, SubsetSettings};
 use lateen_proto::envoy::config::core::v3 as core;
+use lateen_proto::envoy::config::endpoint::v3::cluster_load_assignment::policy::DropOverload;
 use lateen_proto::envoy::config::endpoint::v3::{self as proto, lb_endpoint, locality_lb_endpoints};
 
-use super::common::{Place, metadata_text, place, port, shared};
+use super::common::{Place, fraction, metadata_text, place, port, shared};
 use super::invalid::{Invalid, Result, Within, each, harmless, refuse};
 use super::subset;
 use crate::cluster::AssignmentPolicy;
+use crate::matcher::Fraction;
 
 /// More priorities than this are a mistake: each is a list of its own.
 const MAX_PRIORITIES: u32 = 128;
@@ -72,11 +74,30 @@ pub(crate) fn assignment(value: proto::ClusterLoadAssignment) -> Result<Assignme
 fn policy(value: proto::cluster_load_assignment::Policy) -> Result<AssignmentPolicy> {
     let proto::cluster_load_assignment::Policy { drop_overloads, overprovisioning_factor, endpoint_stale_after, weighted_priority_health } =
         value;
-    refuse!(drop_overloads, endpoint_stale_after);
+    refuse!(endpoint_stale_after);
+    let dropped_per_million = dropped(drop_overloads).within("drop_overloads")?;
     match overprovisioning_factor {
         Some(0) => Err(Invalid::field("overprovisioning_factor", "must be above zero")),
-        factor => Ok(AssignmentPolicy { overprovisioning_percent: factor.unwrap_or(OVERPROVISIONING_PERCENT), weighted_priority_health }),
+        factor => Ok(AssignmentPolicy {
+            overprovisioning_percent: factor.unwrap_or(OVERPROVISIONING_PERCENT),
+            weighted_priority_health,
+            dropped_per_million,
+        }),
     }
+}
+
+/// Of a million requests, how many are dropped. Envoy takes one category as well; its name is for load reports.
+fn dropped(values: Vec<DropOverload>) -> Result<u32> {
+    let mut values = values.into_iter();
+    let Some(DropOverload { category: _, drop_percentage }) = values.next() else { return Ok(0) };
+    if values.next().is_some() {
+        return Err(Invalid::new("has more than one category; add them up in one"));
+    }
+    let share = drop_percentage.map(fraction).transpose().within("drop_percentage")?.unwrap_or(Fraction::NONE);
+    if share.numerator > share.denominator {
+        return Err(Invalid::field("drop_percentage", format!("{} of {} is more than all", share.numerator, share.denominator)));
+    }
+    Ok(share.numerator * (1_000_000 / share.denominator))
 }
 
 fn locality(value: proto::LocalityLbEndpoints) -> Result<AssignedLocality> {
@@ -316,6 +337,7 @@ impl Members {
         let mut set = HostSet::new(self.priorities);
         set.overprovisioning_percent = policy.overprovisioning_percent;
         set.weighted_priority_health = policy.weighted_priority_health;
+        set.dropped_per_million = policy.dropped_per_million;
         set.subsets = subsets;
         set
     }

@@ -1,4 +1,5 @@
 //! The name that a request is for is resolved before the request goes on (Envoy dynamic forward proxy; texts are Envoy's).
+use std::borrow::Cow;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
@@ -24,32 +25,49 @@ pub(super) async fn on_request(exchange: &mut Exchange<'_>, cache: &Arc<DnsCache
     if let Some(from) = per_route(exchange, |p| p.dynamic_forward_proxy.as_ref()) {
         replace_host(exchange, &from);
     }
-    if exchange.request.authority.is_empty() {
-        return Ok(refuse(400, "Empty host header", details::EMPTY_HOST_HEADER));
-    }
-    let Some(key) = HostKey::of(&exchange.request.authority, default_port) else {
-        return Ok(refuse(400, "Empty host header", details::EMPTY_HOST_HEADER));
+    let Err(unresolved) = resolve(exchange, cache, default_port).await? else { return Ok(Step::Continue) };
+    let (status, text, flags) = match unresolved {
+        Unresolved::NoName => (400, "Empty host header", ResponseFlags::NONE),
+        Unresolved::TooManyWait => (503, "Dynamic forward proxy pending request overflow", ResponseFlags::NONE),
+        Unresolved::Full => (503, "DNS cache overflow", ResponseFlags::NONE),
+        Unresolved::Failed(_) => (503, "DNS resolution failure", ResponseFlags::DNS_RESOLUTION_FAILED),
     };
+    Ok(Step::Reply(Reply::new(status, text, unresolved.details(), flags)))
+}
+
+/// Why the host that a request names has no address.
+pub(crate) enum Unresolved {
+    NoName,
+    TooManyWait,
+    Full,
+    Failed(Arc<str>),
+}
+
+impl Unresolved {
+    pub(crate) fn details(&self) -> Cow<'static, str> {
+        match self {
+            Self::NoName => details::EMPTY_HOST_HEADER.into(),
+            Self::TooManyWait => details::DYNAMIC_FORWARD_PROXY_PENDING_REQUEST_OVERFLOW.into(),
+            Self::Full => details::DNS_CACHE_OVERFLOW.into(),
+            Self::Failed(reason) => format!("{}{{{}}}", details::DNS_RESOLUTION_FAILURE, details::underscored(reason)).into(),
+        }
+    }
+}
+
+/// Waits until the host that the request names has an address.
+pub(crate) async fn resolve(exchange: &mut Exchange<'_>, cache: &Arc<DnsCache>, default_port: u16) -> Result<Result<(), Unresolved>, End> {
+    let Some(key) = HostKey::of(&exchange.request.authority, default_port) else { return Ok(Err(Unresolved::NoName)) };
     let known = match cache.load(key) {
         Load::Known(host) => Some(host),
         Load::Wait(waiting) => Box::pin(wait(exchange, waiting, cache.config.query_timeout)).await?,
-        Load::Overflow => {
-            let text = "Dynamic forward proxy pending request overflow";
-            return Ok(refuse(503, text, details::DYNAMIC_FORWARD_PROXY_PENDING_REQUEST_OVERFLOW));
-        }
-        Load::Full => return Ok(refuse(503, "DNS cache overflow", details::DNS_CACHE_OVERFLOW)),
+        Load::Overflow => return Ok(Err(Unresolved::TooManyWait)),
+        Load::Full => return Ok(Err(Unresolved::Full)),
     };
-    let reason = match known.map(|host| host.host()) {
-        Some(Ok(_)) => return Ok(Step::Continue),
-        Some(Err(reason)) => reason,
-        None => Arc::from("no answer in time"),
-    };
-    let details = format!("{}{{{}}}", details::DNS_RESOLUTION_FAILURE, details::underscored(&reason));
-    Ok(Step::Reply(Reply::new(503, "DNS resolution failure", details, ResponseFlags::DNS_RESOLUTION_FAILED)))
-}
-
-fn refuse(status: u16, text: &'static str, details: &'static str) -> Step {
-    Step::Reply(Reply::new(status, text, details, ResponseFlags::NONE))
+    Ok(match known.map(|host| host.host()) {
+        Some(Ok(_)) => Ok(()),
+        Some(Err(reason)) => Err(Unresolved::Failed(reason)),
+        None => Err(Unresolved::Failed("no answer in time".into())),
+    })
 }
 
 /// The port of names without one, where the request's cluster takes its host from the request.

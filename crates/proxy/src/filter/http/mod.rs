@@ -7,7 +7,7 @@ mod compression;
 mod cors;
 mod csrf;
 mod descriptors;
-mod dynamic_forward_proxy;
+pub(crate) mod dynamic_forward_proxy;
 mod ext_authz;
 mod ext_proc;
 mod fault;

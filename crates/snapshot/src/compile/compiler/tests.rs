@@ -754,6 +754,29 @@ fn a_host_lives_on_when_its_weight_or_its_labels_change() {
 }
 
 #[test]
+fn a_share_of_requests_to_be_dropped_comes_with_endpoints_and_goes_with_them() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(EDS)], &[], now));
+    let policy = |drops: &str| update::<EndpointProto>(&format!("{{cluster_name: s, policy: {{drop_overloads: [{drops}]}}}}"));
+    accepted(compiler.apply(
+        ENDPOINT,
+        vec![policy("{category: x, drop_percentage: {numerator: 25, denominator: TEN_THOUSAND}}")],
+        &[],
+        now,
+    ));
+    assert_eq!(hosts(&mut compiler, "c").dropped_per_million, 2_500);
+    for (drops, why) in [
+        ("{category: x}, {category: y}", "policy.drop_overloads: has more than one category; add them up in one"),
+        ("{drop_percentage: {numerator: 101}}", "policy.drop_overloads.drop_percentage: 101 of 100 is more than all"),
+    ] {
+        let rejected = compiler.apply(ENDPOINT, vec![policy(drops)], &[], now);
+        assert_eq!(rejected.iter().map(|r| r.reason.as_str()).collect::<Vec<_>>(), [why]);
+    }
+    accepted(compiler.apply(ENDPOINT, vec![policy("")], &[], now));
+    assert_eq!(hosts(&mut compiler, "c").dropped_per_million, 0);
+}
+
+#[test]
 fn clusters_that_go_by_zones_follow_the_local_cluster_and_keep_their_hosts() {
     let (mut compiler, now) = (Compiler::new(), Instant::now());
     compiler.set_local_cluster("c", Locality { zone: "z".into(), ..Locality::default() });
