@@ -3,7 +3,7 @@ use std::collections::HashMap;
 
 use lateen_proto::envoy::extensions::matching::common_inputs::{network::v3 as network, ssl::v3 as ssl};
 use lateen_proto::envoy::extensions::matching::input_matchers::ip::v3::Ip;
-use lateen_proto::envoy::r#type::matcher::v3::HttpRequestHeaderMatchInput;
+use lateen_proto::envoy::r#type::matcher::v3::{self as own, HttpRequestHeaderMatchInput};
 use lateen_proto::xds::core::v3::TypedExtensionConfig;
 use lateen_proto::xds::r#type::matcher::v3::{self as proto, matcher, string_matcher};
 use lateen_proto::{Any, any};
@@ -11,7 +11,7 @@ use matcher::matcher_list::{Predicate as PredicateProto, predicate};
 
 use super::common::{cidrs, open};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::matcher::{key, regex};
+use super::matcher::key;
 use crate::matcher::StringMatcher;
 use crate::matcher_tree::{Branch, Input, MatchTree, OnMatch, Predicate, Test};
 
@@ -167,20 +167,23 @@ fn by_value<A>(value: matcher::MatcherTree, action: ReadAction<'_, A>, depth: u3
     }
 }
 
+/// The same message of another package.
 fn string(value: proto::StringMatcher) -> Result<StringMatcher> {
+    use own::string_matcher::MatchPattern as Own;
     use string_matcher::MatchPattern;
     let proto::StringMatcher { ignore_case, match_pattern } = value;
-    let text = |t: String| if ignore_case { t.to_ascii_lowercase() } else { t }.into_boxed_str();
-    Ok(match match_pattern {
-        Some(MatchPattern::Exact(t)) => StringMatcher::Exact { text: text(t), ignore_case },
-        Some(MatchPattern::Prefix(t)) => StringMatcher::Prefix { text: text(t), ignore_case },
-        Some(MatchPattern::Suffix(t)) => StringMatcher::Suffix { text: text(t), ignore_case },
-        Some(MatchPattern::Contains(t)) => StringMatcher::Contains { text: text(t), ignore_case },
-        Some(MatchPattern::SafeRegex(proto::RegexMatcher { regex: expression, engine_type })) => {
-            harmless!(engine_type);
-            StringMatcher::Regex(regex(&expression).within("safe_regex")?)
-        }
-        Some(MatchPattern::Custom(_)) => return Err(Invalid::unsupported("custom")),
-        None => return Err(Invalid::new("has no pattern; give exact, prefix, suffix, contains or safe_regex")),
-    })
+    let pattern = |pattern| {
+        Ok(match pattern {
+            MatchPattern::Exact(t) => Own::Exact(t),
+            MatchPattern::Prefix(t) => Own::Prefix(t),
+            MatchPattern::Suffix(t) => Own::Suffix(t),
+            MatchPattern::Contains(t) => Own::Contains(t),
+            MatchPattern::SafeRegex(proto::RegexMatcher { regex, engine_type }) => {
+                harmless!(engine_type);
+                Own::SafeRegex(own::RegexMatcher { regex, engine_type: None })
+            }
+            MatchPattern::Custom(_) => return Err(Invalid::unsupported("custom")),
+        })
+    };
+    super::matcher::string(own::StringMatcher { ignore_case, match_pattern: match_pattern.map(pattern).transpose()? })
 }
