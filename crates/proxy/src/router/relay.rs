@@ -119,6 +119,7 @@ async fn held(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, response
     let mut coming = Coming { body: &mut forwarding.body, upstream: &mut lease.upstream, limits, ended: false, broken: None };
     let Err(end) = filter::http::on_response_held(exchange, response, &mut coming).await else { return Ok(()) };
     match (coming.broken, end) {
+        (Some(Broken::Upstream(failed)), _) => Err(End::Reply(Box::new(in_place(exchange, forwarding, &failed)))),
         (Some(broken), _) => Err(cut(exchange, forwarding, broken)),
         // It takes the response's place, and filters have seen one already.
         (None, End::Reply(mut reply)) => {
@@ -127,6 +128,21 @@ async fn held(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, response
         }
         (None, end) => Err(end),
     }
+}
+
+/// The answer to a caller that has not heard of the response which broke (Envoy `DownstreamFilterManager::sendLocalReply`).
+fn in_place(exchange: &Exchange<'_>, forwarding: &Forwarding, failed: &Failed) -> Reply {
+    let stats = &exchange.hcm.stats;
+    stats.inc(names::RQ_RESET_AFTER_DOWNSTREAM_RESPONSE_STARTED);
+    match failed.failure {
+        Failure::StreamIdle => stats.inc(names::DOWNSTREAM_RQ_IDLE_TIMEOUT),
+        Failure::Timeout => forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_TIMEOUT),
+        _ => {}
+    }
+    let mut reply = failed.reply(false, forwarding.body.complete(), forwarding.timeouts.quiet);
+    reply.details = failed.after_response();
+    reply.direct = true;
+    reply
 }
 
 /// A response whose head is held back: while its body is waited for the request's goes on up.
