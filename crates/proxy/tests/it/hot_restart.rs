@@ -344,6 +344,71 @@ fn only_the_right_process_takes_over() {
     drop(new);
 }
 
+/// Says a good greeting to the process of epoch 0; its answer, or nothing when it hangs up.
+fn greet(base_id: u32) -> String {
+    use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType};
+    let name = format!("lateen-test_{base_id}_0");
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Recv, Some(WAIT)).unwrap();
+    rustix::net::connect(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap()).unwrap();
+    let mut answer = [0; 1024];
+    // It may hang up before it was greeted.
+    let said = rustix::net::send(&socket, br#"{"hello":{"version":1,"epoch":1}}"#, SendFlags::NOSIGNAL);
+    match said.and_then(|_| rustix::net::recv(&socket, &mut answer, RecvFlags::empty())) {
+        Ok((_, size)) => String::from_utf8_lossy(&answer[..size]).into_owned(),
+        Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => String::new(),
+        Err(e) => panic!("{e}"),
+    }
+}
+
+const STRANGER_ASKS: &str = "LATEEN_TEST_STRANGER_ASKS";
+
+#[test]
+#[ignore = "run as another user by the test below"]
+fn a_stranger_asks() {
+    let base: u32 = std::env::var(STRANGER_ASKS).expect("a base id").parse().unwrap();
+    println!("answer<{}>", greet(base));
+    let own = yaml(free_port(), free_port(), dead_port(), dead_port(), "");
+    println!("start<{}>", Running::try_start(&own, 1, base, 1).err().map(|e| format!("{e:#}")).unwrap_or_default());
+}
+
+#[test]
+fn a_process_of_another_user_takes_nothing_over() {
+    use std::os::unix::process::CommandExt;
+    const STRANGER: u32 = 65_534;
+    let ours = nix::unistd::geteuid();
+    if !ours.is_root() {
+        return println!("not run: only root can become another user");
+    }
+    let upstream = Upstream::ok("x");
+    let (base, http, tcp) = (base(), free_port(), free_port());
+    let yaml = yaml(http, tcp, upstream.port(), dead_port(), "");
+    let old = Running::start(&yaml, 1, base, 0);
+    let mut stranger = std::process::Command::new("/proc/self/exe");
+    stranger.args(["--exact", "hot_restart::a_stranger_asks", "--ignored", "--nocapture"]);
+    // Its own folder may be closed to the stranger; the file itself is not.
+    let output = stranger.env(STRANGER_ASKS, base.to_string()).current_dir("/").uid(STRANGER).gid(STRANGER).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("answer<>"), "{text}");
+    // Nor does a process give itself to a parent of another user.
+    assert!(text.contains(&format!("it belongs to user {ours}, not to {STRANGER}")), "{text}");
+    // The same words by the right user are welcome, and the stranger is in nobody's way.
+    assert!(greet(base).contains("welcome"));
+    let mut new = None;
+    eventually(|| {
+        new = Running::try_start(&yaml, 1, base, 1).ok();
+        new.is_some()
+    });
+    let new = new.unwrap();
+    old.replaced();
+    let mut stream = TcpStream::connect(("127.0.0.1", http)).unwrap();
+    stream.set_read_timeout(Some(WAIT)).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    assert_eq!(Answer::read(&mut stream).status, 200);
+    drop(new);
+}
+
 #[test]
 fn streams_that_do_not_end_are_cut_when_the_time_is_over() {
     let (base, http, tcp) = (base(), free_port(), free_port());
