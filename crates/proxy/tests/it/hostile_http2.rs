@@ -11,6 +11,9 @@ use lateen_http2::{Config as H2Config, Connection, Event, Reason, RequestHead};
 
 use crate::support::*;
 
+/// What a [`Caller`] takes altogether; it gives nothing back.
+const CONNECTION_WINDOW: usize = 1 << 20;
+
 /// GET http /, authority `a`.
 const BLOCK: [u8; 6] = [0x82, 0x86, 0x84, 0x41, 0x01, b'a'];
 
@@ -46,6 +49,8 @@ fn drain(connection: &mut Connection) -> Vec<u8> {
 struct Caller {
     stream: TcpStream,
     codec: Connection,
+    /// What has come of a frame that is not whole yet.
+    bytes: BytesMut,
     events: Vec<Event>,
     closed: bool,
 }
@@ -54,9 +59,11 @@ impl Caller {
     fn new(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-        let mut codec = Connection::client(H2Config::default());
-        let hello = drain(&mut codec);
-        let mut caller = Self { stream, codec, events: Vec::new(), closed: false };
+        let hello = drain(&mut Connection::client(H2Config::default()));
+        // It does not hear of windows that are opened by hand, and is not to miss them.
+        let mut codec = Connection::client(H2Config { stream_window: 1 << 30, connection_window: 1 << 30, ..H2Config::default() });
+        drop(drain(&mut codec));
+        let mut caller = Self { stream, codec, bytes: BytesMut::new(), events: Vec::new(), closed: false };
         caller.stream.write_all(&hello).unwrap();
         caller
     }
@@ -65,9 +72,8 @@ impl Caller {
     fn open(&mut self, block: &[u8], flags: u8) -> u32 {
         let head =
             RequestHead { method: Method::GET, scheme: "http".into(), authority: "a".into(), path: "/".into(), ..Default::default() };
-        self.codec.send_request(head.as_ref(), flags & 1 != 0).unwrap();
+        let id = self.codec.send_request(head.as_ref(), flags & 1 != 0).unwrap();
         drop(drain(&mut self.codec));
-        let id = (self.codec.open_streams() as u32).max(1) * 2 - 1;
         let mut bytes = Vec::new();
         frame(&mut bytes, 1, flags, id, block);
         self.stream.write_all(&bytes).unwrap();
@@ -79,8 +85,8 @@ impl Caller {
         match self.stream.read(&mut buffer) {
             Ok(0) => self.closed = true,
             Ok(n) => {
-                let mut bytes = BytesMut::from(&buffer[..n]);
-                let _ = self.codec.receive(&mut bytes, &mut self.events);
+                self.bytes.extend_from_slice(&buffer[..n]);
+                let _ = self.codec.receive(&mut self.bytes, &mut self.events);
                 let _ = self.stream.write_all(&drain(&mut self.codec));
             }
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
@@ -101,6 +107,19 @@ impl Caller {
             Event::Response { id, status, .. } if *id == stream => Some(status.as_u16()),
             _ => None,
         })
+    }
+
+    fn body(&self, stream: u32) -> usize {
+        self.data().filter(|(id, _)| *id == stream).map(|(_, size)| size).sum()
+    }
+
+    /// Of all streams together.
+    fn bytes(&self) -> usize {
+        self.data().map(|(_, size)| size).sum()
+    }
+
+    fn data(&self) -> impl Iterator<Item = (u32, usize)> {
+        self.events.iter().filter_map(|e| if let Event::Data { id, data, .. } = e { Some((*id, data.len())) } else { None })
     }
 
     fn was_reset(&self, stream: u32) -> bool {
@@ -257,6 +276,124 @@ fn streams_without_a_window_hold_bounded_memory_and_time_out() {
     frame(&mut drip, 8, 0, ids[0], &[0, 0, 0, 1]);
     caller.stream.write_all(&drip).unwrap();
     caller.until("resets", |c| ids.iter().all(|id| c.was_reset(*id)));
+}
+
+/// Sends as much as is taken, and counts it; on `/short` little.
+fn endless() -> (Upstream, Arc<AtomicUsize>) {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = sent.clone();
+    let upstream = Upstream::start(move |_, request, stream| {
+        if !request.starts_with("GET / ") {
+            return write_ok(stream, "short");
+        }
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n");
+        while let Ok(n) = stream.write(&[b'z'; 4096]) {
+            count.fetch_add(n, SeqCst);
+        }
+        false
+    });
+    (upstream, sent)
+}
+
+/// How much the upstream has sent when it cannot send more.
+fn stuck_at(sent: &AtomicUsize) -> usize {
+    let mut before = 0;
+    loop {
+        std::thread::sleep(Duration::from_millis(300));
+        match sent.load(SeqCst) {
+            now if now == before && now > 0 => return now,
+            now => before = now,
+        }
+    }
+}
+
+#[test]
+fn a_window_opened_a_byte_at_a_time_costs_a_frame_each_and_holds_nobody_up() {
+    const BYTES: usize = 2000;
+    let (upstream, sent) = endless();
+    let proxy = Config::to(&[upstream.port()]).start();
+    let mut caller = Caller::new(proxy.address);
+    let mut bytes = Vec::new();
+    frame(&mut bytes, 4, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    caller.stream.write_all(&bytes).unwrap();
+    let slow = caller.open(&BLOCK, 5);
+    caller.until("a response", |c| c.status(slow) == Some(200));
+    let taken = stuck_at(&sent);
+    caller.events.clear();
+    for n in 1..=BYTES {
+        let mut drip = Vec::new();
+        frame(&mut drip, 8, 0, slow, &[0, 0, 0, 1]);
+        caller.stream.write_all(&drip).unwrap();
+        caller.until("a byte", |c| c.body(slow) == n);
+        if n % 500 == 0 {
+            // Another connection, and another stream of this one.
+            assert_eq!(proxy.get("/short").body, "short");
+            let mut block = BLOCK.to_vec();
+            block[2] = 0x04;
+            block.splice(3..3, *b"\x06/short");
+            let other = caller.open(&block, 5);
+            let mut window = Vec::new();
+            frame(&mut window, 8, 0, other, &[0, 0, 0, 100]);
+            caller.stream.write_all(&window).unwrap();
+            caller.until("the other stream", |c| c.body(other) == 5);
+        }
+    }
+    assert!(caller.sent_away().is_none() && !caller.was_reset(slow));
+    // No more than what was given out, and what a socket's buffer is filled up by at once.
+    assert!(sent.load(SeqCst) < taken + (1 << 20), "{taken} {}", sent.load(SeqCst));
+}
+
+#[test]
+fn a_flood_of_one_byte_windows_ends_its_connection() {
+    let (upstream, sent) = endless();
+    let proxy = Config::to(&[upstream.port()]).start();
+    // For the stream alone, and for all streams of the connection.
+    for whole in [false, true] {
+        let before = sent.load(SeqCst);
+        let mut caller = Caller::new(proxy.address);
+        let mut bytes = Vec::new();
+        if !whole {
+            frame(&mut bytes, 4, 0, 0, &[0, 4, 0, 0, 0, 0]);
+        }
+        caller.stream.write_all(&bytes).unwrap();
+        let ids: Vec<u32> = (0..8).map(|_| caller.open(&BLOCK, 5)).collect();
+        let window = if whole { CONNECTION_WINDOW } else { 0 };
+        caller.until("responses", |c| ids.iter().all(|id| c.status(*id) == Some(200)) && c.bytes() == window);
+        let mut bytes = Vec::new();
+        (0..20_000).for_each(|_| frame(&mut bytes, 8, 0, if whole { 0 } else { ids[0] }, &[0, 0, 0, 1]));
+        caller.stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+        let _ = caller.stream.write_all(&bytes);
+        let deadline = Instant::now() + WAIT;
+        while caller.sent_away().is_none() && !caller.closed && Instant::now() < deadline {
+            caller.read();
+        }
+        assert!(caller.closed || caller.sent_away() == Some(Reason::ENHANCE_YOUR_CALM), "{:?}", caller.sent_away());
+        eventually(|| proxy.stat("http.t.downstream_cx_http2_active") == 0);
+        eventually(|| proxy.stat("cluster.c.upstream_rq_active") == 0);
+        // What the sockets to and from the upstream hold, for each stream.
+        assert!(sent.load(SeqCst) - before < 8 * (16 << 20), "{}", sent.load(SeqCst) - before);
+        assert_eq!(proxy.get("/short").body, "short");
+    }
+}
+
+#[test]
+fn a_connections_window_opened_a_byte_at_a_time_for_many_streams_holds_no_other_connection_up() {
+    let (upstream, _sent) = endless();
+    let proxy = Config::to(&[upstream.port()]).start();
+    let mut caller = Caller::new(proxy.address);
+    let ids: Vec<u32> = (0..100).map(|_| caller.open(&BLOCK, 5)).collect();
+    caller.until("the whole window", |c| c.bytes() == CONNECTION_WINDOW && ids.iter().all(|id| c.status(*id) == Some(200)));
+    caller.events.clear();
+    for n in 1..=500 {
+        let mut drip = Vec::new();
+        frame(&mut drip, 8, 0, 0, &[0, 0, 0, 1]);
+        caller.stream.write_all(&drip).unwrap();
+        caller.until("a byte", |c| c.bytes() == n);
+        if n % 100 == 0 {
+            assert_eq!(proxy.get("/short").body, "short");
+        }
+    }
+    assert!(caller.sent_away().is_none());
 }
 
 #[test]
