@@ -662,17 +662,17 @@ impl Compiler {
 
     /// The snapshot before with other members of these clusters.
     fn with_members(&self, renewed: &[ClusterId]) -> Snapshot {
-        let before = &*self.snapshot;
-        let mut clusters = before.clusters.clone();
+        let mut next = Snapshot::clone(&self.snapshot);
+        next.version += 1;
         for id in renewed {
             let index = id.0 as usize;
             let name = self.names.cluster_names().get(index);
             let active = name.and_then(|name| self.clusters.get(name)?.versions.active.as_ref()?.value.cluster.clone());
-            if let Some(slot) = clusters.get_mut(index) {
+            if let Some(slot) = next.clusters.get_mut(index) {
                 *slot = active;
             }
         }
-        Snapshot { version: before.version + 1, clusters, ..before.clone() }
+        next
     }
 
     /// Every cluster's configuration, also of those that still wait.
