@@ -208,9 +208,6 @@ async fn attempt(session: &mut Session<'_>, template: &Template, cluster: &Rc<Cl
 /// The final answer's head.
 async fn answer(upstream: &mut Upstream) -> Result<(StatusCode, HeaderMap), StreamError> {
     poll_fn(|cx| {
-        if let Poll::Ready(Err(e)) = upstream.poll_flush(cx) {
-            return Poll::Ready(Err(e));
-        }
         loop {
             match upstream.poll_response(cx) {
                 Poll::Ready(Ok(response)) if response.status.is_informational() && response.upgrade.is_none() => {}
@@ -221,8 +218,13 @@ async fn answer(upstream: &mut Upstream) -> Result<(StatusCode, HeaderMap), Stre
                     return Poll::Ready(Ok((response.status, response.headers)));
                 }
                 Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => break,
             }
+        }
+        // Only now: a server that refuses may reset the stream at once, and what it said before counts.
+        match upstream.poll_flush(cx) {
+            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            _ => Poll::Pending,
         }
     })
     .await
