@@ -33,14 +33,20 @@ pub fn is<M: Name>(any: &Any) -> bool {
     name_of(&any.type_url) == M::full_name()
 }
 
+/// [`is`], for who reads the bytes otherwise.
+///
+/// # Errors
+/// [`InvalidAny::WrongType`] when it names another type.
+pub fn check<M: Name>(any: &Any) -> Result<(), InvalidAny> {
+    if is::<M>(any) { Ok(()) } else { Err(InvalidAny::WrongType { found: any.type_url.clone(), expected: M::full_name() }) }
+}
+
 /// Opens `any` as `M`.
 ///
 /// # Errors
 /// [`InvalidAny`] when it names another type or its bytes do not decode.
 pub fn open<M: Message + Name + Default>(any: &Any) -> Result<M, InvalidAny> {
-    if !is::<M>(any) {
-        return Err(InvalidAny::WrongType { found: any.type_url.clone(), expected: M::full_name() });
-    }
+    check::<M>(any)?;
     M::decode(any.value.as_slice()).map_err(|cause| InvalidAny::Undecodable { type_url: any.type_url.clone(), cause })
 }
 

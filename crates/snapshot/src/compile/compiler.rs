@@ -278,7 +278,7 @@ impl Compiler {
             let mut context = Context::new(names, secrets, dns_caches, false);
             context.names.route_table(name);
             let base = match sent.rest.vhds {
-                Some(_) => virtual_hosts::base(&mut decode(body)?, origin, *by_delta)?,
+                Some(_) => virtual_hosts::base(decode(body)?, origin, *by_delta)?,
                 None => None,
             };
             let table = match &base {

@@ -42,9 +42,7 @@ pub(crate) struct Sent<'a> {
 
 impl<'a> Sent<'a> {
     pub(crate) fn open(body: &'a Any) -> Result<Self> {
-        if !any::is::<proto::RouteConfiguration>(body) {
-            return any::open(body).map(|rest| Self { rest, hosts: Vec::new() }).map_err(|e| Invalid::new(e.to_string()));
-        }
+        any::check::<proto::RouteConfiguration>(body).map_err(|e| Invalid::new(e.to_string()))?;
         let mut hosts = Vec::new();
         // RouteConfiguration.virtual_hosts
         let rest = wire::take_out(&body.value, &[2], &mut hosts);

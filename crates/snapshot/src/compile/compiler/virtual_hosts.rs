@@ -15,7 +15,7 @@ use crate::compile::{route, source};
 pub(super) type Hosts = IndexMap<Arc<str>, VirtualHostProto>;
 
 /// What the routes are merged from, where virtual hosts are discovered for them.
-pub(super) fn base(value: &mut RouteProto, origin: Origin, by_delta: bool) -> Result<Option<Box<RouteProto>>> {
+pub(super) fn base(mut value: RouteProto, origin: Origin, by_delta: bool) -> Result<Option<Box<RouteProto>>> {
     let Some(proto::Vhds { config_source }) = value.vhds.take() else { return Ok(None) };
     let source = source::ads_only(config_source).within("config_source");
     source.within("vhds")?;
@@ -25,7 +25,7 @@ pub(super) fn base(value: &mut RouteProto, origin: Origin, by_delta: bool) -> Re
     if !by_delta {
         return Err(Invalid::field("vhds", "needs incremental discovery; use api_type DELTA_GRPC in ads_config"));
     }
-    Ok(Some(Box::new(value.clone())))
+    Ok(Some(Box::new(value)))
 }
 
 /// Routes with the virtual hosts that were discovered for them.
