@@ -57,6 +57,8 @@ pub struct HttpConnectionManager {
     pub use_remote_address: bool,
     pub xff_num_trusted_hops: u32,
     pub skip_xff_append: bool,
+    /// Tell the upstream at which port the caller came in, in `x-forwarded-port`.
+    pub append_x_forwarded_port: bool,
     /// Callers from here are internal: their `x-envoy-` headers are believed. Envoy knows none unless told.
     pub internal_addresses: Vec<crate::matcher::Cidr>,
     pub generate_request_id: bool,
@@ -85,6 +87,8 @@ pub struct HttpConnectionManager {
     pub merge_slashes: bool,
     pub strip_matching_host_port: bool,
     pub strip_any_host_port: bool,
+    /// `reviews.` is `reviews`.
+    pub strip_trailing_host_dot: bool,
     pub tracing: Option<Arc<Tracing>>,
     pub suppress_envoy_headers: bool,
     /// Body format of local replies is Envoy's plain text unless mapped; mappings are refused for now.

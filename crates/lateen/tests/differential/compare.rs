@@ -20,6 +20,10 @@ pub(crate) fn normalise(value: &mut Value, places: &Places) {
 fn named(value: &mut Value, ports: &BTreeMap<u16, &str>, folder: &str) {
     match value {
         Value::String(text) => {
+            if let Some(name) = text.parse().ok().and_then(|port: u16| ports.get(&port)) {
+                *text = format!("<{name}>");
+                return;
+            }
             let port = |found: &Captures<'_>| {
                 let known = found[1].parse().ok().and_then(|port: u16| ports.get(&port).copied());
                 format!(":<{}>", known.unwrap_or("port"))

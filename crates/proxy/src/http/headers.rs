@@ -18,6 +18,7 @@ names! {
     FORCE_TRACE = "x-envoy-force-trace";
     FORWARDED_FOR = "x-forwarded-for";
     FORWARDED_HOST = "x-forwarded-host";
+    FORWARDED_PORT = "x-forwarded-port";
     FORWARDED_PROTO = "x-forwarded-proto";
     FORWARDED_CLIENT_CERT = "x-forwarded-client-cert";
     GRPC_ACCEPT_ENCODING = "grpc-accept-encoding";

@@ -1,4 +1,5 @@
-//! Taking the port off the host (Envoy `strip_matching_host_port`, `strip_any_host_port`).
+//! Taking the port and the final dot off the host (Envoy `strip_matching_host_port`, `strip_any_host_port`,
+//! `strip_trailing_host_dot`).
 use super::message::Request;
 use crate::io::Text;
 
@@ -8,6 +9,15 @@ pub(crate) fn strip(request: &mut Request, any: bool, listener_port: u16) {
         && (any || port == listener_port)
     {
         request.authority = Text::from(host);
+    }
+}
+
+/// Strips the dot that ends an absolute name, also where a port follows.
+pub(crate) fn strip_dot(request: &mut Request) {
+    if let Some(name) = request.authority.strip_suffix('.') {
+        request.authority = Text::from(name);
+    } else if let Some((name, port)) = request.authority.split_once(".:") {
+        request.authority = Text::from(&*format!("{name}:{port}"));
     }
 }
 

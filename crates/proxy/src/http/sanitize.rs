@@ -37,6 +37,9 @@ pub(crate) fn run(exchange: &mut Exchange<'_>) -> Result<(), End> {
     if config.normalize_underscores != Underscores::Allow {
         underscores(exchange, config.normalize_underscores)?;
     }
+    if config.strip_trailing_host_dot {
+        host_port::strip_dot(&mut exchange.request);
+    }
     if config.strip_any_host_port || config.strip_matching_host_port {
         host_port::strip(&mut exchange.request, config.strip_any_host_port, exchange.conn.local.port());
     }
@@ -85,7 +88,7 @@ fn underscores(exchange: &mut Exchange<'_>, rule: Underscores) -> Result<(), End
     }
 }
 
-/// Settles who the caller is, and writes `x-forwarded-for` and `x-forwarded-proto`.
+/// Settles who the caller is, and writes `x-forwarded-for`, `-proto` and `-port`.
 fn remote_address(exchange: &mut Exchange<'_>) {
     let config = &exchange.hcm.config;
     let tls = exchange.conn.is_tls();
@@ -96,6 +99,11 @@ fn remote_address(exchange: &mut Exchange<'_>) {
         join_forwarded_for(map);
     }
     let hops = config.xff_num_trusted_hops as usize;
+    // Only a trusted proxy in front knows better at which port the caller came in.
+    let trusts_port = !config.use_remote_address || hops > 0;
+    if config.append_x_forwarded_port && !(trusts_port && map.contains_key(names::FORWARDED_PORT)) {
+        map.insert(names::FORWARDED_PORT, exchange.conn.local.port().into());
+    }
     let trusts_proto = if config.use_remote_address {
         let before = if hops > 0 && forwarded { last_address(map, hops - 1) } else { None };
         exchange.info.remote = before.map_or(direct, |ip| SocketAddr::new(ip, 0));

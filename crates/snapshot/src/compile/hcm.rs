@@ -96,7 +96,7 @@ fn build(value: proto::HttpConnectionManager, hosts: Vec<&[u8]>, context: &mut C
     harmless!(represent_ipv4_remote_address_as_ipv4_mapped_ipv6, typed_header_validation_config);
     refuse!(add_user_agent, http3_protocol_options, scheme_header_transformation, flush_access_log_on_new_request);
     refuse!(original_ip_detection_extensions, early_header_mutation_extensions, forward_client_cert_matcher, path_normalization_options);
-    refuse!(strip_trailing_host_dot, proxy_status_config, append_x_forwarded_port, append_local_overload, forward_proto_config);
+    refuse!(proxy_status_config, append_local_overload, forward_proto_config);
     refuse_log_options(access_log_options).within("access_log_options")?;
     let request_ids = super::tracing::request_ids(request_id_extension).within("request_id_extension")?;
     let common = common_http_protocol_options.unwrap_or_default();
@@ -137,6 +137,7 @@ fn build(value: proto::HttpConnectionManager, hosts: Vec<&[u8]>, context: &mut C
         use_remote_address: use_remote_address.unwrap_or(false),
         xff_num_trusted_hops,
         skip_xff_append,
+        append_x_forwarded_port,
         internal_addresses: internal(internal_address_config).within("internal_address_config")?,
         generate_request_id: generate_request_id.unwrap_or(true),
         preserve_external_request_id,
@@ -164,6 +165,7 @@ fn build(value: proto::HttpConnectionManager, hosts: Vec<&[u8]>, context: &mut C
         merge_slashes,
         strip_matching_host_port,
         strip_any_host_port,
+        strip_trailing_host_dot,
         tracing: tracing.map(|t| super::tracing::tracing(t, request_ids, context).map(Arc::new)).transpose().within("tracing")?,
         suppress_envoy_headers,
         normalize_underscores: underscores(headers_with_underscores_action)?,
