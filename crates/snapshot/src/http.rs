@@ -18,6 +18,7 @@ use crate::header_mutation::{HeaderMutation, Mutations};
 use crate::jwt::{JwtAuthn, JwtPerRoute};
 use crate::local_reply::LocalReplies;
 use crate::matcher::{Fraction, Rbac, StringMatcher, ValueMatcher};
+use crate::original_ip::OriginalIp;
 use crate::ratelimit::LocalRateLimit;
 use crate::scopes::ScopedRoutes;
 use crate::stateful_session::{StatefulSession, StatefulSessionPerRoute};
@@ -56,6 +57,8 @@ pub struct HttpConnectionManager {
     /// Trust the connection's address for `x-forwarded-for`, as edge proxies do.
     pub use_remote_address: bool,
     pub xff_num_trusted_hops: u32,
+    /// Where else the caller's address comes from; where this is empty, from `x-forwarded-for`.
+    pub original_ip: Vec<OriginalIp>,
     pub skip_xff_append: bool,
     /// Tell the upstream at which port the caller came in, in `x-forwarded-port`.
     pub append_x_forwarded_port: bool,

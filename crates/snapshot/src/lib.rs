@@ -37,6 +37,7 @@ pub mod matching;
 pub mod metadata;
 pub mod mutation_rules;
 pub mod normalize;
+pub mod original_ip;
 pub mod path_template;
 pub mod proxy_protocol;
 pub mod ratelimit;

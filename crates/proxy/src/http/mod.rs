@@ -10,6 +10,7 @@ mod host_port;
 mod local_reply;
 pub(crate) mod message;
 mod normalize;
+mod original_ip;
 pub(crate) mod reply;
 mod report;
 mod sanitize;

@@ -7,6 +7,7 @@ use http::header::{HeaderName, HeaderValue};
 
 use super::exchange::{End, Exchange};
 use super::headers as names;
+use super::original_ip::{self, Detected};
 use super::reply::Reply;
 use super::{host_port, xfcc};
 use lateen_snapshot::http::{HttpConnectionManager, Underscores};
@@ -43,7 +44,7 @@ pub(crate) fn run(exchange: &mut Exchange<'_>) -> Result<(), End> {
     if config.strip_any_host_port || config.strip_matching_host_port {
         host_port::strip(&mut exchange.request, config.strip_any_host_port, exchange.conn.local.port());
     }
-    remote_address(exchange);
+    remote_address(exchange)?;
     let config = &exchange.hcm.config;
     let edge = config.use_remote_address && !exchange.info.internal;
     let hints = exchange.request.hints;
@@ -89,7 +90,7 @@ fn underscores(exchange: &mut Exchange<'_>, rule: Underscores) -> Result<(), End
 }
 
 /// Settles who the caller is, and writes `x-forwarded-for`, `-proto` and `-port`.
-fn remote_address(exchange: &mut Exchange<'_>) {
+fn remote_address(exchange: &mut Exchange<'_>) -> Result<(), End> {
     let config = &exchange.hcm.config;
     let tls = exchange.conn.is_tls();
     let direct = exchange.conn.remote;
@@ -105,7 +106,7 @@ fn remote_address(exchange: &mut Exchange<'_>) {
         map.insert(names::FORWARDED_PORT, exchange.conn.local.port().into());
     }
     let trusts_proto = if config.use_remote_address {
-        let before = if hops > 0 && forwarded { last_address(map, hops - 1) } else { None };
+        let before = if hops > 0 && forwarded { original_ip::last(map, hops - 1) } else { None };
         exchange.info.remote = before.map_or(direct, |ip| SocketAddr::new(ip, 0));
         exchange.info.internal = !map.contains_key(names::FORWARDED_FOR) && is_internal(config, exchange.info.remote.ip());
         if !exchange.info.internal {
@@ -117,9 +118,13 @@ fn remote_address(exchange: &mut Exchange<'_>) {
         }
         hops > 0 && map.contains_key(names::FORWARDED_PROTO)
     } else {
-        if forwarded && let Some(ip) = last_address(map, hops) {
+        let Detected { ip, trusted, append } = detected(config, direct.ip(), forwarded, map)?;
+        if let Some(ip) = ip {
             exchange.info.remote = SocketAddr::new(ip, 0);
-            exchange.info.internal = is_internal(config, ip) && is_single(map);
+            exchange.info.internal = trusted && is_internal(config, ip);
+        }
+        if append {
+            names::append_list(map, names::FORWARDED_FOR, &direct.ip().to_string());
         }
         forwarded && map.contains_key(names::FORWARDED_PROTO)
     };
@@ -129,18 +134,17 @@ fn remote_address(exchange: &mut Exchange<'_>) {
         // Policies compare the scheme, so its case must not matter.
         exchange.request.scheme = if proto.as_bytes().eq_ignore_ascii_case(b"https") { "https" } else { "http" };
     }
+    Ok(())
 }
 
-/// The address `skip` places before the last one of `x-forwarded-for`.
-fn last_address(map: &HeaderMap, skip: usize) -> Option<IpAddr> {
-    let all: Vec<&str> = map.get_all(names::FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).collect();
-    let text = all.len().checked_sub(skip + 1).and_then(|i| all.get(i))?.trim();
-    text.parse().ok()
-}
-
-fn is_single(map: &HeaderMap) -> bool {
-    let mut values = map.get_all(names::FORWARDED_FOR).iter();
-    values.next().is_some_and(|v| !v.as_bytes().contains(&b',')) && values.next().is_none()
+/// The caller's address as other proxies tell it; `forwarded` when there may be something in `x-forwarded-for`.
+fn detected(config: &HttpConnectionManager, direct: IpAddr, forwarded: bool, map: &HeaderMap) -> Result<Detected, End> {
+    if !config.original_ip.is_empty() {
+        let refused = |status| Reply::new(status, "", "rejecting_because_detection_failed", ResponseFlags::NONE);
+        return original_ip::detect(&config.original_ip, direct, map).map_err(|status| refused(status).into());
+    }
+    let ip = if forwarded { original_ip::last(map, config.xff_num_trusted_hops as usize) } else { None };
+    Ok(Detected { ip, trusted: ip.is_some() && original_ip::is_single(map), append: false })
 }
 
 /// Envoy takes no address for internal unless it is told which ones are.

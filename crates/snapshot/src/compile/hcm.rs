@@ -10,7 +10,7 @@ use prost::Message;
 use super::common::{cidr, duration_or, limit};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::{access_log, filter, local_reply, route, scoped_routes};
+use super::{access_log, filter, local_reply, original_ip, route, scoped_routes};
 use crate::http::{
     Codec, CurrentClientCert, EscapedSlashes, ForwardClientCert, Http1Options, Http2Options, HttpConnectionManager, PathNormalization,
     RouteSource, ServerHeader, Underscores, Upgrade,
@@ -95,7 +95,7 @@ fn build(value: proto::HttpConnectionManager, hosts: Vec<&[u8]>, context: &mut C
     harmless!(stream_error_on_invalid_http_message, add_proxy_protocol_connection_state, access_log_flush_interval);
     harmless!(represent_ipv4_remote_address_as_ipv4_mapped_ipv6, typed_header_validation_config);
     refuse!(add_user_agent, http3_protocol_options, scheme_header_transformation, flush_access_log_on_new_request);
-    refuse!(original_ip_detection_extensions, early_header_mutation_extensions, forward_client_cert_matcher, path_normalization_options);
+    refuse!(early_header_mutation_extensions, forward_client_cert_matcher, path_normalization_options);
     refuse!(proxy_status_config, append_local_overload, forward_proto_config);
     refuse_log_options(access_log_options).within("access_log_options")?;
     let request_ids = super::tracing::request_ids(request_id_extension).within("request_id_extension")?;
@@ -111,6 +111,11 @@ fn build(value: proto::HttpConnectionManager, hosts: Vec<&[u8]>, context: &mut C
         max_requests_per_connection,
     } = common;
     harmless!(max_connection_duration_jitter, max_response_headers_kb);
+    let original_ip = original_ip::detections(original_ip_detection_extensions)?;
+    if !original_ip.is_empty() && (use_remote_address == Some(true) || xff_num_trusted_hops > 0) {
+        let why = "cannot be used with use_remote_address or xff_num_trusted_hops; remove one";
+        return Err(Invalid::field("original_ip_detection_extensions", why));
+    }
     if stat_prefix.is_empty() {
         return Err(Invalid::field("stat_prefix", "is empty; give a name for statistics"));
     }
@@ -136,6 +141,7 @@ fn build(value: proto::HttpConnectionManager, hosts: Vec<&[u8]>, context: &mut C
         server_header: server_header(server_header_transformation)?,
         use_remote_address: use_remote_address.unwrap_or(false),
         xff_num_trusted_hops,
+        original_ip,
         skip_xff_append,
         append_x_forwarded_port,
         internal_addresses: internal(internal_address_config).within("internal_address_config")?,

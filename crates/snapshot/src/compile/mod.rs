@@ -46,6 +46,7 @@ mod metadata;
 mod names;
 mod network;
 mod on_demand;
+mod original_ip;
 mod outlier;
 pub(crate) mod parts;
 mod proxy_protocol;
