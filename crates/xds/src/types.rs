@@ -26,13 +26,14 @@ pub fn rank(type_url: &str) -> usize {
 /// names nothing wants nothing: Envoy opens its endpoint subscription with no names when it has no
 /// EDS cluster yet, and an answer with every endpoint of the mesh would be wrong.
 pub fn is_wildcard_capable(type_url: &str) -> bool {
-    !matches!(type_url, ENDPOINT | ROUTE | SCOPED_ROUTE | VIRTUAL_HOST | SECRET | EXTENSION)
+    !matches!(type_url, ENDPOINT | ROUTE | VIRTUAL_HOST | SECRET | EXTENSION)
 }
 
 /// Whether a state-of-the-world response holds every resource of the type, so that one left out is
-/// deleted (xDS protocol, "Deleting resources": true of listeners and clusters only).
+/// deleted (xDS protocol, "Deleting resources": true of listeners and clusters; Envoy's scoped_rds.cc: of scopes too, which
+/// a proxy asks for all at once).
 pub fn is_full_state(type_url: &str) -> bool {
-    matches!(type_url, LISTENER | CLUSTER)
+    matches!(type_url, LISTENER | CLUSTER | SCOPED_ROUTE)
 }
 
 /// Whether a subscription to `<name>` also brings resources named `<name>/<rest>` (Envoy vhds.rst).

@@ -3,20 +3,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use lateen_proto::envoy::config::core::v3::{ControlPlane, Node};
+use lateen_proto::envoy::config::core::v3::ControlPlane;
 use lateen_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource as WireResource};
 
-use super::status::{Ledger, Nonces, may_remove};
-use super::{Answer, Because, Feedback, MAX_NAMES, MAX_TYPES, Names, Outcome, ProtocolError, Stream, TypeStatus};
+use super::status::{Nonces, may_remove};
+use super::watch::{Held, Watch, Watches};
+use super::{Answer, Because, Feedback, MAX_NAMES, MAX_TYPES, Names, Outcome, ProtocolError, Stream};
 use crate::resource::{Resource, endpoints_of};
-use crate::types::{CLUSTER, ENDPOINT, WILDCARD, is_wildcard_capable, rank};
+use crate::types::{CLUSTER, ENDPOINT, WILDCARD, is_namespaced, is_wildcard_capable};
 
 /// State of one delta stream.
 #[derive(Clone, Debug)]
 pub struct DeltaStream {
     identifier: Arc<str>,
     nonces: Nonces,
-    types: BTreeMap<String, Watch>,
+    types: Watches<Versions>,
     /// Endpoints of clusters sent, not sent since. A client that replaces a cluster waits for its
     /// endpoints before using it, also when the endpoints themselves did not change.
     endpoints_due: BTreeSet<String>,
@@ -24,21 +25,20 @@ pub struct DeltaStream {
     awaited: BTreeSet<String>,
 }
 
-#[derive(Clone, Debug, Default)]
-struct Watch {
-    names: Names,
-    /// Versions by name of what the client holds: sent by us, or declared by it when it reconnected.
-    /// A refused resource stays here, or it would be sent over and over; its next version is sent.
-    held: BTreeMap<String, String>,
-    ledger: Ledger,
-    /// Removals that wait until the client has moved away from what they remove.
-    deferred: BTreeSet<String>,
+/// Versions by name of what the client holds: sent by us, or declared by it when it reconnected.
+/// A refused resource stays here, or it would be sent over and over; its next version is sent.
+type Versions = BTreeMap<String, String>;
+
+impl Held for Versions {
+    fn count(&self) -> usize {
+        self.len()
+    }
 }
 
 impl DeltaStream {
     /// A fresh stream; `identifier` names this control plane in every response.
     pub fn new(identifier: Arc<str>) -> Self {
-        Self { identifier, nonces: Nonces::new(), types: BTreeMap::new(), endpoints_due: BTreeSet::new(), awaited: BTreeSet::new() }
+        Self { identifier, nonces: Nonces::new(), types: Watches::new(), endpoints_due: BTreeSet::new(), awaited: BTreeSet::new() }
     }
 
     fn first(&mut self, request: DeltaDiscoveryRequest) -> Result<Outcome, ProtocolError> {
@@ -46,13 +46,14 @@ impl DeltaStream {
             return Err(ProtocolError::TooManyTypes);
         }
         let type_url = request.type_url;
-        let mut watch = Watch::default();
+        let mut watch = Watch::<Versions>::default();
         watch.names.wildcard = request.resource_names_subscribe.is_empty() && is_wildcard_capable(&type_url);
         watch.subscribe(request.resource_names_subscribe);
-        watch.unsubscribe(request.resource_names_unsubscribe);
+        watch.unsubscribe(&type_url, request.resource_names_unsubscribe);
         watch.check_size(&type_url)?;
         let names = &watch.names;
-        watch.held = request.initial_resource_versions.into_iter().filter(|(name, _)| names.wants(name)).take(MAX_NAMES).collect();
+        watch.held =
+            request.initial_resource_versions.into_iter().filter(|(name, _)| names.wants_of(&type_url, name)).take(MAX_NAMES).collect();
         let respond = (!watch.names.is_empty()).then_some(Because::First);
         self.types.insert(type_url.clone(), watch);
         Ok(Outcome { type_url, feedback: Feedback::None, respond })
@@ -82,7 +83,7 @@ impl DeltaStream {
     }
 }
 
-impl Watch {
+impl Watch<Versions> {
     /// Adds names and returns those that have to be sent. `*` is a name like any other on the wire.
     fn subscribe(&mut self, names: Vec<String>) -> BTreeSet<String> {
         let mut added = BTreeSet::new();
@@ -97,20 +98,23 @@ impl Watch {
         added
     }
 
-    fn unsubscribe(&mut self, names: Vec<String>) {
+    /// Takes names away, and says whether any of them was there.
+    fn unsubscribe(&mut self, type_url: &str, names: Vec<String>) -> bool {
+        let mut gave_up = false;
         for name in names {
             if name == WILDCARD {
                 self.names.wildcard = false;
             } else {
-                self.names.names.remove(&name);
+                gave_up |= self.names.names.remove(&name);
             }
         }
         let names = &self.names;
-        self.held.retain(|name, _| names.wants(name));
-        self.deferred.retain(|name| names.wants(name));
+        self.held.retain(|name, _| names.wants_of(type_url, name));
+        self.deferred.retain(|name| names.wants_of(type_url, name));
         if names.is_empty() {
             self.ledger.forgive();
         }
+        gave_up
     }
 
     /// What the client believes to exist, or asked for, and does not exist. Clusters and endpoints
@@ -122,7 +126,11 @@ impl Watch {
             Because::First => self.held.keys().chain(&self.names.names).map(String::as_str).collect(),
             Because::Push => self.held.keys().map(String::as_str).collect(),
         };
-        let missing: BTreeSet<String> = believed.difference(&exists).map(|n| (*n).to_owned()).collect();
+        let mut missing: BTreeSet<String> = believed.difference(&exists).map(|n| (*n).to_owned()).collect();
+        if is_namespaced(type_url) {
+            // A name that stands for others is none of a resource.
+            missing.retain(|name| name.contains('/'));
+        }
         if *because == Because::Push && matches!(type_url, CLUSTER | ENDPOINT) {
             self.deferred = missing;
             return BTreeSet::new();
@@ -134,12 +142,13 @@ impl Watch {
     /// What has to be sent, and whether it is new to the client. `due` is sent whether or not it changed.
     fn changed<'a>(
         &mut self,
+        type_url: &str,
         because: &Because,
         generated: &'a [Arc<Resource>],
         due: &mut BTreeSet<String>,
     ) -> Vec<(&'a Arc<Resource>, bool)> {
         let mut changed = Vec::new();
-        for resource in generated.iter().filter(|r| self.names.wants(&r.name)) {
+        for resource in generated.iter().filter(|r| self.names.wants_of(type_url, &r.name)) {
             self.deferred.remove(&resource.name);
             let is_due = due.remove(&resource.name);
             let asked_for = matches!(because, Because::Subscribed(names) if names.contains(&resource.name));
@@ -160,6 +169,7 @@ impl Watch {
 impl Stream for DeltaStream {
     type Request = DeltaDiscoveryRequest;
     type Response = DeltaDiscoveryResponse;
+    type Held = Versions;
 
     fn on_request(&mut self, request: DeltaDiscoveryRequest) -> Result<Outcome, ProtocolError> {
         if request.type_url.is_empty() {
@@ -173,32 +183,22 @@ impl Stream for DeltaStream {
         };
         // Subscriptions count whatever the nonce: in delta they are changes, and none may be lost.
         let had_wildcard = watch.names.wildcard;
-        watch.unsubscribe(request.resource_names_unsubscribe);
-        let added = watch.subscribe(request.resource_names_subscribe);
+        let gave_up = watch.unsubscribe(&request.type_url, request.resource_names_unsubscribe);
+        let in_doubt = watch.in_doubt(gave_up).unwrap_or_default();
+        let mut added = watch.subscribe(request.resource_names_subscribe);
+        added.extend(in_doubt);
         watch.check_size(&request.type_url)?;
         let new_wildcard = watch.names.wildcard && !had_wildcard;
         let respond = if new_wildcard { Some(Because::First) } else { (!added.is_empty()).then_some(Because::Subscribed(added)) };
         Ok(Outcome { type_url: request.type_url, feedback, respond })
     }
 
-    fn node(request: &mut DeltaDiscoveryRequest) -> Option<Node> {
-        request.node.take()
+    fn watches(&self) -> &Watches<Versions> {
+        &self.types
     }
 
-    fn default_type(request: &mut DeltaDiscoveryRequest, type_url: &str) {
-        if request.type_url.is_empty() {
-            type_url.clone_into(&mut request.type_url);
-        }
-    }
-
-    fn watched(&self) -> Vec<String> {
-        let mut types: Vec<String> = self.types.iter().filter(|(_, w)| !w.names.is_empty()).map(|(t, _)| t.clone()).collect();
-        types.sort_by_key(|t| rank(t));
-        types
-    }
-
-    fn names(&self, type_url: &str) -> Option<&Names> {
-        self.types.get(type_url).map(|w| &w.names)
+    fn awaited(&self) -> &BTreeSet<String> {
+        &self.awaited
     }
 
     fn scope(&self, type_url: &str, because: &Because) -> Names {
@@ -213,7 +213,7 @@ impl Stream for DeltaStream {
         let removed = watch.missing(type_url, because, &generated);
         let no_endpoints = &mut BTreeSet::new();
         let due = if type_url == ENDPOINT { &mut self.endpoints_due } else { no_endpoints };
-        let changed = watch.changed(because, &generated, due);
+        let changed = watch.changed(type_url, because, &generated, due);
         // A client waits for the first answer of a wildcard to know that there is nothing more to come.
         let expected = *because == Because::First && watch.names.wildcard;
         match (type_url, because) {
@@ -232,25 +232,23 @@ impl Stream for DeltaStream {
             (ENDPOINT, _) => self.awaited.retain(|name| !watch.names.names.contains(name)),
             _ => {}
         }
-        let silent = changed.is_empty() && removed.is_empty() && !expected;
-        let resources = changed.iter().map(|(resource, _)| wire(resource)).collect();
-        (!silent).then(|| self.response(type_url, resources, removed.into_iter().collect()))
+        let mut resources: Vec<WireResource> = changed.iter().map(|(resource, _)| wire(resource)).collect();
+        let mut removed: Vec<String> = removed.into_iter().collect();
+        if is_namespaced(type_url) && *because != Because::Push {
+            resources.extend(std::mem::take(&mut removed).into_iter().map(nothing));
+        }
+        // That there is nothing below a name is an answer to whoever asks for it.
+        let expected = expected || (is_namespaced(type_url) && *because != Because::Push);
+        let silent = resources.is_empty() && removed.is_empty() && !expected;
+        (!silent).then(|| self.response(type_url, resources, removed))
     }
 
     fn endpoints_due(&self) -> bool {
         self.types.get(ENDPOINT).is_some_and(|watch| self.endpoints_due.iter().any(|name| watch.held.contains_key(name)))
     }
 
-    fn awaits_endpoints(&self) -> bool {
-        !self.awaited.is_empty() && self.types.contains_key(ENDPOINT)
-    }
-
     fn stop_awaiting(&mut self) {
         self.awaited.clear();
-    }
-
-    fn has_deferred(&self) -> bool {
-        self.types.values().any(|w| !w.deferred.is_empty())
     }
 
     fn flush(&mut self, force: bool) -> Vec<Answer<DeltaDiscoveryResponse>> {
@@ -272,10 +270,11 @@ impl Stream for DeltaStream {
         }
         answers
     }
+}
 
-    fn status(&self, type_url: &str) -> Option<TypeStatus> {
-        self.types.get(type_url).map(|w| w.ledger.status(type_url, &w.names, w.held.len()))
-    }
+/// There is no such virtual host: a client that waits for one is told so by a resource without content (Envoy vhds.rst).
+fn nothing(name: String) -> WireResource {
+    WireResource { aliases: vec![name.clone()], name, ..Default::default() }
 }
 
 fn wire(resource: &Arc<Resource>) -> WireResource {

@@ -235,6 +235,56 @@ fn a_removed_cluster_stays_as_long_as_the_client_refuses_the_new_routes() {
 }
 
 #[test]
+fn a_client_that_gives_up_a_refused_route_is_asked_about_the_others() {
+    let mut stream = stream();
+    open(&mut stream, CLUSTER, &[], &[("old", "1")]);
+    open(&mut stream, ROUTE, &["80", "90"], &[("80", "to old"), ("90", "1")]);
+    assert_eq!(stream.answer(CLUSTER, &Because::Push, Vec::new()), None);
+    let routes = stream.answer(ROUTE, &Because::Push, world(ROUTE, &[("80", "broken"), ("90", "1")])).unwrap();
+    stream.on_request(nack(&routes)).unwrap();
+    let gives_up = |name: &str| DeltaDiscoveryRequest { resource_names_unsubscribe: strings(&[name]), ..subscribe(ROUTE, &[]) };
+    assert_eq!(stream.on_request(gives_up("70")).unwrap().respond, None, "it never had that");
+    let because = stream.on_request(gives_up("80")).unwrap().respond.unwrap();
+    assert_eq!(because, Because::Subscribed(["90".to_owned()].into()));
+    let again = stream.answer(ROUTE, &because, world(ROUTE, &[("90", "1")])).unwrap();
+    assert_eq!(sent(&again), (strings(&["90@1"]), strings(&[])));
+    assert!(stream.flush(true).is_empty(), "it may be that one");
+    stream.on_request(ack(&again)).unwrap();
+    assert_eq!(stream.flush(false).len(), 1);
+    assert_eq!(stream.on_request(gives_up("90")).unwrap().respond, None, "nothing is in doubt");
+}
+
+#[test]
+fn a_client_that_refused_only_what_it_gives_up_holds_nothing_back() {
+    let mut stream = stream();
+    open(&mut stream, CLUSTER, &[], &[("old", "1")]);
+    open(&mut stream, ROUTE, &["80"], &[("80", "to old")]);
+    assert_eq!(stream.answer(CLUSTER, &Because::Push, Vec::new()), None);
+    let routes = stream.answer(ROUTE, &Because::Push, world(ROUTE, &[("80", "broken")])).unwrap();
+    let request = DeltaDiscoveryRequest { resource_names_unsubscribe: strings(&["80"]), ..nack(&routes) };
+    assert_eq!(stream.on_request(request).unwrap().respond, None);
+    assert_eq!(stream.flush(false).len(), 1);
+}
+
+#[test]
+fn a_name_stands_for_the_virtual_hosts_below_it() {
+    use crate::types::VIRTUAL_HOST;
+    let mut stream = stream();
+    let all = [("r/a", "1"), ("r/b", "1"), ("s/c", "1")];
+    let because = stream.on_request(subscribe(VIRTUAL_HOST, &["r"])).unwrap().respond.unwrap();
+    let answer = stream.answer(VIRTUAL_HOST, &because, world(VIRTUAL_HOST, &all)).unwrap();
+    assert_eq!(sent(&answer), (strings(&["r/a@1", "r/b@1"]), strings(&[])));
+    let answer = stream.answer(VIRTUAL_HOST, &Because::Push, world(VIRTUAL_HOST, &[("r/a", "2"), ("s/c", "2")])).unwrap();
+    assert_eq!(sent(&answer), (strings(&["r/a@2"]), strings(&["r/b"])));
+    let because = stream.on_request(subscribe(VIRTUAL_HOST, &["r/none"])).unwrap().respond.unwrap();
+    let answer = stream.answer(VIRTUAL_HOST, &because, world(VIRTUAL_HOST, &[])).unwrap();
+    assert_eq!(sent(&answer), (strings(&["r/none@"]), strings(&[])));
+    assert!(answer.response.resources[0].resource.is_none());
+    let because = stream.on_request(subscribe(VIRTUAL_HOST, &["t"])).unwrap().respond.unwrap();
+    assert_eq!(sent(&stream.answer(VIRTUAL_HOST, &because, world(VIRTUAL_HOST, &[])).unwrap()), (vec![], vec![]));
+}
+
+#[test]
 fn a_client_that_does_not_answer_cannot_hold_removals_back_for_ever() {
     let mut stream = stream();
     open(&mut stream, CLUSTER, &[], &[("old", "1")]);

@@ -10,6 +10,7 @@ mod serve;
 mod service;
 mod sotw;
 mod status;
+mod watch;
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -26,7 +27,9 @@ pub use service::{Discovery, Limits};
 pub use sotw::SotwStream;
 pub use status::{Nacked, Sent, TypeStatus};
 
+use self::watch::{Asking, Held, Watches};
 use crate::resource::Resource;
+use crate::types::{ENDPOINT, is_namespaced, rank};
 
 /// A client may name this many resources of one type; more ends its stream.
 pub const MAX_NAMES: usize = 100_000;
@@ -45,6 +48,12 @@ pub struct Names {
 impl Names {
     pub fn wants(&self, name: &str) -> bool {
         self.wildcard || self.names.contains(name)
+    }
+
+    /// [`Names::wants`], where a name may stand for all that are below it.
+    pub fn wants_of(&self, type_url: &str, name: &str) -> bool {
+        let below = || is_namespaced(type_url) && name.rsplit_once('/').is_some_and(|(above, _)| self.names.contains(above));
+        self.wants(name) || below()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -168,35 +177,51 @@ pub enum ProtocolError {
 
 /// The two variants of the protocol, seen by the shell.
 pub(crate) trait Stream: Send {
-    type Request: Send;
+    type Request: Asking;
     type Response: Send;
+    type Held: Held;
 
     fn on_request(&mut self, request: Self::Request) -> Result<Outcome, ProtocolError>;
-    /// Node of a request, if it has one.
-    fn node(request: &mut Self::Request) -> Option<Node>;
-    /// For single-type services, whose requests need not repeat the type.
-    fn default_type(request: &mut Self::Request, type_url: &str);
-    /// Types with a subscription, in push order.
-    fn watched(&self) -> Vec<String>;
-    fn names(&self, type_url: &str) -> Option<&Names>;
+    fn watches(&self) -> &Watches<Self::Held>;
+    /// Endpoints of clusters that were pushed and are new to the client, which it has not asked for yet: until then it cannot
+    /// use them, and routes to them would fail.
+    fn awaited(&self) -> &BTreeSet<String>;
+    /// Gives up waiting for those.
+    fn stop_awaiting(&mut self);
     /// The names to generate resources for.
     fn scope(&self, type_url: &str, because: &Because) -> Names;
     /// Reduces what was generated to what has to be said; `None` when that is nothing.
     fn answer(&mut self, type_url: &str, because: &Because, generated: Vec<Arc<Resource>>) -> Option<Answer<Self::Response>>;
     /// Endpoints must be sent (again) because their cluster was.
     fn endpoints_due(&self) -> bool;
-    /// Whether clusters new to the client went out whose endpoints it has not asked for yet: until
-    /// then it cannot use them, and routes to them would fail.
-    fn awaits_endpoints(&self) -> bool;
-    /// Gives up waiting for that.
-    fn stop_awaiting(&mut self);
-    /// Whether removals wait for the client to have moved away from what they remove.
-    fn has_deferred(&self) -> bool;
     /// The waiting removals, when everything sent before them is answered; with `force` also when the
     /// client does not answer. A client that refused its new routes or listeners still uses the old
     /// ones, so what those may name stays in any case.
     fn flush(&mut self, force: bool) -> Vec<Answer<Self::Response>>;
-    fn status(&self, type_url: &str) -> Option<TypeStatus>;
+
+    /// Types with a subscription, in push order.
+    fn watched(&self) -> Vec<String> {
+        let mut types: Vec<String> = self.watches().iter().filter(|(_, w)| !w.names.is_empty()).map(|(t, _)| t.clone()).collect();
+        types.sort_by_key(|t| rank(t));
+        types
+    }
+
+    fn names(&self, type_url: &str) -> Option<&Names> {
+        self.watches().get(type_url).map(|w| &w.names)
+    }
+
+    fn awaits_endpoints(&self) -> bool {
+        !self.awaited().is_empty() && self.watches().contains_key(ENDPOINT)
+    }
+
+    /// Whether removals wait for the client to have moved away from what they remove.
+    fn has_deferred(&self) -> bool {
+        self.watches().values().any(|w| !w.deferred.is_empty())
+    }
+
+    fn status(&self, type_url: &str) -> Option<TypeStatus> {
+        self.watches().get(type_url).map(|w| w.ledger.status(type_url, &w.names, w.held.count()))
+    }
 }
 
 /// A response, and what is in it.

@@ -9,6 +9,7 @@ use tonic::{Status, Streaming};
 
 use super::hub::{Connection, Hub, Push, Types};
 use super::service::Limits;
+use super::watch::Asking;
 use super::{Answer, Backend, Because, Event, Feedback, Stream};
 use crate::client::Mode;
 use crate::types::{CLUSTER, ENDPOINT};
@@ -64,7 +65,7 @@ impl<B: Backend, T: Stream> Arriving<B, T> {
             Err(_) => return refuse(&outbound, Status::deadline_exceeded("no request arrived on the stream")).await,
         };
         let mut first = first;
-        let node = T::node(&mut first).unwrap_or_default();
+        let node = first.take_node().unwrap_or_default();
         if let Err(status) = self.run(first, node).await {
             refuse(&outbound, status).await;
         }
@@ -152,7 +153,11 @@ impl<B: Backend, T: Stream> Session<B, T> {
 
     async fn request(&mut self, mut request: T::Request) -> Result<(), Status> {
         if let Some(type_url) = self.only_type {
-            T::default_type(&mut request, type_url);
+            // Requests to a service of one type need not repeat it.
+            let given = request.type_url_mut();
+            if given.is_empty() {
+                type_url.clone_into(given);
+            }
         }
         let outcome = self.stream.on_request(request).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let type_url = outcome.type_url.as_str();

@@ -3,43 +3,46 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use lateen_proto::envoy::config::core::v3::{ControlPlane, Node};
+use lateen_proto::envoy::config::core::v3::ControlPlane;
 use lateen_proto::envoy::service::discovery::v3::{DiscoveryRequest, DiscoveryResponse};
 use sha2::{Digest, Sha256};
 
-use super::status::{Ledger, Nonces, may_remove};
-use super::{Answer, Because, Feedback, MAX_NAMES, MAX_TYPES, Names, Outcome, ProtocolError, Stream, TypeStatus};
+use super::status::{Nonces, may_remove};
+use super::watch::{Held, Watch, Watches};
+use super::{Answer, Because, Feedback, MAX_NAMES, MAX_TYPES, Names, Outcome, ProtocolError, Stream};
 use crate::resource::{Resource, endpoints_of};
-use crate::types::{CLUSTER, ENDPOINT, WILDCARD, is_wildcard_capable, rank};
+use crate::types::{CLUSTER, ENDPOINT, WILDCARD, is_wildcard_capable};
 
 /// State of one state-of-the-world stream.
 #[derive(Clone, Debug)]
 pub struct SotwStream {
     identifier: Arc<str>,
     nonces: Nonces,
-    types: BTreeMap<String, Watch>,
+    types: Watches<Last>,
     /// Clusters were sent and endpoints not since: a client that replaces a cluster waits for its endpoints.
     endpoints_due: bool,
     /// Endpoints of clusters that were pushed and are new to the client, not asked for yet.
     awaited: BTreeSet<String>,
 }
 
+/// What the last response held; clusters that are gone stay in it until the client has moved away from them.
 #[derive(Clone, Debug, Default)]
-struct Watch {
-    names: Names,
-    /// What the last response held.
-    held: BTreeMap<String, Arc<Resource>>,
-    /// Hash over what the last response held.
+pub(crate) struct Last {
+    resources: BTreeMap<String, Arc<Resource>>,
+    /// Hash over the resources.
     version: String,
-    ledger: Ledger,
-    /// Clusters that are gone but still in `held`, until the client has moved away from them.
-    deferred: BTreeSet<String>,
+}
+
+impl Held for Last {
+    fn count(&self) -> usize {
+        self.resources.len()
+    }
 }
 
 impl SotwStream {
     /// A fresh stream; `identifier` names this control plane in every response.
     pub fn new(identifier: Arc<str>) -> Self {
-        Self { identifier, nonces: Nonces::new(), types: BTreeMap::new(), endpoints_due: false, awaited: BTreeSet::new() }
+        Self { identifier, nonces: Nonces::new(), types: Watches::new(), endpoints_due: false, awaited: BTreeSet::new() }
     }
 
     fn response(&mut self, type_url: &str, removed: usize) -> Option<Answer<DiscoveryResponse>> {
@@ -47,8 +50,8 @@ impl SotwStream {
         let watch = self.types.get_mut(type_url)?;
         watch.ledger.sent(&nonce, SystemTime::now());
         let response = DiscoveryResponse {
-            version_info: watch.version.clone(),
-            resources: watch.held.values().map(|r| r.body.clone()).collect(),
+            version_info: watch.held.version.clone(),
+            resources: watch.held.resources.values().map(|r| r.body.clone()).collect(),
             type_url: type_url.to_owned(),
             nonce,
             control_plane: Some(ControlPlane { identifier: self.identifier.to_string() }),
@@ -81,6 +84,7 @@ fn hash_of(held: &BTreeMap<String, Arc<Resource>>) -> String {
 impl Stream for SotwStream {
     type Request = DiscoveryRequest;
     type Response = DiscoveryResponse;
+    type Held = Last;
 
     fn on_request(&mut self, request: DiscoveryRequest) -> Result<Outcome, ProtocolError> {
         if request.type_url.is_empty() {
@@ -116,38 +120,29 @@ impl Stream for SotwStream {
         let names = read_names(&type_url, request.resource_names, Some(&watch.names))?;
         let added: BTreeSet<String> = names.names.difference(&watch.names.names).cloned().collect();
         let wider = names.wildcard && !watch.names.wildcard;
+        let gave_up = !watch.names.names.is_subset(&names.names);
         watch.names = names;
         if watch.names.is_empty() {
             watch.ledger.forgive();
         }
         let kept = &watch.names;
-        watch.held.retain(|name, _| kept.wants(name));
+        watch.held.resources.retain(|name, _| kept.wants(name));
         let respond = if (starts_over && !watch.names.is_empty()) || wider {
             Some(Because::First)
         } else {
-            (!added.is_empty()).then_some(Because::Subscribed(added))
+            let mut asked = added;
+            asked.extend(watch.in_doubt(gave_up).unwrap_or_default());
+            (!asked.is_empty()).then_some(Because::Subscribed(asked))
         };
         Ok(Outcome { type_url, feedback, respond })
     }
 
-    fn node(request: &mut DiscoveryRequest) -> Option<Node> {
-        request.node.take()
+    fn watches(&self) -> &Watches<Last> {
+        &self.types
     }
 
-    fn default_type(request: &mut DiscoveryRequest, type_url: &str) {
-        if request.type_url.is_empty() {
-            type_url.clone_into(&mut request.type_url);
-        }
-    }
-
-    fn watched(&self) -> Vec<String> {
-        let mut types: Vec<String> = self.types.iter().filter(|(_, w)| !w.names.is_empty()).map(|(t, _)| t.clone()).collect();
-        types.sort_by_key(|t| rank(t));
-        types
-    }
-
-    fn names(&self, type_url: &str) -> Option<&Names> {
-        self.types.get(type_url).map(|w| &w.names)
+    fn awaited(&self) -> &BTreeSet<String> {
+        &self.awaited
     }
 
     fn scope(&self, type_url: &str, _: &Because) -> Names {
@@ -158,13 +153,13 @@ impl Stream for SotwStream {
         let watch = self.types.get_mut(type_url)?;
         let mut now: BTreeMap<String, Arc<Resource>> =
             generated.into_iter().filter(|r| watch.names.wants(&r.name)).map(|r| (r.name.clone(), r)).collect();
-        let gone: Vec<String> = watch.held.keys().filter(|name| !now.contains_key(*name)).cloned().collect();
+        let gone: Vec<String> = watch.held.resources.keys().filter(|name| !now.contains_key(*name)).cloned().collect();
         watch.deferred.clear();
         let mut removed = gone.len();
         if type_url == CLUSTER && *because == Because::Push && !gone.is_empty() {
             // Left out now, they would vanish before the routes that still name them.
             for name in gone {
-                if let Some(resource) = watch.held.get(&name) {
+                if let Some(resource) = watch.held.resources.get(&name) {
                     now.insert(name.clone(), resource.clone());
                     watch.deferred.insert(name);
                 }
@@ -173,16 +168,15 @@ impl Stream for SotwStream {
         }
         let version = hash_of(&now);
         let due = type_url == ENDPOINT && self.endpoints_due;
-        if *because == Because::Push && version == watch.version && !due {
+        if *because == Because::Push && version == watch.held.version && !due {
             return None;
         }
-        let before = std::mem::replace(&mut watch.held, now);
-        watch.version = version;
+        let before = std::mem::replace(&mut watch.held, Last { resources: now, version }).resources;
         match type_url {
             CLUSTER => {
                 self.endpoints_due = true;
                 if *because == Because::Push {
-                    let new = watch.held.iter().filter(|(name, _)| !before.contains_key(*name));
+                    let new = watch.held.resources.iter().filter(|(name, _)| !before.contains_key(*name));
                     self.awaited.extend(new.filter_map(|(_, resource)| endpoints_of(resource)));
                 }
             }
@@ -196,19 +190,11 @@ impl Stream for SotwStream {
     }
 
     fn endpoints_due(&self) -> bool {
-        self.endpoints_due && self.types.get(ENDPOINT).is_some_and(|w| !w.held.is_empty())
-    }
-
-    fn awaits_endpoints(&self) -> bool {
-        !self.awaited.is_empty() && self.types.contains_key(ENDPOINT)
+        self.endpoints_due && self.types.get(ENDPOINT).is_some_and(|w| !w.held.resources.is_empty())
     }
 
     fn stop_awaiting(&mut self) {
         self.awaited.clear();
-    }
-
-    fn has_deferred(&self) -> bool {
-        self.types.values().any(|w| !w.deferred.is_empty())
     }
 
     fn flush(&mut self, force: bool) -> Vec<Answer<DiscoveryResponse>> {
@@ -220,14 +206,10 @@ impl Stream for SotwStream {
         if deferred.is_empty() {
             return Vec::new();
         }
-        watch.held.retain(|name, _| !deferred.contains(name));
+        watch.held.resources.retain(|name, _| !deferred.contains(name));
         self.awaited.retain(|name| !deferred.contains(name));
-        watch.version = hash_of(&watch.held);
+        watch.held.version = hash_of(&watch.held.resources);
         self.response(CLUSTER, deferred.len()).into_iter().collect()
-    }
-
-    fn status(&self, type_url: &str) -> Option<TypeStatus> {
-        self.types.get(type_url).map(|w| w.ledger.status(type_url, &w.names, w.held.len()))
     }
 }
 

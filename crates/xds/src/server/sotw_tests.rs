@@ -148,6 +148,26 @@ fn a_removed_cluster_is_left_out_only_after_the_routes_moved() {
 }
 
 #[test]
+fn a_client_that_gives_up_a_refused_route_is_asked_about_the_others() {
+    let mut stream = stream();
+    stream.on_request(request(CLUSTER, &[], "")).unwrap();
+    let clusters = stream.answer(CLUSTER, &Because::First, world(CLUSTER, &[("old", "1")])).unwrap();
+    stream.on_request(request(CLUSTER, &[], &clusters.response.nonce)).unwrap();
+    stream.on_request(request(ROUTE, &["80", "90"], "")).unwrap();
+    let routes = stream.answer(ROUTE, &Because::First, world(ROUTE, &[("80", "1"), ("90", "1")])).unwrap();
+    let refusal = DiscoveryRequest { error_detail: Some(rpc::Status::default()), ..request(ROUTE, &["80", "90"], &routes.response.nonce) };
+    stream.on_request(refusal).unwrap();
+    assert_eq!(stream.answer(CLUSTER, &Because::Push, world(CLUSTER, &[("new", "1")])).unwrap().resources, 2);
+    stream.on_request(request(CLUSTER, &[], &stream.status(CLUSTER).unwrap().sent.unwrap().nonce)).unwrap();
+    let because = stream.on_request(request(ROUTE, &["90"], &routes.response.nonce)).unwrap().respond.unwrap();
+    let again = stream.answer(ROUTE, &because, world(ROUTE, &[("90", "1")])).unwrap();
+    assert_eq!(holds(&again), ["90"]);
+    assert!(stream.flush(true).is_empty(), "it may be that one");
+    stream.on_request(request(ROUTE, &["90"], &again.response.nonce)).unwrap();
+    assert_eq!(holds(&stream.flush(false)[0]), ["new"]);
+}
+
+#[test]
 fn greedy_and_malformed_requests_end_the_stream() {
     let mut stream = stream();
     assert_eq!(stream.on_request(DiscoveryRequest::default()), Err(ProtocolError::NoType));
