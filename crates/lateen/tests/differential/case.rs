@@ -29,7 +29,24 @@ pub(crate) struct Case {
     /// Merged over the whole bootstrap.
     #[serde(default)]
     pub(crate) bootstrap: Map<String, Value>,
+    /// What a discovery server has for both proxies when they start. With it there is an aggregated stream, incremental.
+    #[serde(default)]
+    pub(crate) discovered: Option<Discovered>,
     pub(crate) requests: Vec<Step>,
+}
+
+/// Resources of a discovery server, named by their `name`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Discovered {
+    pub(crate) clusters: Vec<Value>,
+    pub(crate) listeners: Vec<Value>,
+    pub(crate) routes: Vec<Value>,
+    pub(crate) scopes: Vec<Value>,
+    pub(crate) virtual_hosts: Vec<Value>,
+    pub(crate) extensions: Vec<Value>,
+    /// Names of resources that are there no longer.
+    pub(crate) gone: Vec<String>,
 }
 
 /// A listener with one HTTP connection manager, said by what differs from a plain one.
@@ -42,7 +59,7 @@ pub(crate) struct Listener {
     pub(crate) route_config: Map<String, Value>,
     /// Filters before the router.
     pub(crate) http_filters: Vec<Value>,
-    /// Fields of the connection manager.
+    /// Fields of the connection manager. With `rds` or `scoped_routes` it has no routes of its own.
     pub(crate) hcm: Map<String, Value>,
     /// More fields of a log line.
     pub(crate) log: Map<String, Value>,
@@ -67,6 +84,8 @@ pub(crate) struct Step {
     pub(crate) listener: Option<String>,
     pub(crate) host: Option<String>,
     pub(crate) headers: Headers,
+    /// What the discovery server has from now on beside what it had; both proxies have answered it before the request goes out.
+    pub(crate) discovered: Option<Discovered>,
     /// With a content-length; in chunks when `chunks` or `trailers` are given.
     pub(crate) body: Option<String>,
     pub(crate) chunks: Vec<String>,

@@ -62,9 +62,31 @@ pub(crate) fn bootstrap(case: &Case, places: &Places) -> Value {
             "clusters": clusters.iter().map(|(name, fields)| cluster(name, fields, places)).collect::<Vec<_>>(),
         },
     });
+    if case.discovered.is_some() {
+        let fields = Map::from_iter([("http2".to_owned(), Value::Bool(true))]);
+        if let Some(all) = value["static_resources"]["clusters"].as_array_mut() {
+            all.push(cluster(DISCOVERY, &fields, places));
+        }
+        merge(&mut value, &discovered());
+    }
     merge(&mut value, &Value::Object(case.bootstrap.clone()));
     fill(&mut value, places);
     value
+}
+
+/// The name of the discovery server among the upstreams.
+pub(crate) const DISCOVERY: &str = "discovery";
+
+/// An aggregated stream that is incremental.
+fn discovered() -> Value {
+    json!({
+        "node": {"id": "test", "cluster": "test"},
+        "dynamic_resources": {"ads_config": {
+            "api_type": "DELTA_GRPC",
+            "transport_api_version": "V3",
+            "grpc_services": [{"envoy_grpc": {"cluster_name": DISCOVERY}}],
+        }},
+    })
 }
 
 fn socket(port: u16) -> Value {
@@ -110,6 +132,9 @@ fn listener(name: &str, given: &Listener, places: &Places) -> Value {
         "access_log": log(&given.log, places),
     });
     merge(&mut hcm, &Value::Object(given.hcm.clone()));
+    if let Some(fields) = hcm.as_object_mut().filter(|h| h.contains_key("rds") || h.contains_key("scoped_routes")) {
+        fields.remove("route_config");
+    }
     let filter = json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": hcm});
     let mut listener = json!({"name": name, "address": socket(*places.listeners.get(name).unwrap_or(&0))});
     listener["filter_chains"] = json!([{"filters": [filter.clone()]}]);
@@ -177,7 +202,7 @@ pub(crate) fn merge(under: &mut Value, over: &Value) {
     }
 }
 
-fn fill(value: &mut Value, places: &Places) {
+pub(crate) fn fill(value: &mut Value, places: &Places) {
     match value {
         Value::String(text) if text.contains('{') => *text = places.fill(text),
         Value::Array(all) => all.iter_mut().for_each(|v| fill(v, places)),

@@ -1,4 +1,4 @@
-//! The same static Envoy configuration through `lateen proxy` and through the real Envoy: what callers, upstreams and
+//! The same Envoy configuration, static or discovered, through `lateen proxy` and through the real Envoy: what callers, upstreams and
 //! the access log see must be the same.
 //!
 //! A file below `cases/` is a piece of configuration with requests; both proxies run it at the same time, each with
@@ -11,6 +11,7 @@ mod client;
 mod compare;
 mod compressed;
 mod config;
+mod discovery;
 mod known;
 mod proxies;
 mod run;

@@ -3,13 +3,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use anyhow::Context as _;
 use serde_json::{Value, json};
 
 use crate::case::{Case, Step};
 use crate::certificates::Certificates;
 use crate::client;
 use crate::compare::{Difference, counts, differences, normalise};
-use crate::config::{Places, bootstrap, upstreams};
+use crate::config::{DISCOVERY, Places, bootstrap, upstreams};
+use crate::discovery::Server;
 use crate::proxies::{Kind, Proxy, free_port};
 use crate::upstream::Upstreams;
 
@@ -62,25 +64,39 @@ type Outcome = (Vec<Observed>, Vec<Value>);
 
 async fn one(kind: Kind, case: &Case, folder: &Path, certificates: &Certificates) -> anyhow::Result<Outcome> {
     let upstreams = Upstreams::start(&upstreams(case), certificates).await?;
+    let mut discovery = match &case.discovered {
+        Some(_) => Some(Server::start().await?),
+        None => None,
+    };
+    let mut ports = upstreams.ports.clone();
+    ports.extend(discovery.as_ref().map(|server| (DISCOVERY.to_owned(), server.port)));
     let places = Places {
         admin: free_port(),
         listeners: case.all_listeners().keys().map(|name| ((*name).to_owned(), free_port())).collect(),
-        upstreams: upstreams.ports.clone(),
+        upstreams: ports,
         folder: folder.parent().unwrap_or(folder).display().to_string(),
         log: folder.join(format!("{}.log", kind.name())).display().to_string(),
     };
+    if let (Some(server), Some(given)) = (&mut discovery, &case.discovered) {
+        server.have(given, &places)?;
+    }
     let proxy = Proxy::start(kind, folder, &bootstrap(case, &places), places.admin).await?;
     let mut all = Vec::new();
     let mut begun = Vec::new();
     for (index, step) in case.requests.iter().enumerate() {
         // Lines without the step's number are told apart by the millisecond in which they began.
         tokio::time::sleep(Duration::from_millis(3)).await;
+        if let (Some(server), Some(given)) = (&mut discovery, &step.discovered) {
+            server.change(given, &places).await.with_context(|| format!("{}: {}", kind.name(), step.name))?;
+        }
         begun.push(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64());
         all.push(match step.repeat {
             None => Observed { value: ask(step, index, &upstreams, &places, certificates).await, counts: BTreeMap::new() },
             Some(times) => Observed { value: Value::Null, counts: repeat(times, step, index, &upstreams, &places, certificates).await },
         });
     }
+    let refused = discovery.as_ref().map(Server::refused).unwrap_or_default();
+    anyhow::ensure!(refused.is_empty(), "{} refuses what is discovered: {}", kind.name(), refused.join("; "));
     proxy.stop().await?;
     let text = std::fs::read_to_string(&places.log).unwrap_or_default();
     let mut lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|_| l.into())).collect();
