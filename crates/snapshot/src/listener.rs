@@ -72,6 +72,18 @@ pub struct Listener {
     pub stat_prefix: Arc<str>,
 }
 
+impl Listener {
+    /// Takes the place of the version before: connections that are open go on to count with their workers, as long as they came
+    /// to the same address.
+    pub(crate) fn follow(&mut self, before: &Self) {
+        if self.addresses == before.addresses
+            && let (Some(own), Some(counts)) = (&mut self.balance, &before.balance)
+        {
+            own.clone_from(counts);
+        }
+    }
+}
+
 /// What is looked at before a chain is chosen (Envoy listener filters).
 #[derive(Clone, Debug, Default)]
 pub struct Inspectors {

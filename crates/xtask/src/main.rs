@@ -1,6 +1,8 @@
 //! Tasks of this repository: `cargo xtask test` installs the foreign peers and runs every test.
 mod instructions;
 mod peers;
+#[cfg(test)]
+mod targets;
 
 use std::env;
 use std::path::Path;

@@ -173,22 +173,7 @@ pub(crate) fn whole(
 ) -> (tokio::runtime::Runtime, lateen_proxy::main_thread::Process, std::net::SocketAddr) {
     let port = free_port();
     let yaml = Config::to(&[upstream.port()]).yaml().replace("port_value: 0", &format!("port_value: {port}"));
-    let options = lateen_proxy::main_thread::Options {
-        bootstrap: lateen_snapshot::bootstrap::parse(&format!("{more}{yaml}"), "test.yaml").unwrap(),
-        concurrency: 2,
-        pin: false,
-        upstream_mark: None,
-        identity: None,
-        token: None,
-        local: Default::default(),
-        admin: Default::default(),
-        drain_time: Duration::from_secs(1),
-        drain_gradually: true,
-        tags: Default::default(),
-        restart: None,
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let process = runtime.block_on(lateen_proxy::main_thread::start(options)).unwrap();
+    let (runtime, process) = whole_process(&format!("{more}{yaml}"), |options| options.concurrency = 2);
     let address = ([127, 0, 0, 1], port).into();
     eventually(|| TcpStream::connect(address).is_ok());
     (runtime, process, address)

@@ -69,29 +69,20 @@ fn a_filter_that_never_came_lets_nothing_pass() {
 }
 
 /// Connections through a discovered filter `extra` to a discovered last one.
-fn connections(listener_filters: &str) -> String {
-    format!(
-        r#"
-node: {{id: t, cluster: t}}
-static_resources:
-  listeners:
-  - name: l
-    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
-    listener_filters: [{listener_filters}]
-    filter_chains:
-    - filters:
-      - name: extra
-        config_discovery:
-          config_source: {{ads: {{}}}}
-          default_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.sni_cluster.v3.SniCluster}}
-          apply_default_config_without_warming: true
-          type_urls: [{NETWORK_RBAC}, type.googleapis.com/envoy.extensions.filters.network.sni_cluster.v3.SniCluster]
-      - name: last
-        config_discovery:
-          config_source: {{ads: {{}}}}
-          type_urls: [type.googleapis.com/envoy.extensions.filters.network.direct_response.v3.Config]
-"#
-    )
+fn discovered(listener_filters: &str) -> String {
+    let filters = format!(
+        r#"- name: extra
+  config_discovery:
+    config_source: {{ads: {{}}}}
+    default_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.sni_cluster.v3.SniCluster}}
+    apply_default_config_without_warming: true
+    type_urls: [{NETWORK_RBAC}, type.googleapis.com/envoy.extensions.filters.network.sni_cluster.v3.SniCluster]
+- name: last
+  config_discovery:
+    config_source: {{ads: {{}}}}
+    type_urls: [type.googleapis.com/envoy.extensions.filters.network.direct_response.v3.Config]"#
+    );
+    connections(&format!("listener_filters: [{listener_filters}]"), &filters, "")
 }
 
 const NETWORK_RBAC: &str = "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC";
@@ -111,7 +102,7 @@ fn heard(proxy: &Proxy) -> String {
 
 #[test]
 fn connections_have_the_filters_that_are_discovered_when_they_begin() {
-    let yaml = connections("");
+    let yaml = discovered("");
     let mut compiler = compiler(&yaml);
     let mut apply = |updates| {
         assert!(compiler.apply(EXTENSION, updates, &[], Instant::now()).is_empty());
@@ -130,7 +121,7 @@ fn connections_have_the_filters_that_are_discovered_when_they_begin() {
 
 #[test]
 fn a_connection_whose_filter_never_came_is_closed() {
-    let yaml = connections("");
+    let yaml = discovered("");
     let mut compiler = compiler(&yaml);
     assert_eq!(compiler.snapshot().listeners.len(), 0);
     compiler.settle(Instant::now() + Duration::from_secs(20));
@@ -142,7 +133,7 @@ fn a_connection_whose_filter_never_came_is_closed() {
 #[test]
 fn a_discovered_listener_filter_looks_at_the_next_connection() {
     let limit = format!("{{name: limit, config_discovery: {{config_source: {{ads: {{}}}}, type_urls: [{LIMIT}]}}}}");
-    let yaml = connections(&limit);
+    let yaml = discovered(&limit);
     let mut compiler = compiler(&yaml);
     let now = Instant::now();
     assert!(compiler.apply(EXTENSION, says("in"), &[], now).is_empty());

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU16, Ordering::SeqCst};
 use bytes::Bytes;
 use http::{HeaderMap, Response};
 use lateen_balance::host::{DEGRADED_ACTIVE_HC, FAILED_ACTIVE_HC};
-use lateen_proxy::main_thread::{self, Main, Options, Process};
+use lateen_proxy::main_thread::{Main, Process};
 
 use crate::support::*;
 
@@ -26,22 +26,7 @@ impl Checked {
              health_checks: [{{{OFTEN}, {check}}}]\n    \
              load_assignment: {{cluster_name: c, endpoints: [{{lb_endpoints: [{{endpoint: {{{endpoint}}}}}]}}]}}\n"
         );
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let options = Options {
-            bootstrap: lateen_snapshot::bootstrap::parse(&yaml, "test.yaml").unwrap(),
-            concurrency: 1,
-            pin: false,
-            upstream_mark: None,
-            identity: None,
-            token: None,
-            local: Default::default(),
-            admin: Default::default(),
-            tags: Default::default(),
-            restart: None,
-            drain_time: WAIT,
-            drain_gradually: true,
-        };
-        let process = runtime.block_on(main_thread::start(options)).unwrap();
+        let (runtime, process) = whole_process(&yaml, |options| options.drain_time = WAIT);
         Self { process, _runtime: runtime }
     }
 

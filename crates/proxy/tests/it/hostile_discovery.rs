@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use lateen_proxy::main_thread::{Options, Process, start as start_process};
+use lateen_proxy::main_thread::Process;
 
 use crate::support::*;
 
@@ -16,22 +16,7 @@ struct Running {
 }
 
 fn run(yaml: &str) -> Running {
-    let options = Options {
-        bootstrap: lateen_snapshot::bootstrap::parse(yaml, "test.yaml").unwrap(),
-        concurrency: 1,
-        pin: false,
-        upstream_mark: None,
-        identity: None,
-        token: None,
-        local: Default::default(),
-        admin: Default::default(),
-        drain_time: Duration::from_secs(1),
-        drain_gradually: true,
-        tags: Default::default(),
-        restart: None,
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let process = runtime.block_on(start_process(options)).unwrap();
+    let (runtime, process) = whole_process(yaml, |_| {});
     Running { runtime, process }
 }
 

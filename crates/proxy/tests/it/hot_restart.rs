@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use lateen_proxy::main_thread::{DrainPlan, Options, Process, start as start_process};
+use lateen_proxy::main_thread::{DrainPlan, Process};
 use lateen_proxy::restart::{self, Place, SocketPath};
 
 use crate::support::*;
@@ -29,28 +29,18 @@ struct Running {
 
 impl Running {
     fn try_start(yaml: &str, workers: usize, base_id: u32, epoch: u64) -> anyhow::Result<Self> {
-        let options = Options {
-            bootstrap: lateen_snapshot::bootstrap::parse(yaml, "test.yaml").unwrap(),
-            concurrency: workers,
-            pin: false,
-            upstream_mark: None,
-            identity: None,
-            token: None,
-            local: Default::default(),
-            admin: Default::default(),
-            drain_time: Duration::from_millis(500),
-            drain_gradually: true,
-            tags: Default::default(),
-            restart: Some(restart::Options {
+        let (runtime, process) = try_whole_process(yaml, |options| {
+            options.concurrency = workers;
+            options.drain_time = Duration::from_millis(500);
+            options.restart = Some(restart::Options {
                 place: place(base_id, epoch),
                 bound: None,
                 parent_shutdown: Duration::from_secs(20),
                 parent_optional: false,
                 skip_figures: false,
-            }),
-        };
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let process = runtime.block_on(start_process(options))?;
+            });
+        });
+        let process = process?;
         Ok(Self { runtime: Some(runtime), process: Some(process) })
     }
 
@@ -420,24 +410,9 @@ fn streams_that_do_not_end_are_cut_when_the_time_is_over() {
     assert!(echoes(&mut stream));
     let process = old.process.as_ref().unwrap();
     let place = place(base, 1);
-    let options =
+    let succeeds =
         restart::Options { place, bound: None, parent_shutdown: Duration::from_secs(2), parent_optional: false, skip_figures: false };
-    let options = Options {
-        bootstrap: lateen_snapshot::bootstrap::parse(&yaml, "test.yaml").unwrap(),
-        concurrency: 1,
-        pin: false,
-        upstream_mark: None,
-        identity: None,
-        token: None,
-        local: Default::default(),
-        admin: Default::default(),
-        drain_time: Duration::from_secs(1),
-        drain_gradually: true,
-        tags: Default::default(),
-        restart: Some(options),
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let new = runtime.block_on(start_process(options)).unwrap();
+    let (runtime, new) = whole_process(&yaml, |options| options.restart = Some(succeeds));
     assert!(runtime.block_on(new.ready(WAIT)));
     std::thread::sleep(Duration::from_millis(500));
     assert!(echoes(&mut stream) && process.main.connections() == 1);

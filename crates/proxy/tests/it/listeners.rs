@@ -1,9 +1,11 @@
 //! What a listener does with a connection before its filters have it: limits, gates by port, state for the TCP proxy.
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use lateen_proxy::Wishes;
+use lateen_snapshot::compile::{Compiler, Update};
 
 use crate::support::*;
 
@@ -37,26 +39,48 @@ fn workers_get_equally_many_connections_where_the_listener_says_so() {
     }
 }
 
+#[test]
+fn connections_count_on_when_their_listener_changes() {
+    let (release, released) = mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    let upstream = Upstream::start(move |_, _, stream| {
+        let _ = released.lock().unwrap().recv();
+        write_ok(stream, "late")
+    });
+    let balance = "    connection_balance_config: {exact_balance: {}}\n    filter_chains:";
+    let yaml = Config::to(&[upstream.port()]).yaml().replace("    filter_chains:", balance);
+    let mut compiler = Compiler::new();
+    let mut apply = |yaml: &str| {
+        for body in lateen_snapshot::bootstrap::parse(yaml, "test.yaml").unwrap().resources {
+            let name = if body.type_url.ends_with("Listener") { "l" } else { "c" };
+            let (type_url, name) = (body.type_url.clone(), name.to_owned());
+            let update = Update { name, version: String::new(), body };
+            assert_eq!(compiler.apply(&type_url, vec![update], &[], Instant::now()), []);
+        }
+        compiler.snapshot()
+    };
+    let workers = start_workers(2, &yaml, &apply(&yaml), &Wishes::default());
+    let ask = || {
+        let mut stream = workers[0].connect();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+        stream
+    };
+    let open = || [0, 1].map(|index: usize| workers[index].worker.connections());
+    let mut streams: Vec<TcpStream> = (0..3).map(|_| ask()).collect();
+    eventually(|| open() == [2, 1] && upstream.seen().len() == 3);
+    let changed = apply(&yaml.replace("stat_prefix: t", "stat_prefix: t\n          use_remote_address: true"));
+    workers.iter().for_each(|proxy| publish(&proxy.worker, changed.clone()));
+    streams.push(ask());
+    eventually(|| open().iter().sum::<u64>() == 4);
+    assert_eq!(open(), [2, 2]);
+    (0..4).for_each(|_| release.send(()).unwrap());
+    streams.iter_mut().for_each(|stream| assert_eq!(Answer::read(stream).body, "late"));
+}
+
 /// A TCP proxy to cluster `a` behind further network filters, of a listener with further fields.
 fn yaml(listener: &str, filters: &str, clusters: &[(&str, u16)]) -> String {
-    let all: String = clusters.iter().map(|(name, port)| cluster(name, &[*port], "") + "\n").collect();
-    let all: String = all.lines().map(|l| format!("  {l}\n")).collect();
-    format!(
-        r#"
-node: {{id: t, cluster: t}}
-static_resources:
-  listeners:
-  - name: l
-    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
-{listener}
-    filter_chains:
-    - filters:
-{filters}
-      - name: envoy.filters.network.tcp_proxy
-        typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: a}}
-  clusters:
-{all}"#
-    )
+    let clusters: String = clusters.iter().map(|(name, port)| cluster(name, &[*port], "") + "\n").collect();
+    connections(listener, &format!("{filters}\n{}", tcp_proxy("cluster: a")), &clusters)
 }
 
 fn said(proxy: &Proxy) -> String {
@@ -71,10 +95,10 @@ const BUCKET: &str = "stat_prefix: x, token_bucket: {max_tokens: 2, tokens_per_f
 fn connections_beyond_a_limit_are_closed_at_once() {
     let port = named("a");
     let network = format!(
-        r#"      - {{name: r, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit, {BUCKET}}}}}"#
+        r#"- {{name: r, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit, {BUCKET}}}}}"#
     );
     let listener = format!(
-        r#"    listener_filters: [{{name: r, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.listener.local_ratelimit.v3.LocalRateLimit, {BUCKET}}}}}]"#
+        r#"listener_filters: [{{name: r, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.listener.local_ratelimit.v3.LocalRateLimit, {BUCKET}}}}}]"#
     );
     for (listener, filter, stat) in
         [("", network.as_str(), "local_rate_limit.x.rate_limited"), (listener.as_str(), "", "listener_local_ratelimit.x.rate_limited")]
@@ -89,7 +113,7 @@ fn connections_beyond_a_limit_are_closed_at_once() {
 #[test]
 fn a_limit_that_is_switched_off_limits_nothing() {
     let off = format!(
-        r#"      - {{name: r, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit, {BUCKET}, runtime_enabled: {{default_value: false, runtime_key: k}}}}}}"#
+        r#"- {{name: r, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit, {BUCKET}, runtime_enabled: {{default_value: false, runtime_key: k}}}}}}"#
     );
     let proxy = start(&yaml("", &off, &[("a", named("a"))]));
     assert_eq!([said(&proxy), said(&proxy), said(&proxy)], ["a", "a", "a"]);
@@ -97,10 +121,10 @@ fn a_limit_that_is_switched_off_limits_nothing() {
 
 fn state(key: &str, value: &str) -> String {
     format!(
-        r#"      - name: s
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.set_filter_state.v3.Config
-          on_new_connection: [{{object_key: {key}, format_string: {{text_format_source: {{inline_string: "{value}"}}}}}}]"#
+        r#"- name: s
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.network.set_filter_state.v3.Config
+    on_new_connection: [{{object_key: {key}, format_string: {{text_format_source: {{inline_string: "{value}"}}}}}}]"#
     )
 }
 
@@ -125,7 +149,7 @@ fn state_of_the_connection_names_its_cluster_and_its_idle_time() {
 fn an_inspector_may_be_off_at_some_ports() {
     let proxied = |gate: &str| {
         format!(
-            r#"    listener_filters: [{{name: p, filter_disabled: {gate}, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol}}}}]"#
+            r#"listener_filters: [{{name: p, filter_disabled: {gate}, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol}}}}]"#
         )
     };
     let port = named("a");
@@ -175,9 +199,8 @@ fn hello(name: &str) -> Vec<u8> {
 
 #[test]
 fn the_name_that_a_caller_asks_for_is_its_cluster() {
-    let listener = r#"    listener_filters: [{name: t, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}]"#;
-    let filter =
-        r#"      - {name: s, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.sni_cluster.v3.SniCluster}}"#;
+    let listener = r#"listener_filters: [{name: t, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}]"#;
+    let filter = r#"- {name: s, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.sni_cluster.v3.SniCluster}}"#;
     let proxy = start(&yaml(listener, filter, &[("a", named("a")), ("db.example", named("b"))]));
     let talk = |first: &[u8]| {
         let mut stream = proxy.connect();

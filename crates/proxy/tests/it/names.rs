@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lateen_proxy::main_thread::{self, Options, Process};
+use lateen_proxy::main_thread::Process;
 
 use crate::support::*;
 
@@ -101,22 +101,7 @@ impl Whole {
     fn start(yaml: &str) -> Self {
         let port = free_port();
         let yaml = yaml.replace("port_value: 0", &format!("port_value: {port}"));
-        let options = Options {
-            bootstrap: lateen_snapshot::bootstrap::parse(&yaml, "test.yaml").unwrap(),
-            concurrency: 1,
-            pin: false,
-            upstream_mark: None,
-            identity: None,
-            token: None,
-            local: Default::default(),
-            admin: Default::default(),
-            tags: Default::default(),
-            drain_time: WAIT,
-            drain_gradually: true,
-            restart: None,
-        };
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let process = runtime.block_on(main_thread::start(options)).unwrap();
+        let (runtime, process) = whole_process(&yaml, |options| options.drain_time = WAIT);
         assert!(runtime.block_on(process.ready(WAIT)));
         Self { process, address: ([127, 0, 0, 1], port).into(), _runtime: runtime }
     }

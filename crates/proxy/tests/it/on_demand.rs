@@ -80,23 +80,7 @@ fn a_cluster_that_does_not_come_is_waited_for_only_so_long() {
 }
 
 fn tcp_config(timeout: &str) -> String {
-    format!(
-        r#"
-node: {{id: t, cluster: t}}
-static_resources:
-  listeners:
-  - name: l
-    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.tcp_proxy
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
-          stat_prefix: t
-          cluster: late
-          on_demand: {{odcds_config: {{ads: {{}}}}, timeout: {timeout}}}
-"#
-    )
+    connections("", &tcp_proxy(&format!("cluster: late, on_demand: {{odcds_config: {{ads: {{}}}}, timeout: {timeout}}}")), "")
 }
 
 #[test]
@@ -118,6 +102,53 @@ fn a_connection_waits_for_its_cluster() {
     stream.read_to_string(&mut answer).unwrap();
     assert_eq!(answer, "early<end>");
     assert_eq!((proxy.stat("tcp.t.on_demand_cluster_attempt"), proxy.stat("tcp.t.on_demand_cluster_success")), (1, 1));
+}
+
+#[test]
+fn a_connection_whose_caller_leaves_waits_no_longer() {
+    let yaml = tcp_config("60s");
+    let (wishes, mut asked) = Wishes::channel();
+    let proxy = start_asking(&yaml, compiler(&yaml).snapshot(), wishes);
+    for said in ["", "something"] {
+        let mut stream = proxy.connect();
+        stream.write_all(said.as_bytes()).unwrap();
+        let wish = asked.blocking_recv().unwrap();
+        eventually(|| proxy.worker.connections() == 1);
+        // What was said may be all that is to be said: only a reset tells that nobody waits for an answer.
+        if !said.is_empty() {
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+        drop(stream);
+        eventually(|| proxy.worker.connections() == 0 && wish.answer.is_closed());
+    }
+    assert_eq!((proxy.stat("tcp.t.on_demand_cluster_attempt"), proxy.stat("tcp.t.on_demand_cluster_timeout")), (2, 0));
+    assert_eq!(proxy.stat("tcp.t.downstream_cx_no_route"), 0);
+}
+
+#[test]
+fn what_a_caller_says_before_its_cluster_is_there_arrives_whole() {
+    let yaml = tcp_config("20s");
+    let mut compiler = compiler(&yaml);
+    let (wishes, mut asked) = Wishes::channel();
+    let proxy = start_asking(&yaml, compiler.snapshot(), wishes);
+    let mut stream = proxy.connect();
+    let mut writer = stream.try_clone().unwrap();
+    let sent: Vec<u8> = (0..300_000u32).flat_map(u32::to_le_bytes).collect();
+    let bytes = sent.clone();
+    let sending = std::thread::spawn(move || {
+        writer.write_all(&bytes).unwrap();
+        half_close(&writer);
+    });
+    let wish = asked.blocking_recv().unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(compiler.apply(CLUSTER, update(tcp_echo()), &[], Instant::now()).is_empty());
+    let snapshot = compiler.snapshot();
+    wish.answer.send(snapshot.version).unwrap();
+    proxy.worker.publish(snapshot);
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).unwrap();
+    sending.join().unwrap();
+    assert!(received.strip_suffix(b"<end>") == Some(sent.as_slice()), "{} bytes came back of {}", received.len(), sent.len());
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use lateen_proxy::main_thread::{self, Options, Process};
 use lateen_proxy::worker::NodeText;
 use lateen_proxy::{LogFiles, Overload, Peers, Wishes, WorkerConfig, WorkerHandle};
 use lateen_snapshot::Snapshot;
@@ -305,6 +306,64 @@ pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+/// A bootstrap with a listener of connections: more fields of the listener, the filters of its one chain, and the clusters, each
+/// as lines of YAML that begin at the left.
+pub(crate) fn connections(listener: &str, filters: &str, clusters: &str) -> String {
+    let listener = indent(listener, 4);
+    let (filters, clusters) = (indent(filters, 6), indent(clusters, 2));
+    format!(
+        r#"
+node: {{id: t, cluster: t}}
+static_resources:
+  listeners:
+  - name: l
+    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
+{listener}    filter_chains:
+    - filters:
+{filters}  clusters:
+{clusters}"#
+    )
+}
+
+/// A TCP proxy with these fields, as a filter of [`connections`].
+pub(crate) fn tcp_proxy(fields: &str) -> String {
+    format!(
+        r#"- {{name: envoy.filters.network.tcp_proxy, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, {fields}}}}}"#
+    )
+}
+
+fn indent(text: &str, by: usize) -> String {
+    text.lines().map(|l| format!("{}{l}\n", " ".repeat(by))).collect()
+}
+
+/// A whole process with this bootstrap and one worker, unless `change` says otherwise; and the runtime that it lives in.
+pub(crate) fn whole_process(yaml: &str, change: impl FnOnce(&mut Options)) -> (tokio::runtime::Runtime, Process) {
+    let (runtime, process) = try_whole_process(yaml, change);
+    (runtime, process.unwrap())
+}
+
+/// [`whole_process`], which may not start.
+pub(crate) fn try_whole_process(yaml: &str, change: impl FnOnce(&mut Options)) -> (tokio::runtime::Runtime, anyhow::Result<Process>) {
+    let mut options = Options {
+        bootstrap: lateen_snapshot::bootstrap::parse(yaml, "test.yaml").unwrap(),
+        concurrency: 1,
+        pin: false,
+        upstream_mark: None,
+        identity: None,
+        token: None,
+        local: PeerMetadata::default(),
+        admin: Default::default(),
+        drain_time: Duration::from_secs(1),
+        drain_gradually: true,
+        tags: TagStyle::default(),
+        restart: None,
+    };
+    change(&mut options);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let process = runtime.block_on(main_thread::start(options));
+    (runtime, process)
+}
+
 /// A listener with an HTTP connection manager, routes given as YAML list items of one virtual host.
 pub(crate) struct Config {
     pub(crate) routes: String,
@@ -337,7 +396,6 @@ impl Config {
     }
 
     pub(crate) fn yaml(&self) -> String {
-        let indent = |text: &str, by: usize| text.lines().map(|l| format!("{}{l}\n", " ".repeat(by))).collect::<String>();
         format!(
             r#"
 node: {{id: "sidecar~10.0.0.1~a.default~default.svc.cluster.local", cluster: a}}

@@ -5,23 +5,8 @@ use std::time::Duration;
 
 use crate::support::*;
 
-fn yaml(port: u16, filters: &str) -> String {
-    format!(
-        r#"
-node: {{id: t, cluster: t}}
-static_resources:
-  listeners:
-  - name: l
-    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
-{filters}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.tcp_proxy
-        typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: c}}
-  clusters:
-  - {{name: c, type: STATIC, connect_timeout: 1s, load_assignment: {{cluster_name: c, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}}}
-"#
-    )
+fn yaml(port: u16, listener: &str) -> String {
+    connections(listener, &tcp_proxy("cluster: c"), &cluster("c", &[port], ""))
 }
 
 fn server(serve: impl Fn(TcpStream) + Send + 'static) -> u16 {
@@ -94,11 +79,11 @@ fn a_large_transfer_arrives_whole_and_in_order_however_slowly_it_is_read() {
 #[test]
 fn a_server_that_speaks_first_is_not_kept_waiting() {
     let port = server(|mut stream| stream.write_all(b"220 mail ready\r\n").unwrap());
-    let inspectors = r#"    listener_filters:
-    - {name: envoy.filters.listener.tls_inspector, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}
-    - {name: envoy.filters.listener.http_inspector, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.http_inspector.v3.HttpInspector}}
-    listener_filters_timeout: 0.2s
-    continue_on_listener_filters_timeout: true"#;
+    let inspectors = r#"listener_filters:
+- {name: envoy.filters.listener.tls_inspector, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}
+- {name: envoy.filters.listener.http_inspector, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.http_inspector.v3.HttpInspector}}
+listener_filters_timeout: 0.2s
+continue_on_listener_filters_timeout: true"#;
     let proxy = start(&yaml(port, inspectors));
     let mut stream = proxy.connect();
     let mut answer = [0; 16];
@@ -121,8 +106,8 @@ fn a_proxy_header_is_taken_off_before_the_bytes_behind_it() {
         stream.read_exact(&mut first).unwrap();
         stream.write_all(&first).unwrap();
     });
-    let filter = r#"    listener_filters:
-    - {name: envoy.filters.listener.proxy_protocol, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol}}"#;
+    let filter = r#"listener_filters:
+- {name: envoy.filters.listener.proxy_protocol, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol}}"#;
     let proxy = start(&yaml(port, filter));
     let mut stream = proxy.connect();
     stream.write_all(b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\nhello").unwrap();

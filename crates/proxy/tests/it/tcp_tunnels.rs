@@ -11,21 +11,7 @@ const H2_UPSTREAM: &str = "typed_extension_protocol_options:\n  envoy.extensions
 
 /// A TCP proxy with further fields, and its cluster `c`.
 fn tcp(cluster: &str, fields: &str) -> String {
-    let cluster: String = cluster.lines().map(|l| format!("  {l}\n")).collect();
-    format!(
-        r#"
-node: {{id: t, cluster: t}}
-static_resources:
-  listeners:
-  - name: l
-    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.tcp_proxy
-        typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: c, {fields}}}
-  clusters:
-{cluster}"#
-    )
+    connections("", &tcp_proxy(&format!("cluster: c, {fields}")), cluster)
 }
 
 fn read_head(stream: &mut TcpStream) -> String {

@@ -259,11 +259,15 @@ impl Compiler {
     fn take_listener(&mut self, update: Update, origin: Origin, now: Instant) -> Result<()> {
         let Self { listeners, names, secrets, dns_caches, .. } = self;
         let entry = listeners.entry(update.name.as_str().into()).or_insert_with(|| Entry::new(origin));
+        let before = entry.versions.newest().map(|v| Arc::clone(&v.value.listener));
         let taken = entry.take(update, origin, now, |proto: ListenerProto, name| {
             same_name(&proto.name, name)?;
             let mut context = Context::new(names, secrets, dns_caches, false);
-            let listener = Arc::new(listener::listener(proto, &mut context)?);
-            Ok(ListenerVersion { listener, uses: context.uses })
+            let mut listener = listener::listener(proto, &mut context)?;
+            if let Some(before) = before {
+                listener.follow(&before);
+            }
+            Ok(ListenerVersion { listener: Arc::new(listener), uses: context.uses })
         });
         forget_if_empty(taken, listeners, |e| e.versions.newest().is_none() && e.origin == Origin::Static)
     }

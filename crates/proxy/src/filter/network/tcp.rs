@@ -1,5 +1,6 @@
 //! The TCP proxy (Envoy `tcp_proxy`): a host, a connection or a tunnel to it, bytes both ways.
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -28,6 +29,9 @@ use crate::listener::Conn;
 use crate::router::lookup;
 use crate::upstream::{Caller, ClusterState, ConnectPlan, Proxied, Sought, choose};
 use crate::worker::{Discovered, Worker};
+
+/// So much is read of a caller whose cluster is not there yet.
+const MOST_AHEAD: usize = 64 << 10;
 
 /// A TCP proxy bound to one worker's counters and logs.
 pub(crate) struct TcpState {
@@ -149,13 +153,16 @@ fn series(worker: &Worker, conn: &Conn, outcome: &Outcome, source: bool) -> TcpS
 
 impl Session<'_> {
     async fn serve(&mut self, mut io: Io) {
-        let Some(first) = self.first_bytes(&mut io).await else { return };
+        let Some(mut first) = self.first_bytes(&mut io).await else { return };
         let picked = pick(self.worker, &self.state.config);
         self.criteria = picked.and_then(|c| c.metadata_match.clone());
         let mut cluster = self.cluster(picked);
         if let (None, Some(waits)) = (&cluster, &self.state.on_demand) {
             // On the heap while it lasts: hardly a connection waits.
-            Box::pin(self.discover(picked, waits)).await;
+            if Box::pin(self.discover(picked, waits, &mut io, &mut first)).await.is_break() {
+                self.outcome.flags = ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
+                return;
+            }
             cluster = self.cluster(picked);
         }
         let Some(cluster) = cluster else {
@@ -180,20 +187,25 @@ impl Session<'_> {
         live.cluster(self.worker, id)
     }
 
-    /// Waits for a cluster that nobody has told of yet.
-    async fn discover(&self, picked: Option<&TcpCluster>, waits: &OnDemand) {
+    /// Waits for a cluster that nobody has told of yet, as long as the caller does.
+    async fn discover(&self, picked: Option<&TcpCluster>, waits: &OnDemand, io: &mut Io, first: &mut BytesMut) -> ControlFlow<()> {
         let arrived = {
             let live = self.worker.live();
             let by_id = || lookup::name_of(&live.snapshot, picked?.id);
-            let Some(name) = self.passed.cluster.as_deref().or_else(by_id) else { return };
+            let Some(name) = self.passed.cluster.as_deref().or_else(by_id) else { return ControlFlow::Continue(()) };
             self.worker.discover(Wish::Cluster(name.into()), waits.limit)
         };
         waits.stats.inc(on_demand::ATTEMPT);
-        waits.stats.inc(match arrived.await {
+        let arrived = tokio::select! {
+            arrived = arrived => arrived,
+            () = leaves(io, first) => return ControlFlow::Break(()),
+        };
+        waits.stats.inc(match arrived {
             Discovered::There => on_demand::SUCCESS,
             Discovered::Missing => on_demand::MISSING,
             Discovered::Late => on_demand::TIMEOUT,
         });
+        ControlFlow::Continue(())
     }
 
     /// How long the connection may be silent.
@@ -324,6 +336,22 @@ impl Session<'_> {
         self.outcome.flags = ResponseFlags::UPSTREAM_CONNECTION_FAILURE;
         self.outcome.failure = details::underscored(reason).into_owned();
     }
+}
+
+/// Comes back when the caller has left, and keeps what it says until then, up to a limit. One that ends its side after it said
+/// something may yet wait for an answer.
+async fn leaves(io: &mut Io, first: &mut BytesMut) {
+    if first.capacity() == 0 {
+        *first = lateen_core::recycle::buffers::take();
+    }
+    while first.len() < MOST_AHEAD {
+        match io.read_buf(first).await {
+            Ok(0) if !first.is_empty() => break,
+            Ok(n) if n > 0 => {}
+            Ok(_) | Err(_) => return,
+        }
+    }
+    std::future::pending().await
 }
 
 /// A connection to a host of the cluster, or of the member of it that was chosen.
