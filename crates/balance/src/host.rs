@@ -91,6 +91,8 @@ pub struct Host {
     /// load, health and ejections go on.
     weight: AtomicU32,
     flags: AtomicU32,
+    /// How often health checks or outlier detection took it out.
+    failures: AtomicU32,
     /// Since when it is healthy, in milliseconds of the clock of choices, plus one; 0 when nobody has looked yet.
     healthy_since: AtomicU64,
     /// Requests in flight over all workers: what least-request compares.
@@ -126,6 +128,7 @@ impl Host {
             checked_at: None,
             weight: AtomicU32::new(1),
             flags: AtomicU32::new(0),
+            failures: AtomicU32::new(0),
             healthy_since: AtomicU64::new(0),
             active: AtomicU32::new(0),
             counters: HostCounters::default(),
@@ -150,10 +153,18 @@ impl Host {
     /// Sets or clears a health flag; whoever calls this also calls [`HostSet::health_changed`].
     pub fn set_flag(&self, flag: u32, on: bool) {
         if on {
-            self.flags.fetch_or(flag, Relaxed);
+            let before = self.flags.fetch_or(flag, Relaxed);
+            if flag & !before & (FAILED_ACTIVE_HC | FAILED_OUTLIER) != 0 {
+                self.failures.fetch_add(1, Relaxed);
+            }
         } else {
             self.flags.fetch_and(!flag, Relaxed);
         }
+    }
+
+    /// A number that grows when health checks or outlier detection take the host out: connections from before are to end.
+    pub fn failures(&self) -> u32 {
+        self.failures.load(Relaxed)
     }
 
     pub fn weight(&self) -> u32 {
@@ -302,5 +313,26 @@ impl HostSet {
     /// The hosts by address, for carrying live hosts over into the next set.
     pub fn by_address(&self) -> HashMap<&Address, &Arc<Host>> {
         self.hosts().map(|h| (&h.address, h)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_count_each_time_that_a_host_is_taken_out() {
+        let host = Host::new(Address::Pipe("x".into()));
+        for (flag, on, failures) in [
+            (FAILED_EDS | DEGRADED_EDS | DEGRADED_ACTIVE_HC, true, 0),
+            (FAILED_ACTIVE_HC, true, 1),
+            (FAILED_ACTIVE_HC, true, 1),
+            (FAILED_OUTLIER, true, 2),
+            (FAILED_ACTIVE_HC, false, 2),
+            (FAILED_ACTIVE_HC, true, 3),
+        ] {
+            host.set_flag(flag, on);
+            assert_eq!(host.failures(), failures);
+        }
     }
 }

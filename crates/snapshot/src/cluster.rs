@@ -77,6 +77,8 @@ pub struct ClusterConfig {
     pub ignore_new_hosts_until_first_hc: bool,
     /// A host that comes or goes ends the connections to all; open requests finish.
     pub close_on_host_set_change: bool,
+    /// A host that fails ends the connections of TCP proxies to it.
+    pub close_on_host_failure: bool,
     /// Istio's description of the destination, from cluster metadata: (host, name, namespace).
     pub istio_service: Option<IstioService>,
 }

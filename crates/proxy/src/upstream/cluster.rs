@@ -25,6 +25,7 @@ use super::caller::{Caller, Needs};
 use super::connect::ConnectPlan;
 use super::named::NamedHosts;
 use super::pool::{Pool, PoolKey, Wanted, tls_id};
+use super::watch::{AllWatched, Watched};
 use crate::http::message::Version;
 use crate::listener::Conn;
 use crate::worker::Worker;
@@ -37,6 +38,7 @@ pub(crate) struct Pools {
     dynamic: RefCell<HashMap<SocketAddr, Arc<Host>>>,
     /// Hosts that requests named.
     named: NamedHosts,
+    watched: AllWatched,
 }
 
 /// The pools of one address; nearly always one.
@@ -408,9 +410,15 @@ impl ClusterState {
         sum
     }
 
-    /// Closes what is idle for too long, forgets addresses that nobody uses.
+    /// To be held while a connection to the host is open, where it ends when the host fails.
+    pub(crate) fn watch(&self, host: &Arc<Host>) -> Option<Rc<Watched>> {
+        self.cluster.config.close_on_host_failure.then(|| self.pools.watched.add(host))
+    }
+
+    /// Closes what is idle for too long or goes to a host that failed, forgets addresses that nobody uses.
     pub(crate) fn sweep(&self, now: Instant) {
         self.pools.named.sweep();
+        self.pools.watched.sweep();
         let config = &self.cluster.config;
         let mut empty = Vec::new();
         let all: Vec<(Address, Rc<HostPools>)> =

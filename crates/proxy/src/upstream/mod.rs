@@ -10,6 +10,7 @@ pub(crate) mod grpc;
 mod lease;
 mod named;
 mod pool;
+mod watch;
 
 pub(crate) use aggregate::choose;
 pub(crate) use caller::{Caller, Needs, Proxied, Source};
@@ -17,3 +18,4 @@ pub(crate) use cluster::{ClusterState, Pools, Sought, Target, TargetWish};
 pub(crate) use connect::{ConnectFailure, ConnectPlan, Dialer, keep_alive};
 pub(crate) use lease::Lease;
 pub(crate) use pool::NoConnection;
+pub(crate) use watch::Watched;

@@ -74,6 +74,8 @@ pub(crate) struct Open {
     ends: Option<Instant>,
     /// The pool's round when the connection was made.
     round: u64,
+    /// The host's failures at that time.
+    failures: u32,
     pub(crate) local: Option<SocketAddr>,
     /// The host's verified identity, for Istio's metrics.
     pub(crate) principal: PrincipalId,
@@ -431,16 +433,17 @@ impl Pool {
         }
     }
 
-    /// Closes what has been idle for too long or was closed by the peer. Says whether nothing is left.
+    /// Closes what has been idle or open for too long, was closed by the peer, or is from before the host failed (Envoy drains
+    /// pools then): what is in use ends with what it carries. Says whether nothing is left.
     pub(crate) fn sweep(&self, config: &ClusterConfig, stats: &lateen_telemetry::Local, now: Instant) -> bool {
         let expired = |since: Instant| config.idle_timeout.is_some_and(|limit| now.duration_since(since) >= limit);
-        let too_old = |open: &Open| open.ends.is_some_and(|end| now >= end);
+        let spent = |open: &Open| open.ends.is_some_and(|end| now >= end) || open.host.failures() != open.failures;
         let keep = |idle: &mut Idle| {
             let timed_out = expired(idle.since);
             if timed_out {
                 stats.inc(names::UPSTREAM_CX_IDLE_TIMEOUT);
             }
-            !timed_out && !too_old(&idle.open) && idle.client.is_alive()
+            !timed_out && !spent(&idle.open) && idle.client.is_alive()
         };
         // Taken out first: dropping a connection calls back into this pool.
         let mut idle = std::mem::take(&mut *self.idle.borrow_mut());
@@ -448,7 +451,7 @@ impl Pool {
         self.idle.borrow_mut().extend(idle);
         let (keep, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut *self.shared.borrow_mut())
             .into_iter()
-            .partition(|s| (s.active.get() > 0 || !expired(s.last_used.get())) && !too_old(&s.open));
+            .partition(|s| (s.active.get() > 0 || !expired(s.last_used.get())) && !spent(&s.open));
         self.shared.borrow_mut().extend(keep);
         drop(gone);
         self.open.get() == 0 && self.waiting.borrow().is_empty()
@@ -518,6 +521,7 @@ impl Dial {
             since,
             ends: config.max_connection_duration.and_then(|limit| since.checked_add(lives(limit))),
             round: pool.round.get(),
+            failures: host.failures(),
             local: None,
             principal: PrincipalId::default(),
         };

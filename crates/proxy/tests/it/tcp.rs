@@ -1,7 +1,10 @@
 //! The TCP proxy and the inspection of first bytes.
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
+
+use lateen_balance::host::FAILED_ACTIVE_HC;
 
 use crate::support::*;
 
@@ -118,4 +121,30 @@ fn a_proxy_header_is_taken_off_before_the_bytes_behind_it() {
     stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 0, "a connection without the header is refused");
     std::thread::sleep(Duration::from_millis(1));
+}
+
+#[test]
+fn a_host_that_fails_ends_its_connections_where_that_is_wanted() {
+    for wanted in [true, false] {
+        let more = format!("close_connections_on_host_health_failure: {wanted}, ");
+        let text = yaml(tcp_echo(), "").replace("connect_timeout: 1s, ", &format!("connect_timeout: 1s, {more}"));
+        let snapshot = snapshot(&text, 1);
+        let (_, cluster) = snapshot.cluster_named("c").unwrap();
+        let host = Arc::clone(cluster.hosts.hosts().next().unwrap());
+        let proxy = start_with(&text, Arc::clone(&snapshot));
+        let mut before = proxy.connect();
+        echo(&mut before);
+        host.set_flag(FAILED_ACTIVE_HC, true);
+        // Nobody else is there, so that the failed host is asked all the same.
+        let mut after = proxy.connect();
+        echo(&mut after);
+        before.set_read_timeout(Some(if wanted { WAIT } else { Duration::from_millis(2500) })).unwrap();
+        assert_eq!(matches!(before.read(&mut [0]), Ok(0)), wanted);
+        echo(&mut after);
+    }
+}
+
+fn echo(stream: &mut TcpStream) {
+    stream.write_all(b"a").unwrap();
+    stream.read_exact(&mut [0]).unwrap();
 }

@@ -1,7 +1,9 @@
 //! Connections upstream: PROXY protocol headers, other addresses of a host, hosts by the caller's address.
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
+
+use lateen_balance::host::FAILED_OUTLIER;
 
 use crate::support::*;
 
@@ -111,4 +113,22 @@ fn a_tcp_caller_always_meets_the_same_host_when_its_address_is_hashed() {
     different.sort();
     different.dedup();
     assert!(different.len() > 1, "forty addresses would not all meet one host");
+}
+
+#[test]
+fn connections_from_before_a_host_failed_are_not_used_again() {
+    let upstream = Upstream::ok("ok");
+    let text = Config::to(&[upstream.port()]).yaml();
+    let snapshot = snapshot(&text, 1);
+    let proxy = start_with(&text, Arc::clone(&snapshot));
+    proxy.get("/");
+    let open = || (proxy.stat("cluster.c.upstream_cx_total"), proxy.stat("cluster.c.upstream_cx_active"));
+    assert_eq!(open(), (1, 1));
+    let (_, cluster) = snapshot.cluster_named("c").unwrap();
+    cluster.hosts.hosts().next().unwrap().set_flag(FAILED_OUTLIER, true);
+    eventually(|| open() == (1, 0));
+    // Nobody else is there, so that the failed host is asked all the same, over a connection that stays.
+    proxy.get("/");
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    assert_eq!(open(), (2, 1));
 }

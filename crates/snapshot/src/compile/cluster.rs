@@ -108,7 +108,7 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
     harmless!(wait_for_warm_on_init, cleanup_interval, ignore_health_on_host_removal);
     harmless!(track_timeout_budgets, track_cluster_stats, lrs_report_endpoint_metrics);
     refuse!(transport_socket_matcher, dns_resolvers, lrs_server);
-    refuse!(close_connections_on_host_health_failure, queuing_policies);
+    refuse!(queuing_policies);
     let (preconnect_ratio, predictive_preconnect_ratio) = preconnect(preconnect_policy.unwrap_or_default()).within("preconnect_policy")?;
     upstream_config.map_or(Ok(()), connection_pools).within("upstream_config")?;
     upstream_filters(filters)?;
@@ -184,6 +184,7 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
         health_check: check,
         ignore_new_hosts_until_first_hc: balance.ignore_new_hosts_until_first_hc,
         close_on_host_set_change: balance.close_on_membership_change,
+        close_on_host_failure: close_connections_on_host_health_failure,
         istio_service: istio_service(metadata.as_ref()),
         name: name.into(),
     };

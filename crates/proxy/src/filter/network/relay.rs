@@ -134,7 +134,8 @@ pub(super) async fn run(session: &mut Session<'_>, down: &mut Io, up: &mut Io, f
             // Not between a question and its answer.
             leaving = leaving || (response.moved != before.1 && drains(session));
         }
-        if leaving && response.is_empty() {
+        let failed = session.watched.as_ref().is_some_and(|watched| watched.poll_failed(cx).is_ready());
+        if failed || (leaving && response.is_empty()) {
             return Poll::Ready(Ok(()));
         }
         clock.poll_end(cx, session).map(Ok)

@@ -27,7 +27,7 @@ use crate::http::{ConnectionRecord, LogSet};
 use crate::io::Io;
 use crate::listener::Conn;
 use crate::router::lookup;
-use crate::upstream::{Caller, ClusterState, ConnectPlan, Proxied, Sought, choose};
+use crate::upstream::{Caller, ClusterState, ConnectPlan, Proxied, Sought, Watched, choose};
 use crate::worker::{Discovered, Worker};
 
 /// So much is read of a caller whose cluster is not there yet.
@@ -113,12 +113,14 @@ pub(super) struct Session<'a> {
     pub(super) passed: &'a Passed,
     /// What the host's subset must be.
     criteria: Option<Arc<Criteria>>,
+    /// Where the connection ends when its host fails.
+    pub(super) watched: Option<Rc<Watched>>,
     pub(super) outcome: Outcome,
 }
 
 pub(crate) async fn run(worker: &Rc<Worker>, state: &Rc<TcpState>, conn: &Rc<Conn>, io: Io, passed: Passed) {
     state.stats.inc(names::DOWNSTREAM_CX_TOTAL);
-    let mut session = Session { worker, state, conn, passed: &passed, criteria: None, outcome: Outcome::default() };
+    let mut session = Session { worker, state, conn, passed: &passed, criteria: None, watched: None, outcome: Outcome::default() };
     if state.config.log_times.on_start {
         state.log(conn, &session.outcome);
     }
@@ -242,6 +244,7 @@ impl Session<'_> {
         let _permit = permit;
         let _active = cluster.stats.hold(cluster_names::UPSTREAM_CX_ACTIVE);
         let _request = host.begin_request();
+        self.watched = cluster.watch(&host);
         self.outcome.upstream_local = upstream.socket().local_address();
         if let Some(uri) = upstream.tls().and_then(PeerIdentity::of_connection).and_then(|p| p.uri_sans.first().cloned()) {
             self.outcome.principal = self.worker.istio.shared().principal(&uri);
