@@ -14,6 +14,7 @@ use crate::dns::cache::DnsCache;
 use crate::health_check::HealthCheck;
 use crate::http::Http2Options;
 use crate::proxy_protocol::ProxyProtocol;
+use crate::route::HashPolicy;
 use crate::socket::Bind;
 use crate::tls::ClientTls;
 
@@ -43,6 +44,8 @@ pub struct ClusterConfig {
     pub stat_name: Arc<str>,
     pub discovery: Discovery,
     pub balance: Settings,
+    /// What requests are placed by, where that is not left to their routes.
+    pub hash: Vec<HashPolicy>,
     /// Envoy default 5 s.
     pub connect_timeout: Duration,
     pub http: UpstreamHttp,

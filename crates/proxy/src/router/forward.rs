@@ -90,9 +90,14 @@ fn begin(exchange: &mut Exchange<'_>, matched: &Matched, forward: &Forward) -> R
     };
     let timeouts = Timeouts::new(&exchange.request, forward, policy.as_deref(), inherited);
     let retries = Retries::new(policy, &exchange.request);
-    let hash = if forward.hash.is_empty() { None } else { hash::of(exchange, &forward.hash) };
+    let own = &cluster.cluster.config.hash;
+    let mut hash = if forward.hash.is_empty() || !own.is_empty() { None } else { hash::of(exchange, &forward.hash) };
     let criteria = if cluster.is_divided() { lookup::criteria(exchange, matched, forward) } else { None };
     finalize::request(exchange, matched, forward, &timeouts);
+    if !own.is_empty() {
+        // By what the host will see.
+        hash = hash::of(exchange, own);
+    }
     let upgrade = exchange.request.upgrade.is_some();
     let mirrored = !forward.mirrors.is_empty() && !upgrade;
     let mirrors = if mirrored { mirror::start(exchange, &forward.mirrors) } else { mirror::Mirrors::default() };

@@ -135,3 +135,18 @@ fn by_peak_ewma_the_slow_host_gets_little() {
     let slow = answers.iter().filter(|a| *a == "slow").count();
     assert!((1..20).contains(&slow), "{slow} of 60 went to the slow host, which is tried once at least");
 }
+
+#[test]
+fn a_clusters_own_hash_policy_stands_instead_of_the_routes() {
+    let (one, two, three) = (Upstream::ok("one"), Upstream::ok("two"), Upstream::ok("three"));
+    let own = "load_balancing_policy: {policies: [{typed_extension_config: {name: m, typed_config: {\"@type\": \
+               type.googleapis.com/envoy.extensions.load_balancing_policies.maglev.v3.Maglev, \
+               consistent_hashing_lb_config: {hash_policy: [{header: {header_name: x-own}}]}}}}]}";
+    let mut config = Config::to(&[]).routes("- {match: {prefix: /}, route: {cluster: c, hash_policy: [{header: {header_name: x-route}}]}}");
+    config.clusters = vec![cluster("c", &[one.port(), two.port(), three.port()], own)];
+    let proxy = config.start();
+    let ask = |own: u32, route: u32| proxy.call(&format!("GET / HTTP/1.1\r\nhost: a\r\nx-own: {own}\r\nx-route: {route}\r\n\r\n")).body;
+    let by_own: Vec<String> = (0..30).map(|own| ask(own, 0)).collect();
+    assert!(by_own.iter().any(|body| *body != by_own[0]), "thirty keys would not all meet one host");
+    assert!((0..30).all(|key| ask(0, key) == by_own[0]), "the route's header does not count");
+}

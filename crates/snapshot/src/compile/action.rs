@@ -13,7 +13,7 @@ use weighted_cluster::RandomValueSpecifier;
 
 use super::common::{duration, limit, open, runtime_fraction};
 use super::context::Context;
-use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::invalid::{Invalid, Result, Within, each, harmless, refuse};
 use super::route::{Inherited, clean};
 use super::{filter, header, internal_redirect, matcher, proxy_protocol, retry, subset};
 use crate::http::HeaderChanges;
@@ -98,7 +98,7 @@ pub(crate) fn forward(
             .within("max_stream_duration.grpc_timeout_header_offset")?,
         retry: retry_policy.map(|p| context.retry(p)).transpose().within("retry_policy")?,
         mirrors,
-        hash: hash_policy.into_iter().enumerate().map(|(i, h)| hash(h).within_item("hash_policy", i)).collect::<Result<_>>()?,
+        hash: hash_policies(hash_policy)?,
         cors: cors.map(|c| filter::route_cors(c).map(Arc::new)).transpose().within("cors")?,
         high_priority: match core::RoutingPriority::try_from(priority) {
             Ok(core::RoutingPriority::Default) => false,
@@ -325,6 +325,11 @@ fn mirror(value: route_action::RequestMirrorPolicy, context: &mut Context<'_>) -
     let headers = header::mutation_list(request_headers_mutations, "request_headers_mutations")?;
     let mirror = Mirror { cluster, fraction, append_shadow: !disable_shadow_host_suffix_append, host_rewrite, headers };
     Ok((fraction.numerator > 0).then_some(mirror))
+}
+
+/// Also those of a cluster's own.
+pub(super) fn hash_policies(values: Vec<route_action::HashPolicy>) -> Result<Vec<HashPolicy>> {
+    each(values, "hash_policy", hash)
 }
 
 fn hash(value: route_action::HashPolicy) -> Result<HashPolicy> {

@@ -164,6 +164,7 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
         stat_name: if alt_stat_name.is_empty() { name.as_str().into() } else { alt_stat_name.into() },
         discovery,
         balance: balance.settings,
+        hash: balance.hash,
         connect_timeout: duration_or(connect_timeout.as_ref(), Duration::from_secs(5), "connect_timeout")?,
         http: http.version,
         idle_timeout: http.idle_timeout,

@@ -36,6 +36,7 @@ mod internal_redirect;
 pub(crate) mod invalid;
 mod istio;
 mod jwt_authn;
+mod lb_policy;
 mod listener;
 mod listener_filter;
 mod local_ratelimit;

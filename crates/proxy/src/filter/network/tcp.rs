@@ -14,6 +14,7 @@ use lateen_identity::tls::PeerIdentity;
 use lateen_snapshot::cluster::{Discovery, Transport};
 use lateen_snapshot::compile::Wish;
 use lateen_snapshot::listener::{TcpCluster, TcpProxy};
+use lateen_snapshot::route::HashSource;
 use lateen_telemetry::envoy_names::{cluster as cluster_names, tcp as names, tcp_on_demand as on_demand};
 use lateen_telemetry::istio::{DestinationId, PrincipalId, Reporter, StreamLabels, TcpSeries};
 use lateen_telemetry::{BlockName, Local, ResponseFlags, details};
@@ -271,7 +272,10 @@ impl Session<'_> {
 
     /// A host of the cluster, or of the member of it that was chosen.
     pub(super) fn choose(&mut self, cluster: &Rc<ClusterState>) -> Option<(Rc<ClusterState>, Arc<Host>)> {
-        let hash = self.state.config.hash_source_ip.then(|| crate::router::hash::of_address(self.conn.remote.ip()));
+        let own = &cluster.cluster.config.hash;
+        let by_address =
+            if own.is_empty() { self.state.config.hash_source_ip } else { own.iter().any(|h| matches!(h.source, HashSource::SourceIp)) };
+        let hash = by_address.then(|| crate::router::hash::of_address(self.conn.remote.ip()));
         let context = Context { hash, criteria: self.criteria.as_deref(), ..Context::default() };
         let authority = self.passed.server_name.as_deref().or(self.conn.server_name.as_deref()).unwrap_or_default();
         let sought = Sought { original: original(self.conn, cluster), authority, port: self.passed.port };
