@@ -1,8 +1,13 @@
-//! Rate limits: what a request counts as (descriptors), and token buckets that all workers share.
+//! Rate limits: what a request counts as (descriptors), and the buckets of what counts alike.
+mod bucket;
+mod by_value;
+
 use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+pub use bucket::TokenBucket;
+pub use by_value::ByValue;
 
 use crate::header::HeaderMutations;
 use crate::matcher::{Cidr, Fraction, HeaderKey, HeaderMatcher, QueryMatcher};
@@ -201,105 +206,116 @@ pub struct LocalRateLimit {
 }
 
 /// The buckets of a filter.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Limiter {
     pub default: Option<Arc<TokenBucket>>,
     /// Slowest first: its answer is the one that a caller is told.
-    pub described: Vec<(Descriptor<'static>, Arc<TokenBucket>)>,
+    pub described: Vec<Described>,
     /// The default bucket counts also what a descriptor counted.
     pub always_default: bool,
 }
 
+/// The limit of what a descriptor describes.
+#[derive(Debug)]
+pub struct Described {
+    /// An empty value stands for any.
+    pub entries: Descriptor<'static>,
+    pub buckets: Buckets,
+    /// What is over the limit is only counted.
+    pub shadow: bool,
+}
+
+#[derive(Debug)]
+pub enum Buckets {
+    One(Arc<TokenBucket>),
+    /// One for each value that comes where the descriptor has none.
+    ByValue(ByValue),
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Allowed,
+    /// Over a limit that only counts.
+    Shadowed,
+    Refused,
+}
+
 impl Limiter {
     /// Takes a token from each bucket that counts the request, until one has none left. Also the bucket that decided.
-    pub fn take(&self, descriptors: &[Descriptor<'_>], now: u64) -> (bool, Option<&Arc<TokenBucket>>) {
+    pub fn take(&self, descriptors: &[Descriptor<'_>], now: u64) -> (Verdict, Option<&Arc<TokenBucket>>) {
         let mut first = None;
-        for (wanted, bucket) in &self.described {
-            for _ in descriptors.iter().filter(|d| *d == wanted) {
+        for (index, described) in self.described.iter().enumerate() {
+            for descriptor in descriptors.iter().filter(|d| self.counts(index, described, d)) {
+                let Some(bucket) = described.bucket(descriptor, now) else { continue };
                 if !bucket.take(now) {
-                    return (false, Some(bucket));
+                    let verdict = if described.shadow { Verdict::Shadowed } else { Verdict::Refused };
+                    return (verdict, Some(bucket));
                 }
                 first = first.or(Some(bucket));
             }
         }
         if first.is_some() && !self.always_default {
-            return (true, first);
+            return (Verdict::Allowed, first);
         }
         match &self.default {
-            Some(bucket) if !bucket.take(now) => (false, Some(bucket)),
-            default => (true, first.or(default.as_ref())),
+            Some(bucket) if !bucket.take(now) => (Verdict::Refused, Some(bucket)),
+            default => (Verdict::Allowed, first.or(default.as_ref())),
         }
+    }
+
+    /// Whether this limit is the one for the descriptor: of several that match, the one that names all values, else the first.
+    fn counts(&self, index: usize, described: &Described, descriptor: &Descriptor<'_>) -> bool {
+        let Buckets::ByValue(_) = described.buckets else { return described.entries == *descriptor };
+        let others = || self.described.iter().enumerate().filter(|(i, _)| *i != index);
+        let better = |(i, other): (usize, &Described)| match other.buckets {
+            Buckets::One(_) => other.entries == *descriptor,
+            Buckets::ByValue(_) => i < index && other.matches(descriptor),
+        };
+        described.matches(descriptor) && !others().any(better)
     }
 
     /// The same limits with full buckets of their own.
     #[must_use]
     pub fn fresh(&self) -> Self {
-        let fresh = |bucket: &Arc<TokenBucket>| Arc::new(bucket.fresh());
         Self {
-            default: self.default.as_ref().map(fresh),
-            described: self.described.iter().map(|(d, bucket)| (d.clone(), fresh(bucket))).collect(),
+            default: self.default.as_ref().map(|bucket| Arc::new(bucket.fresh())),
+            described: self.described.iter().map(Described::fresh).collect(),
             always_default: self.always_default,
         }
     }
 }
 
-/// A token bucket without a timer or lock: its level follows from one number, the moment at which it was empty.
-///
-/// Times are nanoseconds on any clock that all its users share. Inside they are shifted by the time that a whole
-/// bucket takes, so that zero means full, whatever the clock says.
-#[derive(Debug)]
-pub struct TokenBucket {
-    most: u32,
+impl Described {
     /// Nanoseconds for one token.
-    cost: u64,
-    empty_at: AtomicU64,
-}
+    pub fn cost(&self) -> u64 {
+        match &self.buckets {
+            Buckets::One(bucket) => bucket.cost(),
+            Buckets::ByValue(table) => table.cost(),
+        }
+    }
 
-impl TokenBucket {
-    /// Holds at most `most` tokens and gets `fill` of them, evenly, every `interval` (nanoseconds).
-    pub fn new(most: u32, fill: u32, interval: u64) -> Self {
-        Self { most, cost: (interval / u64::from(fill.max(1))).max(1), empty_at: AtomicU64::new(0) }
+    fn matches(&self, descriptor: &Descriptor<'_>) -> bool {
+        let fits = |(own, one): (&Entry<'_>, &Entry<'_>)| own.key == one.key && (own.value.is_empty() || own.value == one.value);
+        self.entries.len() == descriptor.len() && self.entries.iter().zip(descriptor).all(fits)
+    }
+
+    fn bucket(&self, descriptor: &Descriptor<'_>, now: u64) -> Option<&Arc<TokenBucket>> {
+        match &self.buckets {
+            Buckets::One(bucket) => Some(bucket),
+            Buckets::ByValue(table) => {
+                let open = self.entries.iter().zip(descriptor).filter(|(own, _)| own.value.is_empty());
+                table.bucket(open.map(|(_, one)| &*one.value), now)
+            }
+        }
     }
 
     fn fresh(&self) -> Self {
-        Self { most: self.most, cost: self.cost, empty_at: AtomicU64::new(0) }
-    }
-
-    /// Nanoseconds for one token.
-    pub fn cost(&self) -> u64 {
-        self.cost
-    }
-
-    /// The size of the bucket.
-    pub fn most(&self) -> u32 {
-        self.most
-    }
-
-    fn span(&self) -> u64 {
-        self.cost.saturating_mul(u64::from(self.most)).min(u64::MAX / 2)
-    }
-
-    fn level(&self, empty_at: u64, now: u64) -> u64 {
-        now.saturating_add(self.span()).saturating_sub(empty_at).min(self.span())
-    }
-
-    /// Takes a token if there is one.
-    pub fn take(&self, now: u64) -> bool {
-        let next = |seen| {
-            let left = self.level(seen, now).checked_sub(self.cost)?;
-            Some(now.saturating_add(self.span()).saturating_sub(left))
+        let buckets = match &self.buckets {
+            Buckets::One(bucket) => Buckets::One(Arc::new(bucket.fresh())),
+            Buckets::ByValue(table) => Buckets::ByValue(table.fresh()),
         };
-        self.empty_at.fetch_update(Relaxed, Relaxed, next).is_ok()
-    }
-
-    /// Whole tokens left.
-    pub fn remaining(&self, now: u64) -> u64 {
-        self.level(self.empty_at.load(Relaxed), now) / self.cost
-    }
-
-    /// Seconds until there is a token, rounded up; 0 when there is one.
-    pub fn reset(&self, now: u64) -> u64 {
-        self.cost.saturating_sub(self.level(self.empty_at.load(Relaxed), now)).div_ceil(1_000_000_000)
+        Self { entries: self.entries.clone(), buckets, shadow: self.shadow }
     }
 }
 
@@ -313,46 +329,58 @@ mod tests {
         Entry { key: key.into(), value: value.into() }
     }
 
-    #[test]
-    fn a_bucket_starts_full_fills_evenly_and_never_over() {
-        let bucket = TokenBucket::new(2, 4, 10 * SECOND);
-        let now = 7 * SECOND;
-        assert_eq!((bucket.remaining(now), bucket.take(now), bucket.take(now), bucket.take(now)), (2, true, true, false));
-        assert_eq!((bucket.remaining(now), bucket.reset(now)), (0, 3));
-        assert!(!bucket.take(now + 2 * SECOND), "half a token is none");
-        assert!(bucket.take(now + 5 * SECOND / 2));
-        assert_eq!(bucket.remaining(now + 1000 * SECOND), 2);
-        assert_eq!(bucket.reset(now + 1000 * SECOND), 0);
+    fn bucket(most: u32) -> TokenBucket {
+        TokenBucket::new(most, 1, 3600 * SECOND)
     }
 
-    #[test]
-    fn threads_share_a_bucket_to_the_last_token() {
-        let bucket = TokenBucket::new(1000, 1, 3600 * SECOND);
-        let taken = AtomicU64::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for _ in 0..500 {
-                        taken.fetch_add(u64::from(bucket.take(1)), Relaxed);
-                    }
-                });
-            }
-        });
-        assert_eq!(taken.load(Relaxed), 1000);
+    fn one(entries: Descriptor<'static>, most: u32) -> Described {
+        Described { entries, buckets: Buckets::One(bucket(most).into()), shadow: false }
+    }
+
+    fn by_value(entries: Descriptor<'static>, most: u32) -> Described {
+        Described { entries, buckets: Buckets::ByValue(ByValue::new(bucket(most), 20)), shadow: false }
     }
 
     #[test]
     fn a_descriptor_has_its_own_bucket_beside_the_default() {
-        let bucket = |most| Arc::new(TokenBucket::new(most, 1, 3600 * SECOND));
-        let described = vec![(vec![entry("path", "/slow")], bucket(1))];
-        let limiter = Limiter { default: Some(bucket(2)), described, always_default: true };
+        let described = vec![one(vec![entry("path", "/slow")], 1)];
+        let limiter = Limiter { default: Some(bucket(2).into()), described, always_default: true };
         let slow = [vec![entry("path", "/slow")]];
-        assert!(limiter.take(&slow, 0).0);
-        assert!(!limiter.take(&slow, 0).0, "its own bucket is empty");
-        assert!(limiter.take(&[], 0).0);
-        assert!(!limiter.take(&[], 0).0, "the default counted the described request too");
+        assert_eq!(limiter.take(&slow, 0).0, Verdict::Allowed);
+        assert_eq!(limiter.take(&slow, 0).0, Verdict::Refused, "its own bucket is empty");
+        assert_eq!(limiter.take(&[], 0).0, Verdict::Allowed);
+        assert_eq!(limiter.take(&[], 0).0, Verdict::Refused, "the default counted the described request too");
         let apart = Limiter { always_default: false, ..limiter.fresh() };
-        assert!(apart.take(&slow, 0).0);
+        assert_eq!(apart.take(&slow, 0).0, Verdict::Allowed);
         assert_eq!(apart.take(&[], 0).1.map(|b| b.remaining(0)), Some(1), "not counted twice");
+    }
+
+    #[test]
+    fn a_descriptor_without_a_value_has_a_bucket_for_each_that_no_other_names() {
+        let described = vec![
+            by_value(vec![entry("user", ""), entry("plan", "free")], 1),
+            by_value(vec![entry("user", "")], 1),
+            one(vec![entry("user", "root")], 3),
+        ];
+        let limiter = Limiter { default: None, described, always_default: true };
+        let times = |descriptor: &Descriptor<'static>| {
+            (0..9).take_while(|_| limiter.take(std::slice::from_ref(descriptor), 5).0 == Verdict::Allowed).count()
+        };
+        assert_eq!(times(&vec![entry("user", "ann")]), 1);
+        assert_eq!(times(&vec![entry("user", "bob")]), 1);
+        assert_eq!(times(&vec![entry("user", "root")]), 3);
+        assert_eq!(times(&vec![entry("user", "ann"), entry("plan", "free")]), 1);
+        assert_eq!(times(&vec![entry("user", "ann"), entry("plan", "paid")]), 9, "nobody counts it");
+        assert_eq!(times(&vec![entry("user", "ann"), entry("plan", "free")]), 0);
+    }
+
+    #[test]
+    fn a_shadow_limit_only_tells() {
+        let shadow = Described { shadow: true, ..one(vec![entry("a", "b")], 1) };
+        let limiter = Limiter { default: Some(bucket(3).into()), described: vec![shadow], always_default: true };
+        let descriptor = [vec![entry("a", "b")]];
+        let verdicts: Vec<Verdict> = (0..5).map(|_| limiter.take(&descriptor, 0).0).collect();
+        assert_eq!(verdicts[..3], [Verdict::Allowed, Verdict::Shadowed, Verdict::Shadowed]);
+        assert_eq!(limiter.take(&[], 0).1.map(|b| b.remaining(0)), Some(1), "what was shadowed did not count in the default");
     }
 }

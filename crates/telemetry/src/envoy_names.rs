@@ -519,6 +519,7 @@ table! {
         counter ENFORCED = "http_local_rate_limit.enforced";
         counter OK = "http_local_rate_limit.ok";
         counter RATE_LIMITED = "http_local_rate_limit.rate_limited";
+        counter SHADOW_MODE = "http_local_rate_limit.shadow_mode";
     }
 }
 

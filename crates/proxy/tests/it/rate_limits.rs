@@ -94,3 +94,22 @@ fn each_connection_may_have_its_own_bucket() {
         assert_eq!((ask(), ask()), (200, 429));
     }
 }
+
+#[test]
+fn each_value_that_comes_may_have_a_bucket_and_a_shadow_only_counts() {
+    let upstream = Upstream::ok("x");
+    let more = format!(
+        "{ON}    token_bucket: {{max_tokens: 100, fill_interval: 1000s}}\n    descriptors:\n    \
+         - {{entries: [{{key: who}}], token_bucket: {{max_tokens: 1, fill_interval: 1000s}}}}\n    \
+         - {{entries: [{{key: who, value: eve}}], shadow_mode: true, token_bucket: {{max_tokens: 1, fill_interval: 1000s}}}}\n    \
+         rate_limits: [{{actions: [{{request_headers: {{header_name: x-who, descriptor_key: who}}}}]}}]"
+    );
+    let proxy = config(&upstream, &more).start();
+    let ask = |who: &str| proxy.call(&format!("GET / HTTP/1.1\r\nhost: a\r\nx-who: {who}\r\n\r\n")).status;
+    for who in ["ann", "bob"] {
+        assert_eq!((ask(who), ask(who)), (200, 429));
+    }
+    assert_eq!((ask("eve"), ask("eve")), (200, 200));
+    let stats = ["ok", "rate_limited", "enforced", "shadow_mode"].map(|n| proxy.stat(&format!("lrl.http_local_rate_limit.{n}")));
+    assert_eq!(stats, [3, 3, 2, 1]);
+}

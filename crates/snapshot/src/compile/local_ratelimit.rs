@@ -5,14 +5,19 @@ use lateen_proto::envoy::extensions::filters::http::local_ratelimit::v3 as proto
 use lateen_proto::envoy::r#type::v3 as types;
 
 use super::common::{duration, runtime_flag, runtime_fraction};
-use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::invalid::{Invalid, Result, Within, each, refuse};
 use super::{header, ratelimit};
 use crate::listener::ConnectionRateLimit;
 use crate::matcher::Fraction;
-use crate::ratelimit::{Descriptor, Entry, Limiter, LocalRateLimit, TokenBucket, VirtualHostLimits};
+use crate::ratelimit::{Buckets, ByValue, Described, Entry, Limiter, LocalRateLimit, TokenBucket, VirtualHostLimits};
 
 /// Envoy refuses buckets that fill more often.
 const LEAST_INTERVAL_MS: u128 = 50;
+
+/// Values that have a bucket of their own where a descriptor has none; Envoy's default.
+const DYNAMIC: u32 = 20;
+/// More would be a mistake: each takes some hundred bytes.
+const MOST_DYNAMIC: u32 = 1_000_000;
 
 /// A filter, listener-wide or for a route; only listener-wide may the bucket be missing.
 pub(crate) fn filter(value: proto::LocalRateLimit, per_route: bool) -> Result<LocalRateLimit> {
@@ -36,8 +41,6 @@ pub(crate) fn filter(value: proto::LocalRateLimit, per_route: bool) -> Result<Lo
         max_dynamic_descriptors,
         enable_retry_after_header,
     } = value;
-    // Descriptors without a value, which would be made per request, are refused below.
-    harmless!(max_dynamic_descriptors);
     refuse!(local_cluster_rate_limit);
     if stat_prefix.is_empty() {
         return Err(Invalid::field("stat_prefix", "is empty"));
@@ -45,17 +48,17 @@ pub(crate) fn filter(value: proto::LocalRateLimit, per_route: bool) -> Result<Lo
     if per_route && token_bucket.is_none() {
         return Err(Invalid::field("token_bucket", "is missing; a route's limit needs one"));
     }
-    let mut buckets = descriptors
-        .into_iter()
-        .enumerate()
-        .map(|(i, d)| described(d).within_item("descriptors", i))
-        .collect::<Result<Vec<(Descriptor<'static>, _)>>>()?;
-    for (index, (descriptor, _)) in buckets.iter().enumerate() {
-        if buckets.iter().take(index).any(|(other, _)| other == descriptor) {
+    let most = max_dynamic_descriptors.unwrap_or(DYNAMIC);
+    if most == 0 || most > MOST_DYNAMIC {
+        return Err(Invalid::field("max_dynamic_descriptors", format!("{most} is not between 1 and {MOST_DYNAMIC}")));
+    }
+    let mut limits = each(descriptors, "descriptors", |d| described(d, most as usize))?;
+    for (index, limit) in limits.iter().enumerate() {
+        if limits.iter().take(index).any(|other| other.entries == limit.entries) {
             return Err(Invalid::new("is there twice")).within_item("descriptors", index);
         }
     }
-    buckets.sort_by_key(|(_, bucket)| std::cmp::Reverse(bucket.cost()));
+    limits.sort_by_key(|limit| std::cmp::Reverse(limit.cost()));
     let share = |value: Option<_>, field| value.map_or(Ok(Fraction::NONE), |v| runtime_fraction(v).within(field));
     Ok(LocalRateLimit {
         stat_prefix: stat_prefix.into(),
@@ -64,7 +67,7 @@ pub(crate) fn filter(value: proto::LocalRateLimit, per_route: bool) -> Result<Lo
         enforced: share(filter_enforced, "filter_enforced")?,
         limiter: Limiter {
             default: token_bucket.map(|b| bucket(&b).map(Into::into)).transpose().within("token_bucket")?,
-            described: buckets.into_iter().map(|(d, b)| (d, b.into())).collect(),
+            described: limits,
             always_default: always_consume_default_token_bucket.unwrap_or(true),
         },
         per_connection: local_rate_limit_per_downstream_connection,
@@ -111,24 +114,23 @@ pub(crate) fn virtual_host(value: i32) -> Result<VirtualHostLimits> {
     }
 }
 
-fn described(value: common::LocalRateLimitDescriptor) -> Result<(Descriptor<'static>, TokenBucket)> {
+fn described(value: common::LocalRateLimitDescriptor, most: usize) -> Result<Described> {
     let common::LocalRateLimitDescriptor { entries, token_bucket, shadow_mode } = value;
-    refuse!(shadow_mode);
     if entries.is_empty() {
         return Err(Invalid::field("entries", "is empty"));
     }
-    let entries = entries.into_iter().enumerate().map(|(i, e)| entry(e).within_item("entries", i)).collect::<Result<_>>()?;
+    let entries = each(entries, "entries", entry)?;
     let bucket = token_bucket.as_ref().ok_or_else(|| Invalid::new("is missing")).and_then(bucket).within("token_bucket")?;
-    Ok((entries, bucket))
+    let open = entries.iter().any(|e| e.value.is_empty());
+    let buckets = if open { Buckets::ByValue(ByValue::new(bucket, most)) } else { Buckets::One(bucket.into()) };
+    Ok(Described { entries, buckets, shadow: shadow_mode })
 }
 
+/// Without a value it stands for any.
 fn entry(value: rate_limit_descriptor::Entry) -> Result<Entry<'static>> {
     let rate_limit_descriptor::Entry { key, value } = value;
     if key.is_empty() {
         return Err(Invalid::field("key", "is empty"));
-    }
-    if value.is_empty() {
-        return Err(Invalid::field("value", "is empty: a bucket for each value that comes is not supported; name the value"));
     }
     Ok(Entry { key: key.into(), value: value.into() })
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 use http::header::RETRY_AFTER;
-use lateen_snapshot::ratelimit::{Descriptor, LimitFacts, Limiter, LocalRateLimit, TokenBucket};
+use lateen_snapshot::ratelimit::{Descriptor, LimitFacts, Limiter, LocalRateLimit, TokenBucket, Verdict};
 use lateen_telemetry::envoy_names::local_rate_limit as names;
 use lateen_telemetry::{BlockName, ResponseFlags, details};
 
@@ -27,16 +27,20 @@ pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &Arc<LocalRateLimi
     let stats = exchange.hcm.counters.get(exchange.worker, names::DEFS, prefix, || BlockName::plain(prefix));
     stats.inc(names::ENABLED);
     let now = exchange.worker.nanos();
-    let (allowed, bucket) = take(exchange, &config, now);
+    let (verdict, bucket) = take(exchange, &config, now);
     let reset = bucket.as_ref().map(|b| b.reset(now));
     if config.quota_headers {
         exchange.info.quotas.extend(bucket);
     }
-    if allowed {
+    if verdict == Verdict::Allowed {
         stats.inc(names::OK);
         return Step::Continue;
     }
     stats.inc(names::RATE_LIMITED);
+    if verdict == Verdict::Shadowed {
+        stats.inc(names::SHADOW_MODE);
+        return Step::Continue;
+    }
     if !config.enforced.hits(exchange.worker.roll()) {
         finalize::mutate_request(exchange, &config.request_headers);
         return Step::Continue;
@@ -57,17 +61,17 @@ fn refusal(exchange: &Exchange<'_>, config: &LocalRateLimit, reset: Option<u64>)
     reply
 }
 
-fn take(exchange: &Exchange<'_>, config: &Arc<LocalRateLimit>, now: u64) -> (bool, Option<Arc<TokenBucket>>) {
+fn take(exchange: &Exchange<'_>, config: &Arc<LocalRateLimit>, now: u64) -> (Verdict, Option<Arc<TokenBucket>>) {
     let own = config.per_connection.then(|| of_connection(exchange, config));
     let limiter = own.as_deref().unwrap_or(&config.limiter);
     if limiter.described.is_empty() {
-        let (allowed, bucket) = limiter.take(&[], now);
-        return (allowed, bucket.cloned());
+        let (verdict, bucket) = limiter.take(&[], now);
+        return (verdict, bucket.cloned());
     }
     let head = lookup::head_of(&exchange.request);
     let described = descriptors(exchange, config, &descriptors::facts(exchange, &head));
-    let (allowed, bucket) = limiter.take(&described, now);
-    (allowed, bucket.cloned())
+    let (verdict, bucket) = limiter.take(&described, now);
+    (verdict, bucket.cloned())
 }
 
 /// The connection's own buckets, made full at its first request.
