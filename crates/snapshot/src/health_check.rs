@@ -3,8 +3,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 use lateen_balance::health::Pace;
+
+use crate::matcher::StringMatcher;
+use crate::proxy_protocol::ProxyProtocol;
 
 /// One check that every member of a cluster gets.
 #[derive(Debug, Clone)]
@@ -30,8 +34,9 @@ pub enum HealthCheckKind {
         authority: Arc<str>,
         headers: Vec<CheckHeader>,
     },
-    /// Sends these bytes, then waits until each of the blocks was seen, in this order; with none, to be connected is enough.
+    /// Sends a PROXY protocol header, where there is one, and these bytes, then waits until each of the blocks was seen, in this order; with none, to be connected is enough.
     Tcp {
+        proxy: Option<ProxyProtocol>,
         send: Vec<u8>,
         receive: Vec<Vec<u8>>,
     },
@@ -49,6 +54,13 @@ pub struct HttpCheck {
     pub retriable: Vec<Range<u16>>,
     pub add: Vec<CheckHeader>,
     pub remove: Vec<HeaderName>,
+    /// The request's body.
+    pub send: Bytes,
+    /// What the body of a healthy host's answer has, in this order, within its first bytes, of which so many are looked at.
+    pub receive: Vec<Vec<u8>>,
+    pub receive_within: usize,
+    /// What a healthy host calls the cluster that it belongs to.
+    pub service: Option<StringMatcher>,
 }
 
 /// A header that checks carry.

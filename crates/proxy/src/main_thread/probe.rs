@@ -9,14 +9,17 @@ use lateen_balance::health::Checked;
 use lateen_balance::{Address, Host};
 use lateen_snapshot::Cluster;
 use lateen_snapshot::health_check::{CheckHeader, Expectation, HealthCheck, HealthCheckKind, HttpCheck};
+use lateen_snapshot::matcher::StringMatcher;
 use lateen_xds::client::Io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::Main;
 use super::upstream::{Destination, connect_to};
+use crate::http::headers::{DEGRADED, HEALTH_CHECKED_CLUSTER};
+use crate::listener::proxy_header;
 
-/// The largest answer to a health check that is read.
-const MAX_ANSWER: usize = 4096;
+/// The first bytes of an answer to a gRPC check, which tell.
+const GRPC_ANSWER: usize = 4096;
 
 /// What a check told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +52,10 @@ pub(super) async fn probe(main: &Main, cluster: &Arc<Cluster>, host: &Arc<Host>,
     let Ok(stream) = connect_to(cluster, &destination, main.upstream_mark, alpn).await else { return Answer::NONE };
     let named = host.checked_at.as_ref().map(|c| &*c.hostname).filter(|name| !name.is_empty());
     match &check.kind {
-        HealthCheckKind::Tcp { send, receive } => tcp(stream, send, receive).await,
+        HealthCheckKind::Tcp { proxy, send, receive } => {
+            let header = proxy.as_ref().map(|p| proxy_header::encode(p, None)).unwrap_or_default();
+            tcp(stream, &[header.as_slice(), send.as_slice()].concat(), receive).await
+        }
         HealthCheckKind::Http(http) => ask_http(stream, http, named.unwrap_or(&http.host)).await,
         HealthCheckKind::Grpc { service, authority, headers } => ask_grpc(stream, service, named.unwrap_or(authority), headers).await,
     }
@@ -80,7 +86,8 @@ async fn tcp(mut stream: Box<dyn Io>, send: &[u8], receive: &[Vec<u8>]) -> Answe
 }
 
 async fn ask_http(stream: Box<dyn Io>, check: &HttpCheck, host: &str) -> Answer {
-    let Ok(mut request) = Request::builder().method(check.method.clone()).uri(&*check.path).body(Full::default()) else {
+    let body = Full::new(check.send.clone());
+    let Ok(mut request) = Request::builder().method(check.method.clone()).uri(&*check.path).body(body) else {
         return Answer::NONE;
     };
     request.headers_mut().insert(header::USER_AGENT, header::HeaderValue::from_static("Envoy/HC"));
@@ -88,12 +95,24 @@ async fn ask_http(stream: Box<dyn Io>, check: &HttpCheck, host: &str) -> Answer 
         request.headers_mut().remove(name);
     }
     add(request.headers_mut(), &check.add);
-    let Some(told) = exchange(stream, request, host, check.http2).await else { return Answer::NONE };
+    let (mut expected, mut left) = (Expectation::new(&check.receive), check.receive_within);
+    let look = |data: &[u8]| {
+        let data = data.get(..left.min(data.len())).unwrap_or_default();
+        left -= data.len();
+        expected.push(data);
+    };
+    let Some(told) = exchange(stream, request, host, check.http2, look).await else { return Answer::NONE };
     let within = |ranges: &[std::ops::Range<u16>]| ranges.iter().any(|r| r.contains(&told.status));
-    if within(&check.expected) {
-        Answer { result: Checked::Healthy, degraded: told.degraded }
-    } else if within(&check.retriable) {
-        Answer::NONE
+    let answered = within(&check.expected);
+    if !answered && within(&check.retriable) {
+        return Answer::NONE;
+    }
+    let belongs = |service: &StringMatcher| {
+        let named = told.headers.get(&HEALTH_CHECKED_CLUSTER).and_then(|v| v.to_str().ok());
+        service.matches(named.unwrap_or_default())
+    };
+    if answered && expected.is_met() && check.service.as_ref().is_none_or(belongs) {
+        Answer { result: Checked::Healthy, degraded: told.headers.contains_key(&DEGRADED) }
     } else {
         Answer::of(Checked::Unwell)
     }
@@ -104,9 +123,11 @@ async fn ask_grpc(stream: Box<dyn Io>, service: &str, authority: &str, headers: 
     let Ok(mut request) = request.body(Full::new(grpc_request(service))) else { return Answer::NONE };
     request.headers_mut().insert(header::USER_AGENT, header::HeaderValue::from_static("Envoy/HC"));
     add(request.headers_mut(), headers);
-    match exchange(stream, request, authority, true).await {
+    let mut message = Vec::new();
+    let keep = |data: &[u8]| message.extend_from_slice(data.get(..data.len().min(GRPC_ANSWER - message.len())).unwrap_or_default());
+    match exchange(stream, request, authority, true, keep).await {
         None => Answer::NONE,
-        Some(told) if told.status == 200 && told.grpc_ok && is_serving(&told.body) => Answer::of(Checked::Healthy),
+        Some(told) if told.status == 200 && told.grpc_ok && is_serving(&message) => Answer::of(Checked::Healthy),
         Some(_) => Answer::of(Checked::Unwell),
     }
 }
@@ -144,15 +165,21 @@ fn is_serving(body: &[u8]) -> bool {
     body.get(5..).is_some_and(|message| message.starts_with(&[0x08, 0x01]))
 }
 
-/// What an answer says that matters.
+/// What an answer says that matters, but for its body.
 struct Told {
     status: u16,
-    body: Bytes,
+    headers: HeaderMap,
     grpc_ok: bool,
-    degraded: bool,
 }
 
-async fn exchange(stream: Box<dyn Io>, mut request: Request<Full<Bytes>>, host: &str, http2: bool) -> Option<Told> {
+/// Asks, and shows the body of the answer as it comes.
+async fn exchange(
+    stream: Box<dyn Io>,
+    mut request: Request<Full<Bytes>>,
+    host: &str,
+    http2: bool,
+    look: impl FnMut(&[u8]),
+) -> Option<Told> {
     let io = TokioIo::new(stream);
     if http2 {
         // A cluster's name may hold characters that an authority must not.
@@ -163,14 +190,14 @@ async fn exchange(stream: Box<dyn Io>, mut request: Request<Full<Bytes>>, host: 
         *request.uri_mut() = http::Uri::from_parts(parts).ok()?;
         let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.ok()?;
         let _driver = Driver(tokio::spawn(async move { connection.await.is_ok() }));
-        read(sender.send_request(request).await.ok()?).await
+        read(sender.send_request(request).await.ok()?, look).await
     } else {
         if !request.headers().contains_key(header::HOST) {
             request.headers_mut().insert(header::HOST, host.parse().ok()?);
         }
         let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.ok()?;
         let _driver = Driver(tokio::spawn(async move { connection.await.is_ok() }));
-        read(sender.send_request(request).await.ok()?).await
+        read(sender.send_request(request).await.ok()?, look).await
     }
 }
 
@@ -183,11 +210,16 @@ impl Drop for Driver {
     }
 }
 
-async fn read(response: http::Response<hyper::body::Incoming>) -> Option<Told> {
-    let status = response.status().as_u16();
-    let degraded = response.headers().contains_key("x-envoy-degraded");
-    let in_headers = response.headers().get("grpc-status").map(|s| s == "0");
-    let body = http_body_util::Limited::new(response.into_body(), MAX_ANSWER).collect().await.ok()?;
-    let in_trailers = body.trailers().and_then(|t| t.get("grpc-status")).map(|s| s == "0");
-    Some(Told { status, degraded, body: body.to_bytes(), grpc_ok: in_trailers.or(in_headers).unwrap_or(false) })
+async fn read(response: http::Response<hyper::body::Incoming>, mut look: impl FnMut(&[u8])) -> Option<Told> {
+    let (head, mut body) = response.into_parts();
+    let is_ok = |headers: &HeaderMap| headers.get("grpc-status").map(|s| s == "0");
+    let mut grpc_ok = is_ok(&head.headers);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.ok()?;
+        if let Some(data) = frame.data_ref() {
+            look(data);
+        }
+        grpc_ok = frame.trailers_ref().and_then(is_ok).or(grpc_ok);
+    }
+    Some(Told { status: head.status.as_u16(), headers: head.headers, grpc_ok: grpc_ok.unwrap_or(false) })
 }

@@ -228,3 +228,67 @@ fn an_http2_check_speaks_http2() {
     let checked = Checked::start(&at(port), "http_health_check: {path: /, codec_client_type: HTTP2}");
     eventually(|| !checked.is_failed());
 }
+
+/// A peer that answers with a body, and says where it belongs.
+fn talking_peer(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> Upstream {
+    Upstream::start(move |_, request, stream| {
+        let body = answer(request);
+        stream
+            .write_all(
+                format!(
+                    "HTTP/1.1 200 OK\r\nx-envoy-upstream-healthchecked-cluster: shop-v1\r\ncontent-length: {}\r\n\r\n{body}",
+                    body.len()
+                )
+                .as_bytes(),
+            )
+            .is_ok()
+    })
+}
+
+#[test]
+fn an_http_check_may_send_a_body_and_expect_another() {
+    // "ping", and "po" and "ng" with anything between.
+    let check = "http_health_check: {path: /, method: POST, send: {text: \"70696e67\"}, receive: [{text: \"706f\"}, {text: \"6e67\"}]}";
+    let peer = talking_peer(|request| if request.ends_with("\r\n\r\nping") { "well: po..ng" } else { "what?" }.to_owned());
+    let checked = Checked::start(&at(peer.port()), check);
+    eventually(|| !checked.is_failed());
+    let answers = ["ng po".to_owned(), format!("{}pong", "x".repeat(1021))];
+    for answer in answers {
+        let peer = talking_peer(move |_| answer.clone());
+        let checked = Checked::start(&at(peer.port()), check);
+        eventually(|| checked.stat("cluster.c.health_check.failure") > 2);
+        assert!(checked.is_failed());
+    }
+    let larger = check.replace("method: POST", "method: POST, response_buffer_size: 0");
+    let peer = talking_peer(|_| format!("{}pong", "x".repeat(100_000)));
+    let checked = Checked::start(&at(peer.port()), &larger);
+    eventually(|| !checked.is_failed());
+}
+
+#[test]
+fn a_long_answer_is_as_good_and_a_host_of_another_cluster_is_not() {
+    let peer = talking_peer(|_| "x".repeat(100_000));
+    for (matcher, fails) in [("{prefix: shop}", false), ("{exact: shop}", true)] {
+        let checked = Checked::start(&at(peer.port()), &format!("http_health_check: {{path: /, service_name_matcher: {matcher}}}"));
+        eventually(|| checked.stat("cluster.c.health_check.attempt") > 3);
+        assert_eq!(checked.is_failed(), fails, "{matcher}");
+    }
+}
+
+#[test]
+fn a_tcp_check_may_begin_with_a_proxy_header() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut bytes = [0; 19];
+            if stream.read_exact(&mut bytes).is_ok() && &bytes == b"PROXY UNKNOWN\r\nping" {
+                let _ = stream.write_all(b"pong");
+            }
+        }
+    });
+    let check = "tcp_health_check: {proxy_protocol_config: {version: V1}, send: {text: \"70696e67\"}, receive: [{text: \"706f6e67\"}]}";
+    let checked = Checked::start(&at(port), check);
+    eventually(|| !checked.is_failed());
+}

@@ -10,12 +10,15 @@ use lateen_proto::envoy::r#type::v3 as types;
 use super::cluster::transport_for;
 use super::common::{duration, duration_or, port};
 use super::header::mutations;
-use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::invalid::{Invalid, Result, Within, each, harmless, refuse};
+use super::matcher::string;
 use crate::header::{AppendAction, HeaderTemplate};
 use crate::health_check::{CheckHeader, HealthCheck, HealthCheckKind, HttpCheck};
 
 /// Envoy's default.
 const NO_TRAFFIC: Duration = Duration::from_secs(60);
+/// Bytes of an answer that are looked at; Envoy's default.
+const RECEIVE_WITHIN: usize = 1024;
 
 pub(crate) fn active_check(value: core::HealthCheck, cluster: &str, matches: &[prost_types::Struct]) -> Result<HealthCheck> {
     let core::HealthCheck {
@@ -97,10 +100,10 @@ fn checker(value: Option<health_check::HealthChecker>, cluster: &str) -> Result<
 
 fn tcp_check(value: health_check::TcpHealthCheck) -> Result<HealthCheckKind> {
     let health_check::TcpHealthCheck { send, receive, proxy_protocol_config } = value;
-    refuse!(proxy_protocol_config);
+    let proxy = proxy_protocol_config.map(super::proxy_protocol::upstream).transpose().within("proxy_protocol_config")?;
     let send = send.map(payload).transpose().within("send")?.unwrap_or_default();
-    let receive = receive.into_iter().enumerate().map(|(i, p)| payload(p).within_item("receive", i)).collect::<Result<_>>()?;
-    Ok(HealthCheckKind::Tcp { send, receive })
+    let receive = each(receive, "receive", payload)?;
+    Ok(HealthCheckKind::Tcp { proxy, send, receive })
 }
 
 /// Bytes: hexadecimal text, or binary as it is.
@@ -145,9 +148,6 @@ fn http_check(value: health_check::HttpHealthCheck, cluster: &str) -> Result<Hea
         service_name_matcher,
         method,
     } = value;
-    // The buffer is for `receive` alone.
-    harmless!(response_buffer_size);
-    refuse!(send, receive, service_name_matcher);
     if !path.starts_with('/') {
         return Err(Invalid::field("path", format!("`{path}` must begin with a slash")));
     }
@@ -161,15 +161,25 @@ fn http_check(value: health_check::HttpHealthCheck, cluster: &str) -> Result<Hea
         expected.push(200..201);
     }
     let (add, remove) = headers(request_headers_to_add, request_headers_to_remove)?;
+    let method = self::method(method)?;
+    if send.is_some() && !matches!(method, Method::POST | Method::PUT | Method::PATCH | Method::OPTIONS) {
+        return Err(Invalid::field("send", format!("cannot go with {method}; use POST, PUT, PATCH or OPTIONS")));
+    }
+    let receive_within =
+        response_buffer_size.map_or(RECEIVE_WITHIN, |n| if n == 0 { usize::MAX } else { usize::try_from(n).unwrap_or(usize::MAX) });
     Ok(HealthCheckKind::Http(HttpCheck {
         host: if host.is_empty() { cluster.into() } else { host.into() },
         path: path.into(),
-        method: self::method(method)?,
+        method,
         http2,
         expected,
         retriable: statuses(retriable_statuses, "retriable_statuses")?,
         add,
         remove,
+        send: send.map(payload).transpose().within("send")?.unwrap_or_default().into(),
+        receive: each(receive, "receive", payload)?,
+        receive_within,
+        service: service_name_matcher.map(string).transpose().within("service_name_matcher")?,
     }))
 }
 
