@@ -6,7 +6,8 @@ use lateen_http2::shell::Sender;
 use lateen_telemetry::istio::PrincipalId;
 use tokio::time::Instant;
 
-use super::pool::{Idle, Open, Pool, Shared};
+use super::open::Open;
+use super::pool::{Idle, Pool, Shared};
 use crate::http::h2::H2Client;
 use crate::http::stream::Upstream;
 use crate::http::tcp::TcpClient;

@@ -9,7 +9,9 @@ mod eyeballs;
 pub(crate) mod grpc;
 mod lease;
 mod named;
+mod open;
 mod pool;
+mod waiting;
 mod watch;
 
 pub(crate) use aggregate::choose;

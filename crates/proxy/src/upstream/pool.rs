@@ -1,30 +1,24 @@
 //! The connections of one worker to one host over one transport.
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
-use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use lateen_balance::Host;
-use lateen_balance::breaker::Permit;
 use lateen_http2::Refused;
 use lateen_http2::shell::{self, Sender};
-use lateen_identity::tls::PeerIdentity;
 use lateen_snapshot::cluster::{ClusterConfig, Transport, UpstreamHttp};
 use lateen_snapshot::http::Http2Options;
 use lateen_telemetry::envoy_names::cluster as names;
-use lateen_telemetry::istio::PrincipalId;
-use lateen_telemetry::stats::Held;
 use tokio::time::Instant;
 
 use super::caller::Caller;
 use super::cluster::ClusterState;
 use super::connect::{ConnectFailure, ConnectPlan};
 use super::lease::Lease;
+use super::open::{Dial, Open};
+use super::waiting::{self, Waiting};
 use crate::http::h1::H1Client;
 use crate::http::tcp::TcpClient;
 use crate::io::{Io, Wire};
@@ -62,37 +56,6 @@ pub(crate) enum NoConnection {
     Failed(ConnectFailure),
 }
 
-/// Held by each open connection: gives back what it took when it closes.
-pub(crate) struct Open {
-    _permit: Option<Permit>,
-    _active: Held,
-    stats: lateen_telemetry::Local,
-    host: Arc<Host>,
-    pool: Weak<Pool>,
-    since: Instant,
-    /// When the connection has lived long enough.
-    ends: Option<Instant>,
-    /// The pool's round when the connection was made.
-    round: u64,
-    /// The host's failures at that time.
-    failures: u32,
-    pub(crate) local: Option<SocketAddr>,
-    /// The host's verified identity, for Istio's metrics.
-    pub(crate) principal: PrincipalId,
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.stats.inc(names::UPSTREAM_CX_DESTROY);
-        self.stats.record(names::UPSTREAM_CX_LENGTH_MS, self.since.elapsed().as_micros() as u64);
-        self.host.counters.cx_active.fetch_sub(1, Relaxed);
-        if let Some(pool) = self.pool.upgrade() {
-            pool.open.set(pool.open.get().saturating_sub(1));
-            pool.wake_one();
-        }
-    }
-}
-
 /// An HTTP/1 connection between exchanges.
 pub(crate) struct Idle {
     pub(crate) client: Box<H1Client>,
@@ -111,19 +74,12 @@ pub(crate) struct Shared {
     pub(crate) open: Open,
 }
 
-#[derive(Default)]
-struct Waiter {
-    handed: RefCell<Option<Idle>>,
-    woken: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
-}
-
 /// The pool.
 pub(crate) struct Pool {
     pub(crate) key: PoolKey,
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Rc<Shared>>>,
-    waiting: RefCell<VecDeque<Rc<Waiter>>>,
+    pub(super) waiting: Waiting,
     /// Connections that exist or are being made.
     open: Cell<usize>,
     /// HTTP/2 connections being made: later exchanges wait for them instead of dialling too.
@@ -142,13 +98,33 @@ impl Pool {
             key,
             idle: RefCell::default(),
             shared: RefCell::default(),
-            waiting: RefCell::default(),
+            waiting: Waiting::default(),
             open: Cell::new(0),
             dialling: Cell::new(0),
             ahead: Cell::new(0),
             round: Cell::new(0),
             known_http2: Cell::new(None),
         })
+    }
+
+    /// How many times all connections were told to end.
+    pub(super) fn round(&self) -> u64 {
+        self.round.get()
+    }
+
+    /// A connection is made or about to be.
+    pub(super) fn opened(&self) {
+        self.open.set(self.open.get() + 1);
+    }
+
+    /// It is no more.
+    pub(super) fn closed(&self) {
+        self.open.set(self.open.get().saturating_sub(1));
+        self.waiting.wake_one();
+    }
+
+    pub(super) fn count_dial(self: &Rc<Self>) -> Counted {
+        Counted::start(self, |pool| &pool.dialling)
     }
 
     fn multiplexed(&self) -> bool {
@@ -238,7 +214,7 @@ impl Pool {
                     None => state.stats.inc(names::UPSTREAM_CX_OVERFLOW),
                 }
             }
-            if let Some(idle) = self.wait().await {
+            if let Some(idle) = waiting::wait(self).await {
                 return Ok(Lease::of_idle(idle, self));
             }
             if let Some(lease) = self.ready(state) {
@@ -262,7 +238,7 @@ impl Pool {
         }
         let Some(permit) = state.breakers(high_priority).connections.take() else { return false };
         let dial = Dial::begin(self, worker, state, host, Some(permit));
-        let ahead = Ahead::start(self);
+        let ahead = Counted::start(self, |pool| &pool.ahead);
         let (pool, state, host, plan) = (Rc::clone(self), Rc::clone(state), Arc::clone(host), plan.clone());
         let of_task = Rc::clone(worker);
         crate::worker::spawn(worker, async move {
@@ -277,7 +253,7 @@ impl Pool {
 
     /// The exchanges that have a connection or wait for one, and how many could have one.
     pub(super) fn used(&self, config: &ClusterConfig) -> (usize, usize) {
-        let waiting = self.waiting.borrow().len();
+        let waiting = self.waiting.len();
         if self.multiplexed() {
             let shared = self.shared.borrow();
             let one = http2_options(config).max_concurrent_streams.max(1) as usize;
@@ -286,36 +262,6 @@ impl Pool {
         }
         let free = self.idle.borrow().len() + self.ahead.get();
         (self.open.get().saturating_sub(free) + waiting, self.open.get())
-    }
-
-    /// Waits until a connection is handed over, or something changed.
-    async fn wait(self: &Rc<Self>) -> Option<Idle> {
-        let waiter = Rc::new(Waiter::default());
-        self.waiting.borrow_mut().push_back(Rc::clone(&waiter));
-        let guard = Leave { pool: self, waiter: &waiter };
-        poll_fn(|cx| {
-            if waiter.woken.get() {
-                return Poll::Ready(());
-            }
-            *waiter.waker.borrow_mut() = Some(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
-        let handed = waiter.handed.borrow_mut().take();
-        drop(guard);
-        handed
-    }
-
-    fn wake_one(&self) {
-        if let Some(waiter) = self.waiting.borrow_mut().pop_front() {
-            waiter.wake();
-        }
-    }
-
-    fn wake_all(&self) {
-        for waiter in self.waiting.borrow_mut().drain(..) {
-            waiter.wake();
-        }
     }
 
     async fn dial(
@@ -343,11 +289,7 @@ impl Pool {
                 return Err(NoConnection::Failed(failure));
             }
         };
-        open.local = io.socket().local_address();
-        if let Some(uri) = io.tls().and_then(PeerIdentity::of_connection).and_then(|p| p.uri_sans.first().cloned()) {
-            open.principal = worker.istio.shared().principal(&uri);
-        }
-        state.stats.record(names::UPSTREAM_CX_CONNECT_MS, open.since.elapsed().as_micros() as u64);
+        open.made(&io, worker);
         let lease = if self.key.wanted == Wanted::Tcp {
             Ok(Lease::of_tcp(TcpClient::new(Wire::new(io)), open, self))
         } else if self.speaks_http2(&io) {
@@ -403,7 +345,7 @@ impl Pool {
             driver.await;
             if let Some(pool) = pool.upgrade() {
                 pool.shared.borrow_mut().retain(|s| !Weak::ptr_eq(&Rc::downgrade(s), &weak));
-                pool.wake_all();
+                pool.waiting.wake_all();
             }
         });
         drop(shared);
@@ -411,39 +353,30 @@ impl Pool {
     }
 
     /// Takes a connection back after an exchange.
-    pub(crate) fn put_back(self: &Rc<Self>, mut idle: Idle) {
-        if idle.open.round != self.round.get() || idle.open.ends.is_some_and(|end| idle.since >= end) {
+    pub(crate) fn put_back(&self, idle: Idle) {
+        if idle.open.is_retired(self, idle.since) {
             return;
         }
-        let waiter = self.waiting.borrow_mut().pop_front();
-        match waiter {
-            Some(waiter) => {
-                idle.served += 1;
-                *waiter.handed.borrow_mut() = Some(idle);
-                waiter.wake();
-            }
-            None => self.idle.borrow_mut().push(idle),
+        if let Some(idle) = self.waiting.hand(idle) {
+            self.idle.borrow_mut().push(idle);
         }
     }
 
     pub(crate) fn stream_ended(&self, shared: &Shared) {
         shared.last_used.set(Instant::now());
-        if !self.waiting.borrow().is_empty() {
-            self.wake_one();
-        }
+        self.waiting.wake_one();
     }
 
     /// Closes what has been idle or open for too long, was closed by the peer, or is from before the host failed (Envoy drains
     /// pools then): what is in use ends with what it carries. Says whether nothing is left.
     pub(crate) fn sweep(&self, config: &ClusterConfig, stats: &lateen_telemetry::Local, now: Instant) -> bool {
         let expired = |since: Instant| config.idle_timeout.is_some_and(|limit| now.duration_since(since) >= limit);
-        let spent = |open: &Open| open.ends.is_some_and(|end| now >= end) || open.host.failures() != open.failures;
         let keep = |idle: &mut Idle| {
             let timed_out = expired(idle.since);
             if timed_out {
                 stats.inc(names::UPSTREAM_CX_IDLE_TIMEOUT);
             }
-            !timed_out && !spent(&idle.open) && idle.client.is_alive()
+            !timed_out && !idle.open.is_spent(now) && idle.client.is_alive()
         };
         // Taken out first: dropping a connection calls back into this pool.
         let mut idle = std::mem::take(&mut *self.idle.borrow_mut());
@@ -451,10 +384,10 @@ impl Pool {
         self.idle.borrow_mut().extend(idle);
         let (keep, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut *self.shared.borrow_mut())
             .into_iter()
-            .partition(|s| (s.active.get() > 0 || !expired(s.last_used.get())) && !spent(&s.open));
+            .partition(|s| (s.active.get() > 0 || !expired(s.last_used.get())) && !s.open.is_spent(now));
         self.shared.borrow_mut().extend(keep);
         drop(gone);
-        self.open.get() == 0 && self.waiting.borrow().is_empty()
+        self.open.get() == 0 && self.waiting.is_empty()
     }
 
     /// Closes idle connections and lets those in use end with what they carry: the host or its configuration is gone.
@@ -466,101 +399,26 @@ impl Pool {
     }
 }
 
-impl Waiter {
-    fn wake(&self) {
-        self.woken.set(true);
-        if let Some(waker) = self.waker.borrow_mut().take() {
-            waker.wake();
-        }
-    }
-}
-
-/// The span, longer by a part of the jitter.
-fn longer(span: Duration, jitter_percent: f64, roll: u64) -> Duration {
-    let part = jitter_percent / 100.0 * (roll as f64 / u64::MAX as f64);
-    span.saturating_add(Duration::try_from_secs_f64(span.as_secs_f64() * part).unwrap_or_default())
-}
-
-/// Takes a waiter out of the queue when its exchange is given up, passing on what it was handed.
-struct Leave<'a> {
-    pool: &'a Rc<Pool>,
-    waiter: &'a Rc<Waiter>,
-}
-
-impl Drop for Leave<'_> {
-    fn drop(&mut self) {
-        self.pool.waiting.borrow_mut().retain(|w| !Rc::ptr_eq(w, self.waiter));
-        let handed = self.waiter.handed.borrow_mut().take();
-        if let Some(idle) = handed {
-            self.pool.put_back(idle);
-        }
-    }
-}
-
-/// A connection to be made, counted from now on.
-struct Dial {
-    open: Open,
-    dialling: Dialling,
-}
-
-impl Dial {
-    fn begin(pool: &Rc<Pool>, worker: &Worker, state: &ClusterState, host: &Arc<Host>, permit: Option<Permit>) -> Self {
-        let config = &state.cluster.config;
-        pool.open.set(pool.open.get() + 1);
-        state.stats.inc(names::UPSTREAM_CX_TOTAL);
-        host.counters.cx_total.fetch_add(1, Relaxed);
-        host.counters.cx_active.fetch_add(1, Relaxed);
-        let since = Instant::now();
-        let lives = |limit| longer(limit, config.max_connection_duration_jitter_percent, worker.roll64());
-        let open = Open {
-            _permit: permit,
-            _active: state.stats.hold(names::UPSTREAM_CX_ACTIVE),
-            stats: state.stats.clone(),
-            host: Arc::clone(host),
-            pool: Rc::downgrade(pool),
-            since,
-            ends: config.max_connection_duration.and_then(|limit| since.checked_add(lives(limit))),
-            round: pool.round.get(),
-            failures: host.failures(),
-            local: None,
-            principal: PrincipalId::default(),
-        };
-        Self { open, dialling: Dialling::start(pool) }
-    }
-}
-
 /// Counts a dial while it lasts; then wakes who waited for it.
-struct Dialling(Rc<Pool>);
+pub(super) struct Counted {
+    pool: Rc<Pool>,
+    among: fn(&Pool) -> &Cell<usize>,
+}
 
-impl Dialling {
-    fn start(pool: &Rc<Pool>) -> Self {
-        pool.dialling.set(pool.dialling.get() + 1);
-        Self(Rc::clone(pool))
+impl Counted {
+    fn start(pool: &Rc<Pool>, among: fn(&Pool) -> &Cell<usize>) -> Self {
+        among(pool).set(among(pool).get() + 1);
+        Self { pool: Rc::clone(pool), among }
     }
 }
 
-impl Drop for Dialling {
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.dialling.set(self.0.dialling.get() - 1);
-        if self.0.multiplexed() {
-            self.0.wake_all();
+        let count = (self.among)(&self.pool);
+        count.set(count.get() - 1);
+        if self.pool.multiplexed() {
+            self.pool.waiting.wake_all();
         }
-    }
-}
-
-/// Counts a connection that is made for no exchange in particular, until it is there.
-struct Ahead(Rc<Pool>);
-
-impl Ahead {
-    fn start(pool: &Rc<Pool>) -> Self {
-        pool.ahead.set(pool.ahead.get() + 1);
-        Self(Rc::clone(pool))
-    }
-}
-
-impl Drop for Ahead {
-    fn drop(&mut self) {
-        self.0.ahead.set(self.0.ahead.get() - 1);
     }
 }
 
@@ -581,18 +439,4 @@ fn http2_options(config: &ClusterConfig) -> Http2Options {
 /// The TLS context's address, for [`PoolKey`].
 pub(crate) fn tls_id(transport: Option<&Transport>) -> usize {
     transport.and_then(|t| t.tls.as_ref()).map_or(0, |tls| Arc::as_ptr(tls) as usize)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_connection_may_live_longer_by_its_jitter_and_no_more() {
-        let second = Duration::from_secs(1);
-        assert_eq!(longer(10 * second, 0.0, u64::MAX), 10 * second);
-        assert_eq!(longer(10 * second, 50.0, 0), 10 * second);
-        assert_eq!(longer(10 * second, 50.0, u64::MAX), 15 * second);
-        assert!(longer(Duration::MAX, 100.0, u64::MAX) == Duration::MAX);
-    }
 }

@@ -1,0 +1,126 @@
+//! What each connection of a pool counts in, from the attempt to its end.
+use std::net::SocketAddr;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use lateen_balance::Host;
+use lateen_balance::breaker::Permit;
+use lateen_identity::tls::PeerIdentity;
+use lateen_telemetry::envoy_names::cluster as names;
+use lateen_telemetry::istio::PrincipalId;
+use lateen_telemetry::stats::Held;
+use tokio::time::Instant;
+
+use super::cluster::ClusterState;
+use super::pool::{Counted, Pool};
+use crate::io::Io;
+use crate::worker::Worker;
+
+/// Held by each open connection: gives back what it took when it closes.
+pub(crate) struct Open {
+    _permit: Option<Permit>,
+    _active: Held,
+    stats: lateen_telemetry::Local,
+    host: Arc<Host>,
+    pool: Weak<Pool>,
+    since: Instant,
+    /// When the connection has lived long enough.
+    ends: Option<Instant>,
+    /// The pool's round when the connection was made.
+    round: u64,
+    /// The host's failures at that time.
+    failures: u32,
+    pub(crate) local: Option<SocketAddr>,
+    /// The host's verified identity, for Istio's metrics.
+    pub(crate) principal: PrincipalId,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.stats.inc(names::UPSTREAM_CX_DESTROY);
+        self.stats.record(names::UPSTREAM_CX_LENGTH_MS, self.since.elapsed().as_micros() as u64);
+        self.host.counters.cx_active.fetch_sub(1, Relaxed);
+        if let Some(pool) = self.pool.upgrade() {
+            pool.closed();
+        }
+    }
+}
+
+impl Open {
+    /// Whether it takes no more exchanges: it is from a round of its pool that is over, or has lived long enough.
+    pub(super) fn is_retired(&self, pool: &Pool, now: Instant) -> bool {
+        self.round != pool.round() || self.is_old(now)
+    }
+
+    fn is_old(&self, now: Instant) -> bool {
+        self.ends.is_some_and(|end| now >= end)
+    }
+
+    /// Whether it has lived long enough, or is from before its host failed.
+    pub(super) fn is_spent(&self, now: Instant) -> bool {
+        self.is_old(now) || self.host.failures() != self.failures
+    }
+
+    /// The connection is there.
+    pub(super) fn made(&mut self, io: &Io, worker: &Worker) {
+        self.local = io.socket().local_address();
+        if let Some(uri) = io.tls().and_then(PeerIdentity::of_connection).and_then(|p| p.uri_sans.first().cloned()) {
+            self.principal = worker.istio.shared().principal(&uri);
+        }
+        self.stats.record(names::UPSTREAM_CX_CONNECT_MS, self.since.elapsed().as_micros() as u64);
+    }
+}
+
+/// A connection to be made, counted from now on.
+pub(super) struct Dial {
+    pub(super) open: Open,
+    pub(super) dialling: Counted,
+}
+
+impl Dial {
+    pub(super) fn begin(pool: &Rc<Pool>, worker: &Worker, state: &ClusterState, host: &Arc<Host>, permit: Option<Permit>) -> Self {
+        let config = &state.cluster.config;
+        pool.opened();
+        state.stats.inc(names::UPSTREAM_CX_TOTAL);
+        host.counters.cx_total.fetch_add(1, Relaxed);
+        host.counters.cx_active.fetch_add(1, Relaxed);
+        let since = Instant::now();
+        let lives = |limit| longer(limit, config.max_connection_duration_jitter_percent, worker.roll64());
+        let open = Open {
+            _permit: permit,
+            _active: state.stats.hold(names::UPSTREAM_CX_ACTIVE),
+            stats: state.stats.clone(),
+            host: Arc::clone(host),
+            pool: Rc::downgrade(pool),
+            since,
+            ends: config.max_connection_duration.and_then(|limit| since.checked_add(lives(limit))),
+            round: pool.round(),
+            failures: host.failures(),
+            local: None,
+            principal: PrincipalId::default(),
+        };
+        Self { open, dialling: pool.count_dial() }
+    }
+}
+
+/// The span, longer by a part of the jitter.
+fn longer(span: Duration, jitter_percent: f64, roll: u64) -> Duration {
+    let part = jitter_percent / 100.0 * (roll as f64 / u64::MAX as f64);
+    span.saturating_add(Duration::try_from_secs_f64(span.as_secs_f64() * part).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_may_live_longer_by_its_jitter_and_no_more() {
+        let second = Duration::from_secs(1);
+        assert_eq!(longer(10 * second, 0.0, u64::MAX), 10 * second);
+        assert_eq!(longer(10 * second, 50.0, 0), 10 * second);
+        assert_eq!(longer(10 * second, 50.0, u64::MAX), 15 * second);
+        assert!(longer(Duration::MAX, 100.0, u64::MAX) == Duration::MAX);
+    }
+}
