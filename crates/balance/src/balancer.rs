@@ -6,7 +6,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
 use crate::chooser::{Chooser, Desk};
-use crate::config::Settings;
+use crate::config::{LbPolicy, Settings};
 use crate::host::{Host, HostSet};
 use crate::plan::{Level, View};
 use crate::subset::{Criteria, SubsetSettings};
@@ -106,7 +106,7 @@ impl Balancer {
 
     /// Whether choices depend on [`Context::now`].
     pub fn needs_time(&self) -> bool {
-        self.settings.slow_start.is_some()
+        self.settings.slow_start.is_some() || matches!(self.settings.policy, LbPolicy::ByLoad(_))
     }
 
     /// Chooses a host.
@@ -186,7 +186,8 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
-    use crate::config::{Choices, HashFunction, LbPolicy};
+    use crate::by_load::{ByLoad, LoadReport};
+    use crate::config::{Choices, HashFunction};
     use crate::host::{Address, FAILED_OUTLIER, Locality, LocalityHosts, Priority};
     use crate::slow_start::SlowStart;
 
@@ -374,6 +375,24 @@ mod tests {
             assert!((500..=600).contains(&late), "{late}");
         }
         assert!(!Balancer::new(Arc::default(), None, &settings(LbPolicy::RoundRobin), 1).needs_time());
+    }
+
+    #[test]
+    fn shares_follow_what_hosts_report() {
+        let hosts = [host(1, 1), host(2, 1)];
+        let by_load =
+            ByLoad { blackout_millis: 0, expiration_millis: 60_000, update_millis: 1_000, error_penalty: 0.0, metrics: Arc::default() };
+        let settings = settings(LbPolicy::ByLoad(by_load.clone()));
+        let mut balancer = Balancer::new(Arc::new(HostSet::flat(hosts.to_vec())), None, &settings, 1);
+        assert!(balancer.needs_time());
+        let mut share = |now| count(&mut balancer, 400, &Context { now, ..Context::default() })[&hosts[1].address];
+        assert_eq!(share(0), 200);
+        for (host, cpu_utilization) in hosts.iter().zip([0.9, 0.3]) {
+            by_load.observe(host, &LoadReport { rps: 90.0, cpu_utilization, ..LoadReport::default() }, 100);
+        }
+        assert_eq!(share(999), 200, "weights are not computed before it is time");
+        assert!((299..=301).contains(&share(1_000)), "three times the requests for the same effort");
+        assert_eq!(share(70_000), 200, "what was reported long ago does not count");
     }
 
     #[test]

@@ -20,8 +20,9 @@ use crate::zone::{NoZones, Routing};
 pub(crate) struct Chooser {
     /// The health epochs, of the cluster and of the local cluster, that `groups` was computed for.
     epochs: Option<(u64, u64)>,
-    /// When the last host leaves its slow start, and equal hosts can take turns again.
-    slow_until: Option<u64>,
+    /// When to compute them anew in any case: weights by load are due, or the last host leaves its slow start, and equal hosts can
+    /// take turns again.
+    due: Option<u64>,
     groups: Vec<(u32, Hosts)>,
     /// For choices that go past priorities, or to a certain one, by which these are.
     past: HashMap<(u64, Option<Level>), Chooser>,
@@ -70,6 +71,11 @@ enum Scheduler {
         bias: f64,
     },
     PeakEwma(PeakEwma),
+    /// Weights as they were reported when the plan was made.
+    ByLoad {
+        edf: Edf,
+        weights: Vec<f64>,
+    },
     Random,
     Hash(Table),
 }
@@ -89,7 +95,7 @@ impl Chooser {
 
     fn choose_here(&mut self, view: &View<'_>, context: &Context<'_>, desk: &mut Desk<'_>) -> Option<Arc<Host>> {
         let epochs = Some((view.set.health_epoch(), view.local.map_or(0, |l| l.hosts.health_epoch())));
-        if epochs != self.epochs || self.slow_until.is_some_and(|until| context.now >= until) {
+        if epochs != self.epochs || self.due.is_some_and(|due| context.now >= due) {
             self.epochs = epochs;
             self.rebuild(view, context.now, desk);
         }
@@ -128,7 +134,11 @@ impl Chooser {
         }
         let mut builder = Builder { settings: view.settings, now, slow_until: None, rng: &mut *desk.rng };
         self.groups = groups.into_iter().map(|group| (group.share, builder.hosts(group))).collect();
-        self.slow_until = builder.slow_until;
+        let by_load = match &view.settings.policy {
+            LbPolicy::ByLoad(by_load) => Some(now.saturating_add(by_load.update_millis)),
+            _ => None,
+        };
+        self.due = [by_load, builder.slow_until].into_iter().flatten().min();
     }
 }
 
@@ -215,6 +225,12 @@ impl Pool {
             }
             Scheduler::Random => Some(Arc::clone(hosts.get(rng.random_range(0..hosts.len().max(1)))?)),
             Scheduler::PeakEwma(settings) => settings.choose(hosts, rng),
+            Scheduler::ByLoad { edf, weights } => {
+                let index = edf.take()?;
+                let (host, weight) = (hosts.get(index as usize)?, weights.get(index as usize)?);
+                edf.add(index, slowed(*weight, host, slow, pick.now));
+                Some(Arc::clone(host))
+            }
             Scheduler::LeastOf(choices) => least_of(hosts, *choices, rng),
             Scheduler::LeastOfAll => least_of_all(hosts, rng),
             Scheduler::Weighted(edf) => next(edf, hosts, |host| slowed(f64::from(host.weight()), host, slow, pick.now)),
@@ -333,6 +349,15 @@ impl Builder<'_> {
                 Scheduler::WeightedLeast { edf: Edf::new(weights, start), bias }
             }
             LbPolicy::PeakEwma(settings) => Scheduler::PeakEwma(settings),
+            LbPolicy::ByLoad(ref by_load) => {
+                let weights = by_load.weights(&hosts, now);
+                if weights.windows(2).all(|pair| pair[0] == pair[1]) && !self.any_slow(&hosts) {
+                    Scheduler::Turns(start as usize % hosts.len().max(1))
+                } else {
+                    let slowed = hosts.iter().zip(&weights).map(|(host, weight)| slowed(*weight, host, slow, now));
+                    Scheduler::ByLoad { edf: Edf::new(slowed, start), weights }
+                }
+            }
             _ => Scheduler::Random,
         };
         Pool { hosts, scheduler }

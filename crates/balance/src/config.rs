@@ -2,6 +2,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::by_load::ByLoad;
 use crate::host::{
     DEGRADED_ACTIVE_HC, DEGRADED_EDS, DEGRADED_OUTLIER, DRAINING_EDS, FAILED_ACTIVE_HC, FAILED_EDS, FAILED_OUTLIER, TIMEOUT_EDS,
 };
@@ -19,6 +20,8 @@ pub enum LbPolicy {
     LeastRequest { choices: Choices, active_request_bias: f64 },
     /// The cheaper of two random hosts, by latency and load.
     PeakEwma(PeakEwma),
+    /// Round robin, weighted by the load that hosts report.
+    ByLoad(ByLoad),
     /// A random host, whatever its weight.
     Random,
     /// Consistent hashing on a ring; sizes are numbers of points.
@@ -54,7 +57,7 @@ pub struct Settings {
     pub locality_weighted: bool,
     /// Counts only where the process has a local cluster, but for `fail_traffic_on_panic`.
     pub zone_aware: ZoneAware,
-    /// Only of round robin and least request.
+    /// Only of round robin, also that by load, and least request.
     pub slow_start: Option<SlowStart>,
     pub subsets: Option<Arc<SubsetSettings>>,
     pub hashing: Hashing,

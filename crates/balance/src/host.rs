@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use crate::by_load::ReportedWeight;
 use crate::config::Settings;
 use crate::outlier::HostOutlier;
 use crate::peak_ewma::Latency;
@@ -101,6 +102,8 @@ pub struct Host {
     pub outlier: HostOutlier,
     /// Only kept where the policy goes by it.
     pub latency: Latency,
+    /// Only kept where the policy goes by it.
+    pub reported: ReportedWeight,
 }
 
 /// Per-host figures of Envoy's `/clusters` page, summed over workers.
@@ -134,6 +137,7 @@ impl Host {
             counters: HostCounters::default(),
             outlier: HostOutlier::default(),
             latency: Latency::default(),
+            reported: ReportedWeight::default(),
         }
     }
 

@@ -8,6 +8,7 @@ pub mod balancer;
 mod bounded;
 pub mod breaker;
 pub mod budget;
+pub mod by_load;
 mod chooser;
 pub mod config;
 mod edf;

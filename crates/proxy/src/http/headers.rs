@@ -26,6 +26,8 @@ names! {
     GRPC_STATUS = "grpc-status";
     GRPC_TIMEOUT = "grpc-timeout";
     HEDGE_ON_PER_TRY_TIMEOUT = "x-envoy-hedge-on-per-try-timeout";
+    ENDPOINT_LOAD_METRICS = "endpoint-load-metrics";
+    ENDPOINT_LOAD_METRICS_BIN = "endpoint-load-metrics-bin";
     DROPPED = "x-envoy-drop-overload";
     DROPPED_ALWAYS = "x-envoy-unconditional-drop-overload";
     HEALTH_CHECKED_CLUSTER = "x-envoy-upstream-healthchecked-cluster";

@@ -247,7 +247,8 @@ pub(super) async fn run(
         }
     };
     exchange.info.moment = Instant::now();
-    cluster.report_latency(exchange.worker, &target.host, exchange.info.moment.saturating_duration_since(sent));
+    let took = exchange.info.moment.saturating_duration_since(sent);
+    cluster.report_answer(exchange.worker, &target.host, took, &response.headers);
     note_response(exchange, &cluster, &began, &response);
     Ok(Tried::Response(Box::new(Answered { response, lease, began })))
 }

@@ -69,6 +69,9 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding
     match result {
         Ok(upstream_first) => {
             let ended = *exchange.info.ended.insert(Instant::now());
+            if let Some(trailers) = &exchange.info.response_trailers {
+                began.cluster.report_trailers(exchange.worker, began.active.host(), trailers);
+            }
             if upgraded {
                 note_end(exchange, forwarding, lease, upstream_first);
             }

@@ -7,7 +7,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use http::HeaderMap;
 use lateen_balance::balancer::{Balancer, Tally};
+use lateen_balance::by_load::ByLoad;
 use lateen_balance::outlier::{self, Detection, Detector, Ejection, Outcome};
 use lateen_balance::{Address, Aggregate, Breakers, Choice, Context, Host, LbPolicy};
 use lateen_snapshot::cluster::{Discovery, UpstreamHttp};
@@ -191,10 +193,19 @@ impl ClusterState {
         }
     }
 
-    /// Takes note of how long an answer took, where the policy goes by that.
-    pub(crate) fn report_latency(&self, worker: &Worker, host: &Host, took: Duration) {
-        if let LbPolicy::PeakEwma(settings) = &self.cluster.config.balance.policy {
-            host.latency.observe(settings, took.as_secs_f64() * 1_000.0, worker.nanos());
+    /// Takes note of how long an answer took, or what it says of its host's load, where the policy goes by that.
+    pub(crate) fn report_answer(&self, worker: &Worker, host: &Host, took: Duration, headers: &HeaderMap) {
+        match &self.cluster.config.balance.policy {
+            LbPolicy::PeakEwma(settings) => host.latency.observe(settings, took.as_secs_f64() * 1_000.0, worker.nanos()),
+            LbPolicy::ByLoad(settings) => observe_load(settings, worker, host, headers),
+            _ => {}
+        }
+    }
+
+    /// Takes note of what trailers say of their host's load, where the policy goes by that.
+    pub(crate) fn report_trailers(&self, worker: &Worker, host: &Host, trailers: &HeaderMap) {
+        if let LbPolicy::ByLoad(settings) = &self.cluster.config.balance.policy {
+            observe_load(settings, worker, host, trailers);
         }
     }
 
@@ -473,6 +484,12 @@ impl ClusterState {
                 }
             }
         }
+    }
+}
+
+fn observe_load(settings: &ByLoad, worker: &Worker, host: &Host, headers: &HeaderMap) {
+    if let Some(report) = super::load_report::find(headers) {
+        settings.observe(host, &report, worker.millis());
     }
 }
 

@@ -8,6 +8,7 @@ mod connect;
 mod eyeballs;
 pub(crate) mod grpc;
 mod lease;
+mod load_report;
 mod named;
 mod open;
 mod pool;

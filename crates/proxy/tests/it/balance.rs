@@ -1,5 +1,5 @@
 //! Which host gets the next request or connection: subsets, limits of single hosts, degraded and slow hosts.
-use std::io::Read;
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
@@ -45,7 +45,7 @@ fn a_tcp_proxy_goes_to_the_subset_that_it_names() {
     let server = |name: &'static str| {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        std::thread::spawn(move || listener.incoming().for_each(|s| std::io::Write::write_all(&mut s.unwrap(), name.as_bytes()).unwrap()));
+        std::thread::spawn(move || listener.incoming().for_each(|s| Write::write_all(&mut s.unwrap(), name.as_bytes()).unwrap()));
         port
     };
     let subsets = "  lb_subset_config: {subset_selectors: [{keys: [v]}]}\n";
@@ -103,7 +103,7 @@ fn a_host_gets_no_more_connections_than_it_may_have() {
 #[test]
 fn a_host_that_calls_itself_degraded_comes_last() {
     let unwell = Upstream::start(|_, _, stream| {
-        std::io::Write::write_all(stream, b"HTTP/1.1 200 OK\r\nx-envoy-degraded: true\r\ncontent-length: 6\r\n\r\nunwell").is_ok()
+        Write::write_all(stream, b"HTTP/1.1 200 OK\r\nx-envoy-degraded: true\r\ncontent-length: 6\r\n\r\nunwell").is_ok()
     });
     let well = Upstream::ok("well");
     let mut config = Config::to(&[]);
@@ -149,4 +149,35 @@ fn a_clusters_own_hash_policy_stands_instead_of_the_routes() {
     let by_own: Vec<String> = (0..30).map(|own| ask(own, 0)).collect();
     assert!(by_own.iter().any(|body| *body != by_own[0]), "thirty keys would not all meet one host");
     assert!((0..30).all(|key| ask(0, key) == by_own[0]), "the route's header does not count");
+}
+
+#[test]
+fn hosts_get_requests_by_the_load_that_they_report() {
+    // One tells with its headers, the other with its trailers.
+    let calm = Upstream::start(|_, _, stream| {
+        let report = "endpoint-load-metrics: TEXT rps_fractional=90,cpu_utilization=0.3";
+        stream.write_all(format!("HTTP/1.1 200 OK\r\n{report}\r\ncontent-length: 0\r\n\r\n").as_bytes()).is_ok()
+    });
+    let busy = Upstream::start(|_, _, stream| {
+        let report = "endpoint-load-metrics: JSON {\"rpsFractional\": 90, \"cpuUtilization\": 0.9}";
+        let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n";
+        stream.write_all(format!("{head}{report}\r\n\r\n").as_bytes()).is_ok()
+    });
+    let by_load = "load_balancing_policy: {policies: [{typed_extension_config: {name: l, typed_config: {\"@type\": \
+                   type.googleapis.com/envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin, \
+                   blackout_period: 0s, weight_update_period: 0.1s}}}]}";
+    let mut config = Config::to(&[]);
+    config.clusters = vec![cluster("c", &[calm.port(), busy.port()], by_load)];
+    let proxy = config.start();
+    for _ in 0..4 {
+        proxy.get("/");
+    }
+    std::thread::sleep(Duration::from_millis(150));
+    let before = (calm.seen().len(), busy.seen().len());
+    for _ in 0..200 {
+        proxy.get("/");
+    }
+    let (calm, busy) = (calm.seen().len() - before.0, busy.seen().len() - before.1);
+    // Weights are computed again and again meanwhile, and turns begin anew.
+    assert!((140..=160).contains(&calm), "three to one: {calm} {busy}");
 }

@@ -2,6 +2,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lateen_balance::by_load::ByLoad;
 use lateen_balance::config::{Choices, HashFunction};
 use lateen_balance::peak_ewma::PeakEwma;
 use lateen_balance::{LbPolicy, Settings, ZoneAware};
@@ -40,7 +41,7 @@ pub(super) fn typed(value: proto::LoadBalancingPolicy, balance: &mut Balance, de
     Err(Invalid::field(
         "policies",
         format!(
-            "none of {names:?} is supported; use round_robin, least_request, random, ring_hash, maglev, peak_ewma, subset or wrr_locality"
+            "none of {names:?} is supported; use round_robin, least_request, random, ring_hash, maglev, peak_ewma, client_side_weighted_round_robin, subset or wrr_locality"
         ),
     ))
 }
@@ -60,6 +61,8 @@ fn one_typed(config: &lateen_proto::Any, balance: &mut Balance, depth: u32) -> R
         LbPolicy::Random
     } else if any::is::<policies::peak_ewma::v3::PeakEwma>(config) {
         LbPolicy::PeakEwma(peak_ewma(open(config)?)?)
+    } else if any::is::<policies::client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin>(config) {
+        by_load(open(config)?, settings)?
     } else if any::is::<policies::ring_hash::v3::RingHash>(config) {
         ring_policy(open(config)?, balance)?
     } else if any::is::<policies::maglev::v3::Maglev>(config) {
@@ -111,6 +114,46 @@ fn least_request_policy(value: policies::least_request::v3::LeastRequest, settin
         }
         _ => Err(Invalid::field("selection_method", format!("{selection_method} is not known"))),
     }
+}
+
+/// Reports come with responses.
+fn by_load(
+    value: policies::client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin,
+    settings: &mut Settings,
+) -> Result<LbPolicy> {
+    let policies::client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin {
+        enable_oob_load_report,
+        oob_reporting_period,
+        blackout_period,
+        weight_expiration_period,
+        weight_update_period,
+        error_utilization_penalty,
+        metric_names_for_computing_utilization,
+        slow_start_config,
+        oob_reporting_config,
+    } = value;
+    // Of reports over a connection of their own.
+    harmless!(oob_reporting_period, oob_reporting_config);
+    if enable_oob_load_report == Some(true) {
+        return Err(Invalid::field("enable_oob_load_report", "is not supported: reports come with responses"));
+    }
+    // Envoy's default, whatever its documentation says.
+    let error_penalty = f64::from(error_utilization_penalty.unwrap_or(0.0));
+    if !error_penalty.is_finite() || error_penalty < 0.0 {
+        return Err(Invalid::field("error_utilization_penalty", "must be zero or more"));
+    }
+    settings.slow_start = slow_start_config.map_or(Ok(None), slow_start).within("slow_start_config")?;
+    let millis = |value: Option<lateen_proto::Duration>, default: u64, field: &str| {
+        let span = duration_or(value.as_ref(), Duration::from_millis(default), field)?;
+        Ok(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
+    };
+    Ok(LbPolicy::ByLoad(ByLoad {
+        blackout_millis: millis(blackout_period, 10_000, "blackout_period")?,
+        expiration_millis: millis(weight_expiration_period, 180_000, "weight_expiration_period")?,
+        update_millis: millis(weight_update_period, 1_000, "weight_update_period")?.max(100),
+        error_penalty,
+        metrics: metric_names_for_computing_utilization.into_iter().map(String::into_boxed_str).collect(),
+    }))
 }
 
 fn peak_ewma(value: policies::peak_ewma::v3::PeakEwma) -> Result<PeakEwma> {
