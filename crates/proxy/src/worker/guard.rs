@@ -49,9 +49,14 @@ pub(super) fn last_words() -> String {
 /// Runs a task of this worker. What the task shared stays sound: every guard it held is dropped as it unwinds.
 pub(crate) fn spawn(worker: &Rc<Worker>, task: impl Future<Output = ()> + 'static) -> tokio::task::JoinHandle<()> {
     let worker = Rc::clone(worker);
-    tokio::task::spawn_local(async move {
-        if AssertUnwindSafe(task).catch_unwind().await.is_err() {
-            worker.panicked("a connection or stream was ended");
+    tokio::task::spawn_local(guarded(task, move || worker.panicked("a connection or stream was ended")))
+}
+
+/// Not an `async` block: that has room for the task twice, as what it was made with and as what it waits for.
+fn guarded(task: impl Future<Output = ()>, panicked: impl FnOnce()) -> impl Future<Output = ()> {
+    AssertUnwindSafe(task).catch_unwind().map(|end| {
+        if end.is_err() {
+            panicked();
         }
     })
 }
@@ -65,5 +70,27 @@ impl Worker {
                 tracing::error!("{what} by a mistake of this program, please report it: {words}");
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_is_guarded_in_hardly_more_room_than_it_needs_itself() {
+        let told = std::cell::Cell::new(0);
+        let panicked = || told.set(told.get() + 1);
+        let task = |fails: bool| async move {
+            let held = [0u8; 1000];
+            tokio::task::yield_now().await;
+            assert!(!fails, "injected {}", held.len());
+        };
+        let room = size_of_val(&guarded(task(false), panicked));
+        assert!(room <= size_of_val(&task(false)) + 64, "{room} bytes");
+        guarded(task(false), panicked).await;
+        assert_eq!(told.get(), 0);
+        guarded(task(true), panicked).await;
+        assert_eq!(told.get(), 1);
     }
 }

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use lateen_snapshot::Snapshot;
 use lateen_telemetry::istio::IstioShard;
 use lateen_telemetry::{Registry, Shard};
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::LocalSet;
 
 use crate::main_thread::Panics;
 use crate::restart::Inherited;
@@ -111,17 +111,23 @@ impl WorkerHandle {
         });
         config.peers.add(config.index, commands.clone());
         guard::install();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().event_interval(61).build()?;
         let name = format!("worker-{}", config.index);
         let theirs = Arc::clone(&shared);
+        let (made, runtime_made) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             if let Some(cpu) = config.pin {
                 pin(cpu);
             }
+            // Of this thread alone: a task is polled by the event loop itself, with no set of tasks in between.
+            let runtime = match runtime() {
+                Ok(runtime) => runtime,
+                Err(e) => return drop(made.send(Err(e))),
+            };
+            let _ = made.send(Ok(()));
             let shared = Arc::clone(&theirs);
             let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 let worker = Worker::new(config, theirs);
-                LocalSet::new().block_on(&runtime, run(worker, receiver));
+                runtime.block_on(run(worker, receiver));
             }));
             if end.is_err() {
                 // Its listeners and counters went with it: the process cannot serve what it promised.
@@ -130,6 +136,8 @@ impl WorkerHandle {
             // Tasks still running end here, with their connections.
             runtime.shutdown_timeout(Duration::from_millis(100));
         })?;
+        // It ends before it has an answer only if it panicked.
+        runtime_made.recv().unwrap_or_else(|_| Err(io::Error::other("the worker's thread did not start")))?;
         Ok(Self { commands, shared, thread: Some(thread) })
     }
 
@@ -229,6 +237,10 @@ impl Shared {
         *self.bound.lock().unwrap_or_else(PoisonError::into_inner) = bound;
         *self.problems.lock().unwrap_or_else(PoisonError::into_inner) = problems;
     }
+}
+
+fn runtime() -> io::Result<LocalRuntime> {
+    Builder::new_current_thread().enable_all().event_interval(61).build_local(LocalOptions::default())
 }
 
 /// A worker's own business. A panic in it concerns that piece of business alone: the last good configuration serves on, and
