@@ -32,26 +32,41 @@ pub(crate) enum Length {
     Unknown,
 }
 
-/// What the parser noticed, so that most requests skip most sanitising.
+/// What came, so that most requests skip most sanitising.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hints {
     /// Some header starts with `x-envoy-`, other than those that every sidecar adds: the attempt count and the next two.
     pub(crate) envoy: bool,
     /// `x-envoy-peer-metadata` or its `-id`.
     pub(crate) peer: bool,
-    /// `x-forwarded-for`, `-proto`, `-host`, `-client-cert` or `x-request-id` is there.
-    pub(crate) forwarded: bool,
+    /// `x-forwarded-for`.
+    pub(crate) forwarded_for: bool,
+    /// `x-forwarded-proto`.
+    pub(crate) forwarded_proto: bool,
+    /// `x-forwarded-client-cert`.
+    pub(crate) client_cert: bool,
+    /// `x-request-id`.
+    pub(crate) request_id: bool,
 }
 
 impl Hints {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let mut hints = Self::default();
+        headers.keys().for_each(|name| hints.note(name.as_str().as_bytes()));
+        hints
+    }
+
     pub(crate) fn note(&mut self, name: &[u8]) {
         if let [b'x', b'-', rest @ ..] = name {
             match rest {
+                b"forwarded-for" => self.forwarded_for = true,
+                b"forwarded-proto" => self.forwarded_proto = true,
+                b"forwarded-client-cert" => self.client_cert = true,
+                b"request-id" => self.request_id = true,
                 b"envoy-attempt-count" => {}
                 b"envoy-peer-metadata" | b"envoy-peer-metadata-id" => self.peer = true,
                 _ => self.envoy |= rest.starts_with(b"envoy-"),
             }
-            self.forwarded |= rest.starts_with(b"forwarded-") || rest == b"request-id";
         }
     }
 }

@@ -60,7 +60,7 @@ pub(crate) fn run(exchange: &mut Exchange<'_>) -> Result<(), End> {
     }
     if config.generate_request_id {
         let keep = !edge || config.preserve_external_request_id;
-        if !keep || !hints.forwarded || !map.contains_key(names::REQUEST_ID) {
+        if !keep || !hints.request_id {
             map.insert(names::REQUEST_ID, request_id(exchange.worker.random_bytes()));
         }
     }
@@ -94,9 +94,9 @@ fn remote_address(exchange: &mut Exchange<'_>) -> Result<(), End> {
     let config = &exchange.hcm.config;
     let tls = exchange.conn.is_tls();
     let direct = exchange.conn.remote;
-    let forwarded = exchange.request.hints.forwarded;
+    let hints = exchange.request.hints;
     let map = &mut exchange.request.headers;
-    if forwarded {
+    if hints.forwarded_for {
         join_forwarded_for(map);
     }
     let hops = config.xff_num_trusted_hops as usize;
@@ -106,9 +106,9 @@ fn remote_address(exchange: &mut Exchange<'_>) -> Result<(), End> {
         map.insert(names::FORWARDED_PORT, exchange.conn.local.port().into());
     }
     let trusts_proto = if config.use_remote_address {
-        let before = if hops > 0 && forwarded { original_ip::last(map, hops - 1) } else { None };
+        let before = if hops > 0 && hints.forwarded_for { original_ip::last(map, hops - 1) } else { None };
         exchange.info.remote = before.map_or(direct, |ip| SocketAddr::new(ip, 0));
-        exchange.info.internal = !map.contains_key(names::FORWARDED_FOR) && is_internal(config, exchange.info.remote.ip());
+        exchange.info.internal = !hints.forwarded_for && is_internal(config, exchange.info.remote.ip());
         if !exchange.info.internal {
             map.insert(names::EXTERNAL_ADDRESS, address(exchange.info.remote.ip()));
         }
@@ -116,9 +116,9 @@ fn remote_address(exchange: &mut Exchange<'_>) -> Result<(), End> {
             let address = direct.ip();
             names::append_list(map, names::FORWARDED_FOR, &address.to_string());
         }
-        hops > 0 && map.contains_key(names::FORWARDED_PROTO)
+        hops > 0 && hints.forwarded_proto
     } else {
-        let Detected { ip, trusted, append } = detected(config, direct.ip(), forwarded, map)?;
+        let Detected { ip, trusted, append } = detected(config, direct.ip(), hints.forwarded_for, map)?;
         if let Some(ip) = ip {
             exchange.info.remote = SocketAddr::new(ip, 0);
             exchange.info.internal = trusted && is_internal(config, ip);
@@ -126,7 +126,7 @@ fn remote_address(exchange: &mut Exchange<'_>) -> Result<(), End> {
         if append {
             names::append_list(map, names::FORWARDED_FOR, &direct.ip().to_string());
         }
-        forwarded && map.contains_key(names::FORWARDED_PROTO)
+        hints.forwarded_proto
     };
     if !trusts_proto {
         map.insert(names::FORWARDED_PROTO, HeaderValue::from_static(if tls { "https" } else { "http" }));

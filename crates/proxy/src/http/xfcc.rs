@@ -18,7 +18,7 @@ pub(crate) fn run(exchange: &mut Exchange<'_>) {
     let config = &exchange.hcm.config;
     let mode = config.forward_client_cert;
     let peer = exchange.conn.peer();
-    let present = exchange.request.hints.forwarded;
+    let present = exchange.request.hints.client_cert;
     let map = &mut exchange.request.headers;
     match (mode, peer) {
         (ForwardClientCert::AlwaysForwardOnly, _) | (ForwardClientCert::ForwardOnly, Some(_)) => {}

@@ -14,7 +14,7 @@ impl Text {
 
     /// `None` when the bytes are not UTF-8.
     pub(crate) fn new(bytes: Bytes) -> Option<Self> {
-        std::str::from_utf8(&bytes).is_ok().then_some(Self(bytes))
+        (bytes.is_ascii() || std::str::from_utf8(&bytes).is_ok()).then_some(Self(bytes))
     }
 
     pub(crate) const fn fixed(text: &'static str) -> Self {

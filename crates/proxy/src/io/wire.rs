@@ -57,6 +57,10 @@ impl Wire {
             return Poll::Ready(Ok(0));
         }
         if self.input.capacity() == 0 {
+            // Most looks find nothing: those need no buffer.
+            if let Some(tcp) = self.io.tcp() {
+                ready!(tcp.poll_read_ready(cx))?;
+            }
             self.input = buffers::take();
         }
         if self.input.capacity() - self.input.len() < 512 || (self.input.is_empty() && self.read_size > FIRST_READ) {

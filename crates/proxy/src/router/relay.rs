@@ -51,6 +51,7 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding
     finalize::response_headers(exchange, response.status, &mut response.headers);
     if exchange.hcm.holds_responses && !upgraded {
         Box::pin(held(exchange, forwarding, response, lease)).await?;
+        exchange.info.moment = Instant::now();
     } else {
         filter::http::on_response(exchange, response);
     }
@@ -67,8 +68,11 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding
     exchange.send_head(response, end);
     let result = pump(exchange, forwarding, lease, upgraded).await;
     match result {
-        Ok(upstream_first) => {
-            let ended = *exchange.info.ended.insert(Instant::now());
+        Ok(Ended { upstream_first, waited }) => {
+            if waited {
+                exchange.info.moment = Instant::now();
+            }
+            let ended = *exchange.info.ended.insert(exchange.info.moment);
             if let Some(trailers) = &exchange.info.response_trailers {
                 began.cluster.report_trailers(exchange.worker, began.active.host(), trailers);
             }
@@ -211,8 +215,16 @@ fn note_end(exchange: &mut Exchange<'_>, forwarding: &Forwarding, lease: &Lease,
     }
 }
 
-/// Moves bytes until the response is over, and of a CONNECT's tunnel both directions; says whether the upstream ended it.
-async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &mut Lease, upgraded: bool) -> Result<bool, Broken> {
+/// How the relaying came to its end.
+struct Ended {
+    /// The upstream ended it before the caller had sent all.
+    upstream_first: bool,
+    /// Not all of the response was there with its head.
+    waited: bool,
+}
+
+/// Moves bytes until the response is over, and of a CONNECT's tunnel both directions.
+async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &mut Lease, upgraded: bool) -> Result<Ended, Broken> {
     let mut limits = Limits::while_relaying(forwarding, exchange.info.moment);
     // TCP has half-closed connections, and so have its tunnels.
     let tunnel = upgraded && exchange.request.is_connect();
@@ -227,7 +239,9 @@ async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &
     };
     let mut caller = Caller { down, timer, chain: request };
     let (mut answered, mut upstream_first) = (false, false);
+    let mut turns = 0u32;
     poll_fn(|cx| {
+        turns = turns.saturating_add(1);
         let mut moved = false;
         if !forwarding.body.sent() {
             match forwarding.body.poll(cx, info, &mut caller, &mut lease.upstream) {
@@ -284,7 +298,7 @@ async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &
         }
         match caller.down.poll_flush(cx) {
             Poll::Ready(Ok(())) if answered && (!tunnel || forwarding.body.broken() || (forwarding.body.sent() && up_flushed)) => {
-                return Poll::Ready(Ok(upstream_first));
+                return Poll::Ready(Ok(Ended { upstream_first, waited: turns > 1 }));
             }
             Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Caller)),
             _ => {}

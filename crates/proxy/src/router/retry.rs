@@ -100,11 +100,18 @@ impl Retries {
     }
 
     pub(super) fn wants_response(&self, response: &Response, request: &Request) -> bool {
+        if self.on == RetryOn::default() {
+            return false;
+        }
+        let (wanted, if_limited) = (self.wants_kind(response, request), self.on.contains(RetryOn::ENVOY_RATELIMITED));
+        // Looked for only where it matters: nothing else counts for a response that has it.
+        if wanted != if_limited && response.headers.contains_key(names::RATE_LIMITED) { if_limited } else { wanted }
+    }
+
+    /// [`Self::wants_response`] of one that is not rate limited.
+    fn wants_kind(&self, response: &Response, request: &Request) -> bool {
         let on = |condition| self.on.contains(condition);
         let code = response.status.as_u16();
-        if response.headers.contains_key(names::RATE_LIMITED) {
-            return on(RetryOn::ENVOY_RATELIMITED);
-        }
         if (on(RetryOn::FIVE_XX) && (500..600).contains(&code))
             || (on(RetryOn::GATEWAY_ERROR) && (502..=504).contains(&code))
             || (on(RetryOn::RETRIABLE_4XX) && code == 409)

@@ -99,8 +99,9 @@ impl Timeouts {
 
 /// How long the stream may last: what the caller asks for where the route lets it, else what the route says.
 fn stream(request: &Request, forward: &Forward) -> Option<Duration> {
+    let Some(most) = forward.stream_grpc_max else { return forward.max_stream_duration };
     let asked = request.headers.get(names::GRPC_TIMEOUT).and_then(|v| grpc_timeout(v.as_bytes()));
-    let (Some(asked), Some(most)) = (asked, forward.stream_grpc_max) else { return forward.max_stream_duration };
+    let Some(asked) = asked else { return forward.max_stream_duration };
     let asked = positive(Some(most)).map_or(asked, |most| asked.min(most));
     // Zero would mean no limit: what is over at once still has one.
     Some(asked.saturating_sub(forward.stream_grpc_offset.unwrap_or_default()).max(Duration::from_millis(1)))

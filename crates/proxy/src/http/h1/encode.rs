@@ -13,22 +13,25 @@ fn header(out: &mut BytesMut, name: &[u8], value: &[u8]) {
 }
 
 pub(super) fn headers(out: &mut BytesMut, map: &HeaderMap) {
-    // Room is made once: to look for it before each piece costs more than to copy the piece.
-    let start = out.len();
-    out.resize(start + size(map), 0);
-    let mut rest = out.get_mut(start..).unwrap_or_default();
+    // Room is made for some at once: to look for it before each piece costs more than to copy the piece.
+    const AHEAD: usize = 512;
+    let mut at = out.len();
     for (name, value) in map {
-        for piece in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            let Some((place, after)) = rest.split_at_mut_checked(piece.len()) else { return };
-            place.copy_from_slice(piece);
-            rest = after;
+        let (name, value) = (name.as_str().as_bytes(), value.as_bytes());
+        let end = at + name.len() + value.len() + 4;
+        if out.len() < end {
+            out.resize(end + AHEAD, 0);
         }
+        let Some((place, rest)) = out.get_mut(at..end).and_then(|line| line.split_at_mut_checked(name.len())) else { return };
+        place.copy_from_slice(name);
+        let Some((colon, rest)) = rest.split_first_chunk_mut() else { return };
+        *colon = *b": ";
+        let Some((place, line_end)) = rest.split_at_mut_checked(value.len()) else { return };
+        place.copy_from_slice(value);
+        line_end.copy_from_slice(b"\r\n");
+        at = end;
     }
-}
-
-/// What [`headers`] will write.
-pub(crate) fn size(map: &HeaderMap) -> usize {
-    map.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
+    out.truncate(at);
 }
 
 /// How a message's body is framed.

@@ -2,6 +2,7 @@
 mod body;
 mod client;
 mod encode;
+mod names;
 mod parse;
 mod server;
 

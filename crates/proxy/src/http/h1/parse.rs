@@ -8,6 +8,7 @@ use http::{Method, StatusCode};
 use lateen_core::recycle::maps;
 
 use super::Decoder;
+use super::names::{self, Meaning};
 use crate::http::host_port;
 use crate::http::message::{Hints, Length, Request, Response, Version};
 use crate::io::Text;
@@ -61,6 +62,8 @@ pub(crate) struct RequestFraming {
 }
 
 const MOST_HEADERS: usize = 128;
+/// Most heads have no more.
+const FEW_HEADERS: usize = 32;
 
 /// How far `input` has been looked through for the end of a head, so that a slow sender costs no rescans. A head is nearly
 /// always all there at the first look, which is left to the parser: only one that was not is looked through.
@@ -140,14 +143,12 @@ pub(crate) fn request(
     let method = method(parsed.method.unwrap_or_default())?;
     let target = range(parsed.path.unwrap_or_default().as_bytes());
     let count = parsed.headers.len();
-    let mut spans = [Span::default(); MOST_HEADERS];
-    for (slot, header) in spans.iter_mut().zip(parsed.headers.iter()) {
-        *slot = span(base, header);
-    }
+    let (mut few, mut many) = ([Span::default(); FEW_HEADERS], Vec::new());
+    let spans = spans(base, parsed.headers, &mut few, &mut many);
     let head = input.split_to(size).freeze();
     scan.reset();
     let mut fields = Fields::new(count);
-    for span in spans.iter().take(count) {
+    for span in spans {
         let (name, value) = ranges(*span);
         fields.add(&head, name, value)?;
     }
@@ -197,6 +198,22 @@ fn span(base: usize, header: &httparse::Header<'_>) -> Span {
     [at(header.name.as_bytes()), header.name.len() as u32, at(header.value), header.value.len() as u32]
 }
 
+/// Those of all headers, in `few` if they fit: it is short because it is cleared for each head.
+fn spans<'a>(base: usize, headers: &[httparse::Header<'_>], few: &'a mut [Span; FEW_HEADERS], many: &'a mut Vec<Span>) -> &'a [Span] {
+    match few.get_mut(..headers.len()) {
+        Some(few) => {
+            for (slot, header) in few.iter_mut().zip(headers) {
+                *slot = span(base, header);
+            }
+            few
+        }
+        None => {
+            many.extend(headers.iter().map(|header| span(base, header)));
+            many
+        }
+    }
+}
+
 fn ranges([name, name_len, value, value_len]: Span) -> (std::ops::Range<usize>, std::ops::Range<usize>) {
     let range = |start: u32, len: u32| start as usize..start as usize + len as usize;
     (range(name, name_len), range(value, value_len))
@@ -244,12 +261,6 @@ struct Fields {
     hints: Hints,
 }
 
-/// Whether a name of this length may be one of those that say how the connection goes on: most headers are told apart by it.
-fn may_be_framing(length: usize) -> bool {
-    // te, host, expect, upgrade, connection or keep-alive, content-length, proxy-connection, transfer-encoding
-    matches!(length, 2 | 4 | 6 | 7 | 10 | 14 | 16 | 17)
-}
-
 impl Fields {
     fn new(count: usize) -> Self {
         Self {
@@ -269,24 +280,25 @@ impl Fields {
     }
 
     fn add(&mut self, head: &Bytes, name: std::ops::Range<usize>, value: std::ops::Range<usize>) -> Result<(), InvalidHead> {
-        let name = &head[name];
-        let name = match lateen_http2::known_name(name) {
-            Some(known) => known,
-            None => HeaderName::from_bytes(name).map_err(|_| InvalidHead::Syntax)?,
-        };
-        if !may_be_framing(name.as_str().len()) {
+        let Some(known) = names::known(&head[name.clone()]) else {
+            let name = HeaderName::from_bytes(&head[name]).map_err(|_| InvalidHead::Syntax)?;
+            self.hints.note(name.as_str().as_bytes());
             return self.keep(name, head.slice(value));
-        }
+        };
         let bytes = &head[value.clone()];
-        match name {
-            header::HOST => {
+        match known.meaning {
+            Meaning::None => {
+                self.hints.note(known.text.as_bytes());
+                return self.keep(known.name.clone(), head.slice(value));
+            }
+            Meaning::Host => {
                 let host = Text::new(head.slice(value)).filter(|h| valid_host(h));
                 if self.host.is_some() || host.is_none() {
                     return Err(InvalidHead::Host);
                 }
                 self.host = host;
             }
-            header::CONTENT_LENGTH => {
+            Meaning::ContentLength => {
                 let length = content_length(bytes)?;
                 // Even twice the same: what strips one of them on the way would see another message.
                 if self.content_length.is_some() {
@@ -294,28 +306,25 @@ impl Fields {
                 }
                 self.content_length = Some(length);
             }
-            header::TRANSFER_ENCODING => {
+            Meaning::TransferEncoding => {
                 // A second header, a list, or any other coding: some parser reads that differently.
                 if self.transfer_encoding.is_some() || !bytes.eq_ignore_ascii_case(b"chunked") {
                     return Err(InvalidHead::TransferEncoding);
                 }
                 self.transfer_encoding = Some(true);
             }
-            header::CONNECTION => self.connection(bytes),
-            header::UPGRADE => {
-                self.upgrade = Text::new(head.slice(value));
-            }
-            header::EXPECT if bytes.eq_ignore_ascii_case(b"100-continue") => self.expects_continue = true,
-            header::TE => self.accepts_trailers |= tokens(bytes).any(|t| t.eq_ignore_ascii_case(b"trailers")),
-            name if name == "keep-alive" || name == "proxy-connection" => {}
-            name => return self.keep(name, head.slice(value)),
+            Meaning::Connection => self.connection(bytes),
+            Meaning::Upgrade => self.upgrade = Text::new(head.slice(value)),
+            Meaning::Expect if bytes.eq_ignore_ascii_case(b"100-continue") => self.expects_continue = true,
+            Meaning::Expect => return self.keep(known.name.clone(), head.slice(value)),
+            Meaning::Te => self.accepts_trailers |= tokens(bytes).any(|t| t.eq_ignore_ascii_case(b"trailers")),
+            Meaning::Hop => {}
         }
         Ok(())
     }
 
     /// A header that is nothing to this connection.
     fn keep(&mut self, name: HeaderName, value: Bytes) -> Result<(), InvalidHead> {
-        self.hints.note(name.as_str().as_bytes());
         let value = HeaderValue::from_maybe_shared(value).map_err(|_| InvalidHead::Syntax)?;
         self.headers.append(name, value);
         Ok(())
@@ -396,9 +405,13 @@ impl Fields {
     }
 
     fn drop_nominated(&mut self) {
+        if self.nominated.is_empty() {
+            return;
+        }
         for name in std::mem::take(&mut self.nominated) {
             self.headers.remove(name);
         }
+        self.hints = Hints::of(&self.headers);
     }
 
     /// Splits the request target: origin form, absolute form, authority form (CONNECT) or `*`.
@@ -446,7 +459,16 @@ fn without_fragment(path: Text) -> Text {
 
 /// Whether text could be a `Host`.
 pub(crate) fn valid_host(host: &str) -> bool {
-    host.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b'?' | b'#' | b'@' | b'\\' | b'<' | b'>' | b'"' | b',' | b' '))
+    const VALID: [bool; 256] = {
+        let (mut valid, mut byte) = ([false; 256], 0);
+        while byte < 256 {
+            let b = byte as u8;
+            valid[byte] = b.is_ascii_graphic() && !matches!(b, b'/' | b'?' | b'#' | b'@' | b'\\' | b'<' | b'>' | b'"' | b',');
+            byte += 1;
+        }
+        valid
+    };
+    host.bytes().all(|b| VALID[usize::from(b)])
 }
 
 /// Digits only: `+5`, `0x5`, `5, 5` and the like are how requests are smuggled.
@@ -505,14 +527,12 @@ pub(crate) fn response(
     let http11 = parsed.version == Some(1);
     let status = StatusCode::from_u16(parsed.code.unwrap_or(0)).map_err(|_| InvalidHead::Syntax)?;
     let count = parsed.headers.len();
-    let mut spans = [Span::default(); MOST_HEADERS];
-    for (slot, header) in spans.iter_mut().zip(parsed.headers.iter()) {
-        *slot = span(base, header);
-    }
+    let (mut few, mut many) = ([Span::default(); FEW_HEADERS], Vec::new());
+    let spans = spans(base, parsed.headers, &mut few, &mut many);
     let head = input.split_to(size).freeze();
     scan.reset();
     let mut fields = Fields::new(count);
-    for span in spans.iter().take(count) {
+    for span in spans {
         let (name, value) = ranges(*span);
         if head[name.clone()].eq_ignore_ascii_case(b"host") {
             continue;
@@ -541,4 +561,55 @@ pub(crate) fn response(
     let upgrade = if switching { Some(fields.upgrade.take().unwrap_or(Text::EMPTY)) } else { None };
     let response = Response { status, headers: fields.headers, length, upgrade };
     Ok(Some((response, ResponseFraming { keep_alive, decoder })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(head: &str) -> Result<Request, InvalidHead> {
+        let limits = HeadLimits { bytes: 60 * 1024, count: 100, accept_http_10: true };
+        let mut whole = BytesMut::from(head);
+        let read = |input: &mut BytesMut, scan: &mut HeadScan| request(input, scan, limits, false).map(|read| read.map(|(r, _)| r));
+        let at_once = read(&mut whole, &mut HeadScan::default()).map(|request| request.expect("a whole head"));
+        // Byte by byte it is the same, whichever reader it was.
+        let (mut input, mut scan) = (BytesMut::new(), HeadScan::default());
+        for byte in head.bytes() {
+            input.extend_from_slice(&[byte]);
+            match read(&mut input, &mut scan) {
+                Ok(None) => {}
+                Ok(Some(slowly)) => {
+                    let at_once = at_once.as_ref().expect("what is understood in pieces is understood");
+                    assert_eq!((slowly.headers, slowly.hints, slowly.path), (at_once.headers.clone(), at_once.hints, at_once.path.clone()));
+                    break;
+                }
+                Err(e) => {
+                    assert_eq!(at_once.as_ref().err(), Some(&e));
+                    break;
+                }
+            }
+        }
+        at_once
+    }
+
+    #[test]
+    fn what_came_is_noted_unless_it_was_for_this_hop_alone() {
+        let head = |more: &str| {
+            format!("GET / HTTP/1.1\r\nHost: a\r\nX-Request-ID: 1\r\nX-Forwarded-For: 10.0.0.1\r\nx-envoy-max-retries: 1\r\n{more}\r\n")
+        };
+        let all = Hints { envoy: true, forwarded_for: true, request_id: true, ..Hints::default() };
+        assert_eq!(read(&head("")).unwrap().hints, all);
+        let request = read(&head("Connection: close, x-request-id\r\n")).unwrap();
+        assert_eq!(request.hints, Hints { request_id: false, ..all });
+        assert!(!request.headers.contains_key("x-request-id"));
+    }
+
+    #[test]
+    fn more_headers_than_usual_are_read_as_well() {
+        let many: String = (0..60).map(|n| format!("x-{n}: {n}\r\n")).collect();
+        let request = read(&format!("GET /a HTTP/1.1\r\nhost: a\r\n{many}\r\n")).unwrap();
+        assert_eq!((request.headers.len(), request.headers.get("x-59").map(|v| v.as_bytes())), (60, Some(&b"59"[..])));
+        let more: String = (0..101).map(|n| format!("x-{n}: {n}\r\n")).collect();
+        assert_eq!(read(&format!("GET /a HTTP/1.1\r\n{more}\r\n")).unwrap_err(), InvalidHead::TooMany);
+    }
 }
