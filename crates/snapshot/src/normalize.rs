@@ -17,6 +17,13 @@ pub enum Normalized<'a> {
 /// Applies a connection manager's settings to a path with query. The fragment is always dropped: it
 /// is never sent by a proper client, and servers disagree about it (Envoy CVE-2021-32779).
 pub fn normalize<'a>(path_and_query: &'a str, settings: &PathNormalization, merge_slashes: bool) -> Normalized<'a> {
+    if is_plain(path_and_query.as_bytes()) {
+        return Normalized::Path(Cow::Borrowed(path_and_query));
+    }
+    by_parts(path_and_query, settings, merge_slashes)
+}
+
+fn by_parts<'a>(path_and_query: &'a str, settings: &PathNormalization, merge_slashes: bool) -> Normalized<'a> {
     let whole = path_and_query.split('#').next().unwrap_or_default();
     let (path, query) = whole.split_at(whole.find('?').unwrap_or(whole.len()));
     let mut current = Cow::Borrowed(path);
@@ -47,6 +54,40 @@ pub fn normalize<'a>(path_and_query: &'a str, settings: &PathNormalization, merg
         Cow::Owned(path) if path == *current_path(whole) => Normalized::Path(Cow::Borrowed(whole)),
         Cow::Owned(path) => Normalized::Path(Cow::Owned(path + query)),
     }
+}
+
+/// Whether no setting changes it, which one look at each byte tells of most: there are only ordinary characters, no escapes,
+/// and neither a slash nor a dot after a slash.
+fn is_plain(path_and_query: &[u8]) -> bool {
+    const SLASH: u8 = 1;
+    const SLASH_OR_DOT: u8 = 2;
+    const SPECIAL: u8 = 4;
+    const KINDS: [u8; 256] = {
+        let (mut kinds, mut byte) = ([0; 256], 0);
+        while byte < 256 {
+            kinds[byte] = match byte as u8 {
+                b'/' => SLASH | SLASH_OR_DOT,
+                b'.' => SLASH_OR_DOT,
+                b'%' | b'\\' | b'#' | b'?' => SPECIAL,
+                other if must_escape(other) => SPECIAL,
+                _ => 0,
+            };
+            byte += 1;
+        }
+        kinds
+    };
+    let mut stops = SPECIAL;
+    let mut rest = path_and_query;
+    while let [byte, after @ ..] = rest {
+        let kind = KINDS[usize::from(*byte)];
+        if kind & stops != 0 {
+            // A query is left as it is, up to a fragment.
+            return *byte == b'?' && !after.contains(&b'#');
+        }
+        stops = SPECIAL | (kind & SLASH) << 1;
+        rest = after;
+    }
+    true
 }
 
 fn current_path(whole: &str) -> &str {
@@ -102,7 +143,7 @@ fn needs_work(path: &str) -> bool {
 }
 
 /// Characters that a path must not hold as they are; everything above ASCII comes escaped.
-fn must_escape(byte: u8) -> bool {
+const fn must_escape(byte: u8) -> bool {
     matches!(byte, 0..=0x20 | 0x7f.. | b'"' | b'<' | b'>' | b'`' | b'{' | b'}' | b'^' | b'|')
 }
 

@@ -94,3 +94,24 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    #[test]
+    fn what_is_told_to_need_nothing_at_the_first_look_needs_nothing(text in "/?[/a.?#%2fF5cC\\\\ é;\u{7f}]{0,8}") {
+        use EscapedSlashes as E;
+        if is_plain(text.as_bytes()) {
+            for escaped in [E::Keep, E::Reject, E::UnescapeAndRedirect, E::UnescapeAndForward] {
+                for merge in [false, true] {
+                    prop_assert_eq!(by_parts(&text, &with(escaped), merge), Normalized::Path(text.as_str().into()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn most_paths_are_told_at_the_first_look() {
+    for path in ["/", "/api/v1/products/0/reviews?page=2&sort=asc", "/a/b.html;v=1", "/~user/x_y-z/?q=%2F/../", "*"] {
+        assert!(is_plain(path.as_bytes()), "{path}");
+    }
+}
