@@ -1,4 +1,5 @@
 //! `strftime` in UTC, with the sub-second forms that Envoy adds (`%3f`, `%6f`, `%E4S`).
+use std::cell::Cell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const MONTHS: [&str; 12] =
@@ -77,6 +78,9 @@ impl TimeFormat {
     /// Appends `time`; times before 1970 count as 1970.
     pub fn write(&self, time: SystemTime, out: &mut Vec<u8>) {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        if let [Part::Iso8601] = self.0[..] {
+            return write_iso8601(since, out);
+        }
         let civil = civil(since.as_secs());
         for part in &self.0 {
             match part {
@@ -92,7 +96,7 @@ impl TimeFormat {
                 }
                 Part::Epoch => push_padded(out, since.as_secs(), 1, b'0'),
                 Part::OffsetColon => out.extend_from_slice(b"+00:00"),
-                Part::Iso8601 => write_iso8601(&civil, since.subsec_millis(), out),
+                Part::Iso8601 => write_iso8601(since, out),
             }
         }
     }
@@ -146,22 +150,40 @@ fn civil(seconds: u64) -> Civil {
     Civil { year, month, day, day_of_year, weekday, hour: of_day / 3600, minute: of_day / 60 % 60, second: of_day % 60 }
 }
 
-fn write_iso8601(at: &Civil, millis: u32, out: &mut Vec<u8>) {
-    let mut text = *b"0000-00-00T00:00:00.000Z";
-    let mut put = |end: usize, digits: usize, mut value: u32| {
-        for byte in text[end - digits..end].iter_mut().rev() {
-            *byte = b'0' + (value % 10) as u8;
-            value /= 10;
-        }
-    };
-    put(4, 4, at.year as u32);
-    put(7, 2, at.month);
-    put(10, 2, at.day);
-    put(13, 2, at.hour);
-    put(16, 2, at.minute);
-    put(19, 2, at.second);
-    put(23, 3, millis);
+type Iso8601 = [u8; 24];
+
+thread_local! {
+    /// The last second that was written, of which a busy worker has thousands of lines.
+    static LAST: Cell<(u64, Iso8601)> = const { Cell::new((0, *b"1970-01-01T00:00:00.000Z")) };
+}
+
+fn write_iso8601(since: Duration, out: &mut Vec<u8>) {
+    let (second, mut text) = LAST.get();
+    if second != since.as_secs() {
+        text = iso8601(&civil(since.as_secs()));
+        LAST.set((since.as_secs(), text));
+    }
+    put_digits(&mut text[20..23], since.subsec_millis());
     out.extend_from_slice(&text);
+}
+
+/// Without its fraction.
+fn iso8601(at: &Civil) -> Iso8601 {
+    let mut text = *b"0000-00-00T00:00:00.000Z";
+    put_digits(&mut text[..4], at.year as u32);
+    put_digits(&mut text[5..7], at.month);
+    put_digits(&mut text[8..10], at.day);
+    put_digits(&mut text[11..13], at.hour);
+    put_digits(&mut text[14..16], at.minute);
+    put_digits(&mut text[17..19], at.second);
+    text
+}
+
+fn put_digits(place: &mut [u8], mut value: u32) {
+    for byte in place.iter_mut().rev() {
+        *byte = b'0' + (value % 10) as u8;
+        value /= 10;
+    }
 }
 
 fn write_field(field: char, at: &Civil, since: Duration, out: &mut Vec<u8>) {
@@ -213,6 +235,9 @@ fn push_fraction(out: &mut Vec<u8>, nanos: u32, digits: u8) {
 
 /// Appends a number, padded on the left.
 pub(super) fn push_padded(out: &mut Vec<u8>, mut value: u64, width: usize, pad: u8) {
+    if value < 10 && width <= 1 {
+        return out.push(b'0' + value as u8);
+    }
     let mut digits = [0u8; 20];
     let mut at = digits.len();
     loop {
@@ -249,6 +274,20 @@ mod tests {
         let mut out = Vec::new();
         TimeFormat::iso8601().write(UNIX_EPOCH + Duration::new(1_795_229_663, 844_312_000), &mut out);
         assert_eq!(out, b"2026-11-21T02:54:23.844Z");
+    }
+
+    #[test]
+    fn seconds_that_follow_each_other_are_told_apart() {
+        let second = 1_795_229_663;
+        for (secs, millis, expected) in [(second, 999, "23.999"), (second, 0, "23.000"), (second + 1, 7, "24.007"), (second, 70, "23.070")]
+        {
+            let mut out = Vec::new();
+            TimeFormat::iso8601().write(UNIX_EPOCH + Duration::new(secs, millis * 1_000_000), &mut out);
+            assert_eq!(String::from_utf8(out).unwrap(), format!("2026-11-21T02:54:{expected}Z"));
+        }
+        let mut out = Vec::new();
+        TimeFormat::iso8601().write(UNIX_EPOCH, &mut out);
+        assert_eq!(out, b"1970-01-01T00:00:00.000Z");
     }
 
     #[test]
