@@ -44,14 +44,14 @@ pub struct Message {
     pub full_name: String,
     /// By number.
     pub fields: Vec<Field>,
-    /// By name, in either spelling where there are two: shorter ones first, so that most are told apart by their length.
+    /// By [`mark`] of the name, in either spelling where there are two.
     by_name: Vec<Spelt>,
 }
 
 /// One spelling of a field's name.
 #[derive(Debug)]
 struct Spelt {
-    length: usize,
+    mark: u64,
     spelling: Spelling,
     /// Its place in `fields`.
     at: usize,
@@ -262,10 +262,10 @@ impl Default for Schema {
 impl Message {
     fn new(full_name: String, fields: Vec<Field>) -> Self {
         let each = fields.iter().enumerate();
-        let spelt = |f: &Field, spelling, at| Spelt { length: f.spelt(spelling).len(), spelling, at };
+        let spelt = |f: &Field, spelling, at| Spelt { mark: mark(f.spelt(spelling)), spelling, at };
         let mut by_name: Vec<Spelt> = each.clone().map(|(at, f)| spelt(f, Spelling::Snake, at)).collect();
         by_name.extend(each.filter(|(_, f)| f.json_name != f.name).map(|(at, f)| spelt(f, Spelling::Camel, at)));
-        by_name.sort_by(|a, b| a.length.cmp(&b.length).then_with(|| fields[a.at].spelt(a.spelling).cmp(fields[b.at].spelt(b.spelling))));
+        by_name.sort_by_key(|spelt| spelt.mark);
         Self { full_name, fields, by_name }
     }
 
@@ -275,11 +275,13 @@ impl Message {
 
     /// The field of this name in either spelling, and its place in `fields`.
     pub fn field_named(&self, name: &str) -> Option<(usize, &Field)> {
-        let text = |entry: &Spelt| self.fields.get(entry.at).map_or("", |f| f.spelt(entry.spelling));
-        let order = |entry: &Spelt| entry.length.cmp(&name.len()).then_with(|| text(entry).cmp(name));
-        let found = self.by_name.binary_search_by(order).ok()?;
-        let at = self.by_name.get(found)?.at;
-        Some((at, self.fields.get(at)?))
+        let mark = mark(name);
+        let first = self.by_name.partition_point(|spelt| spelt.mark < mark);
+        let alike = self.by_name.get(first..)?.iter().take_while(|spelt| spelt.mark == mark);
+        alike.filter_map(|spelt| Some((spelt, self.fields.get(spelt.at)?))).find_map(|(spelt, field)| {
+            let same = field.spelt(spelt.spelling) == name;
+            same.then_some((spelt.at, field))
+        })
     }
 
     /// `Listener` of `envoy.config.listener.v3.Listener`.
@@ -295,6 +297,16 @@ impl Field {
             Spelling::Camel => &self.json_name,
         }
     }
+}
+
+/// Tells nearly all names of a message apart as one number: its length, and how it ends.
+fn mark(name: &str) -> u64 {
+    let end = match name.as_bytes().last_chunk() {
+        Some(last) => u64::from_le_bytes(*last),
+        None => name.bytes().fold(0, |end, byte| end << 8 | u64::from(byte)) << 8,
+    };
+    // The length takes the place of the first of the eight.
+    end & !0xff | name.len() as u64 & 0xff
 }
 
 /// The strings and messages in an encoded message: number and content.
@@ -343,6 +355,10 @@ mod tests {
             for field in theirs.fields() {
                 let our = ours.field(field.number()).unwrap();
                 assert_eq!((our.name.as_str(), our.json_name.as_str()), (field.name(), field.json_name()));
+                for name in [field.name(), field.json_name()] {
+                    let (at, found) = ours.field_named(name).unwrap();
+                    assert_eq!((found.number, ours.fields[at].number), (field.number(), field.number()), "{name}");
+                }
                 assert_eq!(our.cardinality == Cardinality::Map, field.is_map(), "{field:?}");
                 assert_eq!(our.cardinality == Cardinality::List, field.is_list(), "{field:?}");
                 let oneof = field.containing_oneof().filter(|o| !o.is_synthetic());

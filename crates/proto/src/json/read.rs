@@ -3,7 +3,7 @@ use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
-use prost::encoding::{WireType, encode_key, encode_varint};
+use prost::encoding::{WireType, encode_varint, encoded_len_varint};
 
 use super::tree::{Entries, Json, Tree, View};
 use super::wellknown::WellKnown;
@@ -177,25 +177,24 @@ fn mapping<'j>(shape: &Message, json: Json<'j>) -> Result<Entries<'j>> {
     json.as_map().ok_or_else(|| Misfit::new(format!("must be a mapping of fields of {}", shape.short_name())))
 }
 
-/// Which fields of a message something is true of. Few messages have more fields than one number has bits.
+/// Which fields of a message something is true of. Few messages have more fields than these numbers have bits.
 #[derive(Default)]
 struct Marks {
-    first: u128,
+    first: [u64; 2],
     others: Vec<usize>,
 }
 
 impl Marks {
     fn has(&self, at: usize) -> bool {
-        if at < 128 { self.first & 1 << at != 0 } else { self.others.contains(&at) }
+        self.first.get(at / 64).map_or_else(|| self.others.contains(&at), |bits| bits >> (at % 64) & 1 != 0)
     }
 
     /// Whether it is new.
     fn add(&mut self, at: usize) -> bool {
         let new = !self.has(at);
-        if at < 128 {
-            self.first |= 1 << at;
-        } else {
-            self.others.push(at);
+        match self.first.get_mut(at / 64) {
+            Some(bits) => *bits |= 1 << (at % 64),
+            None => self.others.push(at),
         }
         new
     }
@@ -274,41 +273,55 @@ pub(super) fn float(json: Json<'_>) -> Result<f64> {
     number.ok_or_else(|| must("a number", json))
 }
 
-/// A field whose length is known only when it has been written: it is moved up to make room for it.
+/// A field whose length is known only when it has been written. Nearly all are so short that one byte tells it, for which there
+/// is room; longer ones are moved up.
 fn nested(number: u32, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> Result<()> {
-    encode_key(number, WireType::LengthDelimited, out);
+    key(number, WireType::LengthDelimited, out);
     let start = out.len();
+    out.push(0);
     write(out)?;
-    let length = out.len() - start;
-    let mut prefix = [0; 10];
-    let mut rest = prefix.as_mut_slice();
-    encode_varint(length as u64, &mut rest);
-    let used = 10 - rest.len();
-    out.extend_from_slice(&prefix[..used]);
-    if let Some(written) = out.get_mut(start..) {
-        written.rotate_right(used);
+    let length = out.len() - start - 1;
+    let more = encoded_len_varint(length as u64) - 1;
+    if more > 0 {
+        out.resize(out.len() + more, 0);
+        out.copy_within(start + 1..start + 1 + length, start + 1 + more);
+    }
+    if let Some(mut prefix) = out.get_mut(start..=start + more) {
+        encode_varint(length as u64, &mut prefix);
     }
     Ok(())
 }
 
+fn key(number: u32, wire: WireType, out: &mut Vec<u8>) {
+    number_of(u64::from(number << 3 | wire as u32), out);
+}
+
+/// A varint: nearly all of them have one byte.
+fn number_of(value: u64, out: &mut Vec<u8>) {
+    match u8::try_from(value) {
+        Ok(byte @ 0..=0x7f) => out.push(byte),
+        _ => encode_varint(value, out),
+    }
+}
+
 pub(super) fn delimited(number: u32, bytes: &[u8], out: &mut Vec<u8>) {
-    encode_key(number, WireType::LengthDelimited, out);
-    encode_varint(bytes.len() as u64, out);
+    key(number, WireType::LengthDelimited, out);
+    number_of(bytes.len() as u64, out);
     out.extend_from_slice(bytes);
 }
 
 pub(super) fn varint(number: u32, value: u64, out: &mut Vec<u8>) {
-    encode_key(number, WireType::Varint, out);
-    encode_varint(value, out);
+    key(number, WireType::Varint, out);
+    number_of(value, out);
 }
 
 fn four(number: u32, bytes: [u8; 4], out: &mut Vec<u8>) {
-    encode_key(number, WireType::ThirtyTwoBit, out);
+    key(number, WireType::ThirtyTwoBit, out);
     out.extend_from_slice(&bytes);
 }
 
 pub(super) fn eight(number: u32, bytes: [u8; 8], out: &mut Vec<u8>) {
-    encode_key(number, WireType::SixtyFourBit, out);
+    key(number, WireType::SixtyFourBit, out);
     out.extend_from_slice(&bytes);
 }
 
