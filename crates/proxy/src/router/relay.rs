@@ -49,7 +49,7 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding
         response.headers.insert(SERVICE_TIME, numeric(u64::try_from(millis).unwrap_or(u64::MAX)));
     }
     finalize::response_headers(exchange, response.status, &mut response.headers);
-    if exchange.hcm.holds_responses && !upgraded {
+    if exchange.hcm.holds_responses {
         Box::pin(held(exchange, forwarding, response, lease)).await?;
         exchange.info.moment = Instant::now();
     } else {

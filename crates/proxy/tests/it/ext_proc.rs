@@ -1,4 +1,5 @@
 //! External processing over gRPC.
+use std::io::{Read, Write};
 use std::sync::{Arc, Mutex};
 
 use lateen_proto::Duration;
@@ -276,4 +277,113 @@ fn a_processor_may_ask_for_more_time_and_one_that_only_looks_on_is_not_waited_fo
     let answer = post(&proxy, "abc");
     assert_eq!((answer.status, answer.body.contains("fine")), (200, true));
     eventually(|| told(&seen).iter().any(|s| s.starts_with("bfine")));
+}
+
+#[test]
+fn both_heads_of_an_upgrade_are_seen_and_changed_and_then_it_works() {
+    let upstream = tcp_server(|mut stream| {
+        let head = read_head(&mut stream);
+        assert!(head.contains("x-asked: 1\r\n"), "{head}");
+        stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nhi").unwrap();
+        let mut bytes = [0; 100];
+        while let Ok(n @ 1..) = stream.read(&mut bytes) {
+            stream.write_all(&bytes[..n]).unwrap();
+        }
+    });
+    let (server, seen) = processor(|_, request| match request {
+        Request::RequestHeaders(_) => {
+            Some(Answer::RequestHeaders(proto::HeadersResponse { response: common(set(&[("x-asked", "1")], &[]), None) }))
+        }
+        Request::ResponseHeaders(_) => {
+            Some(Answer::ResponseHeaders(proto::HeadersResponse { response: common(set(&[("x-answered", "1")], &[]), None) }))
+        }
+        _ => None,
+    });
+    for mode in
+        ["", "request_body_mode: STREAMED, response_body_mode: STREAMED", "request_body_mode: BUFFERED, response_body_mode: BUFFERED"]
+    {
+        seen.lock().unwrap().clear();
+        let mut config = config(upstream, server.port(), mode, "");
+        config.hcm = "upgrade_configs: [{upgrade_type: websocket}]".to_owned();
+        let proxy = config.start();
+        let mut stream = proxy.connect();
+        stream.write_all(b"GET /chat HTTP/1.1\r\nhost: a\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\nearly").unwrap();
+        let head = read_head(&mut stream);
+        assert!(head.starts_with("HTTP/1.1 101 ") && head.contains("x-answered: 1\r\n"), "{mode}: {head}");
+        stream.write_all(b" late").unwrap();
+        let mut bytes = [0; 12];
+        stream.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"hiearly late", "{mode}");
+        assert_eq!(told(&seen), ["H", "h"], "{mode}");
+        drop(stream);
+        eventually(|| stat(&proxy, "streams_closed") == 1);
+    }
+}
+
+fn read_head(stream: &mut std::net::TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).unwrap()
+}
+
+const STREAMED: &str = "request_header_mode: SKIP, response_header_mode: SKIP, request_body_mode: STREAMED";
+
+#[test]
+fn streamed_pieces_do_not_wait_for_the_answers_to_those_before() {
+    let upstream = Upstream::ok("fine");
+    let framed = |text: &str| {
+        let answer = Answer::RequestBody(proto::BodyResponse { response: common(None, Some(text)) });
+        let message = proto::ProcessingResponse { response: Some(answer), ..Default::default() }.encode_to_vec();
+        [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat()
+    };
+    // It answers only when it has all three.
+    let bodies = Arc::new(Mutex::new(Vec::new()));
+    let theirs = bodies.clone();
+    let server = GrpcServer::start(move |message| {
+        let Some(Request::RequestBody(body)) = proto::ProcessingRequest::decode(message).unwrap().request else { return Reply::Nothing };
+        let mut bodies = theirs.lock().unwrap();
+        bodies.push(body);
+        match bodies.last() {
+            Some(last) if last.end_of_stream => {
+                Reply::Raw(bodies.iter().enumerate().flat_map(|(n, _)| framed(&format!("<{n}>"))).collect())
+            }
+            _ => Reply::Nothing,
+        }
+    });
+    let proxy = config(upstream.port(), server.port(), STREAMED, "").start();
+    let mut stream = proxy.connect();
+    stream.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n").unwrap();
+    eventually(|| bodies.lock().unwrap().len() == 1);
+    stream.write_all(b"2\r\nde\r\n").unwrap();
+    eventually(|| bodies.lock().unwrap().len() == 2);
+    stream.write_all(b"0\r\n\r\n").unwrap();
+    assert_eq!(crate::support::Answer::read(&mut stream).status, 200);
+    let pieces: Vec<_> = bodies.lock().unwrap().iter().map(|b| (String::from_utf8(b.body.to_vec()).unwrap(), b.end_of_stream)).collect();
+    assert_eq!(pieces, [("abc".to_owned(), false), ("de".to_owned(), false), (String::new(), true)]);
+    let sent = upstream.seen()[0].clone();
+    let at = |text: &str| sent.find(text).unwrap_or_else(|| panic!("no {text} in {sent}"));
+    assert!(at("<0>") < at("<1>") && at("<1>") < at("<2>") && !sent.contains("abc"), "{sent}");
+}
+
+#[test]
+fn a_processor_that_does_not_answer_is_sent_no_more_than_the_buffers_limit() {
+    let upstream = Upstream::ok("fine");
+    let got = Arc::new(Mutex::new(0));
+    let theirs = got.clone();
+    let server = GrpcServer::start(move |message| {
+        if let Some(Request::RequestBody(body)) = proto::ProcessingRequest::decode(message).unwrap().request {
+            *theirs.lock().unwrap() += body.body.len();
+        }
+        Reply::Nothing
+    });
+    let config = config(upstream.port(), server.port(), STREAMED, "");
+    let proxy = start(&config.yaml().replacen("  - name: l\n", "  - name: l\n    per_connection_buffer_limit_bytes: 50000\n", 1));
+    assert_eq!(post(&proxy, &"x".repeat(2 << 20)).status, 504);
+    let got = *got.lock().unwrap();
+    assert!((50_000..300_000).contains(&got), "{got}");
+    assert_eq!(stat(&proxy, "message_timeouts"), 1);
 }

@@ -214,6 +214,8 @@ pub(crate) async fn on_response_held(exchange: &mut Exchange<'_>, response: &mut
         }
         exchange.info.filter = index;
         match filter {
+            // What follows a switch of protocols is no body.
+            HttpFilter::GrpcWeb | HttpFilter::GrpcReverseBridge(_) if response.upgrade.is_some() => {}
             HttpFilter::GrpcWeb => grpc_web::on_response(exchange, index, response, body).await?,
             HttpFilter::GrpcReverseBridge(config) => grpc_reverse_bridge::on_response(exchange, config, index, response, body).await?,
             HttpFilter::ExtProc(config) => Box::pin(ext_proc::on_response(exchange, config, index, response, body)).await?,

@@ -1,5 +1,6 @@
 //! A body on its way through a processor, piece by piece, and its trailers.
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
@@ -15,38 +16,43 @@ use super::session::{Part, Said, Session, Way};
 use crate::http::Info;
 use crate::http::message::Frame;
 
-/// The stage.
+/// Pieces that a processor may have at once, however small they are.
+const MOST_SHOWN: usize = 64;
+
+/// The stage. Pieces are shown as they come, and go on in the order of their answers; how much is under way is bounded, so
+/// that a slow processor slows the sender.
 pub(super) struct Through {
     session: Rc<RefCell<Session>>,
     way: Way,
     /// Data are shown; otherwise only trailers are.
     data: bool,
     trailers: bool,
-    state: State,
-    /// What came behind a piece that was shown.
-    ahead: Option<Option<Frame>>,
+    /// Pieces that the processor has, oldest first.
+    shown: VecDeque<Bytes>,
+    shown_bytes: usize,
+    /// The most bytes that it may have when another piece is shown.
+    limit: usize,
+    shown_trailers: Option<Box<HeaderMap>>,
+    /// What comes behind the pieces that are shown, where that is known.
+    behind: Option<Option<Frame>>,
     /// The processor knows that there are no more data.
     told_end: bool,
 }
 
-enum State {
-    Flowing,
-    /// The processor has this piece.
-    Shown(Bytes),
-    ShownTrailers(Box<HeaderMap>),
-}
-
 impl Through {
-    pub(super) fn new(session: &Rc<RefCell<Session>>, way: Way, data: bool, trailers: bool) -> Self {
-        Self { session: Rc::clone(session), way, data, trailers, state: State::Flowing, ahead: None, told_end: false }
-    }
-
-    /// The next piece as it comes.
-    fn poll_next(&mut self, cx: &mut Context<'_>, info: &mut Info, source: &mut dyn Source) -> Poll<Result<Option<Frame>, Halt>> {
-        if let Some(ahead) = self.ahead.take() {
-            return Poll::Ready(Ok(ahead));
+    pub(super) fn new(session: &Rc<RefCell<Session>>, way: Way, data: bool, trailers: bool, limit: usize) -> Self {
+        Self {
+            session: Rc::clone(session),
+            way,
+            data,
+            trailers,
+            shown: VecDeque::new(),
+            shown_bytes: 0,
+            limit,
+            shown_trailers: None,
+            behind: None,
+            told_end: false,
         }
-        Poll::Ready(ready!(source.poll_piece(cx, info)).transpose())
     }
 
     fn say(&self, part: Part, request: Request, info: &Info) {
@@ -55,17 +61,52 @@ impl Through {
         session.say(self.way, part, &message);
     }
 
-    /// Shows a piece; whether it is the last is said where that is known already.
-    fn show(&mut self, cx: &mut Context<'_>, info: &mut Info, source: &mut dyn Source, data: Bytes) -> Result<(), Halt> {
-        if self.ahead.is_none()
-            && let Poll::Ready(next) = source.poll_piece(cx, info)
-        {
-            self.ahead = Some(next.transpose()?);
+    fn has_room(&self) -> bool {
+        // One that only looks on has a queue of its own.
+        let most = if self.session.borrow().config.observes { 1 } else { MOST_SHOWN };
+        self.shown.len() < most && (self.shown.is_empty() || self.shown_bytes < self.limit)
+    }
+
+    /// Shows what there is, as far as more may be under way.
+    fn show(&mut self, cx: &mut Context<'_>, info: &mut Info, source: &mut dyn Source) -> Result<(), Halt> {
+        while self.has_room() {
+            let over = self.session.borrow().is_over();
+            match self.next(cx, info, source)? {
+                Some(Some(Frame::Data(data))) if self.data && !over => {
+                    // That a piece is the last is said with it where that is known.
+                    self.behind = self.next(cx, info, source)?;
+                    let last = matches!(self.behind, Some(None));
+                    self.show_piece(data, last, info);
+                }
+                Some(None) if self.data && !over && !self.told_end => {
+                    self.show_piece(Bytes::new(), true, info);
+                    self.behind = Some(None);
+                }
+                other => {
+                    self.behind = other;
+                    break;
+                }
+            }
         }
-        self.told_end = matches!(self.ahead, Some(None));
-        self.say(Part::Body, message::body(self.way, data.clone(), self.told_end), info);
-        self.state = State::Shown(data);
         Ok(())
+    }
+
+    /// What comes next, where that is known.
+    fn next(&mut self, cx: &mut Context<'_>, info: &mut Info, source: &mut dyn Source) -> Result<Option<Option<Frame>>, Halt> {
+        if self.behind.is_some() {
+            return Ok(self.behind.take());
+        }
+        match source.poll_piece(cx, info) {
+            Poll::Ready(piece) => piece.transpose().map(Some),
+            Poll::Pending => Ok(None),
+        }
+    }
+
+    fn show_piece(&mut self, data: Bytes, last: bool, info: &Info) {
+        self.told_end = last;
+        self.say(Part::Body, message::body(self.way, data.clone(), last), info);
+        self.shown_bytes += data.len();
+        self.shown.push_back(data);
     }
 
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Box<ProcessingResponse>>, Halt>> {
@@ -123,45 +164,28 @@ impl Through {
 
     fn poll_all(&mut self, cx: &mut Context<'_>, info: &mut Info, source: &mut dyn Source) -> Poll<Result<Option<Frame>, Halt>> {
         loop {
-            match &mut self.state {
-                State::Shown(data) => {
-                    let data = std::mem::take(data);
-                    let Poll::Ready(answer) = self.poll_answer(cx) else {
-                        self.state = State::Shown(data);
-                        return Poll::Pending;
-                    };
-                    self.state = State::Flowing;
-                    let data = self.settled(info, answer?, data)?;
-                    if !data.is_empty() {
-                        return Poll::Ready(Ok(Some(Frame::Data(data))));
-                    }
+            self.show(cx, info, source)?;
+            if !self.shown.is_empty() {
+                let answer = ready!(self.poll_answer(cx))?;
+                let data = self.shown.pop_front().unwrap_or_default();
+                self.shown_bytes -= data.len();
+                let data = self.settled(info, answer, data)?;
+                if !data.is_empty() {
+                    return Poll::Ready(Ok(Some(Frame::Data(data))));
                 }
-                State::ShownTrailers(trailers) => {
-                    let trailers = std::mem::take(trailers);
-                    let Poll::Ready(answer) = self.poll_answer(cx) else {
-                        self.state = State::ShownTrailers(trailers);
-                        return Poll::Pending;
-                    };
-                    self.state = State::Flowing;
-                    return Poll::Ready(Ok(Some(Frame::Trailers(self.settled_trailers(info, answer?, trailers)?))));
-                }
-                State::Flowing => {
-                    let over = self.session.borrow().is_over();
-                    match ready!(self.poll_next(cx, info, source))? {
-                        Some(Frame::Data(data)) if self.data && !over => self.show(cx, info, source, data)?,
-                        Some(Frame::Trailers(trailers)) if self.trailers && !over => {
-                            let request = message::trailers(&self.session.borrow().config, self.way, &trailers);
-                            self.say(Part::Trailers, request, info);
-                            self.state = State::ShownTrailers(trailers);
-                        }
-                        None if self.data && !over && !self.told_end => {
-                            self.told_end = true;
-                            self.say(Part::Body, message::body(self.way, Bytes::new(), true), info);
-                            self.ahead = Some(None);
-                            self.state = State::Shown(Bytes::new());
-                        }
-                        other => return Poll::Ready(Ok(other)),
+            } else if self.shown_trailers.is_some() {
+                let answer = ready!(self.poll_answer(cx))?;
+                let trailers = self.shown_trailers.take().unwrap_or_default();
+                return Poll::Ready(Ok(Some(Frame::Trailers(self.settled_trailers(info, answer, trailers)?))));
+            } else {
+                match self.behind.take() {
+                    None => return Poll::Pending,
+                    Some(Some(Frame::Trailers(trailers))) if self.trailers && !self.session.borrow().is_over() => {
+                        let request = message::trailers(&self.session.borrow().config, self.way, &trailers);
+                        self.say(Part::Trailers, request, info);
+                        self.shown_trailers = Some(trailers);
                     }
+                    Some(other) => return Poll::Ready(Ok(other)),
                 }
             }
         }

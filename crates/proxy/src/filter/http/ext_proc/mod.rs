@@ -108,9 +108,11 @@ fn override_mode(session: &Shared, answer: &ProcessingResponse) {
 
 pub(super) async fn on_request(exchange: &mut Exchange<'_>, config: &Arc<ExtProc>, index: usize) -> Result<Step, End> {
     let Some(session) = session(exchange, config, index) else { return Ok(Step::Continue) };
-    let has_body = !matches!(exchange.request.length, Length::None | Length::Known(0)) && exchange.request.upgrade.is_none();
+    // What follows the head of an upgrade is no body, and yet it is not the end.
+    let upgrade = exchange.request.upgrade.is_some();
+    let has_body = !matches!(exchange.request.length, Length::None | Length::Known(0)) && !upgrade;
     if session.borrow().mode.request_headers {
-        let head = message::headers(config, Way::Request, heads::of_request(&exchange.request), !has_body);
+        let head = message::headers(config, Way::Request, heads::of_request(&exchange.request), !has_body && !upgrade);
         if let Some(answer) = converse(exchange, &session, Way::Request, head).await? {
             override_mode(&session, &answer);
             if let Some(Answer::RequestHeaders(said)) = answer.response
@@ -125,6 +127,11 @@ pub(super) async fn on_request(exchange: &mut Exchange<'_>, config: &Arc<ExtProc
         request_body(exchange, &session).await?;
     }
     Ok(Step::Continue)
+}
+
+/// How much of a body may be held.
+fn buffer_limit(exchange: &Exchange<'_>) -> usize {
+    exchange.conn.listener.listener.per_connection_buffer_limit as usize
 }
 
 /// A connection manager's limits of a request's head.
@@ -164,12 +171,13 @@ async fn request_body(exchange: &mut Exchange<'_>, session: &Shared) -> Result<(
         BodyMode::None | BodyMode::Streamed => {
             let data = mode.request_body == BodyMode::Streamed;
             if data || mode.request_trailers {
-                exchange.change_request_body(Through::new(session, Way::Request, data, mode.request_trailers), data && !observes);
+                let through = Through::new(session, Way::Request, data, mode.request_trailers, buffer_limit(exchange));
+                exchange.change_request_body(through, data && !observes);
             }
             return Ok(());
         }
     };
-    let limit = exchange.conn.listener.listener.per_connection_buffer_limit as usize;
+    let limit = buffer_limit(exchange);
     let mut held = Box::pin(hold::request(exchange, limit)).await?;
     if whole && !held.is_complete() {
         return Err(hold::request_too_large(exchange).into());
@@ -196,7 +204,7 @@ async fn request_body(exchange: &mut Exchange<'_>, session: &Shared) -> Result<(
         exchange.request.length = Length::Unknown;
     }
     if rest && mode.request_trailers {
-        exchange.change_request_body(Through::new(session, Way::Request, false, true), false);
+        exchange.change_request_body(Through::new(session, Way::Request, false, true, limit), false);
     }
     Ok(())
 }
@@ -223,9 +231,10 @@ pub(super) async fn on_response(
     if session.borrow().is_over() {
         return Ok(());
     }
+    let upgraded = exchange.request.upgrade.is_some() && response.upgrade.is_some();
     let has_body = super::has_body(exchange, response);
     if session.borrow().mode.response_headers {
-        let head = message::headers(config, Way::Response, message::of_response(response), !has_body);
+        let head = message::headers(config, Way::Response, message::of_response(response), !has_body && !upgraded);
         if let Some(answer) = converse(exchange, &session, Way::Response, head).await? {
             override_mode(&session, &answer);
             if let Some(Answer::ResponseHeaders(said)) = answer.response
@@ -266,12 +275,13 @@ async fn response_body(exchange: &mut Exchange<'_>, session: &Shared, response: 
                 response.length = Length::Unknown;
             }
             if data || mode.response_trailers {
-                exchange.change_response_body(Through::new(session, Way::Response, data, mode.response_trailers));
+                let limit = buffer_limit(exchange);
+                exchange.change_response_body(Through::new(session, Way::Response, data, mode.response_trailers, limit));
             }
             return Ok(());
         }
     };
-    let limit = exchange.conn.listener.listener.per_connection_buffer_limit as usize;
+    let limit = buffer_limit(exchange);
     let mut held = Box::pin(hold::response(exchange, body, limit)).await?;
     if whole && !held.is_complete() {
         return Err(hold::response_too_large(exchange).into());
@@ -294,7 +304,7 @@ async fn response_body(exchange: &mut Exchange<'_>, session: &Shared, response: 
     response.length = if rest || held.trailers().is_some() { Length::Unknown } else { Length::Known(held.len() as u64) };
     exchange.put_back_response(held);
     if rest && mode.response_trailers {
-        exchange.change_response_body(Through::new(session, Way::Response, false, true));
+        exchange.change_response_body(Through::new(session, Way::Response, false, true, limit));
     }
     Ok(())
 }

@@ -56,8 +56,19 @@ pub(super) enum Said {
 #[derive(Default)]
 struct Side {
     waits_for: Option<Part>,
-    answer: Option<Box<ProcessingResponse>>,
+    /// How many answers about that part are still to come.
+    open: usize,
+    /// Those that have come, in order.
+    answers: VecDeque<Box<ProcessingResponse>>,
     timer: Timer,
+}
+
+impl Side {
+    /// Nothing more is to come.
+    fn settle(&mut self) {
+        (self.waits_for, self.open) = (None, 0);
+        self.timer.set(None);
+    }
 }
 
 enum Stream {
@@ -132,6 +143,7 @@ impl Session {
             let limit = self.config.message_timeout;
             let side = self.side(way);
             side.waits_for = Some(part);
+            side.open += 1;
             side.timer.after(Some(limit));
         }
     }
@@ -142,13 +154,13 @@ impl Session {
         if self.outbox.len() < MOST_QUEUED { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// The answer to what was said last about this direction.
+    /// The next answer to what was said about this direction; they come in the order in which it was said.
     pub(super) fn poll_answer(&mut self, cx: &mut Context<'_>, way: Way) -> Poll<Said> {
         self.drive(cx);
         if let Some(reply) = self.failed.take() {
             return Poll::Ready(Said::Reply(reply));
         }
-        if let Some(answer) = self.side(way).answer.take() {
+        if let Some(answer) = self.side(way).answers.pop_front() {
             return Poll::Ready(Said::Answer(answer));
         }
         if self.is_over() || self.side(way).waits_for.is_none() {
@@ -218,13 +230,18 @@ impl Session {
             },
             _ => return self.spurious("unhandled_message"),
         };
+        let limit = self.config.message_timeout;
         let side = self.side(way);
         if side.waits_for != Some(part) {
             return self.spurious("spurious_message");
         }
-        side.waits_for = None;
-        side.timer.set(None);
-        side.answer = Some(answer);
+        side.answers.push_back(answer);
+        if side.open > 1 {
+            side.open -= 1;
+            side.timer.after(Some(limit));
+        } else {
+            side.settle();
+        }
         self.stats.inc(names::STREAM_MSGS_RECEIVED);
         // The other direction may have been the one that looked.
         cx.waker().wake_by_ref();
@@ -306,8 +323,7 @@ impl Session {
     /// Nothing more is said; what was said is still delivered.
     pub(super) fn finish(&mut self) {
         for side in [&mut self.request, &mut self.response] {
-            side.waits_for = None;
-            side.timer.set(None);
+            side.settle();
         }
         let Stream::Open(open) = std::mem::replace(&mut self.stream, Stream::Over) else { return };
         self.stats.inc(names::STREAMS_CLOSED);
