@@ -1,4 +1,5 @@
 //! The readers of bytes from outside, as functions of bytes alone: for the fuzzer, and built for it only.
+use lateen_snapshot::http::NameCase;
 use std::task::{Context, Poll, Waker};
 
 use tokio::net::UnixStream;
@@ -28,7 +29,11 @@ fn within<T>(run: impl FnOnce() -> T) -> T {
 pub fn requests(data: &[u8], piece: usize) -> Vec<String> {
     within(|| {
         let (wire, _theirs) = wire();
-        let mut server = H1Server::new(wire, HeadLimits { bytes: 64 * 1024, count: 20, accept_http_10: true }, false);
+        let mut server = H1Server::new(
+            wire,
+            HeadLimits { bytes: 64 * 1024, count: 20, accept_http_10: true, names: NameCase::Kept { words: true } },
+            false,
+        );
         let (mut seen, mut body) = (Vec::new(), None::<Vec<u8>>);
         let mut parts = data.chunks(piece);
         let cx = &mut Context::from_waker(Waker::noop());
@@ -99,7 +104,7 @@ fn told(request: &Request) -> String {
 pub fn responses(data: &[u8], piece: usize, head: bool) -> Vec<String> {
     within(|| {
         let (wire, _theirs) = wire();
-        let mut client = H1Client::new(wire);
+        let mut client = H1Client::new(wire, NameCase::Kept { words: true });
         client.expect_response(head);
         let (mut seen, mut body) = (Vec::new(), None::<Vec<u8>>);
         let mut parts = data.chunks(piece);

@@ -54,6 +54,8 @@ pub struct ClusterConfig {
     pub max_connection_duration: Option<Duration>,
     /// By how many percent of it a connection may live longer, at random.
     pub max_connection_duration_jitter_percent: f64,
+    /// How the names of requests' headers are written over HTTP/1.
+    pub http1_names: crate::http::NameCase,
     /// Connections are made for so many times the streams there are (Envoy `per_upstream_preconnect_ratio`).
     pub preconnect_ratio: f64,
     /// The same over all hosts: connections are made to those whose turn is next (Envoy `predictive_preconnect_ratio`).

@@ -175,6 +175,22 @@ pub struct Http1Options {
     pub accept_http_10: bool,
     pub allow_absolute_url: bool,
     pub allow_chunked_length: bool,
+    pub names: NameCase,
+}
+
+/// How names of HTTP/1 headers are written (Envoy `header_key_format`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NameCase {
+    /// In lower case, as HTTP/2 has them.
+    #[default]
+    Lower,
+    /// Like `Content-Type` (Envoy `proper_case_words`).
+    Words,
+    /// What comes in keeps its spelling on its way out (Envoy `preserve_case`).
+    Kept {
+        /// Names that are added on the way are like `Content-Type`.
+        words: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -34,7 +34,7 @@ fn named(value: &mut Value, ports: &BTreeMap<u16, &str>, folder: &str) {
         Value::Array(all) => all.iter_mut().for_each(|v| named(v, ports, folder)),
         Value::Object(map) => {
             for (key, value) in map {
-                if TIMED.contains(&key.as_str()) && value.is_array() {
+                if TIMED.iter().any(|name| name.eq_ignore_ascii_case(key)) && value.is_array() {
                     *value = serde_json::json!([format!("<{key}>")]);
                 }
                 if key == "x-envoy-expected-rq-timeout-ms" {

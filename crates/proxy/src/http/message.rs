@@ -2,6 +2,7 @@
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 
+use super::h1::Spelling;
 use crate::io::Text;
 
 /// The version a message came in.
@@ -93,6 +94,8 @@ pub(crate) struct Request {
     pub(crate) hints: Hints,
     /// Size of the head on the wire.
     pub(crate) head_bytes: u64,
+    /// How its names were written, where that is kept.
+    pub(crate) spelling: Option<Box<Spelling>>,
 }
 
 impl Request {
@@ -111,6 +114,7 @@ impl Request {
             accepts_trailers: false,
             hints: Hints::default(),
             head_bytes: 0,
+            spelling: None,
         }
     }
 
@@ -147,11 +151,13 @@ pub(crate) struct Response {
     pub(crate) length: Length,
     /// The peer switched to this protocol: bytes follow in both directions.
     pub(crate) upgrade: Option<Text>,
+    /// How its names were written, where that is kept.
+    pub(crate) spelling: Option<Box<Spelling>>,
 }
 
 impl Response {
     pub(crate) fn new(status: StatusCode) -> Self {
-        Self { status, headers: HeaderMap::new(), length: Length::None, upgrade: None }
+        Self { status, headers: HeaderMap::new(), length: Length::None, upgrade: None, spelling: None }
     }
 }
 

@@ -99,6 +99,7 @@ fn copy_of(exchange: &Exchange<'_>, mirror: &Mirror) -> Request {
         accepts_trailers: request.accepts_trailers,
         hints: request.hints,
         head_bytes: 0,
+        spelling: None,
     }
 }
 

@@ -101,6 +101,7 @@ fn request(collector: &Collector, json: bool, length: usize) -> Request {
         accepts_trailers: collector.grpc,
         hints: Hints::default(),
         head_bytes: 0,
+        spelling: None,
     }
 }
 

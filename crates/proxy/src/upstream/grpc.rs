@@ -78,6 +78,7 @@ pub(crate) fn request(service: &GrpcService, path: &'static str) -> Request {
         accepts_trailers: true,
         hints: Hints::default(),
         head_bytes: 0,
+        spelling: None,
     }
 }
 

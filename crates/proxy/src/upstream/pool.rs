@@ -296,7 +296,7 @@ impl Pool {
             self.share(worker, state, io, open, http2_options(config)).await
         } else {
             state.stats.inc(names::UPSTREAM_CX_HTTP1_TOTAL);
-            let client = Box::new(H1Client::new(Wire::new(io)));
+            let client = Box::new(H1Client::new(Wire::new(io), config.http1_names));
             Ok(Lease::fresh(Idle { client, open, since: Instant::now(), served: 1 }, self))
         };
         drop(dialling);

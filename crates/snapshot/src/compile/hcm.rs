@@ -4,16 +4,17 @@ use std::time::Duration;
 
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::extensions::filters::network::http_connection_manager::v3::{self as proto, http_connection_manager as inner};
+use lateen_proto::envoy::extensions::http::header_formatters::preserve_case::v3 as preserve_case;
 use lateen_proto::{Any, wire};
 use prost::Message;
 
-use super::common::{cidr, duration_or, limit};
+use super::common::{cidr, duration_or, limit, open};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::{access_log, filter, local_reply, original_ip, route, scoped_routes};
 use crate::http::{
-    Codec, CurrentClientCert, EscapedSlashes, ForwardClientCert, Http1Options, Http2Options, HttpConnectionManager, PathNormalization,
-    RouteSource, ServerHeader, Underscores, Upgrade,
+    Codec, CurrentClientCert, EscapedSlashes, ForwardClientCert, Http1Options, Http2Options, HttpConnectionManager, NameCase,
+    PathNormalization, RouteSource, ServerHeader, Underscores, Upgrade,
 };
 use crate::matcher::Cidr;
 
@@ -232,8 +233,28 @@ pub(crate) fn http1(value: core::Http1ProtocolOptions) -> Result<Http1Options> {
     } = value;
     // Trailers and unusual methods are always passed on.
     harmless!(enable_trailers, override_stream_error_on_invalid_http_message, use_balsa_parser, allow_custom_methods);
-    refuse!(default_host_for_http_10, header_key_format, send_fully_qualified_url, ignore_http_11_upgrade);
-    Ok(Http1Options { accept_http_10, allow_absolute_url: allow_absolute_url.unwrap_or(true), allow_chunked_length })
+    refuse!(default_host_for_http_10, send_fully_qualified_url, ignore_http_11_upgrade);
+    let names = header_key_format.map(name_case).transpose().within("header_key_format")?.unwrap_or_default();
+    Ok(Http1Options { accept_http_10, allow_absolute_url: allow_absolute_url.unwrap_or(true), allow_chunked_length, names })
+}
+
+fn name_case(value: core::http1_protocol_options::HeaderKeyFormat) -> Result<NameCase> {
+    use core::http1_protocol_options::header_key_format::HeaderFormat;
+    use preserve_case::preserve_case_formatter_config::FormatterTypeOnEnvoyHeaders as Added;
+    let config = match value.header_format {
+        None => return Err(Invalid::new("names no format; give proper_case_words or stateful_formatter")),
+        Some(HeaderFormat::ProperCaseWords(_)) => return Ok(NameCase::Words),
+        Some(HeaderFormat::StatefulFormatter(core::TypedExtensionConfig { name, typed_config })) => {
+            typed_config.ok_or_else(|| Invalid::field("stateful_formatter.typed_config", format!("is missing for {name}")))?
+        }
+    };
+    let preserve_case::PreserveCaseFormatterConfig { forward_reason_phrase, formatter_type_on_envoy_headers } =
+        open(&config).within("stateful_formatter")?;
+    refuse!(forward_reason_phrase);
+    match Added::try_from(formatter_type_on_envoy_headers) {
+        Ok(added) => Ok(NameCase::Kept { words: added == Added::ProperCase }),
+        Err(_) => Err(Invalid::field("stateful_formatter.typed_config.formatter_type_on_envoy_headers", "is not known")),
+    }
 }
 
 pub(crate) fn http2(value: core::Http2ProtocolOptions) -> Result<Http2Options> {

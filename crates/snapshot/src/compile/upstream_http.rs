@@ -11,6 +11,7 @@ use super::common::{limit, open, percent};
 use super::hcm;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use crate::cluster::UpstreamHttp;
+use crate::http::NameCase;
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 const TCP_OPTIONS: &str = "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions";
@@ -33,6 +34,8 @@ pub(crate) struct Http {
     pub(crate) max_requests_per_connection: Option<u32>,
     pub(crate) auto_sni: bool,
     pub(crate) auto_san: bool,
+    /// How the names of requests' headers are written over HTTP/1.
+    pub(crate) names: NameCase,
 }
 
 pub(crate) fn http_settings(options: HashMap<String, Any>, old: OldHttp, max_requests: Option<u32>) -> Result<Http> {
@@ -67,12 +70,16 @@ fn typed_http(value: http::HttpProtocolOptions, max_requests: Option<u32>) -> Re
     } = value;
     harmless!(header_validation_config);
     refuse!(http_filters, outlier_detection, request_mirror_policies, hash_policy, retry_policy);
-    let h1 = |options: Option<core::Http1ProtocolOptions>| hcm::http1(options.unwrap_or_default()).within("http_protocol_options");
+    let mut names = NameCase::Lower;
+    let mut h1 = |options: Option<core::Http1ProtocolOptions>| {
+        names = hcm::http1(options.unwrap_or_default()).within("http_protocol_options")?.names;
+        Ok(())
+    };
     let h2 = |options: Option<core::Http2ProtocolOptions>| hcm::http2(options.unwrap_or_default()).within("http2_protocol_options");
     let version = match upstream_protocol_options {
         Some(UpstreamProtocolOptions::ExplicitHttpConfig(http_options::ExplicitHttpConfig { protocol_config })) => match protocol_config {
             None => UpstreamHttp::Http1,
-            Some(ProtocolConfig::HttpProtocolOptions(o)) => h1(Some(o)).map(|_| UpstreamHttp::Http1).within("explicit_http_config")?,
+            Some(ProtocolConfig::HttpProtocolOptions(o)) => h1(Some(o)).map(|()| UpstreamHttp::Http1).within("explicit_http_config")?,
             Some(ProtocolConfig::Http2ProtocolOptions(o)) => h2(Some(o)).map(UpstreamHttp::Http2).within("explicit_http_config")?,
             Some(ProtocolConfig::Http3ProtocolOptions(_)) => return Err(Invalid::unsupported("http3_protocol_options")),
         },
@@ -83,7 +90,7 @@ fn typed_http(value: http::HttpProtocolOptions, max_requests: Option<u32>) -> Re
         })) => {
             harmless!(http3_protocol_options);
             h1(http_protocol_options)
-                .and_then(|_| h2(http2_protocol_options))
+                .and_then(|()| h2(http2_protocol_options))
                 .map(UpstreamHttp::Downstream)
                 .within("use_downstream_protocol_config")?
         }
@@ -94,29 +101,29 @@ fn typed_http(value: http::HttpProtocolOptions, max_requests: Option<u32>) -> Re
             alternate_protocols_cache_options,
         })) => {
             refuse!(http3_protocol_options, alternate_protocols_cache_options);
-            h1(http_protocol_options).and_then(|_| h2(http2_protocol_options)).map(UpstreamHttp::Auto).within("auto_config")?
+            h1(http_protocol_options).and_then(|()| h2(http2_protocol_options)).map(UpstreamHttp::Auto).within("auto_config")?
         }
         None => return Err(Invalid::new("names no protocol; give explicit_http_config, use_downstream_protocol_config or auto_config")),
     };
-    common_http(version, common_http_protocol_options, upstream_http_protocol_options, max_requests)
+    common_http(version, names, common_http_protocol_options, upstream_http_protocol_options, max_requests)
 }
 
 fn old_http(old: OldHttp, max_requests: Option<u32>) -> Result<Http> {
     let h2 = old.http2_protocol_options.map(hcm::http2).transpose().within("http2_protocol_options")?;
-    if let Some(options) = old.http_protocol_options {
-        hcm::http1(options).within("http_protocol_options")?;
-    }
+    let h1 = old.http_protocol_options.map(hcm::http1).transpose().within("http_protocol_options")?;
+    let names = h1.map_or(NameCase::Lower, |options| options.names);
     let downstream = old.protocol_selection == cluster::ClusterProtocolSelection::UseDownstreamProtocol as i32;
     let version = match (h2, downstream) {
         (options, true) => UpstreamHttp::Downstream(options.map_or_else(|| hcm::http2(core::Http2ProtocolOptions::default()), Ok)?),
         (Some(options), false) => UpstreamHttp::Http2(options),
         (None, false) => UpstreamHttp::Http1,
     };
-    common_http(version, old.common_http_protocol_options, old.upstream_http_protocol_options, max_requests)
+    common_http(version, names, old.common_http_protocol_options, old.upstream_http_protocol_options, max_requests)
 }
 
 fn common_http(
     version: UpstreamHttp,
+    names: NameCase,
     common: Option<core::HttpProtocolOptions>,
     upstream: Option<core::UpstreamHttpProtocolOptions>,
     max_requests: Option<u32>,
@@ -148,6 +155,7 @@ fn common_http(
         max_connection_duration: limit(max_connection_duration.as_ref(), None, "common_http_protocol_options.max_connection_duration")?,
         max_requests_per_connection: max_requests_per_connection.or(max_requests).filter(|n| *n > 0),
         auto_sni,
+        names,
         auto_san: auto_san_validation,
     })
 }

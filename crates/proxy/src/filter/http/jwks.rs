@@ -102,6 +102,7 @@ async fn ask(worker: &Rc<Worker>, source: &KeySource) -> Result<KeySet, String> 
         accepts_trailers: false,
         hints: Hints::default(),
         head_bytes: 0,
+        spelling: None,
     };
     let limits = Limits { time: source.uri.timeout, bytes: MOST };
     let answer = call::ask(worker, &worker.live(), source.uri.cluster, &request, Bytes::new(), limits).await;

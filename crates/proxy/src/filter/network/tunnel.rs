@@ -118,6 +118,7 @@ impl Template {
             accepts_trailers: false,
             hints: Hints::default(),
             head_bytes: 0,
+            spelling: None,
         })
     }
 }

@@ -3,9 +3,11 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
+use lateen_snapshot::http::NameCase;
 
 use super::encode::{self, Framing};
 use super::parse::{self, AnswerTo, HeadScan};
+use super::spelling;
 use super::{Decoder, body::InvalidBody};
 use crate::http::message::{Frame, Request, Response};
 use crate::http::stream::StreamError;
@@ -14,6 +16,7 @@ use crate::io::Wire;
 /// The client end of one HTTP/1 connection.
 pub(crate) struct H1Client {
     pub(crate) wire: Wire,
+    names: NameCase,
     scan: HeadScan,
     decoder: Decoder,
     framing: Framing,
@@ -29,9 +32,10 @@ pub(crate) struct H1Client {
 }
 
 impl H1Client {
-    pub(crate) fn new(wire: Wire) -> Self {
+    pub(crate) fn new(wire: Wire, names: NameCase) -> Self {
         Self {
             wire,
+            names,
             scan: HeadScan::default(),
             decoder: Decoder::Done,
             framing: Framing::None,
@@ -60,7 +64,10 @@ impl H1Client {
         self.request_done = !request.has_body() && request.upgrade.is_none();
         self.answered = false;
         self.sent_before = self.wire.sent;
-        self.framing = encode::request(self.wire.head(), request);
+        let out = self.wire.head();
+        let start = out.len();
+        self.framing = encode::request(out, request);
+        spelling::write(out.get_mut(start..).unwrap_or_default(), request.spelling.as_deref(), self.names);
     }
 
     /// As after a request that was sent elsewhere.
@@ -83,7 +90,7 @@ impl H1Client {
         loop {
             if !self.wire.input.is_empty() {
                 self.answered = true;
-                match parse::response(&mut self.wire.input, &mut self.scan, self.asked) {
+                match parse::response(&mut self.wire.input, &mut self.scan, self.asked, self.names) {
                     Ok(Some((response, framing))) => {
                         if response.status.is_informational() && response.upgrade.is_none() {
                             return Poll::Ready(Ok(response));

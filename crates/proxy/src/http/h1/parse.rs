@@ -6,9 +6,11 @@ use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use lateen_core::recycle::maps;
+use lateen_snapshot::http::NameCase;
 
 use super::Decoder;
 use super::names::{self, Meaning};
+use super::spelling::Spelling;
 use crate::http::host_port;
 use crate::http::message::{Hints, Length, Request, Response, Version};
 use crate::io::Text;
@@ -19,11 +21,13 @@ pub(crate) struct HeadLimits {
     pub(crate) bytes: usize,
     pub(crate) count: usize,
     pub(crate) accept_http_10: bool,
+    /// Whether the names' spelling is kept.
+    pub(crate) names: NameCase,
 }
 
 impl HeadLimits {
     /// Envoy's defaults for responses: 60 KiB, 100 headers.
-    pub(crate) const RESPONSE: Self = Self { bytes: 60 * 1024, count: 100, accept_http_10: true };
+    pub(crate) const RESPONSE: Self = Self { bytes: 60 * 1024, count: 100, accept_http_10: true, names: NameCase::Lower };
 }
 
 /// Why a head was refused.
@@ -147,7 +151,7 @@ pub(crate) fn request(
     let spans = spans(base, parsed.headers, &mut few, &mut many);
     let head = input.split_to(size).freeze();
     scan.reset();
-    let mut fields = Fields::new(count);
+    let mut fields = Fields::new(count, limits.names);
     for span in spans {
         let (name, value) = ranges(*span);
         fields.add(&head, name, value)?;
@@ -259,10 +263,11 @@ struct Fields {
     /// Other names in `Connection`: those headers belong to this hop.
     nominated: Vec<HeaderName>,
     hints: Hints,
+    spelling: Option<Box<Spelling>>,
 }
 
 impl Fields {
-    fn new(count: usize) -> Self {
+    fn new(count: usize, names: NameCase) -> Self {
         Self {
             headers: maps::take(count + 8),
             host: None,
@@ -276,10 +281,14 @@ impl Fields {
             accepts_trailers: false,
             nominated: Vec::new(),
             hints: Hints::default(),
+            spelling: Spelling::kept(names),
         }
     }
 
     fn add(&mut self, head: &Bytes, name: std::ops::Range<usize>, value: std::ops::Range<usize>) -> Result<(), InvalidHead> {
+        if let Some(spelling) = &mut self.spelling {
+            spelling.note(head.slice(name.clone()));
+        }
         let Some(known) = names::known(&head[name.clone()]) else {
             let name = HeaderName::from_bytes(&head[name]).map_err(|_| InvalidHead::Syntax)?;
             self.hints.note(name.as_str().as_bytes());
@@ -390,6 +399,7 @@ impl Fields {
             accepts_trailers: self.accepts_trailers,
             hints: self.hints,
             head_bytes: size as u64,
+            spelling: self.spelling,
         };
         Ok(Some((request, RequestFraming { keep_alive, decoder })))
     }
@@ -503,6 +513,7 @@ pub(crate) fn response(
     input: &mut BytesMut,
     scan: &mut HeadScan,
     to: AnswerTo,
+    names: NameCase,
 ) -> Result<Option<(Response, ResponseFraming)>, InvalidHead> {
     let limits = HeadLimits::RESPONSE;
     if !scan.may_be_complete(input) {
@@ -531,7 +542,7 @@ pub(crate) fn response(
     let spans = spans(base, parsed.headers, &mut few, &mut many);
     let head = input.split_to(size).freeze();
     scan.reset();
-    let mut fields = Fields::new(count);
+    let mut fields = Fields::new(count, names);
     for span in spans {
         let (name, value) = ranges(*span);
         if head[name.clone()].eq_ignore_ascii_case(b"host") {
@@ -542,7 +553,8 @@ pub(crate) fn response(
     fields.drop_nominated();
     if to == AnswerTo::Connect && status.is_success() {
         // What it says about a body means nothing here (RFC 9110 9.3.6).
-        let response = Response { status, headers: fields.headers, length: Length::Unknown, upgrade: Some(Text::EMPTY) };
+        let response =
+            Response { status, headers: fields.headers, length: Length::Unknown, upgrade: Some(Text::EMPTY), spelling: fields.spelling };
         return Ok(Some((response, ResponseFraming { keep_alive: false, decoder: Decoder::UntilClose })));
     }
     let bodiless =
@@ -559,7 +571,7 @@ pub(crate) fn response(
     let until_close = matches!(decoder, Decoder::UntilClose);
     let keep_alive = !fields.close && (http11 || fields.keep_alive) && !until_close && !switching;
     let upgrade = if switching { Some(fields.upgrade.take().unwrap_or(Text::EMPTY)) } else { None };
-    let response = Response { status, headers: fields.headers, length, upgrade };
+    let response = Response { status, headers: fields.headers, length, upgrade, spelling: fields.spelling };
     Ok(Some((response, ResponseFraming { keep_alive, decoder })))
 }
 
@@ -568,7 +580,7 @@ mod tests {
     use super::*;
 
     fn read(head: &str) -> Result<Request, InvalidHead> {
-        let limits = HeadLimits { bytes: 60 * 1024, count: 100, accept_http_10: true };
+        let limits = HeadLimits { bytes: 60 * 1024, count: 100, accept_http_10: true, names: NameCase::Lower };
         let mut whole = BytesMut::from(head);
         let read = |input: &mut BytesMut, scan: &mut HeadScan| request(input, scan, limits, false).map(|read| read.map(|(r, _)| r));
         let at_once = read(&mut whole, &mut HeadScan::default()).map(|request| request.expect("a whole head"));

@@ -6,6 +6,7 @@ use http::{HeaderMap, StatusCode};
 
 use super::encode::{self, Framing};
 use super::parse::{self, HeadLimits, HeadScan, InvalidHead};
+use super::spelling;
 use super::{Decoder, body::InvalidBody};
 use crate::http::message::{Frame, Length, Request, Response, Version};
 use crate::http::stream::StreamError;
@@ -155,7 +156,9 @@ impl H1Server {
             {
                 headers.insert(http::header::UPGRADE, value);
             }
+            let start = self.wire.head().len();
             encode::response(self.wire.head(), status, &headers, Framing::None, false, connection);
+            self.spell(start, response);
             return;
         }
         let http10 = self.version == Version::Http10;
@@ -184,7 +187,15 @@ impl H1Server {
             (true, true) => b"keep-alive",
             (true, false) => b"",
         };
+        let start = self.wire.head().len();
         encode::response(self.wire.head(), status, &response.headers, self.framing, http10, connection);
+        self.spell(start, response);
+    }
+
+    /// Writes the names of the head that begins at `start` as they are wanted.
+    fn spell(&mut self, start: usize, response: &Response) {
+        let head = self.wire.head().get_mut(start..).unwrap_or_default();
+        spelling::write(head, response.spelling.as_deref(), self.limits.names);
     }
 
     fn start_raw(&mut self) {

@@ -82,7 +82,7 @@ impl H2Client {
             Some(Tunnel::Connect) if head.status.is_success() => (head.status, Some(Text::EMPTY)),
             _ => (head.status, None),
         };
-        Poll::Ready(Ok(Response { status, headers, length, upgrade }))
+        Poll::Ready(Ok(Response { status, headers, length, upgrade, spelling: None }))
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {

@@ -125,5 +125,6 @@ pub(crate) fn request_of(head: RequestHead, end: bool, https: bool) -> Result<Re
         accepts_trailers,
         hints,
         head_bytes: size as u64,
+        spelling: None,
     })
 }

@@ -80,6 +80,7 @@ fn request(exchange: &Exchange<'_>, config: &ExtAuthz, authorizer: &HttpAuthoriz
         accepts_trailers: false,
         hints: Hints::default(),
         head_bytes: 0,
+        spelling: None,
     }
 }
 
