@@ -242,26 +242,30 @@ pub enum Verdict {
 }
 
 impl Limiter {
-    /// Takes a token from each bucket that counts the request, until one has none left. Also the bucket that decided.
+    /// Takes a token from each bucket that counts the request, until one has none left; one that only counts ends nothing. Also
+    /// the bucket that decided.
     pub fn take(&self, descriptors: &[Descriptor<'_>], now: u64) -> (Verdict, Option<&Arc<TokenBucket>>) {
-        let mut first = None;
+        let (mut first, mut shadowed) = (None, None);
         for (index, described) in self.described.iter().enumerate() {
             for descriptor in descriptors.iter().filter(|d| self.counts(index, described, d)) {
                 let Some(bucket) = described.bucket(descriptor, now) else { continue };
-                if !bucket.take(now) {
-                    let verdict = if described.shadow { Verdict::Shadowed } else { Verdict::Refused };
-                    return (verdict, Some(bucket));
+                if bucket.take(now) {
+                    first = first.or(Some(bucket));
+                } else if described.shadow {
+                    shadowed = shadowed.or(Some(bucket));
+                } else {
+                    return (Verdict::Refused, Some(bucket));
                 }
-                first = first.or(Some(bucket));
             }
         }
-        if first.is_some() && !self.always_default {
-            return (Verdict::Allowed, first);
+        let counted = first.is_some() || shadowed.is_some();
+        if let Some(bucket) = self.default.as_ref().filter(|_| self.always_default || !counted) {
+            if !bucket.take(now) {
+                return (Verdict::Refused, Some(bucket));
+            }
+            first = first.or(Some(bucket));
         }
-        match &self.default {
-            Some(bucket) if !bucket.take(now) => (Verdict::Refused, Some(bucket)),
-            default => (Verdict::Allowed, first.or(default.as_ref())),
-        }
+        if shadowed.is_some() { (Verdict::Shadowed, shadowed) } else { (Verdict::Allowed, first) }
     }
 
     /// Whether this limit is the one for the descriptor: of several that match, the one that names all values, else the first.
@@ -379,8 +383,8 @@ mod tests {
         let shadow = Described { shadow: true, ..one(vec![entry("a", "b")], 1) };
         let limiter = Limiter { default: Some(bucket(3).into()), described: vec![shadow], always_default: true };
         let descriptor = [vec![entry("a", "b")]];
-        let verdicts: Vec<Verdict> = (0..5).map(|_| limiter.take(&descriptor, 0).0).collect();
-        assert_eq!(verdicts[..3], [Verdict::Allowed, Verdict::Shadowed, Verdict::Shadowed]);
-        assert_eq!(limiter.take(&[], 0).1.map(|b| b.remaining(0)), Some(1), "what was shadowed did not count in the default");
+        let verdicts: Vec<Verdict> = (0..4).map(|_| limiter.take(&descriptor, 0).0).collect();
+        let expected = [Verdict::Allowed, Verdict::Shadowed, Verdict::Shadowed, Verdict::Refused];
+        assert_eq!(verdicts, expected, "the default bucket counts what a shadow would have turned away");
     }
 }
