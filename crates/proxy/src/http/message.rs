@@ -99,13 +99,13 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// Stands for bytes of which no request could be read: for counters and a log line.
-    pub(crate) fn unread() -> Self {
+    /// A GET without headers of its own.
+    pub(crate) fn get(authority: Text, path: Text) -> Self {
         Self {
             method: Method::GET,
-            authority: Text::EMPTY,
+            authority,
             scheme: "http",
-            path: Text::EMPTY,
+            path,
             headers: HeaderMap::new(),
             version: Version::Http11,
             length: Length::None,
@@ -116,6 +116,11 @@ impl Request {
             head_bytes: 0,
             spelling: None,
         }
+    }
+
+    /// Stands for bytes of which no request could be read: for counters and a log line.
+    pub(crate) fn unread() -> Self {
+        Self::get(Text::EMPTY, Text::EMPTY)
     }
 
     /// Whether there is anything to tell of it: every request has a path or an authority.

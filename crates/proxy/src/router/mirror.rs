@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::http::Exchange;
 use crate::http::headers as names;
-use crate::http::message::{Frame, Length, Request, Version};
+use crate::http::message::{Frame, Length, Request};
 use crate::io::Text;
 use crate::upstream::call::Call;
 use crate::worker::{Live, Worker};
@@ -87,19 +87,13 @@ fn copy_of(exchange: &Exchange<'_>, mirror: &Mirror) -> Request {
     }
     Request {
         method: request.method.clone(),
-        authority,
         scheme: request.scheme,
-        path: request.path.clone(),
         headers,
-        version: Version::Http11,
         // Whatever the length said: a copy that is cut off must not look complete.
         length: if request.has_body() { Length::Unknown } else { Length::None },
-        upgrade: None,
-        expects_continue: false,
         accepts_trailers: request.accepts_trailers,
         hints: request.hints,
-        head_bytes: 0,
-        spelling: None,
+        ..Request::get(authority, request.path.clone())
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::span::Span;
 use super::{otlp, zipkin};
-use crate::http::message::{Hints, Length, Request, Version};
+use crate::http::message::{Length, Request, Version};
 use crate::io::Text;
 use crate::upstream::call::{self, Limits};
 use crate::upstream::grpc;
@@ -90,18 +90,11 @@ fn request(collector: &Collector, json: bool, length: usize) -> Request {
     }
     Request {
         method: http::Method::POST,
-        authority: Text::from(&*collector.authority),
-        scheme: "http",
-        path: Text::from(&*collector.path),
         headers,
         version: if collector.grpc { Version::Http2 } else { Version::Http11 },
         length: if collector.grpc { Length::Unknown } else { Length::Known(length as u64) },
-        upgrade: None,
-        expects_continue: false,
         accepts_trailers: collector.grpc,
-        hints: Hints::default(),
-        head_bytes: 0,
-        spelling: None,
+        ..Request::get(Text::from(&*collector.authority), Text::from(&*collector.path))
     }
 }
 

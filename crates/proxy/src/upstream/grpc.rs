@@ -10,7 +10,7 @@ use prost::Message;
 
 use super::call::{self, Answer, Call, Limits, Lost};
 use crate::http::headers::{GRPC_MESSAGE, GRPC_STATUS, GRPC_TIMEOUT, INTERNAL, number, text};
-use crate::http::message::{Frame, Hints, Length, Request, Version};
+use crate::http::message::{Frame, Length, Request, Version};
 use crate::http::reply;
 use crate::io::Text;
 use crate::worker::{Live, Worker};
@@ -67,18 +67,11 @@ pub(crate) fn request(service: &GrpcService, path: &'static str) -> Request {
     }
     Request {
         method: http::Method::POST,
-        authority: Text::from(&*service.authority),
-        scheme: "http",
-        path: Text::fixed(path),
         headers,
         version: Version::Http2,
         length: Length::Unknown,
-        upgrade: None,
-        expects_continue: false,
         accepts_trailers: true,
-        hints: Hints::default(),
-        head_bytes: 0,
-        spelling: None,
+        ..Request::get(Text::from(&*service.authority), Text::fixed(path))
     }
 }
 

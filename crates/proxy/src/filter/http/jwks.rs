@@ -4,7 +4,6 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::HeaderMap;
 use lateen_identity::jwks::KeySet;
 use lateen_snapshot::http::{HttpConnectionManager, HttpFilter};
 use lateen_snapshot::jwt::{Fetching, KeySource, RemoteKeys};
@@ -13,7 +12,7 @@ use lateen_telemetry::{BlockName, Local};
 use rand::Rng;
 
 use super::wait;
-use crate::http::message::{Hints, Length, Request, Version};
+use crate::http::message::Request;
 use crate::http::{End, Exchange};
 use crate::io::Text;
 use crate::upstream::call::{self, Limits};
@@ -89,21 +88,7 @@ async fn fetch(worker: &Rc<Worker>, stats: &Local, fetching: Fetching) {
 }
 
 async fn ask(worker: &Rc<Worker>, source: &KeySource) -> Result<KeySet, String> {
-    let request = Request {
-        method: http::Method::GET,
-        authority: Text::from(&*source.uri.authority),
-        scheme: "http",
-        path: Text::from(&*source.uri.path),
-        headers: HeaderMap::new(),
-        version: Version::Http11,
-        length: Length::None,
-        upgrade: None,
-        expects_continue: false,
-        accepts_trailers: false,
-        hints: Hints::default(),
-        head_bytes: 0,
-        spelling: None,
-    };
+    let request = Request::get(Text::from(&*source.uri.authority), Text::from(&*source.uri.path));
     let limits = Limits { time: source.uri.timeout, bytes: MOST };
     let answer = call::ask(worker, &worker.live(), source.uri.cluster, &request, Bytes::new(), limits).await;
     let answer = answer.map_err(|lost| format!("{lost:?}"))?;

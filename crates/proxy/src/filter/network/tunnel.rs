@@ -21,7 +21,7 @@ use super::relay::{Clock, LONGEST_SILENCE, drains};
 use super::tcp::Session;
 use crate::http::ConnectionRecord;
 use crate::http::headers;
-use crate::http::message::{Frame, Hints, Length, Request, Version};
+use crate::http::message::{Frame, Length, Request, Version};
 use crate::http::stream::{StreamError, Upstream};
 use crate::io::{Io, Text, Wire};
 use crate::upstream::{ClusterState, Lease, NoConnection, TargetWish};
@@ -107,18 +107,12 @@ impl Template {
         let post = self.post_path.clone();
         Some(Request {
             method: if post.is_some() { Method::POST } else { Method::CONNECT },
-            authority,
             scheme: if secure { "https" } else { "http" },
             length: if post.is_some() { Length::Unknown } else { Length::None },
             upgrade: post.is_none().then(|| Text::fixed("connect")),
-            path: post.unwrap_or(Text::EMPTY),
             headers: map,
             version: Version::Http2,
-            expects_continue: false,
-            accepts_trailers: false,
-            hints: Hints::default(),
-            head_bytes: 0,
-            spelling: None,
+            ..Request::get(authority, post.unwrap_or(Text::EMPTY))
         })
     }
 }
