@@ -126,8 +126,8 @@ fn a_proxy_header_is_taken_off_before_the_bytes_behind_it() {
 #[test]
 fn a_host_that_fails_ends_its_connections_where_that_is_wanted() {
     for wanted in [true, false] {
-        let more = format!("close_connections_on_host_health_failure: {wanted}, ");
-        let text = yaml(tcp_echo(), "").replace("connect_timeout: 1s, ", &format!("connect_timeout: 1s, {more}"));
+        let more = format!("close_connections_on_host_health_failure: {wanted}");
+        let text = connections("", &tcp_proxy("cluster: c"), &cluster("c", &[tcp_echo()], &more));
         let snapshot = snapshot(&text, 1);
         let (_, cluster) = snapshot.cluster_named("c").unwrap();
         let host = Arc::clone(cluster.hosts.hosts().next().unwrap());
