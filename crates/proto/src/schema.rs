@@ -44,8 +44,9 @@ pub struct Message {
     pub full_name: String,
     /// By number.
     pub fields: Vec<Field>,
-    /// By [`mark`] of the name, in either spelling where there are two.
-    by_name: Vec<Spelt>,
+    /// Names in either spelling, where there are two, each at the place that its [`mark`] names or the next free one: a power of
+    /// two places, at least half of them free.
+    by_name: Vec<Option<Spelt>>,
 }
 
 /// One spelling of a field's name.
@@ -261,11 +262,17 @@ impl Default for Schema {
 
 impl Message {
     fn new(full_name: String, fields: Vec<Field>) -> Self {
-        let each = fields.iter().enumerate();
-        let spelt = |f: &Field, spelling, at| Spelt { mark: mark(f.spelt(spelling)), spelling, at };
-        let mut by_name: Vec<Spelt> = each.clone().map(|(at, f)| spelt(f, Spelling::Snake, at)).collect();
-        by_name.extend(each.filter(|(_, f)| f.json_name != f.name).map(|(at, f)| spelt(f, Spelling::Camel, at)));
-        by_name.sort_by_key(|spelt| spelt.mark);
+        let mut by_name = Vec::new();
+        by_name.resize_with(4 * fields.len().next_power_of_two(), || None);
+        for (at, field) in fields.iter().enumerate() {
+            let second = (field.json_name != field.name).then_some(Spelling::Camel);
+            for spelling in [Spelling::Snake].into_iter().chain(second) {
+                let mark = mark(field.spelt(spelling));
+                if let Some(place) = places(mark, &by_name).find(|place| by_name[*place].is_none()) {
+                    by_name[place] = Some(Spelt { mark, spelling, at });
+                }
+            }
+        }
         Self { full_name, fields, by_name }
     }
 
@@ -276,12 +283,14 @@ impl Message {
     /// The field of this name in either spelling, and its place in `fields`.
     pub fn field_named(&self, name: &str) -> Option<(usize, &Field)> {
         let mark = mark(name);
-        let first = self.by_name.partition_point(|spelt| spelt.mark < mark);
-        let alike = self.by_name.get(first..)?.iter().take_while(|spelt| spelt.mark == mark);
-        alike.filter_map(|spelt| Some((spelt, self.fields.get(spelt.at)?))).find_map(|(spelt, field)| {
-            let same = field.spelt(spelt.spelling) == name;
-            same.then_some((spelt.at, field))
-        })
+        for place in places(mark, &self.by_name) {
+            let spelt = self.by_name.get(place)?.as_ref()?;
+            let field = self.fields.get(spelt.at)?;
+            if spelt.mark == mark && field.spelt(spelt.spelling) == name {
+                return Some((spelt.at, field));
+            }
+        }
+        None
     }
 
     /// `Listener` of `envoy.config.listener.v3.Listener`.
@@ -307,6 +316,13 @@ fn mark(name: &str) -> u64 {
     };
     // The length takes the place of the first of the eight.
     end & !0xff | name.len() as u64 & 0xff
+}
+
+/// Where a name of this mark is looked for, one place after the other.
+fn places(mark: u64, table: &[Option<Spelt>]) -> impl Iterator<Item = usize> + use<> {
+    let mask = table.len().wrapping_sub(1);
+    let first = (mark.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize;
+    (0..table.len()).map(move |more| first.wrapping_add(more) & mask)
 }
 
 /// The strings and messages in an encoded message: number and content.
