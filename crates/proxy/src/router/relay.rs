@@ -57,7 +57,7 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding
     }
     if upgraded {
         // What follows belongs to another protocol.
-        exchange.bodies = None;
+        exchange.bodies = exchange.bodies.take().and_then(|bodies| bodies.into_tunnel());
         forwarding.body.start_raw();
         lease.upstream.start_raw();
     } else {

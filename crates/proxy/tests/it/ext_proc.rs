@@ -297,11 +297,14 @@ fn both_heads_of_an_upgrade_are_seen_and_changed_and_then_it_works() {
         Request::ResponseHeaders(_) => {
             Some(Answer::ResponseHeaders(proto::HeadersResponse { response: common(set(&[("x-answered", "1")], &[]), None) }))
         }
+        Request::ResponseBody(b) => {
+            let upper = String::from_utf8_lossy(&b.body).to_uppercase();
+            Some(Answer::ResponseBody(proto::BodyResponse { response: common(None, Some(&upper)) }))
+        }
         _ => None,
     });
-    for mode in
-        ["", "request_body_mode: STREAMED, response_body_mode: STREAMED", "request_body_mode: BUFFERED, response_body_mode: BUFFERED"]
-    {
+    let streamed = "request_body_mode: STREAMED, response_body_mode: STREAMED";
+    for (mode, shown) in [("", false), (streamed, true), ("request_body_mode: BUFFERED, response_body_mode: BUFFERED", false)] {
         seen.lock().unwrap().clear();
         let mut config = config(upstream, server.port(), mode, "");
         config.hcm = "upgrade_configs: [{upgrade_type: websocket}]".to_owned();
@@ -313,8 +316,12 @@ fn both_heads_of_an_upgrade_are_seen_and_changed_and_then_it_works() {
         stream.write_all(b" late").unwrap();
         let mut bytes = [0; 12];
         stream.read_exact(&mut bytes).unwrap();
-        assert_eq!(&bytes, b"hiearly late", "{mode}");
-        assert_eq!(told(&seen), ["H", "h"], "{mode}");
+        let expected = if shown { b"HIEARLY LATE" } else { b"hiearly late" };
+        assert_eq!(String::from_utf8_lossy(&bytes), String::from_utf8_lossy(expected), "{mode}");
+        let told = told(&seen);
+        assert_eq!(told[..2], ["H", "h"], "{mode}");
+        let data: String = told.iter().filter_map(|t| t.strip_prefix('B')).collect();
+        assert_eq!(data, if shown { "early late" } else { "" }, "{mode}");
         drop(stream);
         eventually(|| stat(&proxy, "streams_closed") == 1);
     }

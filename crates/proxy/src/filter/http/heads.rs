@@ -16,6 +16,9 @@ pub(super) fn of_request(request: &Request) -> Vec<(&str, Vec<u8>)> {
     ];
     let mut all: Vec<(&str, Vec<u8>)> = pseudo.into_iter().map(|(name, value)| (name, value.to_vec())).collect();
     all.extend(request.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes().to_vec())));
+    if request.upgrade.is_some() && request.version != Version::Http2 {
+        all.push(("connection", b"upgrade".to_vec()));
+    }
     match request.length {
         Length::Known(n) => all.push(("content-length", n.to_string().into_bytes())),
         Length::Unknown if request.version != Version::Http2 && request.upgrade.is_none() => {

@@ -107,6 +107,10 @@ impl Chain {
         self.links.push(Link { stage: Box::new(stage), ended: false });
     }
 
+    fn push_first(&mut self, stage: impl Stage + 'static) {
+        self.links.insert(0, Link { stage: Box::new(stage), ended: false });
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.links.is_empty()
     }
@@ -155,6 +159,8 @@ impl Source for Before<'_> {
 pub(crate) struct Bodies {
     pub(crate) request: Chain,
     pub(crate) response: Chain,
+    /// What becomes of these when protocols are switched.
+    tunnel: Option<Box<Bodies>>,
     /// How much of the request's body may be kept for another try, where a filter says so.
     pub(crate) kept: Option<usize>,
     /// What filters, by their place, keep from a request for its response.
@@ -167,6 +173,11 @@ impl Bodies {
         let mut bodies = Self::default();
         bodies.request.push(hold::Held::of(frames));
         bodies
+    }
+
+    /// What goes on once protocols are switched: bodies of another protocol are none of most filters' business.
+    pub(crate) fn into_tunnel(self) -> Option<Box<Self>> {
+        self.tunnel
     }
 
     pub(crate) fn note<T: 'static>(&mut self, filter: usize, note: T) {
@@ -195,6 +206,15 @@ impl Exchange<'_> {
             self.request.length = Length::Unknown;
         }
         self.bodies().request.push(stage);
+    }
+
+    /// Adds stages to both directions of an upgraded connection, when its response is seen: the last filter comes first.
+    pub(crate) fn change_tunnel<S: Stage + 'static>(&mut self, request: Option<S>, response: Option<S>) {
+        if request.is_some() || response.is_some() {
+            let tunnel = self.bodies().tunnel.get_or_insert_default();
+            request.into_iter().for_each(|stage| tunnel.request.push_first(stage));
+            response.into_iter().for_each(|stage| tunnel.response.push(stage));
+        }
     }
 
     /// Adds a stage to what the response's body goes through; the response's length is the filter's to change.

@@ -89,6 +89,10 @@ fn header_map(config: &ExtProc, all: Vec<(&str, Vec<u8>)>) -> core::HeaderMap {
 pub(super) fn of_response(response: &Response) -> Vec<(&str, Vec<u8>)> {
     let mut all = vec![(":status", response.status.as_str().as_bytes().to_vec())];
     all.extend(response.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes().to_vec())));
+    if let Some(protocol) = response.upgrade.as_ref().filter(|_| response.status == StatusCode::SWITCHING_PROTOCOLS) {
+        all.push(("connection", b"upgrade".to_vec()));
+        all.push(("upgrade", protocol.as_bytes().to_vec()));
+    }
     if let Length::Known(n) = response.length {
         all.push(("content-length", n.to_string().into_bytes()));
     }

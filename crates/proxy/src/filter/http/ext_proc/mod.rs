@@ -246,10 +246,21 @@ pub(super) async fn on_response(
             }
         }
     }
-    if has_body {
+    if upgraded {
+        show_tunnel(exchange, &session);
+    } else if has_body {
         response_body(exchange, &session, response, body).await?;
     }
     Ok(())
+}
+
+/// Shows what goes through an upgraded connection where bodies are shown as they come; there is no end of it to wait for
+/// where they are shown whole.
+fn show_tunnel(exchange: &mut Exchange<'_>, session: &Shared) {
+    let (mode, limit) = (session.borrow().mode, buffer_limit(exchange));
+    let stage = |way, body| (body == BodyMode::Streamed).then(|| Through::new(session, way, true, false, limit));
+    let (request, response) = (stage(Way::Request, mode.request_body), stage(Way::Response, mode.response_body));
+    exchange.change_tunnel(request, response);
 }
 
 fn change_response(session: &Shared, response: &mut Response, said: Option<CommonResponse>) -> Result<Option<Bytes>, End> {
