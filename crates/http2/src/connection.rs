@@ -9,6 +9,7 @@ use crate::frame::{self, Reason, flag, kind, setting};
 use crate::hpack::{Decoder, Encoder};
 use crate::output::Output;
 use crate::stream::{Stream, Streams};
+use crate::window::Queue;
 
 /// The frame size that everyone accepts, and the largest we send or take.
 pub(crate) const FRAME: usize = 16_384;
@@ -35,6 +36,9 @@ pub struct Config {
     pub max_headers: usize,
     /// Announce and take extended CONNECT (RFC 8441).
     pub extended_connect: bool,
+    /// What the user of the connection wants to know about names of headers: asked when a name is first sent, so that it
+    /// need not look at every header of every request. [`crate::RequestHead::marks`] are the marks of all names, or-ed.
+    pub mark: fn(&[u8]) -> u8,
 }
 
 impl Default for Config {
@@ -47,6 +51,7 @@ impl Default for Config {
             max_header_bytes: 60 << 10,
             max_headers: 100,
             extended_connect: false,
+            mark: |_| 0,
         }
     }
 }
@@ -98,8 +103,9 @@ pub struct Connection {
     pub(crate) peer_going_away: bool,
     pub(crate) dead: bool,
     pub(crate) flood: Flood,
+    pub(crate) waiting: Queue,
     /// Scratch for header blocks: they are framed after they are encoded.
-    block: BytesMut,
+    block: Vec<u8>,
 }
 
 impl Connection {
@@ -120,7 +126,7 @@ impl Connection {
         let mut connection = Self {
             role,
             encoder: Encoder::new(),
-            decoder: Decoder::new(4096, config.max_header_bytes, config.max_headers),
+            decoder: Decoder::new(4096, config.max_header_bytes, config.max_headers, config.mark),
             out: Output::default(),
             streams: Streams::default(),
             peer: Peer { max_concurrent_streams: 100, initial_window: FIRST_WINDOW, extended_connect: false },
@@ -136,7 +142,8 @@ impl Connection {
             peer_going_away: false,
             dead: false,
             flood: Flood::default(),
-            block: BytesMut::new(),
+            waiting: Queue::default(),
+            block: Vec::new(),
             config,
         };
         connection.greet();
@@ -258,7 +265,7 @@ impl Connection {
             return self.put_end(id);
         }
         let mut block = std::mem::take(&mut self.block);
-        self.encoder.begin(&mut block);
+        self.encoder.begin_trailers(&mut block);
         self.encoder.headers(headers, &mut block);
         self.put_block(id, block, true);
         self.finish_sending(id);
@@ -272,15 +279,18 @@ impl Connection {
             data.clear();
             return true;
         };
+        let allowed = self.waiting.allowed(self.send_window, stream).min(stream.send_window);
+        let mut allowed = usize::try_from(allowed).unwrap_or(0);
+        self.waiting.settle(stream);
         while !data.is_empty() {
-            let allowed = stream.send_window.min(self.send_window);
-            if allowed <= 0 {
-                stream.wants_capacity = true;
+            let size = data.len().min(FRAME).min(allowed);
+            if size == 0 {
+                self.waiting.wait(id, stream, data.len());
                 return false;
             }
-            let size = data.len().min(FRAME).min(usize::try_from(allowed).unwrap_or(FRAME));
             let part = data.split_to(size);
             let last = end && data.is_empty();
+            allowed -= size;
             stream.send_window -= size as i64;
             self.send_window -= size as i64;
             self.flood.data_frames_sent += 1;
@@ -295,14 +305,6 @@ impl Connection {
             self.put_end(id);
         }
         true
-    }
-
-    /// How many bytes the windows allow on this stream now; 0 makes the stream wait for [`crate::Event::Capacity`].
-    pub fn capacity(&mut self, id: StreamId) -> usize {
-        let Some(stream) = self.streams.get_mut(&id) else { return usize::MAX };
-        let allowed = stream.send_window.min(self.send_window).max(0);
-        stream.wants_capacity = allowed == 0;
-        usize::try_from(allowed).unwrap_or(usize::MAX)
     }
 
     /// The shell is done with `count` bytes of the stream's body: the peer may send as many again.
@@ -369,8 +371,12 @@ impl Connection {
 
     /// Takes the stream out of the table; what it still held counts as read. True when it was there.
     pub(crate) fn forget(&mut self, id: StreamId) -> bool {
-        let Some(stream) = self.streams.remove(&id) else { return false };
+        let Some(mut stream) = self.streams.remove(&id) else { return false };
         self.release_connection(stream.outstanding);
+        self.waiting.settle(&mut stream);
+        if stream.queued {
+            self.waiting.tidy(&self.streams);
+        }
         true
     }
 
@@ -388,7 +394,7 @@ impl Connection {
     }
 
     /// Frames an encoded block as HEADERS and, when it is long, CONTINUATIONs. Gives the scratch back.
-    fn put_block(&mut self, id: StreamId, mut block: BytesMut, end: bool) {
+    fn put_block(&mut self, id: StreamId, mut block: Vec<u8>, end: bool) {
         let out = self.out.buffer();
         let mut flags = if end { flag::END_STREAM } else { 0 };
         let mut kind = kind::HEADERS;

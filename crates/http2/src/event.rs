@@ -1,11 +1,23 @@
 //! What a connection tells its shell.
+use std::cell::RefCell;
+
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 
 use crate::StreamId;
 use crate::frame::Reason;
 
-/// A request's head. `host` is not among the headers: it is the authority.
+/// Heads that a thread keeps for requests to come.
+const SPARE: usize = 64;
+
+/// The box is what is kept.
+type Spare = Box<RequestHead>;
+
+thread_local! {
+    static FREE: RefCell<Vec<Spare>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A request's head. `host`, `content-length` and `te` are not among the headers: other fields say what they said.
 #[derive(Clone, Debug, Default)]
 pub struct RequestHead {
     pub method: Method,
@@ -18,11 +30,35 @@ pub struct RequestHead {
     /// The protocol of an extended CONNECT (RFC 8441).
     pub protocol: Option<Bytes>,
     pub headers: HeaderMap,
+    /// The one number that all `content-length` fields agree on.
+    pub length: Option<u64>,
+    /// `te: trailers`.
+    pub te_trailers: bool,
+    /// `expect` is among the headers.
+    pub expect: bool,
+    /// What [`crate::Config::mark`] says of the names.
+    pub marks: u8,
     /// Decoded size: names, values and 32 for each field.
     pub size: usize,
 }
 
 impl RequestHead {
+    /// An empty one, of a request that is over if there is one.
+    pub(crate) fn spare() -> Box<Self> {
+        FREE.with_borrow_mut(Vec::pop).unwrap_or_default()
+    }
+
+    /// Takes what it holds and keeps the rest for another request.
+    pub fn take(mut self: Box<Self>) -> Self {
+        let head = std::mem::take(&mut *self);
+        FREE.with_borrow_mut(|free| {
+            if free.len() < SPARE {
+                free.push(self);
+            }
+        });
+        head
+    }
+
     pub fn as_ref(&self) -> RequestRef<'_> {
         RequestRef {
             method: &self.method,
@@ -57,8 +93,8 @@ pub enum Event {
     Request { id: StreamId, head: Box<RequestHead>, end: bool },
     /// A request's headers were over the limit: answer 431 and reset the stream.
     HeadersTooLarge { id: StreamId },
-    /// The final response's head.
-    Response { id: StreamId, status: StatusCode, headers: HeaderMap, end: bool, size: usize },
+    /// The final response's head; its `content-length` is `length` and not among the headers.
+    Response { id: StreamId, status: StatusCode, length: Option<u64>, headers: HeaderMap, end: bool, size: usize },
     /// A 1xx response; 101 does not exist in HTTP/2.
     Informational { id: StreamId, status: StatusCode, headers: HeaderMap },
     /// Part of a body. Its bytes count against the windows until [`crate::Connection::release`] is called.

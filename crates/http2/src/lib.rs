@@ -17,6 +17,7 @@ mod output;
 mod receive;
 pub mod shell;
 mod stream;
+mod window;
 
 pub use connection::{Config, Connection, Refused, Role};
 pub use event::{ConnectionError, Event, RequestHead, RequestRef};

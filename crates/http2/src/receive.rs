@@ -6,7 +6,7 @@ use crate::StreamId;
 use crate::connection::{Connection, FRAME, Partial, Role};
 use crate::event::{ConnectionError, Event, RequestHead};
 use crate::frame::{self, Head, Reason, flag, kind, setting};
-use crate::hpack::Block;
+use crate::hpack::{Block, CompressionError};
 use crate::stream::Stream;
 
 /// CONTINUATION frames of one block; each may hold 16 KiB.
@@ -179,25 +179,27 @@ impl Connection {
 
     /// A complete header block: a request, a response or trailers.
     fn block(&mut self, id: StreamId, end: bool, block: &[u8], events: &mut Vec<Event>) -> Outcome {
-        let block = self.decoder.decode(block).map_err(|e| ConnectionError { reason: Reason::COMPRESSION_ERROR, text: e.0 })?;
+        let (encoded, mut block) = (block, Block::default());
+        let broken = |e: CompressionError| ConnectionError { reason: Reason::COMPRESSION_ERROR, text: e.0 };
+        self.decoder.decode(encoded, &mut block).map_err(broken)?;
         if let Some(stream) = self.streams.get(&id) {
             return match (stream.receiving, stream.head_received, self.role) {
                 (false, ..) => self.stream_error(id, Reason::STREAM_CLOSED, events),
-                (true, true, _) => self.trailers(id, end, block, events),
-                (true, false, Role::Client) => self.response(id, end, block, events),
+                (true, true, _) => self.trailers(id, end, &mut block, events),
+                (true, false, Role::Client) => self.response(id, end, &mut block, events),
                 (true, false, Role::Server) => self.stream_error(id, Reason::PROTOCOL_ERROR, events),
             };
         }
         match self.role {
             Role::Client if self.is_idle(id) => Err(ConnectionError::protocol("HEADERS on an idle stream")),
             Role::Server if id.is_multiple_of(2) => Err(ConnectionError::protocol("a client opened an even stream")),
-            Role::Server if id > self.last_peer_id => self.request(id, end, block, events),
+            Role::Server if id > self.last_peer_id => self.request(id, end, &mut block, events),
             // A stream that we reset a moment ago.
             _ => Ok(()),
         }
     }
 
-    fn request(&mut self, id: StreamId, end: bool, block: Block, events: &mut Vec<Event>) -> Outcome {
+    fn request(&mut self, id: StreamId, end: bool, block: &mut Block, events: &mut Vec<Event>) -> Outcome {
         self.last_peer_id = id;
         self.flood.streams += 1;
         if self.going_away.is_some() || self.streams.len() >= self.config.max_concurrent_streams as usize {
@@ -212,27 +214,23 @@ impl Connection {
             events.push(Event::HeadersTooLarge { id });
             return Ok(());
         }
+        let mut head = RequestHead::spare();
         // A pseudo-header that was not announced makes the request malformed (RFC 8441, section 3).
-        let head = request_head(block).filter(|head| head.protocol.is_none() || self.config.extended_connect);
-        let Some(head) = head else {
+        let well_formed = request_head(block, &mut head)
+            && (head.protocol.is_none() || self.config.extended_connect)
+            && !(end && head.length.is_some_and(|length| length > 0));
+        if !well_formed {
             frame::put_reset(self.out.buffer(), id, Reason::PROTOCOL_ERROR);
             self.flood.premature_reset()?;
             return self.flood.control_frame();
-        };
-        match content_length(&head.headers) {
-            Ok(length) if !(end && length.is_some_and(|l| l > 0)) => stream.length_left = length,
-            _ => {
-                frame::put_reset(self.out.buffer(), id, Reason::PROTOCOL_ERROR);
-                self.flood.premature_reset()?;
-                return self.flood.control_frame();
-            }
         }
+        stream.length_left = head.length;
         self.streams.insert(id, stream);
-        events.push(Event::Request { id, head: Box::new(head), end });
+        events.push(Event::Request { id, head, end });
         Ok(())
     }
 
-    fn response(&mut self, id: StreamId, end: bool, block: Block, events: &mut Vec<Event>) -> Outcome {
+    fn response(&mut self, id: StreamId, end: bool, block: &mut Block, events: &mut Vec<Event>) -> Outcome {
         let status = match block.status {
             Some(status) if block.malformed.is_none() && !block.too_large && block.method.is_none() => status,
             _ => return self.stream_error(id, Reason::PROTOCOL_ERROR, events),
@@ -241,12 +239,10 @@ impl Connection {
             if end || status == http::StatusCode::SWITCHING_PROTOCOLS {
                 return self.stream_error(id, Reason::PROTOCOL_ERROR, events);
             }
-            events.push(Event::Informational { id, status, headers: block.headers });
+            events.push(Event::Informational { id, status, headers: std::mem::take(&mut block.headers) });
             return self.flood.payload(true);
         }
-        let Ok(length) = content_length(&block.headers) else {
-            return self.stream_error(id, Reason::PROTOCOL_ERROR, events);
-        };
+        let length = block.length;
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.head_received = true;
             let bodiless = stream.bodiless || matches!(status.as_u16(), 204 | 304);
@@ -255,20 +251,25 @@ impl Connection {
                 return self.stream_error(id, Reason::PROTOCOL_ERROR, events);
             }
         }
-        events.push(Event::Response { id, status, headers: block.headers, end, size: block.size });
+        events.push(Event::Response { id, status, length, headers: std::mem::take(&mut block.headers), end, size: block.size });
         if end {
             self.finish_receiving(id);
         }
         Ok(())
     }
 
-    fn trailers(&mut self, id: StreamId, end: bool, block: Block, events: &mut Vec<Event>) -> Outcome {
+    fn trailers(&mut self, id: StreamId, end: bool, block: &mut Block, events: &mut Vec<Event>) -> Outcome {
         let short = self.streams.get(&id).is_some_and(|s| s.length_left.is_some_and(|l| l > 0));
         let pseudo = block.status.is_some() || block.method.is_some() || block.path.is_some();
         if !end || short || pseudo || block.too_large || block.malformed.is_some() {
             return self.stream_error(id, Reason::PROTOCOL_ERROR, events);
         }
-        events.push(Event::Trailers { id, headers: block.headers });
+        let mut headers = std::mem::take(&mut block.headers);
+        if let Some(length) = block.length {
+            // Here it is a field as others are.
+            headers.append(header::CONTENT_LENGTH, length.into());
+        }
+        events.push(Event::Trailers { id, headers });
         self.finish_receiving(id);
         Ok(())
     }
@@ -286,6 +287,7 @@ impl Connection {
         }
         size(payload.len().is_multiple_of(6))?;
         self.settings_seen = true;
+        let before = self.peer.initial_window;
         for entry in payload.chunks_exact(6) {
             let id = u16::from_be_bytes([entry[0], entry[1]]);
             let value = u32::from_be_bytes([entry[2], entry[3], entry[4], entry[5]]);
@@ -293,7 +295,12 @@ impl Connection {
         }
         frame::put_head(self.out.buffer(), 0, kind::SETTINGS, flag::ACK, 0);
         events.push(Event::Settings);
-        events.extend(self.streams_that_can_go_on());
+        if self.peer.initial_window != before {
+            let mut waiting: Vec<StreamId> = self.streams.iter().filter(|(_, s)| s.wanted > 0).map(|(id, _)| *id).collect();
+            waiting.sort_unstable();
+            waiting.into_iter().for_each(|id| self.window_opened(id));
+            self.share_window(events);
+        }
         self.flood.control_frame()
     }
 
@@ -332,7 +339,7 @@ impl Connection {
             if increment == 0 || self.send_window > MAX_WINDOW {
                 return Err(ConnectionError { reason: Reason::FLOW_CONTROL_ERROR, text: "the connection's window overflows" });
             }
-            events.extend(self.streams_that_can_go_on());
+            self.share_window(events);
             return Ok(());
         }
         if self.is_idle(head.stream) {
@@ -344,24 +351,9 @@ impl Connection {
             let reason = if increment == 0 { Reason::PROTOCOL_ERROR } else { Reason::FLOW_CONTROL_ERROR };
             return self.stream_error(head.stream, reason, events);
         }
-        if stream.wants_capacity && stream.send_window > 0 && self.send_window > 0 {
-            stream.wants_capacity = false;
-            events.push(Event::Capacity { id: head.stream });
-        }
+        self.window_opened(head.stream);
+        self.share_window(events);
         Ok(())
-    }
-
-    fn streams_that_can_go_on(&mut self) -> Vec<Event> {
-        if self.send_window <= 0 {
-            return Vec::new();
-        }
-        let waiting = self.streams.iter_mut().filter(|(_, s)| s.wants_capacity && s.send_window > 0);
-        waiting
-            .map(|(id, stream)| {
-                stream.wants_capacity = false;
-                Event::Capacity { id: *id }
-            })
-            .collect()
     }
 
     fn peer_reset(&mut self, head: Head, payload: &[u8], events: &mut Vec<Event>) -> Outcome {
@@ -470,57 +462,47 @@ fn header_fragment(head: Head, mut payload: &[u8]) -> Result<&[u8], ConnectionEr
     payload.get(..length).ok_or(ConnectionError::protocol("padding longer than the frame"))
 }
 
-/// Checks a request's block (RFC 9113, section 8.3.1; RFC 8441); `None` when it is malformed.
-fn request_head(mut block: Block) -> Option<RequestHead> {
-    let method = block.method.filter(|_| block.malformed.is_none() && block.status.is_none())?;
+/// Checks a request's block (RFC 9113, section 8.3.1; RFC 8441) and fills its head; false when it is malformed.
+fn request_head(block: &mut Block, head: &mut RequestHead) -> bool {
+    let Some(method) = block.method.take().filter(|_| block.malformed.is_none() && block.status.is_none()) else { return false };
     let plain_connect = method == Method::CONNECT && block.protocol.is_none();
     if block.protocol.is_some() && method != Method::CONNECT {
-        return None;
+        return false;
     }
     if plain_connect != (block.scheme.is_none() && block.path.is_none()) || (!plain_connect && block.path.is_none()) {
-        return None;
+        return false;
     }
-    let path = block.path.unwrap_or_default();
+    let path = block.path.take().unwrap_or_default();
     let rooted = path.first() == Some(&b'/') || (method == Method::OPTIONS && path == "*");
     if !plain_connect && (!rooted || block.scheme.as_ref().is_none_or(Bytes::is_empty)) {
-        return None;
+        return false;
     }
-    // Two different names for the target are a way around rules that look at one of them.
-    let mut authority = block.authority.unwrap_or_default();
-    for host in block.headers.get_all(header::HOST) {
+    let mut authority = block.authority.take().unwrap_or_default();
+    if block.host && !host_agrees(&mut authority, &mut block.headers) {
+        return false;
+    }
+    head.method = method;
+    head.scheme = block.scheme.take().unwrap_or_default();
+    head.authority = authority;
+    head.path = path;
+    head.protocol = block.protocol.take();
+    head.headers = std::mem::take(&mut block.headers);
+    head.length = block.length;
+    (head.te_trailers, head.expect, head.marks, head.size) = (block.te, block.expect, block.marks, block.size);
+    true
+}
+
+/// Two different names for the target are a way around rules that look at one of them.
+fn host_agrees(authority: &mut Bytes, headers: &mut HeaderMap) -> bool {
+    for host in headers.get_all(header::HOST) {
         if authority.is_empty() {
-            authority = Bytes::copy_from_slice(host.as_bytes());
+            *authority = Bytes::copy_from_slice(host.as_bytes());
         } else if !authority.eq_ignore_ascii_case(host.as_bytes()) {
-            return None;
+            return false;
         }
     }
     if !authority.is_empty() {
-        block.headers.remove(header::HOST);
+        headers.remove(header::HOST);
     }
-    Some(RequestHead {
-        method,
-        scheme: block.scheme.unwrap_or_default(),
-        authority,
-        path,
-        protocol: block.protocol,
-        headers: block.headers,
-        size: block.size,
-    })
-}
-
-/// The one length all `content-length` fields agree on.
-fn content_length(headers: &HeaderMap) -> Result<Option<u64>, ()> {
-    let mut length = None;
-    for value in headers.get_all(header::CONTENT_LENGTH) {
-        let digits = value.as_bytes();
-        if digits.is_empty() || digits.len() > 19 || !digits.iter().all(u8::is_ascii_digit) {
-            return Err(());
-        }
-        let value = digits.iter().fold(0, |n, d| n * 10 + u64::from(d - b'0'));
-        if length.is_some_and(|l| l != value) {
-            return Err(());
-        }
-        length = Some(value);
-    }
-    Ok(length)
+    true
 }

@@ -21,7 +21,13 @@ pub(crate) struct Stream {
     pub(crate) head_received: bool,
     /// A final response's head was sent (server).
     pub(crate) answered: bool,
-    pub(crate) wants_capacity: bool,
+    /// Bytes that the windows did not let through; 0 when none wait.
+    pub(crate) wanted: usize,
+    /// Among those that wait for the connection's window.
+    pub(crate) queued: bool,
+    /// The part of the connection's window that is kept for this stream during [`Self::turn`].
+    pub(crate) share: i64,
+    pub(crate) turn: u64,
     /// Body bytes still due by `content-length`.
     pub(crate) length_left: Option<u64>,
     /// The response has no body whatever its `content-length` says.
@@ -39,7 +45,10 @@ impl Stream {
             sending: true,
             head_received: false,
             answered: false,
-            wants_capacity: false,
+            wanted: 0,
+            queued: false,
+            share: 0,
+            turn: 0,
             length_left: None,
             bodiless: false,
         }

@@ -27,7 +27,7 @@ async fn echo(accepted: Accepted) {
             return;
         }
     }
-    stream.send_end(Some(HeaderMap::from_iter([("x-end".parse().unwrap(), "yes".parse().unwrap())])));
+    stream.send_end(Some(Box::new(HeaderMap::from_iter([("x-end".parse().unwrap(), "yes".parse().unwrap())]))));
     let _ = poll_fn(|cx| stream.poll_room(cx)).await;
 }
 

@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 
 use lateen_core::recycle::maps;
 
-use super::table::{DecoderTable, OVERHEAD};
+use super::table::{DecoderTable, Entry, OVERHEAD, Sort};
 use super::{Field, huffman};
 
 /// What a header block held.
@@ -16,7 +16,17 @@ pub(crate) struct Block {
     pub(crate) path: Option<Bytes>,
     pub(crate) protocol: Option<Bytes>,
     pub(crate) status: Option<StatusCode>,
+    /// Without `content-length` and `te`, which the next two stand for.
     pub(crate) headers: HeaderMap,
+    pub(crate) length: Option<u64>,
+    /// `te: trailers`.
+    pub(crate) te: bool,
+    pub(crate) host: bool,
+    pub(crate) expect: bool,
+    /// The marks of all names.
+    pub(crate) marks: u8,
+    /// A field that is no pseudo header came.
+    regular: bool,
     /// Decoded size: names, values and 32 for each field.
     pub(crate) size: usize,
     /// The first rule of RFC 9113, section 8.2 and 8.3, that the block breaks; the stream is malformed.
@@ -36,30 +46,23 @@ pub(crate) struct Decoder {
     scratch: BytesMut,
     max_size: usize,
     max_fields: usize,
+    mark: fn(&[u8]) -> u8,
     /// How many headers recent blocks had: the next map is made that large.
     expected: usize,
 }
 
 impl Decoder {
-    pub(crate) fn new(table_size: usize, max_size: usize, max_fields: usize) -> Self {
-        Self { table: DecoderTable::new(table_size), scratch: BytesMut::new(), max_size, max_fields, expected: 8 }
+    pub(crate) fn new(table_size: usize, max_size: usize, max_fields: usize, mark: fn(&[u8]) -> u8) -> Self {
+        Self { table: DecoderTable::new(table_size), scratch: BytesMut::new(), max_size, max_fields, mark, expected: 8 }
     }
 
-    /// Decodes a whole block.
-    pub(crate) fn decode(&mut self, input: &[u8]) -> Result<Block, CompressionError> {
-        let mut block = Block { headers: maps::take(self.expected), ..Block::default() };
-        // Huffman text grows by 8/5 at most.
-        self.scratch.reserve(input.len() * 8 / 5 + 16);
+    /// Decodes a whole block into one that is empty.
+    pub(crate) fn decode(&mut self, input: &[u8], block: &mut Block) -> Result<(), CompressionError> {
+        block.headers = maps::take(self.expected);
         let mut rest = input;
         let mut fields = 0;
         while let Some(first) = rest.first().copied() {
-            let (field, stored) = if first & 0x80 != 0 {
-                let index = integer(&mut rest, 7)?;
-                let field = self.table.get(index).ok_or(CompressionError("index beyond the tables"))?;
-                (Some(field.clone()), false)
-            } else if first & 0xc0 == 0x40 {
-                (self.literal(&mut rest, 6)?, true)
-            } else if first & 0xe0 == 0x20 {
+            if first & 0xe0 == 0x20 {
                 if fields > 0 {
                     return Err(CompressionError("table size update after a field"));
                 }
@@ -68,11 +71,23 @@ impl Decoder {
                     return Err(CompressionError("table size over the limit that was set"));
                 }
                 continue;
-            } else {
-                (self.literal(&mut rest, 4)?, false)
-            };
+            }
             fields += 1;
-            let Some(field) = field else {
+            if first & 0x80 != 0 {
+                let index = integer(&mut rest, 7)?;
+                let entry = self.table.get(index).ok_or(CompressionError("index beyond the tables"))?;
+                if DecoderTable::is_fixed(index)
+                    && let Field::Header(name, _) = &entry.field
+                {
+                    block.marks |= (self.mark)(name.as_str().as_bytes());
+                }
+                if block.has_room(entry.size, fields, self.max_size, self.max_fields) {
+                    block.add(entry);
+                }
+                continue;
+            }
+            let stored = first & 0x40 != 0;
+            let Some(field) = self.literal(&mut rest, if stored { 6 } else { 4 }, input.len())? else {
                 if stored {
                     // Leaving it out of the table would shift all that the peer refers to later.
                     return Err(CompressionError("an indexed field is no valid header"));
@@ -80,87 +95,109 @@ impl Decoder {
                 block.malformed.get_or_insert("invalid header name or value");
                 continue;
             };
-            if stored {
-                self.table.insert(detached(&field), field.size());
+            let entry = Entry::new(field, self.mark);
+            if block.has_room(entry.size, fields, self.max_size, self.max_fields) {
+                block.add(&entry);
             }
-            block.add(field, fields, self.max_size, self.max_fields);
+            if stored {
+                self.table.insert(Entry { field: detached(&entry.field), ..entry });
+            }
         }
         self.expected = block.headers.len().clamp(4, 64) + 4;
-        Ok(block)
+        Ok(())
     }
 
     /// A literal; `None` when it is well coded but no valid field.
-    fn literal(&mut self, rest: &mut &[u8], prefix: u8) -> Result<Option<Field>, CompressionError> {
+    fn literal(&mut self, rest: &mut &[u8], prefix: u8, block: usize) -> Result<Option<Field>, CompressionError> {
+        // Huffman text grows by 8/5 at most.
+        self.scratch.reserve(block * 8 / 5 + 16);
         let index = integer(rest, prefix)?;
         if index > 0 {
-            let named = self.table.get(index).ok_or(CompressionError("index beyond the tables"))?.clone();
-            let value = self.string(rest)?;
-            return Ok(with_value(&named, value));
+            let named = self.table.get(index).ok_or(CompressionError("index beyond the tables"))?;
+            let value = string(&mut self.scratch, rest)?;
+            return Ok(with_value(&named.field, value));
         }
-        let name = self.string(rest)?;
-        let value = self.string(rest)?;
+        let name = string(&mut self.scratch, rest)?;
+        let value = string(&mut self.scratch, rest)?;
         Ok(from_parts(&name, value))
-    }
-
-    fn string(&mut self, rest: &mut &[u8]) -> Result<Bytes, CompressionError> {
-        let coded = rest.first().is_some_and(|b| b & 0x80 != 0);
-        let length = integer(rest, 7)?;
-        let Some((raw, after)) = rest.split_at_checked(length) else {
-            return Err(CompressionError("string beyond the block"));
-        };
-        *rest = after;
-        if coded {
-            if !huffman::decode(raw, &mut self.scratch) {
-                return Err(CompressionError("invalid Huffman coding"));
-            }
-        } else {
-            self.scratch.extend_from_slice(raw);
-        }
-        Ok(self.scratch.split().freeze())
     }
 }
 
-impl Block {
-    fn add(&mut self, field: Field, fields: usize, max_size: usize, max_fields: usize) {
-        self.size += field.size();
-        if self.size > max_size || fields > max_fields {
-            self.too_large = true;
-            return;
+fn string(scratch: &mut BytesMut, rest: &mut &[u8]) -> Result<Bytes, CompressionError> {
+    let coded = rest.first().is_some_and(|b| b & 0x80 != 0);
+    let length = integer(rest, 7)?;
+    let Some((raw, after)) = rest.split_at_checked(length) else {
+        return Err(CompressionError("string beyond the block"));
+    };
+    *rest = after;
+    if coded {
+        if !huffman::decode(raw, scratch) {
+            return Err(CompressionError("invalid Huffman coding"));
         }
-        let late = !self.headers.is_empty();
-        let twice = match field {
-            Field::Header(name, value) => return self.add_header(name, value),
-            Field::Authority(v) => self.authority.replace(v).is_some(),
-            Field::Scheme(v) => self.scheme.replace(v).is_some(),
-            Field::Path(v) => self.path.replace(v).is_some(),
-            Field::Protocol(v) => self.protocol.replace(v).is_some(),
-            Field::Method(v) => self.method.replace(v).is_some(),
-            Field::Status(v) => self.status.replace(v).is_some(),
+    } else {
+        scratch.extend_from_slice(raw);
+    }
+    Ok(scratch.split().freeze())
+}
+
+impl Block {
+    /// Counts a field against the limits.
+    fn has_room(&mut self, size: usize, fields: usize, max_size: usize, max_fields: usize) -> bool {
+        self.size += size;
+        let over = self.size > max_size || fields > max_fields;
+        self.too_large |= over;
+        !over
+    }
+
+    fn add(&mut self, entry: &Entry) {
+        let twice = match &entry.field {
+            Field::Header(name, value) => {
+                self.regular = true;
+                self.marks |= entry.mark;
+                if entry.sort == Sort::Plain || self.stays(entry.sort, value) {
+                    self.headers.append(name.clone(), value.clone());
+                }
+                return;
+            }
+            Field::Authority(v) => self.authority.replace(v.clone()).is_some(),
+            Field::Scheme(v) => self.scheme.replace(v.clone()).is_some(),
+            Field::Path(v) => self.path.replace(v.clone()).is_some(),
+            Field::Protocol(v) => self.protocol.replace(v.clone()).is_some(),
+            Field::Method(v) => self.method.replace(v.clone()).is_some(),
+            Field::Status(v) => self.status.replace(*v).is_some(),
         };
         if twice {
             self.malformed.get_or_insert("repeated pseudo header");
         }
-        if late {
+        if self.regular {
             self.malformed.get_or_insert("pseudo header after a header");
         }
     }
 
-    fn add_header(&mut self, name: HeaderName, value: HeaderValue) {
-        use http::header;
-        if name == header::CONNECTION
-            || name == header::TRANSFER_ENCODING
-            || name == header::UPGRADE
-            || name.as_str() == "keep-alive"
-            || name.as_str() == "proxy-connection"
-            || (name == header::TE && value != "trailers")
-        {
-            self.malformed.get_or_insert("connection-specific header");
-            return;
+    /// Takes note of a header that means something to the codec; whether it belongs among the others.
+    fn stays(&mut self, sort: Sort, value: &HeaderValue) -> bool {
+        match sort {
+            Sort::Forbidden => {
+                self.malformed.get_or_insert("connection-specific header");
+                return false;
+            }
+            Sort::Te => {
+                self.te = true;
+                return false;
+            }
+            Sort::Length => {
+                match decimal(value.as_bytes()) {
+                    Some(length) if self.length.is_none_or(|other| other == length) => self.length = Some(length),
+                    _ => _ = self.malformed.get_or_insert("content-length is not one number"),
+                }
+                return false;
+            }
+            Sort::Cookie => return !self.join_cookie(value),
+            Sort::Host => self.host = true,
+            Sort::Expect => self.expect = true,
+            Sort::Plain | Sort::Pseudo => {}
         }
-        if name == header::COOKIE && self.join_cookie(&value) {
-            return;
-        }
-        self.headers.append(name, value);
+        true
     }
 
     /// Crumbs of a cookie are one header again for whoever reads it (RFC 9113, section 8.2.3).
@@ -174,7 +211,15 @@ impl Block {
     }
 }
 
+fn decimal(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() || digits.len() > 19 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    Some(digits.iter().fold(0, |n, d| n * 10 + u64::from(d - b'0')))
+}
+
 /// An integer with a prefix of `bits` (RFC 7541, section 5.1), at most 2^28.
+#[inline]
 fn integer(rest: &mut &[u8], bits: u8) -> Result<usize, CompressionError> {
     let short = CompressionError("integer beyond the block");
     let (first, mut after) = rest.split_first().ok_or(short)?;
@@ -259,30 +304,33 @@ mod tests {
     use super::*;
 
     fn decoder() -> Decoder {
-        Decoder::new(4096, 1 << 16, 100)
+        Decoder::new(4096, 1 << 16, 100, |name| u8::from(name.starts_with(b"x-")))
+    }
+
+    fn decode(decoder: &mut Decoder, input: &[u8]) -> Result<Block, CompressionError> {
+        let mut block = Block::default();
+        decoder.decode(input, &mut block).map(|()| block)
+    }
+
+    /// A literal that enters no table.
+    fn plain(name: &str, value: &str) -> Vec<u8> {
+        [&[0x00, name.len() as u8], name.as_bytes(), &[value.len() as u8], value.as_bytes()].concat()
     }
 
     #[test]
     fn the_standards_request_examples_decode_over_one_table() {
         let mut d = decoder();
-        let first =
-            d.decode(&[0x82, 0x86, 0x84, 0x41, 0x8c, 0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff]).unwrap();
+        let first = decode(&mut d, &[0x82, 0x86, 0x84, 0x41, 0x8c, 0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff])
+            .unwrap();
         assert_eq!(first.authority.unwrap(), "www.example.com");
         assert_eq!((first.method.unwrap(), first.path.unwrap()), (Method::GET, Bytes::from_static(b"/")));
-        let second = d.decode(&[0x82, 0x86, 0x84, 0xbe, 0x58, 0x86, 0xa8, 0xeb, 0x10, 0x64, 0x9c, 0xbf]).unwrap();
+        let second = decode(&mut d, &[0x82, 0x86, 0x84, 0xbe, 0x58, 0x86, 0xa8, 0xeb, 0x10, 0x64, 0x9c, 0xbf]).unwrap();
         assert_eq!(second.authority.unwrap(), "www.example.com");
         assert_eq!(second.headers["cache-control"], "no-cache");
     }
 
     #[test]
     fn what_a_request_must_not_hold_makes_it_malformed_and_keeps_the_connection() {
-        let plain = |name: &str, value: &str| {
-            let mut block = vec![0x00, name.len() as u8];
-            block.extend(name.bytes());
-            block.push(value.len() as u8);
-            block.extend(value.bytes());
-            block
-        };
         for (name, value) in [
             ("connection", "close"),
             ("te", "gzip"),
@@ -292,20 +340,21 @@ mod tests {
             ("x", "a\0"),
             (":path", "/a b"),
             (":nope", "x"),
+            ("content-length", "1x"),
         ] {
-            assert!(decoder().decode(&plain(name, value)).unwrap().malformed.is_some(), "{name}: {value:?}");
+            assert!(decode(&mut decoder(), &plain(name, value)).unwrap().malformed.is_some(), "{name}: {value:?}");
         }
-        assert_eq!(decoder().decode(&plain("x", " padded ")).unwrap().headers["x"], "padded");
-        assert!(decoder().decode(&[0x82, 0x83]).unwrap().malformed.is_some(), "two methods");
+        assert_eq!(decode(&mut decoder(), &plain("x", " padded ")).unwrap().headers["x"], "padded");
+        assert!(decode(&mut decoder(), &[0x82, 0x83]).unwrap().malformed.is_some(), "two methods");
     }
 
     #[test]
     fn a_block_that_grows_when_decoded_is_cut_at_the_limit() {
-        let mut d = Decoder::new(4096, 4096, 100);
+        let mut d = Decoder::new(4096, 4096, 100, |_| 0);
         let mut block = vec![0x40, 0x01, b'a', 0x7f, 0xe1, 0x05];
         block.extend(std::iter::repeat_n(b'v', 127 + 0x61 + (5 << 7)));
         block.extend(std::iter::repeat_n(0xbe, 1000));
-        let decoded = d.decode(&block).unwrap();
+        let decoded = decode(&mut d, &block).unwrap();
         assert!(decoded.too_large && decoded.headers.len() < 10);
     }
 
@@ -313,9 +362,34 @@ mod tests {
     fn cookie_crumbs_are_joined_and_counted() {
         let mut d = decoder();
         let crumb = [0x00, 0x06, b'c', b'o', b'o', b'k', b'i', b'e', 0x03, b'a', b'=', b'b'];
-        let block = d.decode(&[crumb, crumb].concat()).unwrap();
+        let block = decode(&mut d, &[crumb, crumb].concat()).unwrap();
         assert_eq!(block.headers["cookie"], "a=b; a=b");
         assert_eq!(block.size, 2 * (6 + 3 + 32));
+    }
+
+    #[test]
+    fn what_the_codec_reads_itself_is_noted_and_not_among_the_headers() {
+        let all = [plain("content-length", "12"), plain("te", "trailers"), plain("expect", "100-continue"), plain("host", "a")].concat();
+        let block = decode(&mut decoder(), &all).unwrap();
+        assert_eq!((block.length, block.te, block.expect, block.host), (Some(12), true, true, true));
+        assert_eq!((block.headers.len(), block.malformed), (2, None));
+        let twice = [plain("content-length", "12"), plain("content-length", "12")].concat();
+        assert_eq!(decode(&mut decoder(), &twice).unwrap().malformed, None);
+        for (first, then) in [("12", "13"), ("13", ""), ("1", "99999999999999999999")] {
+            let two = [plain("content-length", first), plain("content-length", then)].concat();
+            assert!(decode(&mut decoder(), &two).unwrap().malformed.is_some(), "{first} {then}");
+        }
+        let late = [plain("content-length", "12"), plain(":path", "/")].concat();
+        assert!(decode(&mut decoder(), &late).unwrap().malformed.is_some(), "a pseudo header after a header");
+    }
+
+    #[test]
+    fn names_are_marked_in_a_literal_and_from_the_table() {
+        let mut d = decoder();
+        let stored = [0x40, 3, b'x', b'-', b'a', 1, b'1'];
+        assert_eq!(decode(&mut d, &stored).unwrap().marks, 1);
+        assert_eq!(decode(&mut d, &[0xbe]).unwrap().marks, 1);
+        assert_eq!(decode(&mut d, &[0x90]).unwrap().marks, 0);
     }
 
     #[test]
@@ -323,7 +397,7 @@ mod tests {
         for input in
             [&[0x80][..], &[0xff], &[0x00, 0x05, b'a'], &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff], &[0x82, 0x20], &[0x3f, 0xff, 0xff, 0x7f]]
         {
-            assert!(decoder().decode(input).is_err(), "{input:x?}");
+            assert!(decode(&mut decoder(), input).is_err(), "{input:x?}");
         }
     }
 }

@@ -4,7 +4,7 @@ mod encode;
 mod huffman;
 mod table;
 
-pub(crate) use decode::{Block, Decoder};
+pub(crate) use decode::{Block, CompressionError, Decoder};
 pub(crate) use encode::Encoder;
 
 use bytes::Bytes;

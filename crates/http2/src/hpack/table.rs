@@ -71,7 +71,55 @@ pub(crate) const STATIC: [(&str, &str); 61] = [
     ("www-authenticate", ""),
 ];
 
-static STATIC_FIELDS: LazyLock<Vec<Field>> = LazyLock::new(|| STATIC.iter().map(|(n, v)| parsed(n, v)).collect());
+static STATIC_ENTRIES: LazyLock<Vec<Entry>> = LazyLock::new(|| STATIC.iter().map(|(n, v)| Entry::new(parsed(n, v), |_| 0)).collect());
+
+/// A field with what is known about it before anybody sends it again.
+pub(crate) struct Entry {
+    pub(crate) field: Field,
+    /// As limits and tables count it.
+    pub(crate) size: usize,
+    pub(crate) sort: Sort,
+    /// What [`crate::Config::mark`] says of the name.
+    pub(crate) mark: u8,
+}
+
+impl Entry {
+    pub(crate) fn new(field: Field, mark: fn(&[u8]) -> u8) -> Self {
+        let mark = if let Field::Header(name, _) = &field { mark(name.as_str().as_bytes()) } else { 0 };
+        Self { size: field.size(), sort: Sort::of(&field), mark, field }
+    }
+}
+
+/// What a message makes of a field beside keeping it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sort {
+    Pseudo,
+    Plain,
+    /// Of one connection, which HTTP/2 has other means for (RFC 9113, section 8.2.2).
+    Forbidden,
+    /// `te: trailers`, the only one allowed.
+    Te,
+    Length,
+    Host,
+    Expect,
+    Cookie,
+}
+
+impl Sort {
+    fn of(field: &Field) -> Self {
+        let Field::Header(name, value) = field else { return Self::Pseudo };
+        match name.as_str() {
+            "connection" | "transfer-encoding" | "upgrade" | "keep-alive" | "proxy-connection" => Self::Forbidden,
+            "te" if value == "trailers" => Self::Te,
+            "te" => Self::Forbidden,
+            "content-length" => Self::Length,
+            "host" => Self::Host,
+            "expect" => Self::Expect,
+            "cookie" => Self::Cookie,
+            _ => Self::Plain,
+        }
+    }
+}
 
 fn parsed(name: &str, value: &'static str) -> Field {
     let text = || bytes::Bytes::from_static(value.as_bytes());
@@ -91,7 +139,7 @@ pub(crate) const OVERHEAD: usize = 32;
 /// The decoder's view: the static table and what the peer had indexed.
 pub(crate) struct DecoderTable {
     /// Newest first.
-    dynamic: VecDeque<(Field, usize)>,
+    dynamic: VecDeque<Entry>,
     size: usize,
     /// Limit of the moment, set by the peer within [`Self::allowed`].
     limit: usize,
@@ -104,20 +152,23 @@ impl DecoderTable {
         Self { dynamic: VecDeque::new(), size: 0, limit: allowed.min(4096), allowed }
     }
 
-    pub(crate) fn get(&self, index: usize) -> Option<&Field> {
-        match index {
-            0 => None,
-            1..=61 => STATIC_FIELDS.get(index - 1),
-            _ => self.dynamic.get(index - 62).map(|(field, _)| field),
+    /// Whether the index stands for an entry whose mark nobody has set.
+    pub(crate) fn is_fixed(index: usize) -> bool {
+        index <= STATIC.len()
+    }
+
+    pub(crate) fn get(&self, index: usize) -> Option<&Entry> {
+        match index.checked_sub(STATIC.len() + 1) {
+            Some(place) => self.dynamic.get(place),
+            None => STATIC_ENTRIES.get(index.checked_sub(1)?),
         }
     }
 
-    /// `size` is the length of name and value plus [`OVERHEAD`].
-    pub(crate) fn insert(&mut self, field: Field, size: usize) {
-        self.evict_to(self.limit.saturating_sub(size));
-        if size <= self.limit {
-            self.size += size;
-            self.dynamic.push_front((field, size));
+    pub(crate) fn insert(&mut self, entry: Entry) {
+        self.evict_to(self.limit.saturating_sub(entry.size));
+        if entry.size <= self.limit {
+            self.size += entry.size;
+            self.dynamic.push_front(entry);
         }
     }
 
@@ -133,8 +184,8 @@ impl DecoderTable {
 
     fn evict_to(&mut self, size: usize) {
         while self.size > size {
-            let Some((_, entry)) = self.dynamic.pop_back() else { return };
-            self.size -= entry;
+            let Some(entry) = self.dynamic.pop_back() else { return };
+            self.size -= entry.size;
         }
     }
 }
@@ -145,10 +196,10 @@ mod tests {
 
     #[test]
     fn the_static_table_is_parsed_as_written() {
-        assert!(matches!(&STATIC_FIELDS[1], Field::Method(m) if m == Method::GET));
-        assert!(matches!(&STATIC_FIELDS[7], Field::Status(s) if *s == StatusCode::OK));
-        for (field, (name, _)) in STATIC_FIELDS.iter().zip(STATIC) {
-            if let Field::Header(parsed, _) = field {
+        assert!(matches!(&STATIC_ENTRIES[1].field, Field::Method(m) if m == Method::GET));
+        assert!(matches!(&STATIC_ENTRIES[7].field, Field::Status(s) if *s == StatusCode::OK));
+        for (entry, (name, _)) in STATIC_ENTRIES.iter().zip(STATIC) {
+            if let Field::Header(parsed, _) = &entry.field {
                 assert_eq!(parsed.as_str(), name);
             }
         }
@@ -157,14 +208,18 @@ mod tests {
     #[test]
     fn old_entries_make_room_and_an_entry_too_large_empties_the_table() {
         let mut table = DecoderTable::new(100);
-        let field = |v: &'static str| Field::Path(bytes::Bytes::from_static(v.as_bytes()));
-        table.insert(field("/a"), 45);
-        table.insert(field("/b"), 45);
-        table.insert(field("/c"), 45);
-        assert!(matches!(table.get(62), Some(Field::Path(p)) if p == "/c"));
-        assert!(matches!(table.get(63), Some(Field::Path(p)) if p == "/b"));
-        assert!(table.get(64).is_none());
-        table.insert(field("/d"), 101);
+        let entry = |v: &'static str, size| Entry { size, ..Entry::new(Field::Path(bytes::Bytes::from_static(v.as_bytes())), |_| 0) };
+        let path = |table: &DecoderTable, index| match &table.get(index)?.field {
+            Field::Path(path) => Some(path.clone()),
+            _ => None,
+        };
+        table.insert(entry("/a", 45));
+        table.insert(entry("/b", 45));
+        table.insert(entry("/c", 45));
+        assert_eq!(path(&table, 62).unwrap(), "/c");
+        assert_eq!(path(&table, 63).unwrap(), "/b");
+        assert!(table.get(64).is_none() && table.get(0).is_none());
+        table.insert(entry("/d", 101));
         assert!(table.get(62).is_none());
         assert!(!table.resize(101));
     }

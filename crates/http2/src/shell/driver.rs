@@ -49,24 +49,35 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Pump<Io> {
             if inner.driver.as_ref().is_none_or(|w| !w.will_wake(cx.waker())) {
                 inner.driver = Some(cx.waker().clone());
             }
+            inner.connection.next_turn(&mut self.events);
+            inner.dispatch(&mut self.events);
         }
         let reading = self.read(cx);
+        let turn = self.conclude(cx);
+        if reading.is_err() {
+            self.session.0.borrow_mut().close();
+            return Turn::Over;
+        }
+        turn
+    }
+
+    /// Writes what there is to say, and says whether the connection goes on.
+    pub(super) fn conclude(&mut self, cx: &mut Context<'_>) -> Turn {
+        self.session.0.borrow_mut().driver_woken = false;
         let writing = self.write(cx);
         // An idle connection keeps no buffer. One whose slices somebody still reads stays: it can soon be used again.
         if self.input.is_empty() && self.input.capacity() > 0 && self.input.try_reclaim(READ / 2) {
             buffers::recycle(std::mem::take(&mut self.input));
         }
-        if reading.is_err() || writing.is_err() {
-            self.session.0.borrow_mut().close();
+        let mut inner = self.session.0.borrow_mut();
+        let finished = inner.connection.output().is_empty() && (inner.connection.is_finished() || self.read_closed);
+        if writing.is_err() || finished {
+            inner.close();
             return Turn::Over;
         }
-        let finished = {
-            let inner = self.session.0.borrow();
-            inner.connection.output().is_empty() && (inner.connection.is_finished() || self.read_closed)
-        };
-        if finished {
-            self.session.0.borrow_mut().close();
-            return Turn::Over;
+        if inner.connection.owes_turn() {
+            // Behind those who were told that they may send.
+            inner.wake_driver();
         }
         Turn::Waiting
     }

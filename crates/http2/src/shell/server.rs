@@ -42,6 +42,19 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Server<Io> {
         }
     }
 
+    /// The task that polls this is about to poll streams: what they say wakes nobody, because [`Self::poll_written`] follows.
+    pub fn expect_output(&self) {
+        self.0.session.0.borrow_mut().driver_woken = true;
+    }
+
+    /// Writes what streams said; ready when the connection is over.
+    pub fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.0.conclude(cx) {
+            Turn::Waiting => Poll::Pending,
+            Turn::Over => Poll::Ready(()),
+        }
+    }
+
     /// Tells the peer to open no more streams; open ones finish, then [`Self::poll_accept`] ends.
     pub fn go_away(&self, reason: Reason) {
         let mut inner = self.0.session.0.borrow_mut();

@@ -5,6 +5,9 @@ use std::hash::BuildHasherDefault;
 use std::rc::Rc;
 use std::task::Waker;
 
+use bytes::Bytes;
+use http::HeaderMap;
+
 use crate::event::{Event, RequestHead};
 use crate::frame::Reason;
 use crate::shell::stream::{Piece, ResponseHead};
@@ -25,12 +28,38 @@ pub enum Failure {
     Refused,
 }
 
+/// What has arrived of a body and was not taken. Most bodies come in one piece, which needs no queue.
+#[derive(Default)]
+pub(super) struct Body {
+    first: Bytes,
+    more: VecDeque<Bytes>,
+    trailers: Option<Box<HeaderMap>>,
+}
+
+impl Body {
+    fn push(&mut self, data: Bytes) {
+        if self.first.is_empty() { self.first = data } else { self.more.push_back(data) }
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Piece> {
+        if self.first.is_empty() {
+            return self.trailers.take().map(Piece::Trailers);
+        }
+        let next = self.more.pop_front().unwrap_or_default();
+        Some(Piece::Data(std::mem::replace(&mut self.first, next)))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.first.is_empty() && self.trailers.is_none()
+    }
+}
+
 /// State of one stream on its way to the handle.
 #[derive(Default)]
 pub(super) struct Slot {
     pub(super) response: Option<ResponseHead>,
     pub(super) informational: VecDeque<ResponseHead>,
-    pub(super) pieces: VecDeque<Piece>,
+    pub(super) body: Body,
     /// The peer sends nothing more.
     pub(super) ended: bool,
     pub(super) failure: Option<Failure>,
@@ -113,16 +142,17 @@ impl Inner {
                     self.slots.insert(id, Slot { ended: true, ..Slot::default() });
                     self.incoming.push_back((id, None, true));
                 }
-                Event::Response { id, status, headers, end, size } => {
+                Event::Response { id, status, length, headers, end, size } => {
                     let Some(slot) = self.slots.get_mut(&id) else { continue };
-                    slot.response = Some(ResponseHead { status, headers, end, size });
+                    slot.response = Some(ResponseHead { status, length, headers, end, size });
                     slot.ended |= end;
                     slot.wake_reader();
                 }
                 Event::Informational { id, status, headers } => {
                     let Some(slot) = self.slots.get_mut(&id) else { continue };
                     // Bounded: the state machine ends a connection that sends many in a row.
-                    slot.informational.push_back(ResponseHead { status, headers, end: false, size: 0 });
+                    let head = ResponseHead { status, length: None, headers, end: false, size: 0 };
+                    slot.informational.push_back(head);
                     slot.wake_reader();
                 }
                 Event::Data { id, data, end } => {
@@ -134,13 +164,13 @@ impl Inner {
                     if data.is_empty() {
                         self.connection.release(id, 0);
                     } else {
-                        slot.pieces.push_back(Piece::Data(data));
+                        slot.body.push(data);
                     }
                     slot.wake_reader();
                 }
                 Event::Trailers { id, headers } => {
                     let Some(slot) = self.slots.get_mut(&id) else { continue };
-                    slot.pieces.push_back(Piece::Trailers(headers));
+                    slot.body.trailers = Some(Box::new(headers));
                     slot.ended = true;
                     slot.wake_reader();
                 }

@@ -4,7 +4,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
-use super::session::{Failure, SEND_HIGH, Session};
+use super::session::{Body, Failure, SEND_HIGH, Session};
 use crate::StreamId;
 use crate::frame::Reason;
 
@@ -12,6 +12,8 @@ use crate::frame::Reason;
 #[derive(Debug)]
 pub struct ResponseHead {
     pub status: StatusCode,
+    /// `content-length`, which is not among the headers.
+    pub length: Option<u64>,
     pub headers: HeaderMap,
     /// Nothing follows.
     pub end: bool,
@@ -23,7 +25,7 @@ pub struct ResponseHead {
 #[derive(Debug)]
 pub enum Piece {
     Data(Bytes),
-    Trailers(HeaderMap),
+    Trailers(Box<HeaderMap>),
 }
 
 /// One stream of a connection. Dropping it before both sides are done resets the stream.
@@ -33,7 +35,7 @@ pub struct Stream {
     /// Data that the windows did not let through yet.
     waiting: Bytes,
     /// The end that follows `waiting`: with trailers or without.
-    end: Option<Option<HeaderMap>>,
+    end: Option<Option<Box<HeaderMap>>>,
     sent_all: bool,
 }
 
@@ -68,7 +70,7 @@ impl Stream {
     pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, Failure>>> {
         let inner = &mut *self.session.0.borrow_mut();
         let Some(slot) = inner.slots.get_mut(&self.id) else { return Poll::Ready(None) };
-        if let Some(piece) = slot.pieces.pop_front() {
+        if let Some(piece) = slot.body.pop() {
             if let Piece::Data(data) = &piece {
                 let before = inner.connection.output().len();
                 inner.connection.release(self.id, data.len());
@@ -90,7 +92,7 @@ impl Stream {
 
     /// Whether all of the peer's body has been taken, or there is none.
     pub fn received_all(&self) -> bool {
-        self.session.0.borrow().slots.get(&self.id).is_none_or(|s| s.ended && s.pieces.is_empty())
+        self.session.0.borrow().slots.get(&self.id).is_none_or(|s| s.ended && s.body.is_empty())
     }
 
     /// Whether our side of the stream is closed.
@@ -143,7 +145,7 @@ impl Stream {
     }
 
     /// Closes our side, with trailers or without, once all data are sent.
-    pub fn send_end(&mut self, trailers: Option<HeaderMap>) {
+    pub fn send_end(&mut self, trailers: Option<Box<HeaderMap>>) {
         if !self.sent_all && self.end.is_none() {
             self.end = Some(trailers);
             self.send_what_fits();
@@ -180,7 +182,7 @@ impl Stream {
         self.sent_all = true;
         if let Some(slot) = inner.slots.get_mut(&self.id) {
             slot.ended = true;
-            slot.pieces.clear();
+            slot.body = Body::default();
         }
         inner.wake_driver();
     }

@@ -35,7 +35,7 @@ impl StreamError {
 /// The caller's end.
 pub(crate) enum Downstream {
     H1(Box<H1Server>),
-    H2(Box<H2ServerStream>),
+    H2(H2ServerStream),
 }
 
 macro_rules! both {
@@ -125,7 +125,7 @@ impl Downstream {
 /// The upstream's end.
 pub(crate) enum Upstream {
     H1(Box<H1Client>),
-    H2(Box<H2Client>),
+    H2(H2Client),
     /// A tunnel ends here.
     Tcp(Box<TcpClient>),
 }

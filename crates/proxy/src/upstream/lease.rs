@@ -50,7 +50,7 @@ impl Lease {
     pub(crate) fn of_stream(shared: Rc<Shared>, sender: Sender, pool: &Rc<Pool>, reused: bool) -> Self {
         shared.active.set(shared.active.get() + 1);
         Self {
-            upstream: Upstream::H2(Box::new(H2Client::new(sender))),
+            upstream: Upstream::H2(H2Client::new(sender)),
             reused,
             pool: Rc::clone(pool),
             held: Held::Stream(OnShared { shared, pool: Rc::clone(pool) }),

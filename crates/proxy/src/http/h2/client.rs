@@ -16,7 +16,7 @@ use crate::io::Text;
 pub(crate) struct H2Client {
     sender: Sender,
     stream: Option<Stream>,
-    tunnel: Option<Tunnel>,
+    tunnel: Option<Box<Tunnel>>,
 }
 
 /// What a 200 makes of the stream.
@@ -33,14 +33,14 @@ impl H2Client {
 
     /// Opens the stream. Fails only before anything has left this process, so the request may be repeated.
     pub(crate) fn send_request(&mut self, request: &Request) -> Result<(), StreamError> {
-        self.tunnel = request.upgrade.as_ref().map(|_| tunnel_of(request));
-        let upgrade = self.tunnel.as_ref().map(|tunnel| (without_upgrade(request), matches!(tunnel, Tunnel::Upgrade(_))));
+        self.tunnel = request.upgrade.as_ref().map(|_| Box::new(tunnel_of(request)));
+        let upgrade = self.tunnel.as_ref().map(|tunnel| (without_upgrade(request), matches!(**tunnel, Tunnel::Upgrade(_))));
         let protocol = request.upgrade.as_ref().filter(|_| matches!(upgrade, Some((_, true))));
-        let mut digits = DecimalLength::default();
+        let mut digits = itoa::Buffer::new();
         let mut more = [("", &b""[..]); 2];
         let mut filled = 0;
         if let Length::Known(n) = request.length {
-            more[filled] = ("content-length", digits.write(n));
+            more[filled] = ("content-length", digits.format(n).as_bytes());
             filled += 1;
         }
         if request.accepts_trailers {
@@ -69,20 +69,18 @@ impl H2Client {
     pub(crate) fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, StreamError>> {
         let Some(stream) = &mut self.stream else { return Poll::Pending };
         let head = ready!(stream.poll_response(cx))?;
-        let mut headers = head.headers;
-        let length = match headers.remove(header::CONTENT_LENGTH).map(|v| v.to_str().ok().and_then(|v| v.parse().ok())) {
-            Some(Some(n)) => Length::Known(n),
-            Some(None) => return Poll::Ready(Err(StreamError::Protocol)),
+        let length = match head.length {
+            Some(n) => Length::Known(n),
             None if head.end => Length::None,
             None => Length::Unknown,
         };
         let length = if self.tunnel.is_some() && head.status.is_success() { Length::Unknown } else { length };
-        let (status, upgrade) = match &self.tunnel {
+        let (status, upgrade) = match self.tunnel.as_deref() {
             Some(Tunnel::Upgrade(name)) if head.status == StatusCode::OK => (StatusCode::SWITCHING_PROTOCOLS, Some(name.clone())),
             Some(Tunnel::Connect) if head.status.is_success() => (head.status, Some(Text::EMPTY)),
             _ => (head.status, None),
         };
-        Poll::Ready(Ok(Response { status, headers, length, upgrade, spelling: None }))
+        Poll::Ready(Ok(Response { status, headers: head.headers, length, upgrade, spelling: None }))
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
@@ -98,7 +96,7 @@ impl H2Client {
 
     pub(crate) fn send_end(&mut self, trailers: Option<Box<HeaderMap>>) {
         if let Some(stream) = &mut self.stream {
-            stream.send_end(trailers.map(|t| *t));
+            stream.send_end(trailers);
         }
     }
 
@@ -127,22 +125,4 @@ fn without_upgrade(request: &Request) -> HeaderMap {
     let mut headers = request.headers.clone();
     headers.remove(header::UPGRADE);
     headers
-}
-
-/// Room for the digits of a length, without an allocation.
-#[derive(Default)]
-struct DecimalLength([u8; 20]);
-
-impl DecimalLength {
-    fn write(&mut self, mut n: u64) -> &[u8] {
-        let mut at = self.0.len();
-        loop {
-            at -= 1;
-            self.0[at] = b'0' + (n % 10) as u8;
-            n /= 10;
-            if n == 0 {
-                return &self.0[at..];
-            }
-        }
-    }
 }

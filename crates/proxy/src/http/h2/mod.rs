@@ -6,7 +6,7 @@ mod server;
 pub(crate) use client::H2Client;
 pub(crate) use serve::serve;
 pub(crate) use server::H2ServerStream;
-use server::request_of;
+use server::{mark, request_of};
 
 use lateen_http2::Reason;
 use lateen_http2::shell::{Failure, Piece};
@@ -28,6 +28,6 @@ impl From<Failure> for StreamError {
 fn frame(piece: Result<Piece, Failure>) -> Result<Frame, StreamError> {
     match piece? {
         Piece::Data(data) => Ok(Frame::Data(data)),
-        Piece::Trailers(trailers) => Ok(Frame::Trailers(Box::new(trailers))),
+        Piece::Trailers(trailers) => Ok(Frame::Trailers(trailers)),
     }
 }

@@ -12,7 +12,7 @@ use lateen_http2::{Config, Reason};
 use lateen_telemetry::envoy_names::http as names;
 use tokio::time::Instant;
 
-use super::{H2ServerStream, request_of};
+use super::{H2ServerStream, mark, request_of};
 use crate::http::stream::Downstream;
 use crate::http::{Exchange, Hcm};
 use crate::io::{Io, Timer};
@@ -74,6 +74,7 @@ fn config(hcm: &Hcm) -> Config {
         max_header_bytes: (hcm.config.max_request_headers_kb as usize).saturating_mul(1024),
         max_headers: hcm.limits.count,
         extended_connect: options.allow_connect,
+        mark,
     }
 }
 
@@ -172,14 +173,14 @@ async fn stream(worker: Rc<Worker>, hcm: Rc<Hcm>, conn: Rc<Conn>, accepted: Acce
         return stream.send_response(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &HeaderMap::new(), true);
     };
     let is_head = head.method == http::Method::HEAD;
-    let request = match request_of(*head, end, conn.is_tls()) {
+    let request = match request_of(head, end, conn.is_tls()) {
         Ok(request) => request,
         Err(status) => {
             hcm.stats.inc(names::DOWNSTREAM_CX_PROTOCOL_ERROR);
             return stream.send_response(status, &HeaderMap::new(), true);
         }
     };
-    let mut down = Downstream::H2(Box::new(H2ServerStream::new(stream, is_head)));
+    let mut down = Downstream::H2(H2ServerStream::new(stream, is_head));
     let mut timer = Timer::default();
     let resolved = hcm.discovers.then(|| hcm.current(&worker));
     let hcm = resolved.as_ref().unwrap_or(&hcm);

@@ -45,9 +45,9 @@ impl H2ServerStream {
         // A switch of protocols is an extended CONNECT here, which answers 200.
         let status = if *status == StatusCode::SWITCHING_PROTOCOLS { StatusCode::OK } else { *status };
         if let Length::Known(n) = *length
-            && !headers.contains_key(header::CONTENT_LENGTH)
+            && let Ok(digits) = HeaderValue::from_str(itoa::Buffer::new().format(n))
         {
-            headers.insert(header::CONTENT_LENGTH, n.into());
+            headers.entry(header::CONTENT_LENGTH).or_insert(digits);
         }
         self.stream.send_response(status, headers, end || self.is_head);
     }
@@ -57,7 +57,7 @@ impl H2ServerStream {
     }
 
     pub(crate) fn send_end(&mut self, trailers: Option<Box<HeaderMap>>) {
-        self.stream.send_end(trailers.map(|t| *t));
+        self.stream.send_end(trailers);
     }
 
     pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
@@ -80,20 +80,31 @@ impl H2ServerStream {
 /// The protocol that means a plain CONNECT which has a path all the same (Envoy's name for it).
 const BYTESTREAM: &[u8] = b"bytestream";
 
+/// What [`Hints`] say of a header's name, in bits: the codec asks once for each name that it is taught.
+pub(crate) fn mark(name: &[u8]) -> u8 {
+    let mut hints = Hints::default();
+    hints.note(name);
+    let Hints { envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id } = hints;
+    [envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id].iter().rev().fold(0, |bits, hint| bits << 1 | u8::from(*hint))
+}
+
+fn hints(marks: u8) -> Hints {
+    let [envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id] = [0, 1, 2, 3, 4, 5].map(|bit| marks >> bit & 1 != 0);
+    Hints { envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id }
+}
+
 /// Our request from theirs; an error is a status to answer with.
-pub(crate) fn request_of(head: RequestHead, end: bool, https: bool) -> Result<Request, StatusCode> {
-    let RequestHead { mut method, scheme, authority, path, protocol, mut headers, size } = head;
+pub(crate) fn request_of(head: Box<RequestHead>, end: bool, https: bool) -> Result<Request, StatusCode> {
+    let RequestHead { mut method, scheme, authority, path, protocol, mut headers, length, te_trailers, expect, marks, size } = head.take();
     let text = |bytes: Bytes| Text::new(bytes).ok_or(StatusCode::BAD_REQUEST);
     let authority = text(authority)?;
     if authority.contains('@') || authority.is_empty() {
         return Err(StatusCode::BAD_REQUEST);
     }
-    let accepts_trailers = headers.remove(header::TE).is_some();
-    let length = match (end, headers.remove(header::CONTENT_LENGTH)) {
+    let length = match (end, length) {
         (true, _) => Length::None,
         (false, None) => Length::Unknown,
-        // The codec has checked that it is one number.
-        (false, Some(v)) => Length::Known(v.to_str().ok().and_then(|v| v.parse().ok()).ok_or(StatusCode::BAD_REQUEST)?),
+        (false, Some(n)) => Length::Known(n),
     };
     let upgrade = match protocol {
         // An upgrade in the clothes of HTTP/2; from here on it looks like one of HTTP/1 (RFC 8441).
@@ -108,9 +119,7 @@ pub(crate) fn request_of(head: RequestHead, end: bool, https: bool) -> Result<Re
     };
     // What follows waits for the answer, and is not the request's body.
     let length = if upgrade.is_some() { Length::None } else { length };
-    let mut hints = Hints::default();
-    headers.keys().for_each(|name| hints.note(name.as_str().as_bytes()));
-    let expects_continue = headers.remove(header::EXPECT).is_some();
+    let expects_continue = expect && headers.remove(header::EXPECT).is_some();
     let https = if scheme.is_empty() { https } else { scheme.eq_ignore_ascii_case(b"https") };
     Ok(Request {
         method,
@@ -122,8 +131,8 @@ pub(crate) fn request_of(head: RequestHead, end: bool, https: bool) -> Result<Re
         length,
         upgrade,
         expects_continue,
-        accepts_trailers,
-        hints,
+        accepts_trailers: te_trailers,
+        hints: hints(marks),
         head_bytes: size as u64,
         spelling: None,
     })
