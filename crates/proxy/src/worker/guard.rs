@@ -61,6 +61,11 @@ fn guarded(task: impl Future<Output = ()>, panicked: impl FnOnce()) -> impl Futu
     })
 }
 
+/// Polls a part of a task; `None` when it panicked, which ends that part alone.
+pub(crate) fn poll_guarded<T>(worker: &Worker, poll: impl FnOnce() -> T) -> Option<T> {
+    panic::catch_unwind(AssertUnwindSafe(poll)).map_err(|_| worker.panicked("a connection or stream was ended")).ok()
+}
+
 impl Worker {
     pub(super) fn panicked(&self, what: &str) {
         self.server.inc(server::PANICS);

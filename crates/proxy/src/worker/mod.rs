@@ -11,7 +11,7 @@ mod wishes;
 
 pub(crate) use counters::Counters;
 pub(crate) use drain::DrainSignal;
-pub(crate) use guard::spawn;
+pub(crate) use guard::{poll_guarded, spawn};
 pub use handle::{Drain, Sockets, WorkerConfig, WorkerHandle};
 pub(crate) use live::Live;
 pub use logs::LogFiles;

@@ -89,6 +89,27 @@ fn a_panic_ends_its_own_connection_and_is_counted() {
 }
 
 #[test]
+fn a_panic_in_a_stream_ends_it_and_no_other_of_its_connection() {
+    let (_worker, registry, address) = started();
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        let mut sender: h2::client::SendRequest<bytes::Bytes> = sender.ready().await.unwrap();
+        let mut call = |path: &str| {
+            let request = ::http::Request::get(format!("http://a{path}")).body(()).unwrap();
+            sender.send_request(request, true).unwrap().0
+        };
+        for _ in 0..3 {
+            let (broken, fine) = (call("/injected-panic"), call("/"));
+            assert!(broken.await.unwrap_err().is_reset());
+            assert_eq!(fine.await.unwrap().status(), 204);
+        }
+    });
+    assert!(panics(&registry).contains('3'), "{}", panics(&registry));
+}
+
+#[test]
 fn a_worker_that_is_interrupted_serves_on_and_one_that_is_again_and_again_dies_and_says_why() {
     let (worker, registry, address) = started();
     let mut other = TcpStream::connect(address).unwrap();

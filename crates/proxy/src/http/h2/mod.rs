@@ -2,6 +2,7 @@
 mod client;
 mod serve;
 mod server;
+mod streams;
 
 pub(crate) use client::H2Client;
 pub(crate) use serve::serve;

@@ -1,5 +1,4 @@
-//! A caller's HTTP/2 connection: a task for each stream, and the connection's own end.
-use std::cell::Cell;
+//! A caller's HTTP/2 connection: its streams, and its own end.
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -12,6 +11,7 @@ use lateen_http2::{Config, Reason};
 use lateen_telemetry::envoy_names::http as names;
 use tokio::time::Instant;
 
+use super::streams::Streams;
 use super::{H2ServerStream, mark, request_of};
 use crate::http::stream::Downstream;
 use crate::http::{Exchange, Hcm};
@@ -28,11 +28,12 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, ahead: BytesMut) {
     let mut server = Server::new(io, config(hcm), ahead);
     let mut end = End::new(hcm, conn);
-    let active = Rc::new(Cell::new(0u32));
+    let mut streams = Streams::default();
     let mut served = 0u32;
     let mut drain = None;
     loop {
         let accepted = poll_fn(|cx| {
+            streams.attend(cx);
             if drain.is_none() {
                 drain = Some((conn.listener.drain.register(cx), worker.drain.register(cx)));
             }
@@ -42,15 +43,24 @@ pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, i
             if let Poll::Ready(accepted) = server.poll_accept(cx) {
                 return Poll::Ready(accepted);
             }
-            match end.poll(cx, hcm, &server, active.get()) {
+            server.expect_output();
+            end.used |= streams.poll(worker);
+            if server.poll_written(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            let next = match end.poll(cx, hcm, &server, streams.active()) {
                 // What is said goes out with the next turn; without one there would be nobody to write it.
                 Poll::Ready(true) => server.poll_accept(cx),
                 Poll::Ready(false) => Poll::Ready(None),
                 Poll::Pending => Poll::Pending,
+            };
+            if next.is_pending() {
+                streams.rest(cx);
             }
+            next
         })
         .await;
-        let Some(accepted) = accepted else { return };
+        let Some(accepted) = accepted else { break };
         served = served.saturating_add(1);
         let last = hcm.config.max_requests_per_connection.is_some_and(|most| served >= most);
         if last {
@@ -58,10 +68,12 @@ pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, i
         } else if conn.ends(worker) && end.announce(&server) {
             hcm.stats.inc(names::DOWNSTREAM_CX_DRAIN_CLOSE);
         }
-        end.active_at = Instant::now();
-        active.set(active.get() + 1);
-        let counted = ActiveStream(Rc::clone(&active));
-        crate::worker::spawn(worker, stream(Rc::clone(worker), Rc::clone(hcm), Rc::clone(conn), accepted, counted));
+        streams.start(Job { worker: Rc::clone(worker), hcm: Rc::clone(hcm), conn: Rc::clone(conn), accepted });
+    }
+    // Streams notice that their connection is gone, and end as they do then.
+    drop(server);
+    if streams.active() > 0 {
+        crate::worker::spawn(worker, streams.finish(Rc::clone(worker)));
     }
 }
 
@@ -83,6 +95,8 @@ struct End {
     timer: Timer,
     handshake_by: Instant,
     active_at: Instant,
+    /// A stream did something since [`Self::active_at`].
+    used: bool,
     /// `max_connection_duration` is over then.
     old_at: Option<Instant>,
     /// The shutdown was announced; streams are refused from then on.
@@ -100,6 +114,7 @@ impl End {
             timer: Timer::default(),
             handshake_by: Instant::now() + HANDSHAKE,
             active_at: Instant::now(),
+            used: false,
             old_at: hcm.config.max_connection_duration.and_then(|limit| conn.start.checked_add(limit)),
             refuse_at: None,
             refusing: false,
@@ -121,10 +136,10 @@ impl End {
     /// Ready with true when something was said to the caller, with false when the connection is to be dropped.
     fn poll(&mut self, cx: &mut Context<'_>, hcm: &Hcm, server: &Server<Io>, active: u32) -> Poll<bool> {
         let now = Instant::now();
-        let idle_at = if active == 0 { hcm.config.idle_timeout.and_then(|limit| self.active_at.checked_add(limit)) } else { None };
-        if active > 0 {
+        if active > 0 || std::mem::take(&mut self.used) {
             self.active_at = now;
         }
+        let idle_at = if active == 0 { hcm.config.idle_timeout.and_then(|limit| self.active_at.checked_add(limit)) } else { None };
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if server.is_broken() {
             let drop_at = *self.drop_at.get_or_insert_with(|| {
@@ -158,16 +173,17 @@ impl End {
     }
 }
 
-/// Counts the streams of a connection.
-struct ActiveStream(Rc<Cell<u32>>);
-
-impl Drop for ActiveStream {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
+/// A stream to be served.
+pub(super) struct Job {
+    worker: Rc<Worker>,
+    hcm: Rc<Hcm>,
+    conn: Rc<Conn>,
+    accepted: Accepted,
 }
 
-async fn stream(worker: Rc<Worker>, hcm: Rc<Hcm>, conn: Rc<Conn>, accepted: Accepted, _counted: ActiveStream) {
+/// Serves a stream to its end.
+pub(super) async fn stream(job: Job) {
+    let Job { worker, hcm, conn, accepted } = job;
     let Accepted { head, end, mut stream } = accepted;
     let Some(head) = head else {
         return stream.send_response(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &HeaderMap::new(), true);
@@ -184,6 +200,5 @@ async fn stream(worker: Rc<Worker>, hcm: Rc<Hcm>, conn: Rc<Conn>, accepted: Acce
     let mut timer = Timer::default();
     let resolved = hcm.discovers.then(|| hcm.current(&worker));
     let hcm = resolved.as_ref().unwrap_or(&hcm);
-    // On the heap by itself: starting and ending a task moves all of its future several times.
-    Box::pin(async { Exchange::new(&worker, hcm, &conn, request, &mut down, &mut timer).run().await }).await;
+    Exchange::new(&worker, hcm, &conn, request, &mut down, &mut timer).run().await;
 }
