@@ -415,7 +415,7 @@ pub struct Cors {
 }
 
 /// What a route table, virtual host, route or weighted cluster says of filters: most specific wins.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct FilterOverrides {
     /// By the filters' names.
     pub configs: Vec<(Arc<str>, PerRoute)>,

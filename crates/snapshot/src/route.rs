@@ -23,7 +23,7 @@ use crate::{ClusterId, RouteTableId};
 pub type Domains = HashMap<Box<str>, u32, foldhash::fast::RandomState>;
 
 /// Envoy `RouteConfiguration`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RouteTable {
     pub name: Arc<str>,
     pub virtual_hosts: Vec<VirtualHost>,
@@ -49,7 +49,7 @@ pub struct RouteTable {
     pub most_specific_header_mutations_wins: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct VirtualHost {
     pub name: Arc<str>,
     pub routes: Vec<Arc<Route>>,

@@ -693,6 +693,15 @@ table! {
 }
 
 table! {
+    /// A filter that is discovered, under `extension_config_discovery.<kind of filter>.<name>.`; written by the main thread.
+    extension_config {
+        counter CONFIG_RELOAD = "config_reload";
+        counter CONFIG_FAIL = "config_fail";
+        counter CONFIG_CONFLICT = "config_conflict";
+    }
+}
+
+table! {
     /// The cluster manager, under `cluster_manager.`; written by the main thread.
     cluster_manager {
         gauge ACTIVE_CLUSTERS = "active_clusters";

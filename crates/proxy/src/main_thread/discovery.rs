@@ -65,7 +65,7 @@ pub(super) fn aggregated(main: &Arc<Main>, token: Option<TokenSource>, superviso
         subscriptions.wildcard(types::LISTENER);
     }
     main.keep_stream(SecretSource::Ads, subscriptions.clone());
-    tasks.spawn(supervisor.clone().only_once("subscriptions", follow(main.wanted(), subscriptions)));
+    tasks.spawn(supervisor.clone().only_once("subscriptions", follow(main.wanted(), subscriptions, ads.delta)));
     let mut applier = Applier { main: main.clone(), source: SecretSource::Ads, name: ads.cluster };
     tasks.spawn(supervisor.clone().only_once("discovery", async move { client.run(&mut applier).await }));
 }
@@ -104,8 +104,9 @@ fn http_authority(name: String) -> String {
     if name.parse::<http::uri::Authority>().is_ok() { name } else { "localhost".to_owned() }
 }
 
-/// Keeps the aggregated stream subscribed to what the configuration refers to.
-async fn follow(mut wanted: watch::Receiver<Arc<Wanted>>, subscriptions: Subscriptions) {
+/// Keeps the aggregated stream subscribed to what the configuration refers to. Only where it is incremental a subscription to
+/// everything can be given up: otherwise it is made by naming nothing.
+async fn follow(mut wanted: watch::Receiver<Arc<Wanted>>, subscriptions: Subscriptions, delta: bool) {
     let mut before = Arc::<Wanted>::default();
     loop {
         let now = wanted.borrow_and_update().clone();
@@ -126,6 +127,8 @@ async fn follow(mut wanted: watch::Receiver<Arc<Wanted>>, subscriptions: Subscri
         }
         if now.scopes && !before.scopes {
             subscriptions.wildcard(types::SCOPED_ROUTE);
+        } else if before.scopes && !now.scopes && delta {
+            subscriptions.no_wildcard(types::SCOPED_ROUTE);
         }
         if now.extensions != before.extensions {
             subscriptions.set(types::EXTENSION, names(&now.extensions));

@@ -9,8 +9,9 @@ use lateen_balance::Locality;
 use lateen_identity::WorkloadSecrets;
 use lateen_snapshot::Snapshot;
 use lateen_snapshot::bootstrap::{Bootstrap, DynamicSource};
-use lateen_snapshot::compile::{Compiler, Rejected, SecretSource, Update, Wanted};
-use lateen_telemetry::Registry;
+use lateen_snapshot::compile::{Compiler, Outcome, Rejected, Reload, SecretSource, Update, Wanted};
+use lateen_telemetry::envoy_names::extension_config;
+use lateen_telemetry::{Block, BlockName, Registry};
 use lateen_xds::{Subscriptions, types};
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -82,6 +83,8 @@ pub struct Main {
     /// What must be subscribed to; the discovery tasks follow it.
     wanted: watch::Sender<Arc<Wanted>>,
     streams: Mutex<HashMap<SecretSource, Subscriptions>>,
+    /// By what kind of filter they are and their names.
+    filter_figures: Mutex<HashMap<(&'static str, Arc<str>), Block>>,
     has_listeners: AtomicBool,
     has_clusters: AtomicBool,
     was_ready: AtomicBool,
@@ -168,6 +171,7 @@ impl Main {
             snapshots: watch::channel(Arc::new(Snapshot::default())).0,
             wanted: watch::channel(Arc::default()).0,
             streams: Mutex::default(),
+            filter_figures: Mutex::default(),
             was_ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             failing_health_check: AtomicBool::new(false),
@@ -249,10 +253,11 @@ impl Main {
     }
 
     fn publish(&self) {
-        let (snapshot, wanted) = {
+        let (snapshot, wanted, reloads) = {
             let mut compiler = self.compiler();
-            (compiler.snapshot(), compiler.wanted())
+            (compiler.snapshot(), compiler.wanted(), compiler.take_reloads())
         };
+        self.count_reloads(&reloads, &wanted);
         self.wanted.send_if_modified(|before| {
             let changed = !Arc::ptr_eq(before, &wanted);
             *before = wanted;
@@ -266,6 +271,25 @@ impl Main {
             }
             changed
         });
+    }
+
+    /// Counts what became of discovered filters. Their figures live as long as a listener has a place for them.
+    fn count_reloads(&self, reloads: &[Reload], wanted: &Wanted) {
+        if reloads.is_empty() {
+            return;
+        }
+        let mut figures = self.filter_figures.lock().unwrap_or_else(PoisonError::into_inner);
+        for Reload { place, name, outcome } in reloads {
+            let named = || BlockName::plain(&format!("extension_config_discovery.{place}.{name}"));
+            let block = figures.entry((*place, Arc::clone(name))).or_insert_with(|| self.registry.block(extension_config::DEFS, named()));
+            match outcome {
+                Outcome::Awaited => {}
+                Outcome::Reloaded => block.add_shared(extension_config::CONFIG_RELOAD, 1),
+                Outcome::Failed => block.add_shared(extension_config::CONFIG_FAIL, 1),
+                Outcome::Conflicting => block.add_shared(extension_config::CONFIG_CONFLICT, 1),
+            }
+        }
+        figures.retain(|(_, name), _| wanted.extensions.contains(name));
     }
 
     /// Where the process stands. Once live it stays so: later trouble keeps the last good configuration.
@@ -438,5 +462,53 @@ fn shown(source: Option<&DynamicSource>) -> String {
         Some(DynamicSource::Path(path)) => path.clone(),
         Some(DynamicSource::Cluster { cluster, .. }) => format!("cluster {cluster}"),
         None => "nowhere".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lateen_proto::any::pack;
+    use lateen_proto::envoy::config::core::v3::TypedExtensionConfig;
+    use lateen_proto::envoy::extensions::filters::http::{cors::v3::Cors, csrf::v3::CsrfPolicy};
+
+    use super::*;
+
+    #[test]
+    fn reloads_of_discovered_filters_are_counted() {
+        let manager = "'@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, \
+                       stat_prefix: t, route_config: {name: r}, http_filters: [{name: extra, config_discovery: {config_source: {ads: {}}, \
+                       type_urls: [type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors]}}, \
+                       {name: r, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]";
+        let listener = format!(
+            "{{name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: 1}}}}, \
+             filter_chains: [{{filters: [{{name: h, typed_config: {{{manager}}}}}]}}]}}"
+        );
+        let main =
+            super::super::test_support::main(&format!("{{node: {{id: n, cluster: c}}, static_resources: {{listeners: [{listener}]}}}}"));
+        let figures = || {
+            ["config_reload", "config_fail", "config_conflict"].map(|figure| {
+                let name = format!("extension_config_discovery.http_filter.extra.{figure}");
+                let found = main.registry.scrape(false, &|n| n == name);
+                found
+                    .first()
+                    .map(|sample| format!("{:?}", sample.value))
+                    .unwrap_or_default()
+                    .chars()
+                    .filter(char::is_ascii_digit)
+                    .collect::<String>()
+            })
+        };
+        let shown = |all: [u32; 3]| all.map(|n| n.to_string());
+        assert_eq!(figures(), shown([0, 0, 0]));
+        let discover = |config| {
+            let body = pack(&TypedExtensionConfig { name: "extra".to_owned(), typed_config: Some(config) });
+            let update = Update { name: "extra".to_owned(), version: String::new(), body };
+            main.apply(&SecretSource::Ads, types::EXTENSION, vec![update], &[]).len()
+        };
+        assert_eq!((discover(pack(&Cors::default())), discover(pack(&Cors::default()))), (0, 0));
+        assert_eq!(figures(), shown([1, 0, 0]), "the same again is no other");
+        assert_eq!(discover(pack(&CsrfPolicy::default())), 1);
+        assert_eq!(main.apply(&SecretSource::Ads, types::EXTENSION, Vec::new(), &["extra".to_owned()]), []);
+        assert_eq!(figures(), shown([2, 1, 0]));
     }
 }

@@ -104,6 +104,8 @@ fn a_request_waits_for_its_virtual_host() {
     let yaml = config(RDS, &ON_DEMAND.replace("LIMIT", "4s"));
     let mut compiler = incremental(&yaml);
     apply::<RouteConfiguration>(&mut compiler, "r", &answering("r", ", vhds: {config_source: {ads: {}}}"));
+    assert_eq!(compiler.snapshot().listeners.len(), 0, "the server has not said which virtual hosts there are");
+    assert_eq!(compiler.apply(&url::<VirtualHost>(), Vec::new(), &[], Instant::now()), []);
     let (wishes, mut asked) = channel();
     let proxy = start_asking(&yaml, compiler.snapshot(), wishes);
     assert_eq!(get(&proxy, "own", ""), (200, "r".to_owned()));
@@ -124,6 +126,8 @@ fn a_virtual_host_that_there_is_not_is_waited_for_only_so_long() {
     let yaml = config(RDS, &ON_DEMAND.replace("LIMIT", "0.4s"));
     let mut compiler = incremental(&yaml);
     apply::<RouteConfiguration>(&mut compiler, "r", &answering("r", ", vhds: {config_source: {ads: {}}}"));
+    assert_eq!(compiler.snapshot().listeners.len(), 0, "the server has not said which virtual hosts there are");
+    assert_eq!(compiler.apply(&url::<VirtualHost>(), Vec::new(), &[], Instant::now()), []);
     let (wishes, asked) = channel();
     let proxy = start_asking(&yaml, compiler.snapshot(), wishes);
     let began = Instant::now();

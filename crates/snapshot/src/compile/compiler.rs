@@ -42,10 +42,12 @@ type SecretProto = envoy::extensions::transport_sockets::tls::v3::Secret;
 const MAX_RESOURCE_BYTES: usize = 64 << 20;
 
 mod on_demand;
+mod reloads;
 mod scopes;
 mod virtual_hosts;
 
 pub use on_demand::Wish;
+pub use reloads::{Outcome, Reload};
 
 /// A resource that arrived.
 #[derive(Clone, Debug)]
@@ -100,8 +102,8 @@ pub(crate) struct ListenerVersion {
 #[derive(Debug)]
 pub(crate) struct RouteVersion {
     table: Arc<RouteTable>,
-    /// As it came, where virtual hosts are discovered for it.
-    base: Option<Box<RouteProto>>,
+    /// Where virtual hosts are discovered for it: what they are put into.
+    base: Option<Box<virtual_hosts::Base>>,
     uses: Uses,
 }
 
@@ -128,9 +130,12 @@ pub struct Compiler {
     live: HashMap<Arc<str>, Arc<ClusterLive>>,
     resolved: HashMap<Arc<str>, Resolved>,
     on_demand: on_demand::OnDemand,
+    reloads: Vec<Reload>,
     /// Virtual hosts that were discovered, by the routes that they belong to.
     hosts: HashMap<Arc<str>, virtual_hosts::Hosts>,
     scopes: HashMap<Arc<str>, Entry<Scope>>,
+    /// The scope that has a key.
+    scope_keys: HashMap<Box<str>, Arc<str>>,
     /// An answer about scopes has come.
     has_scopes: bool,
     /// Discovery tells only what changes, which virtual hosts need.
@@ -208,6 +213,7 @@ impl Compiler {
         removed: &[String],
         now: Instant,
     ) -> Vec<Rejected> {
+        self.note_answer(type_url, &updates, removed);
         let rejected = self.take(type_url, updates, Origin::Dynamic, source, now);
         self.remove(type_url, removed, source);
         self.settle(now);
@@ -231,7 +237,11 @@ impl Compiler {
             } else if !seen.insert(name.clone()) {
                 Err(Invalid::new("occurs twice in one response; names must differ"))
             } else if type_name == ListenerProto::full_name() {
-                self.take_listener(update, origin, now)
+                let taken = self.take_listener(update, origin, now);
+                if taken.is_ok() {
+                    self.note_places(&name);
+                }
+                taken
             } else if type_name == RouteProto::full_name() {
                 self.take_route(update, origin, now)
             } else if type_name == ClusterProto::full_name() {
@@ -242,7 +252,11 @@ impl Compiler {
             } else if type_name == SecretProto::full_name() {
                 self.take_secret(&update, source)
             } else if type_name == ExtensionProto::full_name() {
-                self.take_extension(update, origin, now)
+                let taken = self.take_extension(update, origin, now);
+                if taken.is_err() {
+                    self.note_reload(&name, Outcome::Failed);
+                }
+                taken
             } else if type_name == ScopeProto::full_name() {
                 self.take_scope(update, origin, now)
             } else {
@@ -277,19 +291,23 @@ impl Compiler {
         let name: Arc<str> = update.name.as_str().into();
         let entry = routes.entry(name).or_insert_with(|| Entry::new(origin));
         entry.take_sent(update, origin, now, |body, name| {
-            let sent = route::Sent::open(body)?;
+            let mut sent = route::Sent::open(body)?;
             same_name(&sent.rest.name, name)?;
             let mut context = Context::new(names, secrets, dns_caches, false);
-            context.names.route_table(name);
-            let base = match sent.rest.vhds {
-                Some(_) => virtual_hosts::base(decode(body)?, origin, *by_delta)?,
-                None => None,
+            let id = context.names.route_table(name);
+            let Some(vhds) = sent.rest.vhds.take() else {
+                let table = Arc::new(sent.table(&mut context)?);
+                return Ok(RouteVersion { table, base: None, uses: context.uses });
             };
-            let table = match &base {
-                Some(base) => virtual_hosts::merged(RouteProto::clone(base), hosts.get(name), &mut context)?,
-                None => sent.table(&mut context)?,
-            };
-            Ok(RouteVersion { table: Arc::new(table), base, uses: context.uses })
+            virtual_hosts::check(vhds, origin, *by_delta)?;
+            let base = virtual_hosts::Base::new(sent, id, &mut context)?;
+            let mut uses = std::mem::take(&mut context.uses);
+            if let Some(found) = hosts.get_mut(name) {
+                found.follow(&base, &mut context)?;
+                uses.clusters.extend(found.clusters());
+            }
+            let table = Arc::new(base.with(hosts.get(name))?);
+            Ok(RouteVersion { table, base: Some(Box::new(base)), uses })
         })
     }
 
@@ -319,6 +337,7 @@ impl Compiler {
     }
 
     fn take_extension(&mut self, update: Update, origin: Origin, now: Instant) -> Result<()> {
+        let name = update.name.clone();
         let users = self.listeners.values().flat_map(|e| e.versions.all()).flat_map(|v| &v.value.uses.extensions);
         let wanted: Vec<_> = users.filter(|u| *u.name == *update.name).map(|u| (u.place, u.types.clone())).collect();
         self.names.extension(&update.name);
@@ -330,7 +349,10 @@ impl Compiler {
             extension::extension(proto, &wanted, &mut context).map(Arc::new)
         })?;
         // A filter waits for nothing.
-        self.dirty |= entry.versions.promote(now, |_| true);
+        if entry.versions.promote(now, |_| true) {
+            self.dirty = true;
+            self.note_reload(&name, Outcome::Reloaded);
+        }
         Ok(())
     }
 
@@ -362,6 +384,9 @@ impl Compiler {
     fn remove(&mut self, type_url: &str, removed: &[String], source: &SecretSource) {
         let type_name = any::name_of(type_url);
         self.settled &= type_name == EndpointProto::full_name() || removed.is_empty();
+        if type_name == VirtualHostProto::full_name() {
+            return self.remove_virtual_hosts(removed);
+        }
         for name in removed {
             let name = name.as_str();
             if type_name == ListenerProto::full_name() {
@@ -379,17 +404,16 @@ impl Compiler {
                 if !self.all_wanted().routes.contains(name) {
                     self.dirty |= self.routes.remove(name).is_some();
                 }
-            } else if type_name == VirtualHostProto::full_name() {
-                self.remove_virtual_host(name);
             } else if type_name == ScopeProto::full_name() {
-                self.dirty |= self.scopes.remove(name).is_some();
+                self.remove_scope(name);
             } else if type_name == EndpointProto::full_name() {
                 self.endpoints.remove(name);
                 self.refresh_users(name);
             } else if type_name == ExtensionProto::full_name() {
-                // A filter that a listener has stays as it was last: nothing says what to do instead.
-                if !self.all_wanted().extensions.contains(name) {
-                    self.dirty |= self.extensions.remove(name).is_some();
+                // Its places have their defaults again, or nothing.
+                if self.extensions.remove(name).is_some() {
+                    self.dirty = true;
+                    self.note_reload(name, Outcome::Reloaded);
                 }
             } else if type_name == SecretProto::full_name() {
                 let key = SecretKey { source: source.clone(), name: name.into() };
@@ -446,8 +470,10 @@ impl Compiler {
         self.settle_clusters(now);
         let waiting: HashSet<_> = self.waiting_clusters();
         let arrived = |uses: &Uses| !uses.clusters.iter().any(|id| waiting.contains(id));
-        for entry in self.routes.values_mut() {
-            self.dirty |= entry.versions.promote(now, |v| arrived(&v.uses));
+        for (name, entry) in &mut self.routes {
+            // Those that are in use already serve on with the virtual hosts that there are.
+            let has_hosts = !entry.versions.is_new() || self.hosts.get(name).is_some_and(|hosts| hosts.answered);
+            self.dirty |= entry.versions.promote(now, |v| arrived(&v.uses) && (v.base.is_none() || has_hosts));
         }
         let routes = &self.routes;
         let names = self.names.route_names();
@@ -574,6 +600,7 @@ impl Compiler {
         let fewer = routes.len() != before;
         self.dirty |= fewer;
         self.forget_hosts();
+        self.forget_scopes();
         if fewer {
             self.refresh_wanted();
         }
@@ -702,6 +729,7 @@ impl Compiler {
             Kind::Cluster => self.clusters.iter().map(|(n, e)| e.listed(n)).collect(),
             Kind::Endpoint => self.endpoints.iter().map(|(n, e)| e.listed(n)).collect(),
             Kind::Extension => self.extensions.iter().map(|(n, e)| e.listed(n)).collect(),
+            Kind::Scope => self.scopes.iter().map(|(n, e)| e.listed(n)).collect(),
         }
     }
 

@@ -37,6 +37,7 @@ pub enum Kind {
     Cluster,
     Endpoint,
     Extension,
+    Scope,
 }
 
 /// One resource as it arrived, in the versions there are.

@@ -1,4 +1,5 @@
 //! Route configurations: virtual hosts, their domains and routes.
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -23,9 +24,23 @@ use crate::route::{
 const DIRECT_BODY_BYTES: u32 = 4096;
 
 /// What routes inherit from the table and virtual host around them.
+#[derive(Debug, PartialEq)]
 pub(crate) struct Inherited {
     pub(crate) mirrors: Vec<proto::route_action::RequestMirrorPolicy>,
     pub(crate) direct_body_limit: usize,
+}
+
+impl Inherited {
+    pub(crate) fn of(value: &proto::RouteConfiguration) -> Self {
+        Self {
+            mirrors: value.request_mirror_policies.clone(),
+            direct_body_limit: direct_body_limit(value.max_direct_response_body_size_bytes),
+        }
+    }
+}
+
+fn direct_body_limit(given: Option<u32>) -> usize {
+    given.unwrap_or(DIRECT_BODY_BYTES) as usize
 }
 
 pub(crate) fn table(mut value: proto::RouteConfiguration, context: &mut Context<'_>) -> Result<RouteTable> {
@@ -94,10 +109,8 @@ fn build(
         .enumerate()
         .map(|(i, name)| matcher::header_name(name).within_item("internal_only_headers", i))
         .collect::<Result<_>>()?;
-    let inherited = Inherited {
-        mirrors: request_mirror_policies,
-        direct_body_limit: max_direct_response_body_size_bytes.unwrap_or(DIRECT_BODY_BYTES) as usize,
-    };
+    let inherited =
+        Inherited { mirrors: request_mirror_policies, direct_body_limit: direct_body_limit(max_direct_response_body_size_bytes) };
     let request = header::mutations(request_headers_to_add, request_headers_to_remove, "request")?;
     let response = header::mutations(response_headers_to_add, response_headers_to_remove, "response")?;
     let mut table = RouteTable {
@@ -116,7 +129,7 @@ fn build(
         headers: HeaderChanges { request, response },
         most_specific_header_mutations_wins,
     };
-    let mut names = std::collections::HashSet::with_capacity(hosts.len());
+    let mut names = HashSet::with_capacity(hosts.len());
     for (index, host) in hosts.enumerate() {
         let mut host = host.within_item("virtual_hosts", index)?;
         if !names.insert(host.name.clone()) {
@@ -144,7 +157,34 @@ fn add_domains(table: &mut RouteTable, domains: Vec<String>, id: u32) -> Result<
     Ok(())
 }
 
-fn add_domain(table: &mut RouteTable, domain: &str, id: u32) -> Result<()> {
+/// Whether these can be the domains of a virtual host; they are in lower case.
+pub(crate) fn check_domains(domains: &[String]) -> Result<()> {
+    if domains.is_empty() {
+        return Err(Invalid::field("domains", "is empty; name at least one domain, or `*`"));
+    }
+    let mut seen = HashSet::new();
+    for (index, domain) in domains.iter().enumerate() {
+        check_domain(domain).within_item("domains", index)?;
+        if !seen.insert(domain) {
+            return Err(Invalid::new("is given twice")).within_item("domains", index);
+        }
+    }
+    Ok(())
+}
+
+fn check_domain(domain: &str) -> Result<()> {
+    if domain.is_empty() {
+        return Err(Invalid::new("is empty"));
+    }
+    let rest = domain.strip_prefix('*').or_else(|| domain.strip_suffix('*')).unwrap_or_default();
+    if rest.contains('*') {
+        return Err(Invalid::new(format!("`{domain}` has two wildcards; one is allowed, at the start or the end")));
+    }
+    Ok(())
+}
+
+pub(crate) fn add_domain(table: &mut RouteTable, domain: &str, id: u32) -> Result<()> {
+    check_domain(domain)?;
     let twice = || Invalid::new(format!("`{domain}` is already a domain of another virtual host; a domain may occur once"));
     if domain == "*" {
         if table.catch_all.is_some() {
@@ -152,24 +192,16 @@ fn add_domain(table: &mut RouteTable, domain: &str, id: u32) -> Result<()> {
         }
         table.catch_all = Some(id);
     } else if let Some(suffix) = domain.strip_prefix('*') {
-        if suffix.contains('*') {
-            return Err(Invalid::new(format!("`{domain}` has two wildcards; one is allowed, at the start or the end")));
-        }
         table.suffixes.push((suffix.into(), id));
     } else if let Some(prefix) = domain.strip_suffix('*') {
-        if prefix.contains('*') {
-            return Err(Invalid::new(format!("`{domain}` has two wildcards; one is allowed, at the start or the end")));
-        }
         table.prefixes.push((prefix.into(), id));
-    } else if domain.is_empty() {
-        return Err(Invalid::new("is empty"));
     } else if table.exact.insert(domain.into(), id).is_some() {
         return Err(twice());
     }
     Ok(())
 }
 
-fn one_virtual_host(value: proto::VirtualHost, inherited: &Inherited, context: &mut Context<'_>) -> Result<VirtualHost> {
+pub(crate) fn one_virtual_host(value: proto::VirtualHost, inherited: &Inherited, context: &mut Context<'_>) -> Result<VirtualHost> {
     let proto::VirtualHost {
         name,
         domains: _taken,

@@ -3,14 +3,16 @@ use std::sync::Arc;
 
 use lateen_proto::envoy::config::route::v3 as route_proto;
 use lateen_proto::envoy::extensions::filters::network::http_connection_manager::v3 as proto;
+use lateen_proto::{Any, any, wire};
+use prost::Message;
 use proto::scoped_routes::{self, scope_key_builder, scope_key_builder::fragment_builder as builder};
 use route_proto::scoped_route_configuration as scope_proto;
 
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, each, refuse};
 use super::{matcher, route, source};
-use crate::RouteTableId;
 use crate::scopes::{BETWEEN, Element, HeaderFragment, RouteTarget, ScopeKeyBuilder, ScopedRoutes, Scopes};
+use crate::{RouteTable, RouteTableId};
 
 pub(crate) fn routes(value: proto::ScopedRoutes, context: &mut Context<'_>) -> Result<ScopedRoutes> {
     let proto::ScopedRoutes { name, scope_key_builder, rds_config_source, config_specifier } = value;
@@ -79,7 +81,7 @@ fn listed(value: proto::ScopedRouteConfigurationsList, context: &mut Context<'_>
     let field = "scoped_route_configurations";
     let mut scopes = Scopes::default();
     for (index, value) in scoped_route_configurations.into_iter().enumerate() {
-        let Scope { key, target, on_demand } = scope(value, context).within_item(field, index)?;
+        let Scope { key, target, on_demand } = scope(value, context, route::table).within_item(field, index)?;
         if let (RouteTarget::Discovered(id, _), false) = (&target, on_demand) {
             context.uses_route_table(*id);
         }
@@ -88,6 +90,28 @@ fn listed(value: proto::ScopedRouteConfigurationsList, context: &mut Context<'_>
         }
     }
     Ok(scopes)
+}
+
+/// A scope as it was sent: virtual hosts of its own routes are decoded one by one, as in [`route::Sent`].
+pub(crate) struct Sent<'a> {
+    pub(crate) rest: route_proto::ScopedRouteConfiguration,
+    hosts: Vec<&'a [u8]>,
+}
+
+impl<'a> Sent<'a> {
+    pub(crate) fn open(body: &'a Any) -> Result<Self> {
+        any::check::<route_proto::ScopedRouteConfiguration>(body).map_err(|e| Invalid::new(e.to_string()))?;
+        let mut hosts = Vec::new();
+        // ScopedRouteConfiguration.route_configuration, RouteConfiguration.virtual_hosts
+        let rest = wire::take_out(&body.value, &[5, 2], &mut hosts);
+        let rest = route_proto::ScopedRouteConfiguration::decode(rest.as_slice()).map_err(|e| Invalid::new(e.to_string()))?;
+        Ok(Self { rest, hosts })
+    }
+
+    pub(crate) fn scope(self, context: &mut Context<'_>) -> Result<Scope> {
+        let Self { rest, hosts } = self;
+        scope(rest, context, |rest, context| route::Sent { rest, hosts }.table(context))
+    }
 }
 
 /// One scope.
@@ -109,14 +133,18 @@ impl Scope {
     }
 }
 
-pub(crate) fn scope(value: route_proto::ScopedRouteConfiguration, context: &mut Context<'_>) -> Result<Scope> {
+fn scope<'c>(
+    value: route_proto::ScopedRouteConfiguration,
+    context: &mut Context<'c>,
+    compile: impl FnOnce(route_proto::RouteConfiguration, &mut Context<'c>) -> Result<RouteTable>,
+) -> Result<Scope> {
     let route_proto::ScopedRouteConfiguration { on_demand, name, route_configuration_name, route_configuration, key } = value;
     if name.is_empty() {
         return Err(Invalid::field("name", "is empty"));
     }
     let key = key.ok_or_else(|| Invalid::new("is missing")).and_then(key_of).within("key")?;
     let target = match (route_configuration, route_configuration_name.as_str()) {
-        (Some(table), "") => RouteTarget::Inline(Arc::new(route::table(table, context).within("route_configuration")?)),
+        (Some(table), "") => RouteTarget::Inline(Arc::new(compile(table, context).within("route_configuration")?)),
         (None, name) if !name.is_empty() => RouteTarget::Discovered(context.names.route_table(name), name.into()),
         (None, _) => return Err(Invalid::field("route_configuration_name", "is missing; give it or route_configuration")),
         (Some(_), _) => return Err(Invalid::field("route_configuration", "and route_configuration_name exclude each other")),

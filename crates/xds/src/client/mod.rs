@@ -47,6 +47,7 @@ pub struct Subscriptions {
 #[derive(Clone, Debug)]
 pub(crate) enum Command {
     Wildcard { type_url: String },
+    NoWildcard { type_url: String },
     Subscribe { type_url: String, names: Vec<String> },
     Unsubscribe { type_url: String, names: Vec<String> },
     Set { type_url: String, names: Vec<String> },
@@ -56,6 +57,11 @@ impl Subscriptions {
     /// Subscribes to every resource of the type.
     pub fn wildcard(&self, type_url: &str) {
         self.send(Command::Wildcard { type_url: type_url.to_owned() });
+    }
+
+    /// Takes that back, on an incremental stream; the handler must forget by itself what it did not name.
+    pub fn no_wildcard(&self, type_url: &str) {
+        self.send(Command::NoWildcard { type_url: type_url.to_owned() });
     }
 
     /// Adds names. One that is subscribed already is asked for again, and the server sends it again.
@@ -83,6 +89,7 @@ impl Command {
     fn obey(self, state: &mut ClientState) {
         match self {
             Self::Wildcard { type_url } => state.subscribe_wildcard(&type_url),
+            Self::NoWildcard { type_url } => state.unsubscribe_wildcard(&type_url),
             Self::Subscribe { type_url, names } => state.subscribe(&type_url, names),
             Self::Unsubscribe { type_url, names } => state.unsubscribe(&type_url, &names),
             Self::Set { type_url, names } => state.set(&type_url, names),

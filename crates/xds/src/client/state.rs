@@ -111,6 +111,22 @@ impl ClientState {
         }
     }
 
+    /// Wants no more of the type than what is named.
+    pub fn unsubscribe_wildcard(&mut self, type_url: &str) {
+        let state = self.entry(type_url);
+        if state.wildcard {
+            state.wildcard = false;
+            state.names_changed = true;
+            state.subscribe.remove(WILDCARD);
+            // As with a name that is given up.
+            let names = &state.names;
+            state.accepted.retain(|name, _| names.contains(name));
+            if state.opened {
+                state.unsubscribe.insert(WILDCARD.to_owned());
+            }
+        }
+    }
+
     /// Adds names; those subscribed already are asked for again.
     pub fn subscribe(&mut self, type_url: &str, names: impl IntoIterator<Item = String>) {
         let state = self.entry(type_url);

@@ -62,6 +62,36 @@ fn names(list: &[&str]) -> Vec<String> {
 }
 
 #[test]
+fn a_wildcard_that_is_given_up_and_made_again_starts_over() {
+    use crate::server::{DeltaStream, Stream};
+    use crate::types::SCOPED_ROUTE;
+    let (mut client, mut server) = (ClientState::new(Mode::Delta, Node::default()), DeltaStream::new("test".into()));
+    let mut exchange = |client: &mut ClientState| {
+        let mut answers = Vec::new();
+        while let Some(Request::Delta(request)) = client.poll_request() {
+            let body = lateen_proto::Any { type_url: SCOPED_ROUTE.to_owned(), value: Vec::new() };
+            let all = vec![std::sync::Arc::new(Resource { name: "s".to_owned(), version: "1".to_owned(), body })];
+            let because = server.on_request(request).unwrap().respond;
+            if let Some(answer) = because.and_then(|because| server.answer(SCOPED_ROUTE, &because, all)) {
+                answers.push(answer.resources);
+                client.on_response(answer.response, &mut Recorder::default());
+            }
+        }
+        answers
+    };
+    client.subscribe_wildcard(SCOPED_ROUTE);
+    assert_eq!(exchange(&mut client), [1]);
+    client.unsubscribe_wildcard(SCOPED_ROUTE);
+    assert!(client.accepted(SCOPED_ROUTE).unwrap().is_empty());
+    assert!(exchange(&mut client).is_empty());
+    client.subscribe_wildcard(SCOPED_ROUTE);
+    assert_eq!(exchange(&mut client), [1]);
+    client.unsubscribe_wildcard(SCOPED_ROUTE);
+    client.subscribe_wildcard(SCOPED_ROUTE);
+    assert_eq!(exchange(&mut client), [1], "within one turn");
+}
+
+#[test]
 fn only_the_first_request_of_a_stream_carries_the_node_and_clusters_come_first() {
     let mut state = client(Mode::Delta);
     state.subscribe_wildcard(LISTENER);

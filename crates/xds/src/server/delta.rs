@@ -182,8 +182,9 @@ impl Stream for DeltaStream {
             watch.ledger.answered(request.response_nonce, request.error_detail.map(|e| e.message), SystemTime::now())
         };
         // Subscriptions count whatever the nonce: in delta they are changes, and none may be lost.
-        let had_wildcard = watch.names.wildcard;
         let gave_up = watch.unsubscribe(&request.type_url, request.resource_names_unsubscribe);
+        // One that is given up and made again in one request starts over.
+        let had_wildcard = watch.names.wildcard;
         let in_doubt = watch.in_doubt(gave_up).unwrap_or_default();
         let mut added = watch.subscribe(request.resource_names_subscribe);
         added.extend(in_doubt);

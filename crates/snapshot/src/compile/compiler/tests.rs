@@ -551,6 +551,7 @@ mod extensions {
     use lateen_proto::envoy::extensions::filters::http::{cors::v3::Cors, fault::v3::HttpFault, router::v3::Router};
 
     use super::*;
+    use crate::compile::Outcome;
     use crate::http::HttpFilter;
     use crate::listener::{NetworkFilter, Terminal};
 
@@ -600,9 +601,19 @@ mod extensions {
             let rejected = compiler.apply(EXTENSION, vec![extension(config)], &[], now);
             assert!(rejected[0].reason.contains(why), "{rejected:?}");
         }
-        accepted(compiler.apply(EXTENSION, Vec::new(), &["extra".to_owned()], now));
-        assert!(matches!(filter(&mut compiler), Some(HttpFilter::Cors)));
         assert_eq!(compiler.snapshot().version, version, "nothing changed");
+        accepted(compiler.apply(EXTENSION, Vec::new(), &["extra".to_owned()], now));
+        assert!(filter(&mut compiler).is_none(), "it has no default");
+        let outcomes: Vec<Outcome> = compiler.take_reloads().into_iter().map(|reload| reload.outcome).collect();
+        assert_eq!(outcomes, [Outcome::Awaited, Outcome::Reloaded, Outcome::Failed, Outcome::Failed, Outcome::Reloaded]);
+        accepted(compiler.apply(EXTENSION, vec![extension(pack(&Cors::default()))], &[], now));
+        let narrow = rds_listener().replace(
+            "http_filters: [",
+            "http_filters: [{name: extra, config_discovery: {config_source: {ads: {}}, type_urls: [type.googleapis.com/envoy.extensions.filters.http.router.v3.Router]}}, ",
+        );
+        accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&narrow)], &[], now));
+        let conflict = Reload { place: "http_filter", name: "extra".into(), outcome: Outcome::Conflicting };
+        assert_eq!(compiler.take_reloads().last(), Some(&conflict));
         accepted(compiler.apply(LISTENER, Vec::new(), &["l".to_owned()], now));
         assert!(compiler.wanted().extensions.is_empty() && compiler.list(Kind::Extension).is_empty());
     }

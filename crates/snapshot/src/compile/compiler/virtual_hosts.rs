@@ -1,22 +1,22 @@
-//! Virtual hosts that are discovered one by one (VHDS): they are merged into the routes that they belong to.
+//! Virtual hosts that are discovered one by one (VHDS): each is compiled when it comes, and stands in the routes that it belongs to.
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use indexmap::IndexMap;
 use lateen_proto::envoy::config::route::v3 as proto;
+use lateen_proto::{Any, any};
+use prost::Name;
 
-use super::{Compiler, MAX_RESOURCE_BYTES, Origin, Rejected, RouteProto, Update, VirtualHostProto, decode};
-use crate::RouteTable;
+use super::{Compiler, MAX_RESOURCE_BYTES, Origin, Rejected, Update, VirtualHostProto, decode};
 use crate::compile::context::Context;
 use crate::compile::invalid::{Invalid, Result, Within};
 use crate::compile::{route, source};
+use crate::route::VirtualHost;
+use crate::{ClusterId, RouteTable, RouteTableId};
 
-/// By the names of their resources, `<routes>/<host>`.
-pub(super) type Hosts = IndexMap<Arc<str>, VirtualHostProto>;
-
-/// What the routes are merged from, where virtual hosts are discovered for them.
-pub(super) fn base(mut value: RouteProto, origin: Origin, by_delta: bool) -> Result<Option<Box<RouteProto>>> {
-    let Some(proto::Vhds { config_source }) = value.vhds.take() else { return Ok(None) };
+/// Whether virtual hosts of such routes can be discovered.
+pub(super) fn check(value: proto::Vhds, origin: Origin, by_delta: bool) -> Result<()> {
+    let proto::Vhds { config_source } = value;
     let source = source::ads_only(config_source).within("config_source");
     source.within("vhds")?;
     if origin == Origin::Static {
@@ -25,52 +25,172 @@ pub(super) fn base(mut value: RouteProto, origin: Origin, by_delta: bool) -> Res
     if !by_delta {
         return Err(Invalid::field("vhds", "needs incremental discovery; use api_type DELTA_GRPC in ads_config"));
     }
-    Ok(Some(Box::new(value)))
+    Ok(())
 }
 
-/// Routes with the virtual hosts that were discovered for them.
-pub(super) fn merged(mut base: RouteProto, hosts: Option<&Hosts>, context: &mut Context<'_>) -> Result<RouteTable> {
-    let id = context.names.route_table(&base.name);
-    base.virtual_hosts.extend(hosts.into_iter().flat_map(Hosts::values).cloned());
-    let mut table = route::table(base, context)?;
-    table.discovers_hosts = Some(id);
-    Ok(table)
+/// Routes that virtual hosts are discovered for, with those that they have themselves.
+#[derive(Debug)]
+pub(crate) struct Base {
+    table: RouteTable,
+    inherited: Arc<route::Inherited>,
+    /// Domains and names that are taken.
+    taken: HashSet<String>,
 }
 
-/// The domains and names that are taken, by the resource that has them; the routes themselves have none.
-#[derive(Default)]
-struct Taken(HashMap<String, Option<Arc<str>>>);
-
-impl Taken {
-    fn add(&mut self, host: &VirtualHostProto, by: Option<&Arc<str>>) {
-        for domain in &host.domains {
-            self.0.insert(domain.to_ascii_lowercase(), by.cloned());
-        }
-        self.0.insert(named(host), by.cloned());
+impl Base {
+    pub(super) fn new(sent: route::Sent<'_>, id: RouteTableId, context: &mut Context<'_>) -> Result<Self> {
+        let inherited = Arc::new(route::Inherited::of(&sent.rest));
+        let mut table = sent.table(context)?;
+        table.discovers_hosts = Some(id);
+        let exact = table.exact.keys().map(ToString::to_string);
+        let suffixes = table.suffixes.iter().map(|(suffix, _)| format!("*{suffix}"));
+        let prefixes = table.prefixes.iter().map(|(prefix, _)| format!("{prefix}*"));
+        let all = table.catch_all.map(|_| "*".to_owned());
+        let names = table.virtual_hosts.iter().map(|host| named(&host.name));
+        let taken = exact.chain(suffixes).chain(prefixes).chain(all).chain(names).collect();
+        Ok(Self { table, inherited, taken })
     }
 
-    fn check(&self, host: &VirtualHostProto, by: &str) -> Result<()> {
-        let other = |key: &str| self.0.get(key).is_some_and(|owner| owner.as_deref() != Some(by));
-        if other(&named(host)) {
-            return Err(Invalid::field("name", format!("`{}` is used by another virtual host", host.name)));
+    /// The table that requests see. Nothing is compiled for it.
+    pub(super) fn with(&self, hosts: Option<&Hosts>) -> Result<RouteTable> {
+        let mut table = self.table.clone();
+        for host in hosts.into_iter().flat_map(|hosts| hosts.found.values()) {
+            let id = u32::try_from(table.virtual_hosts.len()).unwrap_or(u32::MAX);
+            host.domains.iter().try_for_each(|domain| route::add_domain(&mut table, domain, id))?;
+            table.virtual_hosts.push(host.compiled.clone());
         }
-        let clash = host.domains.iter().position(|domain| other(&domain.to_ascii_lowercase()));
-        clash.map_or(Ok(()), |i| Err(Invalid::new("is already a domain of another virtual host")).within_item("domains", i))
+        table.sort_wildcards();
+        Ok(table)
     }
 }
 
 /// A name beside domains, none of which holds a blank.
-fn named(host: &VirtualHostProto) -> String {
-    format!("name {}", host.name)
+fn named(name: &str) -> String {
+    format!("name {name}")
+}
+
+/// The virtual hosts that were discovered for routes.
+#[derive(Debug, Default)]
+pub(super) struct Hosts {
+    /// By the names of their resources, `<routes>/<host>`.
+    found: IndexMap<Arc<str>, Discovered>,
+    /// The resource that has a domain or a name.
+    taken: HashMap<String, Arc<str>>,
+    /// What the routes around them say, with which they were compiled.
+    inherited: Option<Arc<route::Inherited>>,
+    /// The server has answered: the routes need wait no longer.
+    pub(super) answered: bool,
+}
+
+#[derive(Debug)]
+struct Discovered {
+    body: Arc<Any>,
+    /// In lower case.
+    domains: Vec<String>,
+    compiled: VirtualHost,
+    clusters: HashSet<ClusterId>,
+}
+
+impl Discovered {
+    fn compile(body: Arc<Any>, inherited: &route::Inherited, context: &mut Context<'_>) -> Result<Self> {
+        let mut host: VirtualHostProto = decode(&body)?;
+        let domains: Vec<String> = std::mem::take(&mut host.domains).into_iter().map(|domain| domain.to_ascii_lowercase()).collect();
+        route::check_domains(&domains)?;
+        context.uses.clusters.clear();
+        let compiled = route::one_virtual_host(host, inherited, context)?;
+        Ok(Self { body, domains, compiled, clusters: std::mem::take(&mut context.uses.clusters) })
+    }
+
+    /// What no other may have.
+    fn keys(&self) -> impl Iterator<Item = String> {
+        self.domains.iter().cloned().chain([named(&self.compiled.name)])
+    }
+}
+
+impl Hosts {
+    /// Takes one that comes; whether it is another than before.
+    fn take(&mut self, base: &Base, name: &Arc<str>, body: Any, context: &mut Context<'_>) -> Result<bool> {
+        if body.value.len() > MAX_RESOURCE_BYTES {
+            return Err(Invalid::new(format!("has more than {MAX_RESOURCE_BYTES} bytes; split it")));
+        }
+        if self.found.get(name).is_some_and(|host| *host.body == body) {
+            return Ok(false);
+        }
+        let host = Discovered::compile(Arc::new(body), &base.inherited, context)?;
+        self.check(base, name, &host)?;
+        self.remove(name);
+        self.taken.extend(host.keys().map(|key| (key, Arc::clone(name))));
+        self.found.insert(Arc::clone(name), host);
+        self.inherited = Some(Arc::clone(&base.inherited));
+        Ok(true)
+    }
+
+    /// Whether it takes nothing from another.
+    fn check(&self, base: &Base, by: &str, host: &Discovered) -> Result<()> {
+        let other = |key: &str| base.taken.contains(key) || self.taken.get(key).is_some_and(|owner| **owner != *by);
+        if other(&named(&host.compiled.name)) {
+            return Err(Invalid::field("name", format!("`{}` is used by another virtual host", host.compiled.name)));
+        }
+        let clash = host.domains.iter().position(|domain| other(domain));
+        clash.map_or(Ok(()), |i| Err(Invalid::new("is already a domain of another virtual host")).within_item("domains", i))
+    }
+
+    fn remove(&mut self, name: &str) -> bool {
+        let Some(host) = self.found.swap_remove(name) else { return false };
+        host.keys().for_each(|key| drop(self.taken.remove(&key)));
+        true
+    }
+
+    /// Other routes stand around them from now on; those are refused where they take a domain or change what no longer fits.
+    pub(super) fn follow(&mut self, base: &Base, context: &mut Context<'_>) -> Result<()> {
+        if let Some(key) = base.taken.iter().find(|key| self.taken.contains_key(*key)) {
+            return Err(Invalid::field("virtual_hosts", format!("`{key}` is that of a virtual host that was discovered")));
+        }
+        if self.inherited.as_ref().is_none_or(|before| **before == *base.inherited) {
+            return Ok(());
+        }
+        let again = |(name, host): (&Arc<str>, &Discovered)| -> Result<(Arc<str>, Discovered)> {
+            Ok((Arc::clone(name), Discovered::compile(Arc::clone(&host.body), &base.inherited, context)?))
+        };
+        self.found = self.found.iter().map(again).collect::<Result<_>>()?;
+        self.inherited = Some(Arc::clone(&base.inherited));
+        Ok(())
+    }
+
+    pub(super) fn clusters(&self) -> impl Iterator<Item = ClusterId> {
+        self.found.values().flat_map(|host| &host.clusters).copied()
+    }
+}
+
+/// The routes that a virtual host belongs to.
+fn routes_of(name: &str) -> Option<&str> {
+    name.rsplit_once('/').map(|(routes, _)| routes)
 }
 
 impl Compiler {
+    /// The server has said something of virtual hosts: of some, or that there are none.
+    pub(super) fn note_answer(&mut self, type_url: &str, updates: &[Update], removed: &[String]) {
+        if any::name_of(type_url) != VirtualHostProto::full_name() {
+            return;
+        }
+        let said: Vec<Arc<str>> = if updates.is_empty() && removed.is_empty() {
+            self.routes_with_hosts().cloned().collect()
+        } else {
+            let names = updates.iter().map(|update| &update.name).chain(removed);
+            let routes: HashSet<&str> = names.map(|name| routes_of(name).unwrap_or(name)).collect();
+            self.routes_with_hosts().filter(|name| routes.contains(&***name)).cloned().collect()
+        };
+        for routes in said {
+            self.hosts.entry(routes).or_default().answered = true;
+        }
+    }
+
     pub(super) fn take_virtual_hosts(&mut self, updates: Vec<Update>) -> Vec<Rejected> {
         let mut rejected = Vec::new();
-        let mut by_routes: IndexMap<String, Vec<(Arc<str>, Update)>> = IndexMap::new();
+        let mut by_routes: IndexMap<String, Vec<Update>> = IndexMap::new();
         for update in updates {
-            match update.name.rsplit_once('/') {
-                Some((routes, _)) => by_routes.entry(routes.to_owned()).or_default().push((update.name.as_str().into(), update)),
+            match routes_of(&update.name) {
+                Some(routes) => by_routes.entry(routes.to_owned()).or_default().push(update),
                 None => rejected.push(Rejected { name: update.name, reason: "name: is not `<routes>/<host>`".to_owned() }),
             }
         }
@@ -80,76 +200,65 @@ impl Compiler {
         rejected
     }
 
-    fn take_hosts_of(&mut self, routes: &str, updates: Vec<(Arc<str>, Update)>, rejected: &mut Vec<Rejected>) {
-        let before = self.hosts.get(routes).cloned().unwrap_or_default();
-        let Some(base) = self.routes.get(routes).and_then(|e| e.versions.newest()).and_then(|v| v.value.base.clone()) else {
+    fn take_hosts_of(&mut self, routes: &str, updates: Vec<Update>, rejected: &mut Vec<Rejected>) {
+        let Self { routes: all, hosts, names, secrets, dns_caches, .. } = self;
+        let Some(base) = all.get(routes).and_then(|e| e.versions.newest()).and_then(|v| v.value.base.as_deref()) else {
             // They crossed a change of the routes on the way; were they kept, nobody would ever take them away.
             return;
         };
-        let mut taken = Taken::default();
-        base.virtual_hosts.iter().for_each(|host| taken.add(host, None));
-        before.iter().for_each(|(name, host)| taken.add(host, Some(name)));
-        let mut hosts = before.clone();
-        for (name, update) in updates {
-            match self.checked_host(&base, &taken, &name, &update) {
-                Ok(host) => {
-                    taken.add(&host, Some(&name));
-                    hosts.insert(name, host);
-                }
-                Err(invalid) => rejected.push(Rejected { name: update.name, reason: invalid.to_string() }),
+        let hosts = hosts.entry(routes.into()).or_default();
+        let mut context = Context::new(names, secrets, dns_caches, false);
+        let mut changed = false;
+        for Update { name, body, .. } in updates {
+            match hosts.take(base, &name.as_str().into(), body, &mut context) {
+                Ok(is_new) => changed |= is_new,
+                Err(invalid) => rejected.push(Rejected { name, reason: invalid.to_string() }),
             }
         }
-        if hosts != before {
-            self.hosts.insert(routes.into(), hosts);
-            if let Err(invalid) = self.merge_hosts(routes) {
-                self.hosts.insert(routes.into(), before);
-                rejected.push(Rejected { name: routes.to_owned(), reason: invalid.to_string() });
-            }
+        if changed {
+            self.put_hosts(routes);
         }
-    }
-
-    /// A virtual host that compiles by itself and takes nothing from another.
-    fn checked_host(&mut self, base: &RouteProto, taken: &Taken, name: &str, update: &Update) -> Result<VirtualHostProto> {
-        if update.body.value.len() > MAX_RESOURCE_BYTES {
-            return Err(Invalid::new(format!("has more than {MAX_RESOURCE_BYTES} bytes; split it")));
-        }
-        let host: VirtualHostProto = decode(&update.body)?;
-        taken.check(&host, name)?;
-        let alone = RouteProto { virtual_hosts: vec![host.clone()], ..RouteProto::clone(base) };
-        let mut context = Context::new(&mut self.names, &mut self.secrets, &mut self.dns_caches, false);
-        route::table(alone, &mut context).map_err(Invalid::without_first_segment)?;
-        Ok(host)
     }
 
     /// Makes the tables again that these routes' virtual hosts are in.
-    fn merge_hosts(&mut self, routes: &str) -> Result<()> {
-        let Self { routes: all, hosts, names, secrets, dns_caches, .. } = self;
-        let Some(entry) = all.get_mut(routes) else { return Ok(()) };
+    fn put_hosts(&mut self, routes: &str) {
+        let Self { routes: all, hosts, .. } = self;
+        let (Some(entry), hosts) = (all.get_mut(routes), hosts.get(routes)) else { return };
         for version in entry.versions.active.iter_mut().chain(&mut entry.versions.warming) {
             let Some(base) = &version.value.base else { continue };
-            let mut context = Context::new(names, secrets, dns_caches, false);
-            version.value.table = Arc::new(merged(RouteProto::clone(base), hosts.get(routes), &mut context)?);
-            version.value.uses = context.uses;
+            match base.with(hosts) {
+                Ok(table) => version.value.table = Arc::new(table),
+                // Only of a version that is on its way out: what it has itself the next one has not.
+                Err(invalid) => tracing::debug!(routes, "virtual hosts do not fit into routes that are about to be replaced: {invalid}"),
+            }
+            version.value.uses.clusters.extend(hosts.into_iter().flat_map(Hosts::clusters));
         }
         self.dirty = true;
-        Ok(())
     }
 
-    /// A virtual host is gone, or there is none of that name.
-    pub(super) fn remove_virtual_host(&mut self, name: &str) {
-        self.on_demand.virtual_hosts.remove(name);
-        let Some((routes, _)) = name.rsplit_once('/') else { return };
-        if self.hosts.get_mut(routes).and_then(|hosts| hosts.shift_remove(name)).is_some() {
-            // What was compiled with more compiles with less.
-            let _ = self.merge_hosts(routes);
+    /// Virtual hosts are gone, or there are none of these names.
+    pub(super) fn remove_virtual_hosts(&mut self, removed: &[String]) {
+        let mut changed = HashSet::new();
+        for name in removed {
+            self.on_demand.virtual_hosts.remove(name.as_str());
+            let Some(routes) = routes_of(name) else { continue };
+            if self.hosts.get_mut(routes).is_some_and(|hosts| hosts.remove(name)) {
+                changed.insert(routes);
+            }
         }
+        changed.into_iter().for_each(|routes| self.put_hosts(routes));
     }
 
     /// What must be subscribed to: the routes' own name brings the hosts that the server thinks useful.
     pub(super) fn wanted_hosts(&self) -> impl Iterator<Item = &Arc<str>> {
         let routes: HashSet<&str> = self.routes_with_hosts().map(|name| &**name).collect();
         let asked = self.on_demand.virtual_hosts.iter();
-        self.routes_with_hosts().chain(asked.filter(move |name| name.rsplit_once('/').is_some_and(|(r, _)| routes.contains(r))))
+        self.routes_with_hosts().chain(asked.filter(move |name| routes_of(name).is_some_and(|r| routes.contains(r))))
+    }
+
+    /// The virtual hosts that were discovered for these routes, as they came.
+    pub fn discovered_hosts(&self, routes: &str) -> impl Iterator<Item = &Any> {
+        self.hosts.get(routes).into_iter().flat_map(|hosts| hosts.found.values()).map(|host| &*host.body)
     }
 
     fn routes_with_hosts(&self) -> impl Iterator<Item = &Arc<str>> {
@@ -163,7 +272,7 @@ impl Compiler {
         }
         let routes: HashSet<Arc<str>> = self.routes_with_hosts().cloned().collect();
         self.hosts.retain(|name, _| routes.contains(name));
-        self.on_demand.virtual_hosts.retain(|name| name.rsplit_once('/').is_some_and(|(r, _)| routes.contains(r)));
+        self.on_demand.virtual_hosts.retain(|name| routes_of(name).is_some_and(|r| routes.contains(r)));
     }
 }
 
@@ -172,6 +281,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::compile::compiler::{ListenerProto, RouteProto};
     use crate::test_support::{LISTENER, ROUTE, manager, rds_listener, update};
 
     const HOST: &str = "type.googleapis.com/envoy.config.route.v3.VirtualHost";
@@ -180,8 +290,10 @@ mod tests {
     fn with_routes() -> Compiler {
         let (mut compiler, now) = (Compiler::new(), Instant::now());
         compiler.set_incremental(true);
-        assert!(compiler.apply(LISTENER, vec![update::<super::super::ListenerProto>(&rds_listener())], &[], now).is_empty());
+        assert!(compiler.apply(LISTENER, vec![update::<ListenerProto>(&rds_listener())], &[], now).is_empty());
         assert!(compiler.apply(ROUTE, vec![update::<RouteProto>(BASE)], &[], now).is_empty());
+        // There are none yet.
+        assert!(compiler.apply(HOST, Vec::new(), &[], now).is_empty());
         compiler
     }
 
@@ -209,6 +321,60 @@ mod tests {
         // A listener that goes takes all of it away.
         assert!(compiler.apply(LISTENER, Vec::new(), &["l".to_owned()], now).is_empty());
         assert!(compiler.hosts.is_empty() && compiler.wanted().virtual_hosts.is_empty());
+    }
+
+    #[test]
+    fn a_listener_waits_for_the_first_answer_about_its_virtual_hosts() {
+        let listeners = |said: bool, updates: Vec<Update>, removed: &[String], seconds: u64| {
+            let (mut compiler, now) = (Compiler::new(), Instant::now());
+            compiler.set_incremental(true);
+            compiler.apply(LISTENER, vec![update::<ListenerProto>(&rds_listener())], &[], now);
+            compiler.apply(ROUTE, vec![update::<RouteProto>(BASE)], &[], now);
+            if said {
+                compiler.apply(HOST, updates, removed, now);
+            }
+            compiler.settle(now + std::time::Duration::from_secs(seconds));
+            compiler.snapshot().listeners.len()
+        };
+        assert_eq!((listeners(false, vec![], &[], 1), listeners(false, vec![], &[], 20)), (0, 1), "the server has some time to answer");
+        assert_eq!(listeners(true, vec![host("r/a", "{name: a, domains: [a.test]}")], &[], 1), 1);
+        assert_eq!(listeners(true, vec![host("r/a", "{name: a}")], &[], 1), 1, "what is refused is an answer");
+        assert_eq!(listeners(true, vec![], &["r/a".to_owned()], 1), 1);
+        assert_eq!(listeners(true, vec![], &[], 1), 1);
+        assert_eq!(listeners(true, vec![host("s/a", "{name: a, domains: [a.test]}")], &[], 1), 0, "that is about others");
+    }
+
+    #[test]
+    fn only_what_changed_is_compiled() {
+        let (mut compiler, now) = (with_routes(), Instant::now());
+        let route = |compiler: &mut Compiler, host: &str| {
+            let snapshot = compiler.snapshot();
+            let table = snapshot.routes.iter().flatten().next().unwrap();
+            Arc::clone(&table.virtual_host(host).unwrap().routes[0])
+        };
+        let text = |name: &str, more: &str| {
+            format!("{{name: {name}, domains: [{name}.test], routes: [{{match: {{prefix: /}}, direct_response: {{status: 200}}{more}}}]}}")
+        };
+        let both = vec![host("r/a", &text("a", "")), host("r/b", &text("b", ", name: first"))];
+        assert!(compiler.apply(HOST, both, &[], now).is_empty());
+        let (a, b) = (route(&mut compiler, "a.test"), route(&mut compiler, "b.test"));
+        assert!(compiler.apply(HOST, vec![host("r/b", &text("b", ", name: second"))], &[], now).is_empty());
+        assert!(Arc::ptr_eq(&a, &route(&mut compiler, "a.test")) && !Arc::ptr_eq(&b, &route(&mut compiler, "b.test")));
+        let changed = BASE.replace("own.test", "new.test");
+        assert!(compiler.apply(ROUTE, vec![update::<RouteProto>(&changed)], &[], now).is_empty());
+        assert!(Arc::ptr_eq(&a, &route(&mut compiler, "a.test")), "what stands around it says the same");
+        let mirrors = BASE.replace("vhds:", "request_mirror_policies: [{cluster: m}], vhds:");
+        assert!(compiler.apply(ROUTE, vec![update::<RouteProto>(&mirrors)], &[], now).is_empty());
+        assert!(!Arc::ptr_eq(&a, &route(&mut compiler, "a.test")));
+        let taken = BASE.replace("own.test", "A.test");
+        let rejected = compiler.apply(ROUTE, vec![update::<RouteProto>(&taken)], &[], now);
+        assert!(rejected[0].reason.starts_with("virtual_hosts: `a.test` is that of"), "{rejected:?}");
+        let snapshot = compiler.snapshot();
+        // A domain that one gives up another may have.
+        assert!(compiler.apply(HOST, Vec::new(), &["r/a".to_owned()], now).is_empty());
+        assert!(compiler.apply(HOST, vec![host("r/c", "{name: c, domains: [a.test]}")], &[], now).is_empty());
+        assert!(!Arc::ptr_eq(&snapshot, &compiler.snapshot()) && finds(&mut compiler, "a.test"));
+        assert_eq!(compiler.discovered_hosts("r").count(), 2);
     }
 
     #[test]
@@ -261,7 +427,7 @@ mod tests {
             &manager("rds: {route_config_name: r, config_source: {ads: {}}}"),
             &manager("route_config: {name: r, vhds: {config_source: {ads: {}}}}"),
         );
-        let reason = reason(&mut compiler, LISTENER, update::<super::super::ListenerProto>(&inline));
+        let reason = reason(&mut compiler, LISTENER, update::<ListenerProto>(&inline));
         assert!(reason.starts_with("filter_chains[0].filters[0].route_config.vhds: is for routes that are discovered"), "{reason}");
     }
 }
