@@ -15,6 +15,7 @@ use super::server::{Ask, Reply};
 use crate::main_thread::Main;
 
 const ADMIN: &str = "type.googleapis.com/envoy.admin.v3.";
+const SCOPE: &str = "type.googleapis.com/envoy.config.route.v3.ScopedRouteConfiguration";
 const REDACTED: &str = "[redacted]";
 
 pub(super) fn config_dump(main: &Main, ask: &Ask<'_>) -> Reply {
@@ -28,9 +29,7 @@ pub(super) fn config_dump(main: &Main, ask: &Ask<'_>) -> Reply {
     if ask.parameter("include_eds").is_some() || ask.parameter("resource").is_some_and(|r| r.contains("endpoint")) {
         configs.push(dumper.endpoints(main));
     }
-    // There are no scoped routes; their dump is empty, as it is where nobody has configured any.
-    let scoped = dump("ScopedRoutesConfigDump", "", [("inline_scoped_route_configs", Vec::new())]);
-    configs.extend([dumper.listeners(main), scoped, dumper.routes(main), dumper.secrets(main)]);
+    configs.extend([dumper.listeners(main), dumper.scopes(main), dumper.routes(main), dumper.secrets(main)]);
     configs.extend(dumper.extensions(main));
     drop(dumper);
     let reply = match ask.parameter("resource") {
@@ -89,6 +88,7 @@ fn known_fields(dump: &str) -> &'static [&'static str] {
         "ClustersConfigDump" => &["static_clusters", "dynamic_active_clusters", "dynamic_warming_clusters"],
         "EndpointsConfigDump" => &["static_endpoint_configs", "dynamic_endpoint_configs"],
         "ListenersConfigDump" => &["static_listeners", "dynamic_listeners"],
+        "ScopedRoutesConfigDump" => &["inline_scoped_route_configs", "dynamic_scoped_route_configs"],
         "RoutesConfigDump" => &["static_route_configs", "dynamic_route_configs"],
         "SecretsConfigDump" => &["static_secrets", "dynamic_active_secrets", "dynamic_warming_secrets"],
         _ => &[],
@@ -97,7 +97,9 @@ fn known_fields(dump: &str) -> &'static [&'static str] {
 
 /// `dynamic_listeners` to the name of its entries' message, `DynamicListener`.
 fn camel(field: &str) -> String {
-    let singular = field.strip_suffix('s').unwrap_or(field).replace("active_", "").replace("warming_", "");
+    // Those of scopes are named for all that they hold.
+    let singular =
+        field.strip_suffix('s').filter(|_| !field.contains("scoped")).unwrap_or(field).replace("active_", "").replace("warming_", "");
     singular
         .split('_')
         .map(|word| word.chars().next().map(|c| c.to_ascii_uppercase().to_string() + word.get(1..).unwrap_or_default()).unwrap_or_default())
@@ -126,6 +128,11 @@ impl Dumper {
             // A refused resource may be no message at all; its type still helps.
             Err(e) => json!({"@type": body.type_url, "error": e.to_string()}),
         }
+    }
+
+    /// Without its type, as a part of another message.
+    fn content(&self, body: &Any) -> Option<Value> {
+        self.codec.write_bytes(any::name_of(&body.type_url), &body.value).ok().map(redact)
     }
 
     fn shown<'a>(&self, list: Vec<Listed<'a>>) -> Vec<Listed<'a>> {
@@ -241,6 +248,12 @@ impl Dumper {
         for entry in self.shown(compiler.list(Kind::Route)) {
             let Some(record) = entry.active.or(entry.warming) else { continue };
             let mut fields = self.record("route_config", record);
+            let mut found: Vec<Value> = compiler.discovered_hosts(entry.name).filter_map(|body| self.content(body)).collect();
+            if let Some(Value::Object(config)) = fields.get_mut("route_config").filter(|_| !found.is_empty())
+                && let Value::Array(own) = config.entry("virtual_hosts").or_insert_with(|| Value::Array(Vec::new()))
+            {
+                own.append(&mut found);
+            }
             self.status(&mut fields, entry.failure);
             dynamic.push(Value::Object(fields));
         }
@@ -258,6 +271,47 @@ impl Dumper {
             }
         }
         dump("RoutesConfigDump", "", [("static_route_configs", fixed), ("dynamic_route_configs", dynamic)])
+    }
+
+    /// Scopes of routes: those that listeners list, and those that are discovered.
+    fn scopes(&self, main: &Main) -> Value {
+        let compiler = main.compiler();
+        let (mut inline, mut dynamic) = (Vec::new(), Vec::new());
+        for entry in compiler.list(Kind::Listener) {
+            let Some(record) = entry.active else { continue };
+            let mut found = Vec::new();
+            scoped_routes(&self.body(&record.body), &mut found);
+            for config in found {
+                let name = config.get("name").and_then(Value::as_str).unwrap_or_default();
+                if self.names.as_ref().is_some_and(|n| !n.is_match(name)) {
+                    continue;
+                }
+                match config.pointer("/scoped_route_configurations_list/scoped_route_configurations").and_then(Value::as_array) {
+                    Some(all) => {
+                        let all: Vec<Value> = all.iter().map(|scope| typed(SCOPE, scope.clone())).collect();
+                        inline.push(json!({"name": name, "scoped_route_configs": all, "last_updated": timestamp(record.updated)}));
+                    }
+                    None => dynamic.push(self.discovered_scopes(name, compiler.list(Kind::Scope))),
+                }
+            }
+        }
+        let lists = [("inline_scoped_route_configs", inline), ("dynamic_scoped_route_configs", dynamic)];
+        dump("ScopedRoutesConfigDump", "", lists)
+    }
+
+    fn discovered_scopes(&self, name: &str, mut list: Vec<Listed<'_>>) -> Value {
+        list.sort_by_key(|scope| scope.name);
+        let records: Vec<&Record> = list.iter().filter_map(|scope| scope.active.or(scope.warming)).collect();
+        let mut fields = Map::new();
+        fields.insert("name".to_owned(), json!(name));
+        if let Some(last) = records.iter().max_by_key(|record| record.updated) {
+            fields.insert("version_info".to_owned(), json!(*last.version));
+            fields.insert("last_updated".to_owned(), json!(timestamp(last.updated)));
+        }
+        let bodies: Vec<Value> = records.iter().map(|record| self.body(&record.body)).collect();
+        fields.insert("scoped_route_configs".to_owned(), Value::Array(bodies));
+        self.status(&mut fields, list.iter().find_map(|scope| scope.failure));
+        Value::Object(fields)
     }
 
     /// Filters that are discovered.
@@ -370,6 +424,23 @@ fn redact(value: Value) -> Value {
     }
 }
 
+/// The settings of connection managers that find their routes by scope.
+fn scoped_routes(value: &Value, found: &mut Vec<Value>) {
+    match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                if key == "scoped_routes" && value.get("scope_key_builder").is_some() {
+                    found.push(value.clone());
+                } else {
+                    scoped_routes(value, found);
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|i| scoped_routes(i, found)),
+        _ => {}
+    }
+}
+
 fn inline_routes(value: &Value, found: &mut Vec<Value>) {
     match value {
         Value::Object(fields) => {
@@ -432,9 +503,71 @@ mod tests {
         assert_eq!(value, json!({"a": [{"private_key": {"inline_string": "[redacted]"}}, {"private_key": {"filename": "/k"}}]}));
     }
 
+    const MANAGER: &str = "'@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, \
+                           stat_prefix: t, http_filters: [{name: r, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]";
+    const KEY: &str = "scope_key_builder: {fragments: [{header_value_extractor: {name: x, index: 0}}]}";
+
+    /// A main thread whose listeners have each of these settings, where discovery is incremental.
+    fn with_listeners(settings: &[&str]) -> std::sync::Arc<Main> {
+        let listener = |(index, more): (usize, &&str)| {
+            format!(
+                "{{name: l{index}, address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}, \
+                 filter_chains: [{{filters: [{{name: h, typed_config: {{{MANAGER}, {more}}}}}]}}]}}",
+                index + 1
+            )
+        };
+        let listeners: Vec<String> = settings.iter().enumerate().map(listener).collect();
+        crate::main_thread::test_support::main(&format!(
+            "{{node: {{id: n, cluster: c}}, \
+             dynamic_resources: {{ads_config: {{api_type: DELTA_GRPC, grpc_services: [{{envoy_grpc: {{cluster_name: x}}}}]}}}}, \
+             static_resources: {{clusters: [{{name: x, type: STATIC, load_assignment: {{cluster_name: x}}}}], listeners: [{}]}}}}",
+            listeners.join(", ")
+        ))
+    }
+
+    fn discover(main: &Main, type_url: &str, name: &str, json: &Value) {
+        let value = Codec::new().encode(any::name_of(type_url), &json.into()).unwrap();
+        let body = Any { type_url: type_url.to_owned(), value };
+        let update = lateen_snapshot::compile::Update { name: name.to_owned(), version: "7".to_owned(), body };
+        assert_eq!(main.apply(&SecretSource::Ads, type_url, vec![update], &[]), []);
+    }
+
+    fn dumper() -> Dumper {
+        Dumper { codec: Codec::new(), names: None, started: String::new() }
+    }
+
+    #[test]
+    fn routes_are_shown_with_the_virtual_hosts_that_were_discovered() {
+        use lateen_xds::types::{ROUTE, VIRTUAL_HOST};
+        let main = with_listeners(&["rds: {route_config_name: r, config_source: {ads: {}}}"]);
+        discover(&main, ROUTE, "r", &json!({"name": "r", "vhds": {"config_source": {"ads": {}}}}));
+        discover(&main, VIRTUAL_HOST, "r/a", &json!({"name": "r/a", "domains": ["a.test"]}));
+        let shown = dumper().routes(&main);
+        let config = &shown["dynamic_route_configs"][0]["route_config"];
+        assert_eq!(config["virtual_hosts"], json!([{"name": "r/a", "domains": ["a.test"]}]), "{shown:#}");
+    }
+
+    #[test]
+    fn scopes_are_shown_as_listed_and_as_discovered() {
+        let scope = |name: &str| json!({"name": name, "key": {"fragments": [{"string_key": name}]}, "route_configuration": {"name": "r"}});
+        let listed = format!(
+            "scoped_routes: {{name: one, {KEY}, scoped_route_configurations_list: {{scoped_route_configurations: [{}]}}}}",
+            scope("a")
+        );
+        let found = format!("scoped_routes: {{name: two, {KEY}, scoped_rds: {{scoped_rds_config_source: {{ads: {{}}}}}}}}");
+        let main = with_listeners(&[&listed, &found]);
+        discover(&main, SCOPE, "b", &scope("b"));
+        let shown = dumper().scopes(&main);
+        let (inline, dynamic) = (&shown["inline_scoped_route_configs"][0], &shown["dynamic_scoped_route_configs"][0]);
+        assert_eq!((&inline["name"], &inline["scoped_route_configs"][0]["name"]), (&json!("one"), &json!("a")), "{shown:#}");
+        assert_eq!((&dynamic["name"], &dynamic["version_info"]), (&json!("two"), &json!("7")), "{shown:#}");
+        assert_eq!(dynamic["scoped_route_configs"], json!([typed(SCOPE, scope("b"))]));
+    }
+
     #[test]
     fn fields_name_their_messages() {
         assert_eq!(camel("dynamic_active_clusters"), "DynamicCluster");
         assert_eq!(camel("static_route_configs"), "StaticRouteConfig");
+        assert_eq!(camel("inline_scoped_route_configs"), "InlineScopedRouteConfigs");
     }
 }

@@ -20,6 +20,8 @@ mod overload;
 mod probe;
 mod state;
 mod supervise;
+#[cfg(test)]
+pub(crate) mod test_support;
 mod upstream;
 
 pub use drain::DrainPlan;

@@ -77,45 +77,18 @@ fn forget(main: &Main, waiting: &mut Waiting) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
-    use lateen_snapshot::Snapshot;
     use lateen_snapshot::compile::{SecretSource, Update};
-    use lateen_telemetry::Registry;
-    use lateen_telemetry::stats::TagStyle;
     use lateen_xds::types;
 
     use super::*;
-    use crate::main_thread::{Parts, Publisher};
+    use crate::main_thread::test_support;
     use crate::worker::Wishes;
-
-    struct Nobody;
-
-    impl Publisher for Nobody {
-        fn publish(&self, _snapshot: Arc<Snapshot>) {}
-    }
 
     const YAML: &str = "{node: {id: n, cluster: c}, static_resources: {clusters: [{name: late, type: STATIC, \
                         load_assignment: {cluster_name: late}}]}}";
 
     fn main() -> Arc<Main> {
-        let bootstrap = lateen_snapshot::bootstrap::parse("{node: {id: n, cluster: c}}", "test.yaml").unwrap();
-        let overload = crate::worker::Overload::new(bootstrap.overload.limits.clone());
-        let parts = Parts {
-            bootstrap,
-            registry: Registry::new(1, TagStyle::Envoy).0,
-            publisher: Box::new(Nobody),
-            epoch: Instant::now(),
-            workers: 1,
-            upstream_mark: None,
-            overload,
-            drain_time: Duration::ZERO,
-            drain_gradually: false,
-            lineage: crate::restart::Lineage::first(0),
-            can_restart: false,
-            held: false,
-        };
-        Main::new(parts).unwrap()
+        test_support::main("{node: {id: n, cluster: c}}")
     }
 
     fn cluster(name: &str) -> Wish {
