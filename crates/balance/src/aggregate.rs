@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::host::HostSet;
+use crate::host::{HostSet, Priority};
 use crate::plan::{Level, levels};
 
 /// One worker's choice among the members.
@@ -33,6 +33,11 @@ impl Aggregate {
     pub fn is_of<'a>(&self, hosts: impl Iterator<Item = &'a Arc<HostSet>>) -> bool {
         let mut known = self.members.iter();
         hosts.into_iter().all(|h| known.next().is_some_and(|m| Arc::ptr_eq(m, h))) && known.next().is_none()
+    }
+
+    /// The priorities of all members end to end, as [`Self::choose`] numbers those to go past: empty ones are none.
+    pub fn priorities(&self) -> impl Iterator<Item = &Priority> {
+        self.members.iter().flat_map(|m| &m.priorities).filter(|p| p.localities.iter().any(|l| !l.hosts.is_empty()))
     }
 
     /// The index of a member, and one of its levels. Priorities of `past`, as bits over all members, are left out while

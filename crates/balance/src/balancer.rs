@@ -8,6 +8,7 @@ use rand::rngs::SmallRng;
 use crate::chooser::{Chooser, Desk};
 use crate::config::{LbPolicy, Settings};
 use crate::host::{Host, HostSet};
+use crate::omit::Omit;
 use crate::plan::{Level, View};
 use crate::subset::{Criteria, SubsetSettings};
 use crate::subsets::{Step, Subset, Subsets, Target, Via};
@@ -20,6 +21,8 @@ pub struct Context<'a> {
     pub hash: Option<u64>,
     /// Hosts already tried, to be avoided while others are left (Envoy `previous_hosts`).
     pub avoid: &'a [Arc<Host>],
+    /// Hosts to be avoided in the same way for what they are.
+    pub omit: Option<&'a Omit>,
     /// How often to choose again when a host to avoid comes up (Envoy `host_selection_retry_max_attempts`).
     pub reselect: u32,
     /// Priorities to go past while another has anybody, as bits (Envoy `previous_priorities`).

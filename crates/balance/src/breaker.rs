@@ -127,9 +127,16 @@ impl Breakers {
         }
     }
 
+    /// A request takes its place; `now` is in milliseconds of a clock that all workers share, looked at where a budget wants it.
+    pub fn take_request(&self, now: impl FnOnce() -> u64) -> Option<Permit> {
+        let permit = self.requests.take()?;
+        self.budget.note(now);
+        Some(permit)
+    }
+
     /// Takes one retry: by the budget if there is one, else by the limit.
-    pub fn take_retry(&self) -> Option<Permit> {
-        match self.budget.limit(self.requests.used().saturating_add(self.pending.used())) {
+    pub fn take_retry(&self, now: impl FnOnce() -> u64) -> Option<Permit> {
+        match self.budget.limit(self.requests.used().saturating_add(self.pending.used()), now) {
             Some(limit) => self.retries.take_below(limit),
             None => self.retries.take(),
         }
@@ -148,6 +155,8 @@ impl Breakers {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -163,17 +172,20 @@ mod tests {
 
     #[test]
     fn a_budget_is_a_share_of_the_requests_under_way() {
-        let budget = Some(RetryBudget { share: 200_000, min_concurrency: 1 });
+        let budget = Some(RetryBudget { share: 200_000, min_concurrency: 1, interval: Duration::ZERO });
         let breakers = Breakers::new(Limits { retry_budget: budget, max_retries: 0, ..Limits::UNLIMITED });
-        let _first = breakers.take_retry().unwrap();
-        assert!(breakers.take_retry().is_none(), "the least is one");
+        let _first = breakers.take_retry(|| 0).unwrap();
+        assert!(breakers.take_retry(|| 0).is_none(), "the least is one");
         let requests: Vec<_> = (0..15).map(|_| breakers.requests.take()).collect();
-        let held: Vec<_> = std::iter::from_fn(|| breakers.take_retry()).collect();
+        let held: Vec<_> = std::iter::from_fn(|| breakers.take_retry(|| 0)).collect();
         assert_eq!((requests.len(), held.len()), (15, 2), "a fifth of fifteen is three");
         breakers.set_limits(Limits { max_retries: 5, ..Limits::UNLIMITED });
-        assert!(breakers.take_retry().is_some(), "the limit is back in force");
-        breakers.set_limits(Limits { retry_budget: Some(RetryBudget { share: 0, min_concurrency: 0 }), ..Limits::UNLIMITED });
-        assert!(breakers.take_retry().is_none());
+        assert!(breakers.take_retry(|| 0).is_some(), "the limit is back in force");
+        breakers.set_limits(Limits {
+            retry_budget: Some(RetryBudget { share: 0, min_concurrency: 0, interval: Duration::ZERO }),
+            ..Limits::UNLIMITED
+        });
+        assert!(breakers.take_retry(|| 0).is_none());
     }
 
     #[test]

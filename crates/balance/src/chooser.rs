@@ -114,7 +114,8 @@ impl Chooser {
                 roll < bound
             })?;
             let Some(host) = hosts.choose(&Pick { view, hash, attempt, now: context.now }, desk) else { break };
-            if !context.avoid.iter().any(|a| Arc::ptr_eq(a, &host)) {
+            let omitted = || context.omit.is_some_and(|omit| view.set.labels_of(&host).is_some_and(|labels| omit.omits(labels)));
+            if !context.avoid.iter().any(|a| Arc::ptr_eq(a, &host)) && !omitted() {
                 return Some(host);
             }
             last = Some(host);

@@ -9,7 +9,7 @@ use crate::by_load::ReportedWeight;
 use crate::config::Settings;
 use crate::outlier::HostOutlier;
 use crate::peak_ewma::Latency;
-use crate::subset::Criteria;
+use crate::subset::{Criteria, Labels};
 use crate::subsets::Subsets;
 
 /// Where a host is reached.
@@ -254,8 +254,15 @@ pub struct HostSet {
     pub dropped_per_million: u32,
     /// Where the cluster is divided.
     pub subsets: Option<Box<Subsets>>,
+    /// The `envoy.lb` metadata of hosts that have any, by where the host is in memory.
+    labels: Box<[(usize, Arc<Labels>)]>,
     /// Bumped when a health flag of a member changes; a balancer that sees another number recomputes.
     health_epoch: AtomicU64,
+}
+
+/// What tells a living host from all others.
+fn place(host: &Arc<Host>) -> usize {
+    Arc::as_ptr(host) as usize
 }
 
 impl Default for HostSet {
@@ -272,6 +279,7 @@ impl HostSet {
             weighted_priority_health: false,
             dropped_per_million: 0,
             subsets: None,
+            labels: Box::default(),
             health_epoch: AtomicU64::new(0),
         }
     }
@@ -279,6 +287,19 @@ impl HostSet {
     /// A set of equal hosts in one priority and locality.
     pub fn flat(hosts: Vec<Arc<Host>>) -> Self {
         Self::new(vec![Priority { localities: vec![LocalityHosts { hosts, ..LocalityHosts::default() }] }])
+    }
+
+    /// Says what members are labelled with.
+    pub fn set_labels(&mut self, labels: impl IntoIterator<Item = (Arc<Host>, Arc<Labels>)>) {
+        let mut all: Vec<_> = labels.into_iter().map(|(host, labels)| (place(&host), labels)).collect();
+        all.sort_by_key(|(place, _)| *place);
+        self.labels = all.into();
+    }
+
+    /// What a member is labelled with.
+    pub fn labels_of(&self, host: &Arc<Host>) -> Option<&Arc<Labels>> {
+        let found = self.labels.binary_search_by_key(&place(host), |(place, _)| *place).ok()?;
+        self.labels.get(found).map(|(_, labels)| labels)
     }
 
     pub fn hosts(&self) -> impl Iterator<Item = &Arc<Host>> {

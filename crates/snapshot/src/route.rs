@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, StatusCode};
-use lateen_balance::Criteria;
+use lateen_balance::{Criteria, Omit};
 use regex::Regex;
 
 use crate::header::HeaderMutations;
@@ -332,6 +332,8 @@ pub struct RetryPolicy {
     pub back_off_max: Duration,
     /// Hosts already tried are avoided (Envoy `previous_hosts` predicate).
     pub avoid_previous_hosts: bool,
+    /// Hosts that are avoided for what they are, where any are.
+    pub omit: Option<Box<Omit>>,
     /// After so many tries the priorities tried so far are gone past, as after so many more.
     pub previous_priorities: Option<NonZeroU32>,
     pub host_selection_attempts: u32,

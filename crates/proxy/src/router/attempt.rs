@@ -93,11 +93,12 @@ fn begin<'a>(
 ) -> Result<Result<Begun<'a>, Tried>, End> {
     let policy = retries.policy();
     let every = policy.and_then(|p| p.previous_priorities);
-    let past = every.map_or(0, |every| forwarding.passed.by_now(every, &forwarding.cluster.cluster.hosts, &forwarding.tried));
+    let past = every.map_or(0, |every| forwarding.cluster.with_priorities(|all| forwarding.passed.by_now(every, all, &forwarding.tried)));
     let avoid: &[Arc<Host>] = if policy.is_some_and(|p| p.avoid_previous_hosts) { &forwarding.tried } else { &[] };
     let context = Context {
         hash: forwarding.hash,
         avoid,
+        omit: policy.filter(|_| retries.taken() > 0).and_then(|p| p.omit.as_deref()),
         reselect: policy.map_or(0, |p| p.host_selection_attempts),
         past,
         only: None,
@@ -121,7 +122,7 @@ fn begin<'a>(
     {
         finalize::rewrite_host(exchange, forward, Text::from(&*host.hostname));
     }
-    let Some(permit) = cluster.breakers(forwarding.high_priority).requests.take() else {
+    let Some(permit) = cluster.breakers(forwarding.high_priority).take_request(|| exchange.worker.millis()) else {
         stats.inc(names::UPSTREAM_RQ_PENDING_OVERFLOW);
         return Ok(Err(failed(Failure::Overflow)));
     };

@@ -198,7 +198,7 @@ async fn tries(
         // The retry before is over, and its place may be taken.
         drop(permit.take());
         if decision == Decision::Retry && forwarding.body.repeatable() {
-            permit = forwarding.cluster.breakers(forwarding.high_priority).take_retry();
+            permit = forwarding.cluster.breakers(forwarding.high_priority).take_retry(|| exchange.worker.millis());
             if permit.is_some() {
                 match Box::pin(prepare_retry(exchange, matched, forwarding, retries, tried)).await? {
                     Some(answered) => break Ok(answered),

@@ -2,7 +2,7 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use lateen_balance::{Host, HostSet};
+use lateen_balance::{Host, Priority};
 
 /// As bits; more priorities than these are never gone past.
 const MOST: usize = 64;
@@ -17,26 +17,29 @@ pub(super) struct Passed {
 
 impl Passed {
     /// What the next try goes past: after each `every` tries, all priorities tried, and none once nobody is left.
-    pub(super) fn by_now(&mut self, every: NonZeroU32, set: &HostSet, tried: &[Arc<Host>]) -> u64 {
+    pub(super) fn by_now(&mut self, every: NonZeroU32, priorities: &[&Priority], tried: &[Arc<Host>]) -> u64 {
         let attempted = tried.get(self.since..).unwrap_or_default();
         let every = every.get() as usize;
         if attempted.len() < every {
             return 0;
         }
         if attempted.len().is_multiple_of(every) {
-            for priority in attempted.iter().filter_map(|host| set.priority_of(host)).filter(|p| *p < MOST) {
+            let level_of = |host: &Arc<Host>| priorities.iter().position(|p| members(p).any(|h| Arc::ptr_eq(h, host)));
+            for priority in attempted.iter().filter_map(level_of).filter(|p| *p < MOST) {
                 self.bits |= 1 << priority;
             }
-            let serves = |index: usize| {
-                set.priorities.get(index).is_some_and(|p| p.localities.iter().flat_map(|l| &l.hosts).any(|h| h.is_healthy()))
-            };
+            let serves = |priority: &Priority| members(priority).any(|h| h.is_healthy());
             let is_left = |index: usize| index >= MOST || self.bits >> index & 1 == 0;
-            if !(0..set.priorities.len()).any(|index| is_left(index) && serves(index)) {
+            if !priorities.iter().enumerate().any(|(index, priority)| is_left(index) && serves(priority)) {
                 (self.bits, self.since) = (0, tried.len());
             }
         }
         self.bits
     }
+}
+
+fn members(priority: &Priority) -> impl Iterator<Item = &Arc<Host>> {
+    priority.localities.iter().flat_map(|l| &l.hosts)
 }
 
 #[cfg(test)]
@@ -51,12 +54,13 @@ mod tests {
         let hosts = [host(1), host(2), host(3)];
         let priority =
             |host: &Arc<Host>| Priority { localities: vec![LocalityHosts { hosts: vec![Arc::clone(host)], ..Default::default() }] };
-        let set = HostSet::new(hosts.iter().map(priority).collect());
+        let priorities: Vec<Priority> = hosts.iter().map(priority).collect();
+        let priorities: Vec<&Priority> = priorities.iter().collect();
         let two = NonZeroU32::new(2).unwrap();
         let (mut passed, mut tried) = (Passed::default(), Vec::new());
         let mut after = |index: usize| {
             tried.push(Arc::clone(&hosts[index]));
-            passed.by_now(two, &set, &tried)
+            passed.by_now(two, &priorities, &tried)
         };
         assert_eq!([0, 0, 1, 1].map(&mut after), [0, 0b1, 0b1, 0b11]);
         assert_eq!([2, 2, 0, 0].map(&mut after), [0b11, 0, 0, 0b1]);

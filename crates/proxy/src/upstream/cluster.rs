@@ -11,7 +11,7 @@ use http::HeaderMap;
 use lateen_balance::balancer::{Balancer, Tally};
 use lateen_balance::by_load::ByLoad;
 use lateen_balance::outlier::{self, Detection, Detector, Ejection, Outcome};
-use lateen_balance::{Address, Aggregate, Breakers, Choice, Context, Host, LbPolicy};
+use lateen_balance::{Address, Aggregate, Breakers, Choice, Context, Host, LbPolicy, Priority};
 use lateen_snapshot::cluster::{Discovery, UpstreamHttp};
 use lateen_snapshot::dns::cache::DnsCache;
 use lateen_snapshot::http::AlpnOverrides;
@@ -287,6 +287,14 @@ impl ClusterState {
         match choice {
             Choice::Host(host) => Some(host),
             Choice::NoHealthyHost => None,
+        }
+    }
+
+    /// The priorities that a request may go past, of all members where the cluster is an aggregate.
+    pub(crate) fn with_priorities<T>(&self, look: impl FnOnce(&[&Priority]) -> T) -> T {
+        match &*self.aggregate.borrow() {
+            Some(aggregate) => look(&aggregate.priorities().collect::<Vec<_>>()),
+            None => look(&self.cluster.hosts.priorities.iter().collect::<Vec<_>>()),
         }
     }
 

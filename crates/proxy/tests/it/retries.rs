@@ -227,3 +227,85 @@ fn a_caller_may_ask_for_silence_instead_of_a_timeout() {
     assert_eq!(answer.status, 204);
     assert!(!upstream.seen()[0].contains("alt-response"));
 }
+
+/// Two hosts that fail, both labelled, and one that does not, in this order.
+fn labelled(bad: [u16; 2], good: u16, label: &str, policy: &str) -> Proxy {
+    let mut config = Config::to(&[]).routes(&format!(
+        "- {{match: {{prefix: /}}, route: {{cluster: c, retry_policy: {{retry_on: 5xx, num_retries: 1, host_selection_retry_max_attempts: 5{policy}}}}}}}"
+    ));
+    let endpoint = |port: u16, label: &str| {
+        let labels = format!("metadata: {{filter_metadata: {{envoy.lb: {{{label}}}}}}}");
+        format!("{{{labels}, endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}")
+    };
+    let endpoints = [endpoint(bad[0], label), endpoint(bad[1], label), endpoint(good, "other: 1")].join(", ");
+    config.clusters =
+        vec![format!("- name: c\n  type: STATIC\n  load_assignment: {{cluster_name: c, endpoints: [{{lb_endpoints: [{endpoints}]}}]}}")];
+    config.start()
+}
+
+#[test]
+fn retries_go_past_canaries_and_hosts_with_certain_metadata() {
+    let predicate = |name: &str, message: &str, more: &str| {
+        format!(
+            ", retry_host_predicate: [{{name: envoy.retry_host_predicates.{name}, typed_config: {{\"@type\": \
+             type.googleapis.com/envoy.extensions.retry.host.{name}.v3.{message}{more}}}}}]"
+        )
+    };
+    let canaries = predicate("omit_canary_hosts", "OmitCanaryHostsPredicate", "");
+    let old = predicate("omit_host_metadata", "OmitHostMetadataConfig", ", metadata_match: {filter_metadata: {envoy.lb: {stage: old}}}");
+    for (label, policy, hides) in [
+        ("canary: true", &canaries, true),
+        ("canary: false", &canaries, false),
+        ("stage: [new, old]", &old, true),
+        ("stage: new", &old, false),
+    ] {
+        let bad = [0; 2].map(|_| Upstream::start(|_, _, stream| write_status(stream, 503)));
+        let good = Upstream::ok("good");
+        let proxy = labelled([bad[0].port(), bad[1].port()], good.port(), label, policy);
+        let answers: Vec<u16> = (0..12).map(|_| proxy.get("/").status).collect();
+        assert_eq!(answers.iter().all(|status| *status == 200), hides, "{label}: {answers:?}");
+        assert!(bad.iter().any(|b| !b.seen().is_empty()), "first tries go anywhere");
+    }
+}
+
+#[test]
+fn a_retry_goes_past_the_members_of_an_aggregate_that_failed() {
+    let (bad, good) = (Upstream::start(|_, _, stream| write_status(stream, 503)), Upstream::ok("good"));
+    let policy = "{retry_on: 5xx, num_retries: 1, retry_priority: {name: envoy.retry_priorities.previous_priorities, typed_config: {\"@type\": \
+                  type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig, update_frequency: 1}}}";
+    let mut config = Config::to(&[]).routes(&format!("- {{match: {{prefix: /}}, route: {{cluster: c, retry_policy: {policy}}}}}"));
+    config.clusters = vec![
+        "- {name: c, lb_policy: CLUSTER_PROVIDED, cluster_type: {name: envoy.clusters.aggregate, typed_config: {'@type': \
+         type.googleapis.com/envoy.extensions.clusters.aggregate.v3.ClusterConfig, clusters: [first, second]}}}"
+            .to_owned(),
+        cluster("first", &[bad.port()], ""),
+        cluster("second", &[good.port()], ""),
+    ];
+    let proxy = config.start();
+    for _ in 0..10 {
+        assert_eq!(proxy.get("/").body, "good");
+    }
+    assert_eq!(bad.seen().len(), 10, "the first try goes where it always goes");
+}
+
+#[test]
+fn a_budget_with_an_interval_counts_requests_that_are_over() {
+    let upstream = Upstream::start(
+        |_, request, stream| {
+            if request.starts_with("GET /bad") { write_status(stream, 503) } else { write_ok(stream, "fine") }
+        },
+    );
+    // A fifth of five is one, of one none.
+    for (interval, tries) in [("10s", 2), ("0s", 1)] {
+        let mut config =
+            Config::to(&[]).routes("- {match: {prefix: /}, route: {cluster: c, retry_policy: {retry_on: 5xx, num_retries: 1}}}");
+        let budget = format!("budget_percent: {{value: 20.5}}, min_retry_concurrency: 0, budget_interval: {interval}");
+        config.clusters =
+            vec![cluster("c", &[upstream.port()], &format!("circuit_breakers: {{thresholds: [{{retry_budget: {{{budget}}}}}]}}"))];
+        let proxy = config.start();
+        (0..4).for_each(|_| assert_eq!(proxy.get("/").status, 200));
+        assert_eq!(proxy.get("/bad").status, 503);
+        assert_eq!(proxy.stat("cluster.c.upstream_rq_total"), 4 + tries, "{interval}");
+        assert_eq!(proxy.stat("cluster.c.upstream_rq_retry_overflow"), 2 - tries, "{interval}");
+    }
+}

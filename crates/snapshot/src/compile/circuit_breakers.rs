@@ -1,8 +1,10 @@
 //! Circuit breakers of a cluster, by priority.
+use std::time::Duration;
+
 use lateen_balance::{Limits, RetryBudget};
 use lateen_proto::envoy::config::cluster::v3 as proto;
 
-use super::common::percent_fraction;
+use super::common::{duration_or, percent_fraction};
 use super::invalid::{Invalid, Result, Within, each, refuse};
 
 /// The limits of a cluster by priority.
@@ -93,8 +95,7 @@ fn of_host(value: proto::circuit_breakers::Thresholds) -> Result<Entry> {
 /// Envoy's defaults: a fifth of the requests, and never fewer than three.
 fn budget(value: proto::circuit_breakers::thresholds::RetryBudget) -> Result<RetryBudget> {
     let proto::circuit_breakers::thresholds::RetryBudget { budget_percent, min_retry_concurrency, budget_interval } = value;
-    // The budget follows the requests of this moment.
-    refuse!(budget_interval);
+    let interval = duration_or(budget_interval.as_ref(), Duration::ZERO, "budget_interval")?;
     let share = budget_percent.map(percent_fraction).transpose().within("budget_percent")?;
-    Ok(RetryBudget { share: share.map_or(200_000, |s| s.numerator), min_concurrency: min_retry_concurrency.unwrap_or(3) })
+    Ok(RetryBudget { share: share.map_or(200_000, |s| s.numerator), min_concurrency: min_retry_concurrency.unwrap_or(3), interval })
 }

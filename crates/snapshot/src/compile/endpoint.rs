@@ -306,13 +306,15 @@ impl Members {
         if !self.seen.insert(member.address.clone()) {
             return;
         }
-        let level = priority as usize;
+        let labels = member.labels.clone();
+        self.place(priority as usize, locality, weight, host(member, living), labels);
+    }
+
+    fn place(&mut self, level: usize, locality: &Locality, weight: u32, host: Arc<Host>, labels: Option<Arc<Labels>>) {
         if self.priorities.len() <= level {
             self.priorities.resize_with(level + 1, Priority::default);
         }
         let Some(priority) = self.priorities.get_mut(level) else { return };
-        let labels = member.labels.clone().filter(|_| self.divided);
-        let host = host(member, living);
         let at = match priority.localities.iter().position(|l| l.locality == *locality) {
             Some(at) => at,
             None => {
@@ -323,7 +325,7 @@ impl Members {
         if let Some(entry) = priority.localities.get_mut(at) {
             entry.hosts.push(Arc::clone(&host));
         }
-        if self.divided {
+        if self.divided || labels.is_some() {
             self.placed.push(Placed { priority: level, locality: at, host, labels });
         }
     }
@@ -334,11 +336,13 @@ impl Members {
             priority.localities.shrink_to_fit();
         }
         let subsets = subsets.map(|s| Box::new(Subsets::new(s, &self.priorities, self.placed.iter().map(Placed::labelled))));
+        let labels = self.placed.into_iter().filter_map(|placed| Some((placed.host, placed.labels?)));
         let mut set = HostSet::new(self.priorities);
         set.overprovisioning_percent = policy.overprovisioning_percent;
         set.weighted_priority_health = policy.weighted_priority_health;
         set.dropped_per_million = policy.dropped_per_million;
         set.subsets = subsets;
+        set.set_labels(labels);
         set
     }
 }

@@ -2,15 +2,19 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use lateen_balance::Omit;
 use lateen_proto::Any;
 use lateen_proto::any;
 use lateen_proto::envoy::config::route::v3::{self as proto, retry_policy};
-use lateen_proto::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+use lateen_proto::envoy::extensions::retry::host::{
+    omit_canary_hosts::v3::OmitCanaryHostsPredicate, omit_host_metadata::v3::OmitHostMetadataConfig,
+    previous_hosts::v3::PreviousHostsPredicate,
+};
 use lateen_proto::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
 
 use super::common::{duration, fraction, limit, open};
 use super::invalid::{Invalid, Result, Within, each, refuse};
-use super::matcher;
+use super::{matcher, subset};
 use crate::route::{RateLimitedBackOff, ResetHeader, RetryOn, RetryPolicy};
 
 /// Envoy's longest wait on a server's word.
@@ -35,9 +39,9 @@ pub(crate) fn policy(value: proto::RetryPolicy) -> Result<RetryPolicy> {
     } = value;
     refuse!(retry_options_predicates, refresh_cluster_on_retry);
     let (back_off_base, back_off_max) = back_off(retry_back_off).within("retry_back_off")?;
-    let mut avoid_previous_hosts = false;
+    let mut avoid = Avoid::default();
     for (index, predicate) in retry_host_predicate.into_iter().enumerate() {
-        avoid_previous_hosts |= previous_hosts(predicate).within_item("retry_host_predicate", index)?;
+        avoid.add(predicate).within_item("retry_host_predicate", index)?;
     }
     let mut codes = Vec::with_capacity(retriable_status_codes.len());
     for (index, code) in retriable_status_codes.into_iter().enumerate() {
@@ -57,7 +61,8 @@ pub(crate) fn policy(value: proto::RetryPolicy) -> Result<RetryPolicy> {
         rate_limited: rate_limited_retry_back_off.map(rate_limited).transpose().within("rate_limited_retry_back_off")?,
         back_off_base,
         back_off_max,
-        avoid_previous_hosts,
+        avoid_previous_hosts: avoid.previous,
+        omit: (!avoid.omit.is_empty()).then(|| Box::new(avoid.omit)),
         previous_priorities: retry_priority.map(previous_priorities).transpose().within("retry_priority")?,
         host_selection_attempts: u32::try_from(host_selection_retry_max_attempts.max(1)).unwrap_or(u32::MAX),
     })
@@ -120,13 +125,33 @@ fn previous_priorities(value: retry_policy::RetryPriority) -> Result<NonZeroU32>
     }
 }
 
-fn previous_hosts(value: retry_policy::RetryHostPredicate) -> Result<bool> {
-    let retry_policy::RetryHostPredicate { name, config_type } = value;
-    let config: Option<Any> = config_type.map(|retry_policy::retry_host_predicate::ConfigType::TypedConfig(c)| c);
-    if name == "envoy.retry_host_predicates.previous_hosts" || config.as_ref().is_some_and(any::is::<PreviousHostsPredicate>) {
-        return Ok(true);
+/// Whom retries go past.
+#[derive(Default)]
+struct Avoid {
+    previous: bool,
+    omit: Omit,
+}
+
+impl Avoid {
+    fn add(&mut self, value: retry_policy::RetryHostPredicate) -> Result<()> {
+        let retry_policy::RetryHostPredicate { name, config_type } = value;
+        let config: Option<Any> = config_type.map(|retry_policy::retry_host_predicate::ConfigType::TypedConfig(c)| c);
+        let is = |extension: &str, typed: fn(&Any) -> bool| config.as_ref().map_or(name == extension, typed);
+        if is("envoy.retry_host_predicates.previous_hosts", any::is::<PreviousHostsPredicate>) {
+            self.previous = true;
+        } else if is("envoy.retry_host_predicates.omit_canary_hosts", any::is::<OmitCanaryHostsPredicate>) {
+            self.omit.canaries = true;
+        } else if let Some(config) = config.as_ref().filter(|c| any::is::<OmitHostMetadataConfig>(c)) {
+            let OmitHostMetadataConfig { metadata_match } = open(config)?;
+            // Without anything to match nobody is omitted.
+            let entries = subset::criteria(metadata_match).map(|c| c.entries().to_vec()).filter(|e| !e.is_empty());
+            self.omit.labelled.extend(entries);
+        } else {
+            let known = "envoy.retry_host_predicates.previous_hosts, omit_canary_hosts and omit_host_metadata are";
+            return Err(Invalid::new(format!("{name} is not supported; {known}")));
+        }
+        Ok(())
     }
-    Err(Invalid::new(format!("{name} is not supported; envoy.retry_host_predicates.previous_hosts is")))
 }
 
 impl RetryOn {

@@ -297,8 +297,8 @@ fn refusals_name_the_field_by_its_path() {
             "circuit_breakers.thresholds[1].max_connection_pools: is not supported",
         ),
         (
-            "{name: c, type: STATIC, circuit_breakers: {thresholds: [{}, {retry_budget: {budget_interval: 1s}}]}}",
-            "circuit_breakers.thresholds[1].retry_budget.budget_interval: is not supported",
+            "{name: c, type: STATIC, circuit_breakers: {thresholds: [{}, {retry_budget: {budget_interval: -1s}}]}}",
+            "circuit_breakers.thresholds[1].retry_budget.budget_interval: is not a valid duration",
         ),
         (
             "{name: c, type: STATIC, transport_socket: {name: tls, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, common_tls_context: {validation_context: {match_typed_subject_alt_names: [{san_type: URI, matcher: {exact: x}}]}}}}}",
