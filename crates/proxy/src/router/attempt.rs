@@ -15,7 +15,6 @@ use lateen_snapshot::cluster::Discovery;
 use lateen_snapshot::dns::cache::DnsCache;
 use lateen_snapshot::route::{Connect, Forward, HostRewrite};
 use lateen_telemetry::envoy_names::cluster as names;
-use lateen_telemetry::envoy_names::count_upstream_code;
 use tokio::time::Instant;
 
 use super::finalize;
@@ -272,7 +271,6 @@ fn not_connected(exchange: &mut Exchange<'_>, cluster: &Rc<ClusterState>, target
 pub(super) fn note_response(exchange: &Exchange<'_>, cluster: &Rc<ClusterState>, began: &Began, response: &Response) {
     let (stats, host) = (&cluster.stats, began.active.host());
     let status = response.status.as_u16();
-    count_upstream_code(stats, status);
     if status >= 500 {
         host.counters.rq_error.fetch_add(1, Relaxed)
     } else {

@@ -284,6 +284,8 @@ async fn conclude(
             {
                 return internal_redirect::leave(exchange, forwarding, *answered);
             }
+            // What was tried again or leads elsewhere is no response of the cluster that the route names.
+            count_upstream_code(&forwarding.cluster.stats, answered.response.status.as_u16());
             relay::run(exchange, forwarding, answered).await
         }
         Err(failed) => {
@@ -295,7 +297,11 @@ async fn conclude(
                 Failure::SlowRequest => exchange.hcm.stats.inc(names::DOWNSTREAM_RQ_TIMEOUT),
                 _ => {}
             }
-            Err(failed.reply(retries.taken() > 0, forwarding.body.complete(), forwarding.timeouts.quiet).into())
+            let reply = failed.reply(retries.taken() > 0, forwarding.body.complete(), forwarding.timeouts.quiet);
+            if failed.failure.is_of_cluster() {
+                count_upstream_code(&forwarding.cluster.stats, reply.status.as_u16());
+            }
+            Err(reply.into())
         }
     }
 }

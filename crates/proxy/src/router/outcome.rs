@@ -114,6 +114,11 @@ impl Failure {
         !own && !matches!(self, Self::NoHealthyHost | Self::NameNotResolved)
     }
 
+    /// Whether its reply counts as a response of the cluster that the route names: limits of the caller's stream say nothing of it.
+    pub(super) fn is_of_cluster(self) -> bool {
+        !matches!(self, Self::StreamIdle | Self::StreamDuration | Self::SlowRequest)
+    }
+
     /// Whether nothing that is still under way could be of use.
     pub(super) fn ends_request(self) -> bool {
         matches!(self, Self::Timeout | Self::StreamDuration | Self::StreamIdle | Self::SlowRequest)

@@ -1,6 +1,7 @@
 //! The answer on its way to the caller, while the rest of the request may still be going up.
 use std::borrow::Cow;
 use std::future::poll_fn;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -110,13 +111,26 @@ fn cut(exchange: &mut Exchange<'_>, forwarding: &Forwarding, broken: Broken) -> 
             forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_CANCELLED);
             return End::Gone;
         }
-        Broken::Upstream(failed) => (failed.failure.flags(), failed.after_response()),
+        Broken::Upstream(failed) => {
+            note_late(exchange, forwarding, &failed);
+            (failed.failure.flags(), failed.after_response())
+        }
         Broken::Filter(reply) => (reply.flags, reply.details),
     };
     exchange.hcm.stats.inc(names::RQ_RESET_AFTER_DOWNSTREAM_RESPONSE_STARTED);
     exchange.info.flags.insert(flags);
     exchange.info.details = details;
     End::Cut
+}
+
+/// A response that did not end in time counts as late as one that did not begin.
+fn note_late(exchange: &Exchange<'_>, forwarding: &Forwarding, failed: &Failed) {
+    if failed.failure == Failure::Timeout {
+        forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_TIMEOUT);
+        if let Some(host) = &exchange.info.host {
+            host.counters.rq_timeout.fetch_add(1, Relaxed);
+        }
+    }
 }
 
 /// Lets filters see the response that may wait for its body before its head goes on.
@@ -141,11 +155,10 @@ async fn held(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, response
 fn in_place(exchange: &Exchange<'_>, forwarding: &Forwarding, failed: &Failed) -> Reply {
     let stats = &exchange.hcm.stats;
     stats.inc(names::RQ_RESET_AFTER_DOWNSTREAM_RESPONSE_STARTED);
-    match failed.failure {
-        Failure::StreamIdle => stats.inc(names::DOWNSTREAM_RQ_IDLE_TIMEOUT),
-        Failure::Timeout => forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_TIMEOUT),
-        _ => {}
+    if failed.failure == Failure::StreamIdle {
+        stats.inc(names::DOWNSTREAM_RQ_IDLE_TIMEOUT);
     }
+    note_late(exchange, forwarding, failed);
     let mut reply = failed.reply(false, forwarding.body.complete(), forwarding.timeouts.quiet);
     reply.details = failed.after_response();
     reply.direct = true;

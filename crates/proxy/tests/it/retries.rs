@@ -286,6 +286,8 @@ fn a_retry_goes_past_the_members_of_an_aggregate_that_failed() {
         assert_eq!(proxy.get("/").body, "good");
     }
     assert_eq!(bad.seen().len(), 10, "the first try goes where it always goes");
+    let codes = |name: &str| ["2xx", "5xx"].map(|class| proxy.stat(&format!("cluster.{name}.upstream_rq_{class}")));
+    assert_eq!([codes("c"), codes("first"), codes("second")], [[10, 0], [0, 0], [0, 0]], "responses are those of the route's cluster");
 }
 
 #[test]
@@ -308,4 +310,33 @@ fn a_budget_with_an_interval_counts_requests_that_are_over() {
         assert_eq!(proxy.stat("cluster.c.upstream_rq_total"), 4 + tries, "{interval}");
         assert_eq!(proxy.stat("cluster.c.upstream_rq_retry_overflow"), 2 - tries, "{interval}");
     }
+}
+
+#[test]
+fn responses_and_failures_count_once_for_a_request_and_late_ends_count_as_late() {
+    let upstream = Upstream::start(|n, request, stream| match (request.split(' ').nth(1), n) {
+        (Some("/late"), _) => {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf");
+            std::thread::sleep(std::time::Duration::from_millis(600));
+            false
+        }
+        (_, 1) => write_status(stream, 503),
+        _ => write_ok(stream, "fine"),
+    });
+    let retry = "retry_policy: {retry_on: 5xx, num_retries: 1}";
+    let mut config = Config::to(&[upstream.port()]).cluster(cluster("dead", &[dead_port()], "")).routes(&format!(
+        "- {{match: {{prefix: /late}}, route: {{cluster: c, timeout: 0.2s}}}}\n- {{match: {{prefix: /dead}}, route: {{cluster: dead, {retry}}}}}\n\
+         - {{match: {{prefix: /none}}, route: {{cluster: none}}}}\n- {{match: {{prefix: /}}, route: {{cluster: c, {retry}}}}}"
+    ));
+    config.clusters.push("- {name: none, type: STATIC, load_assignment: {cluster_name: none}}".to_owned());
+    let proxy = config.start();
+    assert_eq!(["/", "/dead", "/none"].map(|path| proxy.get(path).status), [200, 503, 503]);
+    let codes = |name: &str| ["2xx", "5xx"].map(|class| proxy.stat(&format!("cluster.{name}.upstream_rq_{class}")));
+    assert_eq!([codes("c"), codes("dead"), codes("none")], [[1, 0], [0, 1], [0, 1]]);
+    let mut stream = proxy.connect();
+    stream.write_all(b"GET /late HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    let mut all = Vec::new();
+    let _ = std::io::Read::read_to_end(&mut stream, &mut all);
+    assert!(all.ends_with(b"half"), "{}", String::from_utf8_lossy(&all));
+    assert_eq!((codes("c"), proxy.stat("cluster.c.upstream_rq_timeout")), ([2, 0], 1));
 }
