@@ -52,6 +52,9 @@ pub const DEGRADED_ACTIVE_HC: u32 = 1 << 4;
 /// Health flag: not checked yet, and left out of the panic threshold until then (`ignore_new_hosts_until_first_hc`).
 pub const PENDING_ACTIVE_HC: u32 = 1 << 5;
 
+/// Health flag: discovery has taken the host away, and it stays as long as it passes its active health checks.
+pub const PENDING_REMOVAL: u32 = 1 << 7;
+
 /// Health flag, beside [`FAILED_EDS`]: the discovery service says DRAINING.
 pub const DRAINING_EDS: u32 = 1 << 16;
 /// Health flag, beside [`FAILED_EDS`]: the discovery service says TIMEOUT.

@@ -78,6 +78,8 @@ pub struct ClusterConfig {
     /// The order in which the addresses of a host with several are tried.
     pub address_order: AddressOrder,
     pub health_check: Option<HealthCheck>,
+    /// A host that discovery takes away stays as long as it passes its checks.
+    pub keeps_healthy_hosts: bool,
     /// Hosts that were not checked yet do not count when the panic threshold is looked at.
     pub ignore_new_hosts_until_first_hc: bool,
     /// A host that comes or goes ends the connections to all; open requests finish.

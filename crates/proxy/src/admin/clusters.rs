@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use http::StatusCode;
 use lateen_balance::host::{
-    DEGRADED_ACTIVE_HC, DEGRADED_EDS, DEGRADED_OUTLIER, FAILED_ACTIVE_HC, FAILED_EDS, FAILED_OUTLIER, PENDING_ACTIVE_HC,
+    DEGRADED_ACTIVE_HC, DEGRADED_EDS, DEGRADED_OUTLIER, FAILED_ACTIVE_HC, FAILED_EDS, FAILED_OUTLIER, PENDING_ACTIVE_HC, PENDING_REMOVAL,
 };
 use lateen_balance::{Address, Breakers, Host};
 use lateen_snapshot::Cluster;
@@ -108,6 +108,7 @@ fn flags(host: &Host) -> String {
         (DEGRADED_ACTIVE_HC, "/degraded_active_hc"),
         (DEGRADED_EDS, "/degraded_eds_health"),
         (DEGRADED_OUTLIER, "/degraded_outlier_detection"),
+        (PENDING_REMOVAL, "/pending_dynamic_removal"),
         (PENDING_ACTIVE_HC, "/pending_active_hc"),
     ];
     let set: String = names.iter().filter(|(flag, _)| host.flags() & flag != 0).map(|(_, name)| *name).collect();
@@ -162,6 +163,7 @@ fn host_status(priority: usize, host: &Host) -> Value {
         ("failed_active_health_check", FAILED_ACTIVE_HC),
         ("failed_outlier_check", FAILED_OUTLIER),
         ("failed_active_degraded_check", DEGRADED_ACTIVE_HC),
+        ("pending_dynamic_removal", PENDING_REMOVAL),
         ("pending_active_hc", PENDING_ACTIVE_HC),
     ];
     for (name, set) in flags.map(|(name, bit)| (name, flag(bit))) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use lateen_balance::health::{Checked, Checker};
-use lateen_balance::host::{DEGRADED_ACTIVE_HC, FAILED_ACTIVE_HC, FAILED_OUTLIER, PENDING_ACTIVE_HC};
+use lateen_balance::host::{DEGRADED_ACTIVE_HC, FAILED_ACTIVE_HC, FAILED_OUTLIER, PENDING_ACTIVE_HC, PENDING_REMOVAL};
 use lateen_balance::{Address, Host, outlier};
 use lateen_snapshot::Cluster;
 use lateen_snapshot::cluster::ClusterConfig;
@@ -112,7 +112,105 @@ fn settle(main: &Main, cluster: &Cluster, host: &Host, failed: bool, answer: Ans
         host.became_healthy(main.millis());
     }
     tracing::info!(cluster = &*cluster.config.name, host = %host.address, healthy = !failed, "active health check");
+    if failed && before & PENDING_REMOVAL != 0 {
+        // Nothing else has kept it.
+        return main.change(|compiler, now| compiler.drop_failed(&cluster.config.name, now));
+    }
     if let Some((_, current)) = main.snapshot().cluster_named(&cluster.config.name) {
         current.hosts.health_changed();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use lateen_proto::any::pack;
+    use lateen_proto::envoy::config::core::v3::{Address as AddressProto, SocketAddress, address, socket_address};
+    use lateen_proto::envoy::config::endpoint::v3::{ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint};
+    use lateen_snapshot::compile::Update;
+    use lateen_xds::types;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::main_thread::{Options, start};
+
+    const CLUSTER: &str = "node: {id: t, cluster: t}\nstatic_resources:\n  clusters:\n  - name: c\n    type: EDS\n    eds_cluster_config: \
+                           {eds_config: {ads: {}}}\n    health_checks: [{timeout: 1s, interval: 0.02s, no_traffic_interval: 0.02s, \
+                           healthy_threshold: 1, unhealthy_threshold: 1, tcp_health_check: {}}]\n";
+
+    fn options() -> Options {
+        Options {
+            bootstrap: lateen_snapshot::bootstrap::parse(CLUSTER, "test.yaml").unwrap(),
+            concurrency: 1,
+            pin: false,
+            upstream_mark: None,
+            identity: None,
+            token: None,
+            local: Default::default(),
+            admin: Default::default(),
+            tags: Default::default(),
+            restart: None,
+            drain_time: Duration::from_secs(1),
+            drain_gradually: true,
+        }
+    }
+
+    fn endpoints(ports: &[u16]) -> Update {
+        let endpoint = |port: &u16| {
+            let port = Some(socket_address::PortSpecifier::PortValue(u32::from(*port)));
+            let socket = SocketAddress { address: "127.0.0.1".to_owned(), port_specifier: port, ..Default::default() };
+            let address = Some(AddressProto { address: Some(address::Address::SocketAddress(socket)) });
+            let endpoint = Endpoint { address, ..Default::default() };
+            LbEndpoint { host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(endpoint)), ..Default::default() }
+        };
+        let locality = LocalityLbEndpoints { lb_endpoints: ports.iter().map(endpoint).collect(), ..Default::default() };
+        let body = pack(&ClusterLoadAssignment { cluster_name: "c".to_owned(), endpoints: vec![locality], ..Default::default() });
+        Update { name: "c".to_owned(), version: "1".to_owned(), body }
+    }
+
+    /// A port that takes connections as long as the set lives.
+    async fn listening() -> (u16, JoinSet<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { while listener.accept().await.is_ok() {} });
+        (port, tasks)
+    }
+
+    fn ports(main: &Main) -> Vec<(u16, bool)> {
+        let snapshot = main.snapshot();
+        let Some((_, cluster)) = snapshot.cluster_named("c") else { return Vec::new() };
+        let port = |h: &Arc<Host>| if let Address::Socket(at) = &h.address { at.port() } else { 0 };
+        cluster.hosts.hosts().map(|h| (port(h), h.is_healthy())).collect()
+    }
+
+    async fn until(main: &Main, expected: &[(u16, bool)]) {
+        for _ in 0..500 {
+            if ports(main) == expected {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{:?} is not {expected:?}", ports(main));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_removed_host_serves_until_it_fails_its_checks() {
+        let process = start(options()).await.unwrap();
+        let main = &process.main;
+        let (first, _stays) = listening().await;
+        let (second, leaves) = listening().await;
+        let apply = |ports: &[u16]| {
+            let update = endpoints(ports);
+            assert_eq!(main.change(|compiler, now| compiler.apply(types::ENDPOINT, vec![update], &[], now)), Vec::new());
+        };
+        apply(&[first, second]);
+        until(main, &[(first, true), (second, true)]).await;
+        apply(&[first]);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(ports(main), [(first, true), (second, true)]);
+        drop(leaves);
+        until(main, &[(first, true)]).await;
     }
 }

@@ -103,9 +103,9 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
         cluster_discovery_type,
         lb_config,
     } = value;
-    // Statistics and buffers: nothing a caller can see. A removed host goes at once in any case.
+    // Statistics and buffers: nothing a caller can see.
     harmless!(stats_matcher, per_connection_buffer_limit_bytes, per_connection_buffer_high_watermark_timeout);
-    harmless!(wait_for_warm_on_init, cleanup_interval, ignore_health_on_host_removal);
+    harmless!(wait_for_warm_on_init, cleanup_interval);
     harmless!(track_timeout_budgets, track_cluster_stats, lrs_report_endpoint_metrics);
     refuse!(transport_socket_matcher, dns_resolvers, lrs_server);
     refuse!(queuing_policies);
@@ -183,6 +183,7 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
         tcp_keepalive,
         address_order,
         bind,
+        keeps_healthy_hosts: check.is_some() && !ignore_health_on_host_removal,
         health_check: check,
         ignore_new_hosts_until_first_hc: balance.ignore_new_hosts_until_first_hc,
         close_on_host_set_change: balance.close_on_membership_change,

@@ -557,6 +557,12 @@ impl Compiler {
         }
     }
 
+    /// A host that only stayed because it passed its checks fails them.
+    pub fn drop_failed(&mut self, cluster: &str, now: Instant) {
+        self.refresh_members(cluster);
+        self.settle(now);
+    }
+
     /// Makes the published form of a cluster again, with the members of the moment.
     fn refresh_members(&mut self, name: &str) {
         let Self { clusters, endpoints, resolved, live, zone, .. } = self;
@@ -565,10 +571,15 @@ impl Compiler {
         let compiled = &version.compiled;
         let config = compiled.config.clone();
         let before = version.cluster.as_ref().map(|c| c.hosts.clone());
-        let hosts = match (&config.discovery, given, before) {
+        // What a host is by another version's word counts no longer.
+        let same = version.cluster.as_ref().is_some_and(|c| Arc::ptr_eq(&c.config, &config));
+        let kept = before.as_deref().filter(|_| same && config.keeps_healthy_hosts);
+        let hosts = match (&config.discovery, given, &before) {
             // They were made when this version was put to use, and nothing else can change them.
-            (Discovery::Static, None, Some(made)) => made,
-            (_, given, before) => Arc::new(members(compiled, given.as_ref(), endpoints, resolved.get(name), before.as_deref())),
+            (Discovery::Static, None, Some(made)) => Arc::clone(made),
+            (_, given, before) => {
+                Arc::new(members(compiled, given.as_ref(), endpoints, resolved.get(name), &Before { all: before.as_deref(), kept }))
+            }
         };
         let live = live.entry(config.name.clone()).or_insert_with(|| Arc::new(ClusterLive { breakers: config.limits.map(Breakers::new) }));
         for (breakers, limits) in live.breakers.iter().zip(config.limits) {
@@ -832,27 +843,34 @@ fn local_cluster(zone: Option<&Zone>, config: &crate::cluster::ClusterConfig) ->
     zone.and_then(|z| z.local.clone()).filter(|_| !policy.goes_by_hash() && *policy != LbPolicy::OriginalDestination)
 }
 
+/// The hosts of a cluster before its members changed.
+struct Before<'a> {
+    all: Option<&'a HostSet>,
+    /// Those that may stay although discovery has them no longer.
+    kept: Option<&'a HostSet>,
+}
+
 fn members(
     compiled: &Compiled,
     given: Option<&Assignment>,
     endpoints: &HashMap<Arc<str>, Entry<Arc<Assignment>>>,
     resolved: Option<&Resolved>,
-    before: Option<&HostSet>,
+    before: &Before<'_>,
 ) -> HostSet {
-    let living = before.map(HostSet::by_address).unwrap_or_default();
+    let living = before.all.map(HostSet::by_address).unwrap_or_default();
     match &compiled.config.discovery {
-        Discovery::Static => given.map(|given| assigned(compiled, given, &living)).unwrap_or_default(),
+        Discovery::Static => given.map(|given| assigned(compiled, given, None, &living)).unwrap_or_default(),
         Discovery::Eds(service) => match endpoints.get(service).and_then(|e| e.versions.active.as_ref()) {
-            Some(version) => assigned(compiled, &version.value, &living),
+            Some(version) => assigned(compiled, &version.value, before.kept, &living),
             None => Members::default().build(AssignmentPolicy::default(), compiled.config.balance.subsets.as_deref()),
         },
-        Discovery::StrictDns(dns) => resolved_members(compiled, dns, resolved, false, &living),
-        Discovery::LogicalDns(dns) => resolved_members(compiled, dns, resolved, true, &living),
+        Discovery::StrictDns(dns) => resolved_members(compiled, dns, resolved, false, before.kept, &living),
+        Discovery::LogicalDns(dns) => resolved_members(compiled, dns, resolved, true, None, &living),
         Discovery::OriginalDst(_) | Discovery::Aggregate(_) | Discovery::DynamicForwardProxy(_) => HostSet::default(),
     }
 }
 
-fn assigned(compiled: &Compiled, assignment: &Assignment, living: &HashMap<&Address, &Arc<Host>>) -> HostSet {
+fn assigned(compiled: &Compiled, assignment: &Assignment, kept: Option<&HostSet>, living: &HashMap<&Address, &Arc<Host>>) -> HostSet {
     let mut result = Members::new(compiled.config.balance.subsets.is_some());
     for locality in &assignment.localities {
         for endpoint in &locality.endpoints {
@@ -874,6 +892,7 @@ fn assigned(compiled: &Compiled, assignment: &Assignment, living: &HashMap<&Addr
             result.add(locality.priority, &locality.locality, locality.weight, member, living);
         }
     }
+    kept.into_iter().for_each(|before| result.keep_healthy(before));
     result.build(assignment.policy, compiled.config.balance.subsets.as_deref())
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lateen_balance::host::{
     CheckedAt, DEGRADED_ACTIVE_HC, DEGRADED_EDS, DRAINING_EDS, FAILED_ACTIVE_HC, FAILED_EDS, OVERPROVISIONING_PERCENT, PENDING_ACTIVE_HC,
-    TIMEOUT_EDS,
+    PENDING_REMOVAL, TIMEOUT_EDS,
 };
 use lateen_balance::subset::Labels;
 use lateen_balance::subsets::{Labelled, Subsets};
@@ -265,6 +265,7 @@ fn host(member: Member, living: &HashMap<&Address, &Arc<Host>>) -> Arc<Host> {
     if unchecked.is_none() {
         host.set_flag(FAILED_ACTIVE_HC | DEGRADED_ACTIVE_HC | PENDING_ACTIVE_HC, false);
     }
+    host.set_flag(PENDING_REMOVAL, false);
     host.set_weight(weight);
     for flag in [FAILED_EDS, DEGRADED_EDS, DRAINING_EDS, TIMEOUT_EDS] {
         host.set_flag(flag, flags & flag != 0);
@@ -308,6 +309,22 @@ impl Members {
         }
         let labels = member.labels.clone();
         self.place(priority as usize, locality, weight, host(member, living), labels);
+    }
+
+    /// Keeps hosts that are gone from discovery and pass their active health checks (Envoy `updateDynamicHostList`).
+    pub(crate) fn keep_healthy(&mut self, before: &HostSet) {
+        for (level, priority) in before.priorities.iter().enumerate() {
+            for LocalityHosts { locality, weight, hosts } in &priority.localities {
+                for host in hosts {
+                    let checked = !host.checked_at.as_ref().is_some_and(|c| c.disabled);
+                    let passes = checked && host.flags() & (FAILED_ACTIVE_HC | FAILED_EDS) == 0;
+                    if passes && self.seen.insert(host.address.clone()) {
+                        host.set_flag(PENDING_REMOVAL, true);
+                        self.place(level, locality, *weight, Arc::clone(host), before.labels_of(host).cloned());
+                    }
+                }
+            }
+        }
     }
 
     fn place(&mut self, level: usize, locality: &Locality, weight: u32, host: Arc<Host>, labels: Option<Arc<Labels>>) {

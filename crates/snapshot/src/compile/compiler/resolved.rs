@@ -65,6 +65,7 @@ pub(super) fn resolved_members(
     dns: &DnsTargets,
     resolved: Option<&Resolved>,
     single: bool,
+    kept: Option<&HostSet>,
     living: &HashMap<&Address, &Arc<Host>>,
 ) -> HostSet {
     let mut result = Members::new(compiled.config.balance.subsets.is_some());
@@ -92,5 +93,6 @@ pub(super) fn resolved_members(
             result.add(target.priority, &target.locality, target.locality_weight, member, living);
         }
     }
+    kept.into_iter().for_each(|before| result.keep_healthy(before));
     result.build(dns.policy, compiled.config.balance.subsets.as_deref())
 }

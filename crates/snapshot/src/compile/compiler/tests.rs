@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use lateen_balance::host::{FAILED_ACTIVE_HC, PENDING_REMOVAL};
 use lateen_proto::any::pack;
 use proptest::prelude::*;
 
@@ -359,6 +360,42 @@ fn a_source_address_of_each_family_is_kept() {
     let snapshot = compiler.snapshot();
     let sources: Vec<String> = snapshot.cluster_named("c").unwrap().1.config.bind.sources.iter().map(|s| s.address.to_string()).collect();
     assert_eq!(sources, ["127.0.0.6:0", "[::6]:0"]);
+}
+
+#[test]
+fn a_host_that_discovery_takes_away_stays_while_it_passes_its_checks() {
+    let checks = "health_checks: [{timeout: 1s, interval: 1s, healthy_threshold: 1, unhealthy_threshold: 1, tcp_health_check: {}}]";
+    let (both, one) = (endpoints(&["10.0.0.1", "10.0.0.2"]), endpoints(&["10.0.0.1"]));
+    let now = Instant::now();
+    let addresses = |compiler: &mut Compiler| {
+        let snapshot = compiler.snapshot();
+        let hosts = snapshot.cluster_named("c").unwrap().1.hosts.hosts().cloned().collect::<Vec<_>>();
+        hosts.iter().map(|h| (h.address.to_string(), h.flags() & PENDING_REMOVAL != 0)).collect::<Vec<_>>()
+    };
+    let second = |compiler: &mut Compiler| compiler.snapshot().cluster_named("c").unwrap().1.hosts.hosts().nth(1).cloned().unwrap();
+    let at = |ip: &str, leaving: bool| (format!("{ip}:80"), leaving);
+    for (more, kept) in
+        [(checks.to_owned(), true), (format!("{checks}, ignore_health_on_host_removal: true"), false), (String::new(), false)]
+    {
+        let mut compiler = Compiler::new();
+        let text = EDS.replace("type: EDS", &format!("type: EDS{}{more}", if more.is_empty() { "" } else { ", " }));
+        accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(&text)], &[], now));
+        accepted(compiler.apply(ENDPOINT, vec![both.clone()], &[], now));
+        let host = second(&mut compiler);
+        host.set_flag(FAILED_ACTIVE_HC, false);
+        accepted(compiler.apply(ENDPOINT, vec![one.clone()], &[], now));
+        let expected = if kept { vec![at("10.0.0.1", false), at("10.0.0.2", true)] } else { vec![at("10.0.0.1", false)] };
+        assert_eq!(addresses(&mut compiler), expected, "{more}");
+        if kept {
+            accepted(compiler.apply(ENDPOINT, vec![both.clone()], &[], now));
+            assert!(Arc::ptr_eq(&host, &second(&mut compiler)), "it is the same host again");
+            assert_eq!(addresses(&mut compiler), [at("10.0.0.1", false), at("10.0.0.2", false)]);
+            accepted(compiler.apply(ENDPOINT, vec![one.clone()], &[], now));
+            host.set_flag(FAILED_ACTIVE_HC, true);
+            compiler.drop_failed("c", now);
+            assert_eq!(addresses(&mut compiler), [at("10.0.0.1", false)]);
+        }
+    }
 }
 
 fn ips(texts: &[&str]) -> Vec<std::net::IpAddr> {
