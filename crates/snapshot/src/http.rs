@@ -73,12 +73,17 @@ pub struct HttpConnectionManager {
     pub upgrades: Vec<Upgrade>,
     /// Time between bytes of a stream; default 5 min, `None` unlimited (Istio).
     pub stream_idle_timeout: Option<Duration>,
+    /// How long the end of a response waits for its caller where the route does not say; zero for ever, `None` as long as its
+    /// stream may be idle.
+    pub stream_flush_timeout: Option<Duration>,
     /// Whole request must have arrived by then; `None` unlimited.
     pub request_timeout: Option<Duration>,
     pub request_headers_timeout: Option<Duration>,
     /// An idle downstream connection is closed after this; default 1 h.
     pub idle_timeout: Option<Duration>,
     pub max_connection_duration: Option<Duration>,
+    /// By how much it may be longer, in percent.
+    pub max_connection_duration_jitter_percent: f64,
     pub max_stream_duration: Option<Duration>,
     pub max_requests_per_connection: Option<u32>,
     pub max_request_headers_kb: u32,

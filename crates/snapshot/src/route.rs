@@ -155,6 +155,8 @@ pub struct Forward {
     /// Whole response; Envoy's default is 15 s, Istio sends 0 (`None`).
     pub timeout: Option<Duration>,
     pub idle_timeout: Option<Duration>,
+    /// How long the end of a response waits for its caller; zero for ever, `None` as the connection manager says.
+    pub flush_timeout: Option<Duration>,
     pub max_stream_duration: Option<Duration>,
     pub max_grpc_timeout: Option<Duration>,
     pub grpc_timeout_offset: Option<Duration>,

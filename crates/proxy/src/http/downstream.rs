@@ -18,7 +18,7 @@ use super::reply::{self, Reply};
 use super::stream::Downstream;
 use super::{Exchange, Hcm};
 use crate::http::h1::NoRequest;
-use crate::io::{Io, Timer, Wire};
+use crate::io::{Io, Timer, Wire, longer};
 use crate::listener::Conn;
 use crate::worker::Worker;
 
@@ -88,13 +88,19 @@ async fn version(hcm: &Hcm, conn: &Conn, mut io: Io) -> Option<(Io, bool, BytesM
     }
 }
 
+/// When the connection is to end however busy it is.
+pub(super) fn ends_at(worker: &Worker, hcm: &Hcm, conn: &Conn) -> Option<Instant> {
+    let limit = hcm.config.max_connection_duration?;
+    conn.start.checked_add(longer(limit, hcm.config.max_connection_duration_jitter_percent, worker.roll64()))
+}
+
 async fn serve_h1(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, ahead: BytesMut) {
     let mut wire = Wire::new(io);
     wire.input = ahead;
     let mut down = Downstream::H1(Box::new(H1Server::new(wire, hcm.limits, conn.is_tls())));
     let mut timer = Timer::default();
     let config = &hcm.config;
-    let ends = config.max_connection_duration.and_then(|limit| conn.start.checked_add(limit));
+    let ends = ends_at(worker, hcm, conn);
     let mut drain = None;
     let mut served = 0u32;
     let mut idle_since = Instant::now();

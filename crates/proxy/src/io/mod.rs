@@ -4,7 +4,7 @@ mod timer;
 mod wire;
 
 pub(crate) use text::Text;
-pub(crate) use timer::Timer;
+pub(crate) use timer::{Timer, longer};
 pub(crate) use wire::Wire;
 
 use std::io;

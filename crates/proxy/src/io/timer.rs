@@ -44,6 +44,12 @@ impl Timer {
     }
 }
 
+/// The span, longer by a part of the jitter.
+pub(crate) fn longer(span: Duration, jitter_percent: f64, roll: u64) -> Duration {
+    let part = jitter_percent / 100.0 * (roll as f64 / u64::MAX as f64);
+    span.saturating_add(Duration::try_from_secs_f64(span.as_secs_f64() * part).unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

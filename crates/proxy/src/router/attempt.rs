@@ -499,6 +499,12 @@ impl Limits {
         Self { try_ends: None, request: None, ..Self::new(forwarding, now) }
     }
 
+    /// Once all of the response is on its way to its caller nothing else counts.
+    pub(super) fn while_flushing(span: Option<std::time::Duration>) -> Self {
+        let idle = span.and_then(|span| Some((span, Instant::now().checked_add(span)?, Failure::StreamIdle)));
+        Self { deadline: None, stream: None, request: None, try_ends: None, idle }
+    }
+
     pub(super) fn has_idle(&self) -> bool {
         self.idle.is_some()
     }

@@ -82,7 +82,11 @@ fn begin(exchange: &mut Exchange<'_>, matched: &Matched, forward: &Forward) -> R
         drop_overload(exchange, &cluster)?;
     }
     let policy = forward.retry.clone().or_else(|| matched.virtual_host().and_then(|h| h.retry.clone()));
-    let listener = ListenerLimits { idle: exchange.hcm.config.stream_idle_timeout, stream: exchange.hcm.config.max_stream_duration };
+    let listener = ListenerLimits {
+        idle: exchange.hcm.config.stream_idle_timeout,
+        flush: exchange.hcm.config.stream_flush_timeout,
+        stream: exchange.hcm.config.max_stream_duration,
+    };
     let inherited = Inherited {
         listener,
         hedge: matched.virtual_host().is_some_and(|h| h.hedge_on_per_try_timeout),

@@ -251,7 +251,9 @@ async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &
         Some(bodies) => (Some(&mut bodies.request), Some(&mut bodies.response)),
     };
     let mut caller = Caller { down, timer, chain: request };
-    let (mut answered, mut upstream_first) = (false, false);
+    let (mut answered, mut upstream_first, mut flushing) = (false, false, false);
+    // A piece that there is no room for yet: the end after what fits is seen without room too, so that only the caller is waited for.
+    let mut held = None;
     let mut turns = 0u32;
     poll_fn(|cx| {
         turns = turns.saturating_add(1);
@@ -266,10 +268,15 @@ async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &
         // What is still on its way up when all has been handed over.
         let up_flushed = upgraded && lease.upstream.poll_flush(cx).is_ready();
         while !answered {
-            match caller.down.poll_room(cx) {
-                Poll::Ready(Ok(())) => {}
+            let room = match caller.down.poll_room(cx) {
+                Poll::Ready(Ok(())) => true,
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Caller)),
-                Poll::Pending => break,
+                Poll::Pending if held.is_some() => break,
+                Poll::Pending => false,
+            };
+            if let Some(data) = held.take() {
+                caller.down.send_data(data);
+                continue;
             }
             let piece = match &mut response {
                 None => lease.upstream.poll_frame(cx).map(|piece| piece.map(|p| p.map_err(Halt::Stream))),
@@ -285,7 +292,11 @@ async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &
                     {
                         call.response.push(&data);
                     }
-                    caller.down.send_data(data);
+                    if room {
+                        caller.down.send_data(data);
+                    } else {
+                        held = Some(data);
+                    }
                 }
                 Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => {
                     if info.grpc {
@@ -314,12 +325,17 @@ async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &
                 return Poll::Ready(Ok(Ended { upstream_first, waited: turns > 1 }));
             }
             Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Caller)),
+            Poll::Pending if answered && !upgraded && !flushing => {
+                flushing = true;
+                limits = Limits::while_flushing(forwarding.timeouts.flush);
+                caller.timer.set(limits.next());
+            }
             _ => {}
         }
         if forwarding.body.complete() && !upgraded && caller.down.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Broken::Caller));
         }
-        if moved && limits.has_idle() {
+        if moved && !flushing && limits.has_idle() {
             limits.touch();
             caller.timer.set(limits.next());
         }

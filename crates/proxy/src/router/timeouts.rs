@@ -15,6 +15,8 @@ pub(super) struct Timeouts {
     pub(super) per_try_idle: Option<Duration>,
     /// Between bytes.
     pub(super) idle: Option<Duration>,
+    /// For the caller to take the end of the response.
+    pub(super) flush: Option<Duration>,
     /// Of the whole stream.
     pub(super) stream: Option<Duration>,
     /// A try that is too slow goes on beside its repetition.
@@ -27,6 +29,7 @@ pub(super) struct Timeouts {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ListenerLimits {
     pub(super) idle: Option<Duration>,
+    pub(super) flush: Option<Duration>,
     pub(super) stream: Option<Duration>,
 }
 
@@ -52,6 +55,7 @@ impl Timeouts {
             per_try: retry.and_then(|r| r.per_try_timeout),
             per_try_idle: positive(retry.and_then(|r| r.per_try_idle_timeout)),
             idle: positive(forward.idle_timeout.or(listener.idle)),
+            flush: positive(forward.flush_timeout.or(listener.flush).or(forward.idle_timeout).or(listener.idle)),
             stream: positive(stream(request, forward).or(listener.stream)),
             hedge: forward.hedge_on_per_try_timeout.unwrap_or(inherited.hedge),
             quiet: false,

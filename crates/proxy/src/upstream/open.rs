@@ -3,7 +3,6 @@ use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 use lateen_balance::Host;
 use lateen_balance::breaker::Permit;
@@ -15,7 +14,7 @@ use tokio::time::Instant;
 
 use super::cluster::ClusterState;
 use super::pool::{Counted, Pool};
-use crate::io::Io;
+use crate::io::{Io, longer};
 use crate::worker::Worker;
 
 /// Held by each open connection: gives back what it took when it closes.
@@ -105,14 +104,10 @@ impl Dial {
     }
 }
 
-/// The span, longer by a part of the jitter.
-fn longer(span: Duration, jitter_percent: f64, roll: u64) -> Duration {
-    let part = jitter_percent / 100.0 * (roll as f64 / u64::MAX as f64);
-    span.saturating_add(Duration::try_from_secs_f64(span.as_secs_f64() * part).unwrap_or_default())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

@@ -246,3 +246,28 @@ fn the_admin_server_fails_health_checks_and_drains_in_the_configured_time() {
     eventually(|| closes().is_none());
     drop(process);
 }
+
+#[test]
+fn connections_made_at_once_end_apart_where_their_duration_has_jitter() {
+    let upstream = Upstream::ok("fine");
+    let mut config = Config::to(&[upstream.port()]);
+    config.hcm = "common_http_protocol_options: {max_connection_duration: 0.5s, max_connection_duration_jitter: {value: 100}}".to_owned();
+    let proxy = config.start();
+    let begun = std::time::Instant::now();
+    let callers: Vec<_> = (0..10)
+        .map(|_| {
+            let mut stream = proxy.connect();
+            std::thread::spawn(move || {
+                stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+                let mut all = Vec::new();
+                let _ = stream.read_to_end(&mut all);
+                assert!(all.ends_with(b"fine"));
+                begun.elapsed()
+            })
+        })
+        .collect();
+    let ends: Vec<_> = callers.into_iter().map(|caller| caller.join().unwrap()).collect();
+    let (first, last) = (ends.iter().min().unwrap(), ends.iter().max().unwrap());
+    assert!(first.as_millis() >= 490, "{ends:?}");
+    assert!((*last - *first).as_millis() > 60, "{ends:?}");
+}

@@ -228,3 +228,34 @@ fn grpc_calls_and_messages_are_counted_by_cluster_and_method() {
     call(&other);
     assert_eq!(counted(&other, "cluster.c.grpc"), [1, 0, 1, 2, 2]);
 }
+
+#[test]
+fn the_end_of_a_response_waits_for_its_caller_only_so_long() {
+    let upstream = Upstream::ok("longer than the window");
+    for (listener, route, least, most) in [
+        ("stream_flush_timeout: 0.3s", "", 250, 5_000),
+        ("stream_flush_timeout: 60s", ", flush_timeout: 0.3s", 250, 5_000),
+        ("stream_idle_timeout: 0.3s", ", idle_timeout: 0.6s", 550, 5_000),
+        // Neither limits of the response itself nor of its stream count any more.
+        ("stream_flush_timeout: 1s\ncommon_http_protocol_options: {max_stream_duration: 0.3s}", ", timeout: 0.3s", 950, 5_000),
+    ] {
+        let mut config = Config::to(&[upstream.port()]).routes(&format!("- {{match: {{prefix: /}}, route: {{cluster: c{route}}}}}"));
+        config.hcm = listener.to_owned();
+        let proxy = config.start();
+        runtime().block_on(async {
+            let stream = tokio::net::TcpStream::connect(proxy.address).await.unwrap();
+            let (sender, connection) = h2::client::Builder::new().initial_window_size(10).handshake::<_, Bytes>(stream).await.unwrap();
+            tokio::spawn(async move {
+                let _ = connection.await;
+            });
+            let start = std::time::Instant::now();
+            let (response, _) = sender.ready().await.unwrap().send_request(get("/"), true).unwrap();
+            let mut body = response.await.unwrap().into_body();
+            assert_eq!(body.data().await.unwrap().unwrap(), "longer tha");
+            let end = tokio::time::timeout(WAIT, body.data()).await.expect("an end");
+            assert!(end.unwrap().is_err(), "{listener} {route}");
+            let millis = start.elapsed().as_millis();
+            assert!((least..most).contains(&millis), "{listener} {route}: {millis}");
+        });
+    }
+}

@@ -64,8 +64,8 @@ pub(crate) fn forward(
         cluster_specifier,
         host_rewrite_specifier,
     } = value;
-    // Requests are never sent in early data. What is left of a response waits as long as its stream may be idle.
-    harmless!(early_data_policy, flush_timeout);
+    // Requests are never sent in early data.
+    harmless!(early_data_policy);
     refuse!(retry_policy_typed_config);
     // The newer limits stand instead of the older ones (Envoy `usingNewTimeouts`).
     let newer = max_stream_duration.is_some();
@@ -88,6 +88,7 @@ pub(crate) fn forward(
         append_x_forwarded_host,
         timeout: limit(timeout.as_ref(), Some(ROUTE_TIMEOUT), "timeout")?.filter(|_| !newer),
         idle_timeout: limit(idle_timeout.as_ref(), None, "idle_timeout")?,
+        flush_timeout: flush_timeout.as_ref().map(duration).transpose().within("flush_timeout")?,
         max_stream_duration: max_stream_duration.map(|d| duration(&d)).transpose().within("max_stream_duration.max_stream_duration")?,
         max_grpc_timeout: max_grpc_timeout.map(|d| duration(&d)).transpose().within("max_grpc_timeout")?.filter(|_| !newer),
         grpc_timeout_offset: grpc_timeout_offset.map(|d| duration(&d)).transpose().within("grpc_timeout_offset")?,

@@ -8,7 +8,7 @@ use lateen_proto::envoy::extensions::http::header_formatters::preserve_case::v3 
 use lateen_proto::{Any, wire};
 use prost::Message;
 
-use super::common::{cidr, duration_or, limit, open};
+use super::common::{cidr, duration, duration_or, limit, open, percent};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::{access_log, filter, local_reply, original_ip, route, scoped_routes};
@@ -91,8 +91,8 @@ fn build(value: proto::HttpConnectionManager, hosts: Vec<&[u8]>, context: &mut C
         strip_port_mode,
     } = value;
     // An invalid message closes the connection in either case; 100-continue is always passed on;
-    // jitter and flush intervals only spread work in time; the rest of a response waits as long as its stream may be idle.
-    harmless!(http1_safe_max_connection_duration, stream_flush_timeout, drain_timeout_jitter, proxy_100_continue);
+    // jitter and flush intervals only spread work in time.
+    harmless!(http1_safe_max_connection_duration, drain_timeout_jitter, proxy_100_continue);
     harmless!(stream_error_on_invalid_http_message, add_proxy_protocol_connection_state, access_log_flush_interval);
     harmless!(represent_ipv4_remote_address_as_ipv4_mapped_ipv6, typed_header_validation_config);
     refuse!(add_user_agent, http3_protocol_options, scheme_header_transformation, flush_access_log_on_new_request);
@@ -111,7 +111,9 @@ fn build(value: proto::HttpConnectionManager, hosts: Vec<&[u8]>, context: &mut C
         headers_with_underscores_action,
         max_requests_per_connection,
     } = common;
-    harmless!(max_connection_duration_jitter, max_response_headers_kb);
+    harmless!(max_response_headers_kb);
+    let jitter =
+        max_connection_duration_jitter.map(percent).transpose().within("common_http_protocol_options.max_connection_duration_jitter")?;
     let original_ip = original_ip::detections(original_ip_detection_extensions)?;
     if !original_ip.is_empty() && (use_remote_address == Some(true) || xff_num_trusted_hops > 0) {
         let why = "cannot be used with use_remote_address or xff_num_trusted_hops; remove one";
@@ -157,10 +159,12 @@ fn build(value: proto::HttpConnectionManager, hosts: Vec<&[u8]>, context: &mut C
         },
         upgrades: Vec::new(),
         stream_idle_timeout: limit(stream_idle_timeout.as_ref(), Some(FIVE_MINUTES), "stream_idle_timeout")?,
+        stream_flush_timeout: stream_flush_timeout.as_ref().map(duration).transpose().within("stream_flush_timeout")?,
         request_timeout: limit(request_timeout.as_ref(), None, "request_timeout")?,
         request_headers_timeout: limit(request_headers_timeout.as_ref(), None, "request_headers_timeout")?,
         idle_timeout: limit(idle_timeout.as_ref(), Some(HOUR), "common_http_protocol_options.idle_timeout")?,
         max_connection_duration: limit(max_connection_duration.as_ref(), None, "common_http_protocol_options.max_connection_duration")?,
+        max_connection_duration_jitter_percent: jitter.unwrap_or(0.0),
         max_stream_duration: limit(max_stream_duration.as_ref(), None, "common_http_protocol_options.max_stream_duration")?,
         max_requests_per_connection: max_requests_per_connection.filter(|n| *n > 0),
         max_request_headers_kb,

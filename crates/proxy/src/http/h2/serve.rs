@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::streams::Streams;
 use super::{H2ServerStream, mark, request_of};
+use crate::http::downstream::ends_at;
 use crate::http::stream::Downstream;
 use crate::http::{Exchange, Hcm};
 use crate::io::{Io, Timer};
@@ -27,7 +28,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Serves the connection to its end; `ahead` holds bytes already read from it.
 pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, ahead: BytesMut) {
     let mut server = Server::new(io, config(hcm), ahead);
-    let mut end = End::new(hcm, conn);
+    let mut end = End::new(worker, hcm, conn);
     let mut streams = Streams::default();
     let mut served = 0u32;
     let mut drain = None;
@@ -109,13 +110,13 @@ struct End {
 }
 
 impl End {
-    fn new(hcm: &Hcm, conn: &Conn) -> Self {
+    fn new(worker: &Worker, hcm: &Hcm, conn: &Conn) -> Self {
         Self {
             timer: Timer::default(),
             handshake_by: Instant::now() + HANDSHAKE,
             active_at: Instant::now(),
             used: false,
-            old_at: hcm.config.max_connection_duration.and_then(|limit| conn.start.checked_add(limit)),
+            old_at: ends_at(worker, hcm, conn),
             refuse_at: None,
             refusing: false,
             late_streams: hcm.config.drain_timeout,
