@@ -33,11 +33,16 @@ pub fn take_large() -> BytesMut {
     FREE.with_borrow_mut(|free| free.large.pop()).unwrap_or_else(|| BytesMut::with_capacity(LARGE))
 }
 
+/// Makes all the room of an empty buffer free again; `false` while a slice of it is still referenced. Whoever went on behind what
+/// was read before would write to another place each time, which the processor has to fetch first.
+pub fn rewind(buffer: &mut BytesMut) -> bool {
+    buffer.try_reclaim(LARGE) || buffer.try_reclaim(SMALL)
+}
+
 /// Gives a buffer back; keeps it only if it is worth keeping.
 pub fn recycle(mut buffer: BytesMut) {
     buffer.clear();
-    // A slice of it may still be referenced: then this reclaims nothing and the buffer is let go.
-    if buffer.capacity() > LARGEST_KEPT || !buffer.try_reclaim(SMALL / 2) {
+    if buffer.capacity() > LARGEST_KEPT || !rewind(&mut buffer) {
         return;
     }
     FREE.with_borrow_mut(|free| {
@@ -70,5 +75,16 @@ mod tests {
         assert_eq!((again.as_ptr(), again.len()), (place, 0));
         recycle(BytesMut::with_capacity(1 << 20));
         assert!(take_large().capacity() < 1 << 20);
+    }
+
+    #[test]
+    fn a_buffer_that_nobody_reads_any_more_is_filled_from_its_beginning() {
+        let mut buffer = take();
+        buffer.extend_from_slice(&[1; 100]);
+        let (place, slice) = (buffer.as_ptr(), buffer.split_to(100).freeze());
+        assert!(!rewind(&mut buffer), "{} bytes are still read", slice.len());
+        drop(slice);
+        assert!(rewind(&mut buffer));
+        assert_eq!((buffer.as_ptr(), buffer.capacity() >= SMALL), (place, true));
     }
 }

@@ -70,7 +70,7 @@ impl Wire {
         match result {
             Poll::Pending => {
                 // Not while slices of it live: it could not be used again, and this request will end soon.
-                if self.input.is_empty() && self.input.try_reclaim(FIRST_READ / 2) {
+                if self.input.is_empty() && buffers::rewind(&mut self.input) {
                     buffers::recycle(std::mem::take(&mut self.input));
                 }
                 Poll::Pending
