@@ -36,8 +36,8 @@ pub(crate) fn curl(lab: &Lab, way: Way) -> anyhow::Result<Outcome> {
 /// So many requests with bodies; how many were answered as they should.
 fn curls(lab: &Lab, way: Way, version: &str, many: usize, expected: &str) -> anyhow::Result<usize> {
     let mut curl = Command::new("curl");
-    // Many at once: one after the other a million would take hours.
-    curl.args(["--parallel", "--parallel-max", "16"]);
+    // Many at once: one after the other a million would take hours. The progress would go where the answers go.
+    curl.args(["--parallel", "--parallel-max", "16", "--no-progress-meter"]);
     curl.args([version, "--silent", "--show-error", "--fail", "--output", "/dev/null", "--write-out", "%{http_code} %{http_version}\\n"]);
     curl.arg("--cacert").arg(lab.file("ca.pem")).arg("--cert").arg(lab.file("client.pem")).arg("--key").arg(lab.file("client.key"));
     curl.args(["--data-binary", &"x".repeat(3000)]).arg(format!("{}/echo?n=[1-{many}]", lab.url(way)));
