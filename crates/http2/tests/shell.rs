@@ -1,10 +1,14 @@
 //! The shells of both sides over an in-memory pipe.
 use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode};
 use lateen_http2::shell::{Accepted, Failure, Piece, Sender, Server, Stream, connect};
 use lateen_http2::{Config, Reason, RequestHead};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::{LocalSet, spawn_local};
 
 fn post() -> RequestHead {
@@ -31,7 +35,7 @@ async fn echo(accepted: Accepted) {
     let _ = poll_fn(|cx| stream.poll_room(cx)).await;
 }
 
-async fn serve(io: tokio::io::DuplexStream) {
+async fn serve(io: impl AsyncRead + AsyncWrite + Unpin) {
     let mut server = Server::new(io, Config::default(), BytesMut::new());
     while let Some(accepted) = poll_fn(|cx| server.poll_accept(cx)).await {
         spawn_local(echo(accepted));
@@ -147,5 +151,63 @@ fn a_server_that_goes_away_lets_open_streams_finish() {
         drop(stream);
         assert!(served.await.unwrap(), "the server ends when its last stream has");
         client.await.unwrap();
+    });
+}
+
+/// As TLS does: takes all that is written into a buffer of its own, and sends it on when it is flushed, which it cannot at once.
+struct Holding {
+    io: tokio::io::DuplexStream,
+    held: Vec<u8>,
+    /// Flushes to come that find no room.
+    full: usize,
+}
+
+impl AsyncRead for Holding {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Holding {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.held.extend_from_slice(data);
+        self.full = 2;
+        Poll::Ready(Ok(data.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.full > 0 {
+            self.full -= 1;
+            let waker = cx.waker().clone();
+            spawn_local(async move {
+                tokio::task::yield_now().await;
+                waker.wake();
+            });
+            return Poll::Pending;
+        }
+        let Self { io, held, .. } = &mut *self;
+        while !held.is_empty() {
+            let written = std::task::ready!(Pin::new(&mut *io).poll_write(cx, held))?;
+            held.drain(..written);
+        }
+        Pin::new(io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[test]
+fn what_the_byte_stream_could_not_send_at_once_is_sent_later_although_nobody_says_more() {
+    run(async {
+        let (a, b) = tokio::io::duplex(100_000);
+        spawn_local(serve(Holding { io: b, held: Vec::new(), full: 0 }));
+        let (sender, driver) = connect(a, Config::default());
+        spawn_local(driver);
+        let mut stream = sender.send(post().as_ref(), false).unwrap();
+        stream.send_data(Bytes::from_static(b"hello"));
+        stream.send_end(None);
+        assert_eq!(collect(&mut stream).await.unwrap(), (5, true));
     });
 }

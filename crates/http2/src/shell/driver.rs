@@ -24,6 +24,8 @@ pub(super) struct Pump<Io> {
     input: BytesMut,
     events: Vec<Event>,
     read_closed: bool,
+    /// What was written may still stand in a buffer of `io`'s own, as with TLS: nobody else would send it on.
+    unflushed: bool,
 }
 
 /// How a turn ended.
@@ -37,7 +39,7 @@ pub(super) enum Turn {
 impl<Io: AsyncRead + AsyncWrite + Unpin> Pump<Io> {
     /// `ahead` holds bytes that were read before.
     pub(super) fn new(io: Io, session: Session, ahead: BytesMut) -> Self {
-        Self { io, session, input: ahead, events: Vec::new(), read_closed: false }
+        Self { io, session, input: ahead, events: Vec::new(), read_closed: false, unflushed: false }
     }
 
     /// Reads what is there, then writes what there is to say. Called again after the handles had
@@ -70,7 +72,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Pump<Io> {
             buffers::recycle(std::mem::take(&mut self.input));
         }
         let mut inner = self.session.0.borrow_mut();
-        let finished = inner.connection.output().is_empty() && (inner.connection.is_finished() || self.read_closed);
+        let finished = inner.connection.output().is_empty() && !self.unflushed && (inner.connection.is_finished() || self.read_closed);
         if writing.is_err() || finished {
             inner.close();
             return Turn::Over;
@@ -127,10 +129,14 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Pump<Io> {
             inner.connection.written(written);
             wrote = true;
         }
+        self.unflushed |= wrote;
+        if self.unflushed
+            && let Poll::Ready(flushed) = Pin::new(&mut self.io).poll_flush(cx)
+        {
+            flushed?;
+            self.unflushed = false;
+        }
         if wrote {
-            if let Poll::Ready(Err(error)) = Pin::new(&mut self.io).poll_flush(cx) {
-                return Err(error);
-            }
             inner.wake_stalled();
         }
         Ok(())
