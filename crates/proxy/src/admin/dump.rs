@@ -261,7 +261,7 @@ impl Dumper {
         for entry in compiler.list(Kind::Listener) {
             let Some(record) = entry.active else { continue };
             let mut found = Vec::new();
-            inline_routes(&self.body(&record.body), &mut found);
+            below(&self.body(&record.body), "route_config", "virtual_hosts", &mut found);
             for config in found {
                 let name = config.get("name").and_then(Value::as_str).unwrap_or_default();
                 if self.names.as_ref().is_none_or(|n| n.is_match(name)) {
@@ -280,7 +280,7 @@ impl Dumper {
         for entry in compiler.list(Kind::Listener) {
             let Some(record) = entry.active else { continue };
             let mut found = Vec::new();
-            scoped_routes(&self.body(&record.body), &mut found);
+            below(&self.body(&record.body), "scoped_routes", "scope_key_builder", &mut found);
             for config in found {
                 let name = config.get("name").and_then(Value::as_str).unwrap_or_default();
                 if self.names.as_ref().is_some_and(|n| !n.is_match(name)) {
@@ -424,35 +424,19 @@ fn redact(value: Value) -> Value {
     }
 }
 
-/// The settings of connection managers that find their routes by scope.
-fn scoped_routes(value: &Value, found: &mut Vec<Value>) {
+/// What stands below `key`, wherever that is, if it has the field `with`.
+fn below(value: &Value, key: &str, with: &str, found: &mut Vec<Value>) {
     match value {
         Value::Object(fields) => {
-            for (key, value) in fields {
-                if key == "scoped_routes" && value.get("scope_key_builder").is_some() {
+            for (name, value) in fields {
+                if name == key && value.get(with).is_some() {
                     found.push(value.clone());
                 } else {
-                    scoped_routes(value, found);
+                    below(value, key, with, found);
                 }
             }
         }
-        Value::Array(items) => items.iter().for_each(|i| scoped_routes(i, found)),
-        _ => {}
-    }
-}
-
-fn inline_routes(value: &Value, found: &mut Vec<Value>) {
-    match value {
-        Value::Object(fields) => {
-            for (key, value) in fields {
-                if key == "route_config" && value.get("virtual_hosts").is_some() {
-                    found.push(value.clone());
-                } else {
-                    inline_routes(value, found);
-                }
-            }
-        }
-        Value::Array(items) => items.iter().for_each(|i| inline_routes(i, found)),
+        Value::Array(items) => items.iter().for_each(|i| below(i, key, with, found)),
         _ => {}
     }
 }

@@ -327,16 +327,6 @@ fn both_heads_of_an_upgrade_are_seen_and_changed_and_then_it_works() {
     }
 }
 
-fn read_head(stream: &mut std::net::TcpStream) -> String {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).unwrap();
-        head.push(byte[0]);
-    }
-    String::from_utf8(head).unwrap()
-}
-
 const STREAMED: &str = "request_header_mode: SKIP, response_header_mode: SKIP, request_body_mode: STREAMED";
 
 #[test]

@@ -455,3 +455,14 @@ pub(crate) fn admin(port: u16, method: &str, path: &str) -> (u16, String) {
     let answer = Answer::read(&mut stream);
     (answer.status, answer.body)
 }
+
+/// Reads a head and nothing behind it: a tunnel may follow.
+pub(crate) fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).unwrap()
+}

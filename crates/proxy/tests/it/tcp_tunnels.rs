@@ -1,6 +1,6 @@
 //! The TCP proxy beyond plain bytes: tunnels over HTTP, pairs of proxies, late dials, ends by time and drain, log lines.
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -12,16 +12,6 @@ const H2_UPSTREAM: &str = "typed_extension_protocol_options:\n  envoy.extensions
 /// A TCP proxy with further fields, and its cluster `c`.
 fn tcp(cluster: &str, fields: &str) -> String {
     connections("", &tcp_proxy(&format!("cluster: c, {fields}")), cluster)
-}
-
-fn read_head(stream: &mut TcpStream) -> String {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).unwrap();
-        head.push(byte[0]);
-    }
-    String::from_utf8(head).unwrap()
 }
 
 /// The far proxy of a pair: it takes tunnels and ends them at `port`.

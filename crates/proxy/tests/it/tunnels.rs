@@ -54,17 +54,6 @@ fn rest(stream: &mut TcpStream) -> String {
     all
 }
 
-/// Reads a head that is followed by a tunnel.
-fn head(stream: &mut TcpStream) -> String {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let mut byte = [0];
-        stream.read_exact(&mut byte).unwrap();
-        head.push(byte[0]);
-    }
-    String::from_utf8(head).unwrap()
-}
-
 /// A stream of an HTTP/2 connection that asks for a tunnel or an upgrade.
 struct Tunnel {
     send: SendStream<Bytes>,
@@ -163,7 +152,7 @@ async fn http2_upstream(extended: bool) -> (u16, mpsc::Receiver<String>) {
 fn http1_upstream(answer: &'static str) -> (u16, mpsc::Receiver<String>) {
     let (tell, seen) = mpsc::channel();
     let port = tcp_server(move |mut stream| {
-        tell.send(head(&mut stream)).unwrap();
+        tell.send(read_head(&mut stream)).unwrap();
         stream.set_read_timeout(Some(Duration::from_millis(150))).unwrap();
         assert!(stream.read(&mut [0; 1]).is_err(), "bytes came before the answer");
         stream.set_read_timeout(Some(WAIT)).unwrap();
@@ -185,7 +174,7 @@ fn a_tunnel_ends_at_a_tcp_server_and_each_side_may_end_first() {
     let proxy = terminating(tcp_echo(), "").start();
     let mut stream = proxy.connect();
     stream.write_all(&[CONNECT, b"early"].concat()).unwrap();
-    assert!(head(&mut stream).starts_with("HTTP/1.1 200 OK\r\n"));
+    assert!(read_head(&mut stream).starts_with("HTTP/1.1 200 OK\r\n"));
     exchange(&mut stream, b"", b"early");
     exchange(&mut stream, b" more", b" more");
     stream.shutdown(Shutdown::Write).unwrap();
@@ -214,7 +203,7 @@ fn what_a_caller_sends_after_the_servers_end_still_arrives() {
     let proxy = terminating(port, "").start();
     let mut stream = proxy.connect();
     stream.write_all(CONNECT).unwrap();
-    head(&mut stream);
+    read_head(&mut stream);
     assert_eq!(rest(&mut stream), "bye");
     std::thread::sleep(Duration::from_millis(100));
     stream.write_all(b"late").unwrap();
@@ -276,7 +265,7 @@ fn a_silent_tunnel_ends_after_its_idle_time() {
     let proxy = terminating(tcp_echo(), ", idle_timeout: 0.3s").start();
     let mut stream = proxy.connect();
     stream.write_all(CONNECT).unwrap();
-    head(&mut stream);
+    read_head(&mut stream);
     exchange(&mut stream, b"x", b"x");
     assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 0);
     runtime().block_on(async {
@@ -325,7 +314,7 @@ fn a_tunnel_goes_on_to_another_proxy_and_nothing_before_its_answer() {
     let proxy = forwarding(port, false).start();
     let mut stream = proxy.connect();
     stream.write_all(&[CONNECT, b"early"].concat()).unwrap();
-    let answer = head(&mut stream);
+    let answer = read_head(&mut stream);
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && !answer.contains("content-length"), "{answer}");
     exchange(&mut stream, b"", b"hiearly");
     stream.shutdown(Shutdown::Write).unwrap();
@@ -359,7 +348,7 @@ fn tunnels_go_on_over_http2() {
     let proxy = forwarding(port, true).start();
     let mut stream = proxy.connect();
     stream.write_all(&[CONNECT, b"early"].concat()).unwrap();
-    assert!(head(&mut stream).starts_with("HTTP/1.1 200 OK\r\n"));
+    assert!(read_head(&mut stream).starts_with("HTTP/1.1 200 OK\r\n"));
     exchange(&mut stream, b"", b"hiearly");
     stream.shutdown(Shutdown::Write).unwrap();
     assert_eq!(rest(&mut stream), "<end>");
@@ -385,7 +374,7 @@ fn a_websocket_crosses_every_pair_of_versions() {
         let proxy = forwarding(port, http2).start();
         let mut stream = proxy.connect();
         stream.write_all(&[WEBSOCKET, b"early"].concat()).unwrap();
-        let answer = head(&mut stream);
+        let answer = read_head(&mut stream);
         let answer = answer.to_ascii_lowercase();
         assert!(answer.starts_with("http/1.1 101 ") && answer.contains("upgrade: websocket\r\nconnection: upgrade"), "{answer}");
         exchange(&mut stream, b"", b"hiearly");
