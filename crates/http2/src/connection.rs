@@ -294,8 +294,7 @@ impl Connection {
             stream.send_window -= size as i64;
             self.send_window -= size as i64;
             self.flood.data_frames_sent += 1;
-            frame::put_head(self.out.buffer(), size, kind::DATA, if last { flag::END_STREAM } else { 0 }, id);
-            self.out.body(part);
+            self.out.data(id, part, last);
             if last {
                 self.finish_sending(id);
                 return true;
@@ -381,7 +380,7 @@ impl Connection {
     }
 
     fn put_end(&mut self, id: StreamId) {
-        frame::put_head(self.out.buffer(), 0, kind::DATA, flag::END_STREAM, id);
+        self.out.end(id);
         self.finish_sending(id);
     }
 

@@ -78,6 +78,9 @@ impl Head {
     }
 }
 
+/// Where the flags stand in a frame's header.
+pub(crate) const FLAGS_AT: usize = 4;
+
 pub(crate) fn put_head(out: &mut BytesMut, length: usize, kind: u8, flags: u8, stream: u32) {
     // One reservation and one copy for the nine bytes.
     let [_, a, b, c] = (length as u32).to_be_bytes();
