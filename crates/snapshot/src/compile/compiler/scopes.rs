@@ -2,7 +2,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Compiler, Entry, Origin, Scope, Update, same_name};
+use super::entry::{Entry, same_name};
+use super::{Compiler, Origin, Scope, Update};
 use crate::compile::context::Context;
 use crate::compile::invalid::{Invalid, Result};
 use crate::compile::scoped_routes;

@@ -7,7 +7,8 @@ use lateen_proto::envoy::config::route::v3 as proto;
 use lateen_proto::{Any, any};
 use prost::Name;
 
-use super::{Compiler, MAX_RESOURCE_BYTES, Origin, Rejected, Update, VirtualHostProto, decode};
+use super::entry::decode;
+use super::{Compiler, MAX_RESOURCE_BYTES, Origin, Rejected, Update, VirtualHostProto};
 use crate::compile::context::Context;
 use crate::compile::invalid::{Invalid, Result, Within};
 use crate::compile::{route, source};

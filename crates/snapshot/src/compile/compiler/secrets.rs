@@ -1,0 +1,80 @@
+//! Secrets: taken, made from the workload's identity, read from files, and put into what uses them.
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use lateen_identity::WorkloadSecrets;
+
+use super::entry::{decode, same_name};
+use super::{Compiler, Rejected, SecretProto, Update};
+use crate::compile::invalid::{Invalid, Result};
+use crate::compile::secret::{SecretKey, SecretValue};
+use crate::compile::source::SecretSource;
+use crate::compile::tls::Waiting;
+
+impl Compiler {
+    pub(super) fn take_secret(&mut self, update: &Update, source: &SecretSource) -> Result<()> {
+        let proto: SecretProto = decode(&update.body)?;
+        same_name(&proto.name, &update.name)?;
+        let key = SecretKey { source: source.clone(), name: update.name.as_str().into() };
+        self.secrets.put(key.clone(), proto)?;
+        self.refresh_tls(&key)
+    }
+
+    /// Makes every TLS configuration again that uses the secret. One that fails keeps its last.
+    fn refresh_tls(&mut self, key: &SecretKey) -> Result<()> {
+        let mut result = Ok(());
+        for waiting in self.all_tls().filter(|w| w.needs(key)) {
+            if let Err(invalid) = waiting.refresh(&self.secrets) {
+                result = Err(invalid);
+            }
+        }
+        result
+    }
+
+    pub(super) fn all_tls(&self) -> impl Iterator<Item = &Waiting> {
+        let listeners = self.listeners.values().flat_map(|e| e.versions.all()).flat_map(|v| &v.value.uses.tls);
+        let clusters = self.clusters.values().flat_map(|e| e.versions.all()).flat_map(|v| &v.value.uses.tls);
+        listeners.chain(clusters).filter(|w| w.is_alive())
+    }
+
+    /// The workload's own certificate and roots, as secrets `default` and `ROOTCA` of `source`.
+    ///
+    /// # Errors
+    /// When a TLS configuration cannot be made with them; the others are in use.
+    pub fn set_identity(&mut self, source: &SecretSource, identity: &WorkloadSecrets, now: Instant) -> std::result::Result<(), Invalid> {
+        self.settled = false;
+        let keys = self.secrets.set_identity(source, identity);
+        let results: Vec<_> = keys.iter().map(|key| self.refresh_tls(key)).collect();
+        self.settle(now);
+        results.into_iter().collect()
+    }
+
+    /// The files that secrets were read from.
+    pub fn files(&self) -> BTreeSet<PathBuf> {
+        self.secrets.files().map(Path::to_path_buf).collect()
+    }
+
+    /// Reads secrets in changed files again. Returns those that failed, which keep their last value.
+    pub fn reload_files(&mut self, changed: impl Fn(&Path) -> bool, now: Instant) -> Vec<Rejected> {
+        let mut rejected = Vec::new();
+        self.settled = false;
+        for (key, result) in self.secrets.reload(changed) {
+            if let Err(invalid) = result.and_then(|()| self.refresh_tls(&key)) {
+                rejected.push(Rejected { name: key.name.to_string(), reason: invalid.to_string() });
+            }
+        }
+        self.settle(now);
+        rejected
+    }
+
+    /// The secrets known, for the admin pages.
+    pub fn secrets(&self) -> impl Iterator<Item = (&SecretKey, &SecretValue)> {
+        self.secrets.all()
+    }
+
+    /// Whether a secret has arrived.
+    pub fn knows_secret(&self, key: &SecretKey) -> bool {
+        self.secrets.knows(key)
+    }
+}

@@ -1,0 +1,175 @@
+//! What waits, what for and how long, and what is no longer wanted.
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{ClusterVersion, Compiler, ListenerVersion, Wanted};
+use crate::cluster::Discovery;
+use crate::compile::context::Uses;
+use crate::compile::record::Origin;
+use crate::compile::tls::Waiting;
+use crate::{ClusterId, RouteTableId};
+
+impl Compiler {
+    /// Puts to use what has become ready, in the order in which things refer to each other.
+    pub fn settle(&mut self, now: Instant) {
+        if self.settled {
+            return;
+        }
+        self.settle_clusters(now);
+        let waiting: HashSet<_> = self.waiting_clusters();
+        let arrived = |uses: &Uses| !uses.clusters.iter().any(|id| waiting.contains(id));
+        for (name, entry) in &mut self.routes {
+            // Those that are in use already serve on with the virtual hosts that there are.
+            let has_hosts = !entry.versions.is_new() || self.hosts.get(name).is_some_and(|hosts| hosts.answered);
+            self.dirty |= entry.versions.promote(now, |v| arrived(&v.uses) && (v.base.is_none() || has_hosts));
+        }
+        let routes = &self.routes;
+        let names = self.names.route_names();
+        let active = |name: &Arc<str>| routes.get(name).is_some_and(|e| !e.versions.is_new());
+        let has_table = |id: &RouteTableId| names.get(id.0 as usize).is_some_and(active);
+        for entry in self.scopes.values_mut() {
+            self.dirty |= entry.versions.promote(now, |scope| scope.waits_for().is_none_or(|id| has_table(&id)));
+        }
+        let has_scopes = self.has_scopes && self.scopes.values().all(|e| e.versions.warming.is_none());
+        let has_routes = |uses: &Uses| uses.route_tables.iter().all(has_table) && (!uses.scopes || has_scopes);
+        let extensions = &self.extensions;
+        let is_there = |name: &Arc<str>| extensions.get(name).is_some_and(|e| !e.versions.is_new());
+        let has_extensions = |uses: &Uses| uses.extensions.iter().all(|u| !u.waits || is_there(&u.name));
+        for entry in self.listeners.values_mut() {
+            let ready = |v: &ListenerVersion| {
+                has_routes(&v.uses) && has_extensions(&v.uses) && arrived(&v.uses) && v.uses.tls.iter().all(Waiting::is_ready)
+            };
+            self.dirty |= entry.versions.promote(now, ready);
+        }
+        self.forget_unwanted();
+        self.settled = self.deadline().is_none();
+    }
+
+    fn settle_clusters(&mut self, now: Instant) {
+        let ready: Vec<bool> = self
+            .clusters
+            .values()
+            .map(|e| {
+                e.versions.warming.as_ref().is_some_and(|w| self.has_members(&w.value) && w.value.uses.tls.iter().all(Waiting::is_ready))
+            })
+            .collect();
+        let mut promoted = Vec::new();
+        for ((name, entry), ready) in self.clusters.iter_mut().zip(ready) {
+            // The hosts of the version before live on in the next.
+            let before = entry.versions.active.as_ref().and_then(|v| v.value.cluster.clone());
+            if entry.versions.promote(now, |_| ready) {
+                if let Some(active) = &mut entry.versions.active {
+                    active.value.cluster = before;
+                }
+                promoted.push(name.clone());
+            }
+        }
+        self.dirty |= !promoted.is_empty();
+        promoted.iter().for_each(|name| self.refresh_members(name));
+        self.users.clear();
+        for (name, entry) in &self.clusters {
+            let active = entry.versions.active.as_ref().map(|v| &v.value.compiled.config.discovery);
+            if let Some(Discovery::Eds(service)) = active {
+                self.users.entry(service.clone()).or_default().push(name.clone());
+            }
+        }
+    }
+
+    fn has_members(&self, version: &ClusterVersion) -> bool {
+        match &version.compiled.config.discovery {
+            Discovery::Eds(service) => self.endpoints.contains_key(service),
+            Discovery::StrictDns(_) | Discovery::LogicalDns(_) => self.is_resolved(version),
+            Discovery::Static | Discovery::OriginalDst(_) | Discovery::Aggregate(_) | Discovery::DynamicForwardProxy(_) => true,
+        }
+    }
+
+    /// Clusters that were announced but have never been usable: routes to them wait.
+    fn waiting_clusters(&mut self) -> HashSet<ClusterId> {
+        let names = &mut self.names;
+        self.clusters
+            .iter()
+            .filter(|(_, e)| e.versions.is_new() && e.versions.warming.is_some())
+            .map(|(name, _)| names.cluster(name))
+            .collect()
+    }
+
+    fn forget_unwanted(&mut self) {
+        self.refresh_wanted();
+        let wanted = self.wanted();
+        let Self { routes, endpoints, secrets, extensions, .. } = self;
+        // What was subscribed to and is no longer would be stale when it is wanted again.
+        let before = routes.len();
+        routes.retain(|name, e| e.origin == Origin::Static || wanted.routes.contains(name));
+        endpoints.retain(|name, e| e.origin == Origin::Static || wanted.endpoints.contains(name));
+        secrets.keep(|key| wanted.secrets.contains(key));
+        extensions.retain(|name, e| e.origin == Origin::Static || wanted.extensions.contains(name));
+        let fewer = routes.len() != before;
+        self.dirty |= fewer;
+        self.forget_hosts();
+        self.forget_scopes();
+        if fewer {
+            self.refresh_wanted();
+        }
+    }
+
+    /// What must be subscribed to. The same value as before when nothing changed.
+    pub fn wanted(&self) -> Arc<Wanted> {
+        self.wanted.clone()
+    }
+
+    pub(super) fn refresh_wanted(&mut self) {
+        let wanted = self.all_wanted();
+        if *self.wanted != wanted {
+            self.wanted = Arc::new(wanted);
+        }
+    }
+
+    pub(super) fn all_wanted(&self) -> Wanted {
+        let mut wanted = Wanted { clusters: self.on_demand.clusters.clone(), ..Wanted::default() };
+        let name_of = |id: RouteTableId| self.names.route_names().get(id.0 as usize).cloned();
+        wanted.routes.clone_from(&self.on_demand.routes);
+        for version in self.listeners.values().flat_map(|e| e.versions.all()) {
+            wanted.routes.extend(version.value.uses.route_tables.iter().filter_map(|id| name_of(*id)));
+            wanted.scopes |= version.value.uses.scopes;
+            wanted.extensions.extend(version.value.uses.extensions.iter().map(|u| u.name.clone()));
+        }
+        for version in self.clusters.values().flat_map(|e| e.versions.all()) {
+            if let Discovery::Eds(service) = &version.value.compiled.config.discovery {
+                wanted.endpoints.insert(service.clone());
+            }
+        }
+        if wanted.scopes {
+            let scopes = self.scopes.values().flat_map(|e| e.versions.all());
+            wanted.routes.extend(scopes.filter_map(|v| v.value.waits_for()).filter_map(name_of));
+        }
+        wanted.virtual_hosts.extend(self.wanted_hosts().cloned());
+        wanted.secrets.extend(self.all_tls().flat_map(Waiting::secrets).cloned());
+        wanted
+    }
+
+    /// When the next resource has waited long enough: call [`Compiler::settle`] then.
+    pub fn deadline(&self) -> Option<Instant> {
+        if self.settled {
+            return None;
+        }
+        let listeners = self.listeners.values().filter_map(|e| e.versions.deadline());
+        let clusters = self.clusters.values().filter_map(|e| e.versions.deadline());
+        let routes = self.routes.values().filter_map(|e| e.versions.deadline());
+        let scopes = self.scopes.values().filter_map(|e| e.versions.deadline());
+        listeners.chain(clusters).chain(routes).chain(scopes).min()
+    }
+
+    /// Whether nothing waits for anything.
+    pub fn is_settled(&self) -> bool {
+        self.deadline().is_none()
+    }
+
+    /// Names of listeners that wait, with what for, for the operator.
+    pub fn waiting(&self) -> Vec<String> {
+        let listeners = self.listeners.iter().filter(|(_, e)| e.versions.warming.is_some()).map(|(n, _)| format!("listener {n}"));
+        let clusters = self.clusters.iter().filter(|(_, e)| e.versions.warming.is_some()).map(|(n, _)| format!("cluster {n}"));
+        let routes = self.routes.iter().filter(|(_, e)| e.versions.warming.is_some()).map(|(n, _)| format!("routes {n}"));
+        listeners.chain(clusters).chain(routes).collect()
+    }
+}

@@ -1,0 +1,67 @@
+//! Listeners wait for their certificates and take rotated ones.
+use lateen_identity::WorkloadSecrets;
+
+use super::*;
+use crate::compile::source::SecretSource;
+
+fn identity(name: &str) -> WorkloadSecrets {
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let mut ca = rcgen::CertificateParams::default();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_cert = ca.self_signed(&ca_key).unwrap();
+    let issuer = rcgen::Issuer::new(ca, ca_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let leaf = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+    WorkloadSecrets::from_pem(leaf.pem().as_bytes(), key.serialize_pem().as_bytes(), ca_cert.pem().as_bytes()).unwrap()
+}
+
+pub(super) const MTLS: &str = "transport_socket: {name: tls, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, require_client_certificate: true, common_tls_context: {
+    tls_certificate_sds_secret_configs: [{name: default, sds_config: {api_config_source: {api_type: GRPC, grpc_services: [{envoy_grpc: {cluster_name: sds-grpc}}]}}}],
+    combined_validation_context: {default_validation_context: {match_typed_subject_alt_names: [{san_type: URI, matcher: {prefix: 'spiffe://td/'}}]},
+      validation_context_sds_secret_config: {name: ROOTCA, sds_config: {api_config_source: {api_type: GRPC, grpc_services: [{envoy_grpc: {cluster_name: sds-grpc}}]}}}}}}}";
+
+#[test]
+fn a_listener_waits_for_its_certificates_and_takes_rotated_ones() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let text = format!("{{name: l, address: {ANY_80}, filter_chains: [{{{MTLS}, filters: [{}]}}]}}", tcp("c"));
+    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&text)], &[], now));
+    assert_eq!(compiler.snapshot().listeners.len(), 0);
+    let source = SecretSource::Cluster("sds-grpc".into());
+    let wanted: Vec<_> = compiler.wanted().secrets.iter().map(|k| (k.source.clone(), k.name.to_string())).collect();
+    assert_eq!(wanted, [(source.clone(), "ROOTCA".to_owned()), (source.clone(), "default".to_owned())]);
+    compiler.set_identity(&source, &identity("a"), now).unwrap();
+    let snapshot = compiler.snapshot();
+    let tls = snapshot.listeners[0].chains[0].tls.clone().unwrap();
+    let first = tls.config.get().unwrap();
+    compiler.set_identity(&source, &identity("b"), now).unwrap();
+    assert!(!Arc::ptr_eq(&first, &tls.config.get().unwrap()));
+    assert!(Arc::ptr_eq(&snapshot, &compiler.snapshot()), "a rotation changes no listener");
+}
+
+#[test]
+fn certificates_in_files_are_read_again_when_they_change() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let write = |identity: &WorkloadSecrets| {
+        std::fs::write(path("crt"), identity.chain_pem()).unwrap();
+        std::fs::write(path("key"), identity.key().to_pem()).unwrap();
+    };
+    write(&identity("a"));
+    let socket = format!(
+        "transport_socket: {{name: tls, typed_config: {{'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, common_tls_context: {{tls_certificates: [{{certificate_chain: {{filename: '{}'}}, private_key: {{filename: '{}'}}}}]}}}}}}",
+        path("crt").display(),
+        path("key").display()
+    );
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let text = format!("{{name: l, address: {ANY_80}, filter_chains: [{{{socket}, filters: [{}]}}]}}", tcp("c"));
+    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&text)], &[], now));
+    assert_eq!(compiler.files().len(), 2);
+    let tls = compiler.snapshot().listeners[0].chains[0].tls.clone().unwrap();
+    let first = tls.config.get().unwrap();
+    std::fs::write(path("crt"), "rubbish").unwrap();
+    assert_eq!(compiler.reload_files(|_| true, now).len(), 1);
+    assert!(Arc::ptr_eq(&first, &tls.config.get().unwrap()));
+    write(&identity("b"));
+    accepted(compiler.reload_files(|p| p == path("crt"), now));
+    assert!(!Arc::ptr_eq(&first, &tls.config.get().unwrap()));
+}

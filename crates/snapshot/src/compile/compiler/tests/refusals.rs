@@ -1,0 +1,134 @@
+//! What is refused, by the path of its field.
+use super::*;
+
+/// The reason why a listener is refused.
+pub(super) fn refused_listener(text: &str) -> String {
+    let mut compiler = Compiler::new();
+    let rejected = compiler.apply(LISTENER, vec![update::<ListenerProto>(text)], &[], Instant::now());
+    assert_eq!(compiler.snapshot().listeners.len(), 0);
+    rejected.into_iter().next().map(|r| r.reason).unwrap_or_default()
+}
+
+pub(super) fn refused_cluster(text: &str) -> String {
+    let rejected = Compiler::new().apply(CLUSTER, vec![update::<ClusterProto>(text)], &[], Instant::now());
+    rejected.into_iter().next().map(|r| r.reason).unwrap_or_default()
+}
+
+#[test]
+fn refusals_name_the_field_by_its_path() {
+    let on = |chain: &str| format!("{{name: l, address: {ANY_80}, filter_chains: [{chain}]}}");
+    let unknown = manager("route_config: {name: r}").replace("http_filters: [", "http_filters: [{name: envoy.filters.http.xyz, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua}}, ");
+    let cases = [
+        (
+            on(&format!("{{filters: [{unknown}]}}")),
+            "filter_chains[0].filters[0].http_filters[0]: envoy.filters.http.xyz (envoy.extensions.filters.http.lua.v3.Lua) is not supported",
+        ),
+        (
+            on(&format!("{{filters: [{}]}}", manager("add_user_agent: true, route_config: {name: r}"))),
+            "filter_chains[0].filters[0].add_user_agent: is not supported",
+        ),
+        (
+            on(&format!(
+                "{{filters: [{}]}}",
+                tcp("a").replace("stat_prefix", "tunneling_config: {hostname: h, request_id_extension: {}}, stat_prefix")
+            )),
+            "filter_chains[0].filters[0].tunneling_config.request_id_extension: is not supported",
+        ),
+        (
+            on(&format!("{{filters: [{}]}}", tcp("a").replace("stat_prefix", "on_demand: {odcds_config: {path: f}}, stat_prefix"))),
+            "filter_chains[0].filters[0].on_demand.odcds_config: is not supported; use `ads: {}`",
+        ),
+        (
+            on(&format!("{{filters: [{}]}}", tcp("a").replace("stat_prefix", "on_demand: {resources_locator: x}, stat_prefix"))),
+            "filter_chains[0].filters[0].on_demand.resources_locator: is not supported",
+        ),
+        (on(&format!("{{filters: [{}, {}]}}", tcp("a"), tcp("b"))), "filter_chains[0].filters[0]: tcp: must be the last filter"),
+        (
+            on(&format!("{{filter_chain_match: {{server_names: ['a*']}}, filters: [{}]}}", tcp("a"))),
+            "filter_chains[0].filter_chain_match.server_names[0]: `a*` has a wildcard inside",
+        ),
+        ("{name: l, filter_chains: [{}]}".to_owned(), "address: is missing"),
+        (format!("{{name: l, address: {ANY_80}}}"), "filter_chains: is empty"),
+        (
+            on(&format!("{{filters: [{}]}}", manager("route_config: {name: r, virtual_hosts: [{name: v, domains: [a, A]}]}"))),
+            "filter_chains[0].filters[0].route_config.virtual_hosts[0].domains[1]: `a` is already a domain",
+        ),
+        (
+            on(&format!(
+                "{{filters: [{}]}}",
+                manager(
+                    "route_config: {name: r, virtual_hosts: [{name: v, domains: [a], routes: [{match: {safe_regex: {regex: '('}}, route: {cluster: c}}]}]}"
+                )
+            )),
+            "filter_chains[0].filters[0].route_config.virtual_hosts[0].routes[0].match.safe_regex.regex: `(`:",
+        ),
+    ];
+    for (text, expected) in cases {
+        let reason = refused_listener(&text);
+        assert!(reason.starts_with(expected), "{reason}\nexpected {expected}");
+    }
+    let cases = [
+        (
+            "{name: c, type: STATIC, load_assignment: {cluster_name: c, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: a.b, port_value: 1}}}}]}]}}",
+            "load_assignment: `a.b` is not an IP address; use type STRICT_DNS",
+        ),
+        (
+            "{name: c, type: STATIC, health_checks: [{timeout: 1s, interval: 1s, tcp_health_check: {send: {text: 'no'}}}]}",
+            "health_checks[0].tcp_health_check.send.text: `no` is not hexadecimal",
+        ),
+        (
+            "{name: c, type: STATIC, health_checks: [{timeout: 1s, interval: 1s, tcp_health_check: {}, event_service: {}}]}",
+            "health_checks[0].event_service: is not supported",
+        ),
+        (
+            "{name: c, type: STATIC, outlier_detection: {base_ejection_time: 30s, max_ejection_time: 20s}}",
+            "outlier_detection.max_ejection_time: must not be below base_ejection_time",
+        ),
+        (
+            "{name: c, type: STATIC, upstream_connection_options: {happy_eyeballs_config: {first_address_family_count: 0}}}",
+            "upstream_connection_options.happy_eyeballs_config.first_address_family_count: must be at least 1",
+        ),
+        (
+            "{name: c, type: STATIC, preconnect_policy: {predictive_preconnect_ratio: 0.5}}",
+            "preconnect_policy.predictive_preconnect_ratio: 0.5 is not between 1 and 3",
+        ),
+        (
+            "{name: c, type: STATIC, preconnect_policy: {per_upstream_preconnect_ratio: 4}}",
+            "preconnect_policy.per_upstream_preconnect_ratio: 4 is not between 1 and 3",
+        ),
+        (
+            "{name: c, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED, original_dst_lb_config: {http_header_name: 'a b'}}",
+            "original_dst_lb_config.http_header_name: `a b` is not a header name",
+        ),
+        (
+            "{name: c, type: STATIC, upstream_bind_config: {socket_options: [{level: 1, name: 1}]}}",
+            "upstream_bind_config.socket_options[0]: has no value",
+        ),
+        (
+            "{name: c, type: STATIC, transport_socket: {name: p, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport, config: {added_tlvs: [{type: 1}]}}}}",
+            "transport_socket.config.version: V1 has no TLVs",
+        ),
+        ("{name: c, type: STATIC, health_checks: [{}, {}]}", "health_checks[1]: a cluster can have only one health check"),
+        ("{name: c, type: STATIC, connect_timeout: -1s}", "connect_timeout: is not a valid duration"),
+        (
+            "{name: c, type: STATIC, lb_policy: MAGLEV, maglev_lb_config: {table_size: 10}}",
+            "maglev_lb_config.table_size: 10 is not a prime",
+        ),
+        (
+            "{name: c, type: STATIC, circuit_breakers: {thresholds: [{max_connection_pools: 4294967295}, {max_connection_pools: 9}]}}",
+            "circuit_breakers.thresholds[1].max_connection_pools: is not supported",
+        ),
+        (
+            "{name: c, type: STATIC, circuit_breakers: {thresholds: [{}, {retry_budget: {budget_interval: -1s}}]}}",
+            "circuit_breakers.thresholds[1].retry_budget.budget_interval: is not a valid duration",
+        ),
+        (
+            "{name: c, type: STATIC, transport_socket: {name: tls, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, common_tls_context: {validation_context: {match_typed_subject_alt_names: [{san_type: URI, matcher: {exact: x}}]}}}}}",
+            "transport_socket: names are demanded of peers that need not chain to any root",
+        ),
+    ];
+    for (text, expected) in cases {
+        let reason = refused_cluster(text);
+        assert!(reason.starts_with(expected), "{reason}\nexpected {expected}");
+    }
+}
