@@ -1,4 +1,4 @@
-//! Trees of matchers (xDS `Matcher`): from facts about a request or connection to the action that is meant for it.
+//! Trees of matchers (xDS `Matcher`): from facts about a request, a connection or a host to the action that is meant for it.
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,37 +6,37 @@ use std::sync::Arc;
 use crate::authorize::Facts;
 use crate::matcher::{Cidr, HeaderKey, StringMatcher};
 
-/// A tree whose leaves are actions.
+/// A tree whose leaves are actions, and that looks at inputs of one kind.
 #[derive(Debug)]
-pub struct MatchTree<A> {
-    pub branch: Branch<A>,
+pub struct MatchTree<A, I = Input> {
+    pub branch: Branch<A, I>,
     /// What holds when no branch does.
-    pub otherwise: Option<OnMatch<A>>,
+    pub otherwise: Option<OnMatch<A, I>>,
 }
 
 #[derive(Debug)]
-pub enum OnMatch<A> {
-    Tree(Box<MatchTree<A>>),
+pub enum OnMatch<A, I> {
+    Tree(Box<MatchTree<A, I>>),
     Action(A),
 }
 
 #[derive(Debug)]
-pub enum Branch<A> {
+pub enum Branch<A, I> {
     /// Nothing but what holds otherwise.
     None,
     /// The first that holds and leads to an action.
-    List(Vec<(Predicate, OnMatch<A>)>),
-    Exact(Input, HashMap<Box<str>, OnMatch<A>>),
+    List(Vec<(Predicate<I>, OnMatch<A, I>)>),
+    Exact(I, HashMap<Box<str>, OnMatch<A, I>>),
     /// Longest first.
-    Prefix(Input, Vec<(Box<str>, OnMatch<A>)>),
+    Prefix(I, Vec<(Box<str>, OnMatch<A, I>)>),
 }
 
 #[derive(Debug)]
-pub enum Predicate {
-    One(Input, Test),
-    Or(Vec<Predicate>),
-    And(Vec<Predicate>),
-    Not(Box<Predicate>),
+pub enum Predicate<I> {
+    One(I, Test),
+    Or(Vec<Predicate<I>>),
+    And(Vec<Predicate<I>>),
+    Not(Box<Predicate<I>>),
 }
 
 /// What is looked at.
@@ -64,36 +64,43 @@ pub enum Test {
 impl<A> MatchTree<A> {
     /// The action for these facts; `None` where the tree has none.
     pub fn find(&self, facts: &Facts<'_>) -> Option<&A> {
-        let found = match &self.branch {
-            Branch::None => None,
-            Branch::List(list) => list.iter().find_map(|(predicate, on)| if predicate.holds(facts) { on.find(facts) } else { None }),
-            Branch::Exact(input, map) => input.value(facts).and_then(|value| map.get(&*value)).and_then(|on| on.find(facts)),
-            Branch::Prefix(input, list) => input.value(facts).and_then(|value| {
-                let (_, on) = list.iter().find(|(prefix, _)| value.starts_with(&**prefix))?;
-                on.find(facts)
-            }),
-        };
-        found.or_else(|| self.otherwise.as_ref()?.find(facts))
+        self.find_by(&|input: &Input| input.value(facts))
     }
 }
 
-impl<A> OnMatch<A> {
-    fn find(&self, facts: &Facts<'_>) -> Option<&A> {
+impl<A, I> MatchTree<A, I> {
+    /// The action where inputs have these values; one without is not there.
+    pub fn find_by<'a>(&self, value: &impl Fn(&I) -> Option<Cow<'a, str>>) -> Option<&A> {
+        let found = match &self.branch {
+            Branch::None => None,
+            Branch::List(list) => list.iter().find_map(|(predicate, on)| if predicate.holds(value) { on.find_by(value) } else { None }),
+            Branch::Exact(input, map) => value(input).and_then(|text| map.get(&*text)).and_then(|on| on.find_by(value)),
+            Branch::Prefix(input, list) => value(input).and_then(|text| {
+                let (_, on) = list.iter().find(|(prefix, _)| text.starts_with(&**prefix))?;
+                on.find_by(value)
+            }),
+        };
+        found.or_else(|| self.otherwise.as_ref()?.find_by(value))
+    }
+}
+
+impl<A, I> OnMatch<A, I> {
+    fn find_by<'a>(&self, value: &impl Fn(&I) -> Option<Cow<'a, str>>) -> Option<&A> {
         match self {
-            Self::Tree(tree) => tree.find(facts),
+            Self::Tree(tree) => tree.find_by(value),
             Self::Action(action) => Some(action),
         }
     }
 }
 
-impl Predicate {
-    fn holds(&self, facts: &Facts<'_>) -> bool {
+impl<I> Predicate<I> {
+    fn holds<'a>(&self, value: &impl Fn(&I) -> Option<Cow<'a, str>>) -> bool {
         match self {
             // What is not there matches nothing.
-            Self::One(input, test) => input.value(facts).is_some_and(|value| test.holds(&value)),
-            Self::Or(any) => any.iter().any(|p| p.holds(facts)),
-            Self::And(all) => all.iter().all(|p| p.holds(facts)),
-            Self::Not(other) => !other.holds(facts),
+            Self::One(input, test) => value(input).is_some_and(|value| test.holds(&value)),
+            Self::Or(any) => any.iter().any(|p| p.holds(value)),
+            Self::And(all) => all.iter().all(|p| p.holds(value)),
+            Self::Not(other) => !other.holds(value),
         }
     }
 }

@@ -58,6 +58,34 @@ fn http_connections_upstream_tell_the_callers_address_and_are_not_shared_between
 }
 
 #[test]
+fn a_tree_of_matchers_chooses_the_transport_socket_of_each_host() {
+    const INPUTS: &str = "type.googleapis.com/envoy.extensions.matching.common_inputs.transport_socket.v3";
+    let (one, with_line) = proxied_server();
+    let (other, without) = proxied_server();
+    let at = |port: u16, kind: &str| {
+        format!(
+            "{{metadata: {{filter_metadata: {{envoy.lb: {{kind: {kind}}}}}}}, endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}"
+        )
+    };
+    let mut config = Config::to(&[]);
+    config.clusters = vec![format!(
+        "- name: c\n  type: STATIC\n  connect_timeout: 5s\n  transport_socket_matches:\n  - name: line\n    {}\n  transport_socket_matcher: {{matcher_tree: {{input: \
+         {{name: i, typed_config: {{\"@type\": {INPUTS}.EndpointMetadataInput, path: [{{key: kind}}]}}}}, exact_match_map: {{map: {{proxied: {{action: \
+         {{name: a, typed_config: {{\"@type\": {INPUTS}.TransportSocketNameAction, name: line}}}}}}}}}}}}}}\n  \
+         load_assignment: {{cluster_name: c, endpoints: [{{lb_endpoints: [{}, {}]}}]}}",
+        PROXIED.replace('\n', "\n    "),
+        at(one, "proxied"),
+        at(other, "plain")
+    )];
+    let proxy = config.start();
+    for _ in 0..2 {
+        assert_eq!(proxy.get("/").status, 200);
+    }
+    assert!(with_line.recv_timeout(WAIT).unwrap().starts_with("PROXY TCP4 "));
+    assert_eq!(without.recv_timeout(WAIT).unwrap(), "GET / HTTP/1.1\r\n");
+}
+
+#[test]
 fn another_address_of_a_host_is_used_when_the_first_cannot_be_reached() {
     let upstream = Upstream::ok("second");
     let at = |port: u16| format!("{{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}");

@@ -19,6 +19,7 @@ use super::health_check::active_check;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::outlier::outlier;
 use super::transport::transports;
+use super::transport_choice::TransportChoice;
 use super::upstream_connection::{bind, connection_options};
 use super::upstream_http::{OldHttp, http_settings};
 use crate::cluster::{ClusterConfig, Discovery, IstioService};
@@ -28,24 +29,16 @@ use crate::cluster::{ClusterConfig, Discovery, IstioService};
 pub(crate) struct Compiled {
     pub(crate) config: Arc<ClusterConfig>,
     /// The members given with the cluster itself, until they are hosts.
-    pub(crate) members: Option<Assignment>,
-    /// Metadata that an endpoint must have for the transport socket of the same index.
-    pub(crate) matches: Arc<Vec<prost_types::Struct>>,
+    pub(crate) members: Option<Given>,
+    /// How its endpoints choose their transport sockets.
+    pub(crate) choice: TransportChoice,
 }
 
-impl Compiled {
-    /// The transport socket for an endpoint with this metadata: the first that matches, else the default, which is last.
-    pub(crate) fn transport(&self, metadata: Option<&prost_types::Struct>) -> u32 {
-        transport_for(&self.matches, metadata)
-    }
-}
-
-/// The index of the transport socket for this metadata; the default comes after all those with a match.
-pub(crate) fn transport_for(matches: &[prost_types::Struct], metadata: Option<&prost_types::Struct>) -> u32 {
-    let fits =
-        |wanted: &prost_types::Struct| wanted.fields.iter().all(|(key, value)| metadata.and_then(|m| m.fields.get(key)) == Some(value));
-    let index = matches.iter().position(fits).unwrap_or(matches.len());
-    u32::try_from(index).unwrap_or(u32::MAX)
+/// Members with the transport socket of each, in their order.
+#[derive(Debug)]
+pub(crate) struct Given {
+    pub(crate) assignment: Assignment,
+    pub(crate) transports: Vec<u32>,
 }
 
 pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Result<Compiled> {
@@ -107,7 +100,7 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
     harmless!(stats_matcher, per_connection_buffer_limit_bytes, per_connection_buffer_high_watermark_timeout);
     harmless!(wait_for_warm_on_init, cleanup_interval);
     harmless!(track_timeout_budgets, track_cluster_stats, lrs_report_endpoint_metrics);
-    refuse!(transport_socket_matcher, dns_resolvers, lrs_server);
+    refuse!(dns_resolvers, lrs_server);
     refuse!(queuing_policies);
     let (preconnect_ratio, predictive_preconnect_ratio) = preconnect(preconnect_policy.unwrap_or_default()).within("preconnect_policy")?;
     upstream_config.map_or(Ok(()), connection_pools).within("upstream_config")?;
@@ -140,6 +133,8 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
         return Err(Invalid::field("cluster_type", reason));
     }
     let (transports, matches) = transports(transport_socket_matches, transport_socket, &http, context)?;
+    let by_tree = transport_socket_matcher.is_some();
+    let choice = TransportChoice::new(matches, transport_socket_matcher, &transports)?;
     let kind = match (kind, &lb_config) {
         (Kind::OriginalDst(_), Some(cluster::LbConfig::OriginalDstLbConfig(c))) => {
             Kind::OriginalDst(original_dst(c.clone()).within("original_dst_lb_config")?)
@@ -149,8 +144,10 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
     let (is_original_dst, provided) = (matches!(kind, Kind::OriginalDst(_)), kind.balances());
     let fields = Fields { lb_policy, lb_config, common_lb_config, lb_subset_config, load_balancing_policy, is_original_dst, provided };
     let balance = balance::balance(fields)?;
-    let members = load_assignment.map_or_else(|| Ok(Assignment::default()), assignment).within("load_assignment")?;
-    let discovery = discovery(kind, &name, eds_cluster_config, &members, &matches)?;
+    let sent = load_assignment.as_ref().filter(|_| by_tree).cloned();
+    let assignment = load_assignment.map_or_else(|| Ok(Assignment::default()), assignment).within("load_assignment")?;
+    let given = Given { transports: choice.of_endpoints(&assignment, || sent), assignment };
+    let discovery = discovery(kind, &name, eds_cluster_config, &given)?;
     let connection = upstream_connection_options.map(connection_options).transpose().within("upstream_connection_options")?;
     let (tcp_keepalive, address_order) = connection.unwrap_or_default();
     let bind = bind(upstream_bind_config).within("upstream_bind_config")?;
@@ -158,7 +155,7 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
     if health_checks.len() > 1 {
         return Err(Invalid::field("health_checks[1]", "a cluster can have only one health check"));
     }
-    let check = health_checks.into_iter().next().map(|h| active_check(h, &name, &matches)).transpose().within_item("health_checks", 0)?;
+    let check = health_checks.into_iter().next().map(|h| active_check(h, &name, &choice)).transpose().within_item("health_checks", 0)?;
     let thresholds = thresholds(circuit_breakers).within("circuit_breakers")?;
     let config = ClusterConfig {
         stat_name: if alt_stat_name.is_empty() { name.as_str().into() } else { alt_stat_name.into() },
@@ -191,9 +188,10 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
         istio_service: istio_service(metadata.as_ref()),
         name: name.into(),
     };
-    let members = matches!(config.discovery, Discovery::Static).then_some(members);
-    Ok(Compiled { config: Arc::new(config), members, matches: Arc::new(matches) })
+    let members = matches!(config.discovery, Discovery::Static).then_some(given);
+    Ok(Compiled { config: Arc::new(config), members, choice })
 }
+
 /// How many times the connections in use there are to be, of each host and of all.
 fn preconnect(value: cluster::PreconnectPolicy) -> Result<(f64, f64)> {
     let cluster::PreconnectPolicy { per_upstream_preconnect_ratio, predictive_preconnect_ratio, preconnect_enabled_metadata } = value;

@@ -8,10 +8,10 @@ use lateen_proto::envoy::extensions::clusters::{
     aggregate, dns::v3::DnsCluster, dynamic_forward_proxy, original_dst::v3::OriginalDstCluster,
 };
 
-use super::cluster::transport_for;
+use super::cluster::Given;
 use super::common::{open, port};
 use super::context::Context;
-use super::endpoint::{Assignment, EndpointAddress};
+use super::endpoint::EndpointAddress;
 use super::invalid::{Invalid, Result, Within};
 use super::source;
 use super::{dns, dns_cache};
@@ -90,13 +90,8 @@ pub(crate) fn original_dst(value: cluster::OriginalDstLbConfig) -> Result<Origin
     })
 }
 
-pub(crate) fn discovery(
-    kind: Kind,
-    name: &str,
-    eds: Option<cluster::EdsClusterConfig>,
-    members: &Assignment,
-    matches: &[prost_types::Struct],
-) -> Result<Discovery> {
+pub(crate) fn discovery(kind: Kind, name: &str, eds: Option<cluster::EdsClusterConfig>, given: &Given) -> Result<Discovery> {
+    let members = &given.assignment;
     let named = members.localities.iter().flat_map(|l| &l.endpoints).find_map(|e| match &e.at {
         EndpointAddress::Name(name, _) => Some(name),
         EndpointAddress::Fixed(_) => None,
@@ -113,9 +108,9 @@ pub(crate) fn discovery(
             Ok(Discovery::Eds(if service_name.is_empty() { name.into() } else { service_name.into() }))
         }
         Kind::OriginalDst(settings) => Ok(Discovery::OriginalDst(Arc::new(settings))),
-        Kind::StrictDns(settings) => Ok(Discovery::StrictDns(targets(members, settings, matches)?)),
+        Kind::StrictDns(settings) => Ok(Discovery::StrictDns(targets(given, settings)?)),
         Kind::LogicalDns(settings) => {
-            let targets = targets(members, settings, matches)?;
+            let targets = targets(given, settings)?;
             if targets.targets.len() == 1 {
                 Ok(Discovery::LogicalDns(targets))
             } else {
@@ -133,10 +128,11 @@ pub(crate) fn discovery(
     }
 }
 
-fn targets(members: &Assignment, dns: DnsSettings, matches: &[prost_types::Struct]) -> Result<DnsTargets> {
+fn targets(given: &Given, dns: DnsSettings) -> Result<DnsTargets> {
+    let mut transports = given.transports.iter().copied();
     let mut targets = Vec::new();
-    for locality in &members.localities {
-        for endpoint in &locality.endpoints {
+    for locality in &given.assignment.localities {
+        for (endpoint, transport) in locality.endpoints.iter().zip(&mut transports) {
             let (name, port) = match &endpoint.at {
                 EndpointAddress::Name(name, port) => (name.clone(), *port),
                 EndpointAddress::Fixed(lateen_balance::Address::Socket(address)) => (address.ip().to_string().into(), address.port()),
@@ -152,7 +148,7 @@ fn targets(members: &Assignment, dns: DnsSettings, matches: &[prost_types::Struc
                 priority: locality.priority,
                 locality: Locality::clone(&locality.locality),
                 locality_weight: locality.weight,
-                transport: transport_for(matches, endpoint.transport_match.as_ref()),
+                transport,
                 labels: endpoint.labels.clone(),
                 hash_key: endpoint.hash_key.clone(),
                 workload: endpoint.workload.clone(),
@@ -161,5 +157,5 @@ fn targets(members: &Assignment, dns: DnsSettings, matches: &[prost_types::Struc
             });
         }
     }
-    Ok(DnsTargets { targets, settings: Arc::new(dns), policy: members.policy })
+    Ok(DnsTargets { targets, settings: Arc::new(dns), policy: given.assignment.policy })
 }

@@ -36,6 +36,8 @@ pub(crate) struct AssignedLocality {
     pub(crate) weight: u32,
     pub(crate) priority: u32,
     pub(crate) endpoints: Vec<AssignedEndpoint>,
+    /// Its `envoy.transport_socket_match`.
+    pub(crate) transport_match: Option<prost_types::Struct>,
 }
 
 #[derive(Debug)]
@@ -52,7 +54,7 @@ pub(crate) struct AssignedEndpoint {
     pub(crate) labels: Option<Arc<Labels>>,
     /// What hash policies place it by; empty for its address.
     pub(crate) hash_key: Arc<str>,
-    /// `envoy.transport_socket_match` of the endpoint, over that of its locality.
+    /// Its `envoy.transport_socket_match`.
     pub(crate) transport_match: Option<prost_types::Struct>,
 }
 
@@ -113,14 +115,14 @@ fn locality(value: proto::LocalityLbEndpoints) -> Result<AssignedLocality> {
             return Err(Invalid::unsupported("leds_cluster_locality_config"));
         }
     };
-    let inherited = transport_match(metadata.as_ref());
-    let endpoints = each(endpoints, "lb_endpoints", |e| endpoint(e, inherited.as_ref()))?;
+    let endpoints = each(endpoints, "lb_endpoints", endpoint)?;
     let core::Locality { region, zone, sub_zone } = locality.unwrap_or_default();
     Ok(AssignedLocality {
         locality: Locality { region: shared(region), zone: shared(zone), sub_zone: shared(sub_zone) },
         weight: load_balancing_weight.unwrap_or(0),
         priority,
         endpoints,
+        transport_match: transport_match(metadata.as_ref()),
     })
 }
 
@@ -128,7 +130,7 @@ fn transport_match(metadata: Option<&core::Metadata>) -> Option<prost_types::Str
     metadata?.filter_metadata.get("envoy.transport_socket_match").cloned()
 }
 
-fn endpoint(value: proto::LbEndpoint, inherited: Option<&prost_types::Struct>) -> Result<AssignedEndpoint> {
+fn endpoint(value: proto::LbEndpoint) -> Result<AssignedEndpoint> {
     let proto::LbEndpoint { health_status, metadata, load_balancing_weight, host_identifier } = value;
     let endpoint = match host_identifier {
         Some(lb_endpoint::HostIdentifier::Endpoint(e)) => e,
@@ -168,7 +170,7 @@ fn endpoint(value: proto::LbEndpoint, inherited: Option<&prost_types::Struct>) -
         workload: metadata_text(metadata.as_ref(), "istio", "workload").map(Into::into),
         labels: subset::labels(metadata.as_ref()),
         hash_key: metadata_text(metadata.as_ref(), crate::subset::NAMESPACE, "hash_key").unwrap_or_default().into(),
-        transport_match: transport_match(metadata.as_ref()).or_else(|| inherited.cloned()),
+        transport_match: transport_match(metadata.as_ref()),
     })
 }
 

@@ -7,11 +7,11 @@ use lateen_balance::health::Pace;
 use lateen_proto::envoy::config::core::v3::{self as core, health_check};
 use lateen_proto::envoy::r#type::v3 as types;
 
-use super::cluster::transport_for;
 use super::common::{duration, duration_or, port};
 use super::header::mutations;
 use super::invalid::{Invalid, Result, Within, each, harmless, refuse};
 use super::matcher::string;
+use super::transport_choice::TransportChoice;
 use crate::header::{AppendAction, HeaderTemplate};
 use crate::health_check::{CheckHeader, HealthCheck, HealthCheckKind, HttpCheck};
 
@@ -20,7 +20,7 @@ const NO_TRAFFIC: Duration = Duration::from_secs(60);
 /// Bytes of an answer that are looked at; Envoy's default.
 const RECEIVE_WITHIN: usize = 1024;
 
-pub(crate) fn active_check(value: core::HealthCheck, cluster: &str, matches: &[prost_types::Struct]) -> Result<HealthCheck> {
+pub(crate) fn active_check(value: core::HealthCheck, cluster: &str, choice: &TransportChoice) -> Result<HealthCheck> {
     let core::HealthCheck {
         timeout,
         interval,
@@ -74,7 +74,10 @@ pub(crate) fn active_check(value: core::HealthCheck, cluster: &str, matches: &[p
         timeout: positive(timeout, "timeout")?,
         pace,
         alt_port: alt_port.map(port).transpose().within("alt_port")?,
-        transport: transport_socket_match_criteria.map(|criteria| transport_for(matches, Some(&criteria))),
+        transport: transport_socket_match_criteria
+            .map(|criteria| choice.of_criteria(&criteria))
+            .transpose()
+            .within("transport_socket_match_criteria")?,
         alpn: alpn.map(|list| list.into_iter().map(String::into_bytes).collect()),
         kind: checker(health_checker, cluster)?,
     })

@@ -21,11 +21,25 @@ const MAX_DEPTH: u32 = 32;
 /// Reads an action: its name and configuration.
 pub(crate) type ReadAction<'a, A> = &'a dyn Fn(&str, &Any) -> Result<A>;
 
-pub(crate) fn tree<A>(value: proto::Matcher, action: ReadAction<'_, A>) -> Result<MatchTree<A>> {
-    node(value, action, 0)
+/// Reads what a tree looks at, likewise.
+pub(crate) type ReadInput<'a, I> = &'a dyn Fn(&str, &Any) -> Result<I>;
+
+/// How the leaves of a tree are read.
+struct Leaves<'a, A, I> {
+    input: ReadInput<'a, I>,
+    action: ReadAction<'a, A>,
 }
 
-fn node<A>(value: proto::Matcher, action: ReadAction<'_, A>, depth: u32) -> Result<MatchTree<A>> {
+/// A tree that looks at a request or a connection.
+pub(crate) fn tree<A>(value: proto::Matcher, action: ReadAction<'_, A>) -> Result<MatchTree<A>> {
+    tree_of(value, &input, action)
+}
+
+pub(crate) fn tree_of<A, I>(value: proto::Matcher, input: ReadInput<'_, I>, action: ReadAction<'_, A>) -> Result<MatchTree<A, I>> {
+    node(value, &Leaves { input, action }, 0)
+}
+
+fn node<A, I>(value: proto::Matcher, leaves: &Leaves<'_, A, I>, depth: u32) -> Result<MatchTree<A, I>> {
     if depth > MAX_DEPTH {
         return Err(Invalid::new(format!("is nested more than {MAX_DEPTH} deep; simplify it")));
     }
@@ -36,30 +50,33 @@ fn node<A>(value: proto::Matcher, action: ReadAction<'_, A>, depth: u32) -> Resu
             list.matchers
                 .into_iter()
                 .enumerate()
-                .map(|(i, field)| entry(field, action, depth).within_item("matcher_list.matchers", i))
+                .map(|(i, field)| entry(field, leaves, depth).within_item("matcher_list.matchers", i))
                 .collect::<Result<_>>()?,
         ),
-        Some(matcher::MatcherType::MatcherTree(by_value)) => self::by_value(by_value, action, depth).within("matcher_tree")?,
+        Some(matcher::MatcherType::MatcherTree(by_value)) => self::by_value(by_value, leaves, depth).within("matcher_tree")?,
     };
-    let otherwise = on_no_match.map(|on| on_match(*on, action, depth)).transpose().within("on_no_match")?;
+    let otherwise = on_no_match.map(|on| on_match(*on, leaves, depth)).transpose().within("on_no_match")?;
     Ok(MatchTree { branch, otherwise })
 }
 
-fn entry<A>(value: matcher::matcher_list::FieldMatcher, action: ReadAction<'_, A>, depth: u32) -> Result<(Predicate, OnMatch<A>)> {
+type Entry<A, I> = (Predicate<I>, OnMatch<A, I>);
+
+fn entry<A, I>(value: matcher::matcher_list::FieldMatcher, leaves: &Leaves<'_, A, I>, depth: u32) -> Result<Entry<A, I>> {
     let matcher::matcher_list::FieldMatcher { predicate, on_match } = value;
-    let predicate = predicate.ok_or_else(|| Invalid::new("is missing")).and_then(|p| self::predicate(p, depth)).within("predicate")?;
-    let on = on_match.ok_or_else(|| Invalid::new("is missing")).and_then(|on| self::on_match(on, action, depth)).within("on_match")?;
+    let predicate =
+        predicate.ok_or_else(|| Invalid::new("is missing")).and_then(|p| self::predicate(p, leaves.input, depth)).within("predicate")?;
+    let on = on_match.ok_or_else(|| Invalid::new("is missing")).and_then(|on| self::on_match(on, leaves, depth)).within("on_match")?;
     Ok((predicate, on))
 }
 
-fn on_match<A>(value: matcher::OnMatch, action: ReadAction<'_, A>, depth: u32) -> Result<OnMatch<A>> {
+fn on_match<A, I>(value: matcher::OnMatch, leaves: &Leaves<'_, A, I>, depth: u32) -> Result<OnMatch<A, I>> {
     let matcher::OnMatch { keep_matching, on_match } = value;
     refuse!(keep_matching);
     match on_match {
-        Some(matcher::on_match::OnMatch::Matcher(inner)) => Ok(OnMatch::Tree(Box::new(node(*inner, action, depth + 1).within("matcher")?))),
+        Some(matcher::on_match::OnMatch::Matcher(inner)) => Ok(OnMatch::Tree(Box::new(node(*inner, leaves, depth + 1).within("matcher")?))),
         Some(matcher::on_match::OnMatch::Action(extension)) => {
             let (name, config) = opened(extension).within("action")?;
-            action(&name, &config).within("action").map(OnMatch::Action)
+            (leaves.action)(&name, &config).within("action").map(OnMatch::Action)
         }
         None => Err(Invalid::new("has neither a matcher nor an action")),
     }
@@ -71,26 +88,30 @@ fn opened(value: TypedExtensionConfig) -> Result<(String, Any)> {
     Ok((name, config))
 }
 
-fn predicate(value: PredicateProto, depth: u32) -> Result<Predicate> {
+fn predicate<I>(value: PredicateProto, input: ReadInput<'_, I>, depth: u32) -> Result<Predicate<I>> {
     use predicate::MatchType;
     if depth > MAX_DEPTH {
         return Err(Invalid::new(format!("is nested more than {MAX_DEPTH} deep; simplify it")));
     }
     let all = |list: predicate::PredicateList, field: &str| {
-        list.predicate.into_iter().enumerate().map(|(i, p)| predicate(p, depth + 1).within_item(field, i)).collect::<Result<Vec<_>>>()
+        list.predicate
+            .into_iter()
+            .enumerate()
+            .map(|(i, p)| predicate(p, input, depth + 1).within_item(field, i))
+            .collect::<Result<Vec<_>>>()
     };
     match value.match_type {
-        Some(MatchType::SinglePredicate(single)) => self::single(single).within("single_predicate"),
+        Some(MatchType::SinglePredicate(single)) => self::single(single, input).within("single_predicate"),
         Some(MatchType::OrMatcher(list)) => Ok(Predicate::Or(all(list, "or_matcher.predicate")?)),
         Some(MatchType::AndMatcher(list)) => Ok(Predicate::And(all(list, "and_matcher.predicate")?)),
-        Some(MatchType::NotMatcher(other)) => Ok(Predicate::Not(Box::new(predicate(*other, depth + 1).within("not_matcher")?))),
+        Some(MatchType::NotMatcher(other)) => Ok(Predicate::Not(Box::new(predicate(*other, input, depth + 1).within("not_matcher")?))),
         None => Err(Invalid::new("matches nothing; give single_predicate, or_matcher, and_matcher or not_matcher")),
     }
 }
 
-fn single(value: predicate::SinglePredicate) -> Result<Predicate> {
+fn single<I>(value: predicate::SinglePredicate, read: ReadInput<'_, I>) -> Result<Predicate<I>> {
     let predicate::SinglePredicate { input, matcher } = value;
-    let input = self::input(input).within("input")?;
+    let input = looked_at(input, read).within("input")?;
     let test = match matcher {
         Some(predicate::single_predicate::Matcher::ValueMatch(text)) => Test::Text(string(text).within("value_match")?),
         Some(predicate::single_predicate::Matcher::CustomMatch(custom)) => self::custom(custom).within("custom_match")?,
@@ -110,39 +131,43 @@ fn custom(value: TypedExtensionConfig) -> Result<Test> {
     Err(unknown(&name, &config, "the IP matcher"))
 }
 
-fn unknown(name: &str, config: &Any, known: &str) -> Invalid {
+pub(crate) fn unknown(name: &str, config: &Any, known: &str) -> Invalid {
     Invalid::new(format!("{name} ({}) is not supported; {known} is", super::istio::type_name(config)))
 }
 
-fn input(value: Option<TypedExtensionConfig>) -> Result<Input> {
+fn looked_at<I>(value: Option<TypedExtensionConfig>, read: ReadInput<'_, I>) -> Result<I> {
     let (name, config) = opened(value.ok_or_else(|| Invalid::new("is missing"))?)?;
+    read(&name, &config)
+}
+
+fn input(name: &str, config: &Any) -> Result<Input> {
     let is = |this: bool, input: Input| this.then_some(input);
-    if any::is::<HttpRequestHeaderMatchInput>(&config) {
-        let HttpRequestHeaderMatchInput { header_name } = open(&config)?;
+    if any::is::<HttpRequestHeaderMatchInput>(config) {
+        let HttpRequestHeaderMatchInput { header_name } = open(config)?;
         return Ok(Input::Header(key(&header_name).within("typed_config.header_name")?));
     }
-    if any::is::<network::DynamicMetadataInput>(&config) {
-        let network::DynamicMetadataInput { filter, path } = open(&config)?;
+    if any::is::<network::DynamicMetadataInput>(config) {
+        let network::DynamicMetadataInput { filter, path } = open(config)?;
         let path =
             path.into_iter().filter_map(|p| p.segment).map(|network::dynamic_metadata_input::path_segment::Segment::Key(k)| k.into());
         return Ok(Input::Metadata { namespace: filter.into(), path: path.collect() });
     }
-    is(any::is::<network::DestinationIpInput>(&config), Input::DestinationIp)
-        .or_else(|| is(any::is::<network::DestinationPortInput>(&config), Input::DestinationPort))
-        .or_else(|| is(any::is::<network::SourceIpInput>(&config), Input::SourceIp))
-        .or_else(|| is(any::is::<network::SourcePortInput>(&config), Input::SourcePort))
-        .or_else(|| is(any::is::<network::DirectSourceIpInput>(&config), Input::DirectSourceIp))
-        .or_else(|| is(any::is::<network::ServerNameInput>(&config), Input::ServerName))
-        .or_else(|| is(any::is::<ssl::UriSanInput>(&config), Input::UriSan))
-        .or_else(|| is(any::is::<ssl::DnsSanInput>(&config), Input::DnsSan))
-        .or_else(|| is(any::is::<ssl::SubjectInput>(&config), Input::Subject))
-        .ok_or_else(|| unknown(&name, &config, "a request header, an address or port, a certificate's name or dynamic metadata"))
+    is(any::is::<network::DestinationIpInput>(config), Input::DestinationIp)
+        .or_else(|| is(any::is::<network::DestinationPortInput>(config), Input::DestinationPort))
+        .or_else(|| is(any::is::<network::SourceIpInput>(config), Input::SourceIp))
+        .or_else(|| is(any::is::<network::SourcePortInput>(config), Input::SourcePort))
+        .or_else(|| is(any::is::<network::DirectSourceIpInput>(config), Input::DirectSourceIp))
+        .or_else(|| is(any::is::<network::ServerNameInput>(config), Input::ServerName))
+        .or_else(|| is(any::is::<ssl::UriSanInput>(config), Input::UriSan))
+        .or_else(|| is(any::is::<ssl::DnsSanInput>(config), Input::DnsSan))
+        .or_else(|| is(any::is::<ssl::SubjectInput>(config), Input::Subject))
+        .ok_or_else(|| unknown(name, config, "a request header, an address or port, a certificate's name or dynamic metadata"))
 }
 
-fn by_value<A>(value: matcher::MatcherTree, action: ReadAction<'_, A>, depth: u32) -> Result<Branch<A>> {
+fn by_value<A, I>(value: matcher::MatcherTree, leaves: &Leaves<'_, A, I>, depth: u32) -> Result<Branch<A, I>> {
     use matcher::matcher_tree::TreeType;
     let matcher::MatcherTree { input, tree_type } = value;
-    let input = self::input(input).within("input")?;
+    let input = looked_at(input, leaves.input).within("input")?;
     let all = |map: HashMap<String, matcher::OnMatch>, field: &str| {
         // In the order of keys, so that the same configuration always gives the same error.
         let mut entries: Vec<_> = map.into_iter().collect();
@@ -150,7 +175,7 @@ fn by_value<A>(value: matcher::MatcherTree, action: ReadAction<'_, A>, depth: u3
         entries
             .into_iter()
             .map(|(key, on)| {
-                let on = on_match(on, action, depth).within(&format!("{field}.map[\"{key}\"]"))?;
+                let on = on_match(on, leaves, depth).within(&format!("{field}.map[\"{key}\"]"))?;
                 Ok((key.into_boxed_str(), on))
             })
             .collect::<Result<Vec<_>>>()

@@ -69,6 +69,7 @@ mod tcp_proxy;
 mod tls;
 mod tracing;
 mod transport;
+mod transport_choice;
 mod upstream_connection;
 mod upstream_http;
 mod warming;

@@ -5,10 +5,12 @@ use std::time::Instant;
 
 use lateen_balance::{Address, Breakers, Host, HostSet, LbPolicy, LocalCluster};
 
+use lateen_proto::any;
+
 use super::resolved::{Resolved, resolved_members};
 use super::{Compiler, Entry, Zone};
 use crate::cluster::{AssignmentPolicy, Cluster, ClusterConfig, ClusterLive, Discovery};
-use crate::compile::cluster::Compiled;
+use crate::compile::cluster::{Compiled, Given};
 use crate::compile::endpoint::{Assignment, EndpointAddress, Member, Members};
 
 impl Compiler {
@@ -89,16 +91,19 @@ struct Before<'a> {
 
 fn members(
     compiled: &Compiled,
-    given: Option<&Assignment>,
+    given: Option<&Given>,
     endpoints: &HashMap<Arc<str>, Entry<Arc<Assignment>>>,
     resolved: Option<&Resolved>,
     before: &Before<'_>,
 ) -> HostSet {
     let living = before.all.map(HostSet::by_address).unwrap_or_default();
     match &compiled.config.discovery {
-        Discovery::Static => given.map(|given| assigned(compiled, given, None, &living)).unwrap_or_default(),
+        Discovery::Static => given.map(|given| assigned(compiled, &given.assignment, &given.transports, None, &living)).unwrap_or_default(),
         Discovery::Eds(service) => match endpoints.get(service).and_then(|e| e.versions.active.as_ref()) {
-            Some(version) => assigned(compiled, &version.value, before.kept, &living),
+            Some(version) => {
+                let transports = compiled.choice.of_endpoints(&version.value, || any::open_apart(&version.record.body).ok());
+                assigned(compiled, &version.value, &transports, before.kept, &living)
+            }
             None => Members::default().build(AssignmentPolicy::default(), compiled.config.balance.subsets.as_deref()),
         },
         Discovery::StrictDns(dns) => resolved_members(compiled, dns, resolved, false, before.kept, &living),
@@ -107,10 +112,17 @@ fn members(
     }
 }
 
-fn assigned(compiled: &Compiled, assignment: &Assignment, kept: Option<&HostSet>, living: &HashMap<&Address, &Arc<Host>>) -> HostSet {
+fn assigned(
+    compiled: &Compiled,
+    assignment: &Assignment,
+    transports: &[u32],
+    kept: Option<&HostSet>,
+    living: &HashMap<&Address, &Arc<Host>>,
+) -> HostSet {
+    let mut transports = transports.iter().copied();
     let mut result = Members::new(compiled.config.balance.subsets.is_some());
     for locality in &assignment.localities {
-        for endpoint in &locality.endpoints {
+        for (endpoint, transport) in locality.endpoints.iter().zip(&mut transports) {
             let EndpointAddress::Fixed(address) = &endpoint.at else { continue };
             let member = Member {
                 address: address.clone(),
@@ -118,7 +130,7 @@ fn assigned(compiled: &Compiled, assignment: &Assignment, kept: Option<&HostSet>
                 hostname: endpoint.hostname.clone(),
                 weight: endpoint.weight,
                 locality: locality.locality.clone(),
-                transport: compiled.transport(endpoint.transport_match.as_ref()),
+                transport,
                 workload: endpoint.workload.clone(),
                 labels: endpoint.labels.clone(),
                 hash_key: endpoint.hash_key.clone(),

@@ -17,6 +17,7 @@ mod extensions;
 mod members;
 mod refusals;
 mod resolved;
+mod transport_sockets;
 mod waiting;
 
 const EDS: &str = "{name: c, type: EDS, eds_cluster_config: {eds_config: {ads: {}}, service_name: s}}";
