@@ -31,7 +31,7 @@ pub fn requests(data: &[u8], piece: usize) -> Vec<String> {
         let (wire, _theirs) = wire();
         let mut server = H1Server::new(
             wire,
-            HeadLimits { bytes: 64 * 1024, count: 20, accept_http_10: true, names: NameCase::Kept { words: true } },
+            HeadLimits { bytes: 64 * 1024, count: 20, accept_http_10: true, names: NameCase::Kept { words: true, reason: true } },
             false,
         );
         let (mut seen, mut body) = (Vec::new(), None::<Vec<u8>>);
@@ -104,7 +104,7 @@ fn told(request: &Request) -> String {
 pub fn responses(data: &[u8], piece: usize, head: bool) -> Vec<String> {
     within(|| {
         let (wire, _theirs) = wire();
-        let mut client = H1Client::new(wire, NameCase::Kept { words: true });
+        let mut client = H1Client::new(wire, NameCase::Kept { words: true, reason: true });
         client.expect_response(head);
         let (mut seen, mut body) = (Vec::new(), None::<Vec<u8>>);
         let mut parts = data.chunks(piece);

@@ -195,6 +195,8 @@ pub enum NameCase {
     Kept {
         /// Names that are added on the way are like `Content-Type`.
         words: bool,
+        /// A response keeps what its status line says of the status (Envoy `forward_reason_phrase`).
+        reason: bool,
     },
 }
 

@@ -254,9 +254,8 @@ fn name_case(value: core::http1_protocol_options::HeaderKeyFormat) -> Result<Nam
     };
     let preserve_case::PreserveCaseFormatterConfig { forward_reason_phrase, formatter_type_on_envoy_headers } =
         open(&config).within("stateful_formatter")?;
-    refuse!(forward_reason_phrase);
     match Added::try_from(formatter_type_on_envoy_headers) {
-        Ok(added) => Ok(NameCase::Kept { words: added == Added::ProperCase }),
+        Ok(added) => Ok(NameCase::Kept { words: added == Added::ProperCase, reason: forward_reason_phrase }),
         Err(_) => Err(Invalid::field("stateful_formatter.typed_config.formatter_type_on_envoy_headers", "is not known")),
     }
 }

@@ -67,7 +67,7 @@ impl H1Client {
         let out = self.wire.head();
         let start = out.len();
         self.framing = encode::request(out, request);
-        spelling::write(out.get_mut(start..).unwrap_or_default(), request.spelling.as_deref(), self.names);
+        spelling::write(out, start, request.spelling.as_deref(), self.names);
     }
 
     /// As after a request that was sent elsewhere.

@@ -543,6 +543,9 @@ pub(crate) fn response(
     let head = input.split_to(size).freeze();
     scan.reset();
     let mut fields = Fields::new(count, names);
+    if let Some(spelling) = &mut fields.spelling {
+        spelling.note_reason(&head);
+    }
     for span in spans {
         let (name, value) = ranges(*span);
         if head[name.clone()].eq_ignore_ascii_case(b"host") {

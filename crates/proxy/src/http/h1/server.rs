@@ -194,8 +194,7 @@ impl H1Server {
 
     /// Writes the names of the head that begins at `start` as they are wanted.
     fn spell(&mut self, start: usize, response: &Response) {
-        let head = self.wire.head().get_mut(start..).unwrap_or_default();
-        spelling::write(head, response.spelling.as_deref(), self.limits.names);
+        spelling::write(self.wire.head(), start, response.spelling.as_deref(), self.limits.names);
     }
 
     fn start_raw(&mut self) {
