@@ -63,6 +63,10 @@ pub enum Checked {
 pub struct Step {
     /// Whether the host now counts as failed.
     pub failed: bool,
+    /// Whether that is new.
+    pub changed: bool,
+    /// Whether this was the first result of all.
+    pub first: bool,
     pub wait: Duration,
 }
 
@@ -83,6 +87,7 @@ impl Checker {
 
     /// Takes a result. `used` tells whether the cluster has ever been connected to; `rolls` are uniformly distributed.
     pub fn take(&mut self, pace: &Pace, result: Checked, used: bool, rolls: [u64; 2]) -> Step {
+        let (first, before) = (self.first, self.failed);
         let pending = if result == Checked::Healthy { self.succeed(pace) } else { self.fail(pace, result) };
         self.first = false;
         let healthy = result == Checked::Healthy;
@@ -97,7 +102,14 @@ impl Checker {
         let [one, other] = rolls;
         let percent = base.saturating_mul(pace.interval_jitter_percent) / 100;
         let wait = base.saturating_add(part_of(percent, one)).saturating_add(part_of(pace.interval_jitter, other));
-        Step { failed: self.failed, wait }
+        Step { failed: self.failed, changed: self.failed != before, first, wait }
+    }
+
+    /// The host said beside its checks that it fails them; tells like a result what that changed.
+    pub fn fail_at_once(&mut self) -> (bool, bool) {
+        let (first, changed) = (self.first, !self.failed);
+        (self.first, self.failed, self.good) = (false, true, 0);
+        (changed, first)
     }
 
     /// Says whether a change is on its way but not there.
@@ -171,6 +183,17 @@ mod tests {
         use Checked::{Healthy, NoAnswer};
         let failed: Vec<bool> = run(true, &[NoAnswer, Healthy, Healthy, NoAnswer, Healthy, Healthy, Healthy]).iter().map(|s| s.0).collect();
         assert_eq!(failed, [true, true, true, true, true, true, false]);
+    }
+
+    #[test]
+    fn a_host_that_says_so_itself_is_out_until_it_passes_as_many_checks_as_ever() {
+        let mut checker = Checker::new(true);
+        let mut failed = |result| checker.take(&pace(), result, true, [0, 0]).failed;
+        assert!(!failed(Checked::Healthy));
+        assert_eq!(checker.fail_at_once(), (true, false));
+        assert_eq!(checker.fail_at_once(), (false, false));
+        let mut failed = |result| checker.take(&pace(), result, true, [0, 0]).failed;
+        assert_eq!([Checked::Healthy; 3].map(&mut failed), [true, true, false]);
     }
 
     #[test]

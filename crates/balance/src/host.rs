@@ -2,8 +2,9 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 use crate::by_load::ReportedWeight;
 use crate::config::Settings;
@@ -52,6 +53,9 @@ pub const DEGRADED_ACTIVE_HC: u32 = 1 << 4;
 /// Health flag: not checked yet, and left out of the panic threshold until then (`ignore_new_hosts_until_first_hc`).
 pub const PENDING_ACTIVE_HC: u32 = 1 << 5;
 
+/// Health flag: a response said `x-envoy-immediate-health-check-fail`; left out of the panic threshold until a check is passed.
+pub const EXCLUDED_VIA_IMMEDIATE_HC_FAIL: u32 = 1 << 8;
+
 /// Health flag: discovery has taken the host away, and it stays as long as it passes its active health checks.
 pub const PENDING_REMOVAL: u32 = 1 << 7;
 
@@ -97,6 +101,8 @@ pub struct Host {
     flags: AtomicU32,
     /// How often health checks or outlier detection took it out.
     failures: AtomicU32,
+    /// Whoever checks it, to be told at once of what a response said.
+    checker: Mutex<Option<Waker>>,
     /// Since when it is healthy, in milliseconds of the clock of choices, plus one; 0 when nobody has looked yet.
     healthy_since: AtomicU64,
     /// Requests in flight over all workers: what least-request compares.
@@ -135,6 +141,7 @@ impl Host {
             weight: AtomicU32::new(1),
             flags: AtomicU32::new(0),
             failures: AtomicU32::new(0),
+            checker: Mutex::default(),
             healthy_since: AtomicU64::new(0),
             active: AtomicU32::new(0),
             counters: HostCounters::default(),
@@ -167,6 +174,26 @@ impl Host {
         } else {
             self.flags.fetch_and(!flag, Relaxed);
         }
+    }
+
+    /// A response of the host said that it fails its health checks: it is out until it passes them. Says whether that is news;
+    /// then whoever calls this also calls [`HostSet::health_changed`].
+    pub fn fail_at_once(&self) -> bool {
+        let before = self.flags();
+        if before & EXCLUDED_VIA_IMMEDIATE_HC_FAIL != 0 {
+            return false;
+        }
+        self.set_flag(FAILED_ACTIVE_HC | EXCLUDED_VIA_IMMEDIATE_HC_FAIL, true);
+        let checker = self.checker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        checker.into_iter().for_each(Waker::wake);
+        true
+    }
+
+    /// Ready once [`Self::fail_at_once`] took the host out.
+    pub fn poll_failed_at_once(&self, cx: &mut Context<'_>) -> Poll<()> {
+        // First the waker and then the look: what comes in between wakes it.
+        *self.checker.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
+        if self.flags() & EXCLUDED_VIA_IMMEDIATE_HC_FAIL == 0 { Poll::Pending } else { Poll::Ready(()) }
     }
 
     /// A number that grows when health checks or outlier detection take the host out: connections from before are to end.

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::config::Settings;
-use crate::host::{Host, HostSet, LocalityHosts, PENDING_ACTIVE_HC, Priority};
+use crate::host::{EXCLUDED_VIA_IMMEDIATE_HC_FAIL, Host, HostSet, LocalityHosts, PENDING_ACTIVE_HC, Priority};
 use crate::zone::{LocalCluster, NoZones, Routing, ZoneAware, zoning};
 
 /// What is planned for: all members of a cluster, or a subset.
@@ -177,9 +177,9 @@ fn locality(locality: &LocalityHosts, class: Class, overprovisioning_percent: u3
     Some(WeightedHosts { weight: f64::from(locality.weight) * factor, hosts })
 }
 
-/// Hosts that were never checked may be left out of account (`ignore_new_hosts_until_first_hc`).
+/// Hosts that were never checked may be left out of account (`ignore_new_hosts_until_first_hc`), and those that went on their own are.
 fn counts(host: &Host) -> bool {
-    host.flags() & PENDING_ACTIVE_HC == 0
+    host.flags() & (PENDING_ACTIVE_HC | EXCLUDED_VIA_IMMEDIATE_HC_FAIL) == 0
 }
 
 /// Percent of the traffic by priority, for healthy and for degraded hosts, and where health is ignored.

@@ -23,6 +23,18 @@ pub struct HealthCheck {
     /// ALPN to offer instead of the transport socket's.
     pub alpn: Option<Vec<Vec<u8>>>,
     pub kind: HealthCheckKind,
+    /// Where its events are written; nowhere when there is none.
+    pub events: EventLog,
+}
+
+/// Files that tell how hosts come and go, one event a line.
+#[derive(Debug, Clone, Default)]
+pub struct EventLog {
+    pub paths: Vec<Arc<str>>,
+    /// Failures that change nothing are told as well.
+    pub always_failures: bool,
+    /// Likewise successes.
+    pub always_successes: bool,
 }
 
 #[derive(Debug, Clone)]

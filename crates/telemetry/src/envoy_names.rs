@@ -213,6 +213,7 @@ table! {
         counter SUCCESS = "health_check.success";
         counter FAILURE = "health_check.failure";
         counter NETWORK_FAILURE = "health_check.network_failure";
+        counter PASSIVE_FAILURE = "health_check.passive_failure";
         gauge HEALTHY = "health_check.healthy";
         gauge DEGRADED = "health_check.degraded";
     }

@@ -4,7 +4,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use http::StatusCode;
 use lateen_balance::host::{
-    DEGRADED_ACTIVE_HC, DEGRADED_EDS, DEGRADED_OUTLIER, FAILED_ACTIVE_HC, FAILED_EDS, FAILED_OUTLIER, PENDING_ACTIVE_HC, PENDING_REMOVAL,
+    DEGRADED_ACTIVE_HC, DEGRADED_EDS, DEGRADED_OUTLIER, EXCLUDED_VIA_IMMEDIATE_HC_FAIL, FAILED_ACTIVE_HC, FAILED_EDS, FAILED_OUTLIER,
+    PENDING_ACTIVE_HC, PENDING_REMOVAL,
 };
 use lateen_balance::{Address, Breakers, Host};
 use lateen_snapshot::Cluster;
@@ -110,6 +111,7 @@ fn flags(host: &Host) -> String {
         (DEGRADED_OUTLIER, "/degraded_outlier_detection"),
         (PENDING_REMOVAL, "/pending_dynamic_removal"),
         (PENDING_ACTIVE_HC, "/pending_active_hc"),
+        (EXCLUDED_VIA_IMMEDIATE_HC_FAIL, "/excluded_via_immediate_hc_fail"),
     ];
     let set: String = names.iter().filter(|(flag, _)| host.flags() & flag != 0).map(|(_, name)| *name).collect();
     if set.is_empty() { "healthy".to_owned() } else { set }
@@ -165,6 +167,7 @@ fn host_status(priority: usize, host: &Host) -> Value {
         ("failed_active_degraded_check", DEGRADED_ACTIVE_HC),
         ("pending_dynamic_removal", PENDING_REMOVAL),
         ("pending_active_hc", PENDING_ACTIVE_HC),
+        ("excluded_via_immediate_hc_fail", EXCLUDED_VIA_IMMEDIATE_HC_FAIL),
     ];
     for (name, set) in flags.map(|(name, bit)| (name, flag(bit))) {
         if let (true, Some(fields)) = (set, health.as_object_mut()) {

@@ -1,10 +1,14 @@
 //! Active health checks: one loop for each member of a cluster that is checked; workers only see the verdicts.
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use lateen_balance::health::{Checked, Checker};
-use lateen_balance::host::{DEGRADED_ACTIVE_HC, FAILED_ACTIVE_HC, FAILED_OUTLIER, PENDING_ACTIVE_HC, PENDING_REMOVAL};
+use lateen_balance::host::{
+    DEGRADED_ACTIVE_HC, EXCLUDED_VIA_IMMEDIATE_HC_FAIL, FAILED_ACTIVE_HC, FAILED_OUTLIER, PENDING_ACTIVE_HC, PENDING_REMOVAL,
+};
 use lateen_balance::{Address, Host, outlier};
 use lateen_snapshot::Cluster;
 use lateen_snapshot::cluster::ClusterConfig;
@@ -13,7 +17,8 @@ use lateen_telemetry::{Block, BlockName};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::Main;
-use super::probe::{Answer, probe};
+use super::health_events::{Events, Outcome};
+use super::probe::{Answer, FailureType, probe};
 
 type Key = (Arc<str>, Address);
 
@@ -68,24 +73,71 @@ async fn check(main: Arc<Main>, cluster: Arc<Cluster>, host: Arc<Host>) {
     let Some(check) = &cluster.config.health_check else { return };
     let block = main.registry.block(names::DEFS, BlockName::cluster(&cluster.config.stat_name));
     let mut checker = Checker::new(host.flags() & FAILED_ACTIVE_HC != 0);
-    let mut used = false;
-    tokio::time::sleep(check.pace.first(rand::random())).await;
+    let mut events = Events::of(check, &cluster.config, &host, &main.logs);
+    let (mut used, mut noticed) = (false, host.flags() & EXCLUDED_VIA_IMMEDIATE_HC_FAIL != 0);
+    let first = check.pace.first(rand::random());
+    wait(&host, first, &mut noticed, || fail_at_once(&main, &cluster, &host, &mut checker, &mut events)).await;
     loop {
         block.add_shared(names::ATTEMPT, 1);
-        let answer = tokio::time::timeout(check.timeout, probe(&main, &cluster, &host, check)).await.unwrap_or(Answer::NONE);
-        count(&block, answer.result);
+        let answer = tokio::time::timeout(check.timeout, probe(&main, &cluster, &host, check)).await.unwrap_or(Answer::LATE);
+        count(&block, answer);
+        // What a response said in the meantime came first.
+        wait(&host, Duration::ZERO, &mut noticed, || fail_at_once(&main, &cluster, &host, &mut checker, &mut events)).await;
         used = used || main.snapshot().cluster_named(&cluster.config.name).is_some_and(|(_, c)| is_used(c));
         let step = checker.take(&check.pace, answer.result, used, [rand::random(), rand::random()]);
+        let was_degraded = host.flags() & DEGRADED_ACTIVE_HC != 0;
+        if !step.failed && noticed {
+            host.set_flag(EXCLUDED_VIA_IMMEDIATE_HC_FAIL, false);
+        } else if step.failed && answer.excluded {
+            host.set_flag(EXCLUDED_VIA_IMMEDIATE_HC_FAIL, true);
+        }
+        // What is set from here on is new.
+        noticed = step.failed && (noticed || answer.excluded);
         settle(&main, &cluster, &host, step.failed, answer);
-        tokio::time::sleep(step.wait).await;
+        events.tell(answer, Outcome { changed: step.changed, first: step.first, was_degraded });
+        wait(&host, step.wait, &mut noticed, || fail_at_once(&main, &cluster, &host, &mut checker, &mut events)).await;
     }
 }
 
-fn count(block: &Block, result: Checked) {
-    let counters: &[_] = match result {
-        Checked::Healthy => &[names::SUCCESS],
-        Checked::Unwell => &[names::FAILURE],
-        Checked::NoAnswer => &[names::FAILURE, names::NETWORK_FAILURE],
+/// Waits so long; when a response of the host says meanwhile that it fails its checks, that is told once.
+async fn wait(host: &Host, time: Duration, noticed: &mut bool, mut failed: impl FnMut()) {
+    let sleep = tokio::time::sleep(time);
+    tokio::pin!(sleep);
+    loop {
+        tokio::select! {
+            biased;
+            () = poll_fn(|cx| host.poll_failed_at_once(cx)), if !*noticed => {
+                *noticed = true;
+                failed();
+            }
+            () = &mut sleep => return,
+        }
+    }
+}
+
+/// A response said that the host fails its checks. Workers see that already, unless a check was passed in the same moment.
+fn fail_at_once(main: &Main, cluster: &Cluster, host: &Host, checker: &mut Checker, events: &mut Events) {
+    let (changed, first) = checker.fail_at_once();
+    let answer = Answer { failure: FailureType::Passive, ..Answer::NONE };
+    events.tell(answer, Outcome { changed, first, was_degraded: false });
+    tracing::info!(cluster = &*cluster.config.name, host = %host.address, healthy = false, "a response failed the health check at once");
+    let before = host.flags();
+    host.set_flag(FAILED_ACTIVE_HC, true);
+    if before & PENDING_REMOVAL != 0 {
+        return main.change(|compiler, now| compiler.drop_failed(&cluster.config.name, now));
+    }
+    if before & FAILED_ACTIVE_HC == 0
+        && let Some((_, current)) = main.snapshot().cluster_named(&cluster.config.name)
+    {
+        current.hosts.health_changed();
+    }
+}
+
+fn count(block: &Block, answer: Answer) {
+    let counters: &[_] = match (answer.result, answer.failure) {
+        (Checked::Healthy, _) => &[names::SUCCESS],
+        (_, FailureType::Network | FailureType::NetworkTimeout) => &[names::FAILURE, names::NETWORK_FAILURE],
+        (_, FailureType::Active | FailureType::Passive) => &[names::FAILURE],
     };
     counters.iter().for_each(|counter| block.add_shared(*counter, 1));
 }

@@ -156,6 +156,7 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
         workers: concurrency,
         upstream_mark,
         overload: switches,
+        logs: logs.clone(),
         drain_time,
         drain_gradually,
         lineage,

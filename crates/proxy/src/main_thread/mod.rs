@@ -13,6 +13,7 @@ mod ejection;
 mod figures;
 mod files;
 mod health;
+mod health_events;
 mod lifecycle;
 pub(crate) mod memory;
 mod on_demand;

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::Main;
 use super::upstream::{Destination, connect_to};
-use crate::http::headers::{DEGRADED, HEALTH_CHECKED_CLUSTER};
+use crate::http::headers::{DEGRADED, HEALTH_CHECKED_CLUSTER, IMMEDIATE_HEALTH_CHECK_FAIL};
 use crate::listener::proxy_header;
 
 /// The first bytes of an answer to a gRPC check, which tell.
@@ -25,16 +25,36 @@ const GRPC_ANSWER: usize = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) result: Checked,
+    /// How it failed, where it did.
+    pub(super) failure: FailureType,
+    /// Of an HTTP answer that is none of a healthy host; else 0.
+    pub(super) status: u16,
     /// The host takes traffic, but others are to be preferred (`x-envoy-degraded`).
     pub(super) degraded: bool,
+    /// It is not to be counted while it fails (`x-envoy-immediate-health-check-fail`).
+    pub(super) excluded: bool,
+}
+
+/// How a check failed (Envoy `HealthCheckFailureType`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FailureType {
+    /// By its answer.
+    Active,
+    /// A response to a request said so.
+    Passive,
+    Network,
+    NetworkTimeout,
 }
 
 impl Answer {
-    /// The host could not be asked, or said nothing in time.
-    pub(super) const NONE: Self = Self::of(Checked::NoAnswer);
+    /// The host could not be asked.
+    pub(super) const NONE: Self = Self { failure: FailureType::Network, ..Self::of(Checked::NoAnswer) };
+
+    /// It said nothing in time.
+    pub(super) const LATE: Self = Self { failure: FailureType::NetworkTimeout, ..Self::NONE };
 
     const fn of(result: Checked) -> Self {
-        Self { result, degraded: false }
+        Self { result, failure: FailureType::Active, status: 0, degraded: false, excluded: false }
     }
 }
 
@@ -104,17 +124,19 @@ async fn ask_http(stream: Box<dyn Io>, check: &HttpCheck, host: &str) -> Answer 
     let Some(told) = exchange(stream, request, host, check.http2, look).await else { return Answer::NONE };
     let within = |ranges: &[std::ops::Range<u16>]| ranges.iter().any(|r| r.contains(&told.status));
     let answered = within(&check.expected);
-    if !answered && within(&check.retriable) {
-        return Answer::NONE;
+    let unwell = Answer { status: told.status, ..Answer::of(Checked::Unwell) };
+    if !answered {
+        let result = if within(&check.retriable) { Checked::NoAnswer } else { Checked::Unwell };
+        return Answer { result, excluded: told.headers.contains_key(&IMMEDIATE_HEALTH_CHECK_FAIL), ..unwell };
     }
     let belongs = |service: &StringMatcher| {
         let named = told.headers.get(&HEALTH_CHECKED_CLUSTER).and_then(|v| v.to_str().ok());
         service.matches(named.unwrap_or_default())
     };
-    if answered && expected.is_met() && check.service.as_ref().is_none_or(belongs) {
-        Answer { result: Checked::Healthy, degraded: told.headers.contains_key(&DEGRADED) }
+    if expected.is_met() && check.service.as_ref().is_none_or(belongs) {
+        Answer { degraded: told.headers.contains_key(&DEGRADED), ..Answer::of(Checked::Healthy) }
     } else {
-        Answer::of(Checked::Unwell)
+        unwell
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use crate::dns::Resolver;
 use crate::restart::Lineage;
-use crate::worker::{Drain, Overload, Sockets};
+use crate::worker::{Drain, LogFiles, Overload, Sockets};
 
 /// What takes so many bytes takes megabytes to read, which are given back.
 const LARGE_UPDATE: usize = 256 << 10;
@@ -94,6 +94,7 @@ pub struct Main {
     pub quit: watch::Sender<bool>,
     /// Access logs are to be opened anew, after their rotation.
     pub(crate) reopen_logs: Notify,
+    pub(crate) logs: Arc<LogFiles>,
     pub(crate) upstream_mark: Option<u32>,
     pub(crate) resolver: Arc<Resolver>,
     pub(crate) overload: Arc<Overload>,
@@ -119,6 +120,7 @@ pub struct Parts {
     pub workers: usize,
     pub upstream_mark: Option<u32>,
     pub overload: Arc<Overload>,
+    pub logs: Arc<LogFiles>,
     pub drain_time: Duration,
     pub drain_gradually: bool,
     pub lineage: Lineage,
@@ -142,6 +144,7 @@ impl Main {
             workers,
             upstream_mark,
             overload,
+            logs,
             drain_time,
             drain_gradually,
             lineage,
@@ -177,6 +180,7 @@ impl Main {
             failing_health_check: AtomicBool::new(false),
             quit: watch::channel(false).0,
             reopen_logs: Notify::new(),
+            logs,
             upstream_mark,
             overload,
             drain_time,

@@ -26,6 +26,7 @@ pub(crate) fn main(yaml: &str) -> Arc<Main> {
         workers: 1,
         upstream_mark: None,
         overload,
+        logs: Arc::default(),
         drain_time: Duration::ZERO,
         drain_gradually: false,
         lineage: crate::restart::Lineage::first(0),

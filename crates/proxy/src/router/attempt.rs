@@ -278,8 +278,8 @@ pub(super) fn note_response(exchange: &Exchange<'_>, cluster: &Rc<ClusterState>,
     };
     let judged = if exchange.info.grpc { grpc::as_http(&response.headers).unwrap_or(status) } else { status };
     cluster.report(exchange.worker, host, Outcome::Response(judged));
-    if cluster.looks_for_degraded() && response.headers.contains_key(&crate::http::headers::DEGRADED) {
-        cluster.report_degraded(exchange.worker, host);
+    if cluster.listens() {
+        cluster.listen(exchange.worker, host, &response.headers);
     }
     stats.record(names::UPSTREAM_RQ_TIME, exchange.info.moment.saturating_duration_since(began.at).as_micros() as u64);
 }

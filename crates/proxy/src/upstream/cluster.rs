@@ -16,7 +16,9 @@ use lateen_snapshot::cluster::{Discovery, UpstreamHttp};
 use lateen_snapshot::dns::cache::DnsCache;
 use lateen_snapshot::http::AlpnOverrides;
 use lateen_snapshot::{Cluster, ClusterId};
-use lateen_telemetry::envoy_names::{cluster as names, outlier as outlier_names, subsets as subset_names, zones as zone_names};
+use lateen_telemetry::envoy_names::{
+    cluster as names, health_check as check_names, outlier as outlier_names, subsets as subset_names, zones as zone_names,
+};
 use lateen_telemetry::istio::{DestinationId, PeerId};
 use lateen_telemetry::stats::Counter;
 use lateen_telemetry::{BlockName, Local};
@@ -28,6 +30,7 @@ use super::connect::ConnectPlan;
 use super::named::NamedHosts;
 use super::pool::{Pool, PoolKey, Wanted, tls_id};
 use super::watch::{AllWatched, Watched};
+use crate::http::headers::{DEGRADED, IMMEDIATE_HEALTH_CHECK_FAIL};
 use crate::http::message::Version;
 use crate::listener::Conn;
 use crate::worker::Worker;
@@ -84,6 +87,10 @@ pub(crate) struct ClusterState {
     pub(crate) istio_destination: Cell<Option<DestinationId>>,
     /// Counters of outlier detection, where it is configured.
     outlier: Option<Local>,
+    /// Counters of active health checks, where there are any.
+    checks: Option<Local>,
+    /// Whether a response may say how its host is.
+    listens: bool,
     pub(crate) grpc: crate::filter::http::grpc_stats::Counters,
     /// Members by address as text, made when first asked for.
     by_text: OnceCell<HashMap<String, Arc<Host>>>,
@@ -129,6 +136,8 @@ impl ClusterState {
         let subsets = cluster.config.balance.subsets.is_some().then(|| counters(subset_names::DEFS));
         let zones = cluster.local.is_some().then(|| counters(zone_names::DEFS));
         let outlier = cluster.config.outlier.is_some().then(|| counters(outlier_names::DEFS));
+        let checks = cluster.config.health_check.is_some().then(|| counters(check_names::DEFS));
+        let listens = checks.is_some() || cluster.config.outlier.as_ref().is_some_and(|s| s.detect_degraded_hosts);
         Rc::new(Self {
             id,
             stats: worker.shard.local(&block),
@@ -144,6 +153,8 @@ impl ClusterState {
             last: RefCell::default(),
             istio_destination: Cell::new(None),
             outlier,
+            checks,
+            listens,
             grpc: Default::default(),
             by_text: OnceCell::new(),
             counters: Default::default(),
@@ -209,17 +220,29 @@ impl ClusterState {
         }
     }
 
-    /// Whether responses may say that their host is degraded.
-    pub(crate) fn looks_for_degraded(&self) -> bool {
-        self.cluster.config.outlier.as_ref().is_some_and(|s| s.detect_degraded_hosts)
+    /// Whether responses may say how their host is: see [`Self::listen`].
+    pub(crate) fn listens(&self) -> bool {
+        self.listens
     }
 
-    /// Takes note that a host called itself degraded.
-    pub(crate) fn report_degraded(&self, worker: &Worker, host: &Arc<Host>) {
-        if let Some(settings) = &self.cluster.config.outlier
+    /// Takes note of what a response says of its host: that it is degraded, or fails its health checks.
+    pub(crate) fn listen(&self, worker: &Worker, host: &Arc<Host>, headers: &HeaderMap) {
+        if let Some(settings) = self.cluster.config.outlier.as_ref().filter(|s| s.detect_degraded_hosts)
+            && headers.contains_key(&DEGRADED)
             && outlier::degraded(settings, &self.cluster.hosts, host, worker.millis())
         {
             tracing::info!("{} of {} says that it is degraded", host.address, self.cluster.config.name);
+        }
+        let is_checked = || !host.checked_at.as_ref().is_some_and(|c| c.disabled);
+        if let Some(checks) = &self.checks
+            && headers.contains_key(&IMMEDIATE_HEALTH_CHECK_FAIL)
+            && is_checked()
+        {
+            checks.inc(check_names::FAILURE);
+            checks.inc(check_names::PASSIVE_FAILURE);
+            if host.fail_at_once() {
+                self.cluster.hosts.health_changed();
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! Access-log files: opened once per process, written through one buffer per worker.
+//! Log files: opened once per process, written through one buffer per worker.
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,7 +13,7 @@ use lateen_telemetry::access_log::{LogWriter, Sink};
 pub struct LogFiles(Mutex<HashMap<Arc<str>, Sink>>);
 
 impl LogFiles {
-    fn writer(&self, path: &Arc<str>) -> Option<LogWriter> {
+    pub(crate) fn writer(&self, path: &Arc<str>) -> Option<LogWriter> {
         let mut sinks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sink) = sinks.get(path) {
             return Some(sink.writer());
@@ -25,7 +25,7 @@ impl LogFiles {
                 Some(writer)
             }
             Err(e) => {
-                tracing::error!("access log {path} cannot be opened: {e}; its lines are lost until the configuration changes");
+                tracing::error!("log {path} cannot be opened: {e}; its lines are lost until the configuration changes");
                 None
             }
         }

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use lateen_balance::host::{
-    CheckedAt, DEGRADED_ACTIVE_HC, DEGRADED_EDS, DRAINING_EDS, FAILED_ACTIVE_HC, FAILED_EDS, OVERPROVISIONING_PERCENT, PENDING_ACTIVE_HC,
-    PENDING_REMOVAL, TIMEOUT_EDS,
+    CheckedAt, DEGRADED_ACTIVE_HC, DEGRADED_EDS, DRAINING_EDS, EXCLUDED_VIA_IMMEDIATE_HC_FAIL, FAILED_ACTIVE_HC, FAILED_EDS,
+    OVERPROVISIONING_PERCENT, PENDING_ACTIVE_HC, PENDING_REMOVAL, TIMEOUT_EDS,
 };
 use lateen_balance::subset::Labels;
 use lateen_balance::subsets::{Labelled, Subsets};
@@ -265,7 +265,7 @@ fn host(member: Member, living: &HashMap<&Address, &Arc<Host>>) -> Arc<Host> {
         }
     };
     if unchecked.is_none() {
-        host.set_flag(FAILED_ACTIVE_HC | DEGRADED_ACTIVE_HC | PENDING_ACTIVE_HC, false);
+        host.set_flag(FAILED_ACTIVE_HC | DEGRADED_ACTIVE_HC | PENDING_ACTIVE_HC | EXCLUDED_VIA_IMMEDIATE_HC_FAIL, false);
     }
     host.set_flag(PENDING_REMOVAL, false);
     host.set_weight(weight);

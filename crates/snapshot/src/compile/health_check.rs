@@ -1,19 +1,22 @@
 //! Active health checks of a cluster.
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
 use lateen_balance::health::Pace;
+use lateen_proto::any;
 use lateen_proto::envoy::config::core::v3::{self as core, health_check};
+use lateen_proto::envoy::extensions::health_check::event_sinks::file::v3::HealthCheckEventFileSink;
 use lateen_proto::envoy::r#type::v3 as types;
 
-use super::common::{duration, duration_or, port};
+use super::common::{duration, duration_or, open, port};
 use super::header::mutations;
 use super::invalid::{Invalid, Result, Within, each, harmless, refuse};
 use super::matcher::string;
 use super::transport_choice::TransportChoice;
 use crate::header::{AppendAction, HeaderTemplate};
-use crate::health_check::{CheckHeader, HealthCheck, HealthCheckKind, HttpCheck};
+use crate::health_check::{CheckHeader, EventLog, HealthCheck, HealthCheckKind, HttpCheck};
 
 /// Envoy's default.
 const NO_TRAFFIC: Duration = Duration::from_secs(60);
@@ -45,9 +48,13 @@ pub(crate) fn active_check(value: core::HealthCheck, cluster: &str, choice: &Tra
         transport_socket_match_criteria,
         health_checker,
     } = value;
-    // Each check makes a connection of its own, which no caller can see; the switches belong to the event log.
-    harmless!(reuse_connection, always_log_health_check_failures, always_log_health_check_success);
-    refuse!(event_log_path, event_logger, event_service);
+    // Each check makes a connection of its own, which no caller can see.
+    harmless!(reuse_connection);
+    refuse!(event_service);
+    let mut paths = each(event_logger, "event_logger", event_sink)?;
+    // Envoy writes to the sinks first.
+    paths.extend(Some(event_log_path).filter(|path| !path.is_empty()).map(Into::into));
+    let events = EventLog { paths, always_failures: always_log_health_check_failures, always_successes: always_log_health_check_success };
     let base = positive(interval, "interval")?;
     let or = |value: Option<lateen_proto::Duration>, default, field| match value {
         None => Ok(default),
@@ -80,7 +87,21 @@ pub(crate) fn active_check(value: core::HealthCheck, cluster: &str, choice: &Tra
             .within("transport_socket_match_criteria")?,
         alpn: alpn.map(|list| list.into_iter().map(String::into_bytes).collect()),
         kind: checker(health_checker, cluster)?,
+        events,
     })
+}
+
+fn event_sink(value: core::TypedExtensionConfig) -> Result<Arc<str>> {
+    let core::TypedExtensionConfig { name, typed_config } = value;
+    let config = typed_config.ok_or_else(|| Invalid::field("typed_config", format!("is missing for {name}")))?;
+    if !any::is::<HealthCheckEventFileSink>(&config) {
+        return Err(Invalid::new(format!("{name} ({}) is not supported; the file sink is", any::name_of(&config.type_url))));
+    }
+    let HealthCheckEventFileSink { event_log_path } = open(&config)?;
+    if event_log_path.is_empty() {
+        return Err(Invalid::field("typed_config.event_log_path", "is empty"));
+    }
+    Ok(event_log_path.into())
 }
 
 fn positive(value: Option<lateen_proto::Duration>, field: &str) -> Result<Duration> {

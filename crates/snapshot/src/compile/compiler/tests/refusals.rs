@@ -81,6 +81,10 @@ fn refusals_name_the_field_by_its_path() {
             "health_checks[0].event_service: is not supported",
         ),
         (
+            "{name: c, type: STATIC, health_checks: [{timeout: 1s, interval: 1s, tcp_health_check: {}, event_logger: [{name: x, typed_config: {'@type': type.googleapis.com/envoy.config.cluster.v3.Cluster}}]}]}",
+            "health_checks[0].event_logger[0]: x (envoy.config.cluster.v3.Cluster) is not supported; the file sink is",
+        ),
+        (
             "{name: c, type: STATIC, outlier_detection: {base_ejection_time: 30s, max_ejection_time: 20s}}",
             "outlier_detection.max_ejection_time: must not be below base_ejection_time",
         ),
