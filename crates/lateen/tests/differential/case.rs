@@ -103,6 +103,8 @@ pub(crate) struct Step {
     pub(crate) tolerance: u64,
     /// What upstreams answer, one after the other; afterwards the plain answer.
     pub(crate) answers: Vec<Answer>,
+    /// What the upstream of a name answers instead of the plain answer.
+    pub(crate) answer_of: BTreeMap<String, Answer>,
     /// Milliseconds for an answer.
     pub(crate) patience_ms: Option<u64>,
     /// Milliseconds to wait afterwards for what goes on behind the answer.

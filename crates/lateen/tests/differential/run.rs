@@ -119,7 +119,7 @@ fn assign(line: &mut Value, begun: &[f64]) {
 }
 
 async fn ask(step: &Step, index: usize, upstreams: &Upstreams, places: &Places, certificates: &Certificates) -> Value {
-    upstreams.prepare(&step.answers);
+    upstreams.prepare(step);
     let answer = client::ask(step, index, places, certificates).await;
     tokio::time::sleep(Duration::from_millis(step.settle_ms)).await;
     let mut value = json!({"answer": answer, "upstream": upstreams.seen().await});

@@ -248,7 +248,7 @@ pub(super) async fn run(
     };
     exchange.info.moment = Instant::now();
     let took = exchange.info.moment.saturating_duration_since(sent);
-    cluster.report_answer(exchange.worker, &target.host, took, &response.headers);
+    cluster.report_answer(exchange.worker, &target.host, took, &response.headers, &mut forwarding.load_told);
     note_response(exchange, &cluster, &began, &response);
     Ok(Tried::Response(Box::new(Answered { response, lease, began })))
 }

@@ -44,6 +44,8 @@ pub(super) struct Forwarding {
     /// Hosts of tries that were not enough.
     pub(super) tried: Vec<Arc<Host>>,
     pub(super) passed: Passed,
+    /// An answer has told of its host's load.
+    pub(super) load_told: bool,
     pub(super) high_priority: bool,
     /// When the whole request must be over; set when the request has been received.
     pub(super) deadline: Option<Instant>,
@@ -119,6 +121,7 @@ fn begin(exchange: &mut Exchange<'_>, matched: &Matched, forward: &Forward) -> R
         criteria,
         tried: Vec::new(),
         passed: Passed::default(),
+        load_told: false,
         high_priority: forward.high_priority,
         deadline: None,
         late: LateTries::default(),

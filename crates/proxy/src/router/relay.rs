@@ -75,7 +75,7 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding
             }
             let ended = *exchange.info.ended.insert(exchange.info.moment);
             if let Some(trailers) = &exchange.info.response_trailers {
-                began.cluster.report_trailers(exchange.worker, began.active.host(), trailers);
+                began.cluster.report_trailers(exchange.worker, began.active.host(), trailers, &mut forwarding.load_told);
             }
             if upgraded {
                 note_end(exchange, forwarding, lease, upstream_first);

@@ -204,19 +204,20 @@ impl ClusterState {
         }
     }
 
-    /// Takes note of how long an answer took, or what it says of its host's load, where the policy goes by that.
-    pub(crate) fn report_answer(&self, worker: &Worker, host: &Host, took: Duration, headers: &HeaderMap) {
+    /// Takes note of how long an answer took, or what it says of its host's load, where the policy goes by that and nothing of the
+    /// request's answers has told it yet.
+    pub(crate) fn report_answer(&self, worker: &Worker, host: &Host, took: Duration, headers: &HeaderMap, told: &mut bool) {
         match &self.cluster.config.balance.policy {
             LbPolicy::PeakEwma(settings) => host.latency.observe(settings, took.as_secs_f64() * 1_000.0, worker.nanos()),
-            LbPolicy::ByLoad(settings) => observe_load(settings, worker, host, headers),
+            LbPolicy::ByLoad(settings) => observe_load(settings, worker, host, headers, told),
             _ => {}
         }
     }
 
-    /// Takes note of what trailers say of their host's load, where the policy goes by that.
-    pub(crate) fn report_trailers(&self, worker: &Worker, host: &Host, trailers: &HeaderMap) {
+    /// The same of what trailers say of their host's load.
+    pub(crate) fn report_trailers(&self, worker: &Worker, host: &Host, trailers: &HeaderMap, told: &mut bool) {
         if let LbPolicy::ByLoad(settings) = &self.cluster.config.balance.policy {
-            observe_load(settings, worker, host, trailers);
+            observe_load(settings, worker, host, trailers, told);
         }
     }
 
@@ -518,8 +519,13 @@ impl ClusterState {
     }
 }
 
-fn observe_load(settings: &ByLoad, worker: &Worker, host: &Host, headers: &HeaderMap) {
+/// A request has one report, as in Envoy: the first that makes sense, whichever try it is of.
+fn observe_load(settings: &ByLoad, worker: &Worker, host: &Host, headers: &HeaderMap, told: &mut bool) {
+    if *told {
+        return;
+    }
     if let Some(report) = super::load_report::find(headers) {
+        *told = true;
         settings.observe(host, &report, worker.millis());
     }
 }

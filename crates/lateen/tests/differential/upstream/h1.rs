@@ -22,7 +22,7 @@ pub(super) async fn serve(stream: impl Io, name: &str, script: &Script) -> Resul
         let (method, path, version) = (word(), word(), word());
         let headers = head.fields.iter().filter(|(n, _)| n != "x-step").map(|(n, v)| (n.as_str(), v.as_str()));
         let seen = json!({"upstream": name, "version": version, "method": method, "path": path, "headers": fields(headers)});
-        let (at, answer) = script.next(seen);
+        let (at, answer) = script.next(name, seen);
         if !answer.early {
             body(&mut reader, &head, at, script).await?;
         }

@@ -40,7 +40,7 @@ async fn exchange(request: Request<RecvStream>, mut respond: SendResponse<Bytes>
     if let Some(protocol) = protocol {
         seen["protocol"] = protocol.into();
     }
-    let (at, answer) = script.next(seen);
+    let (at, answer) = script.next(name, seen);
     if answer.upgrade.is_some() {
         return echo(&mut respond, body, &answer).await;
     }

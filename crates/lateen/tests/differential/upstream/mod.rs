@@ -13,7 +13,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use crate::case::Answer;
+use crate::case::{Answer, Step};
 use crate::certificates::Certificates;
 use crate::wire::Io;
 
@@ -38,6 +38,8 @@ pub(crate) struct Script(Mutex<State>);
 #[derive(Default)]
 struct State {
     answers: VecDeque<Answer>,
+    /// By the upstream's name, afterwards.
+    answer_of: BTreeMap<String, Answer>,
     seen: Vec<Value>,
     /// Requests before those, so that what is late is not noted of another.
     before: usize,
@@ -61,10 +63,11 @@ impl Script {
     }
 
     /// Notes a request whose head is here, and says what to answer.
-    fn next(&self, request: Value) -> (usize, Answer) {
+    fn next(&self, name: &str, request: Value) -> (usize, Answer) {
         let mut state = self.state();
         state.seen.push(request);
-        (state.before + state.seen.len() - 1, state.answers.pop_front().unwrap_or_default())
+        let answer = state.answers.pop_front().or_else(|| state.answer_of.get(name).cloned());
+        (state.before + state.seen.len() - 1, answer.unwrap_or_default())
     }
 
     fn read(&self) -> Reading<'_> {
@@ -108,11 +111,12 @@ impl Upstreams {
     }
 
     /// Before a request: what will be answered.
-    pub(crate) fn prepare(&self, answers: &[Answer]) {
+    pub(crate) fn prepare(&self, step: &Step) {
         let mut state = self.script.state();
         state.before += state.seen.len();
         state.seen.clear();
-        state.answers = answers.iter().cloned().collect();
+        state.answers = step.answers.iter().cloned().collect();
+        state.answer_of.clone_from(&step.answer_of);
     }
 
     /// What was seen since. A body whose caller has gone ends a moment later here; some end only with the next request.
