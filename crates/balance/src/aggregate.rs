@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::host::{HostSet, Priority};
+use crate::host::{Host, HostSet, Priority};
 use crate::plan::{Level, levels};
 
 /// One worker's choice among the members.
@@ -37,7 +37,20 @@ impl Aggregate {
 
     /// The priorities of all members end to end, as [`Self::choose`] numbers those to go past: empty ones are none.
     pub fn priorities(&self) -> impl Iterator<Item = &Priority> {
-        self.members.iter().flat_map(|m| &m.priorities).filter(|p| p.localities.iter().any(|l| !l.hosts.is_empty()))
+        self.members.iter().flat_map(|m| &m.priorities).filter(|p| p.hosts().next().is_some())
+    }
+
+    /// Which of [`Self::priorities`] a host is in.
+    pub fn priority_of(&self, host: &Arc<Host>) -> Option<usize> {
+        let mut before = 0;
+        for member in &self.members {
+            let filled = |upto: usize| member.priorities.iter().take(upto).filter(|p| p.hosts().next().is_some()).count();
+            match member.priority_of(host) {
+                Some(level) => return Some(before + filled(level)),
+                None => before += filled(member.priorities.len()),
+            }
+        }
+        None
     }
 
     /// The index of a member, and one of its levels. Priorities of `past`, as bits over all members, are left out while
@@ -92,6 +105,16 @@ mod tests {
             host.set_flag(flag, true);
         }
         member.health_changed();
+    }
+
+    #[test]
+    fn a_host_is_found_among_the_priorities_that_have_any() {
+        let (first, second) = (cluster(1, &[2, 0, 1]), cluster(2, &[0, 3]));
+        let aggregate = Aggregate::new(vec![first.clone(), second.clone()], 0, 7);
+        let of = |member: &HostSet, level: usize| aggregate.priority_of(&member.priorities[level].localities[0].hosts[0]);
+        assert_eq!([of(&first, 0), of(&first, 2), of(&second, 1)], [Some(0), Some(1), Some(2)]);
+        assert_eq!(aggregate.priorities().count(), 3);
+        assert_eq!(aggregate.priority_of(&Arc::new(Host::new(Address::Pipe("x".into())))), None);
     }
 
     #[test]

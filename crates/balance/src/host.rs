@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::by_load::ReportedWeight;
@@ -269,6 +269,12 @@ pub struct Priority {
     pub localities: Vec<LocalityHosts>,
 }
 
+impl Priority {
+    pub fn hosts(&self) -> impl Iterator<Item = &Arc<Host>> {
+        self.localities.iter().flat_map(|l| &l.hosts)
+    }
+}
+
 /// What Envoy takes more of a healthy priority than its share, in percent.
 pub const OVERPROVISIONING_PERCENT: u32 = 140;
 
@@ -286,6 +292,8 @@ pub struct HostSet {
     pub subsets: Option<Box<Subsets>>,
     /// The `envoy.lb` metadata of hosts that have any, by where the host is in memory.
     labels: Box<[(usize, Arc<Labels>)]>,
+    /// The levels of members, by where the host is in memory; made when first asked for.
+    levels: OnceLock<HashMap<usize, usize>>,
     /// Bumped when a health flag of a member changes; a balancer that sees another number recomputes.
     health_epoch: AtomicU64,
 }
@@ -310,6 +318,7 @@ impl HostSet {
             dropped_per_million: 0,
             subsets: None,
             labels: Box::default(),
+            levels: OnceLock::new(),
             health_epoch: AtomicU64::new(0),
         }
     }
@@ -338,7 +347,11 @@ impl HostSet {
 
     /// The level of a member.
     pub fn priority_of(&self, host: &Arc<Host>) -> Option<usize> {
-        self.priorities.iter().position(|p| p.localities.iter().flat_map(|l| &l.hosts).any(|h| Arc::ptr_eq(h, host)))
+        let levels = self.levels.get_or_init(|| {
+            let members = |(level, priority): (usize, &Priority)| priority.hosts().map(|host| (place(host), level)).collect::<Vec<_>>();
+            self.priorities.iter().enumerate().flat_map(members).collect()
+        });
+        levels.get(&place(host)).copied()
     }
 
     pub fn is_empty(&self) -> bool {

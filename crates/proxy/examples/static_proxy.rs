@@ -9,20 +9,7 @@ async fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let file = arguments.next().ok_or_else(|| anyhow::anyhow!("name a bootstrap file"))?;
     let concurrency = arguments.next().map_or(Ok(1), |n| n.parse())?;
-    let options = Options {
-        bootstrap: bootstrap::load(Path::new(&file))?,
-        concurrency,
-        pin: false,
-        upstream_mark: None,
-        identity: None,
-        token: None,
-        local: Default::default(),
-        admin: Default::default(),
-        tags: Default::default(),
-        restart: None,
-        drain_time: std::time::Duration::from_secs(5),
-        drain_gradually: true,
-    };
+    let options = Options { concurrency, ..Options::new(bootstrap::load(Path::new(&file))?) };
     let process = main_thread::start(options).await?;
     tokio::select! {
         () = process.quit() => {}

@@ -1,8 +1,10 @@
 //! Binding, accepting and dispatching. Pages are functions from the main thread's state to a [`Reply`].
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use lateen_snapshot::bootstrap::AdminAddress;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -108,11 +110,11 @@ pub(crate) async fn serve(
         None => {}
         Some(AdminAddress::Socket(address)) => {
             let (listener, shared) = ports.tcp("admin", *address, inherited)?;
-            tasks.spawn(accept_tcp(listener, main.clone(), options.clone(), Port::Admin, Turn { shared, open: ports.open() }));
+            tasks.spawn(accept(tcp(listener), main.clone(), options.clone(), Port::Admin, Turn { shared, open: ports.open() }));
         }
         Some(AdminAddress::Pipe(path)) => {
             let (listener, shared) = ports.unix("admin", path, inherited)?;
-            tasks.spawn(accept_unix(listener, main.clone(), options.clone(), Turn { shared, open: ports.open() }));
+            tasks.spawn(accept(unix(listener), main.clone(), options.clone(), Port::Admin, Turn { shared, open: ports.open() }));
         }
     }
     let companions =
@@ -120,7 +122,7 @@ pub(crate) async fn serve(
     for (address, port, what) in companions {
         if let Some(address) = address {
             let (listener, shared) = ports.tcp(what, address, inherited)?;
-            tasks.spawn(accept_tcp(listener, main.clone(), options.clone(), port, Turn { shared, open: ports.open() }));
+            tasks.spawn(accept(tcp(listener), main.clone(), options.clone(), port, Turn { shared, open: ports.open() }));
         }
     }
     Ok(ports)
@@ -143,38 +145,35 @@ impl Turn {
     }
 }
 
-async fn accept_tcp(listener: TcpListener, main: Arc<Main>, options: AdminOptions, port: Port, mut turn: Turn) {
+async fn accept<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    poll: impl Fn(&mut Context<'_>) -> Poll<io::Result<S>>,
+    main: Arc<Main>,
+    options: AdminOptions,
+    port: Port,
+    mut turn: Turn,
+) {
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     if turn.shared {
         main.released().await;
     }
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = poll_fn(&poll) => accepted,
             () = turn.is_over() => return,
         };
         match accepted {
-            Ok((stream, _)) => connection(stream, &main, &options, port, &room).await,
+            Ok(stream) => connection(stream, &main, &options, port, &room).await,
             Err(e) => pause(&e).await,
         }
     }
 }
 
-async fn accept_unix(listener: UnixListener, main: Arc<Main>, options: AdminOptions, mut turn: Turn) {
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    if turn.shared {
-        main.released().await;
-    }
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = turn.is_over() => return,
-        };
-        match accepted {
-            Ok((stream, _)) => connection(stream, &main, &options, Port::Admin, &room).await,
-            Err(e) => pause(&e).await,
-        }
-    }
+fn tcp(listener: TcpListener) -> impl Fn(&mut Context<'_>) -> Poll<io::Result<TcpStream>> {
+    move |cx| listener.poll_accept(cx).map_ok(|(stream, _)| stream)
+}
+
+fn unix(listener: UnixListener) -> impl Fn(&mut Context<'_>) -> Poll<io::Result<UnixStream>> {
+    move |cx| listener.poll_accept(cx).map_ok(|(stream, _)| stream)
 }
 
 /// Out of file descriptors is a state that passes; spinning would make it worse.

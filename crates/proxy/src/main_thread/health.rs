@@ -191,23 +191,6 @@ mod tests {
                            {eds_config: {ads: {}}}\n    health_checks: [{timeout: 1s, interval: 0.02s, no_traffic_interval: 0.02s, \
                            healthy_threshold: 1, unhealthy_threshold: 1, tcp_health_check: {}}]\n";
 
-    fn options() -> Options {
-        Options {
-            bootstrap: lateen_snapshot::bootstrap::parse(CLUSTER, "test.yaml").unwrap(),
-            concurrency: 1,
-            pin: false,
-            upstream_mark: None,
-            identity: None,
-            token: None,
-            local: Default::default(),
-            admin: Default::default(),
-            tags: Default::default(),
-            restart: None,
-            drain_time: Duration::from_secs(1),
-            drain_gradually: true,
-        }
-    }
-
     fn endpoints(ports: &[u16]) -> Update {
         let endpoint = |port: &u16| {
             let port = Some(socket_address::PortSpecifier::PortValue(u32::from(*port)));
@@ -249,7 +232,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn a_removed_host_serves_until_it_fails_its_checks() {
-        let process = start(options()).await.unwrap();
+        let process = start(Options::new(lateen_snapshot::bootstrap::parse(CLUSTER, "test.yaml").unwrap())).await.unwrap();
         let main = &process.main;
         let (first, _stays) = listening().await;
         let (second, leaves) = listening().await;

@@ -48,6 +48,26 @@ pub struct Options {
     pub restart: Option<restart::Options>,
 }
 
+impl Options {
+    /// One worker, and nothing beside what the bootstrap says.
+    pub fn new(bootstrap: Bootstrap) -> Self {
+        Self {
+            bootstrap,
+            concurrency: 1,
+            pin: false,
+            upstream_mark: None,
+            identity: None,
+            token: None,
+            local: PeerMetadata::default(),
+            admin: AdminOptions::default(),
+            drain_time: Duration::from_secs(5),
+            drain_gradually: true,
+            tags: TagStyle::default(),
+            restart: None,
+        }
+    }
+}
+
 /// A running proxy.
 pub struct Process {
     pub main: Arc<Main>,

@@ -92,7 +92,10 @@ fn begin<'a>(
 ) -> Result<Result<Begun<'a>, Tried>, End> {
     let policy = retries.policy();
     let every = policy.and_then(|p| p.previous_priorities);
-    let past = every.map_or(0, |every| forwarding.cluster.with_priorities(|all| forwarding.passed.by_now(every, all, &forwarding.tried)));
+    let past = every.map_or(0, |every| {
+        let (cluster, tried) = (&forwarding.cluster, &forwarding.tried);
+        cluster.with_priorities(|all| forwarding.passed.by_now(every, all, |host| cluster.priority_of(host), tried))
+    });
     let avoid: &[Arc<Host>] = if policy.is_some_and(|p| p.avoid_previous_hosts) { &forwarding.tried } else { &[] };
     let context = Context {
         hash: forwarding.hash,

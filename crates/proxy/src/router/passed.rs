@@ -17,18 +17,24 @@ pub(super) struct Passed {
 
 impl Passed {
     /// What the next try goes past: after each `every` tries, all priorities tried, and none once nobody is left.
-    pub(super) fn by_now(&mut self, every: NonZeroU32, priorities: &[&Priority], tried: &[Arc<Host>]) -> u64 {
+    pub(super) fn by_now(
+        &mut self,
+        every: NonZeroU32,
+        priorities: &[&Priority],
+        priority_of: impl Fn(&Arc<Host>) -> Option<usize>,
+        tried: &[Arc<Host>],
+    ) -> u64 {
         let attempted = tried.get(self.since..).unwrap_or_default();
         let every = every.get() as usize;
         if attempted.len() < every {
             return 0;
         }
         if attempted.len().is_multiple_of(every) {
-            let level_of = |host: &Arc<Host>| priorities.iter().position(|p| members(p).any(|h| Arc::ptr_eq(h, host)));
-            for priority in attempted.iter().filter_map(level_of).filter(|p| *p < MOST) {
+            // Those before were counted in when it was their turn.
+            for priority in attempted.iter().rev().take(every).filter_map(priority_of).filter(|p| *p < MOST) {
                 self.bits |= 1 << priority;
             }
-            let serves = |priority: &Priority| members(priority).any(|h| h.is_healthy());
+            let serves = |priority: &Priority| priority.hosts().any(|h| h.is_healthy());
             let is_left = |index: usize| index >= MOST || self.bits >> index & 1 == 0;
             if !priorities.iter().enumerate().any(|(index, priority)| is_left(index) && serves(priority)) {
                 (self.bits, self.since) = (0, tried.len());
@@ -38,12 +44,10 @@ impl Passed {
     }
 }
 
-fn members(priority: &Priority) -> impl Iterator<Item = &Arc<Host>> {
-    priority.localities.iter().flat_map(|l| &l.hosts)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use lateen_balance::{Address, LocalityHosts, Priority};
 
     use super::*;
@@ -60,7 +64,14 @@ mod tests {
         let (mut passed, mut tried) = (Passed::default(), Vec::new());
         let mut after = |index: usize| {
             tried.push(Arc::clone(&hosts[index]));
-            passed.by_now(two, &priorities, &tried)
+            let asked = Cell::new(0);
+            let priority_of = |host: &Arc<Host>| {
+                asked.set(asked.get() + 1);
+                hosts.iter().position(|h| Arc::ptr_eq(h, host))
+            };
+            let past = passed.by_now(two, &priorities, priority_of, &tried);
+            assert_eq!(asked.get(), if tried.len().is_multiple_of(2) { 2 } else { 0 }, "only the new ones are looked up");
+            past
         };
         assert_eq!([0, 0, 1, 1].map(&mut after), [0, 0b1, 0b1, 0b11]);
         assert_eq!([2, 2, 0, 0].map(&mut after), [0b11, 0, 0, 0b1]);

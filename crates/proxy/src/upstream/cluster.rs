@@ -322,6 +322,14 @@ impl ClusterState {
         }
     }
 
+    /// Which of [`Self::with_priorities`] a host is in.
+    pub(crate) fn priority_of(&self, host: &Arc<Host>) -> Option<usize> {
+        match &*self.aggregate.borrow() {
+            Some(aggregate) => aggregate.priority_of(host),
+            None => self.cluster.hosts.priority_of(host),
+        }
+    }
+
     /// Whether the cluster has subsets: only then a request's metadata matters.
     pub(crate) fn is_divided(&self) -> bool {
         self.subsets.is_some()

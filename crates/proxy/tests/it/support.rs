@@ -344,20 +344,8 @@ pub(crate) fn whole_process(yaml: &str, change: impl FnOnce(&mut Options)) -> (t
 
 /// [`whole_process`], which may not start.
 pub(crate) fn try_whole_process(yaml: &str, change: impl FnOnce(&mut Options)) -> (tokio::runtime::Runtime, anyhow::Result<Process>) {
-    let mut options = Options {
-        bootstrap: lateen_snapshot::bootstrap::parse(yaml, "test.yaml").unwrap(),
-        concurrency: 1,
-        pin: false,
-        upstream_mark: None,
-        identity: None,
-        token: None,
-        local: PeerMetadata::default(),
-        admin: Default::default(),
-        drain_time: Duration::from_secs(1),
-        drain_gradually: true,
-        tags: TagStyle::default(),
-        restart: None,
-    };
+    let bootstrap = lateen_snapshot::bootstrap::parse(yaml, "test.yaml").unwrap();
+    let mut options = Options { drain_time: Duration::from_secs(1), ..Options::new(bootstrap) };
     change(&mut options);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let process = runtime.block_on(main_thread::start(options));
