@@ -1,20 +1,19 @@
 //! One worker's view of a cluster: its balancer, its counters, its pools.
+mod reports;
+mod target;
+mod upkeep;
+
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, LazyLock};
-use std::time::Duration;
 
-use http::HeaderMap;
 use lateen_balance::balancer::{Balancer, Tally};
-use lateen_balance::by_load::ByLoad;
-use lateen_balance::outlier::{self, Detection, Detector, Ejection, Outcome};
-use lateen_balance::{Address, Aggregate, Breakers, Choice, Context, Host, LbPolicy, Priority};
-use lateen_snapshot::cluster::{Discovery, UpstreamHttp};
+use lateen_balance::{Address, Aggregate, Breakers, Choice, Context, Host, Priority};
+use lateen_snapshot::cluster::Discovery;
 use lateen_snapshot::dns::cache::DnsCache;
-use lateen_snapshot::http::AlpnOverrides;
 use lateen_snapshot::{Cluster, ClusterId};
 use lateen_telemetry::envoy_names::{
     cluster as names, health_check as check_names, outlier as outlier_names, subsets as subset_names, zones as zone_names,
@@ -22,17 +21,12 @@ use lateen_telemetry::envoy_names::{
 use lateen_telemetry::istio::{DestinationId, PeerId};
 use lateen_telemetry::stats::Counter;
 use lateen_telemetry::{BlockName, Local};
-use tokio::time::Instant;
 
+pub(crate) use self::target::{Target, TargetWish};
 use super::ahead::Foreseen;
-use super::caller::{Caller, Needs};
-use super::connect::ConnectPlan;
 use super::named::NamedHosts;
-use super::pool::{Pool, PoolKey, Wanted, tls_id};
-use super::watch::{AllWatched, Watched};
-use crate::http::headers::{DEGRADED, IMMEDIATE_HEALTH_CHECK_FAIL};
-use crate::http::message::Version;
-use crate::listener::Conn;
+use super::pool::{Pool, PoolKey};
+use super::watch::AllWatched;
 use crate::worker::Worker;
 
 /// Pools by address: they outlive updates of the cluster, so that no update costs a connection.
@@ -111,23 +105,6 @@ pub(crate) struct Sought<'a> {
     pub(crate) port: Option<u16>,
 }
 
-/// Where an exchange goes.
-pub(crate) struct Target {
-    pub(crate) host: Arc<Host>,
-    pub(crate) pool: Rc<Pool>,
-    pub(crate) plan: ConnectPlan,
-}
-
-/// What decides about transport and protocol, beside the host.
-pub(crate) struct TargetWish<'a> {
-    pub(crate) downstream: Version,
-    pub(crate) alpn: Option<&'a Arc<AlpnOverrides>>,
-    pub(crate) authority: &'a str,
-    pub(crate) upgrade: bool,
-    /// The caller's connection.
-    pub(crate) conn: Option<&'a Conn>,
-}
-
 impl ClusterState {
     pub(crate) fn new(worker: &Worker, id: ClusterId, cluster: Arc<Cluster>, pools: Rc<Pools>, seed: u64) -> Rc<Self> {
         let block = worker.registry.block(names::DEFS, BlockName::cluster(&cluster.config.stat_name));
@@ -181,99 +158,6 @@ impl ClusterState {
         }
         let mut peers = self.peers.borrow_mut();
         *peers.entry(Arc::as_ptr(host)).or_insert_with(|| crate::http::endpoint_peer(worker, host.workload.as_deref()))
-    }
-
-    /// Tells outlier detection how a connection attempt went, where nothing more will be known.
-    pub(crate) fn report_connect(&self, worker: &Worker, host: &Arc<Host>, connected: bool) {
-        let outcome = if connected { Outcome::LocalSuccessFinal } else { Outcome::LocalFailure };
-        self.report(worker, host, outcome);
-    }
-
-    /// Tells outlier detection how an exchange went.
-    pub(crate) fn report(&self, worker: &Worker, host: &Arc<Host>, outcome: Outcome) {
-        let Some(settings) = &self.cluster.config.outlier else { return };
-        if let Some(detection) = outlier::report(settings, &self.cluster.hosts, host, outcome, worker.millis(), worker.roll()) {
-            self.count_detection(&detection);
-        }
-    }
-
-    /// Tells outlier detection that there is a connection for an exchange, where that is told apart from its answer.
-    pub(crate) fn report_reached(&self, worker: &Worker, host: &Arc<Host>) {
-        if self.cluster.config.outlier.as_ref().is_some_and(|s| s.split_external_local_origin_errors) {
-            self.report(worker, host, Outcome::LocalSuccess);
-        }
-    }
-
-    /// Takes note of how long an answer took, or what it says of its host's load, where the policy goes by that and nothing of the
-    /// request's answers has told it yet.
-    pub(crate) fn report_answer(&self, worker: &Worker, host: &Host, took: Duration, headers: &HeaderMap, told: &mut bool) {
-        match &self.cluster.config.balance.policy {
-            LbPolicy::PeakEwma(settings) => host.latency.observe(settings, took.as_secs_f64() * 1_000.0, worker.nanos()),
-            LbPolicy::ByLoad(settings) => observe_load(settings, worker, host, headers, told),
-            _ => {}
-        }
-    }
-
-    /// The same of what trailers say of their host's load.
-    pub(crate) fn report_trailers(&self, worker: &Worker, host: &Host, trailers: &HeaderMap, told: &mut bool) {
-        if let LbPolicy::ByLoad(settings) = &self.cluster.config.balance.policy {
-            observe_load(settings, worker, host, trailers, told);
-        }
-    }
-
-    /// Whether responses may say how their host is: see [`Self::listen`].
-    pub(crate) fn listens(&self) -> bool {
-        self.listens
-    }
-
-    /// Takes note of what a response says of its host: that it is degraded, or fails its health checks.
-    pub(crate) fn listen(&self, worker: &Worker, host: &Arc<Host>, headers: &HeaderMap) {
-        if let Some(settings) = self.cluster.config.outlier.as_ref().filter(|s| s.detect_degraded_hosts)
-            && headers.contains_key(&DEGRADED)
-            && outlier::degraded(settings, &self.cluster.hosts, host, worker.millis())
-        {
-            tracing::info!("{} of {} says that it is degraded", host.address, self.cluster.config.name);
-        }
-        let is_checked = || !host.checked_at.as_ref().is_some_and(|c| c.disabled);
-        if let Some(checks) = &self.checks
-            && headers.contains_key(&IMMEDIATE_HEALTH_CHECK_FAIL)
-            && is_checked()
-        {
-            checks.inc(check_names::FAILURE);
-            checks.inc(check_names::PASSIVE_FAILURE);
-            if host.fail_at_once() {
-                self.cluster.hosts.health_changed();
-            }
-        }
-    }
-
-    /// Counts what outlier detection found.
-    fn count_detection(&self, detection: &Detection) {
-        use outlier_names as n;
-        let Some(stats) = &self.outlier else { return };
-        let enforced = detection.result == Ejection::Ejected;
-        let (detected, by_kind) = match detection.detector {
-            Detector::Consecutive5xx => (n::EJECTIONS_DETECTED_CONSECUTIVE_5XX, n::EJECTIONS_ENFORCED_CONSECUTIVE_5XX),
-            Detector::ConsecutiveGatewayFailure => {
-                (n::EJECTIONS_DETECTED_CONSECUTIVE_GATEWAY_FAILURE, n::EJECTIONS_ENFORCED_CONSECUTIVE_GATEWAY_FAILURE)
-            }
-            Detector::ConsecutiveLocalOriginFailure => {
-                (n::EJECTIONS_DETECTED_CONSECUTIVE_LOCAL_ORIGIN_FAILURE, n::EJECTIONS_ENFORCED_CONSECUTIVE_LOCAL_ORIGIN_FAILURE)
-            }
-            // Found by the main thread's tick, and counted there.
-            Detector::SuccessRate
-            | Detector::FailurePercentage
-            | Detector::LocalOriginSuccessRate
-            | Detector::LocalOriginFailurePercentage => return,
-        };
-        stats.inc(detected);
-        if enforced {
-            stats.inc(by_kind);
-            stats.inc(n::EJECTIONS_ENFORCED_TOTAL);
-            tracing::info!("outlier detection took {} out of {}", detection.host.address, self.cluster.config.name);
-        } else if detection.result == Ejection::Overflow {
-            stats.inc(n::EJECTIONS_OVERFLOW);
-        }
     }
 
     /// A host by the cluster's policy.
@@ -396,176 +280,4 @@ impl ClusterState {
         let entry = by_host.entry(Arc::as_ptr(host));
         Rc::clone(entry.or_insert_with(|| Rc::clone(self.pools.by_address.borrow_mut().entry(host.address.clone()).or_default())))
     }
-
-    /// The pool for an exchange with `host`.
-    pub(crate) fn target(&self, host: Arc<Host>, wish: &TargetWish<'_>) -> Target {
-        let config = &self.cluster.config;
-        let wanted = match &config.http {
-            UpstreamHttp::Http1 => Wanted::Http1,
-            UpstreamHttp::Http2(_) => Wanted::Http2,
-            // An upgrade of an HTTP/1 caller stays HTTP/1.
-            UpstreamHttp::Downstream(_) if wish.downstream == Version::Http2 => Wanted::Http2,
-            UpstreamHttp::Downstream(_) => Wanted::Http1,
-            UpstreamHttp::Auto(_) if wish.upgrade => Wanted::Http1,
-            UpstreamHttp::Auto(_) => Wanted::Auto,
-        };
-        self.target_speaking(wanted, host, wish)
-    }
-
-    /// Where the bytes of a tunnel go as they are.
-    pub(crate) fn tcp_target(&self, host: Arc<Host>, wish: &TargetWish<'_>) -> Target {
-        self.target_speaking(Wanted::Tcp, host, wish)
-    }
-
-    fn target_speaking(&self, wanted: Wanted, host: Arc<Host>, wish: &TargetWish<'_>) -> Target {
-        let config = &self.cluster.config;
-        let transport = config.transports.get(host.transport as usize);
-        let needs = Needs { proxied: transport.is_some_and(|t| t.proxy_protocol.is_some()), own_pool: config.pool_per_downstream };
-        let caller = Caller::of(wish.conn, needs);
-        let Some(tls) = transport.and_then(|t| t.tls.as_ref()) else {
-            let named = matches!(config.discovery, Discovery::DynamicForwardProxy(_)).then(|| Arc::clone(&host.hostname));
-            if caller.is_some() || named.is_some() {
-                let key = PoolKey { tls: 0, alpn: 0, server_name: named, wanted, caller: caller.clone() };
-                let pool = self.host_pools(&host).pool(key);
-                return Target { host, pool, plan: ConnectPlan { caller, ..ConnectPlan::default() } };
-            }
-            let token = wanted as usize;
-            if let Some((last, last_token, pool)) = &*self.last.borrow()
-                && *last == Arc::as_ptr(&host)
-                && *last_token == token
-            {
-                return Target { host, pool: Rc::clone(pool), plan: ConnectPlan::default() };
-            }
-            let key = PoolKey { tls: 0, alpn: 0, server_name: None, wanted, caller: None };
-            let pool = self.host_pools(&host).pool(key);
-            *self.last.borrow_mut() = Some((Arc::as_ptr(&host), token, Rc::clone(&pool)));
-            return Target { host, pool, plan: ConnectPlan::default() };
-        };
-        let server_name = (tls.sni.is_none() && tls.auto_sni).then(|| Arc::from(wish.authority));
-        let (alpn_id, alpn) = alpn_offer(wish, wanted, &tls.alpn);
-        let key = PoolKey { tls: tls_id(transport), alpn: alpn_id, server_name: server_name.clone(), wanted, caller: caller.clone() };
-        let pool = self.host_pools(&host).pool(key);
-        Target { host, pool, plan: ConnectPlan { alpn, server_name, caller } }
-    }
-
-    /// The exchanges that have a connection or wait for one, and how many could have one, to all hosts.
-    pub(super) fn used(&self) -> (usize, usize) {
-        let by_address = self.pools.by_address.borrow();
-        let mut sum = (0, 0);
-        for pools in by_address.values() {
-            for pool in pools.0.borrow().iter() {
-                let (exchanges, room) = pool.used(&self.cluster.config);
-                sum = (sum.0 + exchanges, usize::saturating_add(sum.1, room));
-            }
-        }
-        sum
-    }
-
-    /// To be held while a connection to the host is open, where it ends when the host fails.
-    pub(crate) fn watch(&self, host: &Arc<Host>) -> Option<Rc<Watched>> {
-        self.cluster.config.close_on_host_failure.then(|| self.pools.watched.add(host))
-    }
-
-    /// Closes what is idle for too long or goes to a host that failed, forgets addresses that nobody uses.
-    pub(crate) fn sweep(&self, now: Instant) {
-        self.pools.named.sweep();
-        self.pools.watched.sweep();
-        let config = &self.cluster.config;
-        let mut empty = Vec::new();
-        let all: Vec<(Address, Rc<HostPools>)> =
-            self.pools.by_address.borrow().iter().map(|(address, pools)| (address.clone(), Rc::clone(pools))).collect();
-        for (address, host_pools) in all {
-            let pools = host_pools.0.borrow().clone();
-            // Every pool is swept, also behind one that is in use.
-            let mut unused = true;
-            for pool in &pools {
-                if pool.key.caller.as_ref().is_some_and(Caller::has_left) {
-                    pool.retire();
-                }
-                let empty = pool.sweep(config, &self.stats, now);
-                unused &= empty;
-                // Each caller or name has its own here, and few come back. One that an exchange still holds stays.
-                if empty && (pool.key.caller.is_some() || pool.key.server_name.is_some()) && Rc::strong_count(pool) <= 2 {
-                    host_pools.0.borrow_mut().retain(|other| !Rc::ptr_eq(other, pool));
-                }
-            }
-            if unused && !self.cluster.hosts.hosts().any(|h| h.address == address) {
-                empty.push(address);
-            }
-        }
-        if !empty.is_empty() {
-            let mut by_address = self.pools.by_address.borrow_mut();
-            let mut dynamic = self.pools.dynamic.borrow_mut();
-            for address in empty {
-                by_address.remove(&address);
-                if let Address::Socket(address) = address {
-                    dynamic.remove(&address);
-                }
-            }
-        }
-    }
-
-    /// After an update: pools of hosts that left, and of transports that changed, take no more exchanges.
-    pub(crate) fn replaced_by(&self, next: Option<&Arc<Cluster>>) {
-        let all: Vec<(Address, Rc<HostPools>)> =
-            self.pools.by_address.borrow().iter().map(|(address, pools)| (address.clone(), Rc::clone(pools))).collect();
-        let members = next.map(|n| n.hosts.by_address());
-        let all_go = members.as_ref().is_some_and(|members| {
-            next.is_some_and(|n| n.config.close_on_host_set_change) && differ(&self.cluster.hosts.by_address(), members)
-        });
-        let transports: Vec<usize> = next.map(|n| n.config.transports.iter().map(|t| tls_id(Some(t))).collect()).unwrap_or_default();
-        for (address, host_pools) in all {
-            // Connections to hosts that come with requests outlive the change as long as they come.
-            let dynamic = next.is_some() && self.is_dynamic();
-            let stays = dynamic || members.as_ref().is_some_and(|m| m.contains_key(&address));
-            for pool in host_pools.0.borrow().iter() {
-                if !stays || all_go || (pool.key.tls != 0 && !transports.contains(&pool.key.tls)) {
-                    pool.retire();
-                }
-            }
-        }
-    }
-}
-
-/// A request has one report, as in Envoy: the first that makes sense, whichever try it is of.
-fn observe_load(settings: &ByLoad, worker: &Worker, host: &Host, headers: &HeaderMap, told: &mut bool) {
-    if *told {
-        return;
-    }
-    if let Some(report) = super::load_report::find(headers) {
-        *told = true;
-        settings.observe(host, &report, worker.millis());
-    }
-}
-
-/// Whether a host came or went.
-fn differ(before: &HashMap<&Address, &Arc<Host>>, after: &HashMap<&Address, &Arc<Host>>) -> bool {
-    before.len() != after.len() || before.keys().any(|address| !after.contains_key(address))
-}
-
-static HTTP1: LazyLock<Arc<Vec<Vec<u8>>>> = LazyLock::new(|| Arc::new(vec![b"http/1.1".to_vec()]));
-static HTTP2: LazyLock<Arc<Vec<Vec<u8>>>> = LazyLock::new(|| Arc::new(vec![b"h2".to_vec()]));
-static EITHER: LazyLock<Arc<Vec<Vec<u8>>>> = LazyLock::new(|| Arc::new(vec![b"h2".to_vec(), b"http/1.1".to_vec()]));
-
-/// The ALPN to offer: the filter's override by upstream protocol, else what the context says, else the protocol's own.
-fn alpn_offer(wish: &TargetWish<'_>, wanted: Wanted, configured: &[Vec<u8>]) -> (usize, Option<Arc<Vec<Vec<u8>>>>) {
-    if let Some(overrides) = wish.alpn.filter(|_| wanted != Wanted::Tcp) {
-        let list = match (wanted, wish.downstream) {
-            (Wanted::Http2, _) => &overrides.http2,
-            (_, Version::Http10) if !overrides.http10.is_empty() => &overrides.http10,
-            _ => &overrides.http11,
-        };
-        if !list.is_empty() {
-            return (Arc::as_ptr(list) as usize, Some(Arc::clone(list)));
-        }
-    }
-    if !configured.is_empty() || wanted == Wanted::Tcp {
-        return (0, None);
-    }
-    let fallback = match wanted {
-        Wanted::Http1 => &HTTP1,
-        Wanted::Http2 => &HTTP2,
-        Wanted::Auto | Wanted::Tcp => &EITHER,
-    };
-    (0, Some(Arc::clone(fallback)))
 }

@@ -1,0 +1,111 @@
+//! Where an exchange goes once its host is chosen: the pool, the protocol and how a connection would be made.
+use std::rc::Rc;
+use std::sync::{Arc, LazyLock};
+
+use lateen_balance::Host;
+use lateen_snapshot::cluster::{Discovery, UpstreamHttp};
+use lateen_snapshot::http::AlpnOverrides;
+
+use super::ClusterState;
+use crate::http::message::Version;
+use crate::listener::Conn;
+use crate::upstream::caller::{Caller, Needs};
+use crate::upstream::connect::ConnectPlan;
+use crate::upstream::pool::{Pool, PoolKey, Wanted, tls_id};
+
+/// Where an exchange goes.
+pub(crate) struct Target {
+    pub(crate) host: Arc<Host>,
+    pub(crate) pool: Rc<Pool>,
+    pub(crate) plan: ConnectPlan,
+}
+
+/// What decides about transport and protocol, beside the host.
+pub(crate) struct TargetWish<'a> {
+    pub(crate) downstream: Version,
+    pub(crate) alpn: Option<&'a Arc<AlpnOverrides>>,
+    pub(crate) authority: &'a str,
+    pub(crate) upgrade: bool,
+    /// The caller's connection.
+    pub(crate) conn: Option<&'a Conn>,
+}
+
+impl ClusterState {
+    /// The pool for an exchange with `host`.
+    pub(crate) fn target(&self, host: Arc<Host>, wish: &TargetWish<'_>) -> Target {
+        let config = &self.cluster.config;
+        let wanted = match &config.http {
+            UpstreamHttp::Http1 => Wanted::Http1,
+            UpstreamHttp::Http2(_) => Wanted::Http2,
+            // An upgrade of an HTTP/1 caller stays HTTP/1.
+            UpstreamHttp::Downstream(_) if wish.downstream == Version::Http2 => Wanted::Http2,
+            UpstreamHttp::Downstream(_) => Wanted::Http1,
+            UpstreamHttp::Auto(_) if wish.upgrade => Wanted::Http1,
+            UpstreamHttp::Auto(_) => Wanted::Auto,
+        };
+        self.target_speaking(wanted, host, wish)
+    }
+
+    /// Where the bytes of a tunnel go as they are.
+    pub(crate) fn tcp_target(&self, host: Arc<Host>, wish: &TargetWish<'_>) -> Target {
+        self.target_speaking(Wanted::Tcp, host, wish)
+    }
+
+    fn target_speaking(&self, wanted: Wanted, host: Arc<Host>, wish: &TargetWish<'_>) -> Target {
+        let config = &self.cluster.config;
+        let transport = config.transports.get(host.transport as usize);
+        let needs = Needs { proxied: transport.is_some_and(|t| t.proxy_protocol.is_some()), own_pool: config.pool_per_downstream };
+        let caller = Caller::of(wish.conn, needs);
+        let Some(tls) = transport.and_then(|t| t.tls.as_ref()) else {
+            let named = matches!(config.discovery, Discovery::DynamicForwardProxy(_)).then(|| Arc::clone(&host.hostname));
+            if caller.is_some() || named.is_some() {
+                let key = PoolKey { tls: 0, alpn: 0, server_name: named, wanted, caller: caller.clone() };
+                let pool = self.host_pools(&host).pool(key);
+                return Target { host, pool, plan: ConnectPlan { caller, ..ConnectPlan::default() } };
+            }
+            let token = wanted as usize;
+            if let Some((last, last_token, pool)) = &*self.last.borrow()
+                && *last == Arc::as_ptr(&host)
+                && *last_token == token
+            {
+                return Target { host, pool: Rc::clone(pool), plan: ConnectPlan::default() };
+            }
+            let key = PoolKey { tls: 0, alpn: 0, server_name: None, wanted, caller: None };
+            let pool = self.host_pools(&host).pool(key);
+            *self.last.borrow_mut() = Some((Arc::as_ptr(&host), token, Rc::clone(&pool)));
+            return Target { host, pool, plan: ConnectPlan::default() };
+        };
+        let server_name = (tls.sni.is_none() && tls.auto_sni).then(|| Arc::from(wish.authority));
+        let (alpn_id, alpn) = alpn_offer(wish, wanted, &tls.alpn);
+        let key = PoolKey { tls: tls_id(transport), alpn: alpn_id, server_name: server_name.clone(), wanted, caller: caller.clone() };
+        let pool = self.host_pools(&host).pool(key);
+        Target { host, pool, plan: ConnectPlan { alpn, server_name, caller } }
+    }
+}
+
+static HTTP1: LazyLock<Arc<Vec<Vec<u8>>>> = LazyLock::new(|| Arc::new(vec![b"http/1.1".to_vec()]));
+static HTTP2: LazyLock<Arc<Vec<Vec<u8>>>> = LazyLock::new(|| Arc::new(vec![b"h2".to_vec()]));
+static EITHER: LazyLock<Arc<Vec<Vec<u8>>>> = LazyLock::new(|| Arc::new(vec![b"h2".to_vec(), b"http/1.1".to_vec()]));
+
+/// The ALPN to offer: the filter's override by upstream protocol, else what the context says, else the protocol's own.
+fn alpn_offer(wish: &TargetWish<'_>, wanted: Wanted, configured: &[Vec<u8>]) -> (usize, Option<Arc<Vec<Vec<u8>>>>) {
+    if let Some(overrides) = wish.alpn.filter(|_| wanted != Wanted::Tcp) {
+        let list = match (wanted, wish.downstream) {
+            (Wanted::Http2, _) => &overrides.http2,
+            (_, Version::Http10) if !overrides.http10.is_empty() => &overrides.http10,
+            _ => &overrides.http11,
+        };
+        if !list.is_empty() {
+            return (Arc::as_ptr(list) as usize, Some(Arc::clone(list)));
+        }
+    }
+    if !configured.is_empty() || wanted == Wanted::Tcp {
+        return (0, None);
+    }
+    let fallback = match wanted {
+        Wanted::Http1 => &HTTP1,
+        Wanted::Http2 => &HTTP2,
+        Wanted::Auto | Wanted::Tcp => &EITHER,
+    };
+    (0, Some(Arc::clone(fallback)))
+}
