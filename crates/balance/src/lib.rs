@@ -15,6 +15,7 @@ mod edf;
 mod hashing;
 pub mod health;
 pub mod host;
+mod host_set;
 mod murmur;
 pub mod omit;
 pub mod outlier;

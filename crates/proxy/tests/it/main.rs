@@ -15,6 +15,7 @@ mod extensions;
 mod faults;
 mod global_rate_limits;
 mod health;
+mod health_events;
 mod held_responses;
 mod hostile_connections;
 mod hostile_discovery;
