@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lateen_identity::tls::params::{certificate_pin, key_pin};
-use lateen_identity::tls::{SanKind, SanMatcher, Trust, Verification};
+use lateen_identity::tls::{ClientAuth, SanKind, SanMatcher, Trust, Verification};
 use lateen_identity::{PrivateKey, WorkloadSecrets, pem};
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::extensions::transport_sockets::tls::v3 as proto;
@@ -66,6 +66,19 @@ impl Validation {
             all.accept_untrusted |= part.accept_untrusted;
             all
         })
+    }
+
+    /// Whether callers are asked for a certificate where the listener itself does not demand one. Names and pins do: who
+    /// shows none cannot match. Trust alone only looks at what is shown (Envoy
+    /// `source/common/tls/cert_validator/default_validator.cc`, `initializeSslContexts`).
+    pub(crate) fn asks(&self) -> ClientAuth {
+        let particular = !(self.sans.is_empty() && self.key_pins.is_empty() && self.certificate_pins.is_empty());
+        match self {
+            _ if self.accept_untrusted => ClientAuth::Optional,
+            _ if particular => ClientAuth::Required,
+            _ if self.roots.is_some() => ClientAuth::Optional,
+            _ => ClientAuth::None,
+        }
     }
 
     pub(crate) fn verification(self, check_host: bool) -> Verification {

@@ -3,9 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use lateen_identity::PeerIdentity;
-use lateen_identity::tls::{
-    ClientAuth, ClientParams, Resumption, SanKind, SanMatcher, SanPattern, ServerParams, TlsVersion, Trust, Verification,
-};
+use lateen_identity::tls::{ClientAuth, ClientParams, Resumption, SanKind, SanMatcher, SanPattern, ServerParams, TlsVersion};
 use lateen_proto::any;
 use lateen_proto::envoy::config::core::v3::{self as core, transport_socket};
 use lateen_proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
@@ -136,7 +134,7 @@ impl Plan {
     }
 
     /// `None` while a validation context is still to arrive.
-    fn verification(&self, secrets: &Secrets) -> Option<Verification> {
+    fn validation(&self, secrets: &Secrets) -> Option<Validation> {
         let discovered = match &self.discovered_validation {
             None => None,
             Some(key) => Some(secrets.validation(key)?),
@@ -147,18 +145,17 @@ impl Plan {
             Some(Given::Discovered(key)) => Some(secrets.validation(key)?),
         };
         let parts = [default.as_deref(), discovered.as_deref()];
-        Some(Validation::merged(parts.into_iter().flatten()).verification(self.check_host))
+        Some(Validation::merged(parts.into_iter().flatten()))
     }
 
     fn server(&self, secrets: &Secrets) -> Result<Option<Arc<rustls::ServerConfig>>> {
-        let (Some(keys), Some(verification)) = (self.keys(secrets), self.verification(secrets)) else { return Ok(None) };
+        let (Some(keys), Some(validation)) = (self.keys(secrets), self.validation(secrets)) else { return Ok(None) };
         let mut params = ServerParams::new(keys);
-        // Asking for a certificate that is then not looked at: Envoy accepts any when nothing is configured to verify it.
         params.client_auth = match self.client_auth {
-            ClientAuth::None if matches!(verification.trust, Trust::Roots(_)) => ClientAuth::Optional,
+            ClientAuth::None => validation.asks(),
             other => other,
         };
-        params.verification = verification;
+        params.verification = validation.verification(self.check_host);
         params.alpn.clone_from(&self.alpn);
         params.min_version = self.min_version;
         params.max_version = self.max_version;
@@ -169,8 +166,8 @@ impl Plan {
     }
 
     fn client(&self, secrets: &Secrets) -> Result<Option<Arc<rustls::ClientConfig>>> {
-        let (Some(keys), Some(verification)) = (self.keys(secrets), self.verification(secrets)) else { return Ok(None) };
-        let mut params = ClientParams::new(verification);
+        let (Some(keys), Some(validation)) = (self.keys(secrets), self.validation(secrets)) else { return Ok(None) };
+        let mut params = ClientParams::new(validation.verification(self.check_host));
         if let Some(key) = keys.into_iter().next() {
             params = params.with_key(key);
         }
