@@ -10,7 +10,7 @@ use lateen_snapshot::local_reply::{BodyFormat, LocalReplies};
 use super::Exchange;
 use super::access::{Format, RequestRecord, passes};
 use super::message::Response;
-use crate::router::finalize;
+use crate::router::changes;
 
 /// The configuration with its formats compiled.
 pub(crate) struct Words {
@@ -44,7 +44,7 @@ impl Words {
             if let Some(own) = &mapper.body {
                 *body = own.clone();
             }
-            finalize::mutate_response(exchange, &mapper.headers, &mut response.headers);
+            changes::of_response(exchange, &mapper.headers, &mut response.headers);
             response.status = mapper.status.unwrap_or(status);
             exchange.info.status = response.status.as_u16();
         }

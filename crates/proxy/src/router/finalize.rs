@@ -1,147 +1,30 @@
-//! The last touches to heads: configured header changes, rewrites, and what the router itself adds.
+//! The last touches to heads: the order of configured changes, rewrites, and what the router itself adds.
 use http::header::{HeaderMap, HeaderValue};
-use lateen_snapshot::header::{AppendAction, HeaderMutations, HeaderTemplate};
-use lateen_snapshot::http::HeaderChanges;
 use lateen_snapshot::route::{Forward, HostRewrite};
 
-use super::lookup;
 use super::timeouts::Timeouts;
-use crate::http::access::RequestRecord;
+use super::{changes, lookup};
 use crate::http::headers as names;
 use crate::http::{Exchange, Matched};
 use crate::io::Text;
 
-/// Visits the changes of weighted cluster, route, virtual host and table in Envoy's order.
-fn changes<'a>(matched: &'a Matched, visit: &mut dyn FnMut(&'a HeaderChanges)) {
-    let weighted = lookup::weighted(matched).map(|w| &w.headers);
-    let host = matched.virtual_host().map(|h| &h.headers);
-    let order = [weighted, Some(&matched.route.headers), host, Some(&matched.table.headers)];
-    let present = order.into_iter().flatten();
-    if matched.table.most_specific_header_mutations_wins {
-        present.rev().for_each(visit);
-    } else {
-        present.for_each(visit);
-    }
-}
-
-/// One mutation with its value settled.
-enum Change {
-    Remove(http::HeaderName),
-    Add(http::HeaderName, HeaderValue, AppendAction),
-}
-
-fn settle(exchange: &Exchange<'_>, mutations: &HeaderMutations, response: Option<&HeaderMap>, out: &mut Vec<Change>) {
-    out.extend(mutations.remove.iter().cloned().map(Change::Remove));
-    for addition in &mutations.add {
-        let value = match &addition.value {
-            HeaderTemplate::Fixed(value) => value.clone(),
-            HeaderTemplate::Format(text) => {
-                let Some(format) = exchange.hcm.format(text) else { continue };
-                let record = RequestRecord::new(exchange, response);
-                let mut bytes = Vec::new();
-                format.write(&record, &mut bytes);
-                match HeaderValue::from_bytes(&bytes) {
-                    Ok(value) => value,
-                    Err(_) => continue,
-                }
-            }
-        };
-        if !value.is_empty() || addition.keep_empty {
-            out.push(Change::Add(addition.name.clone(), value, addition.action));
-        }
-    }
-}
-
-fn apply(map: &mut HeaderMap, changes: Vec<Change>) {
-    for change in changes {
-        match change {
-            Change::Remove(name) => {
-                map.remove(name);
-            }
-            Change::Add(name, value, AppendAction::AppendIfExistsOrAdd) => {
-                map.append(name, value);
-            }
-            Change::Add(name, value, AppendAction::AddIfAbsent) => names::insert_if_absent(map, name, || value),
-            Change::Add(name, value, AppendAction::OverwriteIfExistsOrAdd) => {
-                map.insert(name, value);
-            }
-            Change::Add(name, value, AppendAction::OverwriteIfExists) => {
-                if map.contains_key(&name) {
-                    map.insert(name, value);
-                }
-            }
-        }
-    }
-}
-
-/// Changes that a filter makes to the request's headers.
-pub(crate) fn mutate_request(exchange: &mut Exchange<'_>, mutations: &HeaderMutations) {
-    let mut settled = Vec::new();
-    settle(exchange, mutations, None, &mut settled);
-    apply(&mut exchange.request.headers, settled);
-}
-
-/// Changes to the headers of a copy of the request.
-pub(super) fn mutate_copy(exchange: &Exchange<'_>, mutations: &HeaderMutations, map: &mut HeaderMap) {
-    let mut settled = Vec::new();
-    settle(exchange, mutations, None, &mut settled);
-    apply(map, settled);
-}
-
-/// Changes that a filter makes to a response's headers.
-pub(crate) fn mutate_response(exchange: &Exchange<'_>, mutations: &HeaderMutations, map: &mut HeaderMap) {
-    let mut settled = Vec::new();
-    settle(exchange, mutations, Some(map), &mut settled);
-    apply(map, settled);
-}
-
-/// Changes without commands in their values.
-pub(crate) fn mutate_fixed(mutations: &HeaderMutations, map: &mut HeaderMap) {
-    let mut settled: Vec<Change> = mutations.remove.iter().cloned().map(Change::Remove).collect();
-    for addition in &mutations.add {
-        if let HeaderTemplate::Fixed(value) = &addition.value
-            && (!value.is_empty() || addition.keep_empty)
-        {
-            settled.push(Change::Add(addition.name.clone(), value.clone(), addition.action));
-        }
-    }
-    apply(map, settled);
-}
-
-/// Headers that a filter gives to its own reply.
-pub(crate) fn reply_headers(exchange: &Exchange<'_>, mutations: &HeaderMutations) -> HeaderMap {
-    let (mut settled, mut map) = (Vec::new(), HeaderMap::new());
-    settle(exchange, mutations, None, &mut settled);
-    apply(&mut map, settled);
-    map
-}
-
 /// Turns the caller's request into the one that goes upstream.
 pub(super) fn request(exchange: &mut Exchange<'_>, matched: &Matched, forward: &Forward, timeouts: &Timeouts) {
-    let mut settled = Vec::new();
-    changes(matched, &mut |c| {
-        if !c.request.is_empty() {
-            settle(exchange, &c.request, None, &mut settled);
-        }
-    });
     let suppress = exchange.hcm.router.suppress_envoy_headers || exchange.hcm.config.suppress_envoy_headers;
+    let told = exchange.request.hints.envoy;
+    if told {
+        for name in [names::TIMEOUT, names::PER_TRY_TIMEOUT, names::HEDGE_ON_PER_TRY_TIMEOUT, names::TIMEOUT_ALT_RESPONSE] {
+            exchange.request.headers.remove(name);
+        }
+    }
+    changes::levels(matched).filter(|level| !level.request.is_empty()).for_each(|level| changes::of_request(exchange, &level.request));
     let request = &mut exchange.request;
-    if request.hints.envoy {
-        for name in [
-            names::TIMEOUT,
-            names::PER_TRY_TIMEOUT,
-            names::RETRY_ON,
-            names::RETRY_GRPC_ON,
-            names::MAX_RETRIES,
-            names::RETRIABLE_STATUS_CODES,
-            names::RETRIABLE_HEADERS,
-            names::HEDGE_ON_PER_TRY_TIMEOUT,
-            names::TIMEOUT_ALT_RESPONSE,
-        ] {
+    if told {
+        // Envoy reads these when the changes are made, so that values may name them.
+        for name in [names::RETRY_ON, names::RETRY_GRPC_ON, names::MAX_RETRIES, names::RETRIABLE_STATUS_CODES, names::RETRIABLE_HEADERS] {
             request.headers.remove(name);
         }
     }
-    apply(&mut request.headers, settled);
     if let Some(expected) = timeouts.expected().filter(|_| !suppress) {
         request.headers.insert(names::EXPECTED_TIMEOUT, HeaderValue::from(u64::try_from(expected.as_millis()).unwrap_or(u64::MAX)));
     }
@@ -228,13 +111,8 @@ pub(crate) fn response_headers(exchange: &mut Exchange<'_>, status: http::Status
     // Values may name the status.
     exchange.info.status = status.as_u16();
     let Some(matched) = exchange.info.route.clone() else { return };
-    let mut settled = Vec::new();
-    changes(&matched, &mut |c| {
-        if !c.response.is_empty() {
-            settle(exchange, &c.response, Some(map), &mut settled);
-        }
-    });
-    apply(map, settled);
+    let levels = changes::levels(&matched).filter(|level| !level.response.is_empty());
+    levels.for_each(|level| changes::of_response(exchange, &level.response, map));
     if matched.virtual_host().is_some_and(|h| h.include_attempt_count_in_response) && exchange.info.attempts > 0 {
         map.insert(names::ATTEMPT_COUNT, exchange.info.attempts.into());
     }

@@ -83,7 +83,7 @@ fn copy_of(exchange: &Exchange<'_>, mirror: &Mirror) -> Request {
         headers.append(names::FORWARDED_FOR, address);
     }
     if !mirror.headers.is_empty() {
-        super::finalize::mutate_copy(exchange, &mirror.headers, &mut headers);
+        super::changes::of_copy(exchange, &mirror.headers, &mut headers);
     }
     Request {
         method: request.method.clone(),

@@ -1,5 +1,6 @@
 //! The router: from a matched route to a response, through as many tries as it takes.
 mod attempt;
+pub(crate) mod changes;
 pub(crate) mod finalize;
 mod forward;
 pub(crate) mod hash;

@@ -7,7 +7,7 @@ use super::{all_per_route, has_body};
 use crate::filter::http::body::{Piece, Source, Stage};
 use crate::http::message::{Frame, Response};
 use crate::http::{Exchange, Info};
-use crate::router::finalize;
+use crate::router::changes;
 
 /// The listener's changes, then those of the routes: the most general last unless the most specific is to win.
 fn in_force(exchange: &Exchange<'_>, config: &HeaderMutation) -> Vec<Arc<Mutations>> {
@@ -22,7 +22,7 @@ pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &HeaderMutation) {
     let all = in_force(exchange, config);
     for edit in all.iter().flat_map(|m| &m.request) {
         match edit {
-            Edit::Change(change) => finalize::mutate_request(exchange, change),
+            Edit::Change(change) => changes::of_request(exchange, change),
             Edit::RemoveMatching(_) => edit.remove_from(&mut exchange.request.headers),
         }
     }
@@ -35,7 +35,7 @@ pub(super) fn on_response(exchange: &mut Exchange<'_>, config: &HeaderMutation, 
     let all = in_force(exchange, config);
     for edit in all.iter().flat_map(|m| &m.response) {
         match edit {
-            Edit::Change(change) => finalize::mutate_response(exchange, change, &mut response.headers),
+            Edit::Change(change) => changes::of_response(exchange, change, &mut response.headers),
             Edit::RemoveMatching(_) => edit.remove_from(&mut response.headers),
         }
     }
@@ -56,7 +56,7 @@ impl Stage for Trailers {
         let Some(Ok(Frame::Trailers(mut map))) = piece else { return std::task::Poll::Ready(piece) };
         for edit in self.all.iter().flat_map(|m| if self.response { &m.response_trailers } else { &m.request_trailers }) {
             match edit {
-                Edit::Change(change) => finalize::mutate_fixed(change, &mut map),
+                Edit::Change(change) => changes::fixed(change, &mut map),
                 Edit::RemoveMatching(_) => edit.remove_from(&mut map),
             }
         }

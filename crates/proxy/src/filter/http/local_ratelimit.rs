@@ -13,7 +13,7 @@ use crate::http::Exchange;
 use crate::http::headers::{RATE_LIMIT_LIMIT, RATE_LIMIT_REMAINING, RATE_LIMIT_RESET};
 use crate::http::message::Response;
 use crate::http::reply::Reply;
-use crate::router::{finalize, lookup};
+use crate::router::{changes, lookup};
 
 /// gRPC's RESOURCE_EXHAUSTED.
 const RESOURCE_EXHAUSTED: u32 = 8;
@@ -42,7 +42,7 @@ pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &Arc<LocalRateLimi
         return Step::Continue;
     }
     if !config.enforced.hits(exchange.worker.roll()) {
-        finalize::mutate_request(exchange, &config.request_headers);
+        changes::of_request(exchange, &config.request_headers);
         return Step::Continue;
     }
     stats.inc(names::ENFORCED);
@@ -51,7 +51,7 @@ pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &Arc<LocalRateLimi
 
 fn refusal(exchange: &Exchange<'_>, config: &LocalRateLimit, reset: Option<u64>) -> Reply {
     let mut reply = Reply::new(config.status, "local_rate_limited", details::LOCAL_RATE_LIMITED, ResponseFlags::RATE_LIMITED);
-    for (name, value) in &finalize::reply_headers(exchange, &config.response_headers) {
+    for (name, value) in &changes::of_reply(exchange, &config.response_headers) {
         reply = reply.with_header(name.clone(), value.clone());
     }
     if config.retry_after {

@@ -18,7 +18,7 @@ use super::{Step, descriptors, per_route, wait};
 use crate::http::headers::{RATE_LIMIT_LIMIT, RATE_LIMIT_REMAINING, RATE_LIMIT_RESET, RATE_LIMITED};
 use crate::http::reply::Reply;
 use crate::http::{End, Exchange};
-use crate::router::{finalize, lookup};
+use crate::router::{changes, lookup};
 use crate::upstream::{ClusterState, grpc};
 
 const METHOD: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
@@ -144,7 +144,7 @@ fn refusal(exchange: &Exchange<'_>, config: &GlobalRateLimit, headers: Vec<Mutat
             _ => {}
         }
     }
-    for (name, value) in &finalize::reply_headers(exchange, &config.response_headers) {
+    for (name, value) in &changes::of_reply(exchange, &config.response_headers) {
         reply = reply.with_header(name.clone(), value.clone());
     }
     reply

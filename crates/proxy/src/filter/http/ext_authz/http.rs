@@ -14,7 +14,7 @@ use crate::http::headers::INTERNAL;
 use crate::http::message::{Hints, Length, Request, Version};
 use crate::http::{End, Exchange};
 use crate::io::Text;
-use crate::router::finalize;
+use crate::router::changes;
 use crate::upstream::call::{self, Answer, Limits};
 
 /// Of an answer; a larger one is an error.
@@ -58,7 +58,7 @@ fn request(exchange: &Exchange<'_>, config: &ExtAuthz, authorizer: &HttpAuthoriz
     if let Some(shown) = body {
         headers.insert("x-envoy-auth-partial-body", HeaderValue::from_static(if shown.partial { "true" } else { "false" }));
     }
-    for (name, value) in &finalize::reply_headers(exchange, &authorizer.add) {
+    for (name, value) in &changes::of_reply(exchange, &authorizer.add) {
         headers.insert(name, value.clone());
     }
     headers.insert(INTERNAL, HeaderValue::from_static("true"));
