@@ -1,4 +1,7 @@
 //! A connection: its windows, its streams, and what the shell does to it.
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, StatusCode};
 
@@ -8,7 +11,7 @@ use crate::flood::Flood;
 use crate::frame::{self, Reason, flag, kind, setting};
 use crate::hpack::{Decoder, Encoder};
 use crate::output::Output;
-use crate::stream::{Stream, Streams};
+use crate::stream::{IdHasher, Stream, Streams};
 use crate::window::Queue;
 
 /// The frame size that everyone accepts, and the largest we send or take.
@@ -89,6 +92,9 @@ pub struct Connection {
     pub(crate) decoder: Decoder,
     pub(crate) out: Output,
     pub(crate) streams: Streams,
+    /// Bytes of streams that are over which nobody has taken yet: until then they count against the connection's window,
+    /// or whoever asks for much and reads nothing would have us keep it all.
+    unread: HashMap<StreamId, u32, BuildHasherDefault<IdHasher>>,
     pub(crate) peer: Peer,
     pub(crate) send_window: i64,
     pub(crate) receive_window: i64,
@@ -129,6 +135,7 @@ impl Connection {
             decoder: Decoder::new(4096, config.max_header_bytes, config.max_headers, config.mark),
             out: Output::default(),
             streams: Streams::default(),
+            unread: HashMap::default(),
             peer: Peer { max_concurrent_streams: 100, initial_window: FIRST_WINDOW, extended_connect: false },
             send_window: i64::from(FIRST_WINDOW),
             receive_window: i64::from(window),
@@ -308,8 +315,9 @@ impl Connection {
 
     /// The shell is done with `count` bytes of the stream's body: the peer may send as many again.
     pub fn release(&mut self, id: StreamId, count: usize) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
-        let count = u32::try_from(count).unwrap_or(u32::MAX).min(stream.outstanding);
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        let Some(stream) = self.streams.get_mut(&id) else { return self.release_unread(id, count) };
+        let count = count.min(stream.outstanding);
         stream.outstanding -= count;
         stream.released += count;
         if stream.receiving && stream.released >= self.config.stream_window / 2 {
@@ -318,6 +326,11 @@ impl Connection {
             stream.released = 0;
         }
         self.release_connection(count);
+    }
+
+    /// The shell is done with all of a stream's body, also what it has not taken.
+    pub fn discard(&mut self, id: StreamId) {
+        self.release(id, usize::MAX);
     }
 
     /// Ends a stream at once, in both directions.
@@ -368,10 +381,22 @@ impl Connection {
         }
     }
 
-    /// Takes the stream out of the table; what it still held counts as read. True when it was there.
+    fn release_unread(&mut self, id: StreamId, count: u32) {
+        let Some(left) = self.unread.get_mut(&id) else { return };
+        let count = count.min(*left);
+        *left -= count;
+        if *left == 0 {
+            self.unread.remove(&id);
+        }
+        self.release_connection(count);
+    }
+
+    /// Takes the stream out of the table. True when it was there.
     pub(crate) fn forget(&mut self, id: StreamId) -> bool {
         let Some(mut stream) = self.streams.remove(&id) else { return false };
-        self.release_connection(stream.outstanding);
+        if stream.outstanding > 0 {
+            self.unread.insert(id, stream.outstanding);
+        }
         self.waiting.settle(&mut stream);
         if stream.queued {
             self.waiting.tidy(&self.streams);

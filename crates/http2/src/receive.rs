@@ -11,6 +11,8 @@ use crate::stream::Stream;
 
 /// CONTINUATION frames of one block; each may hold 16 KiB.
 const MAX_CONTINUATIONS: u32 = 16;
+/// 1xx responses of one stream: each may hold a whole block of headers, and somebody keeps them.
+const MAX_INFORMATIONAL: u8 = 32;
 const MAX_WINDOW: i64 = i32::MAX as i64;
 
 type Outcome = Result<(), ConnectionError>;
@@ -130,14 +132,13 @@ impl Connection {
             stream.length_left = left.checked_sub(data.len() as u64);
             stream.length_left.is_none() || (end && stream.length_left != Some(0))
         });
+        if over || early || wrong_length {
+            // Nobody gets to see them.
+            self.release_connection(total);
+            return self.stream_error(id, if over { Reason::FLOW_CONTROL_ERROR } else { Reason::PROTOCOL_ERROR }, events);
+        }
         stream.outstanding += total;
         let padding = total as usize - data.len();
-        if over {
-            return self.stream_error(id, Reason::FLOW_CONTROL_ERROR, events);
-        }
-        if early || wrong_length {
-            return self.stream_error(id, Reason::PROTOCOL_ERROR, events);
-        }
         if padding > 0 {
             self.release(id, padding);
         }
@@ -239,8 +240,12 @@ impl Connection {
             if end || status == http::StatusCode::SWITCHING_PROTOCOLS {
                 return self.stream_error(id, Reason::PROTOCOL_ERROR, events);
             }
+            let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.informational < MAX_INFORMATIONAL) else {
+                return self.stream_error(id, Reason::ENHANCE_YOUR_CALM, events);
+            };
+            stream.informational += 1;
             events.push(Event::Informational { id, status, headers: std::mem::take(&mut block.headers) });
-            return self.flood.payload(true);
+            return Ok(());
         }
         let length = block.length;
         if let Some(stream) = self.streams.get_mut(&id) {

@@ -19,6 +19,8 @@ pub(crate) struct Stream {
     pub(crate) sending: bool,
     /// The request's head (server), or the final response's (client), has arrived.
     pub(crate) head_received: bool,
+    /// 1xx responses that have come (client).
+    pub(crate) informational: u8,
     /// A final response's head was sent (server).
     pub(crate) answered: bool,
     /// Bytes that the windows did not let through; 0 when none wait.
@@ -44,6 +46,7 @@ impl Stream {
             receiving: true,
             sending: true,
             head_received: false,
+            informational: 0,
             answered: false,
             wanted: 0,
             queued: false,

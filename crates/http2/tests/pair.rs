@@ -114,6 +114,57 @@ fn body_bytes(events: &[Event]) -> usize {
     events.iter().map(|e| if let Event::Data { data, .. } = e { data.len() } else { 0 }).sum()
 }
 
+/// A caller who asks for much and reads none of it must not have us keep more than the window: that a response is complete
+/// changes nothing about where it lies.
+#[test]
+fn what_nobody_took_of_complete_responses_counts_against_the_connections_window() {
+    let mut pair = Pair::new(Config { stream_window: 65_535, connection_window: 100_000, ..Config::default() });
+    let ids: Vec<u32> = (0..3).map(|_| pair.client.send_request(get("/").as_ref(), true).unwrap()).collect();
+    pair.exchange();
+    let mut bodies: Vec<Bytes> = ids.iter().map(|_| Bytes::from(vec![7; 60_000])).collect();
+    for (id, body) in ids.iter().zip(&mut bodies) {
+        pair.server.send_response(*id, StatusCode::OK, &HeaderMap::new(), false);
+        pair.server.send_data(*id, body, true);
+        pair.exchange();
+    }
+    assert!(body_bytes(&pair.at_client) <= 100_000, "{} bytes lie at the client", body_bytes(&pair.at_client));
+    assert!(bodies[0].is_empty() && !bodies[2].is_empty());
+    // The first is over at both ends; taking it lets others go on, and nothing is given back twice.
+    pair.client.release(ids[0], 60_000);
+    pair.client.discard(ids[0]);
+    for _ in 0..8 {
+        pair.exchange();
+        for (id, body) in ids.iter().zip(&mut bodies) {
+            pair.server.send_data(*id, body, true);
+        }
+    }
+    assert!(body_bytes(&pair.at_client) <= 160_000 && bodies[1].is_empty());
+    ids.iter().for_each(|id| pair.client.discard(*id));
+    pair.exchange();
+    pair.server.send_data(ids[2], &mut bodies[2], true);
+    pair.exchange();
+    assert_eq!(body_bytes(&pair.at_client), 180_000);
+}
+
+#[test]
+fn a_stream_has_so_many_informational_responses_and_no_more() {
+    let mut pair = Pair::new(Config::default());
+    let id = pair.client.send_request(get("/").as_ref(), true).unwrap();
+    pair.exchange();
+    for _ in 0..100 {
+        pair.server.send_response(id, StatusCode::EARLY_HINTS, &header("link", "</style.css>"), false);
+        pair.exchange();
+    }
+    let count = pair.at_client.iter().filter(|e| matches!(e, Event::Informational { .. })).count();
+    assert!((10..=100).contains(&count), "{count} heads");
+    let ended = |e: &Event| matches!(e, Event::Reset { reason, .. } if *reason == Reason::ENHANCE_YOUR_CALM);
+    assert!(pair.at_client.iter().any(ended));
+    // Others go on.
+    let id = pair.client.send_request(get("/").as_ref(), true).unwrap();
+    pair.exchange();
+    assert_eq!(pair.last_request().0, id);
+}
+
 #[test]
 fn streams_beyond_the_limit_are_refused_before_they_are_sent() {
     let mut pair = Pair::new(Config { max_concurrent_streams: 2, ..Config::default() });

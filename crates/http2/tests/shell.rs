@@ -104,6 +104,47 @@ fn bodies_larger_than_every_window_pass_both_ways_at_once_on_many_streams() {
     });
 }
 
+/// Heads ask for no room: so many at once are more than a connection wants to have waiting while it reads.
+#[test]
+fn what_arrives_while_too_much_waits_to_be_written_is_read_once_it_is_written() {
+    run(async {
+        let (a, mut b) = tokio::io::duplex(8 << 20);
+        let (sender, driver) = connect(a, Config::default());
+        spawn_local(driver);
+        tokio::task::yield_now().await;
+        let value = http::HeaderValue::from_bytes(&vec![b'x'; 20_000]).unwrap();
+        let head = || RequestHead { headers: HeaderMap::from_iter([("x-token".parse().unwrap(), value.clone())]), ..post() };
+        let streams: Vec<Stream> = (0..100).map(|_| sender.send(head().as_ref(), true).unwrap()).collect();
+        // SETTINGS_ENABLE_CONNECT_PROTOCOL = 1, and nothing after it.
+        tokio::io::AsyncWriteExt::write_all(&mut b, &[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 1]).await.unwrap();
+        assert!(poll_fn(|cx| sender.poll_extended_connect(cx)).await);
+        drop(streams);
+    });
+}
+
+#[test]
+fn who_waits_for_room_is_remembered_once_however_often_it_asks() {
+    run(async {
+        let (a, b) = tokio::io::duplex(1000);
+        let (sender, driver) = connect(a, Config::default());
+        let mut driver = Box::pin(driver);
+        let mut stream = sender.send(post().as_ref(), false).unwrap();
+        for _ in 0..1000 {
+            stream.send_data(Bytes::from(vec![1; 60]));
+        }
+        let value = http::HeaderValue::from_bytes(&vec![b'x'; 20_000]).unwrap();
+        let head = RequestHead { headers: HeaderMap::from_iter([("x-token".parse().unwrap(), value)]), ..post() };
+        let streams: Vec<Stream> = (0..20).map(|_| sender.send(head.as_ref(), true).unwrap()).collect();
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        for _ in 0..1000 {
+            assert!(stream.poll_room(&mut cx).is_pending());
+            let _ = Future::poll(driver.as_mut(), &mut cx);
+        }
+        assert_eq!(sender.waiting_for_room(), 1);
+        drop((streams, b));
+    });
+}
+
 #[test]
 fn a_dropped_handle_resets_its_stream_and_no_other() {
     run(async {

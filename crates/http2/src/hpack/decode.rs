@@ -87,7 +87,7 @@ impl Decoder {
                 continue;
             }
             let stored = first & 0x40 != 0;
-            let Some(field) = self.literal(&mut rest, if stored { 6 } else { 4 }, input.len())? else {
+            let Some(field) = self.literal(&mut rest, if stored { 6 } else { 4 })? else {
                 if stored {
                     // Leaving it out of the table would shift all that the peer refers to later.
                     return Err(CompressionError("an indexed field is no valid header"));
@@ -108,9 +108,10 @@ impl Decoder {
     }
 
     /// A literal; `None` when it is well coded but no valid field.
-    fn literal(&mut self, rest: &mut &[u8], prefix: u8, block: usize) -> Result<Option<Field>, CompressionError> {
-        // Huffman text grows by 8/5 at most.
-        self.scratch.reserve(block * 8 / 5 + 16);
+    fn literal(&mut self, rest: &mut &[u8], prefix: u8) -> Result<Option<Field>, CompressionError> {
+        // Huffman text grows by 8/5 at most. What the first literal of a block reserves is enough for all: asking for more
+        // than is left to decode would give each of them a buffer of its own.
+        self.scratch.reserve(rest.len() * 8 / 5 + 16);
         let index = integer(rest, prefix)?;
         if index > 0 {
             let named = self.table.get(index).ok_or(CompressionError("index beyond the tables"))?;
@@ -327,6 +328,21 @@ mod tests {
         let second = decode(&mut d, &[0x82, 0x86, 0x84, 0xbe, 0x58, 0x86, 0xa8, 0xeb, 0x10, 0x64, 0x9c, 0xbf]).unwrap();
         assert_eq!(second.authority.unwrap(), "www.example.com");
         assert_eq!(second.headers["cache-control"], "no-cache");
+    }
+
+    /// Each literal with a buffer of its own would let a block of 60 KiB keep a hundred times as much.
+    #[test]
+    fn the_strings_of_a_block_lie_in_one_buffer() {
+        let names: Vec<String> = (0..99).map(|n| format!("x-{n}")).collect();
+        let mut input: Vec<u8> = names.iter().flat_map(|name| plain(name, "v")).collect();
+        // A large one that is not decoded before all others are.
+        input.extend([&[0x00, 3], &b"big"[..], &[0x7f, 0x81, 0xff, 0x01], &[b'x'; 0x7f + 0x7f81][..]].concat());
+        let block = decode(&mut decoder(), &input).unwrap();
+        assert_eq!(block.headers.len(), 100);
+        let at = |name: &str| block.headers[name].as_bytes().as_ptr() as usize;
+        for name in &names {
+            assert!(at(name).abs_diff(at("big")) < input.len(), "{name} has a buffer of its own");
+        }
     }
 
     #[test]

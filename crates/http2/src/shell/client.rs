@@ -67,6 +67,11 @@ impl Sender {
         self.0.0.borrow().connection.open_streams()
     }
 
+    /// Streams that want to send and may not, since too much of others waits to be written.
+    pub fn waiting_for_room(&self) -> usize {
+        self.0.0.borrow().stalled.len()
+    }
+
     pub fn is_closed(&self) -> bool {
         self.0.0.borrow().closed
     }
@@ -75,7 +80,7 @@ impl Sender {
     pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<(), Refused>> {
         match self.can_open() {
             Err(Refused::Full) => {
-                self.0.0.borrow_mut().waiting.push(cx.waker().clone());
+                self.0.0.borrow_mut().wait(cx.waker());
                 Poll::Pending
             }
             outcome => Poll::Ready(outcome),
@@ -91,7 +96,7 @@ impl Sender {
         if inner.connection.is_ready() {
             return Poll::Ready(inner.connection.peer_takes_extended_connect());
         }
-        inner.waiting.push(cx.waker().clone());
+        inner.wait(cx.waker());
         Poll::Pending
     }
 

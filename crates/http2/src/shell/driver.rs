@@ -24,6 +24,8 @@ pub(super) struct Pump<Io> {
     input: BytesMut,
     events: Vec<Event>,
     read_closed: bool,
+    /// Nothing was read because too much waited to be written: nobody else would wake us for what has arrived.
+    held_back: bool,
     /// What was written may still stand in a buffer of `io`'s own, as with TLS: nobody else would send it on.
     unflushed: bool,
 }
@@ -39,7 +41,7 @@ pub(super) enum Turn {
 impl<Io: AsyncRead + AsyncWrite + Unpin> Pump<Io> {
     /// `ahead` holds bytes that were read before.
     pub(super) fn new(io: Io, session: Session, ahead: BytesMut) -> Self {
-        Self { io, session, input: ahead, events: Vec::new(), read_closed: false, unflushed: false }
+        Self { io, session, input: ahead, events: Vec::new(), read_closed: false, held_back: false, unflushed: false }
     }
 
     /// Reads what is there, then writes what there is to say. Called again after the handles had
@@ -77,7 +79,8 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Pump<Io> {
             inner.close();
             return Turn::Over;
         }
-        if inner.connection.owes_turn() {
+        let reads_again = self.held_back && inner.connection.output().len() < WRITE_HIGH;
+        if reads_again || inner.connection.owes_turn() {
             // Behind those who were told that they may send.
             inner.wake_driver();
         }
@@ -107,6 +110,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Pump<Io> {
                 self.read_closed = true;
             }
         }
+        self.held_back = !self.read_closed && inner.connection.output().len() >= WRITE_HIGH;
         Ok(())
     }
 

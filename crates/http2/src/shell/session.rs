@@ -66,6 +66,8 @@ pub(super) struct Slot {
     pub(super) read_waker: Option<Waker>,
     pub(super) write_waker: Option<Waker>,
     pub(super) gone_waker: Option<Waker>,
+    /// Is among [`Inner::stalled`].
+    pub(super) stalled: bool,
 }
 
 impl Slot {
@@ -150,7 +152,7 @@ impl Inner {
                 }
                 Event::Informational { id, status, headers } => {
                     let Some(slot) = self.slots.get_mut(&id) else { continue };
-                    // Bounded: the state machine ends a connection that sends many in a row.
+                    // Bounded: the state machine ends a stream that has many.
                     let head = ResponseHead { status, length: None, headers, end: false, size: 0 };
                     slot.informational.push_back(head);
                     slot.wake_reader();
@@ -196,9 +198,18 @@ impl Inner {
             return;
         }
         for id in std::mem::take(&mut self.stalled) {
-            if let Some(waker) = self.slots.get_mut(&id).and_then(|s| s.write_waker.take()) {
+            let Some(slot) = self.slots.get_mut(&id) else { continue };
+            slot.stalled = false;
+            if let Some(waker) = slot.write_waker.take() {
                 waker.wake();
             }
+        }
+    }
+
+    /// Wakes whoever asks when a stream may be opened, or the connection ended.
+    pub(super) fn wait(&mut self, waker: &Waker) {
+        if !self.waiting.iter().any(|waiting| waiting.will_wake(waker)) {
+            self.waiting.push(waker.clone());
         }
     }
 

@@ -169,7 +169,7 @@ impl Stream {
             return Poll::Ready(Ok(()));
         }
         slot.write_waker = Some(cx.waker().clone());
-        if stuffed {
+        if stuffed && !std::mem::replace(&mut slot.stalled, true) {
             inner.stalled.push(self.id);
         }
         Poll::Pending
@@ -179,6 +179,7 @@ impl Stream {
     pub fn reset(&mut self, reason: Reason) {
         let mut inner = self.session.0.borrow_mut();
         inner.connection.reset(self.id, reason);
+        inner.connection.discard(self.id);
         self.sent_all = true;
         if let Some(slot) = inner.slots.get_mut(&self.id) {
             slot.ended = true;
@@ -216,9 +217,10 @@ impl Drop for Stream {
             // A server that has answered in full only wants the rest of the request to stop.
             let reason = if self.sent_all && inner.connection.role == crate::Role::Server { Reason::NO_ERROR } else { Reason::CANCEL };
             inner.connection.reset(self.id, reason);
-            inner.wake_driver();
         }
-        if inner.connection.is_finished() {
+        let said = inner.connection.output().len();
+        inner.connection.discard(self.id);
+        if inner.connection.output().len() != said || !ended || !self.sent_all || inner.connection.is_finished() {
             inner.wake_driver();
         }
         inner.wake_waiting();
