@@ -33,6 +33,9 @@ use crate::io::Text;
 use crate::listener::proxy_header;
 use crate::upstream::{ClusterState, Lease, NoConnection, Proxied, Sought, Target, TargetWish, choose, grpc};
 
+/// 1xx responses that a try may have: they are written for a caller who need not be reading.
+const MOST_INFORMATIONAL: u32 = 32;
+
 /// How a try ended.
 pub(super) enum Tried {
     Response(Box<Answered>),
@@ -409,6 +412,7 @@ async fn await_response(
     let (down, timer, info, request) = (&mut *exchange.down, &mut *exchange.timer, &mut exchange.info, &exchange.request);
     let mut caller = Caller { down, timer, chain: exchange.bodies.as_mut().map(|b| &mut b.request) };
     let http2 = exchange.request.version == Version::Http2;
+    let mut informational = 0u32;
     poll_fn(|cx| {
         let was_complete = forwarding.body.complete();
         match forwarding.body.poll(cx, &mut *info, &mut caller, &mut lease.upstream) {
@@ -435,6 +439,10 @@ async fn await_response(
         loop {
             match lease.upstream.poll_response(cx) {
                 Poll::Ready(Ok(response)) if response.status.is_informational() && response.upgrade.is_none() => {
+                    informational += 1;
+                    if informational > MOST_INFORMATIONAL {
+                        return Poll::Ready(Err(Stop::Failed(StreamError::Protocol.into())));
+                    }
                     // Our own 100 went out when the body was asked for.
                     if response.status != StatusCode::CONTINUE {
                         caller.down.send_informational(response.status, &response.headers);

@@ -1,4 +1,7 @@
 //! A caller's HTTP/2 exchange.
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -97,9 +100,19 @@ async fn tunnel(
     Ok(())
 }
 
-async fn receive(response: h2::client::ResponseFuture, answer: &mut Value) -> Result<(), h2::Error> {
-    let (parts, mut body) = response.await?.into_parts();
+async fn receive(mut response: h2::client::ResponseFuture, answer: &mut Value) -> Result<(), h2::Error> {
     let told = |map: &HeaderMap| fields(map.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap_or("?"))));
+    let mut interim = Vec::new();
+    let response = poll_fn(|cx| {
+        while let Poll::Ready(Some(Ok(one))) = response.poll_informational(cx) {
+            interim.push(json!({"status": one.status().as_u16(), "headers": told(one.headers())}));
+        }
+        Pin::new(&mut response).poll(cx)
+    });
+    let (parts, mut body) = response.await?.into_parts();
+    if !interim.is_empty() {
+        answer["before"] = interim.into();
+    }
     answer["status"] = parts.status.as_u16().into();
     answer["headers"] = told(&parts.headers);
     let mut bytes: Vec<u8> = Vec::new();

@@ -102,6 +102,10 @@ pub(crate) fn map(headers: &Headers) -> HeaderMap {
 }
 
 async fn reply(respond: &mut SendResponse<Bytes>, answer: &Answer, name: &str, is_head: bool) -> Result<(), h2::Error> {
+    for status in &answer.before {
+        let interim = Response::builder().status(*status).header("x-before", status.to_string());
+        respond.send_informational(interim.body(()).unwrap_or_default())?;
+    }
     let mut response = Response::new(());
     *response.status_mut() = http::StatusCode::from_u16(answer.status).unwrap_or_default();
     *response.headers_mut() = map(&answer.headers);

@@ -68,6 +68,9 @@ impl H2Client {
 
     pub(crate) fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, StreamError>> {
         let Some(stream) = &mut self.stream else { return Poll::Pending };
+        if let Some(head) = stream.take_informational() {
+            return Poll::Ready(Ok(Response { headers: head.headers, ..Response::new(head.status) }));
+        }
         let head = ready!(stream.poll_response(cx))?;
         let length = match head.length {
             Some(n) => Length::Known(n),

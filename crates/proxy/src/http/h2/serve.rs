@@ -197,7 +197,7 @@ pub(super) async fn stream(job: Job) {
             return stream.send_response(status, &HeaderMap::new(), true);
         }
     };
-    let mut down = Downstream::H2(H2ServerStream::new(stream, is_head));
+    let mut down = Downstream::H2(H2ServerStream::new(stream, &request, is_head));
     let mut timer = Timer::default();
     let resolved = hcm.discovers.then(|| hcm.current(&worker));
     let hcm = resolved.as_ref().unwrap_or(&hcm);

@@ -15,14 +15,19 @@ use crate::io::Text;
 pub(crate) struct H2ServerStream {
     stream: Stream,
     is_head: bool,
+    /// The caller waits for 100 before it sends the body.
+    owes_continue: bool,
 }
 
 impl H2ServerStream {
-    pub(crate) fn new(stream: Stream, is_head: bool) -> Self {
-        Self { stream, is_head }
+    pub(crate) fn new(stream: Stream, request: &Request, is_head: bool) -> Self {
+        Self { owes_continue: request.expects_continue && !stream.received_all(), stream, is_head }
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
+        if std::mem::take(&mut self.owes_continue) {
+            self.stream.send_response(StatusCode::CONTINUE, &HeaderMap::new(), false);
+        }
         self.stream.poll_piece(cx).map(|piece| piece.map(super::frame))
     }
 
@@ -41,6 +46,7 @@ impl H2ServerStream {
     }
 
     pub(crate) fn send_head(&mut self, response: &mut Response, end: bool) {
+        self.owes_continue = false;
         let Response { status, headers, length, .. } = response;
         // A switch of protocols is an extended CONNECT here, which answers 200.
         let status = if *status == StatusCode::SWITCHING_PROTOCOLS { StatusCode::OK } else { *status };
