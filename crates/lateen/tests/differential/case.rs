@@ -163,6 +163,10 @@ pub(crate) struct Answer {
     /// An answer is a `ProcessingResponse`, in which bytes are base64 or `text:` and text; a list of them; nothing for
     /// silence; or a number, the status with which the call ends.
     pub(crate) processor: Option<Vec<Value>>,
+    /// The same by the part that a message is about, however a body is cut: `request_headers`, `request_body` for a piece,
+    /// `request_end` for the last, `request_trailers`, and those of the response. What is not there is answered with nothing to
+    /// change, which in full duplex is the piece itself.
+    pub(crate) processor_by_part: Option<Map<String, Value>>,
 }
 
 impl Default for Answer {
@@ -183,6 +187,7 @@ impl Default for Answer {
             then: Then::Keep,
             upgrade: None,
             processor: None,
+            processor_by_part: None,
         }
     }
 }

@@ -44,7 +44,7 @@ async fn exchange(request: Request<RecvStream>, mut respond: SendResponse<Bytes>
     if answer.upgrade.is_some() {
         return echo(&mut respond, body, &answer).await;
     }
-    if let Some(answers) = &answer.processor {
+    if let Some(answers) = processor::Answers::of(&answer) {
         return processor::serve(&mut respond, body, answers, at, script).await;
     }
     if !answer.early {

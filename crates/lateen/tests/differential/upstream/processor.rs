@@ -11,6 +11,7 @@ use lateen_proto::json::{Codec, Tree};
 use serde_json::{Map, Value, json};
 
 use super::Script;
+use crate::case::Answer;
 use crate::wire::fields;
 
 static CODEC: LazyLock<Codec> = LazyLock::new(Codec::new);
@@ -21,28 +22,59 @@ const HEAD: usize = 5;
 /// What stands before text in the place of bytes.
 const TEXT: &str = "text:";
 
-/// Answers each message with the next of `answers`; those after the last with nothing to change.
+const PARTS: [&str; 6] = ["request_headers", "response_headers", "request_body", "response_body", "request_trailers", "response_trailers"];
+const FULL_DUPLEX: &str = "FULL_DUPLEX_STREAMED";
+
+/// What is answered to each message.
+pub(super) enum Answers<'a> {
+    /// The next of these; to those after the last nothing to change.
+    InOrder(std::slice::Iter<'a, Value>),
+    ByPart(&'a Map<String, Value>),
+}
+
+impl<'a> Answers<'a> {
+    pub(super) fn of(answer: &'a Answer) -> Option<Self> {
+        let by_part = answer.processor_by_part.as_ref().map(Self::ByPart);
+        by_part.or_else(|| Some(Self::InOrder(answer.processor.as_ref()?.iter())))
+    }
+
+    fn next(&mut self, part: &str, request: &Value) -> Option<&'a Value> {
+        match self {
+            Self::InOrder(all) => all.next(),
+            Self::ByPart(map) if request[part]["end_of_stream"] == true && part.ends_with("_body") => {
+                map.get(&part.replace("_body", "_end"))
+            }
+            Self::ByPart(map) => map.get(part),
+        }
+    }
+}
+
 pub(super) async fn serve(
     respond: &mut SendResponse<Bytes>,
     mut body: RecvStream,
-    answers: &[Value],
+    mut answers: Answers<'_>,
     at: usize,
     script: &Script,
 ) -> Result<(), h2::Error> {
     let _reading = script.read();
     let response = Response::builder().header("content-type", "application/grpc").body(()).unwrap_or_default();
     let mut send = respond.send_response(response, false)?;
-    let (mut buffer, mut told, mut answers) = (BytesMut::new(), Vec::new(), answers.iter());
+    let (mut buffer, mut told, mut protocol) = (BytesMut::new(), Vec::new(), Value::Null);
     while let Some(piece) = body.data().await {
         let piece = piece?;
         let _ = body.flow_control().release_capacity(piece.len());
         buffer.extend_from_slice(&piece);
         while let Some(message) = next(&mut buffer) {
             let request = CODEC.write_bytes(REQUEST, &message).unwrap_or(Value::Null);
-            let plain = plain(&request);
-            told.push(readable(request));
+            if let Some(config) = request.get("protocol_config") {
+                protocol = config.clone();
+            }
+            let part = PARTS.into_iter().find(|part| request.get(part).is_some()).unwrap_or(PARTS[0]);
+            let plain = plain(part, &request, &protocol);
+            let answer_to = answers.next(part, &request);
+            tell(&mut told, part, readable(request));
             script.note(at, "told", told.clone().into());
-            match answers.next().unwrap_or(&plain) {
+            match answer_to.unwrap_or(&plain) {
                 // Silence.
                 Value::Null => {}
                 Value::Number(status) => return end(send, status.as_u64().unwrap_or(2)),
@@ -53,6 +85,22 @@ pub(super) async fn serve(
         }
     }
     end(send, 0)
+}
+
+/// Notes a message. Pieces of a body that follow each other are one: how it is cut depends on how fast everything is, and so
+/// does whether the end is told with the last of them.
+fn tell(told: &mut Vec<Value>, part: &str, message: Value) {
+    let body = |of: &Value| of[part]["body"].as_str().unwrap_or_default().to_owned();
+    let Some(last) = told.last_mut().filter(|last| part.ends_with("_body") && last.get(part).is_some()) else {
+        return told.push(message);
+    };
+    let joined = body(last) + &body(&message);
+    if !joined.is_empty() {
+        last[part]["body"] = joined.into();
+    }
+    if message[part]["end_of_stream"] == true {
+        last[part]["end_of_stream"] = true.into();
+    }
 }
 
 fn end(mut send: SendStream<Bytes>, status: u64) -> Result<(), h2::Error> {
@@ -76,10 +124,11 @@ fn answer(send: &mut SendStream<Bytes>, json: &Value) -> Result<(), h2::Error> {
     send.send_data(framed.into(), false)
 }
 
-fn plain(request: &Value) -> Value {
-    let of = |part: &str| request.get(part).is_some();
-    let parts = ["request_headers", "response_headers", "request_body", "response_body", "request_trailers", "response_trailers"];
-    let part = parts.into_iter().find(|part| of(part)).unwrap_or(parts[0]);
+/// Nothing to change.
+fn plain(part: &str, request: &Value, protocol: &Value) -> Value {
+    if part.ends_with("_body") && protocol[format!("{part}_mode")] == FULL_DUPLEX {
+        return json!({ part: {"response": {"body_mutation": {"streamed_response": request[part]}}} });
+    }
     json!({ part: {} })
 }
 
