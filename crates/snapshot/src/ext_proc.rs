@@ -2,6 +2,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::attribute::NamedAttribute;
 use crate::ext_authz::AllowedHeaders;
 use crate::mutation_rules::MutationRules;
 use crate::service::GrpcService;
@@ -25,6 +26,8 @@ pub struct ExtProc {
     pub rules: MutationRules,
     pub headers: AllowedHeaders,
     pub allow_mode_override: bool,
+    /// Pieces of a streamed body are shown before the head's answer is there.
+    pub early_bodies: bool,
     /// When there are any, the processor may choose among these alone.
     pub allowed_modes: Vec<ProcessingMode>,
     pub disable_immediate_response: bool,
@@ -33,6 +36,9 @@ pub struct ExtProc {
     /// How long the processor may take to read what it only looks on.
     pub close_timeout: Duration,
     pub route_cache: RouteCacheAction,
+    /// Told with the first message about a request, and about a response.
+    pub request_attributes: Vec<NamedAttribute>,
+    pub response_attributes: Vec<NamedAttribute>,
     /// Dynamic metadata that the processor gets.
     pub forwarded: Vec<Box<str>>,
     /// Namespaces that the processor may write.
@@ -61,6 +67,17 @@ pub enum BodyMode {
     Buffered,
     /// Up to the buffer's limit; what is more goes on unseen.
     BufferedPartial,
+    /// Piece by piece, and the processor says what goes on instead, in pieces of its own and in its own time. The head's answer
+    /// is not waited for before the body is shown.
+    FullDuplexStreamed,
+}
+
+impl ProcessingMode {
+    /// Whether any body goes through the processor in full duplex.
+    #[must_use]
+    pub fn is_full_duplex(&self) -> bool {
+        [self.request_body, self.response_body].contains(&BodyMode::FullDuplexStreamed)
+    }
 }
 
 /// When a changed request finds its route again.

@@ -6,6 +6,7 @@
 //! what it cannot honour; the main thread publishes it and each worker reads it without a lock.
 //! On the path of a request it answers which chain, which route, which cluster.
 pub mod admission;
+pub mod attribute;
 pub mod authorize;
 pub mod bandwidth;
 pub mod bootstrap;

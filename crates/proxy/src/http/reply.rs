@@ -123,6 +123,7 @@ pub(crate) async fn send(exchange: &mut Exchange<'_>, reply: Reply) {
     if reply.direct {
         exchange.bodies = None;
     } else if exchange.hcm.holds_responses {
+        exchange.timer.after(Some(LONGEST));
         // A filter that would answer otherwise has an answer before it already.
         let _ = Box::pin(filter::http::on_response_held(exchange, &mut response, &mut body)).await;
     } else {

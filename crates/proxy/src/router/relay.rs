@@ -175,27 +175,46 @@ struct Coming<'a> {
 }
 
 impl Coming<'_> {
-    fn poll_all(&mut self, cx: &mut Context<'_>, info: &mut Info, caller: &mut Caller<'_>) -> Poll<Result<Piece, Broken>> {
-        if !self.body.sent() {
-            match self.body.poll(cx, info, caller, self.upstream) {
-                Ok(_) => {}
-                Err(Halt::Stream(_)) => return Poll::Ready(Err(Broken::Caller)),
-                Err(reply) => return Poll::Ready(Ok(Some(Err(reply)))),
-            }
+    /// The request's body goes on up.
+    fn send(&mut self, cx: &mut Context<'_>, info: &mut Info, caller: &mut Caller<'_>) -> Result<(), Broken> {
+        if self.body.sent() {
+            return Ok(());
         }
+        match self.body.poll(cx, info, caller, self.upstream) {
+            Ok(_) => Ok(()),
+            Err(Halt::Stream(_)) => Err(Broken::Caller),
+            Err(Halt::Reply(reply)) => Err(Broken::Filter(reply)),
+        }
+    }
+
+    fn poll_over(&mut self, cx: &mut Context<'_>, caller: &mut Caller<'_>) -> Poll<Broken> {
+        if self.body.complete() && caller.down.poll_gone(cx).is_ready() {
+            return Poll::Ready(Broken::Caller);
+        }
+        caller.timer.poll(cx).map(|()| Broken::Upstream(self.limits.expired(Instant::now()).into()))
+    }
+
+    fn poll_all(&mut self, cx: &mut Context<'_>, info: &mut Info, caller: &mut Caller<'_>) -> Poll<Result<Piece, Broken>> {
+        self.send(cx, info, caller)?;
         match Source::poll_piece(self.upstream, cx, info) {
-            Poll::Ready(Some(Err(Halt::Stream(e)))) => return Poll::Ready(Err(Broken::Upstream(e.into()))),
+            Poll::Ready(Some(Err(Halt::Stream(e)))) => Poll::Ready(Err(Broken::Upstream(e.into()))),
             Poll::Ready(piece) => {
                 self.limits.touch();
                 caller.timer.set(self.limits.next());
-                return Poll::Ready(Ok(piece));
+                Poll::Ready(Ok(piece))
             }
-            Poll::Pending => {}
+            Poll::Pending => self.poll_over(cx, caller).map(Err),
         }
-        if self.body.complete() && caller.down.poll_gone(cx).is_ready() {
-            return Poll::Ready(Err(Broken::Caller));
+    }
+
+    fn halt(&mut self, broken: Broken) -> Halt {
+        match broken {
+            Broken::Filter(reply) => Halt::Reply(reply),
+            broken => {
+                self.broken = Some(broken);
+                Halt::Stream(StreamError::Closed)
+            }
         }
-        caller.timer.poll(cx).map(|()| Err(Broken::Upstream(self.limits.expired(Instant::now()).into())))
     }
 }
 
@@ -207,13 +226,23 @@ impl Origin for Coming<'_> {
         match ready!(self.poll_all(cx, info, caller)) {
             Ok(piece) => {
                 self.ended = !matches!(piece, Some(Ok(Frame::Data(_))));
+                if self.ended {
+                    // The upstream was in time.
+                    self.limits.deadline = None;
+                    caller.timer.set(self.limits.next());
+                }
                 Poll::Ready(piece)
             }
-            Err(broken) => {
-                self.broken = Some(broken);
-                Poll::Ready(Some(Err(Halt::Stream(StreamError::Closed))))
-            }
+            Err(broken) => Poll::Ready(Some(Err(self.halt(broken)))),
         }
+    }
+
+    fn poll_meanwhile(&mut self, cx: &mut Context<'_>, info: &mut Info, caller: &mut Caller<'_>) -> Poll<Halt> {
+        let broken = match self.send(cx, info, caller) {
+            Ok(()) => ready!(self.poll_over(cx, caller)),
+            Err(broken) => broken,
+        };
+        Poll::Ready(self.halt(broken))
     }
 }
 

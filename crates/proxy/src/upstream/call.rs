@@ -137,6 +137,12 @@ impl Call {
         self.lease.upstream.send_data(data);
     }
 
+    /// What was queued goes out.
+    pub(super) fn flush(&mut self, cx: &mut TaskContext<'_>) {
+        // What cannot be written any more is told by the answer.
+        let _ = self.lease.upstream.poll_flush(cx);
+    }
+
     /// The answer's head, while what was queued goes out.
     pub(crate) async fn response(&mut self, worker: &Worker) -> Result<Response, Lost> {
         poll_fn(|cx| self.poll_response(worker, cx)).await

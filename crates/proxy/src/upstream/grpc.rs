@@ -186,6 +186,11 @@ impl Streaming {
         self.call.queue(message);
     }
 
+    /// What was queued goes out, while no message is wanted.
+    pub(crate) fn flush(&mut self, cx: &mut Context<'_>) {
+        self.call.flush(cx);
+    }
+
     /// The next message; `None` at the end of a call that ended well.
     pub(crate) fn poll_message<M: Message + Default>(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<M>, Status>> {
         let (status, head) = match &mut self.head {

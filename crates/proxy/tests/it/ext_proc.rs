@@ -13,7 +13,7 @@ use prost::Message;
 use crate::grpc::{GrpcServer, HTTP2, Reply};
 use crate::support::*;
 
-fn config(upstream: u16, processor: u16, mode: &str, more: &str) -> Config {
+pub(crate) fn config(upstream: u16, processor: u16, mode: &str, more: &str) -> Config {
     let mut config = Config::to(&[upstream]).cluster(cluster("proc", &[processor], HTTP2));
     config.filters = format!(
         "- name: envoy.filters.http.ext_proc\n  typed_config:\n    \
@@ -23,10 +23,10 @@ fn config(upstream: u16, processor: u16, mode: &str, more: &str) -> Config {
     config
 }
 
-type Seen = Arc<Mutex<Vec<Request>>>;
+pub(crate) type Seen = Arc<Mutex<Vec<Request>>>;
 
 /// A processor that answers as the closure says, by default with nothing to change.
-fn processor(answer: impl Fn(usize, &Request) -> Option<Answer> + Send + Sync + 'static) -> (GrpcServer, Seen) {
+pub(crate) fn processor(answer: impl Fn(usize, &Request) -> Option<Answer> + Send + Sync + 'static) -> (GrpcServer, Seen) {
     let seen = Seen::default();
     let theirs = seen.clone();
     let server = GrpcServer::start(move |message| {
@@ -42,7 +42,7 @@ fn processor(answer: impl Fn(usize, &Request) -> Option<Answer> + Send + Sync + 
     (server, seen)
 }
 
-fn plain(request: &Request) -> Answer {
+pub(crate) fn plain(request: &Request) -> Answer {
     match request {
         Request::RequestHeaders(_) => Answer::RequestHeaders(proto::HeadersResponse::default()),
         Request::ResponseHeaders(_) => Answer::ResponseHeaders(proto::HeadersResponse::default()),
@@ -53,7 +53,7 @@ fn plain(request: &Request) -> Answer {
     }
 }
 
-fn set(pairs: &[(&str, &str)], remove: &[&str]) -> Option<proto::HeaderMutation> {
+pub(crate) fn set(pairs: &[(&str, &str)], remove: &[&str]) -> Option<proto::HeaderMutation> {
     let option = |(key, value): &(&str, &str)| HeaderValueOption {
         header: Some(HeaderValue { key: (*key).to_owned(), raw_value: value.as_bytes().to_vec().into(), ..Default::default() }),
         ..Default::default()
@@ -64,13 +64,13 @@ fn set(pairs: &[(&str, &str)], remove: &[&str]) -> Option<proto::HeaderMutation>
     })
 }
 
-fn common(headers: Option<proto::HeaderMutation>, body: Option<&str>) -> Option<proto::CommonResponse> {
+pub(crate) fn common(headers: Option<proto::HeaderMutation>, body: Option<&str>) -> Option<proto::CommonResponse> {
     let body = body.map(|text| proto::BodyMutation { mutation: Some(Mutation::Body(text.as_bytes().to_vec().into())) });
     Some(proto::CommonResponse { header_mutation: headers, body_mutation: body, ..Default::default() })
 }
 
 /// What a processor saw, in short: `H` and `h` for heads, `B` and `b` with the bytes for bodies, `T` and `t` for trailers; `!` ends.
-fn told(seen: &Seen) -> Vec<String> {
+pub(crate) fn told(seen: &Seen) -> Vec<String> {
     let end = |end: bool| if end { "!" } else { "" };
     let text = |body: &proto::HttpBody| format!("{}{}", String::from_utf8_lossy(&body.body), end(body.end_of_stream));
     let one = |request: &Request| match request {
@@ -84,15 +84,13 @@ fn told(seen: &Seen) -> Vec<String> {
     seen.lock().unwrap().iter().map(one).collect()
 }
 
-fn stat(proxy: &Proxy, name: &str) -> u64 {
+pub(crate) fn stat(proxy: &Proxy, name: &str) -> u64 {
     proxy.stat(&format!("http.t.ext_proc.{name}"))
 }
 
-fn post(proxy: &Proxy, body: &str) -> Answer_ {
+pub(crate) fn post(proxy: &Proxy, body: &str) -> crate::support::Answer {
     proxy.call(&format!("POST /p HTTP/1.1\r\nhost: shop\r\nx-old: 1\r\ncontent-length: {}\r\n\r\n{body}", body.len()))
 }
-
-type Answer_ = crate::support::Answer;
 
 #[test]
 fn a_processor_sees_both_heads_and_changes_what_it_may() {
@@ -383,4 +381,30 @@ fn a_processor_that_does_not_answer_is_sent_no_more_than_the_buffers_limit() {
     let got = *got.lock().unwrap();
     assert!((50_000..300_000).contains(&got), "{got}");
     assert_eq!(stat(&proxy, "message_timeouts"), 1);
+}
+
+#[test]
+fn attributes_are_told_with_the_first_message_about_a_request_and_about_a_response() {
+    let upstream = Upstream::ok("fine");
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let theirs = told.clone();
+    let server = GrpcServer::start(move |message| {
+        let message = proto::ProcessingRequest::decode(message).unwrap();
+        theirs.lock().unwrap().push(message.attributes);
+        Reply::of(&proto::ProcessingResponse { response: Some(plain(&message.request.unwrap())), ..Default::default() })
+    });
+    let attributes = "    request_attributes: [request.path, destination.port, connection.mtls, request.time, upstream.port, no.such]\n    \
+                      response_attributes: [response.code, upstream.port, \"response.headers['content-length']\"]\n";
+    let proxy = config(upstream.port(), server.port(), "request_body_mode: BUFFERED", attributes).start();
+    assert_eq!(post(&proxy, "abc").status, 200);
+    let told = told.lock().unwrap();
+    let names: Vec<_> =
+        told.iter().map(|a| a.get("envoy.filters.http.ext_proc").map(|s| s.fields.keys().cloned().collect::<Vec<_>>())).collect();
+    let request = ["connection.mtls", "destination.port", "request.path", "request.time"].map(str::to_owned).to_vec();
+    assert_eq!(names, [Some(request), None, Some(vec!["response.code".to_owned(), "upstream.port".to_owned()])]);
+    let value = |of: usize, name: &str| format!("{:?}", told[of]["envoy.filters.http.ext_proc"].fields[name].kind.as_ref().unwrap());
+    assert_eq!(value(0, "destination.port"), format!("NumberValue({:?})", f64::from(proxy.address.port())));
+    assert_eq!(value(2, "upstream.port"), format!("NumberValue({:?})", f64::from(upstream.port())));
+    assert_eq!((value(0, "connection.mtls"), value(0, "request.path")), ("BoolValue(false)".to_owned(), "StringValue(\"/p\")".to_owned()));
+    assert!(value(0, "request.time").ends_with("+00:00\")"), "{}", value(0, "request.time"));
 }

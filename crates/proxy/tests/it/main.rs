@@ -11,6 +11,7 @@ mod discovered_routes;
 mod endings;
 mod ext_authz;
 mod ext_proc;
+mod ext_proc_full_duplex;
 mod extensions;
 mod faults;
 mod global_rate_limits;

@@ -7,6 +7,7 @@ use lateen_proto::envoy::extensions::filters::http::ext_proc::v3::{
 };
 use lateen_proto::envoy::r#type::v3 as types;
 
+use super::attribute;
 use super::common::{duration, duration_or};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
@@ -54,8 +55,8 @@ pub(crate) fn filter(value: proto::ExternalProcessor, context: &mut Context<'_>)
     } = value;
     // Lengths follow the body that goes on, and questions have no spans of their own.
     harmless!(allow_content_length_header, emit_client_span);
-    refuse!(http_service, request_attributes, response_attributes, filter_metadata);
-    refuse!(send_body_without_waiting_for_header_response, processing_request_modifier, on_processing_response);
+    refuse!(http_service, filter_metadata);
+    refuse!(processing_request_modifier, on_processing_response);
     let service = grpc_service.ok_or_else(|| Invalid::new("is missing")).and_then(|s| service::grpc(s, None, context));
     let route_cache = match (disable_clear_route_cache, route_cache(route_cache_action)?) {
         (true, RouteCacheAction::Default) => RouteCacheAction::Retain,
@@ -67,6 +68,7 @@ pub(crate) fn filter(value: proto::ExternalProcessor, context: &mut Context<'_>)
         time => Ok(time),
     };
     let mode = mode(processing_mode.unwrap_or_default()).within("processing_mode")?;
+    full_duplex(&mode, failure_mode_allow)?;
     if observability_mode && [mode.request_body, mode.response_body].iter().any(|m| !matches!(m, BodyMode::None | BodyMode::Streamed)) {
         return Err(Invalid::field("observability_mode", "shows bodies STREAMED only; set the body modes to STREAMED or NONE"));
     }
@@ -82,15 +84,34 @@ pub(crate) fn filter(value: proto::ExternalProcessor, context: &mut Context<'_>)
         rules: rules(mutation_rules.unwrap_or_default()).within("mutation_rules")?,
         headers: forwarding(forward_rules.unwrap_or_default()).within("forward_rules")?,
         allow_mode_override,
+        early_bodies: send_body_without_waiting_for_header_response,
         allowed_modes: modes.map(|(i, m)| self::mode(m).within_item("allowed_override_modes", i)).collect::<Result<_>>()?,
         disable_immediate_response,
         observes: observability_mode,
         close_timeout: deferred_close_timeout.map_or(Ok(CLOSE_TIMEOUT), |d| duration(&d)).within("deferred_close_timeout")?,
         route_cache,
+        request_attributes: attribute::named(request_attributes, "request_attributes")?,
+        response_attributes: attribute::named(response_attributes, "response_attributes")?,
         forwarded,
         received,
         status_on_error: status(status_on_error).within("status_on_error")?,
     })
+}
+
+/// What else must be configured where a body goes in full duplex (Envoy `verifyProcessingModeConfig`).
+fn full_duplex(mode: &ProcessingMode, failure_mode_allow: bool) -> Result<()> {
+    for (way, body, trailers) in
+        [("request", mode.request_body, mode.request_trailers), ("response", mode.response_body, mode.response_trailers)]
+    {
+        if body == BodyMode::FullDuplexStreamed && !trailers {
+            let field = format!("processing_mode.{way}_trailer_mode");
+            return Err(Invalid::field(&field, format!("must be SEND where {way}_body_mode is FULL_DUPLEX_STREAMED")));
+        }
+    }
+    if mode.is_full_duplex() && failure_mode_allow {
+        return Err(Invalid::field("failure_mode_allow", "must be false where a body mode is FULL_DUPLEX_STREAMED"));
+    }
+    Ok(())
 }
 
 fn status(value: Option<types::HttpStatus>) -> Result<u16> {
@@ -146,9 +167,10 @@ fn body(value: i32, field: &str) -> Result<BodyMode> {
         Ok(processing_mode::BodySendMode::Streamed) => Ok(BodyMode::Streamed),
         Ok(processing_mode::BodySendMode::Buffered) => Ok(BodyMode::Buffered),
         Ok(processing_mode::BodySendMode::BufferedPartial) => Ok(BodyMode::BufferedPartial),
-        Ok(other) => Err(Invalid::field(
+        Ok(processing_mode::BodySendMode::FullDuplexStreamed) => Ok(BodyMode::FullDuplexStreamed),
+        Ok(other @ processing_mode::BodySendMode::Grpc) => Err(Invalid::field(
             field,
-            format!("{} is not supported; use NONE, STREAMED, BUFFERED or BUFFERED_PARTIAL", other.as_str_name()),
+            format!("{} is not supported; use NONE, STREAMED, BUFFERED, BUFFERED_PARTIAL or FULL_DUPLEX_STREAMED", other.as_str_name()),
         )),
         Err(_) => Err(Invalid::field(field, format!("{value} is not known"))),
     }
@@ -226,13 +248,65 @@ fn overrides(value: proto::ExtProcOverrides) -> Result<ExtProcOverrides> {
 }
 
 impl ProcessingMode {
-    /// The mode that a processor asks for in its answer.
+    /// The mode that a processor asks for in its answer, where this is the configured one: what it leaves at its default stays.
     ///
     /// # Errors
-    /// What of it is not known or not supported.
-    pub fn asked(
-        value: lateen_proto::envoy::extensions::filters::http::ext_proc::v3::ProcessingMode,
-    ) -> std::result::Result<Self, Invalid> {
-        mode(value)
+    /// What of it is not known.
+    pub fn asked(self, value: proto::ProcessingMode) -> std::result::Result<Self, Invalid> {
+        let default = processing_mode::HeaderSendMode::Default as i32;
+        let or = |asked: i32, known: bool, new: bool| if asked == default { known } else { new };
+        let proto::ProcessingMode { request_header_mode, response_header_mode, request_trailer_mode, response_trailer_mode, .. } = value;
+        let new = mode(value)?;
+        Ok(Self {
+            request_headers: or(request_header_mode, self.request_headers, new.request_headers),
+            response_headers: or(response_header_mode, self.response_headers, new.response_headers),
+            request_trailers: or(request_trailer_mode, self.request_trailers, new.request_trailers),
+            response_trailers: or(response_trailer_mode, self.response_trailers, new.response_trailers),
+            ..new
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lateen_proto::envoy::extensions::filters::http::ext_proc::v3::processing_mode::{BodySendMode, HeaderSendMode};
+
+    use super::*;
+
+    fn full_duplex_mode(trailers: HeaderSendMode) -> proto::ProcessingMode {
+        proto::ProcessingMode {
+            response_body_mode: BodySendMode::FullDuplexStreamed as i32,
+            response_trailer_mode: trailers as i32,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn full_duplex_needs_trailers_and_a_processor_that_does_not_fail() {
+        let judge = |trailers, allow| full_duplex(&mode(full_duplex_mode(trailers)).unwrap(), allow).map_err(|e| e.to_string());
+        assert_eq!(judge(HeaderSendMode::Send, false), Ok(()));
+        let wrong = judge(HeaderSendMode::Default, false).unwrap_err();
+        assert!(wrong.contains("processing_mode.response_trailer_mode"), "{wrong}");
+        assert!(judge(HeaderSendMode::Send, true).unwrap_err().contains("failure_mode_allow"));
+    }
+
+    #[test]
+    fn what_a_processor_leaves_at_its_default_stays_as_configured() {
+        let configured = mode(proto::ProcessingMode {
+            response_header_mode: HeaderSendMode::Skip as i32,
+            request_trailer_mode: HeaderSendMode::Send as i32,
+            request_body_mode: BodySendMode::Buffered as i32,
+            ..Default::default()
+        });
+        let asked = configured.unwrap().asked(full_duplex_mode(HeaderSendMode::Send)).unwrap();
+        let expected = ProcessingMode {
+            request_headers: true,
+            response_headers: false,
+            request_body: BodyMode::None,
+            response_body: BodyMode::FullDuplexStreamed,
+            request_trailers: true,
+            response_trailers: true,
+        };
+        assert_eq!(asked, expected);
     }
 }

@@ -7,6 +7,7 @@
 mod access_log;
 mod action;
 mod admission;
+mod attribute;
 mod balance;
 mod bandwidth;
 mod buffer;

@@ -2,9 +2,14 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
+
+use lateen_snapshot::route::Action;
 
 use crate::http::message::Version;
+use crate::http::reply::Reply;
 use crate::http::{End, Exchange};
+use crate::router::{Failed, Failure};
 
 /// Waits for `work` as long as the caller does. `work` ends in its own time: it has a limit.
 pub(super) async fn patiently<T>(exchange: &mut Exchange<'_>, work: impl Future<Output = T>) -> Result<T, End> {
@@ -22,4 +27,16 @@ pub(super) async fn patiently<T>(exchange: &mut Exchange<'_>, work: impl Future<
         Poll::Pending
     })
     .await
+}
+
+/// How long an exchange may be idle.
+pub(super) fn idle_limit(exchange: &Exchange<'_>) -> Option<Duration> {
+    let route = exchange.info.route.as_ref().and_then(|m| if let Action::Forward(f) = &m.route.action { Some(f) } else { None });
+    let idle = route.and_then(|f| f.idle_timeout).or(exchange.hcm.config.stream_idle_timeout);
+    idle.filter(|span| !span.is_zero())
+}
+
+/// The answer to one that was idle for longer.
+pub(super) fn idle() -> Reply {
+    Failed::from(Failure::StreamIdle).reply(false, false, false)
 }

@@ -1,7 +1,7 @@
 //! Waiting for a body before its head goes on, up to a limit.
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -10,6 +10,7 @@ use lateen_telemetry::envoy_names::http as names;
 use lateen_telemetry::{ResponseFlags, details};
 use tokio::time::Instant;
 
+use super::super::wait;
 use super::{Caller, Chain, Halt, Origin, Piece, Source, Stage};
 use crate::http::message::{Frame, Length};
 use crate::http::reply::Reply;
@@ -75,6 +76,18 @@ impl Held {
         self.frames.iter().filter_map(|f| if let Frame::Data(data) = f { Some(data) } else { None })
     }
 
+    /// Takes what comes until it is complete or has more than `limit` bytes.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, info: &mut Info, source: &mut dyn Source, limit: usize) -> Poll<Result<(), Halt>> {
+        while !self.complete && self.bytes <= limit {
+            match ready!(source.poll_piece(cx, info)) {
+                Some(Ok(frame)) => self.add(frame),
+                None => self.complete = true,
+                Some(Err(halt)) => return Poll::Ready(Err(halt)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
     fn add(&mut self, frame: Frame) {
         match &frame {
             Frame::Data(data) => self.bytes += data.len(),
@@ -100,29 +113,45 @@ impl Stage for Held {
 /// # Errors
 /// When the caller goes away or takes too long, or a filter before answers.
 pub(crate) async fn request(exchange: &mut Exchange<'_>, limit: usize) -> Result<Held, End> {
+    let mut held = Held::default();
+    during_request(exchange, |cx, info, source| held.poll_fill(cx, info, source, limit)).await?;
+    Ok(held)
+}
+
+/// Does what `work` does with the request's body, as the filters before made it, while the request's head waits. `work` is
+/// done again when something has come of what it waits for. When it has taken all of the body, what that went through must be
+/// left behind ([`Exchange::pass_request`]).
+///
+/// # Errors
+/// When the caller goes away or takes too long, or a filter before answers.
+pub(crate) async fn during_request<T>(
+    exchange: &mut Exchange<'_>,
+    mut work: impl FnMut(&mut Context<'_>, &mut Info, &mut dyn Source) -> Poll<Result<T, Halt>>,
+) -> Result<T, End> {
     let limits = Limits::of(exchange);
     exchange.timer.set(limits.next(Instant::now()));
     let (down, timer, info) = (&mut *exchange.down, &mut *exchange.timer, &mut exchange.info);
-    let chain = exchange.bodies.get_or_insert_default();
-    let (http1, mut held) = (exchange.request.version != crate::http::message::Version::Http2, Held::default());
+    let chain = &mut exchange.bodies.get_or_insert_default().request;
+    let http1 = exchange.request.version != crate::http::message::Version::Http2;
     let result = poll_fn(|cx| {
-        loop {
-            match chain.request.poll_piece(cx, info, down) {
-                Poll::Ready(Some(Ok(frame))) => held.add(frame),
-                Poll::Ready(None) => held.complete = true,
-                Poll::Ready(Some(Err(Halt::Reply(reply)))) => return Poll::Ready(Err(End::Reply(reply))),
-                Poll::Ready(Some(Err(Halt::Stream(crate::http::stream::StreamError::Protocol)))) if http1 => {
-                    return Poll::Ready(Err(crate::http::reply::malformed_body().into()));
-                }
-                Poll::Ready(Some(Err(Halt::Stream(_)))) => return Poll::Ready(Err(End::Gone)),
-                Poll::Pending => break,
+        let mut source = Chained { chain: &mut *chain, origin: &mut *down, moved: false, waits: false };
+        let done = work(cx, info, &mut source);
+        let Chained { moved, waits, .. } = source;
+        match done {
+            Poll::Ready(Ok(done)) => return Poll::Ready(Ok(done)),
+            Poll::Ready(Err(Halt::Reply(reply))) => return Poll::Ready(Err(End::Reply(reply))),
+            Poll::Ready(Err(Halt::Stream(crate::http::stream::StreamError::Protocol))) if http1 => {
+                return Poll::Ready(Err(crate::http::reply::malformed_body().into()));
             }
-            if held.complete || held.bytes > limit {
-                return Poll::Ready(Ok(()));
-            }
-            if limits.idle.is_some() {
-                timer.set(limits.next(Instant::now()));
-            }
+            Poll::Ready(Err(Halt::Stream(_))) => return Poll::Ready(Err(End::Gone)),
+            Poll::Pending => {}
+        }
+        // Who waits for a body sees its sender go.
+        if !waits && (!http1 || down.request_done()) && down.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(End::Gone));
+        }
+        if moved && limits.idle.is_some() {
+            timer.set(limits.next(Instant::now()));
         }
         timer.poll(cx).map(|()| Err(End::from(limits.expired(Instant::now()).reply(false, false, false))))
     })
@@ -131,7 +160,7 @@ pub(crate) async fn request(exchange: &mut Exchange<'_>, limit: usize) -> Result
     if matches!(&result, Err(End::Reply(reply)) if reply.details == details::REQUEST_OVERALL_TIMEOUT) {
         exchange.hcm.stats.inc(names::DOWNSTREAM_RQ_TIMEOUT);
     }
-    result.map(|()| held)
+    result
 }
 
 /// Waits for a response's body, as the filters before made it, until it is complete or has more than `limit` bytes.
@@ -140,26 +169,56 @@ pub(crate) async fn request(exchange: &mut Exchange<'_>, limit: usize) -> Result
 /// # Errors
 /// When either end goes away or takes too long, or a filter before answers.
 pub(crate) async fn response(exchange: &mut Exchange<'_>, origin: &mut dyn Origin, limit: usize) -> Result<Held, End> {
+    let mut held = Held::default();
+    during_response(exchange, origin, |cx, info, source| held.poll_fill(cx, info, source, limit)).await?;
+    Ok(held)
+}
+
+/// [`during_request`] for a response's body ([`Exchange::pass_response`]).
+///
+/// # Errors
+/// When either end goes away or takes too long, or a filter before answers.
+pub(crate) async fn during_response<T>(
+    exchange: &mut Exchange<'_>,
+    origin: &mut dyn Origin,
+    mut work: impl FnMut(&mut Context<'_>, &mut Info, &mut dyn Source) -> Poll<Result<T, Halt>>,
+) -> Result<T, End> {
     let (down, timer, info) = (&mut *exchange.down, &mut *exchange.timer, &mut exchange.info);
     let bodies = exchange.bodies.get_or_insert_default();
     let (mut caller, chain) = (Caller { down, timer, chain: Some(&mut bodies.request) }, &mut bodies.response);
-    let mut held = Held::default();
+    let end = |halt| match halt {
+        Halt::Reply(reply) => End::Reply(reply),
+        Halt::Stream(_) => End::Cut,
+    };
     poll_fn(|cx| {
-        loop {
-            match chain.poll_piece(cx, info, &mut Meanwhile { origin, caller: &mut caller }) {
-                Poll::Ready(Some(Ok(frame))) => held.add(frame),
-                Poll::Ready(None) => held.complete = true,
-                Poll::Ready(Some(Err(Halt::Reply(reply)))) => return Poll::Ready(Err(End::Reply(reply))),
-                Poll::Ready(Some(Err(Halt::Stream(_)))) => return Poll::Ready(Err(End::Cut)),
-                Poll::Pending => return Poll::Pending,
-            }
-            if held.complete || held.bytes > limit {
-                return Poll::Ready(Ok(()));
-            }
+        let mut meanwhile = Meanwhile { origin: &mut *origin, caller: &mut caller };
+        let mut source = Chained { chain: &mut *chain, origin: &mut meanwhile, moved: false, waits: false };
+        if let Poll::Ready(done) = work(cx, info, &mut source) {
+            return Poll::Ready(done.map_err(end));
         }
+        // Who waits for more of a body does the rest as well.
+        if source.waits { Poll::Pending } else { origin.poll_meanwhile(cx, info, &mut caller).map(|halt| Err(end(halt))) }
     })
-    .await?;
-    Ok(held)
+    .await
+}
+
+/// What comes out of a chain.
+struct Chained<'a> {
+    chain: &'a mut Chain,
+    origin: &'a mut dyn Source,
+    /// Something came.
+    moved: bool,
+    /// There was nothing more when it was asked last.
+    waits: bool,
+}
+
+impl Source for Chained<'_> {
+    fn poll_piece(&mut self, cx: &mut Context<'_>, info: &mut Info) -> Poll<Piece> {
+        let piece = self.chain.poll_piece(cx, info, self.origin);
+        self.moved |= piece.is_ready();
+        self.waits = piece.is_pending();
+        piece
+    }
 }
 
 /// An [`Origin`] as a source.
@@ -180,22 +239,33 @@ impl Exchange<'_> {
         if held.complete {
             self.request.length = Length::Known(held.bytes as u64);
         }
-        // What it went through before is behind it, and gave all it had.
-        put_back(&mut self.bodies().request, held);
+        let complete = held.complete;
+        self.pass_request(held, complete);
+    }
+
+    /// Lets a body go on that was looked at while the head waited; `complete` when there is no more of it to come.
+    pub(crate) fn pass_request(&mut self, stage: impl Stage + 'static, complete: bool) {
+        pass(&mut self.bodies().request, stage, complete);
     }
 
     /// Lets a held body go on; its length is the filter's to say.
     pub(crate) fn put_back_response(&mut self, held: Held) {
-        put_back(&mut self.bodies().response, held);
+        let complete = held.complete;
+        self.pass_response(held, complete);
+    }
+
+    /// [`Self::pass_request`] for a response's body.
+    pub(crate) fn pass_response(&mut self, stage: impl Stage + 'static, complete: bool) {
+        pass(&mut self.bodies().response, stage, complete);
     }
 }
 
-/// What a complete body went through is behind it; what an incomplete one goes through goes on before it.
-fn put_back(chain: &mut Chain, held: Held) {
-    if held.complete {
+/// What a complete body went through is behind it and gave all it had; what an incomplete one goes through goes on before it.
+fn pass(chain: &mut Chain, stage: impl Stage + 'static, complete: bool) {
+    if complete {
         *chain = Chain::default();
     }
-    chain.push(held);
+    chain.push(stage);
 }
 
 /// The answer to a body that a filter needs whole and that is too large for that (Envoy's words).
@@ -224,7 +294,7 @@ impl Limits {
         let positive = |d: Option<std::time::Duration>| d.filter(|d| !d.is_zero());
         let after = |d: std::time::Duration| exchange.info.start.checked_add(d);
         Self {
-            idle: positive(route.and_then(|f| f.idle_timeout).or(config.stream_idle_timeout)),
+            idle: wait::idle_limit(exchange),
             request: positive(config.request_timeout).and_then(after),
             stream: positive(route.and_then(|f| f.max_stream_duration).or(config.max_stream_duration)).and_then(after),
         }

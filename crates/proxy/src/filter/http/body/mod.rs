@@ -61,6 +61,12 @@ pub(crate) trait Stage {
     fn poll_piece(&mut self, cx: &mut Context<'_>, info: &mut Info, source: &mut dyn Source) -> Poll<Piece>;
 }
 
+impl Stage for Box<dyn Stage> {
+    fn poll_piece(&mut self, cx: &mut Context<'_>, info: &mut Info, source: &mut dyn Source) -> Poll<Piece> {
+        (**self).poll_piece(cx, info, source)
+    }
+}
+
 impl Source for Downstream {
     fn poll_piece(&mut self, cx: &mut Context<'_>, info: &mut Info) -> Poll<Piece> {
         let piece = ready!(self.poll_frame(cx));
@@ -245,10 +251,17 @@ impl Caller<'_> {
 pub(crate) trait Origin {
     /// The next piece as it came; what else the exchange has to do meanwhile is done here.
     fn poll_piece(&mut self, cx: &mut Context<'_>, info: &mut Info, caller: &mut Caller<'_>) -> Poll<Piece>;
+
+    /// What else the exchange has to do while nothing more of the body is wanted; ready when it can go on no longer.
+    fn poll_meanwhile(&mut self, cx: &mut Context<'_>, info: &mut Info, caller: &mut Caller<'_>) -> Poll<Halt>;
 }
 
 impl Origin for Whole {
     fn poll_piece(&mut self, cx: &mut Context<'_>, info: &mut Info, _: &mut Caller<'_>) -> Poll<Piece> {
         Source::poll_piece(self, cx, info)
+    }
+
+    fn poll_meanwhile(&mut self, cx: &mut Context<'_>, _: &mut Info, caller: &mut Caller<'_>) -> Poll<Halt> {
+        caller.timer.poll(cx).map(|()| Halt::Stream(StreamError::Closed))
     }
 }

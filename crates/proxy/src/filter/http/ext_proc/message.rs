@@ -7,9 +7,11 @@ use http::header::{HeaderMap, HeaderValue};
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::extensions::filters::http::ext_proc::v3::processing_mode::BodySendMode;
 use lateen_proto::envoy::service::ext_proc::v3::{
-    self as proto, HeaderMutation, ImmediateResponse, ProcessingRequest, body_mutation::Mutation as BodyChange, processing_request::Request,
+    self as proto, HeaderMutation, ImmediateResponse, ProcessingRequest, ProcessingResponse, StreamedBodyResponse,
+    body_mutation::Mutation as BodyChange, common_response::ResponseStatus, processing_request::Request,
+    processing_response::Response as Answer,
 };
-use lateen_snapshot::ext_proc::{BodyMode, ExtProc};
+use lateen_snapshot::ext_proc::{BodyMode, ExtProc, NAMESPACE};
 use lateen_snapshot::header::AppendAction;
 use lateen_snapshot::metadata::{self, Metadata};
 use lateen_snapshot::mutation_rules::MutationRules;
@@ -18,12 +20,14 @@ use lateen_telemetry::{Local, ResponseFlags, details};
 use prost_types::value::Kind;
 
 use super::super::heads::{self, Mutation, Target};
-use super::session::{Part, Session, Way};
+use super::session::Session;
+use super::side::{Part, Way};
 use crate::http::message::{Length, Response};
 use crate::http::reply::Reply;
 
 /// A message about one part of an exchange.
-pub(super) fn request(session: &Session, known: &Metadata, request: Request) -> ProcessingRequest {
+pub(super) fn request(session: &mut Session, way: Way, known: &Metadata, request: Request) -> ProcessingRequest {
+    let attributes = session.attributes(way);
     let config = &session.config;
     let namespaces = config.forwarded.iter();
     let told = namespaces.filter_map(|name| match metadata::to_proto(known.get(name, &[])?).kind {
@@ -33,12 +37,13 @@ pub(super) fn request(session: &Session, known: &Metadata, request: Request) -> 
     let filter_metadata: HashMap<_, _> = told.collect();
     ProcessingRequest {
         request: Some(request),
+        attributes: attributes.map(|all| (NAMESPACE.to_owned(), *all)).into_iter().collect(),
         metadata_context: Some(core::Metadata { filter_metadata, ..Default::default() }),
         observability_mode: config.observes,
         protocol_config: (!session.begun && !config.observes).then(|| proto::ProtocolConfiguration {
             request_body_mode: body_mode(session.mode.request_body) as i32,
             response_body_mode: body_mode(session.mode.response_body) as i32,
-            ..Default::default()
+            send_body_without_waiting_for_header_response: config.early_bodies,
         }),
         ..Default::default()
     }
@@ -50,6 +55,7 @@ fn body_mode(mode: BodyMode) -> BodySendMode {
         BodyMode::Streamed => BodySendMode::Streamed,
         BodyMode::Buffered => BodySendMode::Buffered,
         BodyMode::BufferedPartial => BodySendMode::BufferedPartial,
+        BodyMode::FullDuplexStreamed => BodySendMode::FullDuplexStreamed,
     }
 }
 
@@ -209,6 +215,33 @@ pub(super) fn new_body(change: Option<proto::BodyMutation>) -> Option<Bytes> {
         BodyChange::ClearBody(true) => Some(Bytes::new()),
         BodyChange::ClearBody(false) | BodyChange::StreamedResponse(_) => None,
     }
+}
+
+fn body_mutation(answer: &ProcessingResponse) -> Option<&BodyChange> {
+    match answer.response.as_ref()? {
+        Answer::RequestBody(said) | Answer::ResponseBody(said) => said.response.as_ref()?.body_mutation.as_ref()?.mutation.as_ref(),
+        _ => None,
+    }
+}
+
+/// The piece of a body in full duplex that an answer brings.
+pub(super) fn streamed(answer: &ProcessingResponse) -> Option<&StreamedBodyResponse> {
+    if let BodyChange::StreamedResponse(piece) = body_mutation(answer)? { Some(piece) } else { None }
+}
+
+/// The bytes that an answer brings.
+pub(super) fn body_of(answer: &ProcessingResponse) -> Option<&Bytes> {
+    match body_mutation(answer)? {
+        BodyChange::Body(body) => Some(body),
+        BodyChange::StreamedResponse(piece) => Some(&piece.body),
+        BodyChange::ClearBody(_) => None,
+    }
+}
+
+/// Whether an answer about a head puts another body in the place of the one that is coming.
+pub(super) fn replaces(answer: &ProcessingResponse) -> bool {
+    let (Some(Answer::RequestHeaders(said)) | Some(Answer::ResponseHeaders(said))) = &answer.response else { return false };
+    said.response.as_ref().is_some_and(|r| r.status == ResponseStatus::ContinueAndReplace as i32)
 }
 
 /// Keeps what a processor says about a request.

@@ -8,41 +8,26 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use lateen_proto::Struct;
 use lateen_proto::envoy::service::ext_proc::v3::{
     HeaderMutation, ProcessingRequest, ProcessingResponse, processing_response::Response as Answer,
 };
-use lateen_snapshot::ext_proc::{ExtProc, ProcessingMode, RouteCacheAction};
+use lateen_snapshot::ext_proc::{BodyMode, ExtProc, ProcessingMode, RouteCacheAction};
 use lateen_telemetry::envoy_names::ext_proc as names;
 use lateen_telemetry::{Local, ResponseFlags};
 use tokio::time::Instant;
 
 use super::message::{self, Changes, Limits, Refused};
+use super::side::{Part, Side, Way};
 use crate::http::reply::Reply;
-use crate::io::Timer;
 use crate::upstream::grpc::{self, Status, Streaming};
 use crate::worker::{Live, Worker};
 
 const METHOD: &str = "/envoy.service.ext_proc.v3.ExternalProcessor/Process";
 /// How long a processor may take to end its side once the exchange is over.
 const LINGER: Duration = Duration::from_secs(1);
-/// Messages to a processor that only looks on; when it reads slower than they come, the exchange waits for it.
+/// Messages that wait to be sent to a processor that nobody waits for; when it reads slower than they come, the exchange waits.
 const MOST_QUEUED: usize = 16;
-
-/// One of the two ways of an exchange.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
-    Request,
-    Response,
-}
-
-/// What a processor was asked about last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
-    Headers,
-    Body,
-    Trailers,
-}
-
 /// What comes of asking.
 pub(super) enum Said {
     Answer(Box<ProcessingResponse>),
@@ -50,25 +35,6 @@ pub(super) enum Said {
     Nothing,
     /// The processor, or its failure, ends the exchange.
     Reply(Box<Reply>),
-}
-
-/// A direction's part in the conversation.
-#[derive(Default)]
-struct Side {
-    waits_for: Option<Part>,
-    /// How many answers about that part are still to come.
-    open: usize,
-    /// Those that have come, in order.
-    answers: VecDeque<Box<ProcessingResponse>>,
-    timer: Timer,
-}
-
-impl Side {
-    /// Nothing more is to come.
-    fn settle(&mut self) {
-        (self.waits_for, self.open) = (None, 0);
-        self.timer.set(None);
-    }
 }
 
 enum Stream {
@@ -91,14 +57,19 @@ pub(super) struct Session {
     pub(super) begun: bool,
     stream: Stream,
     outbox: VecDeque<Bytes>,
+    outbox_bytes: usize,
+    /// How many bytes may wait to be sent, and how many of answers to be used.
+    limit: usize,
     request: Side,
     response: Side,
+    /// The answer in the upstream's place, for whichever direction looks first.
+    immediate: Option<Box<ProcessingResponse>>,
     /// What ended the conversation badly: the next that waits is told.
     failed: Option<Box<Reply>>,
 }
 
 impl Session {
-    pub(super) fn new(worker: Rc<Worker>, live: Rc<Live>, config: Arc<ExtProc>, stats: Rc<Local>) -> Self {
+    pub(super) fn new(worker: Rc<Worker>, live: Rc<Live>, config: Arc<ExtProc>, stats: Rc<Local>, limit: usize) -> Self {
         Self {
             worker,
             live,
@@ -109,8 +80,11 @@ impl Session {
             begun: false,
             stream: Stream::None,
             outbox: VecDeque::new(),
+            outbox_bytes: 0,
+            limit,
             request: Side::default(),
             response: Side::default(),
+            immediate: None,
             failed: None,
         }
     }
@@ -126,6 +100,24 @@ impl Session {
         }
     }
 
+    /// What is told with the first message about a direction.
+    pub(super) fn tell(&mut self, way: Way, attributes: Struct) {
+        self.side(way).attributes = Some(Box::new(attributes));
+    }
+
+    /// What is to be told with a message; the next needs it no more.
+    pub(super) fn attributes(&mut self, way: Way) -> Option<Box<Struct>> {
+        self.side(way).attributes.take()
+    }
+
+    pub(super) fn is_full_duplex(&self, way: Way) -> bool {
+        let mode = match way {
+            Way::Request => self.mode.request_body,
+            Way::Response => self.mode.response_body,
+        };
+        mode == BodyMode::FullDuplexStreamed
+    }
+
     /// Says something about one direction; unless the processor only looks on, its answer is to be waited for.
     pub(super) fn say(&mut self, way: Way, part: Part, message: &ProcessingRequest) {
         if self.is_over() {
@@ -137,15 +129,35 @@ impl Session {
             self.stream = Stream::Opening(Box::pin(async move { Streaming::open(&worker, &live, &config.service, METHOD).await }));
         }
         self.begun = true;
-        self.outbox.push_back(grpc::framed(message));
+        let message = grpc::framed(message);
+        self.outbox_bytes += message.len();
+        self.outbox.push_back(message);
         self.stats.inc(names::STREAM_MSGS_SENT);
-        if !self.config.observes {
-            let limit = self.config.message_timeout;
-            let side = self.side(way);
-            side.waits_for = Some(part);
-            side.open += 1;
+        if self.config.observes {
+            return;
+        }
+        let (limit, full_duplex) = (self.config.message_timeout, self.is_full_duplex(way));
+        let side = self.side(way);
+        match part {
+            Part::Headers => side.head = true,
+            Part::Body if full_duplex => (side.pieces, side.given) = (1, true),
+            Part::Body => side.pieces += 1,
+            Part::Trailers => side.trailers = true,
+        }
+        // In full duplex a processor takes its time, as Envoy lets it: how long an exchange may be idle limits it.
+        if !full_duplex {
             side.timer.after(Some(limit));
         }
+    }
+
+    /// Whether more may be said to a processor whose answers are not counted.
+    pub(super) fn has_room(&self) -> bool {
+        self.outbox.len() < MOST_QUEUED && self.outbox_bytes < self.limit
+    }
+
+    /// As many answers have come as may wait to be used.
+    fn is_full(&self) -> bool {
+        self.request.held.max(self.response.held) >= self.limit
     }
 
     /// Ready when what was said has been taken, so far that more may be said.
@@ -160,10 +172,18 @@ impl Session {
         if let Some(reply) = self.failed.take() {
             return Poll::Ready(Said::Reply(reply));
         }
-        if let Some(answer) = self.side(way).answers.pop_front() {
+        if let Some(answer) = self.immediate.take() {
             return Poll::Ready(Said::Answer(answer));
         }
-        if self.is_over() || self.side(way).waits_for.is_none() {
+        let was_full = self.is_full();
+        if let Some(answer) = self.side(way).take() {
+            if was_full {
+                // Reading goes on.
+                cx.waker().wake_by_ref();
+            }
+            return Poll::Ready(Said::Answer(answer));
+        }
+        if self.is_over() || !self.side(way).waits() {
             return Poll::Ready(Said::Nothing);
         }
         if self.side(way).timer.poll(cx).is_pending() {
@@ -187,16 +207,17 @@ impl Session {
                 Stream::Open(open) => {
                     while !self.outbox.is_empty() && open.poll_room(cx).is_ready() {
                         if let Some(message) = self.outbox.pop_front() {
+                            self.outbox_bytes -= message.len();
                             open.send(message);
                         }
+                    }
+                    if self.request.held.max(self.response.held) >= self.limit {
+                        return open.flush(cx);
                     }
                     match open.poll_message(cx) {
                         Poll::Ready(Ok(Some(answer))) => self.take(cx, Box::new(answer)),
                         // The processor has seen enough.
-                        Poll::Ready(Ok(None)) => {
-                            self.stats.inc(names::STREAMS_CLOSED);
-                            return self.stream = Stream::Over;
-                        }
+                        Poll::Ready(Ok(None)) => return self.closed(),
                         Poll::Ready(Err(status)) => return self.broken(&status),
                         Poll::Pending => return,
                     }
@@ -224,41 +245,66 @@ impl Session {
             Some(Answer::ImmediateResponse(_)) if self.config.disable_immediate_response => {
                 return self.spurious("unhandled_immediate_response_due_to_config_disabled_it");
             }
-            Some(Answer::ImmediateResponse(_)) => match self.request.waits_for {
-                Some(part) => (Way::Request, part),
-                None => (Way::Response, self.response.waits_for.unwrap_or(Part::Headers)),
-            },
+            Some(Answer::ImmediateResponse(_)) => {
+                self.request.settle();
+                self.response.settle();
+                self.immediate = Some(answer);
+                self.stats.inc(names::STREAM_MSGS_RECEIVED);
+                return cx.waker().wake_by_ref();
+            }
             _ => return self.spurious("unhandled_message"),
         };
-        let limit = self.config.message_timeout;
-        let side = self.side(way);
-        if side.waits_for != Some(part) {
+        let (limit, full_duplex) = (self.config.message_timeout, self.is_full_duplex(way));
+        if self.side(way).replaced {
+            return;
+        }
+        if !self.side(way).expects(part, full_duplex) {
             return self.spurious("spurious_message");
         }
-        side.answers.push_back(answer);
-        if side.open > 1 {
-            side.open -= 1;
-            side.timer.after(Some(limit));
-        } else {
-            side.settle();
+        if let Some(wrong) = self.wrong_form(way, part, &answer) {
+            return self.spurious(wrong);
         }
+        let side = self.side(way);
+        side.answered(part, full_duplex, &answer);
+        side.keep(answer);
+        side.timer.after(Some(limit).filter(|_| side.waits() && !full_duplex));
         self.stats.inc(names::STREAM_MSGS_RECEIVED);
         // The other direction may have been the one that looked.
         cx.waker().wake_by_ref();
     }
 
+    /// Why an answer about a piece is none in this mode: pieces in full duplex are of another form than others.
+    fn wrong_form(&mut self, way: Way, part: Part, answer: &ProcessingResponse) -> Option<&'static str> {
+        match (part, self.is_full_duplex(way), message::streamed(answer)) {
+            (Part::Body, true, None) => {
+                Some("spurious_message:_Normal_body_mutation_response_is_received_while_body_mode__is_FULL_DUPLEX_STREAMED")
+            }
+            (Part::Body, false, Some(_)) => {
+                Some("spurious_message:_streamed_response_is_received_while_body_mode__is_not_FULL_DUPLEX_STREAMED")
+            }
+            _ => None,
+        }
+    }
+
     fn more_time(&mut self, wanted: Duration) {
-        let waits = self.request.waits_for.is_some() || self.response.waits_for.is_some();
+        let timed = |way| self.is_timed(way);
+        let waits = timed(Way::Request) || timed(Way::Response);
         if wanted < Duration::from_millis(1) || wanted > self.config.max_message_timeout || !waits {
             return self.stats.inc(names::OVERRIDE_MESSAGE_TIMEOUT_IGNORED);
         }
         self.stats.inc(names::OVERRIDE_MESSAGE_TIMEOUT_RECEIVED);
         let until = Instant::now().checked_add(wanted);
-        for side in [&mut self.request, &mut self.response] {
-            if side.waits_for.is_some() {
-                side.timer.set(until);
+        for way in [Way::Request, Way::Response] {
+            if self.is_timed(way) {
+                self.side(way).timer.set(until);
             }
         }
+    }
+
+    /// Whether an answer is waited for that has to come in time.
+    fn is_timed(&self, way: Way) -> bool {
+        let side = if way == Way::Request { &self.request } else { &self.response };
+        side.waits() && !self.is_full_duplex(way)
     }
 
     /// What the processor wants of headers.
@@ -301,6 +347,16 @@ impl Session {
         self.fail(self.config.status_on_error, details.to_owned());
     }
 
+    /// The processor has seen enough. What it alone has of a body it must have answered.
+    fn closed(&mut self) {
+        self.stats.inc(names::STREAMS_CLOSED);
+        self.stream = Stream::Over;
+        let lost = [&self.request, &self.response].iter().any(|side| side.given && side.pieces > 0);
+        if lost {
+            self.fail(self.config.status_on_error, "ext_proc_error_stream_closed_within_a_body".to_owned());
+        }
+    }
+
     fn broken(&mut self, status: &Status) {
         tracing::debug!(code = status.code, message = status.message, "external processing failed");
         self.stats.inc(names::STREAMS_FAILED);
@@ -313,7 +369,8 @@ impl Session {
     /// Ends the conversation over a failure of the processor.
     fn fail(&mut self, status: u16, details: String) {
         self.finish();
-        if self.failure_mode_allow {
+        // A body of which the processor has a part cannot go on without it.
+        if self.failure_mode_allow && !self.request.given && !self.response.given {
             self.stats.inc(names::FAILURE_MODE_ALLOWED);
         } else {
             self.failed = Some(Box::new(Reply::new(status, "", details, ResponseFlags::NONE)));
@@ -328,6 +385,7 @@ impl Session {
         let Stream::Open(open) = std::mem::replace(&mut self.stream, Stream::Over) else { return };
         self.stats.inc(names::STREAMS_CLOSED);
         let left = std::mem::take(&mut self.outbox);
+        self.outbox_bytes = 0;
         let limit = if self.config.observes { self.config.close_timeout } else { LINGER };
         crate::worker::spawn(&self.worker, async move {
             let _ = tokio::time::timeout(limit, Box::pin(open.close(left))).await;
