@@ -40,6 +40,7 @@ mod routing;
 mod sessions;
 mod swap;
 mod tcp;
+mod tcp_endings;
 mod tcp_tunnels;
 mod tls;
 mod tracing;

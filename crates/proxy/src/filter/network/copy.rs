@@ -14,13 +14,26 @@ const SMALL: usize = 16 * 1024;
 /// A busy one gets this much.
 const LARGE: usize = 256 * 1024;
 
+/// How a direction ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// All that came was taken, and its end.
+    Whole,
+    /// Nothing more comes: reading failed. What had come was taken.
+    Source,
+    /// Nothing more is taken: writing failed.
+    Sink,
+}
+
 /// One direction.
 pub(super) struct Direction {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
     eof: bool,
-    closed: bool,
+    /// Reading failed.
+    failed: bool,
+    ended: Option<End>,
     needs_flush: bool,
     full_reads: u32,
     /// Bytes moved.
@@ -38,7 +51,8 @@ impl Direction {
             end: first.len(),
             buffer: first.into(),
             eof: false,
-            closed: false,
+            failed: false,
+            ended: None,
             needs_flush: false,
             full_reads: 0,
             moved: 0,
@@ -57,18 +71,29 @@ impl Direction {
         self.start >= self.end && self.pipe.as_ref().is_none_or(Pipe::is_empty)
     }
 
-    pub(super) fn done(&self) -> bool {
-        self.closed
+    /// Moves bytes until one side is not ready; how the direction ended, once it has.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, from: &mut Io, to: &mut Io) -> Option<End> {
+        if self.ended.is_none() {
+            self.ended = match self.poll_end(cx, from, to) {
+                Poll::Ready(Ok(())) => Some(End::Whole),
+                Poll::Ready(Err(end)) => Some(end),
+                Poll::Pending => None,
+            };
+        }
+        if self.ended == Some(End::Sink) {
+            self.drop_rest(cx, from);
+        }
+        self.ended
     }
 
-    /// Moves bytes until one side is not ready; ready at the end of the direction.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, from: &mut Io, to: &mut Io) -> Poll<std::io::Result<()>> {
-        while !self.closed {
+    fn poll_end(&mut self, cx: &mut Context<'_>, from: &mut Io, to: &mut Io) -> Poll<Result<(), End>> {
+        let sink = |_| End::Sink;
+        loop {
             while self.start < self.end {
                 let piece = self.buffer.get(self.start..self.end).unwrap_or_default();
-                let n = ready!(Pin::new(&mut *to).poll_write(cx, piece))?;
+                let n = ready!(Pin::new(&mut *to).poll_write(cx, piece)).map_err(sink)?;
                 if n == 0 {
-                    return Poll::Ready(Err(std::io::ErrorKind::WriteZero.into()));
+                    return Poll::Ready(Err(End::Sink));
                 }
                 self.start += n;
                 self.moved += n as u64;
@@ -79,9 +104,12 @@ impl Direction {
                 ready!(self.poll_pipe(cx, from, to))?;
             }
             if self.eof {
-                ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
-                self.closed = true;
-                break;
+                ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(sink)?;
+                return Poll::Ready(Ok(()));
+            }
+            if self.failed {
+                ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(sink)?;
+                return Poll::Ready(Err(End::Source));
             }
             self.make_room();
             let mut read = ReadBuf::new(&mut self.buffer);
@@ -95,10 +123,10 @@ impl Direction {
                         self.stripped(n);
                     }
                 }
-                Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+                Poll::Ready(Err(_)) => self.failed = true,
                 Poll::Pending => {
                     if self.needs_flush {
-                        ready!(Pin::new(&mut *to).poll_flush(cx))?;
+                        ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(sink)?;
                         self.needs_flush = false;
                     }
                     // Idle connections hold no buffer.
@@ -109,7 +137,21 @@ impl Direction {
                 }
             }
         }
-        Poll::Ready(Ok(()))
+    }
+
+    /// Reads what nobody takes: who sends it may read only once it has written.
+    fn drop_rest(&mut self, cx: &mut Context<'_>, from: &mut Io) {
+        self.pipe = None;
+        (self.start, self.end) = (0, 0);
+        while !self.eof && !self.failed {
+            self.make_room();
+            let mut read = ReadBuf::new(&mut self.buffer);
+            match Pin::new(&mut *from).poll_read(cx, &mut read) {
+                Poll::Ready(Ok(())) => self.eof = read.filled().is_empty(),
+                Poll::Ready(Err(_)) => self.failed = true,
+                Poll::Pending => break,
+            }
+        }
     }
 
     /// Whether the kernel can move the bytes: nothing is to be looked at, and enough comes to be worth a pipe.
@@ -120,17 +162,17 @@ impl Direction {
                 self.buffer = Vec::new();
             }
         }
-        self.pipe.is_some() && !self.eof
+        self.pipe.is_some() && !self.eof && !self.failed
     }
 
     /// Moves bytes through the pipe; ready at the end of what comes.
-    fn poll_pipe(&mut self, cx: &mut Context<'_>, from: &Io, to: &Io) -> Poll<std::io::Result<()>> {
+    fn poll_pipe(&mut self, cx: &mut Context<'_>, from: &Io, to: &Io) -> Poll<Result<(), End>> {
         let (Some(pipe), Some(from), Some(to)) = (&mut self.pipe, from.tcp(), to.tcp()) else { return Poll::Ready(Ok(())) };
         loop {
             while !pipe.is_empty() {
-                self.moved += ready!(pipe.poll_drain(cx, to))? as u64;
+                self.moved += ready!(pipe.poll_drain(cx, to)).map_err(|_| End::Sink)? as u64;
             }
-            if ready!(pipe.poll_fill(cx, from))? == 0 {
+            if ready!(pipe.poll_fill(cx, from)).map_err(|_| End::Source)? == 0 {
                 self.eof = true;
                 return Poll::Ready(Ok(()));
             }

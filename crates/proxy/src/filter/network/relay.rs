@@ -5,15 +5,19 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use lateen_telemetry::envoy_names::tcp as names;
+use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
-use super::copy::Direction;
+use super::copy::{Direction, End};
 use super::peer_exchange;
 use super::tcp::Session;
 use crate::io::{Io, Timer};
 
 /// How long silence may last where the configuration sets no limit.
 pub(super) const LONGEST_SILENCE: Duration = Duration::from_secs(3600);
+
+/// How long a caller may take to end after it was told that nobody listens any more.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// What is due whatever the bytes do: the end of a silent, old or draining connection, and log lines on the way.
 pub(super) struct Clock {
@@ -57,6 +61,14 @@ impl Clock {
     pub(super) fn touch(&mut self) {
         if let Some(idle) = self.idle {
             self.idle_at = Instant::now().checked_add(idle);
+        }
+    }
+
+    /// Silence has a limit from here on, whatever the configuration says.
+    pub(super) fn limit(&mut self) {
+        if self.idle.is_none() {
+            self.idle = Some(LONGEST_SILENCE);
+            self.touch();
         }
     }
 
@@ -114,18 +126,19 @@ pub(super) async fn run(session: &mut Session<'_>, down: &mut Io, up: &mut Io, f
     }
     let mut clock = Clock::new(session);
     let mut leaving = false;
-    // An error on either side is the end of both.
-    let _ = poll_fn(|cx| {
+    let cut = poll_fn(|cx| {
         let before = (request.moved, response.moved);
-        let one = request.poll(cx, down, up);
-        let other = response.poll(cx, up, down);
+        let ends = (request.poll(cx, down, up), response.poll(cx, up, down));
         session.outcome.received = request.moved;
         session.outcome.sent = response.moved;
-        if let (Poll::Ready(Err(e)), _) | (_, Poll::Ready(Err(e))) = (one, other) {
-            return Poll::Ready(Err(e));
-        }
-        if request.done() && response.done() {
-            return Poll::Ready(Ok(()));
+        match ends {
+            (None, None) => {}
+            (Some(request), Some(response)) => return Poll::Ready(request == End::Sink && response == End::Whole),
+            // Who is gone wants nothing more.
+            (Some(End::Source), None) | (None, Some(End::Source)) => return Poll::Ready(false),
+            // What has arrived before is still delivered the other way.
+            (Some(End::Sink), None) | (None, Some(End::Sink)) => clock.limit(),
+            (Some(End::Whole), None) | (None, Some(End::Whole)) => {}
         }
         if (request.moved, response.moved) != before {
             if clock.minds() {
@@ -136,9 +149,27 @@ pub(super) async fn run(session: &mut Session<'_>, down: &mut Io, up: &mut Io, f
         }
         let failed = session.watched.as_ref().is_some_and(|watched| watched.poll_failed(cx).is_ready());
         if failed || (leaving && response.is_empty()) {
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(false);
         }
-        clock.poll_end(cx, session).map(Ok)
+        clock.poll_end(cx, session).map(|()| false)
     })
     .await;
+    if cut {
+        Box::pin(linger(down)).await;
+    }
+}
+
+/// Takes for a moment what a caller still sends that has been told the end: it would otherwise turn the close into a reset, which may
+/// overtake what it was sent.
+pub(super) async fn linger(down: &mut Io) {
+    let mut rest = lateen_core::recycle::buffers::take();
+    let until_the_end = async {
+        loop {
+            rest.clear();
+            if !matches!(down.read_buf(&mut rest).await, Ok(1..)) {
+                break;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, until_the_end).await;
 }

@@ -17,7 +17,7 @@ use lateen_telemetry::access_log::TextFormat;
 use lateen_telemetry::envoy_names::cluster as names;
 
 use super::dial;
-use super::relay::{Clock, LONGEST_SILENCE, drains};
+use super::relay::{Clock, LONGEST_SILENCE, drains, linger};
 use super::tcp::Session;
 use crate::http::ConnectionRecord;
 use crate::http::headers;
@@ -129,15 +129,21 @@ pub(super) async fn serve(session: &mut Session<'_>, template: &Template, cluste
     }
     let mut wire = Wire::new(io);
     wire.input = first;
-    let mut pump = Pump { up_open: true, down_open: true, shut: false, keeps_trailers: template.keeps_trailers };
+    let mut pump = Pump { up: Way::Open, down: Way::Open, broken: None, keeps_trailers: template.keeps_trailers };
     let mut clock = Clock::new(session);
     let ended = poll_fn(|cx| pump.poll(cx, session, &mut clock, &mut wire, &mut lease.upstream)).await;
     match ended {
-        Ok(()) => lease.finish(cluster.cluster.config.max_requests_per_connection, tokio::time::Instant::now()),
+        Ok(()) => return lease.finish(cluster.cluster.config.max_requests_per_connection, tokio::time::Instant::now()),
         Err(Broken::Caller) => cluster.stats.inc(names::UPSTREAM_RQ_CANCELLED),
+        // It has said all, and wants no more.
+        Err(Broken::Upstream(StreamError::Reset)) if pump.down == Way::Over => {}
         Err(Broken::Upstream(StreamError::Closed)) => session.outcome.flags = ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
         Err(Broken::Upstream(_)) => session.outcome.flags = ResponseFlags::UPSTREAM_REMOTE_RESET,
         Err(Broken::Time) => {}
+    }
+    drop(lease);
+    if pump.down == Way::Over {
+        Box::pin(linger(&mut wire.io)).await;
     }
 }
 
@@ -232,12 +238,24 @@ enum Broken {
     Time,
 }
 
+/// One direction.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Open,
+    /// The end is under way.
+    Ending,
+    /// All of it arrived.
+    Over,
+    /// It ended before its time.
+    Cut,
+}
+
 /// Both directions between a connection and a stream.
 struct Pump {
-    up_open: bool,
-    down_open: bool,
-    /// The caller was told that nothing more comes.
-    shut: bool,
+    up: Way,
+    down: Way,
+    /// Why the stream takes nothing more. What it brought before is still delivered.
+    broken: Option<StreamError>,
     keeps_trailers: bool,
 }
 
@@ -254,19 +272,26 @@ impl Pump {
         if let Err(broken) = self.upwards(cx, session, wire, up).and_then(|()| self.downwards(cx, session, wire, up)) {
             return Poll::Ready(Err(broken));
         }
-        let sent = match up.poll_flush(cx) {
-            Poll::Ready(Err(e)) => return Poll::Ready(Err(Broken::Upstream(e))),
-            other => other.is_ready(),
-        };
+        // Once all was taken, it is nothing to us how the stream or its connection goes.
+        if matches!(self.up, Way::Open | Way::Ending) {
+            match up.poll_flush(cx) {
+                Poll::Ready(Err(e)) => self.cut(e),
+                Poll::Ready(Ok(())) if self.up == Way::Ending => self.up = Way::Over,
+                _ => {}
+            }
+        }
         let delivered = match wire.poll_flush(cx) {
             Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Caller)),
             other => other.is_ready(),
         };
-        if !self.down_open && delivered && !self.shut {
-            self.shut = wire.poll_shutdown(cx).is_ready();
+        if self.down == Way::Ending && delivered && wire.poll_shutdown(cx).is_ready() {
+            self.down = Way::Over;
         }
-        if self.shut && !self.up_open && sent {
-            return Poll::Ready(Ok(()));
+        match (self.down, self.broken) {
+            (Way::Over, None) if self.up == Way::Over => return Poll::Ready(Ok(())),
+            (Way::Over | Way::Cut, Some(e)) if delivered => return Poll::Ready(Err(Broken::Upstream(e))),
+            (_, Some(_)) => clock.limit(),
+            _ => {}
         }
         if (session.outcome.received, session.outcome.sent) != before {
             clock.touch();
@@ -277,11 +302,20 @@ impl Pump {
         clock.poll_end(cx, session).map(|()| Err(Broken::Time))
     }
 
+    /// The stream takes nothing more.
+    fn cut(&mut self, why: StreamError) {
+        self.up = Way::Cut;
+        self.broken.get_or_insert(why);
+    }
+
     fn upwards(&mut self, cx: &mut Context<'_>, session: &mut Session<'_>, wire: &mut Wire, up: &mut Upstream) -> Result<(), Broken> {
-        while self.up_open {
+        while self.up == Way::Open {
             match up.poll_room(cx) {
                 Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(e)) => return Err(Broken::Upstream(e)),
+                Poll::Ready(Err(e)) => {
+                    self.cut(e);
+                    break;
+                }
                 Poll::Pending => break,
             }
             if !wire.input.is_empty() {
@@ -291,7 +325,7 @@ impl Pump {
             }
             match wire.poll_fill(cx) {
                 Poll::Ready(Ok(0)) => {
-                    self.up_open = false;
+                    self.up = Way::Ending;
                     up.send_end(None);
                 }
                 Poll::Ready(Ok(_)) => {}
@@ -299,11 +333,11 @@ impl Pump {
                 Poll::Pending => break,
             }
         }
-        Ok(())
+        if self.up == Way::Cut { drop_rest(cx, wire) } else { Ok(()) }
     }
 
     fn downwards(&mut self, cx: &mut Context<'_>, session: &mut Session<'_>, wire: &mut Wire, up: &mut Upstream) -> Result<(), Broken> {
-        while self.down_open {
+        while self.down == Way::Open {
             match wire.poll_room(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return Err(Broken::Caller),
@@ -318,13 +352,28 @@ impl Pump {
                     if self.keeps_trailers {
                         session.outcome.tunnel_trailers = Some(trailers);
                     }
-                    self.down_open = false;
+                    self.down = Way::Ending;
                 }
-                Poll::Ready(None) => self.down_open = false,
-                Poll::Ready(Some(Err(e))) => return Err(Broken::Upstream(e)),
+                Poll::Ready(None) => self.down = Way::Ending,
+                Poll::Ready(Some(Err(e))) => {
+                    self.down = Way::Cut;
+                    self.cut(e);
+                }
                 Poll::Pending => break,
             }
         }
         Ok(())
+    }
+}
+
+/// Reads what nobody takes: a caller may read only once it has written.
+fn drop_rest(cx: &mut Context<'_>, wire: &mut Wire) -> Result<(), Broken> {
+    loop {
+        wire.input.clear();
+        match wire.poll_fill(cx) {
+            Poll::Ready(Ok(0)) | Poll::Pending => return Ok(()),
+            Poll::Ready(Ok(_)) => {}
+            Poll::Ready(Err(_)) => return Err(Broken::Caller),
+        }
     }
 }
