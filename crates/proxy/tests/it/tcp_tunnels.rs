@@ -1,6 +1,6 @@
 //! The TCP proxy beyond plain bytes: tunnels over HTTP, pairs of proxies, late dials, ends by time and drain, log lines.
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -103,6 +103,59 @@ fn nothing_goes_up_before_the_tunnel_is_open() {
     assert_eq!(head, "CONNECT 127.0.0.1:1 HTTP/1.1\r\nhost: 127.0.0.1:1\r\nx-a: b\r\n\r\n");
     assert!(!early, "bytes came before the answer");
     assert_eq!(&bytes, b"early");
+}
+
+#[test]
+fn a_caller_that_leaves_before_its_tunnel_is_open_waits_no_longer() {
+    let port = tcp_server(|mut stream| {
+        read_head(&mut stream);
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nhello").unwrap();
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let one = "circuit_breakers: {thresholds: [{max_connections: 1}]}";
+    let proxy = start(&tcp(&cluster("c", &[port], one), "tunneling_config: {hostname: \"db:1\"}"));
+    let greeted = |stream: &mut TcpStream| {
+        let mut hello = [0; 5];
+        stream.read_exact(&mut hello).unwrap();
+        assert_eq!(&hello, b"hello");
+    };
+    let waiting = || proxy.stat("cluster.c.upstream_rq_pending_active");
+    let mut first = proxy.connect();
+    greeted(&mut first);
+    for (said, resets) in [("", true), ("", false), ("something", false)] {
+        let mut stream = proxy.connect();
+        stream.write_all(said.as_bytes()).unwrap();
+        eventually(|| waiting() == 1);
+        if resets {
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+        drop(stream);
+        eventually(|| waiting() == 0 && proxy.worker.connections() == 1);
+    }
+    assert_eq!(proxy.stat("cluster.c.upstream_rq_cancelled"), 3);
+    // Within the time that a connection may take, one that ended its side may be there for what the server says.
+    let mut second = proxy.connect();
+    second.shutdown(Shutdown::Write).unwrap();
+    eventually(|| waiting() == 1);
+    drop(first);
+    greeted(&mut second);
+}
+
+#[test]
+fn a_tunnel_that_does_not_open_ends_with_the_idle_timeout() {
+    let port = tcp_server(|mut stream| {
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let one = "circuit_breakers: {thresholds: [{max_connections: 1}]}";
+    let proxy = start(&tcp(&cluster("c", &[port], one), "idle_timeout: 0.3s, tunneling_config: {hostname: \"db:1\"}"));
+    // One waits for the answer, and one for a connection.
+    let mut callers = [proxy.connect(), proxy.connect()];
+    for stream in &mut callers {
+        assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 0);
+    }
+    eventually(|| proxy.worker.connections() == 0);
+    assert_eq!(proxy.stat("tcp.t.idle_timeout"), 2);
+    assert_eq!(proxy.stat("cluster.c.upstream_rq_pending_active"), 0);
 }
 
 #[test]

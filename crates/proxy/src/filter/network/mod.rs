@@ -1,6 +1,7 @@
 //! Network filters: what happens to a connection before, and instead of, HTTP.
 mod copy;
 mod dial;
+mod leaving;
 mod named;
 mod peer_exchange;
 mod relay;

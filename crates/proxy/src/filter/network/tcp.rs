@@ -21,6 +21,7 @@ use lateen_telemetry::{BlockName, Local, ResponseFlags, details};
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
+use super::leaving::leaves;
 use super::relay;
 use super::tunnel::{self, Template};
 use super::{Passed, dial};
@@ -30,9 +31,6 @@ use crate::listener::Conn;
 use crate::router::lookup;
 use crate::upstream::{Caller, ClusterState, ConnectPlan, Proxied, Sought, Watched, choose};
 use crate::worker::{Discovered, Worker};
-
-/// So much is read of a caller whose cluster is not there yet.
-const MOST_AHEAD: usize = 64 << 10;
 
 /// A TCP proxy bound to one worker's counters and logs.
 pub(crate) struct TcpState {
@@ -343,22 +341,6 @@ impl Session<'_> {
         self.outcome.flags = ResponseFlags::UPSTREAM_CONNECTION_FAILURE;
         self.outcome.failure = details::underscored(reason).into_owned();
     }
-}
-
-/// Comes back when the caller has left, and keeps what it says until then, up to a limit. One that ends its side after it said
-/// something may yet wait for an answer.
-async fn leaves(io: &mut Io, first: &mut BytesMut) {
-    if first.capacity() == 0 {
-        *first = lateen_core::recycle::buffers::take();
-    }
-    while first.len() < MOST_AHEAD {
-        match io.read_buf(first).await {
-            Ok(0) if !first.is_empty() => break,
-            Ok(n) if n > 0 => {}
-            Ok(_) | Err(_) => return,
-        }
-    }
-    std::future::pending().await
 }
 
 /// A connection to a host of the cluster, or of the member of it that was chosen.

@@ -14,9 +14,10 @@ use lateen_snapshot::header::{AppendAction, HeaderTemplate};
 use lateen_snapshot::listener::TcpTunnel;
 use lateen_telemetry::ResponseFlags;
 use lateen_telemetry::access_log::TextFormat;
-use lateen_telemetry::envoy_names::cluster as names;
+use lateen_telemetry::envoy_names::{cluster as names, tcp as tcp_names};
 
 use super::dial;
+use super::leaving::leaves_within;
 use super::relay::{Clock, LONGEST_SILENCE, drains, linger};
 use super::tcp::Session;
 use crate::http::ConnectionRecord;
@@ -117,8 +118,24 @@ impl Template {
     }
 }
 
-pub(super) async fn serve(session: &mut Session<'_>, template: &Template, cluster: &Rc<ClusterState>, io: Io, first: BytesMut) {
-    let Some((mut lease, cluster, host)) = open(session, template, cluster).await else { return };
+pub(super) async fn serve(session: &mut Session<'_>, template: &Template, cluster: &Rc<ClusterState>, mut io: Io, mut first: BytesMut) {
+    let limit = session.idle_timeout().unwrap_or(LONGEST_SILENCE);
+    let patience = cluster.cluster.config.connect_timeout;
+    let opened = tokio::select! {
+        biased;
+        opened = open(session, template, cluster) => opened,
+        () = leaves_within(patience, &mut io, &mut first) => {
+            cluster.stats.inc(names::UPSTREAM_RQ_CANCELLED);
+            session.outcome.flags = ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
+            None
+        }
+        () = tokio::time::sleep(limit) => {
+            session.state.stats.inc(tcp_names::IDLE_TIMEOUT);
+            session.failed("tunnel response timeout");
+            None
+        }
+    };
+    let Some((mut lease, cluster, host)) = opened else { return };
     session.outcome.upstream_local = lease.local_address();
     session.outcome.principal = lease.principal();
     session.connected();
@@ -195,9 +212,7 @@ async fn attempt(session: &mut Session<'_>, template: &Template, cluster: &Rc<Cl
     host.counters.rq_total.fetch_add(1, Relaxed);
     let failed = |_: StreamError| Refused::Failed(String::new());
     lease.upstream.send_request(&request).map_err(failed)?;
-    let limit = session.idle_timeout().unwrap_or(LONGEST_SILENCE);
-    let answer = tokio::time::timeout(limit, answer(&mut lease.upstream)).await;
-    let (status, headers) = answer.map_err(|_| Refused::Failed("tunnel response timeout".to_owned()))?.map_err(failed)?;
+    let (status, headers) = answer(&mut lease.upstream).await.map_err(failed)?;
     if template.keeps_headers {
         session.outcome.tunnel_headers = Some((status, headers));
     }
