@@ -19,6 +19,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How long the workers may take to open their sockets.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
+/// How long a parent that does not answer is waited for; it may read that it is to leave even later.
+const LEAVE_WITHIN: Duration = Duration::from_secs(60);
 /// The most answers to one question.
 const MOST_ANSWERS: usize = 100_000;
 
@@ -86,11 +88,38 @@ impl Child {
         bail!("sockets without end")
     }
 
+    /// Tells the parent to leave, and waits until it does. One that is too busy to answer reads it later.
     async fn serving(&self) -> io::Result<()> {
         let parent_shutdown_ms = self.parent_shutdown.as_millis() as u64;
-        match ask(&self.channel, &Ask::Serving { parent_shutdown_ms }).await?.0 {
-            Answer::Leaving => Ok(()),
-            other => Err(io::Error::new(io::ErrorKind::InvalidData, format!("{other:?}"))),
+        let ask = Ask::Serving { parent_shutdown_ms };
+        let deadline = Instant::now() + LEAVE_WITHIN;
+        while let Err(e) = self.channel.send(&ask, &[], ANSWER_WITHIN).await {
+            if e.kind() != io::ErrorKind::TimedOut || Instant::now() >= deadline {
+                return Err(e);
+            }
+            tracing::error!("hot restart: the old process takes no messages; until it does, both processes serve");
+        }
+        loop {
+            match self.channel.receive(ANSWER_WITHIN).await {
+                Ok(Some((Answer::Leaving, _))) => return Ok(()),
+                // Answers a question that was given up.
+                Ok(Some((Answer::Figures(_), _))) if Instant::now() < deadline => {}
+                Ok(Some((other, _))) => return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{other:?}"))),
+                Ok(None) => return Err(gone()),
+                Err(e) if e.kind() == io::ErrorKind::TimedOut && Instant::now() < deadline => {
+                    tracing::error!("hot restart: the old process does not answer; until it leaves, both processes serve");
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// A question that only shows that both processes live. One that is not answered in time stays open, which [`Self::serving`]
+    /// knows of.
+    async fn shows_life(&self) -> io::Result<()> {
+        match tokio::time::timeout(INTERVAL, ask(&self.channel, &Ask::Figures)).await {
+            Ok(answer) => answer.map(drop),
+            Err(late) => Err(late.into()),
         }
     }
 
@@ -113,7 +142,17 @@ impl Child {
 
 async fn ask(channel: &Channel, ask: &Ask) -> io::Result<(Answer, Vec<std::os::fd::OwnedFd>)> {
     channel.send(ask, &[], ANSWER_WITHIN).await?;
-    channel.receive(ANSWER_WITHIN).await?.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the running process is gone"))
+    channel.receive(ANSWER_WITHIN).await?.ok_or_else(gone)
+}
+
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the running process is gone")
+}
+
+/// Whether nobody is at the other end any more. All else may pass.
+fn says_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 /// Takes the parent's place as soon as this process is ready, and takes its figures over until it has ended.
@@ -140,7 +179,7 @@ pub(crate) async fn take_over(main: Arc<Main>, child: Child, inherited: Arc<Inhe
     if let Some(parent) = &child
         && let Err(e) = parent.serving().await
     {
-        tracing::error!("hot restart: the old process was not told to leave: {e}");
+        tracing::error!("hot restart: the old process does not leave; unless it has ended, both serve: {e}");
         child = None;
     }
     // What is left belongs to listeners that this configuration has not.
@@ -150,16 +189,19 @@ pub(crate) async fn take_over(main: Arc<Main>, child: Child, inherited: Arc<Inhe
     }
 }
 
-/// The parent, unless it has ended in the meantime: its sockets are here, so that is no reason not to go on.
+/// The parent, unless it has ended in the meantime: its sockets are here, so that is no reason not to go on. One that is only
+/// slow must yet be told to leave.
 async fn still_there(child: Option<Child>) -> Option<Child> {
     let child = child?;
-    match child.figures().await {
-        Ok(_) => Some(child),
-        Err(e) => {
+    match child.shows_life().await {
+        Err(e) if says_gone(&e) => {
             tracing::warn!("hot restart: the old process ended before this one was ready: {e}");
-            None
+            return None;
         }
+        Err(e) => tracing::warn!("hot restart: the old process is slow to answer: {e}"),
+        Ok(()) => {}
     }
+    Some(child)
 }
 
 async fn take_figures(main: &Main, parent: &Child) {

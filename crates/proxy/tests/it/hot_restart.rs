@@ -463,6 +463,55 @@ fn a_process_that_dies_while_its_successor_prepares_leaves_its_sockets_to_it() {
 }
 
 #[test]
+fn a_process_that_is_slow_to_answer_is_told_to_leave_all_the_same() {
+    use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketType, sockopt};
+    let (base, http, tcp) = (base(), free_port(), free_port());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("clusters.json");
+    // A parent of few words, by hand.
+    let listener = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+    rustix::net::bind(&listener, &SocketAddrUnix::new_abstract_name(format!("lateen-test_{base}_0").as_bytes()).unwrap()).unwrap();
+    rustix::net::listen(&listener, 1).unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let parent = std::thread::spawn(move || {
+        let socket = rustix::net::accept(&listener).unwrap();
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(WAIT)).unwrap();
+        let next = || {
+            let mut bytes = [0; 1024];
+            let (_, size) = rustix::net::recv(&socket, &mut bytes, RecvFlags::empty()).unwrap();
+            String::from_utf8_lossy(&bytes[..size]).into_owned()
+        };
+        let say = |text: &str| rustix::net::send(&socket, text.as_bytes(), SendFlags::NOSIGNAL).map(drop);
+        assert!(next().contains("hello"));
+        say(r#"{"welcome":{"epoch":0,"generation":0,"first_started_ms":0}}"#).unwrap();
+        assert!(next().contains("sockets"));
+        say(r#"{"sockets":{"sockets":[],"more":false}}"#).unwrap();
+        let mut asked = 0;
+        // It asks for figures now and then; the answers come much too late.
+        while next().contains("figures") {
+            asked += 1;
+            if asked == 1 {
+                std::thread::sleep(Duration::from_secs(11));
+                tell.send(()).unwrap();
+            }
+        }
+        let figures = r#"{"figures":{"counters":[],"series":[],"gauges":[],"connections":0,"more":false,"last":LAST}}"#;
+        (0..asked).for_each(|_| say(&figures.replace("LAST", "false")).unwrap());
+        say(r#""leaving""#).unwrap();
+        assert!(next().contains("figures"), "what was asked before is not taken for what is asked now");
+        say(&figures.replace("LAST", "true")).unwrap();
+        asked
+    });
+    let waits =
+        format!("dynamic_resources: {{cds_config: {{resource_api_version: V3, path_config_source: {{path: {}}}}}}}", file.display());
+    let new = Running::try_start(&yaml(http, tcp, dead_port(), dead_port(), &waits), 1, base, 1).unwrap();
+    told.recv_timeout(WAIT * 4).unwrap();
+    std::fs::write(&file, r#"{"version_info": "1", "resources": []}"#).unwrap();
+    assert!(new.runtime.as_ref().unwrap().block_on(new.process.as_ref().unwrap().ready(WAIT)));
+    assert!(parent.join().unwrap() > 1);
+}
+
+#[test]
 fn many_sockets_go_over_in_several_messages_and_the_admin_socket_with_them() {
     let folder = tempfile::tempdir().unwrap();
     let base = base();
