@@ -1,15 +1,14 @@
 //! The accept loop: survives whatever `accept` fails with, and takes no more than limits and overload allow.
-use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use lateen_snapshot::bootstrap::overload::Action;
 use lateen_snapshot::exact_balance::Place;
 use lateen_telemetry::envoy_names::listener as names;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
@@ -22,14 +21,36 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 /// How often an overloaded process looks whether it may accept again.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// The most that a queue can hold in the end.
+const MOST_QUEUED: usize = 65_536;
+
 /// Accepts until `stop`, and then what the kernel has queued: closing a socket resets those.
 pub(super) async fn run(worker: Rc<Worker>, current: Current, socket: Rc<TcpListener>, stop: oneshot::Receiver<()>) {
     tokio::select! {
         _ = stop => {}
         () = accept(&worker, &current, &socket) => {}
     }
-    while let Poll::Ready(Ok((stream, remote))) = poll_fn(|cx| Poll::Ready(socket.poll_accept(cx))).await {
-        admit(&worker, &current, stream, remote);
+    drain(&worker, &current, &socket);
+}
+
+/// Takes all that is queued, asking the kernel itself: the event loop may not know of the last ones yet, and lets a task have only
+/// so many in one turn.
+fn drain(worker: &Rc<Worker>, current: &Current, socket: &TcpListener) {
+    let socket = SockRef::from(socket);
+    for _ in 0..MOST_QUEUED {
+        match socket.accept() {
+            Ok((stream, remote)) => {
+                let Some(remote) = remote.as_socket() else { continue };
+                let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream.into()));
+                match stream {
+                    Ok(stream) => admit(worker, current, stream, remote),
+                    Err(e) => tracing::warn!("listener {} lost a connection: {e}", current.borrow().listener.name),
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+            Err(e) if concerns_one_connection(&e) => {}
+            Err(e) => return tracing::error!("listener {} loses the connections in its queue: {e}", current.borrow().listener.name),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use lateen_proxy::Wishes;
+use lateen_snapshot::bootstrap::overload::Action;
 use lateen_snapshot::compile::{Compiler, Update};
 
 use crate::support::*;
@@ -75,6 +76,26 @@ fn connections_count_on_when_their_listener_changes() {
     assert_eq!(open(), [2, 2]);
     (0..4).for_each(|_| release.send(()).unwrap());
     streams.iter_mut().for_each(|stream| assert_eq!(Answer::read(stream).body, "late"));
+}
+
+#[test]
+fn a_listener_that_goes_takes_all_that_is_in_its_queue() {
+    let yaml = Config::to(&[dead_port()]).routes("- {match: {prefix: /}, direct_response: {status: 200}}").yaml();
+    let yaml = yaml.replace("    filter_chains:", "    tcp_backlog_size: 1024\n    filter_chains:");
+    let proxy = start(&yaml);
+    proxy.overload.set(Action::StopAcceptingConnections, true);
+    // One is still accepted by a loop that was waiting for it.
+    let mut callers = Vec::new();
+    for _ in 0..300 {
+        let mut stream = proxy.connect();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+        callers.push(stream);
+    }
+    assert!(proxy.worker.connections() < 2);
+    let without = yaml.split("  listeners:").next().unwrap().to_owned() + "  clusters:" + yaml.split("  clusters:").nth(1).unwrap();
+    publish(&proxy.worker, snapshot(&without, 2));
+    let answered = callers.iter_mut().filter_map(Answer::try_read).filter(|answer| answer.status == 200).count();
+    assert_eq!(answered, callers.len());
 }
 
 /// A TCP proxy to cluster `a` behind further network filters, of a listener with further fields.
