@@ -264,6 +264,16 @@ pub(crate) fn malformed(why: InvalidHead) -> Reply {
     Reply::new(status, body, details, flags)
 }
 
+/// The answer to a head that came over HTTP/2 and is no request.
+pub(crate) fn malformed_http2(why: InvalidHead) -> Reply {
+    let details = match why {
+        InvalidHead::TooLarge | InvalidHead::TooMany => "http2.too_many_headers",
+        InvalidHead::NoHost => details::MISSING_HOST_HEADER,
+        _ => "http2.invalid.header.field",
+    };
+    Reply { details: details.into(), ..malformed(why) }
+}
+
 /// The answer to a body whose framing is broken.
 pub(crate) fn malformed_body() -> Reply {
     Reply::new(400, "Bad Request", CODEC_ERROR, ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR)

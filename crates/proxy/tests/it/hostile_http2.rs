@@ -175,6 +175,39 @@ fn cookie_crumbs_count_in_full_however_small_they_were_encoded() {
 }
 
 #[test]
+fn what_is_no_request_is_counted_and_logged_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let mut config = Config::to(&[dead_port()]);
+    config.hcm = format!(
+        "max_request_headers_kb: 1\naccess_log: [{{name: f, typed_config: {{\"@type\": \
+         type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: {}, log_format: {{text_format_source: \
+         {{inline_string: \"%PROTOCOL% %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS%;\"}}}}}}}}]",
+        path.display()
+    );
+    let proxy = config.start();
+    let mut caller = Caller::new(proxy.address);
+    let large: Vec<u8> = (0..10).flat_map(|n| literal(format!("x{n}").as_bytes(), &[b'a'; 120]).split_off(BLOCK.len())).collect();
+    let expected = [
+        ([&BLOCK[..], &large].concat(), 431, "HTTP/2 431 DPE http2.too_many_headers;"),
+        // No authority at all, and one that names a user.
+        (BLOCK[..3].to_vec(), 400, "HTTP/2 400 - missing_host_header;"),
+        ([&BLOCK[..3], b"\x41\x03a@b"].concat(), 400, "HTTP/2 400 DPE http2.invalid.header.field;"),
+    ];
+    let mut log = String::new();
+    for (block, status, line) in expected {
+        let id = caller.open(&block, 5);
+        caller.until("an answer", |c| c.status(id).is_some() || c.was_reset(id));
+        assert_eq!(caller.status(id), Some(status), "{line}");
+        log.push_str(line);
+    }
+    eventually(|| std::fs::read_to_string(&path).unwrap_or_default() == log);
+    let stat = |name: &str| proxy.stat(&format!("http.t.{name}"));
+    assert_eq!((stat("downstream_rq_total"), stat("downstream_rq_http2_total"), stat("downstream_rq_4xx")), (3, 3, 3));
+    assert_eq!((stat("downstream_rq_active"), stat("downstream_cx_protocol_error")), (0, 3));
+}
+
+#[test]
 fn rapid_resets_end_their_connection_before_the_upstream_is_hit_by_each() {
     let upstream = Upstream::ok("x");
     let proxy = Config::to(&[upstream.port()]).start();

@@ -5,7 +5,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use http::{HeaderMap, StatusCode};
 use lateen_http2::shell::{Accepted, Server};
 use lateen_http2::{Config, Reason};
 use lateen_telemetry::envoy_names::http as names;
@@ -14,8 +13,10 @@ use tokio::time::Instant;
 use super::streams::Streams;
 use super::{H2ServerStream, mark, request_of};
 use crate::http::downstream::ends_at;
+use crate::http::h1::InvalidHead;
+use crate::http::message::{Request, Version};
 use crate::http::stream::Downstream;
-use crate::http::{Exchange, Hcm};
+use crate::http::{Exchange, Hcm, reply};
 use crate::io::{Io, Timer};
 use crate::listener::Conn;
 use crate::worker::Worker;
@@ -185,20 +186,20 @@ pub(super) struct Job {
 /// Serves a stream to its end.
 pub(super) async fn stream(job: Job) {
     let Job { worker, hcm, conn, accepted } = job;
-    let Accepted { head, end, mut stream } = accepted;
-    let Some(head) = head else {
-        return stream.send_response(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &HeaderMap::new(), true);
-    };
-    let is_head = head.method == http::Method::HEAD;
-    let request = match request_of(head, end, conn.is_tls()) {
-        Ok(request) => request,
-        Err(status) => {
-            hcm.stats.inc(names::DOWNSTREAM_CX_PROTOCOL_ERROR);
-            return stream.send_response(status, &HeaderMap::new(), true);
-        }
+    let Accepted { head, end, stream } = accepted;
+    let is_head = head.as_ref().is_some_and(|head| head.method == http::Method::HEAD);
+    let (request, refused) = match head.ok_or(InvalidHead::TooLarge).and_then(|head| request_of(head, end, conn.is_tls())) {
+        Ok(request) => (request, None),
+        Err(why) => (Request { version: Version::Http2, ..Request::unread() }, Some(why)),
     };
     let mut down = Downstream::H2(H2ServerStream::new(stream, &request, is_head));
     let mut timer = Timer::default();
+    if let Some(why) = refused {
+        hcm.stats.inc(names::DOWNSTREAM_CX_PROTOCOL_ERROR);
+        tracing::debug!("a request was refused: {why}");
+        // Apart, so that other streams hold no room for it.
+        return Box::pin(Exchange::new(&worker, &hcm, &conn, request, &mut down, &mut timer).refuse(reply::malformed_http2(why))).await;
+    }
     let resolved = hcm.discovers.then(|| hcm.current(&worker));
     let hcm = resolved.as_ref().unwrap_or(&hcm);
     Exchange::new(&worker, hcm, &conn, request, &mut down, &mut timer).run().await;

@@ -7,6 +7,7 @@ use http::{HeaderMap, Method, StatusCode};
 use lateen_http2::shell::Stream;
 use lateen_http2::{Reason, RequestHead};
 
+use crate::http::h1::InvalidHead;
 use crate::http::message::{Frame, Hints, Length, Request, Response, Version};
 use crate::http::stream::StreamError;
 use crate::io::Text;
@@ -99,13 +100,16 @@ fn hints(marks: u8) -> Hints {
     Hints { envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id }
 }
 
-/// Our request from theirs; an error is a status to answer with.
-pub(crate) fn request_of(head: Box<RequestHead>, end: bool, https: bool) -> Result<Request, StatusCode> {
+/// Our request from theirs.
+pub(crate) fn request_of(head: Box<RequestHead>, end: bool, https: bool) -> Result<Request, InvalidHead> {
     let RequestHead { mut method, scheme, authority, path, protocol, mut headers, length, te_trailers, expect, marks, size } = head.take();
-    let text = |bytes: Bytes| Text::new(bytes).ok_or(StatusCode::BAD_REQUEST);
+    let text = |bytes: Bytes| Text::new(bytes).ok_or(InvalidHead::Characters);
     let authority = text(authority)?;
-    if authority.contains('@') || authority.is_empty() {
-        return Err(StatusCode::BAD_REQUEST);
+    if authority.is_empty() {
+        return Err(InvalidHead::NoHost);
+    }
+    if authority.contains('@') {
+        return Err(InvalidHead::Host);
     }
     let length = match (end, length) {
         (true, _) => Length::None,
@@ -116,7 +120,7 @@ pub(crate) fn request_of(head: Box<RequestHead>, end: bool, https: bool) -> Resu
         // An upgrade in the clothes of HTTP/2; from here on it looks like one of HTTP/1 (RFC 8441).
         Some(protocol) if &*protocol != BYTESTREAM => {
             method = Method::GET;
-            let name = HeaderValue::from_maybe_shared(protocol.clone()).map_err(|_| StatusCode::BAD_REQUEST)?;
+            let name = HeaderValue::from_maybe_shared(protocol.clone()).map_err(|_| InvalidHead::Characters)?;
             headers.insert(header::UPGRADE, name);
             Some(Text::from(text(protocol)?.to_ascii_lowercase()))
         }
