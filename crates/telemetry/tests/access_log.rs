@@ -281,7 +281,21 @@ fn a_writer_that_falls_behind_costs_lines_not_waiting() {
     }
     assert!(started.elapsed() < Duration::from_secs(5));
     assert!(sink.dropped() > 700, "{}", sink.dropped());
-    drop(reader);
+    // Nor does the process wait at its end, and a rotation of that time is not forgotten.
+    let started = std::time::Instant::now();
+    sink.flush(Duration::from_millis(200));
+    assert!(started.elapsed() < Duration::from_secs(2));
+    std::fs::rename(&path, folder.path().join("old")).unwrap();
+    sink.reopen();
+    let reading = std::thread::spawn(move || std::io::copy(&mut { reader }, &mut std::io::sink()));
+    let started = std::time::Instant::now();
+    while !path.exists() {
+        assert!(started.elapsed() < Duration::from_secs(10), "the file was not opened anew");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    sink.flush(Duration::from_secs(5));
+    drop((writer, sink));
+    let _ = reading.join();
 }
 
 proptest::proptest! {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lateen_telemetry::access_log::{LogWriter, Sink};
 
@@ -38,11 +38,12 @@ impl LogFiles {
         }
     }
 
-    /// Waits until what the workers handed over is written.
+    /// Waits until what the workers handed over is written, at most `timeout` for all of it.
     pub fn flush(&self, timeout: Duration) {
         let sinks: Vec<Sink> = self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let deadline = Instant::now() + timeout;
         for sink in sinks {
-            sink.flush(timeout);
+            sink.flush(deadline.saturating_duration_since(Instant::now()));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -16,9 +16,13 @@ const FLUSH_AFTER: Duration = Duration::from_secs(1);
 /// Buffers waiting for the writer; with 64 KiB each this bounds a sink's memory at some 4 MiB.
 const QUEUE: usize = 64;
 
+/// How often [`Sink::flush`] looks whether the queue has room.
+const ROOM_AGAIN: Duration = Duration::from_millis(2);
+
 enum Message {
     Lines(Vec<u8>),
-    Reopen,
+    /// Nothing to write: look at [`Sink::reopens`].
+    Wake,
     Flushed(SyncSender<()>),
 }
 
@@ -27,6 +31,9 @@ enum Message {
 #[derive(Clone)]
 pub struct Sink {
     queue: SyncSender<Message>,
+    /// The file is to be opened anew before anything else is written. No message, since a full queue takes none, and a
+    /// rotation that is missed writes on into the old file.
+    reopens: Arc<AtomicBool>,
     dropped: Arc<AtomicU64>,
     failed: Arc<AtomicU64>,
 }
@@ -40,9 +47,9 @@ impl Sink {
     pub fn open(path: &Path) -> io::Result<Self> {
         let out = Output::open(path)?;
         let (queue, messages) = sync_channel(QUEUE);
-        let sink = Self { queue, dropped: Arc::default(), failed: Arc::default() };
-        let failed = sink.failed.clone();
-        std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write_all(out, &messages, &failed))?;
+        let sink = Self { queue, reopens: Arc::default(), dropped: Arc::default(), failed: Arc::default() };
+        let (reopens, failed) = (sink.reopens.clone(), sink.failed.clone());
+        std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write_all(out, &messages, &reopens, &failed))?;
         Ok(sink)
     }
 
@@ -53,15 +60,25 @@ impl Sink {
 
     /// Opens the path anew, after the old file has been moved away (`SIGUSR1`, `POST /reopen_logs`).
     pub fn reopen(&self) {
-        let _ = self.queue.try_send(Message::Reopen);
+        self.reopens.store(true, Relaxed);
+        // A queue that is full wakes the writer as well.
+        let _ = self.queue.try_send(Message::Wake);
     }
 
     /// Waits until everything handed over so far has been written, at most `timeout`.
     pub fn flush(&self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
         let (done, wait) = sync_channel(1);
-        if self.queue.send(Message::Flushed(done)).is_ok() {
-            let _ = wait.recv_timeout(timeout);
+        let mut message = Message::Flushed(done);
+        // Where the writer hangs, as on a pipe that nobody reads, the queue may stay full.
+        while let Err(TrySendError::Full(back)) = self.queue.try_send(message) {
+            if Instant::now() >= deadline {
+                return;
+            }
+            std::thread::sleep(ROOM_AGAIN);
+            message = back;
         }
+        let _ = wait.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 
     /// Lines dropped because the writer fell behind.
@@ -160,18 +177,19 @@ fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).open(path)
 }
 
-fn write_all(mut out: Output, messages: &Receiver<Message>, failed: &AtomicU64) {
+fn write_all(mut out: Output, messages: &Receiver<Message>, reopens: &AtomicBool, failed: &AtomicU64) {
     for message in messages {
+        let reopened = if reopens.swap(false, Relaxed) { out.reopen() } else { Ok(()) };
         let result = match message {
             Message::Lines(bytes) => out.write(&bytes),
-            Message::Reopen => out.reopen(),
+            Message::Wake => Ok(()),
             Message::Flushed(done) => {
                 let _ = done.send(());
                 Ok(())
             }
         };
-        if result.is_err() {
-            failed.fetch_add(1, Relaxed);
+        for failure in [reopened.is_err(), result.is_err()] {
+            failed.fetch_add(u64::from(failure), Relaxed);
         }
     }
 }
