@@ -1,8 +1,10 @@
 //! Binding, accepting and dispatching. Pages are functions from the main thread's state to a [`Reply`].
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -16,17 +18,20 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use lateen_snapshot::bootstrap::AdminAddress;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{Notify, watch};
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::{Ports, agent, certs, clusters, dump, listeners, pages, runtime};
 use crate::main_thread::{Main, Phase};
 use crate::restart::Inherited;
 
-/// Connections served at once; more wait, so that a forgotten scraper cannot use up the process.
+/// Connections of a port at once. One more ends the oldest: whoever comes now, such as a probe, is answered, however many others
+/// ask for nothing or do not read what they asked for.
 const MAX_CONNECTIONS: usize = 64;
-/// A client that sends no request, or does not read the answer, is let go after this.
-const IDLE: Duration = Duration::from_secs(60);
+/// A request, its answer, and the silence until the next may take so long.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a probe may take to say what it wants.
+const PROBE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Reads (`None`) or sets the log level; answers with the level in force, or why it cannot be set.
 pub type LogControl = Arc<dyn Fn(Option<&str>) -> Result<String, String> + Send + Sync>;
@@ -152,7 +157,7 @@ async fn accept<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     port: Port,
     mut turn: Turn,
 ) {
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut open = Open::default();
     if turn.shared {
         main.released().await;
     }
@@ -162,7 +167,7 @@ async fn accept<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
             () = turn.is_over() => return,
         };
         match accepted {
-            Ok(stream) => connection(stream, &main, &options, port, &room).await,
+            Ok(stream) => open.admit(tokio::spawn(connection(stream, main.clone(), options.clone(), port)).abort_handle()),
             Err(e) => pause(&e).await,
         }
     }
@@ -182,27 +187,42 @@ async fn pause(error: &io::Error) {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
-async fn connection<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
-    stream: S,
-    main: &Arc<Main>,
-    options: &AdminOptions,
-    port: Port,
-    room: &Arc<Semaphore>,
-) {
-    // The semaphore is never closed.
-    let Ok(permit) = room.clone().acquire_owned().await else { return };
-    let (main, options) = (main.clone(), options.clone());
-    tokio::spawn(async move {
-        let service = service_fn(move |request| {
-            let (main, options) = (main.clone(), options.clone());
-            async move { Ok::<_, Infallible>(answer(&main, &options, port, &request)) }
-        });
-        let mut builder = hyper::server::conn::http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(64 << 10);
-        // A client that goes away in the middle is its own business.
-        let _ = builder.serve_connection(TokioIo::new(stream), service).await;
-        drop(permit);
+/// A port's connections, the oldest first.
+#[derive(Default)]
+struct Open(VecDeque<AbortHandle>);
+
+impl Open {
+    fn admit(&mut self, connection: AbortHandle) {
+        self.0.retain(|connection| !connection.is_finished());
+        if self.0.len() >= MAX_CONNECTIONS
+            && let Some(oldest) = self.0.pop_front()
+        {
+            oldest.abort();
+        }
+        self.0.push_back(connection);
+    }
+}
+
+async fn connection<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(stream: S, main: Arc<Main>, options: AdminOptions, port: Port) {
+    let asked = Arc::new(Notify::new());
+    let again = Arc::clone(&asked);
+    let service = service_fn(move |request| {
+        again.notify_one();
+        let (main, options) = (main.clone(), options.clone());
+        async move { Ok::<_, Infallible>(answer(&main, &options, port, &request)) }
     });
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(64 << 10);
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut patience = pin!(tokio::time::sleep(if matches!(port, Port::Health) { PROBE_PATIENCE } else { PATIENCE }));
+    loop {
+        tokio::select! {
+            // A client that goes away in the middle is its own business.
+            _ = serving.as_mut() => return,
+            () = asked.notified() => patience.as_mut().reset(tokio::time::Instant::now() + PATIENCE),
+            () = patience.as_mut() => return,
+        }
+    }
 }
 
 fn answer(main: &Arc<Main>, options: &AdminOptions, port: Port, request: &Request<Incoming>) -> Response<Full<Bytes>> {

@@ -1,4 +1,6 @@
 //! Pages of the admin server whose content is put together when somebody asks.
+use std::io::Write;
+
 use serde_json::Value;
 
 use crate::endings::whole;
@@ -34,4 +36,32 @@ fn what_the_bootstrap_gave_is_dumped_and_what_its_clusters_are_like_is_counted()
     let (_, metrics) = admin(port, "GET", "/stats/prometheus");
     assert!(metrics.contains(&format!("envoy_cluster_membership_total{{envoy_cluster_name=\"{name}\"}} 1\n")), "{metrics}");
     drop(process);
+}
+
+#[test]
+fn who_asks_for_nothing_or_reads_nothing_keeps_nobody_else_from_an_answer() {
+    let port = free_port();
+    let upstream = Upstream::ok("x");
+    let text = format!("admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}\n");
+    let (_runtime, process, _) = whole(&text, &upstream);
+    eventually(|| admin(port, "GET", "/ready").0 == 200);
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    let open = |ask: &str| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        // Soon full of what is not read.
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.connect(&address.into()).unwrap();
+        let mut stream = std::net::TcpStream::from(socket);
+        stream.write_all(ask.as_bytes()).unwrap();
+        stream
+    };
+    let silent: Vec<_> = (0..80).map(|_| open("")).collect();
+    assert_eq!(admin(port, "GET", "/ready").0, 200);
+    // Page after page that nobody reads.
+    let ask = "GET /config_dump HTTP/1.1\r\nhost: a\r\n\r\n".repeat(300);
+    let greedy: Vec<_> = (0..80).map(|_| open(&ask)).collect();
+    let started = std::time::Instant::now();
+    assert_eq!(admin(port, "GET", "/ready").0, 200);
+    assert!(started.elapsed() < std::time::Duration::from_secs(10));
+    drop((silent, greedy, process));
 }
