@@ -1,6 +1,6 @@
 //! The compiler: takes resources as they arrive, keeps the last good version of each, and makes
 //! snapshots in which everything that is referred to is there.
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -114,6 +114,8 @@ pub struct Compiler {
     pub(crate) routes: HashMap<Arc<str>, Entry<RouteVersion>>,
     pub(crate) clusters: IndexMap<Arc<str>, Entry<ClusterVersion>>,
     pub(crate) endpoints: HashMap<Arc<str>, Entry<Arc<Assignment>>>,
+    /// Wanted names of which discovery said that there are none.
+    no_endpoints: HashSet<Arc<str>>,
     pub(crate) extensions: HashMap<Arc<str>, Entry<Arc<Extension>>>,
     /// Outlives the versions of a cluster.
     live: HashMap<Arc<str>, Arc<ClusterLive>>,

@@ -78,7 +78,7 @@ impl Compiler {
 
     fn has_members(&self, version: &ClusterVersion) -> bool {
         match &version.compiled.config.discovery {
-            Discovery::Eds(service) => self.endpoints.contains_key(service),
+            Discovery::Eds(service) => self.endpoints.contains_key(service) || self.no_endpoints.contains(service),
             Discovery::StrictDns(_) | Discovery::LogicalDns(_) => self.is_resolved(version),
             Discovery::Static | Discovery::OriginalDst(_) | Discovery::Aggregate(_) | Discovery::DynamicForwardProxy(_) => true,
         }
@@ -97,11 +97,12 @@ impl Compiler {
     fn forget_unwanted(&mut self) {
         self.refresh_wanted();
         let wanted = self.wanted();
-        let Self { routes, endpoints, secrets, extensions, .. } = self;
+        let Self { routes, endpoints, no_endpoints, secrets, extensions, .. } = self;
         // What was subscribed to and is no longer would be stale when it is wanted again.
         let before = routes.len();
         routes.retain(|name, e| e.origin == Origin::Static || wanted.routes.contains(name));
         endpoints.retain(|name, e| e.origin == Origin::Static || wanted.endpoints.contains(name));
+        no_endpoints.retain(|name| wanted.endpoints.contains(name));
         secrets.keep(|key| wanted.secrets.contains(key));
         extensions.retain(|name, e| e.origin == Origin::Static || wanted.extensions.contains(name));
         let fewer = routes.len() != before;

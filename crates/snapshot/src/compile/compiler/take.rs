@@ -136,6 +136,7 @@ impl Compiler {
             same_name(&proto.cluster_name, name)?;
             cluster::load_assignment(proto).map(Arc::new)
         })?;
+        self.no_endpoints.remove(name.as_str());
         // Endpoints wait for nothing.
         entry.versions.promote(now, |_| true);
         self.settled &= self.wanted.endpoints.contains(name.as_str());
@@ -188,8 +189,12 @@ impl Compiler {
             } else if type_name == ScopeProto::full_name() {
                 self.remove_scope(name);
             } else if type_name == EndpointProto::full_name() {
-                self.endpoints.remove(name);
-                self.refresh_users(name);
+                // As Envoy: who has members keeps them, and who waits for the first waits no longer.
+                if self.wanted.endpoints.contains(name) {
+                    self.no_endpoints.insert(name.into());
+                } else {
+                    self.endpoints.remove(name);
+                }
             } else if type_name == ExtensionProto::full_name() {
                 // Its places have their defaults again, or nothing.
                 if self.extensions.remove(name).is_some() {

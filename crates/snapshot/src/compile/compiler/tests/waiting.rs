@@ -54,3 +54,21 @@ fn routes_to_a_new_cluster_wait_for_it_while_the_old_ones_serve() {
     accepted(compiler.apply(ENDPOINT, vec![endpoints(&["10.0.0.1"])], &[], now));
     assert_eq!(compiler.snapshot().explain(&call).cluster(), Some("c"));
 }
+
+#[test]
+fn endpoints_that_discovery_removes_stay_as_long_as_their_cluster_and_the_answer_ends_waiting() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let gone = ["s".to_owned()];
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(EDS)], &[], now));
+    assert!(!compiler.is_settled());
+    accepted(compiler.apply(ENDPOINT, Vec::new(), &gone, now));
+    assert!(compiler.is_settled() && compiler.snapshot().cluster_named("c").is_some(), "that there are none is an answer");
+    accepted(compiler.apply(ENDPOINT, vec![endpoints(&["10.0.0.1"])], &[], now));
+    accepted(compiler.apply(ENDPOINT, Vec::new(), &gone, now));
+    assert_eq!(hosts(&mut compiler, "c").len(), 1);
+    // The next one of that name asks anew.
+    accepted(compiler.apply(CLUSTER, Vec::new(), &["c".to_owned()], now));
+    accepted(compiler.apply(ENDPOINT, Vec::new(), &gone, now));
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(EDS)], &[], now));
+    assert!(!compiler.is_settled() && compiler.snapshot().cluster_named("c").is_none());
+}
