@@ -166,7 +166,7 @@ where
 
     fn client_reads(&mut self) -> bool {
         let Some(response) = self.to_client.pop_front() else { return false };
-        self.client.on_response(response, &mut self.applied);
+        self.client.on_response(response, &mut self.applied, std::time::Instant::now());
         self.client_writes();
         true
     }

@@ -4,8 +4,11 @@
 //! connected. What arrives goes to a [`Handler`]; what the handler finds it needs next (the routes a
 //! listener names, the endpoints a cluster names) it asks for through [`Subscriptions`].
 mod connect;
+mod nack;
 mod shell;
 mod state;
+mod ttl;
+mod wrapped;
 
 pub use connect::{Connector, Io};
 pub use shell::{Client, ConnectionEvent, Options, Service, TokenSource};
@@ -21,7 +24,7 @@ pub trait Handler {
     /// A rejected resource is reported to the server by name; the others of the same response stay
     /// applied, and the version of a rejected one is not remembered, so that the server sends it
     /// again after a reconnect. `removed` also names subscribed resources that the server says do
-    /// not exist. Call [`Subscriptions`] from here freely.
+    /// not exist, and those whose time to live is over. Call [`Subscriptions`] from here freely.
     fn apply(&mut self, type_url: &str, updates: Vec<Resource>, removed: Vec<String>) -> Vec<Rejected>;
 
     /// The stream came up or went down. What was applied stays valid in both cases.

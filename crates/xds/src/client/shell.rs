@@ -143,6 +143,7 @@ impl Client {
                 tokio::select! {
                     () = sleep_until(retry_at) => break,
                     Some(command) = self.commands.recv() => command.obey(&mut self.state),
+                    () = ended(&self.state) => self.state.expire(handler, now()),
                 }
             }
         }
@@ -150,7 +151,16 @@ impl Client {
 
     /// One connection and one stream, until it ends; says why it ended.
     async fn session<H: Handler>(&mut self, handler: &mut H, backoff: &mut Backoff) -> String {
-        let channel = match timeout(self.options.connect_timeout, self.channel()).await {
+        let connected = {
+            let mut connecting = pin!(timeout(self.options.connect_timeout, channel(&self.options, &self.connector)));
+            loop {
+                tokio::select! {
+                    connected = &mut connecting => break connected,
+                    () = ended(&self.state) => self.state.expire(handler, now()),
+                }
+            }
+        };
+        let channel = match connected {
             Ok(Ok(channel)) => channel,
             Ok(Err(error)) => return format!("cannot connect: {}", causes(&error)),
             Err(_) => return format!("cannot connect: no answer within {:?}", self.options.connect_timeout),
@@ -163,23 +173,6 @@ impl Client {
             Ok(()) => "the server closed the stream".to_owned(),
             Err(status) => format!("{:?}: {}", status.code(), causes(&status)),
         }
-    }
-
-    async fn channel(&self) -> Result<Channel, tonic::transport::Error> {
-        let connector = self.connector.clone();
-        let dial = tower::service_fn(move |_: http::Uri| {
-            let connector = connector.clone();
-            async move { connector.connect().await.map(TokioIo::new) }
-        });
-        // The scheme is `http` also over TLS: the connector, not the library, does the handshake.
-        Endpoint::from_shared(format!("http://{}", self.options.authority))?
-            .http2_keep_alive_interval(self.options.keepalive_interval)
-            .keep_alive_timeout(self.options.keepalive_timeout)
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
-            .connect_with_connector(dial)
-            .await
     }
 
     async fn stream<Q, R, H>(&mut self, channel: Channel, handler: &mut H, backoff: &mut Backoff) -> Result<(), Status>
@@ -203,6 +196,7 @@ impl Client {
                     }
                 }
                 Some(command) = commands.recv() => command.obey(state),
+                () = ended(state) => state.expire(handler, now()),
                 opened = &mut opening, if inbound.is_none() => {
                     inbound = Some(opened?);
                     handler.connection(ConnectionEvent::Connected);
@@ -210,7 +204,7 @@ impl Client {
                 message = next(&mut inbound), if inbound.is_some() => {
                     let Some(message) = message? else { return Ok(()) };
                     backoff.reset();
-                    state.on_response(message, handler);
+                    state.on_response(message, handler, now());
                     // What the handler asked for while applying travels with the ACK.
                     while let Ok(command) = commands.try_recv() {
                         command.obey(state);
@@ -219,6 +213,23 @@ impl Client {
             }
         }
     }
+}
+
+async fn channel(options: &Options, connector: &Connector) -> Result<Channel, tonic::transport::Error> {
+    let connector = connector.clone();
+    let dial = tower::service_fn(move |_: http::Uri| {
+        let connector = connector.clone();
+        async move { connector.connect().await.map(TokioIo::new) }
+    });
+    // The scheme is `http` also over TLS: the connector, not the library, does the handshake.
+    Endpoint::from_shared(format!("http://{}", options.authority))?
+        .http2_keep_alive_interval(options.keepalive_interval)
+        .keep_alive_timeout(options.keepalive_timeout)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .connect_with_connector(dial)
+        .await
 }
 
 /// Opens the stream. Servers may hold back their response headers until the first response, so
@@ -246,6 +257,22 @@ where
         }
         let codec = tonic_prost::ProstCodec::<Q, R>::default();
         Ok(grpc.streaming(request, PathAndQuery::from_static(path), codec).await?.into_inner())
+    }
+}
+
+/// The clock of what ends by itself.
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
+
+/// Waits until something in use has lived its time.
+fn ended(state: &ClientState) -> impl Future<Output = ()> + use<> {
+    let at = state.next_end().map(Instant::from_std);
+    async move {
+        match at {
+            Some(at) => sleep_until(at).await,
+            None => std::future::pending().await,
+        }
     }
 }
 

@@ -1,19 +1,19 @@
 //! The client's half of the protocol without sockets: subscriptions, versions, nonces, what to send next.
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
-use std::fmt::Write;
+use std::time::{Duration, Instant};
 
 use lateen_proto::envoy::config::core::v3::Node;
 use lateen_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse};
 use lateen_proto::google::rpc::Status;
 
+use super::nack::nack;
+use super::ttl::{self, Ends};
+use super::wrapped::Sent;
 use super::{Handler, Rejected};
-use crate::resource::{Resource, content_version, name_inside};
-use crate::types::{WILDCARD, is_full_state, is_namespaced, rank, short_name};
+use crate::resource::{Resource, content_version};
+use crate::types::{WILDCARD, is_full_state, is_namespaced, rank};
 
-/// gRPC's INVALID_ARGUMENT, the code of every NACK.
-const INVALID_ARGUMENT: i32 = 3;
-/// A NACK names rejected resources up to this many bytes: a server may cap what it reads.
-const MAX_ERROR_BYTES: usize = 16 * 1024;
+mod requests;
 
 /// Which variant of the protocol a stream speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,8 @@ struct TypeState {
     names: BTreeSet<String>,
     /// Versions by name of what the handler has in use.
     accepted: BTreeMap<String, String>,
+    /// When those end that were sent with a time to live.
+    ends: Ends,
     /// State of the world: the version of the last response accepted in full.
     version: String,
 
@@ -121,6 +123,7 @@ impl ClientState {
             // As with a name that is given up.
             let names = &state.names;
             state.accepted.retain(|name, _| names.contains(name));
+            state.ends.retain(|name| names.contains(name));
             if state.opened {
                 state.unsubscribe.insert(WILDCARD.to_owned());
             }
@@ -172,10 +175,25 @@ impl ClientState {
     }
 
     /// Hands a response to `handler` and notes what has to be answered.
-    pub fn on_response(&mut self, response: impl Into<Response>, handler: &mut (impl Handler + ?Sized)) {
+    pub fn on_response(&mut self, response: impl Into<Response>, handler: &mut (impl Handler + ?Sized), now: Instant) {
         match response.into() {
-            Response::Delta(response) => self.on_delta(response, handler),
-            Response::Sotw(response) => self.on_sotw(response, handler),
+            Response::Delta(response) => self.on_delta(response, handler, now),
+            Response::Sotw(response) => self.on_sotw(response, handler, now),
+        }
+    }
+
+    /// When the next resource ends whose time to live is not renewed: [`Self::expire`] is to be called then.
+    pub fn next_end(&self) -> Option<Instant> {
+        self.types.iter().filter_map(|t| t.ends.next()).min()
+    }
+
+    /// Removes the resources whose time is over.
+    pub fn expire(&mut self, handler: &mut (impl Handler + ?Sized), now: Instant) {
+        for state in &mut self.types {
+            let ended = state.ends.take_ended(now);
+            if !ended.is_empty() {
+                state.hand_over(Vec::new(), ended, handler, now);
+            }
         }
     }
 
@@ -209,7 +227,7 @@ impl ClientState {
         &mut self.types[at]
     }
 
-    fn on_delta(&mut self, response: DeltaDiscoveryResponse, handler: &mut (impl Handler + ?Sized)) {
+    fn on_delta(&mut self, response: DeltaDiscoveryResponse, handler: &mut (impl Handler + ?Sized), now: Instant) {
         let Some(state) = self.types.iter_mut().find(|t| t.type_url == response.type_url && t.opened) else {
             tracing::warn!(type_url = response.type_url, "a response of a type that was not asked for is ignored");
             return;
@@ -219,6 +237,7 @@ impl ClientState {
         let mut updates = Vec::with_capacity(response.resources.len());
         let mut removed = response.removed_resources;
         for resource in response.resources {
+            let ttl = ttl::of(&resource);
             let name = resource.name;
             if !state.wants(&name) && !resource.aliases.iter().any(|alias| state.wants(alias)) {
                 // It crossed our unsubscription on the way.
@@ -227,6 +246,9 @@ impl ClientState {
             match resource.resource {
                 // So a server says that there is no such virtual host (Envoy vhds.rst).
                 None if is_namespaced(&state.type_url) => removed.extend(resource.aliases.into_iter().chain([name])),
+                None if state.accepted.get(&name) == Some(&resource.version) => state.renew(name, ttl, now, &mut rejected),
+                // So a server says that a name is known under no other.
+                None if !resource.aliases.is_empty() => {}
                 None => rejected.push(Rejected { name, reason: "the resource has no content".into() }),
                 Some(body) if body.type_url != state.type_url => {
                     rejected.push(Rejected { name, reason: format!("is a {}, not a {}", body.type_url, state.type_url) });
@@ -234,15 +256,18 @@ impl ClientState {
                 Some(_) if !seen.insert(name.clone()) => {
                     rejected.push(Rejected { name, reason: "the name occurs twice in one response".into() });
                 }
-                Some(body) => updates.push(Resource { name, version: resource.version, body }),
+                Some(body) => match ttl {
+                    Ok(ttl) => updates.push((Resource { name, version: resource.version, body }, ttl)),
+                    Err(reason) => rejected.push(Rejected { name, reason }),
+                },
             }
         }
         let removed: Vec<String> = removed.into_iter().filter(|n| state.wants(n) && !seen.contains(n)).collect();
-        rejected.extend(state.hand_over(updates, removed, handler));
+        rejected.extend(state.hand_over(updates, removed, handler, now));
         state.feedback.push_back(Feedback { nonce: response.nonce, error: nack(&state.type_url, &rejected) });
     }
 
-    fn on_sotw(&mut self, response: DiscoveryResponse, handler: &mut (impl Handler + ?Sized)) {
+    fn on_sotw(&mut self, response: DiscoveryResponse, handler: &mut (impl Handler + ?Sized), now: Instant) {
         let Some(state) = self.types.iter_mut().find(|t| t.type_url == response.type_url && t.opened) else {
             tracing::warn!(type_url = response.type_url, "a response of a type that was not asked for is ignored");
             return;
@@ -250,27 +275,50 @@ impl ClientState {
         let mut rejected = Vec::new();
         let mut seen = BTreeSet::new();
         let mut updates = Vec::new();
-        for body in response.resources {
-            let name = name_inside(&body).unwrap_or_default();
-            if body.type_url != state.type_url {
-                rejected.push(Rejected { name, reason: format!("is a {}, not a {}", body.type_url, state.type_url) });
-            } else if !seen.insert(name.clone()) {
-                rejected.push(Rejected { name, reason: "the name occurs twice in one response".into() });
-            } else if state.wants(&name) {
-                let version = content_version(&body);
-                // What is in use already is not applied again: a state of the world repeats everything.
-                if state.accepted.get(&name) != Some(&version) {
-                    updates.push(Resource { name, version, body });
+        // The server may renew some and leave out the rest, which is not to say that they are gone.
+        let mut only_renews = !response.resources.is_empty();
+        for sent in response.resources {
+            let Sent { name, body, ttl } = match Sent::open(sent) {
+                Ok(sent) => sent,
+                Err(reason) => {
+                    only_renews = false;
+                    rejected.push(Rejected { name: String::new(), reason });
+                    continue;
+                }
+            };
+            let renews = body.is_none() && !state.version.is_empty() && state.version == response.version_info;
+            only_renews &= renews;
+            match body {
+                Some(body) if body.type_url != state.type_url => {
+                    rejected.push(Rejected { name, reason: format!("is a {}, not a {}", body.type_url, state.type_url) });
+                }
+                _ if !seen.insert(name.clone()) => {
+                    rejected.push(Rejected { name, reason: "the name occurs twice in one response".into() });
+                }
+                _ if !state.wants(&name) => {}
+                None if !renews => rejected.push(Rejected { name, reason: "the resource has no content".into() }),
+                None => state.renew(name, ttl, now, &mut rejected),
+                Some(body) => {
+                    let version = content_version(&body);
+                    // What is in use already is not applied again: a state of the world repeats everything.
+                    if state.accepted.get(&name) == Some(&version) {
+                        state.renew(name, ttl, now, &mut rejected);
+                        continue;
+                    }
+                    match ttl {
+                        Ok(ttl) => updates.push((Resource { name, version, body }, ttl)),
+                        Err(reason) => rejected.push(Rejected { name, reason }),
+                    }
                 }
             }
         }
-        let removed = if is_full_state(&state.type_url) {
+        let removed = if is_full_state(&state.type_url) && !only_renews {
             state.accepted.keys().filter(|name| !seen.contains(*name)).cloned().collect()
         } else {
             Vec::new()
         };
         if !updates.is_empty() || !removed.is_empty() || state.version.is_empty() {
-            rejected.extend(state.hand_over(updates, removed, handler));
+            rejected.extend(state.hand_over(updates, removed, handler, now));
         }
         let error = nack(&state.type_url, &rejected);
         if error.is_none() {
@@ -304,100 +352,46 @@ impl TypeState {
         if !self.wildcard {
             // The handler forgets it too; were the version kept, a later subscription would claim to hold it.
             self.accepted.remove(name);
+            self.ends.forget(name);
         }
         if self.opened {
             self.unsubscribe.insert(name.to_owned());
         }
     }
 
-    /// Lets the handler apply, and remembers versions of what it accepted.
-    fn hand_over(&mut self, updates: Vec<Resource>, removed: Vec<String>, handler: &mut (impl Handler + ?Sized)) -> Vec<Rejected> {
-        let versions: Vec<(String, String)> = updates.iter().map(|r| (r.name.clone(), r.version.clone())).collect();
+    /// Lets a resource that is in use live on.
+    fn renew(&mut self, name: String, ttl: Result<Option<Duration>, String>, now: Instant, rejected: &mut Vec<Rejected>) {
+        match ttl {
+            Ok(ttl) if self.accepted.contains_key(&name) => self.ends.set(&name, ttl, now),
+            Ok(_) => {}
+            Err(reason) => rejected.push(Rejected { name, reason }),
+        }
+    }
+
+    /// Lets the handler apply, and remembers versions and ends of what it accepted.
+    fn hand_over(
+        &mut self,
+        updates: Vec<(Resource, Option<Duration>)>,
+        removed: Vec<String>,
+        handler: &mut (impl Handler + ?Sized),
+        now: Instant,
+    ) -> Vec<Rejected> {
+        let versions: Vec<_> = updates.iter().map(|(r, ttl)| (r.name.clone(), r.version.clone(), *ttl)).collect();
         for name in &removed {
             self.accepted.remove(name);
+            self.ends.forget(name);
         }
+        let updates = updates.into_iter().map(|(resource, _)| resource).collect();
         let rejected = handler.apply(&self.type_url, updates, removed);
         let refused: HashSet<&str> = rejected.iter().map(|r| r.name.as_str()).collect();
-        for (name, version) in versions {
+        for (name, version, ttl) in versions {
             if !refused.contains(name.as_str()) {
+                self.ends.set(&name, ttl, now);
                 self.accepted.insert(name, version);
             }
         }
         rejected
     }
-
-    fn has_request(&self, mode: Mode) -> bool {
-        if !self.opened {
-            return self.wildcard || !self.names.is_empty();
-        }
-        let changed = match mode {
-            Mode::Delta => !self.subscribe.is_empty() || !self.unsubscribe.is_empty(),
-            // A repeated wish for a name cannot be said in this mode: the server would answer nothing.
-            Mode::Sotw => self.names_changed,
-        };
-        changed || !self.feedback.is_empty()
-    }
-
-    fn delta_request(&mut self) -> DeltaDiscoveryRequest {
-        let mut request = DeltaDiscoveryRequest { type_url: self.type_url.clone(), ..Default::default() };
-        if self.opened {
-            request.resource_names_subscribe = std::mem::take(&mut self.subscribe).into_iter().collect();
-            request.resource_names_unsubscribe = std::mem::take(&mut self.unsubscribe).into_iter().collect();
-            if let Some(feedback) = self.feedback.pop_front() {
-                request.response_nonce = feedback.nonce;
-                request.error_detail = feedback.error;
-            }
-        } else {
-            self.opened = true;
-            request.resource_names_subscribe = self.all_names();
-            request.initial_resource_versions = self.accepted.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
-        }
-        request
-    }
-
-    fn sotw_request(&mut self) -> DiscoveryRequest {
-        let feedback = if self.opened { self.feedback.pop_front() } else { None };
-        self.opened = true;
-        self.names_changed = false;
-        self.subscribe.clear();
-        self.unsubscribe.clear();
-        let (nonce, error_detail) = match feedback {
-            Some(feedback) => (feedback.nonce, feedback.error),
-            None => (self.nonce.clone(), None),
-        };
-        DiscoveryRequest {
-            type_url: self.type_url.clone(),
-            resource_names: self.all_names(),
-            version_info: self.version.clone(),
-            response_nonce: nonce,
-            error_detail,
-            ..Default::default()
-        }
-    }
-
-    /// A wildcard alone is said by naming nothing, which every server knows; `*` only next to names.
-    fn all_names(&self) -> Vec<String> {
-        let star = (self.wildcard && !self.names.is_empty()).then(|| WILDCARD.to_owned());
-        star.into_iter().chain(self.names.iter().cloned()).collect()
-    }
-}
-
-/// The NACK that names every rejected resource and its reason; `None` when there is nothing to reject.
-fn nack(type_url: &str, rejected: &[Rejected]) -> Option<Status> {
-    if rejected.is_empty() {
-        return None;
-    }
-    let mut message = String::new();
-    for (at, Rejected { name, reason }) in rejected.iter().enumerate() {
-        if message.len() + name.len() + reason.len() > MAX_ERROR_BYTES && at > 0 {
-            let _ = write!(message, "; and {} more", rejected.len() - at);
-            break;
-        }
-        let separator = if at == 0 { "" } else { "; " };
-        let room: String = reason.chars().take(MAX_ERROR_BYTES).collect();
-        let _ = write!(message, "{separator}{} {name}: {room}", short_name(type_url));
-    }
-    Some(Status { code: INVALID_ARGUMENT, message, ..Default::default() })
 }
 
 #[cfg(test)]

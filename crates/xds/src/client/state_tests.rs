@@ -1,5 +1,6 @@
 //! Tables for the client state machine.
 use super::*;
+use crate::client::nack::{INVALID_ARGUMENT, MAX_ERROR_BYTES};
 use crate::types::{CLUSTER, ENDPOINT, LISTENER, VIRTUAL_HOST};
 use lateen_proto::any::pack;
 use lateen_proto::envoy::config::cluster::v3::Cluster;
@@ -45,6 +46,12 @@ fn sotw(nonce: &str, version: &str, resources: Vec<lateen_proto::Any>) -> Discov
     DiscoveryResponse { type_url: CLUSTER.into(), nonce: nonce.into(), version_info: version.into(), resources, ..Default::default() }
 }
 
+/// The clock stands still unless a test says otherwise.
+fn now() -> Instant {
+    static NOW: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+    *NOW
+}
+
 fn client(mode: Mode) -> ClientState {
     ClientState::new(mode, Node { id: "sidecar~10.0.0.1~a.default~default.svc.cluster.local".into(), ..Default::default() })
 }
@@ -74,7 +81,7 @@ fn a_wildcard_that_is_given_up_and_made_again_starts_over() {
             let because = server.on_request(request).unwrap().respond;
             if let Some(answer) = because.and_then(|because| server.answer(SCOPED_ROUTE, &because, all)) {
                 answers.push(answer.resources);
-                client.on_response(answer.response, &mut Recorder::default());
+                client.on_response(answer.response, &mut Recorder::default(), now());
             }
         }
         answers
@@ -109,7 +116,7 @@ fn a_response_is_acknowledged_with_its_nonce_together_with_new_subscriptions() {
     let mut state = client(Mode::Delta);
     state.subscribe(ENDPOINT, names(&["a"]));
     assert_eq!(next_delta(&mut state).resource_names_subscribe, ["a"]);
-    state.on_response(delta(ENDPOINT, "n1", &[("a", "1")], &[]), &mut Recorder::default());
+    state.on_response(delta(ENDPOINT, "n1", &[("a", "1")], &[]), &mut Recorder::default(), now());
     state.subscribe(ENDPOINT, names(&["b"]));
     state.unsubscribe(ENDPOINT, &names(&["a"]));
     let ack = next_delta(&mut state);
@@ -125,7 +132,7 @@ fn a_bad_resource_is_named_while_the_good_ones_apply_and_only_their_versions_are
     state.subscribe_wildcard(CLUSTER);
     next_delta(&mut state);
     let mut recorder = Recorder::default();
-    state.on_response(delta(CLUSTER, "n1", &[("good", "1"), ("bad", "1")], &[]), &mut recorder);
+    state.on_response(delta(CLUSTER, "n1", &[("good", "1"), ("bad", "1")], &[]), &mut recorder, now());
     assert_eq!(recorder.updates, ["good@1"]);
     let nack = next_delta(&mut state);
     assert_eq!(nack.response_nonce, "n1");
@@ -143,14 +150,14 @@ fn an_update_that_is_rejected_leaves_the_older_version_remembered() {
     state.subscribe_wildcard(CLUSTER);
     next_delta(&mut state);
     let mut pass = Recorder::default();
-    state.on_response(delta(CLUSTER, "n1", &[("x", "1")], &[]), &mut pass);
+    state.on_response(delta(CLUSTER, "n1", &[("x", "1")], &[]), &mut pass, now());
     struct Never;
     impl Handler for Never {
         fn apply(&mut self, _: &str, updates: Vec<Resource>, _: Vec<String>) -> Vec<Rejected> {
             updates.into_iter().map(|r| Rejected { name: r.name, reason: "no".into() }).collect()
         }
     }
-    state.on_response(delta(CLUSTER, "n2", &[("x", "2")], &[]), &mut Never);
+    state.on_response(delta(CLUSTER, "n2", &[("x", "2")], &[]), &mut Never, now());
     assert_eq!(state.accepted(CLUSTER).unwrap()["x"], "1");
     assert_eq!(next_delta(&mut state).response_nonce, "n1", "answers keep their order");
     assert!(next_delta(&mut state).error_detail.is_some());
@@ -165,7 +172,7 @@ fn malformed_resources_are_rejected_by_name_before_the_handler_sees_them() {
     response.resources[0].resource = None;
     response.resources[1].resource.as_mut().unwrap().type_url = LISTENER.into();
     let mut recorder = Recorder::default();
-    state.on_response(response, &mut recorder);
+    state.on_response(response, &mut recorder, now());
     assert_eq!(recorder.updates, ["twice@1"]);
     let message = next_delta(&mut state).error_detail.unwrap().message;
     for part in ["empty: the resource has no content", "wrong: is a ", "twice: the name occurs twice"] {
@@ -180,7 +187,7 @@ fn what_crosses_an_unsubscription_is_dropped() {
     next_delta(&mut state);
     state.unsubscribe(ENDPOINT, &names(&["a"]));
     let mut recorder = Recorder::default();
-    state.on_response(delta(ENDPOINT, "n1", &[("a", "1"), ("b", "1")], &[]), &mut recorder);
+    state.on_response(delta(ENDPOINT, "n1", &[("a", "1"), ("b", "1")], &[]), &mut recorder, now());
     assert_eq!(recorder.updates, ["b@1"]);
     assert!(!state.accepted(ENDPOINT).unwrap().contains_key("a"));
 }
@@ -190,7 +197,7 @@ fn a_name_dropped_and_wanted_again_before_anything_was_sent_is_asked_for_again()
     let mut state = client(Mode::Delta);
     state.subscribe(ENDPOINT, names(&["a"]));
     next_delta(&mut state);
-    state.on_response(delta(ENDPOINT, "n1", &[("a", "1")], &[]), &mut Recorder::default());
+    state.on_response(delta(ENDPOINT, "n1", &[("a", "1")], &[]), &mut Recorder::default(), now());
     next_delta(&mut state);
     state.unsubscribe(ENDPOINT, &names(&["a"]));
     state.subscribe(ENDPOINT, names(&["a"]));
@@ -217,8 +224,8 @@ fn removals_reach_the_handler_and_forget_the_version() {
     state.subscribe_wildcard(CLUSTER);
     next_delta(&mut state);
     let mut recorder = Recorder::default();
-    state.on_response(delta(CLUSTER, "n1", &[("a", "1")], &[]), &mut recorder);
-    state.on_response(delta(CLUSTER, "n2", &[], &["a"]), &mut recorder);
+    state.on_response(delta(CLUSTER, "n1", &[("a", "1")], &[]), &mut recorder, now());
+    state.on_response(delta(CLUSTER, "n2", &[], &["a"]), &mut recorder, now());
     assert_eq!(recorder.removed, ["a"]);
     assert!(state.accepted(CLUSTER).unwrap().is_empty());
 }
@@ -227,7 +234,7 @@ fn removals_reach_the_handler_and_forget_the_version() {
 fn a_type_that_was_not_asked_for_is_neither_applied_nor_answered() {
     let mut state = client(Mode::Delta);
     let mut recorder = Recorder::default();
-    state.on_response(delta(CLUSTER, "n1", &[("a", "1")], &[]), &mut recorder);
+    state.on_response(delta(CLUSTER, "n1", &[("a", "1")], &[]), &mut recorder, now());
     assert!(recorder.updates.is_empty());
     assert!(state.poll_request().is_none());
 }
@@ -237,7 +244,7 @@ fn after_a_reconnect_old_answers_are_not_sent_and_names_are_subscribed_anew() {
     let mut state = client(Mode::Delta);
     state.subscribe(ENDPOINT, names(&["a"]));
     next_delta(&mut state);
-    state.on_response(delta(ENDPOINT, "n1", &[("a", "1")], &[]), &mut Recorder::default());
+    state.on_response(delta(ENDPOINT, "n1", &[("a", "1")], &[]), &mut Recorder::default(), now());
     state.subscribe(ENDPOINT, names(&["b"]));
     state.on_connect();
     let first = next_delta(&mut state);
@@ -255,11 +262,11 @@ fn a_state_of_the_world_without_a_cluster_removes_it_and_repeats_nothing_to_the_
     let first = next_sotw(&mut state);
     assert!(first.version_info.is_empty() && first.response_nonce.is_empty());
     let mut recorder = Recorder::default();
-    state.on_response(sotw("n1", "v1", vec![cluster("a", ""), cluster("b", "")]), &mut recorder);
+    state.on_response(sotw("n1", "v1", vec![cluster("a", ""), cluster("b", "")]), &mut recorder, now());
     assert_eq!(recorder.updates.len(), 2);
     let ack = next_sotw(&mut state);
     assert_eq!((ack.version_info.as_str(), ack.response_nonce.as_str()), ("v1", "n1"));
-    state.on_response(sotw("n2", "v2", vec![cluster("b", "")]), &mut recorder);
+    state.on_response(sotw("n2", "v2", vec![cluster("b", "")]), &mut recorder, now());
     assert_eq!((recorder.updates.len(), recorder.removed.as_slice()), (2, &names(&["a"])[..]));
 }
 
@@ -269,9 +276,9 @@ fn a_refused_state_of_the_world_keeps_the_accepted_version_and_what_was_in_use()
     state.subscribe_wildcard(CLUSTER);
     next_sotw(&mut state);
     let mut recorder = Recorder::default();
-    state.on_response(sotw("n1", "v1", vec![cluster("a", "")]), &mut recorder);
+    state.on_response(sotw("n1", "v1", vec![cluster("a", "")]), &mut recorder, now());
     next_sotw(&mut state);
-    state.on_response(sotw("n2", "v2", vec![cluster("a", "changed"), cluster("bad", "")]), &mut recorder);
+    state.on_response(sotw("n2", "v2", vec![cluster("a", "changed"), cluster("bad", "")]), &mut recorder, now());
     let nack = next_sotw(&mut state);
     assert_eq!((nack.version_info.as_str(), nack.response_nonce.as_str()), ("v1", "n2"));
     assert!(nack.error_detail.unwrap().message.contains("cds bad: unknown filter"));
@@ -285,7 +292,7 @@ fn in_state_of_the_world_a_change_of_names_repeats_all_of_them_with_the_last_non
     state.subscribe(ENDPOINT, names(&["a"]));
     next_sotw(&mut state);
     let response = DiscoveryResponse { type_url: ENDPOINT.into(), nonce: "n1".into(), version_info: "v1".into(), ..Default::default() };
-    state.on_response(response, &mut Recorder::default());
+    state.on_response(response, &mut Recorder::default(), now());
     next_sotw(&mut state);
     state.subscribe(ENDPOINT, names(&["b"]));
     let change = next_sotw(&mut state);
@@ -308,12 +315,112 @@ fn virtual_hosts_come_below_the_name_of_their_routes_or_under_another_name_and_m
     let mut recorder = Recorder::default();
     let mut response = delta(VIRTUAL_HOST, "n1", &[("r/a", "1"), ("q/a", "1"), ("s/x", "1"), ("s/y", "1")], &[]);
     response.resources[2].aliases = names(&["s/x.test"]);
-    state.on_response(response, &mut recorder);
+    state.on_response(response, &mut recorder, now());
     assert_eq!(recorder.updates, ["r/a@1", "s/x@1"]);
     assert!(next_delta(&mut state).error_detail.is_none());
     let mut response = delta(VIRTUAL_HOST, "n2", &[("s/x.test", "")], &[]);
     response.resources[0].resource = None;
-    state.on_response(response, &mut recorder);
+    state.on_response(response, &mut recorder, now());
     assert_eq!(recorder.removed, ["s/x.test"]);
     assert!(next_delta(&mut state).error_detail.is_none(), "that there is none is an answer");
+}
+
+/// As a server sends them: without content they only tell how long a resource lives.
+fn with_ttl(mut response: DeltaDiscoveryResponse, seconds: i64) -> DeltaDiscoveryResponse {
+    response.resources.iter_mut().for_each(|r| r.ttl = Some(lateen_proto::Duration { seconds, nanos: 0 }));
+    response
+}
+
+fn heartbeat(nonce: &str, name: &str, version: &str, seconds: i64) -> DeltaDiscoveryResponse {
+    let mut response = with_ttl(delta(CLUSTER, nonce, &[(name, version)], &[]), seconds);
+    response.resources[0].resource = None;
+    response
+}
+
+#[test]
+fn a_resource_ends_with_its_time_to_live_unless_that_is_renewed() {
+    let mut state = client(Mode::Delta);
+    state.subscribe_wildcard(CLUSTER);
+    next_delta(&mut state);
+    let (mut recorder, after) = (Recorder::default(), |seconds| now() + Duration::from_secs(seconds));
+    state.on_response(with_ttl(delta(CLUSTER, "n1", &[("a", "1"), ("b", "1")], &[]), 10), &mut recorder, now());
+    assert_eq!(state.next_end(), Some(after(10)));
+    state.on_response(heartbeat("n2", "a", "1", 10), &mut recorder, after(5));
+    state.expire(&mut recorder, after(10));
+    assert_eq!((recorder.updates.len(), recorder.removed.as_slice()), (2, &names(&["b"])[..]), "the beat of a heart is no update");
+    assert_eq!(state.next_end(), Some(after(15)));
+    // A reconnect asks for what ended, and tells the version of what did not; time goes on meanwhile.
+    state.on_connect();
+    assert_eq!(next_delta(&mut state).initial_resource_versions.into_keys().collect::<Vec<_>>(), ["a"]);
+    state.expire(&mut recorder, after(15));
+    assert_eq!((recorder.removed.as_slice(), state.next_end()), (&names(&["b", "a"])[..], None));
+    assert!(state.accepted(CLUSTER).unwrap().is_empty());
+}
+
+#[test]
+fn a_time_to_live_is_taken_back_by_sending_the_resource_without_one() {
+    let mut state = client(Mode::Delta);
+    state.subscribe_wildcard(CLUSTER);
+    next_delta(&mut state);
+    let mut recorder = Recorder::default();
+    let mut beat = heartbeat("n2", "a", "1", 10);
+    beat.resources[0].ttl = None;
+    for (again, removed) in [(delta(CLUSTER, "n2", &[("a", "1")], &[]), 0), (beat, 0), (delta(CLUSTER, "n2", &[], &["a"]), 1)] {
+        state.on_response(with_ttl(delta(CLUSTER, "n1", &[("a", "1")], &[]), 10), &mut recorder, now());
+        assert!(state.next_end().is_some());
+        state.on_response(again, &mut recorder, now());
+        assert_eq!((state.next_end(), recorder.removed.len()), (None, removed));
+    }
+}
+
+#[test]
+fn without_content_only_the_accepted_version_lives_on_and_aliases_alone_say_nothing() {
+    let mut state = client(Mode::Delta);
+    state.subscribe_wildcard(CLUSTER);
+    next_delta(&mut state);
+    let mut recorder = Recorder::default();
+    state.on_response(delta(CLUSTER, "n1", &[("a", "1")], &[]), &mut recorder, now());
+    next_delta(&mut state);
+    for (name, version, seconds, reason) in [
+        ("a", "2", 10, "the resource has no content"),
+        ("b", "1", 10, "the resource has no content"),
+        ("a", "1", -1, "ttl: is not a time span from 0 on"),
+    ] {
+        state.on_response(heartbeat("n2", name, version, seconds), &mut recorder, now());
+        assert_eq!(next_delta(&mut state).error_detail.map(|e| e.message), Some(format!("cds {name}: {reason}")));
+    }
+    let mut response = delta(CLUSTER, "n3", &[("c", "")], &[]);
+    response.resources[0].resource = None;
+    response.resources[0].aliases = names(&["d"]);
+    state.on_response(response, &mut recorder, now());
+    assert_eq!(next_delta(&mut state).error_detail, None);
+    assert_eq!((recorder.updates.len(), recorder.removed.len(), state.next_end()), (1, 0, None));
+}
+
+fn wrapped(name: &str, body: Option<lateen_proto::Any>, seconds: i64) -> lateen_proto::Any {
+    let ttl = Some(lateen_proto::Duration { seconds, nanos: 0 });
+    pack(&WireResource { name: name.into(), resource: body, ttl, ..Default::default() })
+}
+
+#[test]
+fn a_state_of_the_world_may_wrap_resources_and_then_renew_them_alone() {
+    let mut state = client(Mode::Sotw);
+    state.subscribe_wildcard(CLUSTER);
+    next_sotw(&mut state);
+    let (mut recorder, after) = (Recorder::default(), |seconds| now() + Duration::from_secs(seconds));
+    let both = vec![wrapped("a", Some(cluster("a", "")), 10), cluster("b", "")];
+    state.on_response(sotw("n1", "v1", both), &mut recorder, now());
+    assert_eq!(recorder.updates.len(), 2);
+    assert_eq!(next_sotw(&mut state).error_detail, None);
+    state.on_response(sotw("n2", "v1", vec![wrapped("a", None, 10)]), &mut recorder, after(5));
+    assert_eq!(next_sotw(&mut state).error_detail, None);
+    assert_eq!((recorder.updates.len(), recorder.removed.len(), state.next_end()), (2, 0, Some(after(15))));
+    // Beside others it says that the resource is still there.
+    state.on_response(sotw("n3", "v1", vec![wrapped("a", None, 10), cluster("c", "")]), &mut recorder, after(5));
+    assert_eq!((recorder.updates.len(), recorder.removed.as_slice()), (3, &names(&["b"])[..]));
+    next_sotw(&mut state);
+    state.on_response(sotw("n4", "v2", vec![wrapped("a", None, 10), cluster("c", "")]), &mut recorder, after(5));
+    assert_eq!(next_sotw(&mut state).error_detail.map(|e| e.message), Some("cds a: the resource has no content".to_owned()));
+    state.expire(&mut recorder, after(15));
+    assert_eq!(recorder.removed, ["b", "a"]);
 }
