@@ -17,3 +17,5 @@ pub use server::{Backend, Discovery, Hub};
 mod convergence_tests;
 #[cfg(test)]
 mod loopback_tests;
+#[cfg(test)]
+mod wire_tests;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use lateen_identity::WorkloadSecrets;
 use lateen_snapshot::bootstrap::DynamicSource;
-use lateen_snapshot::compile::{SecretSource, Update, Wanted};
+use http::header::{HeaderMap, HeaderName};
+use lateen_snapshot::compile::{ApiSource, SecretSource, Update, Wanted};
 use lateen_telemetry::BlockName;
 use lateen_telemetry::envoy_names::server;
 use lateen_xds::client::{Service, TokenSource};
@@ -54,9 +55,7 @@ impl Handler for Applier {
 /// Runs the aggregated stream, if the bootstrap has one.
 pub(super) fn aggregated(main: &Arc<Main>, token: Option<TokenSource>, supervisor: &Supervisor, tasks: &mut JoinSet<()>) {
     let Some(ads) = main.bootstrap.ads.clone() else { return };
-    let mode = if ads.delta { Mode::Delta } else { Mode::Sotw };
-    let authority = ads.authority.clone().unwrap_or_else(|| ads.cluster.clone());
-    let client = client(main, Service::Aggregated, mode, &ads.cluster, authority, token);
+    let client = client(main, Service::Aggregated, &ads, token);
     let subscriptions = client.subscriptions();
     if main.bootstrap.clusters == Some(DynamicSource::Ads) {
         subscriptions.wildcard(types::CLUSTER);
@@ -77,26 +76,37 @@ pub(super) fn single(main: &Arc<Main>, token: Option<TokenSource>, supervisor: &
         (main.bootstrap.listeners.clone(), Service::Listener, types::LISTENER),
     ];
     for (source, service, type_url) in sources {
-        let Some(DynamicSource::Cluster { cluster, delta }) = source else { continue };
-        let mode = if delta { Mode::Delta } else { Mode::Sotw };
-        let client = client(main, service, mode, &cluster, cluster.clone(), token.clone());
+        let Some(DynamicSource::Api(source)) = source else { continue };
+        let client = client(main, service, &source, token.clone());
         client.subscriptions().wildcard(type_url);
-        let mut applier = Applier { main: main.clone(), source: SecretSource::Ads, name: cluster };
+        let mut applier = Applier { main: main.clone(), source: SecretSource::Ads, name: source.cluster };
         tasks.spawn(supervisor.clone().only_once("discovery", async move { client.run(&mut applier).await }));
     }
 }
 
-fn client(main: &Arc<Main>, service: Service, mode: Mode, cluster: &str, authority: String, token: Option<TokenSource>) -> Client {
-    let mut options = Options::new(main.bootstrap.node.clone(), http_authority(authority));
+fn client(main: &Arc<Main>, service: Service, source: &ApiSource, token: Option<TokenSource>) -> Client {
+    let mut options = Options::new(main.bootstrap.node.clone(), http_authority(source.authority.clone()));
     options.service = service;
-    options.mode = mode;
+    options.mode = if source.delta { Mode::Delta } else { Mode::Sotw };
     options.token = token;
-    let (dialing, name) = (main.clone(), cluster.to_owned());
+    options.metadata = metadata(source);
+    let (dialing, name) = (main.clone(), source.cluster.clone());
     let connector = Connector::new(move || {
         let (main, cluster) = (dialing.clone(), name.clone());
         async move { main.connect(&cluster).await }
     });
     Client::new(options, connector)
+}
+
+fn metadata(source: &ApiSource) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in &source.metadata {
+        // They were names of headers when the configuration was read.
+        if let Ok(name) = HeaderName::try_from(name) {
+            headers.append(name, value.clone());
+        }
+    }
+    headers
 }
 
 /// Cluster names may hold characters that an authority may not.
@@ -157,13 +167,13 @@ pub(super) async fn secrets(main: Arc<Main>, identity: Option<watch::Receiver<Op
         let now = wanted.borrow_and_update().clone();
         let sources: BTreeSet<_> = now.secrets.iter().map(|k| k.source.clone()).collect();
         for source in sources {
-            let SecretSource::Cluster(cluster) = &source else { continue };
+            let SecretSource::Api(service) = &source else { continue };
             if main.has_stream(&source) {
                 continue;
             }
             match &identity {
-                Some(identity) if cluster == OWN_SECRETS => own_identity(&main, identity.clone(), source, &mut tasks),
-                _ => secret_stream(&main, cluster.clone(), token.clone(), &mut tasks),
+                Some(identity) if service.cluster == OWN_SECRETS => own_identity(&main, identity.clone(), service, &mut tasks),
+                _ => secret_stream(&main, service, token.clone(), &mut tasks),
             }
         }
         if wanted.changed().await.is_err() {
@@ -175,11 +185,12 @@ pub(super) async fn secrets(main: Arc<Main>, identity: Option<watch::Receiver<Op
 fn own_identity(
     main: &Arc<Main>,
     mut identity: watch::Receiver<Option<Arc<WorkloadSecrets>>>,
-    source: SecretSource,
+    service: &ApiSource,
     tasks: &mut JoinSet<()>,
 ) {
     // There is nothing to subscribe to, but the place is taken.
-    let client = client(main, Service::Secret, Mode::Delta, OWN_SECRETS, OWN_SECRETS.to_owned(), None);
+    let client = client(main, Service::Secret, service, None);
+    let source = SecretSource::Api(service.clone());
     main.keep_stream(source.clone(), client.subscriptions());
     let main = main.clone();
     tasks.spawn(async move {
@@ -195,9 +206,9 @@ fn own_identity(
     });
 }
 
-fn secret_stream(main: &Arc<Main>, cluster: String, token: Option<TokenSource>, tasks: &mut JoinSet<()>) {
-    let source = SecretSource::Cluster(cluster.clone());
-    let client = client(main, Service::Secret, Mode::Sotw, &cluster, cluster.clone(), token);
+fn secret_stream(main: &Arc<Main>, service: &ApiSource, token: Option<TokenSource>, tasks: &mut JoinSet<()>) {
+    let source = SecretSource::Api(service.clone());
+    let client = client(main, Service::Secret, service, token);
     let subscriptions = client.subscriptions();
     main.keep_stream(source.clone(), subscriptions.clone());
     let mut wanted = main.wanted();
@@ -215,6 +226,6 @@ fn secret_stream(main: &Arc<Main>, cluster: String, token: Option<TokenSource>, 
             }
         }
     });
-    let mut applier = Applier { main: main.clone(), source, name: cluster };
+    let mut applier = Applier { main: main.clone(), source, name: service.cluster.clone() };
     tasks.spawn(async move { client.run(&mut applier).await });
 }

@@ -464,7 +464,7 @@ fn shown(source: Option<&DynamicSource>) -> String {
     match source {
         Some(DynamicSource::Ads) => "the aggregated stream".to_owned(),
         Some(DynamicSource::Path(path)) => path.clone(),
-        Some(DynamicSource::Cluster { cluster, .. }) => format!("cluster {cluster}"),
+        Some(DynamicSource::Api(source)) => format!("cluster {}", source.cluster),
         None => "nowhere".to_owned(),
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use lateen_proto::any;
 use lateen_proto::envoy::config::bootstrap::v3::{self as proto, bootstrap, runtime_layer};
 use lateen_proto::envoy::config::cluster::v3::Cluster;
-use lateen_proto::envoy::config::core::v3::{self as core, api_config_source::ApiType, config_source::ConfigSourceSpecifier};
+use lateen_proto::envoy::config::core::v3::{self as core, config_source::ConfigSourceSpecifier};
 use lateen_proto::envoy::config::listener::v3::Listener;
 use lateen_proto::envoy::service::discovery::v3::DiscoveryResponse;
 use lateen_proto::json::{Codec, InvalidJson, Tree};
@@ -21,8 +21,8 @@ use prost::{Message, Name};
 
 pub use stats::StatsMatcher;
 
-use crate::compile::Invalid;
-use crate::compile::parts::{Place, Within, api_cluster, dns_resolver, harmless, place, refuse, refuse_admin_logs};
+use crate::compile::{ApiSource, Invalid};
+use crate::compile::parts::{Place, Within, api_source, dns_resolver, harmless, place, refuse, refuse_admin_logs};
 use crate::dns::DnsResolver;
 
 type Result<T> = std::result::Result<T, Invalid>;
@@ -37,7 +37,8 @@ pub struct Bootstrap {
     pub resources: Vec<Any>,
     pub listeners: Option<DynamicSource>,
     pub clusters: Option<DynamicSource>,
-    pub ads: Option<Ads>,
+    /// The aggregated stream.
+    pub ads: Option<ApiSource>,
     /// Which statistics are shown.
     pub stats: StatsMatcher,
     pub stats_flush_interval: Option<Duration>,
@@ -63,22 +64,8 @@ pub enum DynamicSource {
     Ads,
     /// A file that holds a discovery response, watched.
     Path(String),
-    /// A discovery service of its own behind this static cluster.
-    Cluster {
-        cluster: String,
-        delta: bool,
-    },
-}
-
-/// The aggregated stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ads {
-    /// A static cluster.
-    pub cluster: String,
-    pub delta: bool,
-    pub authority: Option<String>,
-    /// Sent with the stream, e.g. `ClusterID`.
-    pub metadata: Vec<(String, String)>,
+    /// A discovery service of its own.
+    Api(ApiSource),
 }
 
 /// A bootstrap that cannot be used. The text names file, line and field.
@@ -236,7 +223,7 @@ fn judge_with(value: proto::Bootstrap, others: Vec<Any>) -> Result<Bootstrap> {
     let bootstrap::DynamicResources { lds_config, lds_resources_locator, cds_config, cds_resources_locator, ads_config } = dynamic;
     let checked = || -> Result<_> {
         refuse!(lds_resources_locator, cds_resources_locator);
-        let ads = ads_config.map(ads).transpose().within("ads_config")?;
+        let ads = ads_config.map(api_source).transpose().within("ads_config")?;
         let listeners = lds_config.map(|c| source(c, ads.is_some())).transpose().within("lds_config")?;
         let clusters = cds_config.map(|c| source(c, ads.is_some())).transpose().within("cds_config")?;
         Ok((ads, listeners, clusters))
@@ -276,22 +263,6 @@ fn admin(value: proto::Admin) -> Result<Option<AdminAddress>> {
     }
 }
 
-fn ads(value: core::ApiConfigSource) -> Result<Ads> {
-    let delta = value.api_type == ApiType::DeltaGrpc as i32;
-    let service = value.grpc_services.first();
-    let authority = service.and_then(|s| match &s.target_specifier {
-        Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(e)) if !e.authority.is_empty() => Some(e.authority.clone()),
-        _ => None,
-    });
-    let metadata: Vec<(String, String)> =
-        service.map(|s| s.initial_metadata.iter().map(|h| (h.key.clone(), h.value.clone())).collect()).unwrap_or_default();
-    let mut value = value;
-    for service in &mut value.grpc_services {
-        service.initial_metadata.clear();
-    }
-    Ok(Ads { cluster: api_cluster(value)?, delta, authority, metadata })
-}
-
 fn source(value: core::ConfigSource, has_ads: bool) -> Result<DynamicSource> {
     let core::ConfigSource { authorities, initial_fetch_timeout, resource_api_version, config_source_specifier } = value;
     harmless!(initial_fetch_timeout, resource_api_version);
@@ -304,8 +275,7 @@ fn source(value: core::ConfigSource, has_ads: bool) -> Result<DynamicSource> {
         Some(ConfigSourceSpecifier::Path(path)) => Ok(DynamicSource::Path(path)),
         Some(ConfigSourceSpecifier::PathConfigSource(source)) => Ok(DynamicSource::Path(source.path)),
         Some(ConfigSourceSpecifier::ApiConfigSource(source)) => {
-            let delta = source.api_type == ApiType::DeltaGrpc as i32;
-            Ok(DynamicSource::Cluster { cluster: api_cluster(source).within("api_config_source")?, delta })
+            Ok(DynamicSource::Api(api_source(source).within("api_config_source")?))
         }
         Some(ConfigSourceSpecifier::Self_(_)) => {
             Err(Invalid { path: "self".into(), reason: "has no meaning in a bootstrap; use ads".into() })

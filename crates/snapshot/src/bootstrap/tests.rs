@@ -69,7 +69,8 @@ stats_config: {stats_matcher: {inclusion_list: {patterns: [{prefix: cluster.}, {
 ";
     let bootstrap = parse(text, "b").unwrap();
     let ads = bootstrap.ads.unwrap();
-    assert_eq!((ads.cluster.as_str(), ads.delta, ads.metadata.len()), ("xds-grpc", true, 1));
+    let metadata = vec![("k".to_owned(), http::HeaderValue::from_static("v"))];
+    assert_eq!(ads, ApiSource { cluster: "xds-grpc".into(), delta: true, authority: "xds-grpc".into(), metadata });
     assert_eq!((bootstrap.listeners, bootstrap.clusters), (Some(DynamicSource::Ads), Some(DynamicSource::Path("/x.yaml".into()))));
     assert!(
         bootstrap.stats.shows("cluster.a.b") && bootstrap.stats.shows("http.a.rbac.allowed") && !bootstrap.stats.shows("server.uptime")

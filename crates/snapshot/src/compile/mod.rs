@@ -80,4 +80,4 @@ pub use compiler::{Compiler, Outcome, Rejected, Reload, Update, Wanted, Wish};
 pub use invalid::Invalid;
 pub use record::{Failure, Kind, Listed, Origin, Record};
 pub use secret::{Certificate, SecretKey, SecretValue, Validation};
-pub use source::SecretSource;
+pub use source::{ApiSource, SecretSource};

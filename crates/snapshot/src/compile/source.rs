@@ -1,9 +1,11 @@
 //! Where a resource is discovered from.
+use http::{HeaderName, HeaderValue};
 use lateen_proto::envoy::config::core::v3::{
     self as core, api_config_source::ApiType, config_source::ConfigSourceSpecifier, grpc_service::TargetSpecifier,
 };
 
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::service::fixed_header;
 
 /// The places secrets come from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -12,12 +14,24 @@ pub enum SecretSource {
     Static,
     /// The aggregated stream.
     Ads,
-    /// A discovery service behind this static cluster, e.g. `sds-grpc`.
-    Cluster(String),
+    /// A discovery service of their own.
+    Api(ApiSource),
     /// A file with a discovery response.
     Path(String),
     /// Certificate files that a TLS context names.
     Files,
+}
+
+/// A gRPC discovery service behind a static cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ApiSource {
+    /// E.g. `sds-grpc`.
+    pub cluster: String,
+    /// It is asked for changes, not for the state of the world.
+    pub delta: bool,
+    pub authority: String,
+    /// Sent with each stream, e.g. `ClusterID`.
+    pub metadata: Vec<(String, HeaderValue)>,
 }
 
 /// For resources that only the aggregated stream delivers.
@@ -42,13 +56,13 @@ pub(crate) fn secret_source(value: Option<core::ConfigSource>) -> Result<SecretS
         Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => Ok(SecretSource::Ads),
         Some(ConfigSourceSpecifier::Path(path)) => Ok(SecretSource::Path(path)),
         Some(ConfigSourceSpecifier::PathConfigSource(source)) => Ok(SecretSource::Path(source.path)),
-        Some(ConfigSourceSpecifier::ApiConfigSource(source)) => Ok(SecretSource::Cluster(api_cluster(source).within("api_config_source")?)),
+        Some(ConfigSourceSpecifier::ApiConfigSource(source)) => Ok(SecretSource::Api(api_source(source).within("api_config_source")?)),
         None => Err(Invalid::new("names no source; use `ads: {}`")),
     }
 }
 
-/// The cluster of a gRPC discovery service.
-pub(crate) fn api_cluster(value: core::ApiConfigSource) -> Result<String> {
+/// How a gRPC discovery service is asked.
+pub(crate) fn api_source(value: core::ApiConfigSource) -> Result<ApiSource> {
     let core::ApiConfigSource {
         api_type,
         transport_api_version,
@@ -62,22 +76,34 @@ pub(crate) fn api_cluster(value: core::ApiConfigSource) -> Result<String> {
     } = value;
     harmless!(transport_api_version, cluster_names, refresh_delay, request_timeout, rate_limit_settings, set_node_on_first_message_only);
     refuse!(config_validators);
-    if !matches!(ApiType::try_from(api_type), Ok(ApiType::Grpc | ApiType::DeltaGrpc)) {
-        return Err(Invalid::field("api_type", "is not supported; use GRPC or DELTA_GRPC"));
-    }
+    let delta = match ApiType::try_from(api_type) {
+        Ok(ApiType::Grpc) => false,
+        Ok(ApiType::DeltaGrpc) => true,
+        _ => return Err(Invalid::field("api_type", "is not supported; use GRPC or DELTA_GRPC")),
+    };
     let mut services = grpc_services.into_iter();
     let first = services.next();
     if services.next().is_some() {
         return Err(Invalid::field("grpc_services", "more than one is not supported"));
     }
-    grpc_cluster(first).within_item("grpc_services", 0)
+    let GrpcTarget { cluster, authority, headers } = grpc_target(first).within_item("grpc_services", 0)?;
+    let metadata = headers.into_iter().map(|(name, value)| (name.as_str().to_owned(), value)).collect();
+    Ok(ApiSource { cluster, delta, authority, metadata })
 }
 
-pub(crate) fn grpc_cluster(value: Option<core::GrpcService>) -> Result<String> {
+/// A gRPC service whose calls take what time they need.
+pub(crate) struct GrpcTarget {
+    pub(crate) cluster: String,
+    pub(crate) authority: String,
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+pub(crate) fn grpc_target(value: Option<core::GrpcService>) -> Result<GrpcTarget> {
     let core::GrpcService { timeout, initial_metadata, retry_policy, target_specifier } =
         value.ok_or_else(|| Invalid::new("is missing; use envoy_grpc"))?;
     harmless!(timeout, retry_policy);
-    refuse!(initial_metadata);
+    let headers = initial_metadata.into_iter().enumerate().map(|(i, h)| fixed_header(h).within_item("initial_metadata", i));
+    let headers = headers.collect::<Result<_>>()?;
     match target_specifier {
         Some(TargetSpecifier::EnvoyGrpc(core::grpc_service::EnvoyGrpc {
             cluster_name,
@@ -86,11 +112,12 @@ pub(crate) fn grpc_cluster(value: Option<core::GrpcService>) -> Result<String> {
             max_receive_message_length,
             skip_envoy_headers,
         })) => {
-            harmless!(authority, retry_policy, max_receive_message_length, skip_envoy_headers);
+            harmless!(retry_policy, max_receive_message_length, skip_envoy_headers);
             if cluster_name.is_empty() {
                 return Err(Invalid::field("envoy_grpc.cluster_name", "is empty"));
             }
-            Ok(cluster_name)
+            let authority = if authority.is_empty() { cluster_name.clone() } else { authority };
+            Ok(GrpcTarget { cluster: cluster_name, authority, headers })
         }
         Some(TargetSpecifier::GoogleGrpc(_)) => Err(Invalid::field("google_grpc", "is not supported; use envoy_grpc with a cluster")),
         None => Err(Invalid::new("names no target; use envoy_grpc")),

@@ -16,6 +16,7 @@ use super::header;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::header_name;
 use super::service::fixed_header;
+use super::source::{GrpcTarget, grpc_target};
 use crate::header::HeaderTemplate;
 use crate::matcher::Fraction;
 use crate::trace::{Collector, CustomTag, Provider, ProviderKind, RequestIdRules, RouteTracing, Sampling, TagValue, Tracing};
@@ -242,23 +243,15 @@ fn detected(value: core::TypedExtensionConfig) -> Result<Vec<(Arc<str>, Arc<str>
 }
 
 fn grpc_collector(value: Option<core::GrpcService>, context: &mut Context<'_>) -> Result<Collector> {
-    use core::grpc_service::TargetSpecifier;
-    let mut service = value.ok_or_else(|| Invalid::new("is missing; use envoy_grpc"))?;
-    let metadata = std::mem::take(&mut service.initial_metadata);
-    let timeout = duration_or(service.timeout.as_ref(), EXPORT_TIMEOUT, "timeout")?;
-    let authority = match &service.target_specifier {
-        Some(TargetSpecifier::EnvoyGrpc(target)) => target.authority.clone(),
-        _ => String::new(),
-    };
-    let cluster = super::source::grpc_cluster(Some(service))?;
-    let headers = metadata.into_iter().enumerate().map(|(i, h)| fixed_header(h).within_item("initial_metadata", i));
+    let timeout = duration_or(value.as_ref().and_then(|service| service.timeout.as_ref()), EXPORT_TIMEOUT, "timeout")?;
+    let GrpcTarget { cluster, authority, headers } = grpc_target(value)?;
     Ok(Collector {
-        authority: if authority.is_empty() { cluster.as_str().into() } else { authority.into() },
+        authority: authority.into(),
         cluster: context.cluster(&cluster),
         path: OTLP_METHOD.into(),
         grpc: true,
         timeout: if timeout.is_zero() { EXPORT_TIMEOUT } else { timeout },
-        headers: headers.collect::<Result<_>>()?,
+        headers,
     })
 }
 

@@ -5,6 +5,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
 use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
 use lateen_proto::envoy::config::core::v3::Node;
@@ -13,8 +15,9 @@ use rand::SeedableRng;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Status, Streaming};
+use tonic::{Extensions, Status, Streaming};
 
 use super::{ClientState, Command, Connector, Handler, Mode, Request, Response, Subscriptions};
 use crate::backoff::Backoff;
@@ -70,6 +73,8 @@ pub struct Options {
     /// The HTTP/2 `:authority`, for example `istiod.istio-system.svc:15012`.
     pub authority: String,
     pub token: Option<TokenSource>,
+    /// Sent with each stream. Where it has an `authorization`, that goes before the token.
+    pub metadata: HeaderMap,
     /// A larger response ends the stream. Default 256 MiB.
     pub max_message_bytes: usize,
     /// Includes the TLS handshake. Default 10 s.
@@ -89,6 +94,7 @@ impl Options {
             node,
             authority: authority.into(),
             token: None,
+            metadata: HeaderMap::new(),
             max_message_bytes: 256 << 20,
             connect_timeout: Duration::from_secs(10),
             keepalive_interval: Duration::from_secs(30),
@@ -244,12 +250,14 @@ where
     R: prost::Message + Default + 'static,
 {
     let path = options.service.path(options.mode);
-    let token = options.token.as_ref().and_then(|source| source());
+    let metadata = options.metadata.clone();
+    let token = options.token.as_ref().filter(|_| !metadata.contains_key(AUTHORIZATION)).and_then(|source| source());
     let limit = options.max_message_bytes;
     async move {
         let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(limit);
         grpc.ready().await.map_err(|e| Status::unavailable(causes(&e)))?;
-        let mut request = tonic::Request::new(ReceiverStream::new(requests));
+        let metadata = MetadataMap::from_headers(metadata);
+        let mut request = tonic::Request::from_parts(metadata, Extensions::default(), ReceiverStream::new(requests));
         if let Some(token) = token {
             let value = format!("Bearer {}", token.trim()).parse();
             let value = value.map_err(|_| Status::unauthenticated("the token file holds something that is not a token"))?;

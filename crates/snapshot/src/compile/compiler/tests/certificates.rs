@@ -2,7 +2,7 @@
 use lateen_identity::WorkloadSecrets;
 
 use super::*;
-use crate::compile::source::SecretSource;
+use crate::compile::source::{ApiSource, SecretSource};
 
 fn identity(name: &str) -> WorkloadSecrets {
     let ca_key = rcgen::KeyPair::generate().unwrap();
@@ -13,6 +13,10 @@ fn identity(name: &str) -> WorkloadSecrets {
     let key = rcgen::KeyPair::generate().unwrap();
     let leaf = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
     WorkloadSecrets::from_pem(leaf.pem().as_bytes(), key.serialize_pem().as_bytes(), ca_cert.pem().as_bytes()).unwrap()
+}
+
+fn sds_grpc() -> SecretSource {
+    SecretSource::Api(ApiSource { cluster: "sds-grpc".into(), delta: false, authority: "sds-grpc".into(), metadata: Vec::new() })
 }
 
 pub(super) const MTLS: &str = "transport_socket: {name: tls, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, require_client_certificate: true, common_tls_context: {
@@ -26,7 +30,7 @@ fn a_listener_waits_for_its_certificates_and_takes_rotated_ones() {
     let text = format!("{{name: l, address: {ANY_80}, filter_chains: [{{{MTLS}, filters: [{}]}}]}}", tcp("c"));
     accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&text)], &[], now));
     assert_eq!(compiler.snapshot().listeners.len(), 0);
-    let source = SecretSource::Cluster("sds-grpc".into());
+    let source = sds_grpc();
     let wanted: Vec<_> = compiler.wanted().secrets.iter().map(|k| (k.source.clone(), k.name.to_string())).collect();
     assert_eq!(wanted, [(source.clone(), "ROOTCA".to_owned()), (source.clone(), "default".to_owned())]);
     compiler.set_identity(&source, &identity("a"), now).unwrap();
@@ -64,4 +68,21 @@ fn certificates_in_files_are_read_again_when_they_change() {
     write(&identity("b"));
     accepted(compiler.reload_files(|p| p == path("crt"), now));
     assert!(!Arc::ptr_eq(&first, &tls.config.get().unwrap()));
+}
+
+#[test]
+fn services_that_are_asked_in_other_ways_are_others() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let asked = MTLS.replacen("GRPC,", "DELTA_GRPC,", 1).replacen(
+        "{envoy_grpc: {cluster_name: sds-grpc}}",
+        "{envoy_grpc: {cluster_name: sds-grpc, authority: sds.test}, initial_metadata: [{key: x-key, value: v}]}",
+        1,
+    );
+    let text = format!("{{name: l, address: {ANY_80}, filter_chains: [{{{asked}, filters: [{}]}}]}}", tcp("c"));
+    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&text)], &[], now));
+    let metadata = vec![("x-key".to_owned(), http::HeaderValue::from_static("v"))];
+    let other = SecretSource::Api(ApiSource { cluster: "sds-grpc".into(), delta: true, authority: "sds.test".into(), metadata });
+    let mut wanted: Vec<_> = compiler.wanted().secrets.iter().map(|k| (k.name.to_string(), k.source.clone())).collect();
+    wanted.sort();
+    assert_eq!(wanted, [("ROOTCA".to_owned(), sds_grpc()), ("default".to_owned(), other)]);
 }
