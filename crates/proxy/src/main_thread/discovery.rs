@@ -3,9 +3,9 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use http::header::{HeaderMap, HeaderName};
 use lateen_identity::WorkloadSecrets;
 use lateen_snapshot::bootstrap::DynamicSource;
-use http::header::{HeaderMap, HeaderName};
 use lateen_snapshot::compile::{ApiSource, SecretSource, Update, Wanted};
 use lateen_telemetry::BlockName;
 use lateen_telemetry::envoy_names::server;

@@ -204,6 +204,7 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
     supervised("health checks", |main| Box::pin(health::run(main)));
     supervised("outlier detection", |main| Box::pin(ejection::run(main)));
     supervised("overload", |main| Box::pin(overload::run(main)));
+    supervised("first answers", |main| Box::pin(async move { main.await_first_answers().await }));
     tasks.spawn(supervisor.clone().only_once("names and clusters on demand", on_demand::run(main.clone(), asked)));
     tasks.spawn(reopen(main.clone(), logs.clone()));
     let secrets = discovery::secrets(main.clone(), identity, token.clone());

@@ -12,6 +12,7 @@ mod drain;
 mod ejection;
 mod figures;
 mod files;
+mod first_answers;
 mod health;
 mod health_events;
 mod lifecycle;

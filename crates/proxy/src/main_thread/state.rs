@@ -15,6 +15,7 @@ use lateen_telemetry::{Block, BlockName, Registry};
 use lateen_xds::{Subscriptions, types};
 use tokio::sync::{Notify, oneshot, watch};
 
+use super::first_answers::FirstAnswers;
 use crate::dns::Resolver;
 use crate::restart::Lineage;
 use crate::worker::{Drain, LogFiles, Overload, Sockets};
@@ -85,8 +86,7 @@ pub struct Main {
     streams: Mutex<HashMap<SecretSource, Subscriptions>>,
     /// By what kind of filter they are and their names.
     filter_figures: Mutex<HashMap<(&'static str, Arc<str>), Block>>,
-    has_listeners: AtomicBool,
-    has_clusters: AtomicBool,
+    first_answers: FirstAnswers,
     was_ready: AtomicBool,
     draining: AtomicBool,
     failing_health_check: AtomicBool,
@@ -160,8 +160,7 @@ impl Main {
         compiler.set_incremental(bootstrap.ads.as_ref().is_some_and(|ads| ads.delta));
         compiler.add_static(std::mem::take(&mut bootstrap.resources), Instant::now())?;
         let main = Arc::new(Self {
-            has_listeners: AtomicBool::new(bootstrap.listeners.is_none()),
-            has_clusters: AtomicBool::new(bootstrap.clusters.is_none()),
+            first_answers: FirstAnswers::new(&bootstrap),
             resolver: Resolver::new(upstream_mark, bootstrap.dns_resolver.clone()),
             bootstrap,
             registry,
@@ -224,11 +223,7 @@ impl Main {
     pub(crate) fn apply(&self, source: &SecretSource, type_url: &str, updates: Vec<Update>, removed: &[String]) -> Vec<Rejected> {
         let bytes: usize = updates.iter().map(|update| update.body.value.len()).sum();
         let rejected = self.change(|compiler, now| compiler.apply_from(source, type_url, updates, removed, now));
-        match type_url {
-            types::LISTENER => self.has_listeners.store(true, Relaxed),
-            types::CLUSTER => self.has_clusters.store(true, Relaxed),
-            _ => {}
-        }
+        self.first_answers.note(type_url);
         if bytes >= LARGE_UPDATE {
             super::memory::trim();
         }
@@ -236,6 +231,11 @@ impl Main {
             tracing::warn!(r#type = types::short_name(type_url), name, reason, "refused a resource; the version before stays in use");
         }
         rejected
+    }
+
+    /// Goes on without clusters, and then without listeners, when their sources do not answer in time.
+    pub(super) async fn await_first_answers(&self) {
+        self.first_answers.wait(self.bootstrap.clusters_within, self.bootstrap.listeners_within).await;
     }
 
     pub(crate) fn set_identity(&self, source: &SecretSource, identity: &WorkloadSecrets) {
@@ -304,7 +304,7 @@ impl Main {
         if self.was_ready.load(Relaxed) {
             return Phase::Live;
         }
-        if !self.has_listeners.load(Relaxed) || !self.has_clusters.load(Relaxed) {
+        if !self.first_answers.are_there() {
             return Phase::PreInitializing;
         }
         // A listener that has no socket serves nobody.
@@ -325,10 +325,7 @@ impl Main {
 
     /// Whether all that the configuration refers to has arrived and is in force.
     pub(crate) fn is_warm(&self) -> bool {
-        self.has_listeners.load(Relaxed)
-            && self.has_clusters.load(Relaxed)
-            && self.compiler().is_settled()
-            && self.publisher.has_applied(self.snapshot().version)
+        self.first_answers.are_there() && self.compiler().is_settled() && self.publisher.has_applied(self.snapshot().version)
     }
 
     pub(crate) fn is_held(&self) -> bool {
@@ -375,10 +372,11 @@ impl Main {
     /// What is being waited for, for the operator.
     pub fn waiting(&self) -> Vec<String> {
         let mut waiting = Vec::new();
-        if !self.has_clusters.load(Relaxed) {
+        let missing = self.first_answers.missing();
+        if missing.clusters {
             waiting.push(format!("clusters from {}", shown(self.bootstrap.clusters.as_ref())));
         }
-        if !self.has_listeners.load(Relaxed) {
+        if missing.listeners {
             waiting.push(format!("listeners from {}", shown(self.bootstrap.listeners.as_ref())));
         }
         waiting.extend(self.compiler().waiting());

@@ -21,8 +21,8 @@ use prost::{Message, Name};
 
 pub use stats::StatsMatcher;
 
-use crate::compile::{ApiSource, Invalid};
-use crate::compile::parts::{Place, Within, api_source, dns_resolver, harmless, place, refuse, refuse_admin_logs};
+use crate::compile::parts::{Place, Within, api_source, dns_resolver, fetch_timeout, harmless, place, refuse, refuse_admin_logs};
+use crate::compile::{ApiSource, FetchTimeout, Invalid};
 use crate::dns::DnsResolver;
 
 type Result<T> = std::result::Result<T, Invalid>;
@@ -37,6 +37,9 @@ pub struct Bootstrap {
     pub resources: Vec<Any>,
     pub listeners: Option<DynamicSource>,
     pub clusters: Option<DynamicSource>,
+    /// How long the first answers of these are waited for.
+    pub listeners_within: FetchTimeout,
+    pub clusters_within: FetchTimeout,
     /// The aggregated stream.
     pub ads: Option<ApiSource>,
     /// Which statistics are shown.
@@ -224,17 +227,19 @@ fn judge_with(value: proto::Bootstrap, others: Vec<Any>) -> Result<Bootstrap> {
     let checked = || -> Result<_> {
         refuse!(lds_resources_locator, cds_resources_locator);
         let ads = ads_config.map(api_source).transpose().within("ads_config")?;
-        let listeners = lds_config.map(|c| source(c, ads.is_some())).transpose().within("lds_config")?;
-        let clusters = cds_config.map(|c| source(c, ads.is_some())).transpose().within("cds_config")?;
+        let listeners = lds_config.map(|c| source(c, ads.is_some())).transpose().within("lds_config")?.unzip();
+        let clusters = cds_config.map(|c| source(c, ads.is_some())).transpose().within("cds_config")?.unzip();
         Ok((ads, listeners, clusters))
     };
-    let (ads, listeners, clusters) = checked().within("dynamic_resources")?;
+    let (ads, (listeners, listeners_within), (clusters, clusters_within)) = checked().within("dynamic_resources")?;
     Ok(Bootstrap {
         node: node.unwrap_or_default(),
         admin: admin.map(self::admin).transpose().within("admin")?.flatten(),
         resources: static_resources.iter().flat_map(|s| &s.secrets).map(any::pack).chain(others).collect(),
         listeners,
         clusters,
+        listeners_within: listeners_within.unwrap_or_default(),
+        clusters_within: clusters_within.unwrap_or_default(),
         ads,
         stats: StatsMatcher::compile(stats_config).within("stats_config")?,
         stats_flush_interval: stats_flush_interval.and_then(|d| Duration::try_from(d).ok()),
@@ -263,19 +268,22 @@ fn admin(value: proto::Admin) -> Result<Option<AdminAddress>> {
     }
 }
 
-fn source(value: core::ConfigSource, has_ads: bool) -> Result<DynamicSource> {
+/// A source, and how long its first answer is waited for.
+fn source(value: core::ConfigSource, has_ads: bool) -> Result<(DynamicSource, FetchTimeout)> {
     let core::ConfigSource { authorities, initial_fetch_timeout, resource_api_version, config_source_specifier } = value;
-    harmless!(initial_fetch_timeout, resource_api_version);
+    harmless!(resource_api_version);
     refuse!(authorities);
+    let timeout = fetch_timeout(initial_fetch_timeout)?;
     match config_source_specifier {
-        Some(ConfigSourceSpecifier::Ads(_)) if has_ads => Ok(DynamicSource::Ads),
+        Some(ConfigSourceSpecifier::Ads(_)) if has_ads => Ok((DynamicSource::Ads, timeout)),
         Some(ConfigSourceSpecifier::Ads(_)) => {
             Err(Invalid { path: "ads".into(), reason: "there is no dynamic_resources.ads_config".into() })
         }
-        Some(ConfigSourceSpecifier::Path(path)) => Ok(DynamicSource::Path(path)),
-        Some(ConfigSourceSpecifier::PathConfigSource(source)) => Ok(DynamicSource::Path(source.path)),
+        // A file is there, or will be.
+        Some(ConfigSourceSpecifier::Path(path)) => Ok((DynamicSource::Path(path), FetchTimeout::Never)),
+        Some(ConfigSourceSpecifier::PathConfigSource(source)) => Ok((DynamicSource::Path(source.path), FetchTimeout::Never)),
         Some(ConfigSourceSpecifier::ApiConfigSource(source)) => {
-            Ok(DynamicSource::Api(api_source(source).within("api_config_source")?))
+            Ok((DynamicSource::Api(api_source(source).within("api_config_source")?), timeout))
         }
         Some(ConfigSourceSpecifier::Self_(_)) => {
             Err(Invalid { path: "self".into(), reason: "has no meaning in a bootstrap; use ads".into() })

@@ -72,6 +72,7 @@ stats_config: {stats_matcher: {inclusion_list: {patterns: [{prefix: cluster.}, {
     let metadata = vec![("k".to_owned(), http::HeaderValue::from_static("v"))];
     assert_eq!(ads, ApiSource { cluster: "xds-grpc".into(), delta: true, authority: "xds-grpc".into(), metadata });
     assert_eq!((bootstrap.listeners, bootstrap.clusters), (Some(DynamicSource::Ads), Some(DynamicSource::Path("/x.yaml".into()))));
+    assert_eq!((bootstrap.listeners_within, bootstrap.clusters_within), (FetchTimeout::Never, FetchTimeout::Never));
     assert!(
         bootstrap.stats.shows("cluster.a.b") && bootstrap.stats.shows("http.a.rbac.allowed") && !bootstrap.stats.shows("server.uptime")
     );

@@ -147,7 +147,7 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
     let sent = load_assignment.as_ref().filter(|_| by_tree).cloned();
     let assignment = load_assignment.map_or_else(|| Ok(Assignment::default()), assignment).within("load_assignment")?;
     let given = Given { transports: choice.of_endpoints(&assignment, || sent), assignment };
-    let discovery = discovery(kind, &name, eds_cluster_config, &given)?;
+    let discovery = discovery(kind, &name, eds_cluster_config, &given, context)?;
     let connection = upstream_connection_options.map(connection_options).transpose().within("upstream_connection_options")?;
     let (tcp_keepalive, address_order) = connection.unwrap_or_default();
     let bind = bind(upstream_bind_config).within("upstream_bind_config")?;

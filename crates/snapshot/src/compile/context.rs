@@ -14,6 +14,7 @@ use super::retry;
 use super::secret::Secrets;
 use super::shared::Shared;
 use super::tls::Waiting;
+use super::warming::FetchTimeout;
 
 /// Passed down while one resource is compiled.
 pub(crate) struct Context<'a> {
@@ -31,11 +32,28 @@ pub(crate) struct Context<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Uses {
     pub(crate) clusters: HashSet<ClusterId>,
-    pub(crate) route_tables: Vec<RouteTableId>,
+    pub(crate) route_tables: Vec<(RouteTableId, FetchTimeout)>,
     pub(crate) tls: Vec<Waiting>,
     pub(crate) extensions: Vec<ExtensionUse>,
+    /// How long it waits for its endpoints.
+    pub(crate) endpoints: FetchTimeout,
     /// It has the scopes that are discovered.
-    pub(crate) scopes: bool,
+    pub(crate) scopes: Option<ScopesUse>,
+}
+
+/// How long the scopes that are discovered are waited for, and the routes of each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ScopesUse {
+    pub(crate) scopes: FetchTimeout,
+    pub(crate) routes: FetchTimeout,
+}
+
+impl Uses {
+    /// Of several managers of one listener those count that wait longest.
+    pub(crate) fn wait_for_scopes(&mut self, new: ScopesUse) {
+        let known = self.scopes.unwrap_or(new);
+        self.scopes = Some(ScopesUse { scopes: known.scopes.max(new.scopes), routes: known.routes.max(new.routes) });
+    }
 }
 
 /// Where a discovered filter stands.
@@ -57,8 +75,8 @@ pub(crate) struct ExtensionUse {
     /// Names of the message types that it may have.
     pub(crate) types: Vec<Box<str>>,
     pub(crate) place: Place,
-    /// The listener waits for it.
-    pub(crate) waits: bool,
+    /// How long the listener waits for it, if it does.
+    pub(crate) waits: Option<FetchTimeout>,
 }
 
 impl<'a> Context<'a> {
@@ -79,15 +97,16 @@ impl<'a> Context<'a> {
         }
     }
 
-    pub(crate) fn route_table(&mut self, name: &str) -> RouteTableId {
+    pub(crate) fn route_table(&mut self, name: &str, timeout: FetchTimeout) -> RouteTableId {
         let id = self.names.route_table(name);
-        self.uses_route_table(id);
+        self.uses_route_table(id, timeout);
         id
     }
 
-    pub(crate) fn uses_route_table(&mut self, id: RouteTableId) {
-        if !self.uses.route_tables.contains(&id) {
-            self.uses.route_tables.push(id);
+    pub(crate) fn uses_route_table(&mut self, id: RouteTableId, timeout: FetchTimeout) {
+        match self.uses.route_tables.iter_mut().find(|(known, _)| *known == id) {
+            Some((_, longest)) => *longest = timeout.max(*longest),
+            None => self.uses.route_tables.push((id, timeout)),
         }
     }
 }

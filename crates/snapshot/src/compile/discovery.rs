@@ -90,7 +90,13 @@ pub(crate) fn original_dst(value: cluster::OriginalDstLbConfig) -> Result<Origin
     })
 }
 
-pub(crate) fn discovery(kind: Kind, name: &str, eds: Option<cluster::EdsClusterConfig>, given: &Given) -> Result<Discovery> {
+pub(crate) fn discovery(
+    kind: Kind,
+    name: &str,
+    eds: Option<cluster::EdsClusterConfig>,
+    given: &Given,
+    context: &mut Context<'_>,
+) -> Result<Discovery> {
     let members = &given.assignment;
     let named = members.localities.iter().flat_map(|l| &l.endpoints).find_map(|e| match &e.at {
         EndpointAddress::Name(name, _) => Some(name),
@@ -104,7 +110,7 @@ pub(crate) fn discovery(kind: Kind, name: &str, eds: Option<cluster::EdsClusterC
         Kind::Eds => {
             let cluster::EdsClusterConfig { eds_config, service_name } =
                 eds.ok_or_else(|| Invalid::field("eds_cluster_config", "is missing"))?;
-            source::ads_only(eds_config).within("eds_cluster_config.eds_config")?;
+            context.uses.endpoints = source::ads_only(eds_config).within("eds_cluster_config.eds_config")?;
             Ok(Discovery::Eds(if service_name.is_empty() { name.into() } else { service_name.into() }))
         }
         Kind::OriginalDst(settings) => Ok(Discovery::OriginalDst(Arc::new(settings))),

@@ -19,7 +19,7 @@ pub(crate) fn place<T>(
     if name.is_empty() {
         return Err(Invalid::new("needs a name of the filter, by which it is discovered"));
     }
-    source::ads_only(config_source).within("config_source")?;
+    let timeout = source::ads_only(config_source).within("config_source")?;
     if type_urls.is_empty() {
         return Err(Invalid::field("type_urls", "is empty; name the types that the filter may have"));
     }
@@ -30,7 +30,7 @@ pub(crate) fn place<T>(
         return Err(Invalid::field("apply_default_config_without_warming", "needs a default_config"));
     }
     let id = context.names.extension(name);
-    let waits = !apply_default_config_without_warming;
+    let waits = (!apply_default_config_without_warming).then_some(timeout);
     context.uses.extensions.push(ExtensionUse { name: name.into(), types: types.clone(), place, waits });
     Ok(DiscoveredFilter { id, types, default })
 }

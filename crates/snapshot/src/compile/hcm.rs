@@ -195,8 +195,8 @@ fn routes(value: Option<inner::RouteSpecifier>, hosts: Vec<&[u8]>, context: &mut
             if route_config_name.is_empty() {
                 return Err(Invalid::field("rds.route_config_name", "is empty"));
             }
-            super::source::ads_only(config_source).within("rds.config_source")?;
-            Ok(RouteSource::Discovered(context.route_table(&route_config_name)))
+            let timeout = super::source::ads_only(config_source).within("rds.config_source")?;
+            Ok(RouteSource::Discovered(context.route_table(&route_config_name, timeout)))
         }
         Some(inner::RouteSpecifier::ScopedRoutes(value)) => {
             Ok(RouteSource::Scoped(Arc::new(scoped_routes::routes(value, context).within("scoped_routes")?)))

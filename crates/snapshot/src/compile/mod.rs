@@ -81,3 +81,4 @@ pub use invalid::Invalid;
 pub use record::{Failure, Kind, Listed, Origin, Record};
 pub use secret::{Certificate, SecretKey, SecretValue, Validation};
 pub use source::{ApiSource, SecretSource};
+pub use warming::FetchTimeout;

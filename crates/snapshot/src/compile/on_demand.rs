@@ -28,6 +28,7 @@ fn on_demand(value: Option<proto::OnDemandCds>) -> Result<OnDemand> {
 fn clusters(value: proto::OnDemandCds) -> Result<Duration> {
     let proto::OnDemandCds { source, resources_locator, timeout } = value;
     refuse!(resources_locator);
+    // A request waits as long as this filter says.
     ads_only(source).within("source")?;
     duration_or(timeout.as_ref(), TIMEOUT, "timeout")
 }

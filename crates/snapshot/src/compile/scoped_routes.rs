@@ -8,8 +8,9 @@ use prost::Message;
 use proto::scoped_routes::{self, scope_key_builder, scope_key_builder::fragment_builder as builder};
 use route_proto::scoped_route_configuration as scope_proto;
 
-use super::context::Context;
+use super::context::{Context, ScopesUse};
 use super::invalid::{Invalid, Result, Within, each, refuse};
+use super::warming::FetchTimeout;
 use super::{matcher, route, source};
 use crate::scopes::{BETWEEN, Element, HeaderFragment, RouteTarget, ScopeKeyBuilder, ScopedRoutes, Scopes};
 use crate::{RouteTable, RouteTableId};
@@ -20,18 +21,19 @@ pub(crate) fn routes(value: proto::ScopedRoutes, context: &mut Context<'_>) -> R
         return Err(Invalid::field("name", "is empty"));
     }
     let key = scope_key_builder.ok_or_else(|| Invalid::new("is missing")).and_then(key_builder).within("scope_key_builder")?;
-    if rds_config_source.is_some() {
-        source::ads_only(rds_config_source).within("rds_config_source")?;
-    }
+    let routes = match rds_config_source {
+        Some(source) => source::ads_only(Some(source)).within("rds_config_source")?,
+        None => FetchTimeout::default(),
+    };
     let listed = match config_specifier {
         Some(scoped_routes::ConfigSpecifier::ScopedRouteConfigurationsList(list)) => {
-            Some(Arc::new(listed(list, context).within("scoped_route_configurations_list")?))
+            Some(Arc::new(listed(list, routes, context).within("scoped_route_configurations_list")?))
         }
         Some(scoped_routes::ConfigSpecifier::ScopedRds(discovered)) => {
             let proto::ScopedRds { scoped_rds_config_source, srds_resources_locator } = discovered;
             refuse!(srds_resources_locator);
-            source::ads_only(scoped_rds_config_source).within("scoped_rds.scoped_rds_config_source")?;
-            context.uses.scopes = true;
+            let scopes = source::ads_only(scoped_rds_config_source).within("scoped_rds.scoped_rds_config_source")?;
+            context.uses.wait_for_scopes(ScopesUse { scopes, routes });
             None
         }
         None => return Err(Invalid::new("has no scopes; give scoped_route_configurations_list or scoped_rds")),
@@ -76,14 +78,14 @@ fn extractor(value: builder::HeaderValueExtractor) -> Result<HeaderFragment> {
     Ok(HeaderFragment { name: matcher::header_name(&name).within("name")?, separator: element_separator.into(), element })
 }
 
-fn listed(value: proto::ScopedRouteConfigurationsList, context: &mut Context<'_>) -> Result<Scopes> {
+fn listed(value: proto::ScopedRouteConfigurationsList, routes: FetchTimeout, context: &mut Context<'_>) -> Result<Scopes> {
     let proto::ScopedRouteConfigurationsList { scoped_route_configurations } = value;
     let field = "scoped_route_configurations";
     let mut scopes = Scopes::default();
     for (index, value) in scoped_route_configurations.into_iter().enumerate() {
         let Scope { key, target, on_demand } = scope(value, context, route::table).within_item(field, index)?;
         if let (RouteTarget::Discovered(id, _), false) = (&target, on_demand) {
-            context.uses_route_table(*id);
+            context.uses_route_table(*id, routes);
         }
         if scopes.insert(key, target).is_some() {
             return Err(Invalid::field("key", "is that of another scope")).within_item(field, index);

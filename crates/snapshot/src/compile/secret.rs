@@ -121,6 +121,10 @@ struct FromFiles {
 }
 
 impl Secrets {
+    pub(crate) fn has(&self, key: &SecretKey) -> bool {
+        self.values.contains_key(key)
+    }
+
     pub(crate) fn certificate(&self, key: &SecretKey) -> Option<Arc<Certificate>> {
         match self.values.get(key)? {
             SecretValue::Certificate(certificate) => Some(certificate.clone()),

@@ -1,11 +1,13 @@
-//! Where a resource is discovered from.
+//! Where a resource is discovered from, and how long it is waited for.
 use http::{HeaderName, HeaderValue};
 use lateen_proto::envoy::config::core::v3::{
     self as core, api_config_source::ApiType, config_source::ConfigSourceSpecifier, grpc_service::TargetSpecifier,
 };
 
+use super::common::limit;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::service::fixed_header;
+use super::warming::{FETCH_TIMEOUT, FetchTimeout};
 
 /// The places secrets come from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,31 +36,41 @@ pub struct ApiSource {
     pub metadata: Vec<(String, HeaderValue)>,
 }
 
-/// For resources that only the aggregated stream delivers.
-pub(crate) fn ads_only(value: Option<core::ConfigSource>) -> Result<()> {
+/// For resources that only the aggregated stream delivers: how long they are waited for.
+pub(crate) fn ads_only(value: Option<core::ConfigSource>) -> Result<FetchTimeout> {
     let core::ConfigSource { authorities, initial_fetch_timeout, resource_api_version, config_source_specifier } =
         value.ok_or_else(|| Invalid::new("is missing; use `ads: {}`"))?;
-    harmless!(authorities, initial_fetch_timeout, resource_api_version);
+    harmless!(authorities, resource_api_version);
+    let timeout = fetch_timeout(initial_fetch_timeout)?;
     match config_source_specifier {
         // `self` means "the stream that this message came on", which is the aggregated one.
-        Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => Ok(()),
+        Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => Ok(timeout),
         _ => Err(Invalid::new("is not supported; use `ads: {}`")),
     }
 }
 
-pub(crate) fn secret_source(value: Option<core::ConfigSource>) -> Result<SecretSource> {
+/// Zero is without end.
+pub(crate) fn fetch_timeout(value: Option<lateen_proto::Duration>) -> Result<FetchTimeout> {
+    let limit = limit(value.as_ref(), Some(FETCH_TIMEOUT), "initial_fetch_timeout")?;
+    Ok(limit.map_or(FetchTimeout::Never, FetchTimeout::After))
+}
+
+/// Where secrets come from, and how long they are waited for.
+pub(crate) fn secret_source(value: Option<core::ConfigSource>) -> Result<(SecretSource, FetchTimeout)> {
     let Some(core::ConfigSource { authorities, initial_fetch_timeout, resource_api_version, config_source_specifier }) = value else {
-        return Ok(SecretSource::Static);
+        return Ok((SecretSource::Static, FetchTimeout::default()));
     };
-    harmless!(initial_fetch_timeout, resource_api_version);
+    harmless!(resource_api_version);
     refuse!(authorities);
-    match config_source_specifier {
-        Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => Ok(SecretSource::Ads),
-        Some(ConfigSourceSpecifier::Path(path)) => Ok(SecretSource::Path(path)),
-        Some(ConfigSourceSpecifier::PathConfigSource(source)) => Ok(SecretSource::Path(source.path)),
-        Some(ConfigSourceSpecifier::ApiConfigSource(source)) => Ok(SecretSource::Api(api_source(source).within("api_config_source")?)),
-        None => Err(Invalid::new("names no source; use `ads: {}`")),
-    }
+    let timeout = fetch_timeout(initial_fetch_timeout)?;
+    let source = match config_source_specifier {
+        Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => SecretSource::Ads,
+        Some(ConfigSourceSpecifier::Path(path)) => SecretSource::Path(path),
+        Some(ConfigSourceSpecifier::PathConfigSource(source)) => SecretSource::Path(source.path),
+        Some(ConfigSourceSpecifier::ApiConfigSource(source)) => SecretSource::Api(api_source(source).within("api_config_source")?),
+        None => return Err(Invalid::new("names no source; use `ads: {}`")),
+    };
+    Ok((source, timeout))
 }
 
 /// How a gRPC discovery service is asked.

@@ -89,7 +89,7 @@ fn waits_for_cluster(value: tcp::tcp_proxy::OnDemand) -> Result<Option<Duration>
     let tcp::tcp_proxy::OnDemand { odcds_config, resources_locator, timeout } = value;
     refuse!(resources_locator);
     let timeout = duration_or(timeout.as_ref(), Duration::from_secs(60), "timeout")?;
-    odcds_config.map(|source| source::ads_only(Some(source)).map(|()| timeout)).transpose().within("odcds_config")
+    odcds_config.map(|source| source::ads_only(Some(source)).map(|_| timeout)).transpose().within("odcds_config")
 }
 
 /// Envoy's shortest interval is a millisecond.

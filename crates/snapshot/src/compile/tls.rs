@@ -18,6 +18,7 @@ use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::secret::{Certificate, SecretKey, Secrets, Validation};
 use super::source;
+use super::warming::{FetchTimeout, Wait};
 use crate::tls::{ClientTls, ServerTls};
 
 /// A certificate or validation context: given in the message, or to be discovered.
@@ -44,6 +45,8 @@ pub(crate) struct Plan {
     /// Merged over what is discovered (Envoy's combined context).
     default_validation: Option<Given<Validation>>,
     discovered_validation: Option<SecretKey>,
+    /// How long each is waited for that is discovered.
+    timeouts: Vec<(SecretKey, FetchTimeout)>,
     alpn: Vec<Vec<u8>>,
     min_version: TlsVersion,
     max_version: TlsVersion,
@@ -78,10 +81,17 @@ impl Waiting {
     }
 
     /// Whether everything it needs has arrived.
-    pub(crate) fn is_ready(&self) -> bool {
+    fn is_ready(&self) -> bool {
         match self {
             Self::Server(context, _) => context.upgrade().is_none_or(|c| c.config.get().is_some()),
             Self::Client(context, _) => context.upgrade().is_none_or(|c| c.config.get().is_some()),
+        }
+    }
+
+    /// What it waits for until there is a first configuration.
+    pub(crate) fn waits(&self, secrets: &Secrets, wait: &mut Wait) {
+        if !self.is_ready() {
+            self.plan().timeouts.iter().for_each(|(key, timeout)| wait.on(secrets.has(key), *timeout));
         }
     }
 
@@ -299,10 +309,15 @@ fn common(value: proto::CommonTlsContext, secrets: &mut Secrets) -> Result<Plan>
         let certificate = secrets.inline_certificate(certificate).within_item("tls_certificates", index)?;
         certificates.push(certificate);
     }
+    let mut timeouts = Vec::new();
     for (index, config) in tls_certificate_sds_secret_configs.into_iter().enumerate() {
-        certificates.push(Given::Discovered(secret_key(config).within_item("tls_certificate_sds_secret_configs", index)?));
+        let (key, timeout) = secret_key(config).within_item("tls_certificate_sds_secret_configs", index)?;
+        timeouts.push((key.clone(), timeout));
+        certificates.push(Given::Discovered(key));
     }
-    let (default_validation, discovered_validation) = validation(validation_context_type, secrets)?;
+    let (default_validation, discovered) = validation(validation_context_type, secrets)?;
+    timeouts.extend(discovered.clone());
+    let discovered_validation = discovered.map(|(key, _)| key);
     let params = tls_params.unwrap_or_default();
     let (min_version, max_version) = versions(&params).within("tls_params")?;
     let proto::TlsParameters {
@@ -320,6 +335,7 @@ fn common(value: proto::CommonTlsContext, secrets: &mut Secrets) -> Result<Plan>
         certificates,
         default_validation,
         discovered_validation,
+        timeouts,
         alpn: alpn(&alpn_protocols)?,
         min_version,
         max_version,
@@ -346,7 +362,7 @@ fn alpn(protocols: &[String]) -> Result<Vec<Vec<u8>>> {
     }
 }
 
-type Validations = (Option<Given<Validation>>, Option<SecretKey>);
+type Validations = (Option<Given<Validation>>, Option<(SecretKey, FetchTimeout)>);
 
 fn validation(value: Option<ValidationContextType>, secrets: &mut Secrets) -> Result<Validations> {
     Ok(match value {
@@ -378,12 +394,13 @@ fn combined(value: proto::common_tls_context::CombinedCertificateValidationConte
     Ok((default, discovered))
 }
 
-fn secret_key(value: proto::SdsSecretConfig) -> Result<SecretKey> {
+fn secret_key(value: proto::SdsSecretConfig) -> Result<(SecretKey, FetchTimeout)> {
     let proto::SdsSecretConfig { name, sds_config } = value;
     if name.is_empty() {
         return Err(Invalid::field("name", "is empty"));
     }
-    Ok(SecretKey { source: source::secret_source(sds_config).within("sds_config")?, name: name.into() })
+    let (source, timeout) = source::secret_source(sds_config).within("sds_config")?;
+    Ok((SecretKey { source, name: name.into() }, timeout))
 }
 
 /// The default is 1.2 to 1.3 for both ends, as Envoy's; older versions are not spoken at all.

@@ -4,8 +4,45 @@ use std::time::{Duration, Instant};
 
 use super::record::Record;
 
-/// How long a resource waits for what it refers to (Envoy `initial_fetch_timeout`); then it is used without.
+/// Envoy's default.
 pub(crate) const FETCH_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long something is waited for that is discovered (Envoy `initial_fetch_timeout`); then it is done without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FetchTimeout {
+    After(Duration),
+    Never,
+}
+
+impl Default for FetchTimeout {
+    fn default() -> Self {
+        Self::After(FETCH_TIMEOUT)
+    }
+}
+
+/// What a version waits for, as it is looked through.
+#[derive(Debug)]
+pub(crate) struct Wait {
+    waited: Duration,
+    is_over: bool,
+    /// When the next of it is done without.
+    next: Option<Duration>,
+}
+
+impl Wait {
+    /// One thing that has arrived, or is waited for so long.
+    pub(crate) fn on(&mut self, arrived: bool, timeout: FetchTimeout) {
+        match timeout {
+            _ if arrived => {}
+            FetchTimeout::After(limit) if self.waited >= limit => {}
+            FetchTimeout::After(limit) => {
+                self.is_over = false;
+                self.next = Some(self.next.map_or(limit, |next| next.min(limit)));
+            }
+            FetchTimeout::Never => self.is_over = false,
+        }
+    }
+}
 
 /// The versions of one resource.
 #[derive(Debug)]
@@ -20,6 +57,8 @@ pub(crate) struct Version<T> {
     pub(crate) value: T,
     pub(crate) record: Record,
     pub(crate) since: Instant,
+    /// When something that it waits for is done without.
+    deadline: Option<Instant>,
 }
 
 impl<T> Default for Versions<T> {
@@ -43,22 +82,26 @@ impl<T> Versions<T> {
     }
 
     pub(crate) fn warm(&mut self, value: T, record: Record, now: Instant) {
-        self.warming = Some(Box::new(Version { value, record, since: now }));
+        self.warming = Some(Box::new(Version { value, record, since: now, deadline: None }));
     }
 
-    /// Puts the warming version to use when it is ready or has waited long enough. Whether it did.
-    pub(crate) fn promote(&mut self, now: Instant, ready: impl FnOnce(&T) -> bool) -> bool {
-        let Some(version) = self.warming.take() else { return false };
-        if now.saturating_duration_since(version.since) >= FETCH_TIMEOUT || ready(&version.value) {
+    /// Puts the warming version to use when all that it waits for, as `waits` tells, is there or has been waited for long
+    /// enough. Whether it did.
+    pub(crate) fn promote(&mut self, now: Instant, waits: impl FnOnce(&T, &mut Wait)) -> bool {
+        let Some(mut version) = self.warming.take() else { return false };
+        let mut wait = Wait { waited: now.saturating_duration_since(version.since), is_over: true, next: None };
+        waits(&version.value, &mut wait);
+        if wait.is_over {
             self.active = Some(version);
-            true
         } else {
+            version.deadline = wait.next.and_then(|next| version.since.checked_add(next));
             self.warming = Some(version);
-            false
         }
+        wait.is_over
     }
 
+    /// When [`Self::promote`] is to be called again if nothing arrives.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.warming.as_ref().map(|w| w.since + FETCH_TIMEOUT)
+        self.warming.as_ref().and_then(|w| w.deadline)
     }
 }

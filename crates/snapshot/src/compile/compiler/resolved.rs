@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use lateen_balance::{Address, Host, HostSet};
 
-use super::{ClusterVersion, Compiler};
+use super::Compiler;
 use crate::cluster::{ClusterConfig, Discovery, DnsTargets};
 use crate::compile::cluster::Compiled;
 use crate::compile::endpoint::{Member, Members};
@@ -50,13 +50,13 @@ impl Compiler {
     fn newest_cluster(&self, name: &str) -> Option<&ClusterConfig> {
         self.clusters.get(name)?.versions.newest().map(|v| &*v.value.compiled.config)
     }
+}
 
-    /// Whether there is an answer, even an empty one, for every name of the cluster.
-    pub(super) fn is_resolved(&self, version: &ClusterVersion) -> bool {
-        let (Discovery::StrictDns(dns) | Discovery::LogicalDns(dns)) = &version.compiled.config.discovery else { return true };
-        let resolved = self.resolved.get(&version.compiled.config.name);
-        dns.targets.iter().all(|t| t.name.parse::<IpAddr>().is_ok() || resolved.is_some_and(|r| r.contains_key(&(t.name.clone(), t.port))))
-    }
+/// Whether there is an answer, even an empty one, for every name of the cluster.
+pub(super) fn is_resolved(config: &ClusterConfig, all: &HashMap<Arc<str>, Resolved>) -> bool {
+    let (Discovery::StrictDns(dns) | Discovery::LogicalDns(dns)) = &config.discovery else { return true };
+    let resolved = all.get(&config.name);
+    dns.targets.iter().all(|t| t.name.parse::<IpAddr>().is_ok() || resolved.is_some_and(|r| r.contains_key(&(t.name.clone(), t.port))))
 }
 
 /// The hosts of a DNS cluster: one for each address, or one with all addresses of its name.

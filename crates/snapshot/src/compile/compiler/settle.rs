@@ -3,11 +3,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{ClusterVersion, Compiler, ListenerVersion, Wanted};
+use super::resolved::is_resolved;
+use super::{Compiler, ListenerVersion, Wanted};
 use crate::cluster::Discovery;
 use crate::compile::context::Uses;
 use crate::compile::record::Origin;
 use crate::compile::tls::Waiting;
+use crate::compile::warming::{FetchTimeout, Wait};
 use crate::{ClusterId, RouteTableId};
 
 impl Compiler {
@@ -18,47 +20,61 @@ impl Compiler {
         }
         self.settle_clusters(now);
         let waiting: HashSet<_> = self.waiting_clusters();
-        let arrived = |uses: &Uses| !uses.clusters.iter().any(|id| waiting.contains(id));
+        // A cluster is waited for only so long, however long it waits itself: nobody should be without routes because of it.
+        let arrived = |uses: &Uses, wait: &mut Wait| wait.on(!uses.clusters.iter().any(|id| waiting.contains(id)), FetchTimeout::default());
         for (name, entry) in &mut self.routes {
             // Those that are in use already serve on with the virtual hosts that there are.
             let has_hosts = !entry.versions.is_new() || self.hosts.get(name).is_some_and(|hosts| hosts.answered);
-            self.dirty |= entry.versions.promote(now, |v| arrived(&v.uses) && (v.base.is_none() || has_hosts));
+            self.dirty |= entry.versions.promote(now, |v, wait| {
+                arrived(&v.uses, wait);
+                v.base.iter().for_each(|base| wait.on(has_hosts, base.timeout));
+            });
         }
-        let routes = &self.routes;
+        let Self { routes, scopes, extensions, secrets, .. } = self;
         let names = self.names.route_names();
         let active = |name: &Arc<str>| routes.get(name).is_some_and(|e| !e.versions.is_new());
         let has_table = |id: &RouteTableId| names.get(id.0 as usize).is_some_and(active);
-        for entry in self.scopes.values_mut() {
-            self.dirty |= entry.versions.promote(now, |scope| scope.waits_for().is_none_or(|id| has_table(&id)));
+        let users = self.listeners.values().flat_map(|e| e.versions.all()).filter_map(|v| v.value.uses.scopes);
+        let scope_timeout = users.map(|uses| uses.routes).max().unwrap_or_default();
+        for entry in scopes.values_mut() {
+            self.dirty |= entry.versions.promote(now, |scope, wait| {
+                scope.waits_for().iter().for_each(|id| wait.on(has_table(id), scope_timeout));
+            });
         }
-        let has_scopes = self.has_scopes && self.scopes.values().all(|e| e.versions.warming.is_none());
-        let has_routes = |uses: &Uses| uses.route_tables.iter().all(has_table) && (!uses.scopes || has_scopes);
-        let extensions = &self.extensions;
+        let has_scopes = self.has_scopes && scopes.values().all(|e| e.versions.warming.is_none());
         let is_there = |name: &Arc<str>| extensions.get(name).is_some_and(|e| !e.versions.is_new());
-        let has_extensions = |uses: &Uses| uses.extensions.iter().all(|u| !u.waits || is_there(&u.name));
         for entry in self.listeners.values_mut() {
-            let ready = |v: &ListenerVersion| {
-                has_routes(&v.uses) && has_extensions(&v.uses) && arrived(&v.uses) && v.uses.tls.iter().all(Waiting::is_ready)
-            };
-            self.dirty |= entry.versions.promote(now, ready);
+            self.dirty |= entry.versions.promote(now, |ListenerVersion { uses, .. }, wait| {
+                uses.route_tables.iter().for_each(|(id, timeout)| wait.on(has_table(id), *timeout));
+                uses.scopes.iter().for_each(|uses| wait.on(has_scopes, uses.scopes));
+                uses.extensions.iter().for_each(|u| u.waits.iter().for_each(|timeout| wait.on(is_there(&u.name), *timeout)));
+                arrived(uses, wait);
+                uses.tls.iter().for_each(|tls| tls.waits(secrets, wait));
+            });
         }
         self.forget_unwanted();
-        self.settled = self.deadline().is_none();
+        self.settled = !self.is_warming();
     }
 
     fn settle_clusters(&mut self, now: Instant) {
-        let ready: Vec<bool> = self
-            .clusters
-            .values()
-            .map(|e| {
-                e.versions.warming.as_ref().is_some_and(|w| self.has_members(&w.value) && w.value.uses.tls.iter().all(Waiting::is_ready))
-            })
-            .collect();
+        let Self { clusters, endpoints, no_endpoints, resolved, secrets, .. } = self;
         let mut promoted = Vec::new();
-        for ((name, entry), ready) in self.clusters.iter_mut().zip(ready) {
+        for (name, entry) in clusters.iter_mut() {
             // The hosts of the version before live on in the next.
             let before = entry.versions.active.as_ref().and_then(|v| v.value.cluster.clone());
-            if entry.versions.promote(now, |_| ready) {
+            let is_promoted = entry.versions.promote(now, |version, wait| {
+                match &version.compiled.config.discovery {
+                    Discovery::Eds(service) => {
+                        wait.on(endpoints.contains_key(service) || no_endpoints.contains(service), version.uses.endpoints);
+                    }
+                    Discovery::StrictDns(_) | Discovery::LogicalDns(_) => {
+                        wait.on(is_resolved(&version.compiled.config, resolved), FetchTimeout::default());
+                    }
+                    Discovery::Static | Discovery::OriginalDst(_) | Discovery::Aggregate(_) | Discovery::DynamicForwardProxy(_) => {}
+                }
+                version.uses.tls.iter().for_each(|tls| tls.waits(secrets, wait));
+            });
+            if is_promoted {
                 if let Some(active) = &mut entry.versions.active {
                     active.value.cluster = before;
                 }
@@ -73,14 +89,6 @@ impl Compiler {
             if let Some(Discovery::Eds(service)) = active {
                 self.users.entry(service.clone()).or_default().push(name.clone());
             }
-        }
-    }
-
-    fn has_members(&self, version: &ClusterVersion) -> bool {
-        match &version.compiled.config.discovery {
-            Discovery::Eds(service) => self.endpoints.contains_key(service) || self.no_endpoints.contains(service),
-            Discovery::StrictDns(_) | Discovery::LogicalDns(_) => self.is_resolved(version),
-            Discovery::Static | Discovery::OriginalDst(_) | Discovery::Aggregate(_) | Discovery::DynamicForwardProxy(_) => true,
         }
     }
 
@@ -131,8 +139,8 @@ impl Compiler {
         let name_of = |id: RouteTableId| self.names.route_names().get(id.0 as usize).cloned();
         wanted.routes.clone_from(&self.on_demand.routes);
         for version in self.listeners.values().flat_map(|e| e.versions.all()) {
-            wanted.routes.extend(version.value.uses.route_tables.iter().filter_map(|id| name_of(*id)));
-            wanted.scopes |= version.value.uses.scopes;
+            wanted.routes.extend(version.value.uses.route_tables.iter().filter_map(|(id, _)| name_of(*id)));
+            wanted.scopes |= version.value.uses.scopes.is_some();
             wanted.extensions.extend(version.value.uses.extensions.iter().map(|u| u.name.clone()));
         }
         for version in self.clusters.values().flat_map(|e| e.versions.all()) {
@@ -149,7 +157,7 @@ impl Compiler {
         wanted
     }
 
-    /// When the next resource has waited long enough: call [`Compiler::settle`] then.
+    /// When the next resource has waited long enough for something: call [`Compiler::settle`] then.
     pub fn deadline(&self) -> Option<Instant> {
         if self.settled {
             return None;
@@ -163,7 +171,14 @@ impl Compiler {
 
     /// Whether nothing waits for anything.
     pub fn is_settled(&self) -> bool {
-        self.deadline().is_none()
+        self.settled || !self.is_warming()
+    }
+
+    fn is_warming(&self) -> bool {
+        self.listeners.values().any(|e| e.versions.warming.is_some())
+            || self.clusters.values().any(|e| e.versions.warming.is_some())
+            || self.routes.values().any(|e| e.versions.warming.is_some())
+            || self.scopes.values().any(|e| e.versions.warming.is_some())
     }
 
     /// Names of listeners that wait, with what for, for the operator.

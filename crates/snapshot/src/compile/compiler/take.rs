@@ -105,8 +105,8 @@ impl Compiler {
                 let table = Arc::new(sent.table(&mut context)?);
                 return Ok(RouteVersion { table, base: None, uses: context.uses });
             };
-            virtual_hosts::check(vhds, origin, *by_delta)?;
-            let base = virtual_hosts::Base::new(sent, id, &mut context)?;
+            let timeout = virtual_hosts::check(vhds, origin, *by_delta)?;
+            let base = virtual_hosts::Base::new(sent, id, timeout, &mut context)?;
             let mut uses = std::mem::take(&mut context.uses);
             if let Some(found) = hosts.get_mut(name) {
                 found.follow(&base, &mut context)?;
@@ -138,7 +138,7 @@ impl Compiler {
         })?;
         self.no_endpoints.remove(name.as_str());
         // Endpoints wait for nothing.
-        entry.versions.promote(now, |_| true);
+        entry.versions.promote(now, |_, _| {});
         self.settled &= self.wanted.endpoints.contains(name.as_str());
         Ok(())
     }
@@ -156,7 +156,7 @@ impl Compiler {
             extension::extension(proto, &wanted, &mut context).map(Arc::new)
         })?;
         // A filter waits for nothing.
-        if entry.versions.promote(now, |_| true) {
+        if entry.versions.promote(now, |_, _| {}) {
             self.dirty = true;
             self.note_reload(&name, Outcome::Reloaded);
         }

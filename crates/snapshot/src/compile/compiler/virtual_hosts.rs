@@ -11,22 +11,23 @@ use super::entry::decode;
 use super::{Compiler, MAX_RESOURCE_BYTES, Origin, Rejected, Update, VirtualHostProto};
 use crate::compile::context::Context;
 use crate::compile::invalid::{Invalid, Result, Within};
+use crate::compile::warming::FetchTimeout;
 use crate::compile::{route, source};
 use crate::route::VirtualHost;
 use crate::{ClusterId, RouteTable, RouteTableId};
 
-/// Whether virtual hosts of such routes can be discovered.
-pub(super) fn check(value: proto::Vhds, origin: Origin, by_delta: bool) -> Result<()> {
+/// Whether virtual hosts of such routes can be discovered, and how long they are waited for.
+pub(super) fn check(value: proto::Vhds, origin: Origin, by_delta: bool) -> Result<FetchTimeout> {
     let proto::Vhds { config_source } = value;
     let source = source::ads_only(config_source).within("config_source");
-    source.within("vhds")?;
+    let timeout = source.within("vhds")?;
     if origin == Origin::Static {
         return Err(Invalid::field("vhds", "is for discovered routes"));
     }
     if !by_delta {
         return Err(Invalid::field("vhds", "needs incremental discovery; use api_type DELTA_GRPC in ads_config"));
     }
-    Ok(())
+    Ok(timeout)
 }
 
 /// Routes that virtual hosts are discovered for, with those that they have themselves.
@@ -36,10 +37,12 @@ pub(crate) struct Base {
     inherited: Arc<route::Inherited>,
     /// Domains and names that are taken.
     taken: HashSet<String>,
+    /// How long the first answer about them is waited for.
+    pub(super) timeout: FetchTimeout,
 }
 
 impl Base {
-    pub(super) fn new(sent: route::Sent<'_>, id: RouteTableId, context: &mut Context<'_>) -> Result<Self> {
+    pub(super) fn new(sent: route::Sent<'_>, id: RouteTableId, timeout: FetchTimeout, context: &mut Context<'_>) -> Result<Self> {
         let inherited = Arc::new(route::Inherited::of(&sent.rest));
         let mut table = sent.table(context)?;
         table.discovers_hosts = Some(id);
@@ -49,7 +52,7 @@ impl Base {
         let all = table.catch_all.map(|_| "*".to_owned());
         let names = table.virtual_hosts.iter().map(|host| named(&host.name));
         let taken = exact.chain(suffixes).chain(prefixes).chain(all).chain(names).collect();
-        Ok(Self { table, inherited, taken })
+        Ok(Self { table, inherited, taken, timeout })
     }
 
     /// The table that requests see. Nothing is compiled for it.

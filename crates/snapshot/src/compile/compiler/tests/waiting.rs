@@ -72,3 +72,49 @@ fn endpoints_that_discovery_removes_stay_as_long_as_their_cluster_and_the_answer
     accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(EDS)], &[], now));
     assert!(!compiler.is_settled() && compiler.snapshot().cluster_named("c").is_none());
 }
+
+/// The text with another `initial_fetch_timeout` in each `ads` source.
+fn fetched_within(text: &str, timeout: &str) -> String {
+    text.replace("{ads: {}}", &format!("{{ads: {{}}, initial_fetch_timeout: {timeout}}}"))
+}
+
+#[test]
+fn each_source_says_how_long_it_is_waited_for() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let after = |seconds| now + Duration::from_secs(seconds);
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(&fetched_within(EDS, "20s"))], &[], now));
+    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&fetched_within(&rds_listener(), "2s"))], &[], now));
+    assert_eq!(compiler.deadline(), Some(after(2)));
+    compiler.settle(after(2));
+    assert_eq!((compiler.snapshot().listeners.len(), compiler.deadline()), (1, Some(after(20))));
+    compiler.settle(after(19));
+    assert!(!compiler.is_settled() && compiler.snapshot().cluster_named("c").is_none());
+    compiler.settle(after(20));
+    assert!(compiler.is_settled() && compiler.snapshot().cluster_named("c").is_some());
+}
+
+#[test]
+fn zero_is_to_wait_without_end() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(&fetched_within(EDS, "0s"))], &[], now));
+    let text = fetched_within(&rds_listener(), "0s");
+    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&text)], &[], now));
+    let much_later = now + Duration::from_secs(86_400);
+    compiler.settle(much_later);
+    assert!(!compiler.is_settled() && compiler.deadline().is_none());
+    assert_eq!((compiler.snapshot().listeners.len(), compiler.snapshot().cluster_named("c").is_none()), (0, true));
+    accepted(compiler.apply(ENDPOINT, vec![endpoints(&["10.0.0.1"])], &[], much_later));
+    accepted(compiler.apply(ROUTE, vec![routes("c")], &[], much_later));
+    assert!(compiler.is_settled() && compiler.snapshot().listeners.len() == 1);
+}
+
+#[test]
+fn a_certificate_is_waited_for_as_long_as_its_source_says() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let chain = certificates::MTLS.replacen("sds_config: {", "sds_config: {initial_fetch_timeout: 3s, ", 2);
+    let text = format!("{{name: l, address: {ANY_80}, filter_chains: [{{{chain}, filters: [{}]}}]}}", tcp("c"));
+    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&text)], &[], now));
+    assert_eq!(compiler.deadline(), Some(now + Duration::from_secs(3)));
+    compiler.settle(now + Duration::from_secs(3));
+    assert_eq!(compiler.snapshot().listeners.len(), 1);
+}
