@@ -258,6 +258,10 @@ pub(crate) fn client(
     // Renegotiation does not exist in the versions spoken.
     harmless!(allow_renegotiation, enforce_rsa_key_usage);
     let mut plan = common(common_tls_context.unwrap_or_default(), context.secrets).within("common_tls_context")?;
+    // Which to show is asked nowhere.
+    if plan.certificates.len() > 1 {
+        return Err(Invalid::field("common_tls_context", "has several certificates; towards an upstream there is one at most"));
+    }
     plan.check_host = auto_san || auto_sni_san_validation;
     plan.send_sni = !sni.is_empty() || auto_sni || auto_host_sni;
     if max_session_keys == Some(0) {

@@ -86,3 +86,18 @@ fn services_that_are_asked_in_other_ways_are_others() {
     wanted.sort();
     assert_eq!(wanted, [("ROOTCA".to_owned(), sds_grpc()), ("default".to_owned(), other)]);
 }
+
+#[test]
+fn a_cluster_has_one_certificate_at_most() {
+    let cluster = |certificates: &str| {
+        refusals::refused_cluster(&format!(
+            "{{name: c, type: STATIC, transport_socket: {{name: tls, typed_config: {{'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, \
+             common_tls_context: {{tls_certificate_sds_secret_configs: [{certificates}]}}}}}}}}"
+        ))
+    };
+    assert_eq!(cluster("{name: a, sds_config: {ads: {}}}"), "");
+    assert_eq!(
+        cluster("{name: a, sds_config: {ads: {}}}, {name: b, sds_config: {ads: {}}}"),
+        "transport_socket.common_tls_context: has several certificates; towards an upstream there is one at most"
+    );
+}
