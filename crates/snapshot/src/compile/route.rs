@@ -144,7 +144,25 @@ fn build(
     }
     table.exact.shrink_to_fit();
     table.sort_wildcards();
+    unique(&table.suffixes, |suffix| format!("*{suffix}"))?;
+    unique(&table.prefixes, |prefix| format!("{prefix}*"))?;
     Ok(table)
+}
+
+/// Wildcards in their order: equal ones stand beside each other.
+fn unique(sorted: &[(Box<str>, u32)], shown: impl Fn(&str) -> String) -> Result<()> {
+    for pair in sorted.windows(2) {
+        if let [(one, _), (other, host)] = pair
+            && one == other
+        {
+            return Err(taken(&shown(other)).inside("domains")).within_item("virtual_hosts", *host as usize);
+        }
+    }
+    Ok(())
+}
+
+fn taken(domain: &str) -> Invalid {
+    Invalid::new(format!("`{domain}` is already a domain of another virtual host; a domain may occur once"))
 }
 
 fn add_domains(table: &mut RouteTable, domains: Vec<String>, id: u32) -> Result<()> {
@@ -185,7 +203,6 @@ fn check_domain(domain: &str) -> Result<()> {
 
 pub(crate) fn add_domain(table: &mut RouteTable, domain: &str, id: u32) -> Result<()> {
     check_domain(domain)?;
-    let twice = || Invalid::new(format!("`{domain}` is already a domain of another virtual host; a domain may occur once"));
     if domain == "*" {
         if table.catch_all.is_some() {
             return Err(Invalid::new("only one virtual host may have the domain `*`"));
@@ -196,7 +213,7 @@ pub(crate) fn add_domain(table: &mut RouteTable, domain: &str, id: u32) -> Resul
     } else if let Some(prefix) = domain.strip_suffix('*') {
         table.prefixes.push((prefix.into(), id));
     } else if table.exact.insert(domain.into(), id).is_some() {
-        return Err(twice());
+        return Err(taken(domain));
     }
     Ok(())
 }

@@ -136,3 +136,17 @@ fn refusals_name_the_field_by_its_path() {
         assert!(reason.starts_with(expected), "{reason}\nexpected {expected}");
     }
 }
+
+#[test]
+fn a_domain_occurs_once_wildcards_too() {
+    let hosts = |first: &str, second: &str| {
+        let text = format!("{{name: r, virtual_hosts: [{{name: a, domains: [{first}]}}, {{name: b, domains: [{second}]}}]}}");
+        let rejected = Compiler::new().apply(ROUTE, vec![update::<RouteProto>(&text)], &[], Instant::now());
+        rejected.into_iter().next().map(|r| r.reason).unwrap_or_default()
+    };
+    for domain in ["'*.a.com'", "'a.*'", "a.com", "'*.A.com'"] {
+        let reason = hosts(domain, &domain.to_lowercase());
+        assert!(reason.starts_with("virtual_hosts[1].domains") && reason.contains("is already a domain of another"), "{domain}: {reason}");
+    }
+    assert_eq!(hosts("'*.a.com', a.com, 'a.*'", "'*.b.com', '*.a.com.', 'a.com.*'"), "");
+}
