@@ -154,7 +154,9 @@ fn network_rbac(value: proto::rbac::v3::Rbac) -> Result<crate::matcher::Rbac> {
         delay_deny,
     } = value;
     // Who is let in is judged when the connection comes, before a byte of it is read.
-    harmless!(enforcement_type, delay_deny);
+    harmless!(enforcement_type);
+    // A refused connection is closed at once.
+    refuse!(delay_deny);
     rbac::filter(rbac::Parts {
         rules,
         matcher,

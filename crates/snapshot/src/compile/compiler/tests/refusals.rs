@@ -29,6 +29,13 @@ fn refusals_name_the_field_by_its_path() {
         ),
         (
             on(&format!(
+                "{{filters: [{{name: r, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC, stat_prefix: r, rules: {{}}, delay_deny: 1s}}}}, {}]}}",
+                tcp("a")
+            )),
+            "filter_chains[0].filters[0].delay_deny: is not supported",
+        ),
+        (
+            on(&format!(
                 "{{filters: [{}]}}",
                 tcp("a").replace("stat_prefix", "tunneling_config: {hostname: h, request_id_extension: {}}, stat_prefix")
             )),
