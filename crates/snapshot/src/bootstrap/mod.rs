@@ -6,7 +6,6 @@ pub mod yaml;
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use lateen_proto::any;
 use lateen_proto::envoy::config::bootstrap::v3::{self as proto, bootstrap, runtime_layer};
@@ -44,7 +43,6 @@ pub struct Bootstrap {
     pub ads: Option<ApiSource>,
     /// Which statistics are shown.
     pub stats: StatsMatcher,
-    pub stats_flush_interval: Option<Duration>,
     /// The cluster that this process is a member of, for zone-aware routing.
     pub local_cluster: Option<String>,
     /// What happens when resources run short.
@@ -214,7 +212,8 @@ fn judge_with(value: proto::Bootstrap, others: Vec<Any>) -> Result<Bootstrap> {
     // How the process runs, not what it answers.
     harmless!(node_context_params, flags_path, deferred_stat_options, watchdog, watchdogs, enable_dispatcher_stats);
     harmless!(stats_server_version_override, fatal_actions, perf_tracing_file_path, memory_allocator_manager, enable_worker_cpu_affinity);
-    harmless!(stats_flush, stats_eviction, grpc_async_client_manager_config, application_log_config, inline_headers);
+    // Nothing is flushed: there are no sinks, and figures are as they are when asked for.
+    harmless!(stats_flush_interval, stats_flush, stats_eviction, grpc_async_client_manager_config, application_log_config, inline_headers);
     refuse!(hds_config, stats_sinks, tracing, header_prefix, config_sources);
     refuse!(default_config_source, default_socket_interface, certificate_provider_instances, default_regex_engine);
     refuse!(xds_delegate_extension, xds_config_tracker_extension, listener_manager);
@@ -242,7 +241,6 @@ fn judge_with(value: proto::Bootstrap, others: Vec<Any>) -> Result<Bootstrap> {
         clusters_within: clusters_within.unwrap_or_default(),
         ads,
         stats: StatsMatcher::compile(stats_config).within("stats_config")?,
-        stats_flush_interval: stats_flush_interval.and_then(|d| Duration::try_from(d).ok()),
         local_cluster,
         overload,
         dns_resolver: dns_resolver(typed_dns_resolver_config, dns_resolution_config, use_tcp_for_dns_lookups)?.unwrap_or_default(),
