@@ -31,7 +31,13 @@ pub fn requests(data: &[u8], piece: usize) -> Vec<String> {
         let (wire, _theirs) = wire();
         let mut server = H1Server::new(
             wire,
-            HeadLimits { bytes: 64 * 1024, count: 20, accept_http_10: true, names: NameCase::Kept { words: true, reason: true } },
+            HeadLimits {
+                bytes: 64 * 1024,
+                count: 20,
+                accept_http_10: true,
+                allow_chunked_length: true,
+                names: NameCase::Kept { words: true, reason: true },
+            },
             false,
         );
         let (mut seen, mut body) = (Vec::new(), None::<Vec<u8>>);

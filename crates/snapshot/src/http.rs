@@ -178,7 +178,7 @@ pub enum EscapedSlashes {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Http1Options {
     pub accept_http_10: bool,
-    pub allow_absolute_url: bool,
+    /// A request that says both is chunked, and its length is dropped.
     pub allow_chunked_length: bool,
     pub names: NameCase,
 }

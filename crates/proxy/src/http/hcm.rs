@@ -127,6 +127,7 @@ impl Hcm {
                 bytes: config.max_request_headers_kb as usize * 1024,
                 count: config.max_headers_count as usize,
                 accept_http_10: config.http1.accept_http_10,
+                allow_chunked_length: config.http1.allow_chunked_length,
                 names: config.http1.names,
             },
             server: HeaderValue::from_str(&config.server_name).unwrap_or(HeaderValue::from_static("envoy")),

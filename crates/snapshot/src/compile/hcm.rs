@@ -238,8 +238,11 @@ pub(crate) fn http1(value: core::Http1ProtocolOptions) -> Result<Http1Options> {
     // Trailers and unusual methods are always passed on.
     harmless!(enable_trailers, override_stream_error_on_invalid_http_message, use_balsa_parser, allow_custom_methods);
     refuse!(default_host_for_http_10, send_fully_qualified_url, ignore_http_11_upgrade);
+    if allow_absolute_url == Some(false) {
+        return Err(Invalid::field("allow_absolute_url", "is not supported: whole URLs are always taken; leave it out"));
+    }
     let names = header_key_format.map(name_case).transpose().within("header_key_format")?.unwrap_or_default();
-    Ok(Http1Options { accept_http_10, allow_absolute_url: allow_absolute_url.unwrap_or(true), allow_chunked_length, names })
+    Ok(Http1Options { accept_http_10, allow_chunked_length, names })
 }
 
 fn name_case(value: core::http1_protocol_options::HeaderKeyFormat) -> Result<NameCase> {

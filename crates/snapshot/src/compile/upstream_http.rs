@@ -72,7 +72,7 @@ fn typed_http(value: http::HttpProtocolOptions, max_requests: Option<u32>) -> Re
     refuse!(http_filters, outlier_detection, request_mirror_policies, hash_policy, retry_policy);
     let mut names = NameCase::Lower;
     let mut h1 = |options: Option<core::Http1ProtocolOptions>| {
-        names = hcm::http1(options.unwrap_or_default()).within("http_protocol_options")?.names;
+        names = http1(options.unwrap_or_default()).within("http_protocol_options")?;
         Ok(())
     };
     let h2 = |options: Option<core::Http2ProtocolOptions>| hcm::http2(options.unwrap_or_default()).within("http2_protocol_options");
@@ -108,10 +108,18 @@ fn typed_http(value: http::HttpProtocolOptions, max_requests: Option<u32>) -> Re
     common_http(version, names, common_http_protocol_options, upstream_http_protocol_options, max_requests)
 }
 
+/// How names are written.
+fn http1(value: core::Http1ProtocolOptions) -> Result<NameCase> {
+    let options = hcm::http1(value)?;
+    if options.allow_chunked_length {
+        return Err(Invalid::field("allow_chunked_length", "is not supported towards an upstream"));
+    }
+    Ok(options.names)
+}
+
 fn old_http(old: OldHttp, max_requests: Option<u32>) -> Result<Http> {
     let h2 = old.http2_protocol_options.map(hcm::http2).transpose().within("http2_protocol_options")?;
-    let h1 = old.http_protocol_options.map(hcm::http1).transpose().within("http_protocol_options")?;
-    let names = h1.map_or(NameCase::Lower, |options| options.names);
+    let names = old.http_protocol_options.map(http1).transpose().within("http_protocol_options")?.unwrap_or_default();
     let downstream = old.protocol_selection == cluster::ClusterProtocolSelection::UseDownstreamProtocol as i32;
     let version = match (h2, downstream) {
         (options, true) => UpstreamHttp::Downstream(options.map_or_else(|| hcm::http2(core::Http2ProtocolOptions::default()), Ok)?),

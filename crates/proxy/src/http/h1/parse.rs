@@ -21,13 +21,16 @@ pub(crate) struct HeadLimits {
     pub(crate) bytes: usize,
     pub(crate) count: usize,
     pub(crate) accept_http_10: bool,
+    /// What says how long it is and is chunked all the same counts as chunked, and is no longer said to have a length.
+    pub(crate) allow_chunked_length: bool,
     /// Whether the names' spelling is kept.
     pub(crate) names: NameCase,
 }
 
 impl HeadLimits {
     /// Envoy's defaults for responses: 60 KiB, 100 headers.
-    pub(crate) const RESPONSE: Self = Self { bytes: 60 * 1024, count: 100, accept_http_10: true, names: NameCase::Lower };
+    pub(crate) const RESPONSE: Self =
+        Self { bytes: 60 * 1024, count: 100, accept_http_10: true, allow_chunked_length: false, names: NameCase::Lower };
 }
 
 /// Why a head was refused.
@@ -157,7 +160,7 @@ pub(crate) fn request(
         fields.add(&head, name, value)?;
     }
     let target = Text::new(head.slice(target)).ok_or(InvalidHead::Target)?;
-    fields.into_request(method, target, version, https, size)
+    fields.into_request(method, target, version, https, limits.allow_chunked_length, size)
 }
 
 /// What was wrong with a head, told apart as Envoy's codec does: control characters in a value or the request line, or anything
@@ -361,15 +364,16 @@ impl Fields {
         target: Text,
         version: Version,
         https: bool,
+        allow_chunked_length: bool,
         size: usize,
     ) -> Result<Option<(Request, RequestFraming)>, InvalidHead> {
         self.drop_nominated();
         let (authority, path, scheme) = self.target(&method, target)?;
         let (decoder, length) = match (self.transfer_encoding, self.content_length) {
-            (Some(_), Some(_)) => return Err(InvalidHead::TwoLengths),
+            (Some(_), Some(_)) if !allow_chunked_length => return Err(InvalidHead::TwoLengths),
             // HTTP/1.0 knows no chunks: an old proxy on the way would take them for the body.
-            (Some(_), None) if version == Version::Http10 => return Err(InvalidHead::TransferEncoding),
-            (Some(_), None) => (Decoder::chunked(), Length::Unknown),
+            (Some(_), _) if version == Version::Http10 => return Err(InvalidHead::TransferEncoding),
+            (Some(_), _) => (Decoder::chunked(), Length::Unknown),
             (None, Some(0)) => (Decoder::Done, Length::Known(0)),
             (None, Some(n)) => (Decoder::Length(n), Length::Known(n)),
             (None, None) => (Decoder::Done, Length::None),
@@ -583,7 +587,7 @@ mod tests {
     use super::*;
 
     fn read(head: &str) -> Result<Request, InvalidHead> {
-        let limits = HeadLimits { bytes: 60 * 1024, count: 100, accept_http_10: true, names: NameCase::Lower };
+        let limits = HeadLimits { bytes: 60 * 1024, count: 100, accept_http_10: true, allow_chunked_length: false, names: NameCase::Lower };
         let mut whole = BytesMut::from(head);
         let read = |input: &mut BytesMut, scan: &mut HeadScan| request(input, scan, limits, false).map(|read| read.map(|(r, _)| r));
         let at_once = read(&mut whole, &mut HeadScan::default()).map(|request| request.expect("a whole head"));
@@ -626,5 +630,18 @@ mod tests {
         assert_eq!((request.headers.len(), request.headers.get("x-59").map(|v| v.as_bytes())), (60, Some(&b"59"[..])));
         let more: String = (0..101).map(|n| format!("x-{n}: {n}\r\n")).collect();
         assert_eq!(read(&format!("GET /a HTTP/1.1\r\n{more}\r\n")).unwrap_err(), InvalidHead::TooMany);
+    }
+
+    #[test]
+    fn a_length_beside_chunks_is_refused_or_dropped_as_configured() {
+        let head = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n";
+        assert_eq!(read(head).unwrap_err(), InvalidHead::TwoLengths);
+        let limits = HeadLimits { allow_chunked_length: true, ..HeadLimits::RESPONSE };
+        let read = |head: &str| request(&mut BytesMut::from(head), &mut HeadScan::default(), limits, false);
+        let (request, framing) = read(head).unwrap().unwrap();
+        assert_eq!((request.length, request.headers.len()), (Length::Unknown, 0));
+        assert!(matches!(framing.decoder, Decoder::Chunked(_)));
+        // An old proxy on the way reads it by its length.
+        assert_eq!(read(&head.replace("HTTP/1.1", "HTTP/1.0")).err(), Some(InvalidHead::TransferEncoding));
     }
 }

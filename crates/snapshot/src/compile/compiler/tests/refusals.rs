@@ -35,6 +35,10 @@ fn refusals_name_the_field_by_its_path() {
             "filter_chains[0].filters[0].delay_deny: is not supported",
         ),
         (
+            on(&format!("{{filters: [{}]}}", manager("http_protocol_options: {allow_absolute_url: false}, route_config: {name: r}"))),
+            "filter_chains[0].filters[0].http_protocol_options.allow_absolute_url: is not supported",
+        ),
+        (
             on(&format!(
                 "{{filters: [{}]}}",
                 tcp("a").replace("stat_prefix", "tunneling_config: {hostname: h, request_id_extension: {}}, stat_prefix")
