@@ -77,6 +77,9 @@ pub(crate) fn bootstrap(case: &Case, places: &Places) -> Value {
 /// The name of the discovery server among the upstreams.
 pub(crate) const DISCOVERY: &str = "discovery";
 
+/// What discovery is asked with.
+pub(crate) const METADATA: (&str, &str) = ("x-cluster-id", "differential");
+
 /// An aggregated stream that is incremental.
 fn discovered() -> Value {
     json!({
@@ -84,7 +87,10 @@ fn discovered() -> Value {
         "dynamic_resources": {"ads_config": {
             "api_type": "DELTA_GRPC",
             "transport_api_version": "V3",
-            "grpc_services": [{"envoy_grpc": {"cluster_name": DISCOVERY}}],
+            "grpc_services": [{
+                "envoy_grpc": {"cluster_name": DISCOVERY},
+                "initial_metadata": [{"key": METADATA.0, "value": METADATA.1}],
+            }],
         }},
     })
 }

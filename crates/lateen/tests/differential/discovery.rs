@@ -18,7 +18,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Status};
 
 use crate::case::Discovered;
-use crate::config::{Places, fill};
+use crate::config::{METADATA, Places, fill};
 
 /// How long a proxy may take to answer what it is sent.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
@@ -59,8 +59,10 @@ impl Backend for Serving {
     type Proxy = ();
     type Snapshot = Arc<World>;
 
-    fn authenticate(&self, _: &MetadataMap, _: &Extensions) -> impl Future<Output = Result<(), Status>> + Send {
-        std::future::ready(Ok(()))
+    fn authenticate(&self, metadata: &MetadataMap, _: &Extensions) -> impl Future<Output = Result<(), Status>> + Send {
+        let (key, value) = METADATA;
+        let is_there = metadata.get(key).is_some_and(|given| given == value);
+        std::future::ready(if is_there { Ok(()) } else { Err(Status::unauthenticated("the initial metadata is missing")) })
     }
 
     fn accept(&self, _: &Node, (): ()) -> Result<(), Status> {
