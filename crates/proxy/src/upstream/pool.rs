@@ -1,8 +1,11 @@
 //! The connections of one worker to one host over one transport.
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
 use std::time::Duration;
 
 use lateen_balance::Host;
@@ -23,6 +26,9 @@ use crate::http::h1::H1Client;
 use crate::http::tcp::TcpClient;
 use crate::io::{Io, Wire};
 use crate::worker::Worker;
+
+/// A shared connection that nobody holds any more may take so long to write what is left. Its peer may not be there to read.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// The HTTP version wanted upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +78,13 @@ pub(crate) struct Shared {
     last_used: Cell<Instant>,
     limit: u32,
     pub(crate) open: Open,
+}
+
+impl Drop for Shared {
+    /// Neither the pool nor an exchange has it: its driver would wait for the peer to end it.
+    fn drop(&mut self) {
+        self.sender.close();
+    }
 }
 
 /// The pool.
@@ -162,19 +175,24 @@ impl Pool {
                 }
                 Ok(()) if connection.active.get() < connection.limit => {
                     let connection = Rc::clone(connection);
-                    let sender = connection.sender.clone();
-                    connection.served.set(connection.served.get() + 1);
+                    let lease = self.lend(&connection);
                     if connection.served.get() >= most {
                         state.stats.inc(names::UPSTREAM_CX_MAX_REQUESTS);
                         shared.remove(at);
                     }
-                    let reused = connection.served.get() > 1;
-                    return Some(Lease::of_stream(connection, sender, self, reused));
+                    return Some(lease);
                 }
                 _ => at += 1,
             }
         }
         None
+    }
+
+    /// One more stream on a shared connection.
+    fn lend(self: &Rc<Self>, connection: &Rc<Shared>) -> Lease {
+        let reused = connection.served.get() > 0;
+        connection.served.set(connection.served.get() + 1);
+        Lease::of_stream(Rc::clone(connection), connection.sender.clone(), self, reused)
     }
 
     /// A connection, made or waited for.
@@ -330,7 +348,7 @@ impl Pool {
             connection_window: options.initial_connection_window_size,
             ..lateen_http2::Config::default()
         };
-        let (sender, driver) = shell::connect(io, config);
+        let (sender, mut driver) = shell::connect(io, config);
         let shared = Rc::new(Shared {
             sender,
             active: Cell::new(0),
@@ -339,16 +357,19 @@ impl Pool {
             limit: options.max_concurrent_streams.max(1),
             open,
         });
-        self.shared.borrow_mut().push(Rc::clone(&shared));
         let (pool, weak) = (Rc::downgrade(self), Rc::downgrade(&shared));
         crate::worker::spawn(worker, async move {
-            driver.await;
+            drive(&mut driver, &weak).await;
             if let Some(pool) = pool.upgrade() {
                 pool.shared.borrow_mut().retain(|s| !Weak::ptr_eq(&Rc::downgrade(s), &weak));
                 pool.waiting.wake_all();
             }
         });
-        drop(shared);
+        if shared.open.is_retired(self, Instant::now()) {
+            // Told to end while it was made: it serves whom it was made for.
+            return Ok(self.lend(&shared));
+        }
+        self.shared.borrow_mut().push(shared);
         self.stream(state).ok_or_else(|| NoConnection::Failed(ConnectFailure::Refused("the HTTP/2 connection ended at once".to_owned())))
     }
 
@@ -396,6 +417,19 @@ impl Pool {
         let idle = std::mem::take(&mut *self.idle.borrow_mut());
         let shared = std::mem::take(&mut *self.shared.borrow_mut());
         drop((idle, shared));
+    }
+}
+
+/// Moves a shared connection's bytes until it has ended, or was given up and has had its time.
+async fn drive(driver: &mut (impl Future<Output = ()> + Unpin), shared: &Weak<Shared>) {
+    let ended = poll_fn(|cx| match Pin::new(&mut *driver).poll(cx) {
+        // Giving it up wakes the driver.
+        Poll::Pending if shared.strong_count() > 0 => Poll::Pending,
+        polled => Poll::Ready(polled.is_ready()),
+    })
+    .await;
+    if !ended {
+        let _ = tokio::time::timeout(LINGER, driver).await;
     }
 }
 

@@ -46,3 +46,4 @@ mod tls;
 mod tracing;
 mod tunnels;
 mod upstream;
+mod upstream_connections;

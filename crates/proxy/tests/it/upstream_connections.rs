@@ -1,0 +1,150 @@
+//! How long connections to upstreams live: HTTP/2 ones that nobody uses any more are closed, and made ones are for whoever waits.
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::grpc::HTTP2;
+use crate::support::*;
+
+/// An HTTP/2 upstream that counts its connections. It answers `/slow` after half a second.
+struct Server {
+    address: SocketAddr,
+    open: Arc<AtomicUsize>,
+    made: Arc<AtomicUsize>,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Server {
+    fn start() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (open, made) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (now, ever) = (open.clone(), made.clone());
+        runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                now.fetch_add(1, SeqCst);
+                ever.fetch_add(1, SeqCst);
+                let now = now.clone();
+                tokio::spawn(async move {
+                    serve(stream).await;
+                    now.fetch_sub(1, SeqCst);
+                });
+            }
+        });
+        Self { address, open, made, _runtime: runtime }
+    }
+
+    fn open(&self) -> usize {
+        self.open.load(SeqCst)
+    }
+}
+
+/// Until the peer closes the connection.
+async fn serve(stream: tokio::net::TcpStream) {
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        tokio::spawn(async move {
+            if request.uri().path() == "/slow" {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+            let mut body = respond.send_response(http::Response::new(()), false).unwrap();
+            let _ = body.send_data(Bytes::from_static(b"two"), true);
+        });
+    }
+}
+
+fn to(ports: &[u16], more: &str) -> Config {
+    let mut config = Config::to(&[]);
+    config.clusters = vec![cluster("c", ports, &format!("{HTTP2}\n{more}"))];
+    config
+}
+
+/// [`to`] with fields of `common_http_protocol_options`.
+fn with_common(server: &Server, common: &str) -> Proxy {
+    let mut config = to(&[server.address.port()], "");
+    config.clusters[0] = config.clusters[0]
+        .replace("    explicit_http_config", &format!("    common_http_protocol_options: {{{common}}}\n      explicit_http_config"));
+    config.start()
+}
+
+fn all_gone(server: &Server, proxy: &Proxy) {
+    eventually(|| server.open() == 0);
+    eventually(|| proxy.stat("cluster.c.upstream_cx_active") == 0);
+}
+
+#[test]
+fn a_shared_connection_ends_with_its_last_request() {
+    let server = Server::start();
+    let proxy = with_common(&server, "max_requests_per_connection: 1");
+    for _ in 0..5 {
+        assert_eq!(proxy.get("/").status, 200);
+    }
+    assert_eq!((server.made.load(SeqCst), proxy.stat("cluster.c.upstream_cx_max_requests")), (5, 5));
+    all_gone(&server, &proxy);
+}
+
+#[test]
+fn a_shared_connection_ends_when_it_is_idle_for_too_long_or_too_old() {
+    for common in ["idle_timeout: 0.2s", "max_connection_duration: 0.2s"] {
+        let server = Server::start();
+        let proxy = with_common(&server, common);
+        assert_eq!(proxy.get("/").status, 200);
+        assert_eq!(server.open(), 1);
+        all_gone(&server, &proxy);
+    }
+}
+
+#[test]
+fn a_shared_connection_to_a_host_that_leaves_ends_when_it_carries_nothing_more() {
+    let (server, other) = (Server::start(), Server::start());
+    let proxy = to(&[server.address.port()], "").start();
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| proxy.get("/slow"));
+        eventually(|| server.open() == 1);
+        std::thread::sleep(Duration::from_millis(100));
+        publish(&proxy.worker, snapshot(&to(&[other.address.port()], "").yaml(), 2));
+        assert_eq!(proxy.get("/").status, 200);
+        assert_eq!((server.open(), other.open()), (1, 1));
+        assert_eq!(slow.join().unwrap().status, 200);
+    });
+    eventually(|| server.open() == 0);
+    // The whole cluster leaves.
+    let mut none = to(&[], "");
+    none.clusters.clear();
+    publish(&proxy.worker, snapshot(&none.yaml(), 3));
+    all_gone(&other, &proxy);
+}
+
+/// Connections to that port that are neither closed nor about to be.
+fn established(port: u16) -> usize {
+    let peer = format!("0100007F:{port:04X}");
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    table.lines().filter(|l| l.split_whitespace().nth(2) == Some(&peer) && l.split_whitespace().nth(3) == Some("01")).count()
+}
+
+#[test]
+fn a_peer_that_does_not_read_keeps_no_connection() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let route = "- {match: {prefix: /}, route: {cluster: c, idle_timeout: 0.3s}}";
+    let proxy = to(&[port], "").routes(route).start();
+    let mut caller = proxy.connect();
+    let size = 64 << 20;
+    caller.write_all(format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {size}\r\n\r\n").as_bytes()).unwrap();
+    let (mut stream, _) = listener.accept().unwrap();
+    // As much as may be on a stream, and on the connection.
+    stream.write_all(b"\0\0\x06\x04\0\0\0\0\0\0\x04\x7f\xff\xff\xff\0\0\x04\x08\0\0\0\0\0\x7f\xff\0\0").unwrap();
+    let _ = stream.read(&mut [0; 24]).unwrap();
+    caller.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    let _ = caller.write_all(&vec![b'x'; size]);
+    eventually(|| proxy.stat("cluster.c.upstream_rq_active") == 0);
+    assert_eq!(established(port), 1);
+    let server = Server::start();
+    publish(&proxy.worker, snapshot(&to(&[server.address.port()], "").yaml(), 2));
+    eventually(|| established(port) == 0);
+}
