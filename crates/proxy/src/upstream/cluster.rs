@@ -25,7 +25,7 @@ use lateen_telemetry::{BlockName, Local};
 pub(crate) use self::target::{Target, TargetWish};
 use super::ahead::Foreseen;
 use super::named::NamedHosts;
-use super::pool::{Pool, PoolKey};
+use super::pool::{Pool, PoolKey, Wanted};
 use super::watch::AllWatched;
 use crate::worker::Worker;
 
@@ -59,6 +59,15 @@ impl HostPools {
 /// More destinations than this at once are not remembered between connections.
 const MOST_DYNAMIC_HOSTS: usize = 10_000;
 
+/// Where an exchange went.
+struct Last {
+    host: *const Host,
+    wanted: Wanted,
+    pool: Rc<Pool>,
+    /// One that came with a request and was forgotten would leave its address in memory to another. The cluster keeps others.
+    _dynamic: Option<Arc<Host>>,
+}
+
 /// The cluster as one worker uses it.
 pub(crate) struct ClusterState {
     pub(crate) id: ClusterId,
@@ -76,8 +85,8 @@ pub(crate) struct ClusterState {
     pub(super) aggregate: RefCell<Option<Box<Aggregate>>>,
     pools: Rc<Pools>,
     by_host: RefCell<HashMap<*const Host, Rc<HostPools>>>,
-    /// The single pool most clusters ever use: host, key parts and pool of the last exchange.
-    last: RefCell<Option<(*const Host, usize, Rc<Pool>)>>,
+    /// The single pool most clusters ever use: that of the last exchange.
+    last: RefCell<Option<Last>>,
     pub(crate) istio_destination: Cell<Option<DestinationId>>,
     /// Counters of outlier detection, where it is configured.
     outlier: Option<Local>,

@@ -354,3 +354,27 @@ fn a_host_that_comes_can_end_the_connections_to_the_others() {
         assert_eq!(one.connections.load(SeqCst), connections, "of both rounds together");
     }
 }
+
+#[test]
+fn a_destination_that_was_forgotten_leaves_its_connections_to_no_other() {
+    let once = Upstream::start(|_, _, stream| {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+        false
+    });
+    let stays = Upstream::ok("x");
+    let mut config = Config::to(&[]);
+    let settings = "type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED, connect_timeout: 1s, original_dst_lb_config: {use_http_header: true}";
+    let idle = "typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {'@type': \
+                type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, common_http_protocol_options: {idle_timeout: 0.2s}, \
+                explicit_http_config: {http_protocol_options: {}}}}";
+    config.clusters = vec![format!("- {{name: c, {settings}, {idle}}}")];
+    let proxy = config.start();
+    let call =
+        |to: &Upstream| proxy.call(&format!("GET / HTTP/1.1\r\nhost: a\r\nx-envoy-original-dst-host: {}\r\n\r\n", to.address)).status;
+    assert_eq!(call(&once), 200);
+    // Twice, whatever the phase: nothing goes there any more, and its place in memory is free.
+    std::thread::sleep(Duration::from_millis(2_200));
+    assert_eq!(call(&stays), 200);
+    assert_eq!(proxy.stat("cluster.c.upstream_cx_active"), 1);
+    eventually(|| proxy.stat("cluster.c.upstream_cx_active") == 0);
+}

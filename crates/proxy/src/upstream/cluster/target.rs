@@ -6,7 +6,7 @@ use lateen_balance::Host;
 use lateen_snapshot::cluster::{Discovery, UpstreamHttp};
 use lateen_snapshot::http::AlpnOverrides;
 
-use super::ClusterState;
+use super::{ClusterState, Last};
 use crate::http::message::Version;
 use crate::listener::Conn;
 use crate::upstream::caller::{Caller, Needs};
@@ -63,16 +63,16 @@ impl ClusterState {
                 let pool = self.host_pools(&host).pool(key);
                 return Target { host, pool, plan: ConnectPlan { caller, ..ConnectPlan::default() } };
             }
-            let token = wanted as usize;
-            if let Some((last, last_token, pool)) = &*self.last.borrow()
-                && *last == Arc::as_ptr(&host)
-                && *last_token == token
+            if let Some(last) = &*self.last.borrow()
+                && last.host == Arc::as_ptr(&host)
+                && last.wanted == wanted
             {
-                return Target { host, pool: Rc::clone(pool), plan: ConnectPlan::default() };
+                return Target { host, pool: Rc::clone(&last.pool), plan: ConnectPlan::default() };
             }
             let key = PoolKey { tls: 0, alpn: 0, server_name: None, wanted, caller: None };
             let pool = self.host_pools(&host).pool(key);
-            *self.last.borrow_mut() = Some((Arc::as_ptr(&host), token, Rc::clone(&pool)));
+            let dynamic = self.is_dynamic().then(|| Arc::clone(&host));
+            *self.last.borrow_mut() = Some(Last { host: Arc::as_ptr(&host), wanted, pool: Rc::clone(&pool), _dynamic: dynamic });
             return Target { host, pool, plan: ConnectPlan::default() };
         };
         let server_name = (tls.sni.is_none() && tls.auto_sni).then(|| Arc::from(wish.authority));
