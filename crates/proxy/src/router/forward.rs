@@ -1,5 +1,4 @@
 //! Forwarding: picks the cluster, prepares the request, tries hosts until one answers, relays the answer.
-use std::borrow::Cow;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -252,17 +251,18 @@ async fn prepare_retry(
         Tried::Response(..) => false,
     };
     forwarding.tried.extend(exchange.info.host.clone());
+    let wait = retries.take(exchange.worker.roll64());
+    if let Some(answered) = back_off(exchange, forwarding, wait.span, retries).await? {
+        return Ok(Some(answered));
+    }
+    // As in Envoy, a retry that its request's end forestalls is none.
     let stats = &forwarding.cluster.stats;
     stats.inc(cluster_names::UPSTREAM_RQ_RETRY);
-    let wait = retries.take(exchange.worker.roll64());
     stats.inc(if wait.rate_limited {
         cluster_names::UPSTREAM_RQ_RETRY_BACKOFF_RATELIMITED
     } else {
         cluster_names::UPSTREAM_RQ_RETRY_BACKOFF_EXPONENTIAL
     });
-    if let Some(answered) = back_off(exchange, forwarding, wait.span, retries).await? {
-        return Ok(Some(answered));
-    }
     forwarding.body.rewind();
     finalize::expected_timeout(exchange, forwarding);
     if matched.virtual_host().is_some_and(|h| h.include_is_timeout_retry) {
@@ -338,9 +338,15 @@ async fn back_off(
     if let Some(answer) = answer {
         return Ok(Some(answer.settle(exchange, forwarding)));
     }
-    if limit.is_some_and(|limit| limit <= Instant::now()) {
-        exchange.info.details = Cow::Borrowed(details::RESPONSE_TIMEOUT);
-        return Err(Failed::from(Failure::Timeout).reply(true, true, forwarding.timeouts.quiet).into());
+    let now = Instant::now();
+    if limit.is_none_or(|limit| limit > now) {
+        return Ok(None);
     }
-    Ok(None)
+    let timeout = forwarding.deadline.is_some_and(|limit| limit <= now);
+    let failed = Failed::from(if timeout { Failure::Timeout } else { Failure::StreamDuration });
+    let reply = failed.reply(true, forwarding.body.complete(), forwarding.timeouts.quiet);
+    if timeout {
+        forwarding.late.count_timeout(&forwarding.cluster, reply.status.as_u16());
+    }
+    Err(reply.into())
 }

@@ -1,7 +1,9 @@
 //! Tries that were too slow and go on beside their repetitions (Envoy `hedge_on_per_try_timeout`): the first good answer wins.
 use std::future::poll_fn;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
+use lateen_telemetry::envoy_names::{cluster as names, count_upstream_code};
 use tokio::time::Instant;
 
 use super::attempt::{Answered, Began, Limits, Tried, note_failure, note_response};
@@ -11,7 +13,7 @@ use super::replay::{Body, Progress};
 use super::retry::Retries;
 use crate::http::message::{Request, Response};
 use crate::http::{End, Exchange};
-use crate::upstream::Lease;
+use crate::upstream::{ClusterState, Lease};
 
 /// A try that is too slow.
 pub(super) struct Late {
@@ -37,6 +39,15 @@ impl LateTries {
 
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// The request's time is over: counts that for each, and nothing where none is under way (Envoy `Filter::onResponseTimeout`).
+    pub(super) fn count_timeout(&self, cluster: &ClusterState, status: u16) {
+        for late in &self.0 {
+            cluster.stats.inc(names::UPSTREAM_RQ_TIMEOUT);
+            count_upstream_code(&cluster.stats, status);
+            late.began.active.host().counters.rq_timeout.fetch_add(1, Relaxed);
+        }
     }
 
     /// Nobody waits for them any more.

@@ -340,3 +340,26 @@ fn responses_and_failures_count_once_for_a_request_and_late_ends_count_as_late()
     assert!(all.ends_with(b"half"), "{}", String::from_utf8_lossy(&all));
     assert_eq!((codes("c"), proxy.stat("cluster.c.upstream_rq_timeout")), ([2, 0], 1));
 }
+
+#[test]
+fn a_limit_that_comes_while_a_retry_waits_is_told_as_what_it_is() {
+    let back_off = "num_retries: 3, retry_on: 5xx, retry_back_off: {base_interval: 1000s, max_interval: 1000s}";
+    let counted = |limits: &str, more: &str, body: &str| {
+        let upstream = Upstream::start(|_, _, stream| {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            write_status(stream, 503)
+        });
+        let route = format!("- {{match: {{prefix: /}}, route: {{cluster: c, {limits}, retry_policy: {{{back_off}{more}}}}}}}");
+        let proxy = Config::to(&[upstream.port()]).routes(&route).start();
+        let answer = proxy.get("/");
+        assert_eq!((answer.status, answer.body.as_str()), (504, body));
+        assert_eq!(upstream.seen().len(), 1);
+        ["timeout", "504", "retry"].map(|n| proxy.stat(&format!("cluster.c.upstream_rq_{n}")))
+    };
+    // Nothing was asked of the upstream any more.
+    assert_eq!(counted("timeout: 0.5s", "", "upstream request timeout"), [0; 3]);
+    let stream = "timeout: 60s, max_stream_duration: {max_stream_duration: 0.5s}";
+    assert_eq!(counted(stream, "", "downstream duration timeout"), [0; 3]);
+    let hedged = "timeout: 0.15s, hedge_policy: {hedge_on_per_try_timeout: true}";
+    assert_eq!(counted(hedged, ", per_try_timeout: 0.05s", "upstream request timeout"), [1, 1, 0]);
+}
