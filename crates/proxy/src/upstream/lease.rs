@@ -7,7 +7,8 @@ use lateen_telemetry::istio::PrincipalId;
 use tokio::time::Instant;
 
 use super::open::Open;
-use super::pool::{Idle, Pool, Shared};
+use super::pool::{Idle, Pool};
+use super::shared::Shared;
 use crate::http::h2::H2Client;
 use crate::http::stream::Upstream;
 use crate::http::tcp::TcpClient;
@@ -73,10 +74,10 @@ impl Lease {
         self.held.open().principal
     }
 
-    /// A connection that was made ahead waits for its first exchange.
+    /// It served no exchange after all, and waits for the next one.
     pub(crate) fn unused(self, now: Instant) {
         if let (Upstream::H1(client), Held::Connection(open)) = (self.upstream, self.held) {
-            self.pool.put_back(Idle { client, open, since: now, served: 0 });
+            self.pool.put_back(Idle { client, open, since: now, served: self.served.saturating_sub(1) });
         }
     }
 

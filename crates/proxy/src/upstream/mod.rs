@@ -12,6 +12,7 @@ mod load_report;
 mod named;
 mod open;
 mod pool;
+mod shared;
 mod waiting;
 mod watch;
 

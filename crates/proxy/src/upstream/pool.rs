@@ -1,18 +1,12 @@
 //! The connections of one worker to one host over one transport.
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::Poll;
-use std::time::Duration;
 
 use lateen_balance::Host;
 use lateen_http2::Refused;
-use lateen_http2::shell::{self, Sender};
-use lateen_snapshot::cluster::{ClusterConfig, Transport, UpstreamHttp};
-use lateen_snapshot::http::Http2Options;
+use lateen_snapshot::cluster::{ClusterConfig, Transport};
 use lateen_telemetry::envoy_names::cluster as names;
 use tokio::time::Instant;
 
@@ -21,14 +15,12 @@ use super::cluster::ClusterState;
 use super::connect::{ConnectFailure, ConnectPlan};
 use super::lease::Lease;
 use super::open::{Dial, Open};
-use super::waiting::{self, Waiting};
+use super::shared::{self, Shared};
+use super::waiting::{self, Given, Waiting};
 use crate::http::h1::H1Client;
 use crate::http::tcp::TcpClient;
 use crate::io::{Io, Wire};
 use crate::worker::Worker;
-
-/// A shared connection that nobody holds any more may take so long to write what is left. Its peer may not be there to read.
-const LINGER: Duration = Duration::from_secs(1);
 
 /// The HTTP version wanted upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,23 +62,6 @@ pub(crate) struct Idle {
     pub(crate) served: u32,
 }
 
-/// An HTTP/2 connection shared by exchanges.
-pub(crate) struct Shared {
-    sender: Sender,
-    pub(crate) active: Cell<u32>,
-    served: Cell<u32>,
-    last_used: Cell<Instant>,
-    limit: u32,
-    pub(crate) open: Open,
-}
-
-impl Drop for Shared {
-    /// Neither the pool nor an exchange has it: its driver would wait for the peer to end it.
-    fn drop(&mut self) {
-        self.sender.close();
-    }
-}
-
 /// The pool.
 pub(crate) struct Pool {
     pub(crate) key: PoolKey,
@@ -95,10 +70,8 @@ pub(crate) struct Pool {
     pub(super) waiting: Waiting,
     /// Connections that exist or are being made.
     open: Cell<usize>,
-    /// HTTP/2 connections being made: later exchanges wait for them instead of dialling too.
+    /// Connections being made: exchanges wait for them instead of dialling too.
     dialling: Cell<usize>,
-    /// Connections being made for no exchange in particular.
-    ahead: Cell<usize>,
     /// How many times all connections were told to end.
     round: Cell<u64>,
     /// What ALPN settled last time.
@@ -114,7 +87,6 @@ impl Pool {
             waiting: Waiting::default(),
             open: Cell::new(0),
             dialling: Cell::new(0),
-            ahead: Cell::new(0),
             round: Cell::new(0),
             known_http2: Cell::new(None),
         })
@@ -137,7 +109,8 @@ impl Pool {
     }
 
     pub(super) fn count_dial(self: &Rc<Self>) -> Counted {
-        Counted::start(self, |pool| &pool.dialling)
+        self.dialling.set(self.dialling.get() + 1);
+        Counted { pool: Rc::clone(self), multiplexed: self.multiplexed() }
     }
 
     fn multiplexed(&self) -> bool {
@@ -166,33 +139,24 @@ impl Pool {
     /// A stream on a shared connection.
     fn stream(self: &Rc<Self>, state: &ClusterState) -> Option<Lease> {
         let mut shared = self.shared.borrow_mut();
-        let most = state.cluster.config.max_requests_per_connection.unwrap_or(u32::MAX);
         let mut at = 0;
         while let Some(connection) = shared.get(at) {
-            match connection.sender.can_open() {
+            match connection.can_lend() {
                 Err(Refused::Closing) => {
                     shared.remove(at);
                 }
-                Ok(()) if connection.active.get() < connection.limit => {
-                    let connection = Rc::clone(connection);
-                    let lease = self.lend(&connection);
-                    if connection.served.get() >= most {
+                Ok(()) => {
+                    let lease = connection.lend(self);
+                    if connection.is_used_up() {
                         state.stats.inc(names::UPSTREAM_CX_MAX_REQUESTS);
                         shared.remove(at);
                     }
                     return Some(lease);
                 }
-                _ => at += 1,
+                Err(Refused::Full) => at += 1,
             }
         }
         None
-    }
-
-    /// One more stream on a shared connection.
-    fn lend(self: &Rc<Self>, connection: &Rc<Shared>) -> Lease {
-        let reused = connection.served.get() > 0;
-        connection.served.set(connection.served.get() + 1);
-        Lease::of_stream(Rc::clone(connection), connection.sender.clone(), self, reused)
     }
 
     /// A connection, made or waited for.
@@ -215,30 +179,34 @@ impl Pool {
         state.stats.inc(names::UPSTREAM_RQ_PENDING_TOTAL);
         let _gauge = state.stats.hold(names::UPSTREAM_RQ_PENDING_ACTIVE);
         loop {
-            // One dial at a time where connections are shared: a burst needs one connection, not a hundred.
-            let wait_for_dial = self.multiplexed() && self.dialling.get() > 0;
-            if !wait_for_dial {
+            if self.needs_dial(&state.cluster.config) {
                 let permit = if state.host_is_full(host, high_priority) { None } else { breakers.connections.take() };
-                match permit {
-                    Some(permit) => {
-                        let dial = Dial::begin(self, worker, state, host, Some(permit));
-                        return self.dial(worker, state, host, dial, plan).await;
+                // With no connection at all nobody would ever wake us: one is always allowed.
+                if permit.is_some() || self.open.get() == 0 {
+                    let dial = Dial::begin(self, worker, state, host, permit);
+                    if self.key.wanted == Wanted::Tcp {
+                        return self.tunnel(worker, state, host, dial, plan).await;
                     }
-                    // With no connection at all nobody would ever wake us: one is always allowed.
-                    None if self.open.get() == 0 => {
-                        let dial = Dial::begin(self, worker, state, host, None);
-                        return self.dial(worker, state, host, dial, plan).await;
-                    }
-                    None => state.stats.inc(names::UPSTREAM_CX_OVERFLOW),
+                    self.dial(worker, state, host, dial, plan);
+                } else {
+                    state.stats.inc(names::UPSTREAM_CX_OVERFLOW);
                 }
             }
-            if let Some(idle) = waiting::wait(self).await {
-                return Ok(Lease::of_idle(idle, self));
+            match waiting::wait(self).await {
+                Given::Lease(lease) => return Ok(lease),
+                Given::Failure(failure) => return Err(NoConnection::Failed(failure)),
+                Given::Change => {}
             }
             if let Some(lease) = self.ready(state) {
                 return Ok(lease);
             }
         }
+    }
+
+    /// Whether the connections that are being made are too few for those who wait and one more. A tunnel has its own.
+    fn needs_dial(&self, config: &ClusterConfig) -> bool {
+        let each = if self.multiplexed() { shared::room_of_one(config) } else { 1 };
+        self.key.wanted == Wanted::Tcp || self.waiting.len() >= self.dialling.get().saturating_mul(each)
     }
 
     /// Makes a connection for no exchange in particular; says whether there may be one.
@@ -256,16 +224,7 @@ impl Pool {
         }
         let Some(permit) = state.breakers(high_priority).connections.take() else { return false };
         let dial = Dial::begin(self, worker, state, host, Some(permit));
-        let ahead = Counted::start(self, |pool| &pool.ahead);
-        let (pool, state, host, plan) = (Rc::clone(self), Rc::clone(state), Arc::clone(host), plan.clone());
-        let of_task = Rc::clone(worker);
-        crate::worker::spawn(worker, async move {
-            let made = pool.dial(&of_task, &state, &host, dial, &plan).await;
-            drop(ahead);
-            if let Ok(lease) = made {
-                lease.unused(Instant::now());
-            }
-        });
+        self.dial(worker, state, host, dial, plan);
         true
     }
 
@@ -274,15 +233,37 @@ impl Pool {
         let waiting = self.waiting.len();
         if self.multiplexed() {
             let shared = self.shared.borrow();
-            let one = http2_options(config).max_concurrent_streams.max(1) as usize;
             let active: usize = shared.iter().map(|s| s.active.get() as usize).sum();
-            return (active + waiting, (shared.len() + self.dialling.get()).saturating_mul(one));
+            return (active + waiting, (shared.len() + self.dialling.get()).saturating_mul(shared::room_of_one(config)));
         }
-        let free = self.idle.borrow().len() + self.ahead.get();
+        let free = if self.key.wanted == Wanted::Tcp { 0 } else { self.idle.borrow().len() + self.dialling.get() };
         (self.open.get().saturating_sub(free) + waiting, self.open.get())
     }
 
-    async fn dial(
+    /// Makes a connection for whoever waits then. It is a task of its own: the exchange that wanted it may be over by that
+    /// time, and a connection that takes longer than any request lasts would never come about.
+    fn dial(self: &Rc<Self>, worker: &Rc<Worker>, state: &Rc<ClusterState>, host: &Arc<Host>, dial: Dial, plan: &ConnectPlan) {
+        let (pool, state, host, plan) = (Rc::clone(self), Rc::clone(state), Arc::clone(host), plan.clone());
+        let of_task = Rc::clone(worker);
+        crate::worker::spawn(worker, async move {
+            let Dial { mut open, dialling } = dial;
+            let Ok(io) = pool.connect(&of_task, &state, &host, &mut open, &plan).await else { return };
+            if pool.speaks_http2(&io) {
+                pool.share(&of_task, &state, io, open);
+            } else {
+                state.stats.inc(names::UPSTREAM_CX_HTTP1_TOTAL);
+                let client = Box::new(H1Client::new(Wire::new(io), state.cluster.config.http1_names));
+                let lease = Lease::fresh(Idle { client, open, since: Instant::now(), served: 1 }, &pool);
+                if let Some(lease) = pool.waiting.hand(lease) {
+                    lease.unused(Instant::now());
+                }
+            }
+            drop(dialling);
+        });
+    }
+
+    /// A connection for one tunnel, which nobody else has a use for.
+    async fn tunnel(
         self: &Rc<Self>,
         worker: &Rc<Worker>,
         state: &Rc<ClusterState>,
@@ -290,35 +271,41 @@ impl Pool {
         dial: Dial,
         plan: &ConnectPlan,
     ) -> Result<Lease, NoConnection> {
+        let Dial { mut open, dialling: _dialling } = dial;
+        match self.connect(worker, state, host, &mut open, plan).await {
+            Ok(io) => Ok(Lease::of_tcp(TcpClient::new(Wire::new(io)), open, self)),
+            Err(failure) => {
+                state.stats.inc(names::UPSTREAM_RQ_PENDING_FAILURE_EJECT);
+                Err(NoConnection::Failed(failure))
+            }
+        }
+    }
+
+    async fn connect(
+        &self,
+        worker: &Worker,
+        state: &ClusterState,
+        host: &Host,
+        open: &mut Open,
+        plan: &ConnectPlan,
+    ) -> Result<Io, ConnectFailure> {
         let config = &state.cluster.config;
-        let Dial { mut open, dialling } = dial;
         let transport = config.transports.get(host.transport as usize);
         let result = worker.dialer.connect(config, transport, host, plan).await;
-        let io = match result {
-            Ok(io) => io,
+        match &result {
+            Ok(io) => open.made(io, worker),
             Err(failure) => {
                 state.stats.inc(names::UPSTREAM_CX_CONNECT_FAIL);
-                if failure == ConnectFailure::Timeout {
+                if *failure == ConnectFailure::Timeout {
                     state.stats.inc(names::UPSTREAM_CX_CONNECT_TIMEOUT);
                 }
                 host.counters.cx_connect_fail.fetch_add(1, Relaxed);
-                // Whoever waits for this dial must dial on its own.
-                drop(dialling);
-                return Err(NoConnection::Failed(failure));
+                // All at once, as in Envoy (`ConnPoolImplBase::onConnectionEvent`): one after the other would find out the same.
+                let ejected = self.waiting.fail_all(failure);
+                state.stats.add(names::UPSTREAM_RQ_PENDING_FAILURE_EJECT, ejected as u64);
             }
-        };
-        open.made(&io, worker);
-        let lease = if self.key.wanted == Wanted::Tcp {
-            Ok(Lease::of_tcp(TcpClient::new(Wire::new(io)), open, self))
-        } else if self.speaks_http2(&io) {
-            self.share(worker, state, io, open, http2_options(config)).await
-        } else {
-            state.stats.inc(names::UPSTREAM_CX_HTTP1_TOTAL);
-            let client = Box::new(H1Client::new(Wire::new(io), config.http1_names));
-            Ok(Lease::fresh(Idle { client, open, since: Instant::now(), served: 1 }, self))
-        };
-        drop(dialling);
-        lease
+        }
+        result
     }
 
     fn speaks_http2(&self, io: &Io) -> bool {
@@ -333,54 +320,39 @@ impl Pool {
         }
     }
 
-    /// Starts HTTP/2 on a connection that exchanges will share.
-    async fn share(
-        self: &Rc<Self>,
-        worker: &Rc<Worker>,
-        state: &Rc<ClusterState>,
-        io: Io,
-        open: Open,
-        options: Http2Options,
-    ) -> Result<Lease, NoConnection> {
+    /// Starts HTTP/2 on a connection, for those who wait and for others after them.
+    fn share(self: &Rc<Self>, worker: &Rc<Worker>, state: &ClusterState, io: Io, open: Open) {
         state.stats.inc(names::UPSTREAM_CX_HTTP2_TOTAL);
-        let config = lateen_http2::Config {
-            stream_window: options.initial_stream_window_size,
-            connection_window: options.initial_connection_window_size,
-            ..lateen_http2::Config::default()
-        };
-        let (sender, mut driver) = shell::connect(io, config);
-        let shared = Rc::new(Shared {
-            sender,
-            active: Cell::new(0),
-            served: Cell::new(0),
-            last_used: Cell::new(Instant::now()),
-            limit: options.max_concurrent_streams.max(1),
-            open,
-        });
+        let (shared, mut driver) = Shared::start(io, open, &state.cluster.config);
         let (pool, weak) = (Rc::downgrade(self), Rc::downgrade(&shared));
         crate::worker::spawn(worker, async move {
-            drive(&mut driver, &weak).await;
+            shared::drive(&mut driver, &weak).await;
             if let Some(pool) = pool.upgrade() {
                 pool.shared.borrow_mut().retain(|s| !Weak::ptr_eq(&Rc::downgrade(s), &weak));
                 pool.waiting.wake_all();
             }
         });
-        if shared.open.is_retired(self, Instant::now()) {
-            // Told to end while it was made: it serves whom it was made for.
-            return Ok(self.lend(&shared));
+        while !self.waiting.is_empty() && !shared.is_used_up() && shared.can_lend().is_ok() {
+            self.waiting.hand(shared.lend(self));
         }
-        self.shared.borrow_mut().push(shared);
-        self.stream(state).ok_or_else(|| NoConnection::Failed(ConnectFailure::Refused("the HTTP/2 connection ended at once".to_owned())))
+        if shared.is_used_up() {
+            state.stats.inc(names::UPSTREAM_CX_MAX_REQUESTS);
+        } else if !shared.open.is_retired(self, Instant::now()) {
+            self.shared.borrow_mut().push(shared);
+        }
     }
 
     /// Takes a connection back after an exchange.
-    pub(crate) fn put_back(&self, idle: Idle) {
+    pub(crate) fn put_back(self: &Rc<Self>, mut idle: Idle) {
         if idle.open.is_retired(self, idle.since) {
             return;
         }
-        if let Some(idle) = self.waiting.hand(idle) {
+        if self.waiting.is_empty() {
             self.idle.borrow_mut().push(idle);
+            return;
         }
+        idle.served += 1;
+        self.waiting.hand(Lease::of_idle(idle, self));
     }
 
     pub(crate) fn stream_ended(&self, shared: &Shared) {
@@ -420,53 +392,20 @@ impl Pool {
     }
 }
 
-/// Moves a shared connection's bytes until it has ended, or was given up and has had its time.
-async fn drive(driver: &mut (impl Future<Output = ()> + Unpin), shared: &Weak<Shared>) {
-    let ended = poll_fn(|cx| match Pin::new(&mut *driver).poll(cx) {
-        // Giving it up wakes the driver.
-        Poll::Pending if shared.strong_count() > 0 => Poll::Pending,
-        polled => Poll::Ready(polled.is_ready()),
-    })
-    .await;
-    if !ended {
-        let _ = tokio::time::timeout(LINGER, driver).await;
-    }
-}
-
-/// Counts a dial while it lasts; then wakes who waited for it.
+/// Counts a dial while it lasts; then those look again whom it has not helped.
 pub(super) struct Counted {
     pool: Rc<Pool>,
-    among: fn(&Pool) -> &Cell<usize>,
-}
-
-impl Counted {
-    fn start(pool: &Rc<Pool>, among: fn(&Pool) -> &Cell<usize>) -> Self {
-        among(pool).set(among(pool).get() + 1);
-        Self { pool: Rc::clone(pool), among }
-    }
+    /// Several counted on it.
+    multiplexed: bool,
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let count = (self.among)(&self.pool);
-        count.set(count.get() - 1);
-        if self.pool.multiplexed() {
+        self.pool.dialling.set(self.pool.dialling.get().saturating_sub(1));
+        // A task that panics tells nobody.
+        if self.multiplexed || self.pool.multiplexed() || std::thread::panicking() {
             self.pool.waiting.wake_all();
         }
-    }
-}
-
-fn http2_options(config: &ClusterConfig) -> Http2Options {
-    match &config.http {
-        UpstreamHttp::Http2(options) | UpstreamHttp::Downstream(options) | UpstreamHttp::Auto(options) => *options,
-        UpstreamHttp::Http1 => Http2Options {
-            max_concurrent_streams: 1024,
-            initial_stream_window_size: 1 << 20,
-            initial_connection_window_size: 1 << 20,
-            allow_connect: false,
-            keepalive_interval: None,
-            keepalive_timeout: Duration::from_secs(10),
-        },
     }
 }
 

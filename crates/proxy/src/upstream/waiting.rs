@@ -1,11 +1,15 @@
 //! Exchanges that wait for a connection of their pool, in the order in which they came.
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
-use super::pool::{Idle, Pool};
+use tokio::time::Instant;
+
+use super::connect::ConnectFailure;
+use super::lease::Lease;
+use super::pool::Pool;
 
 /// The queue.
 #[derive(Default)]
@@ -13,9 +17,18 @@ pub(super) struct Waiting(RefCell<VecDeque<Rc<Waiter>>>);
 
 #[derive(Default)]
 struct Waiter {
-    handed: RefCell<Option<Idle>>,
-    woken: Cell<bool>,
+    given: RefCell<Option<Given>>,
     waker: RefCell<Option<Waker>>,
+}
+
+/// What waiting brought.
+#[allow(clippy::large_enum_variant, reason = "moved twice, and boxing would allocate")]
+pub(super) enum Given {
+    Lease(Lease),
+    /// A connection that was being made meanwhile did not come about.
+    Failure(ConnectFailure),
+    /// Something changed: there may be a connection, or room for one.
+    Change,
 }
 
 impl Waiting {
@@ -27,56 +40,58 @@ impl Waiting {
         self.0.borrow().is_empty()
     }
 
-    /// Gives the connection to the first who waits, or back.
-    pub(super) fn hand(&self, mut idle: Idle) -> Option<Idle> {
+    /// Gives it to the first who waits, or back.
+    pub(super) fn hand(&self, lease: Lease) -> Option<Lease> {
         let first = self.0.borrow_mut().pop_front();
-        let Some(waiter) = first else { return Some(idle) };
-        idle.served += 1;
-        *waiter.handed.borrow_mut() = Some(idle);
-        waiter.wake();
+        let Some(waiter) = first else { return Some(lease) };
+        waiter.give(Given::Lease(lease));
         None
+    }
+
+    /// Tells all who wait that it has failed, and how many they were.
+    pub(super) fn fail_all(&self, failure: &ConnectFailure) -> usize {
+        let all = std::mem::take(&mut *self.0.borrow_mut());
+        all.iter().for_each(|waiter| waiter.give(Given::Failure(failure.clone())));
+        all.len()
     }
 
     pub(super) fn wake_one(&self) {
         let first = self.0.borrow_mut().pop_front();
         if let Some(waiter) = first {
-            waiter.wake();
+            waiter.give(Given::Change);
         }
     }
 
     pub(super) fn wake_all(&self) {
-        self.0.borrow_mut().drain(..).for_each(|waiter| waiter.wake());
+        self.0.borrow_mut().drain(..).for_each(|waiter| waiter.give(Given::Change));
     }
 }
 
-/// Waits until a connection is handed over, or something changed.
-pub(super) async fn wait(pool: &Rc<Pool>) -> Option<Idle> {
+/// Waits until there is something to know.
+pub(super) async fn wait(pool: &Rc<Pool>) -> Given {
     let waiter = Rc::new(Waiter::default());
     pool.waiting.0.borrow_mut().push_back(Rc::clone(&waiter));
-    let guard = Leave { pool, waiter: &waiter };
+    let _guard = Leave { pool, waiter: &waiter };
     poll_fn(|cx| {
-        if waiter.woken.get() {
-            return Poll::Ready(());
+        if let Some(given) = waiter.given.borrow_mut().take() {
+            return Poll::Ready(given);
         }
         *waiter.waker.borrow_mut() = Some(cx.waker().clone());
         Poll::Pending
     })
-    .await;
-    let handed = waiter.handed.borrow_mut().take();
-    drop(guard);
-    handed
+    .await
 }
 
 impl Waiter {
-    fn wake(&self) {
-        self.woken.set(true);
+    fn give(&self, given: Given) {
+        *self.given.borrow_mut() = Some(given);
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
         }
     }
 }
 
-/// Takes a waiter out of the queue when its exchange is given up, passing on what it was handed.
+/// Takes a waiter out of the queue when its exchange is given up, passing on what it was given.
 struct Leave<'a> {
     pool: &'a Rc<Pool>,
     waiter: &'a Rc<Waiter>,
@@ -85,9 +100,11 @@ struct Leave<'a> {
 impl Drop for Leave<'_> {
     fn drop(&mut self) {
         self.pool.waiting.0.borrow_mut().retain(|w| !Rc::ptr_eq(w, self.waiter));
-        let handed = self.waiter.handed.borrow_mut().take();
-        if let Some(idle) = handed {
-            self.pool.put_back(idle);
+        let given = self.waiter.given.borrow_mut().take();
+        match given {
+            Some(Given::Lease(lease)) => lease.unused(Instant::now()),
+            Some(Given::Change) => self.pool.waiting.wake_one(),
+            Some(Given::Failure(_)) | None => {}
         }
     }
 }

@@ -3,12 +3,12 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType}
 
 use crate::support::*;
 
-struct Mesh {
+pub(crate) struct Mesh {
     folder: tempfile::TempDir,
 }
 
 impl Mesh {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ca_key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
@@ -37,7 +37,7 @@ impl Mesh {
         )
     }
 
-    fn server(&self, upstream: u16) -> Proxy {
+    pub(crate) fn server(&self, upstream: u16) -> Proxy {
         let tls = format!(
             "      transport_socket:\n        name: tls\n        typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, require_client_certificate: true, {}}}\n",
             self.common("server", "client", "h2, http/1.1")
@@ -53,14 +53,18 @@ impl Mesh {
         )
     }
 
-    fn client(&self, server: u16, expected: &str, options: &str, alpn: &str) -> Proxy {
+    pub(crate) fn client(&self, server: u16, expected: &str, options: &str, alpn: &str) -> Proxy {
+        self.client_config(&[server], expected, options, alpn).start()
+    }
+
+    pub(crate) fn client_config(&self, servers: &[u16], expected: &str, options: &str, alpn: &str) -> Config {
         let tls = format!(
             "transport_socket:\n  name: tls\n  typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, sni: outbound_.80_._.a, {}}}\n{options}",
             self.common("client", expected, alpn)
         );
         let mut config = Config::to(&[]);
-        config.clusters = vec![cluster("c", &[server], &tls)];
-        config.start()
+        config.clusters = vec![cluster("c", servers, &tls)];
+        config
     }
 }
 

@@ -1,14 +1,15 @@
 //! How long connections to upstreams live: HTTP/2 ones that nobody uses any more are closed, and made ones are for whoever waits.
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use crate::grpc::HTTP2;
 use crate::support::*;
+use crate::tls::Mesh;
 
 /// An HTTP/2 upstream that counts its connections. It answers `/slow` after half a second.
 struct Server {
@@ -147,4 +148,116 @@ fn a_peer_that_does_not_read_keeps_no_connection() {
     let server = Server::start();
     publish(&proxy.worker, snapshot(&to(&[server.address.port()], "").yaml(), 2));
     eventually(|| established(port) == 0);
+}
+
+/// What a TLS handshake takes behind [`Slow`].
+const HANDSHAKE: Duration = Duration::from_millis(600);
+
+/// Stands before a server and passes nothing on for a while.
+struct Slow {
+    port: u16,
+    open: Arc<AtomicUsize>,
+    made: Arc<AtomicUsize>,
+}
+
+impl Slow {
+    fn before(server: SocketAddr) -> Self {
+        let (open, made) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (now, ever) = (open.clone(), made.clone());
+        let port = tcp_server(move |stream| {
+            now.fetch_add(1, SeqCst);
+            ever.fetch_add(1, SeqCst);
+            std::thread::sleep(HANDSHAKE);
+            let server = TcpStream::connect(server).unwrap();
+            let (mut from, mut to) = (stream.try_clone().unwrap(), server.try_clone().unwrap());
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut &server, &mut &stream);
+            });
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(std::net::Shutdown::Both);
+            now.fetch_sub(1, SeqCst);
+        });
+        Self { port, open, made }
+    }
+}
+
+/// Answers to so many requests at once, and how long all took.
+fn at_once(proxy: &Proxy, count: usize) -> (Vec<Answer>, Duration) {
+    let begin = Instant::now();
+    let answers = std::thread::scope(|scope| {
+        let all: Vec<_> = (0..count).map(|_| scope.spawn(|| proxy.get("/"))).collect();
+        all.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    (answers, begin.elapsed())
+}
+
+#[test]
+fn a_connection_that_fails_fails_all_who_wait_for_it_at_once() {
+    // Takes connections, and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxy = Mesh::new().client(silent.local_addr().unwrap().port(), "server", HTTP2, "h2");
+    let (answers, took) = at_once(&proxy, 4);
+    for answer in answers {
+        assert_eq!(answer.status, 503);
+        assert!(answer.body.contains("connection timeout"), "{}", answer.body);
+    }
+    assert!(took < Duration::from_millis(1_900), "{took:?}");
+    let names = ["cx_total", "cx_connect_timeout", "rq_pending_failure_eject", "cx_active", "rq_pending_active"];
+    assert_eq!(names.map(|n| proxy.stat(&format!("cluster.c.upstream_{n}"))), [1, 1, 4, 0, 0]);
+}
+
+#[test]
+fn a_connection_comes_about_though_its_request_is_over_before() {
+    let (mesh, upstream) = (Mesh::new(), Upstream::ok("x"));
+    let server = mesh.server(upstream.port());
+    for (options, alpn) in [("", "http/1.1"), (HTTP2, "h2")] {
+        let slow = Slow::before(server.address);
+        let proxy = mesh.client(slow.port, "server", options, alpn);
+        let mut caller = proxy.connect();
+        caller.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+        eventually(|| slow.made.load(SeqCst) == 1);
+        drop(caller);
+        eventually(|| proxy.stat("cluster.c.upstream_rq_pending_active") == 0);
+        assert_eq!(proxy.stat("cluster.c.upstream_cx_active"), 1);
+        for _ in 0..2 {
+            assert_eq!(proxy.get("/").body, "x");
+        }
+        assert_eq!(slow.made.load(SeqCst), 1);
+    }
+}
+
+#[test]
+fn as_many_connections_are_made_at_once_as_those_who_wait_need() {
+    let (mesh, upstream) = (Mesh::new(), Upstream::ok("x"));
+    let server = mesh.server(upstream.port());
+    let limited = HTTP2.replace(
+        "    explicit_http_config",
+        "    common_http_protocol_options: {max_requests_per_connection: 2}\n    explicit_http_config",
+    );
+    for (options, alpn, expected) in [("", "http/1.1", 5), (HTTP2, "h2", 1), (&limited, "h2", 3)] {
+        let slow = Slow::before(server.address);
+        let proxy = mesh.client(slow.port, "server", options, alpn);
+        let (answers, took) = at_once(&proxy, 5);
+        assert!(answers.iter().all(|a| a.body == "x"));
+        assert!(took < 2 * HANDSHAKE, "{took:?}");
+        assert_eq!(slow.made.load(SeqCst), expected);
+    }
+}
+
+#[test]
+fn a_connection_to_a_host_that_leaves_meanwhile_serves_only_whom_it_was_made_for() {
+    let (mesh, upstream) = (Mesh::new(), Upstream::ok("x"));
+    let server = mesh.server(upstream.port());
+    for (options, alpn) in [("", "http/1.1"), (HTTP2, "h2")] {
+        let slow = Slow::before(server.address);
+        let proxy = mesh.client(slow.port, "server", options, alpn);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| proxy.get("/"));
+            eventually(|| slow.made.load(SeqCst) == 1);
+            publish(&proxy.worker, snapshot(&mesh.client_config(&[dead_port()], "server", options, alpn).yaml(), 2));
+            assert_eq!(waits.join().unwrap().body, "x");
+        });
+        eventually(|| slow.open.load(SeqCst) == 0);
+        assert_eq!((slow.made.load(SeqCst), proxy.stat("cluster.c.upstream_cx_active")), (1, 0));
+    }
 }
