@@ -200,7 +200,7 @@ pub enum NameCase {
     },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Http2Options {
     /// Envoy's default is 1024 since 1.3x.
     pub max_concurrent_streams: u32,
@@ -209,8 +209,19 @@ pub struct Http2Options {
     /// Bytes; Envoy default 24 MiB.
     pub initial_connection_window_size: u32,
     pub allow_connect: bool,
-    pub keepalive_interval: Option<Duration>,
-    pub keepalive_timeout: Duration,
+    pub keepalive: Option<Keepalive>,
+}
+
+/// PINGs that show whether the peer of an HTTP/2 connection still lives (Envoy `KeepaliveSettings`).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Keepalive {
+    pub interval: Option<Duration>,
+    /// By how many percent an interval may be longer, at random; Envoy default 15.
+    pub interval_jitter_percent: f64,
+    /// Without a sign of life for so long after a PING the connection is closed.
+    pub timeout: Duration,
+    /// A stream on a connection that was silent for so long is preceded by a PING.
+    pub connection_idle_interval: Option<Duration>,
 }
 
 /// An HTTP filter, in its listener-wide configuration; routes may override (see [`FilterOverrides`]).

@@ -40,6 +40,7 @@ table! {
         counter UPSTREAM_CX_TOTAL = "upstream_cx_total";
         counter UPSTREAM_CX_HTTP1_TOTAL = "upstream_cx_http1_total";
         counter UPSTREAM_CX_HTTP2_TOTAL = "upstream_cx_http2_total";
+        counter ?hidden HTTP2_KEEPALIVE_TIMEOUT = "http2.keepalive_timeout";
         counter UPSTREAM_CX_CONNECT_FAIL = "upstream_cx_connect_fail";
         counter UPSTREAM_CX_CONNECT_TIMEOUT = "upstream_cx_connect_timeout";
         counter UPSTREAM_CX_CONNECT_ATTEMPTS_EXCEEDED = "upstream_cx_connect_attempts_exceeded";
@@ -341,6 +342,13 @@ table! {
         counter RS_TOO_LARGE = "rs_too_large";
         histogram (ENVOY_MS_FINE) DOWNSTREAM_RQ_TIME = "downstream_rq_time";
         histogram (ENVOY_MS) DOWNSTREAM_CX_LENGTH_MS = "downstream_cx_length_ms";
+    }
+}
+
+table! {
+    /// HTTP/2 connections of all callers, without a prefix.
+    http2 {
+        counter ?hidden KEEPALIVE_TIMEOUT = "http2.keepalive_timeout";
     }
 }
 

@@ -7,6 +7,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::driver::{Pump, Turn};
+use super::pulse::Pulse;
 use super::session::{Session, Slot};
 use super::stream::Stream;
 use crate::connection::{Config, Connection, Refused};
@@ -36,6 +37,13 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Future for Driver<Io> {
 /// Opens streams on a connection.
 #[derive(Clone)]
 pub struct Sender(Session);
+
+impl<Io> Drop for Driver<Io> {
+    /// Nobody would move the streams' bytes any more.
+    fn drop(&mut self) {
+        self.0.session.0.borrow_mut().close();
+    }
+}
 
 impl Sender {
     /// Opens a stream with a request; `end` when no body follows.
@@ -107,14 +115,8 @@ impl Sender {
         inner.wake_driver();
     }
 
-    /// Asks for a sign of life; [`Self::pongs`] counts the answers.
-    pub fn ping(&self) {
-        let mut inner = self.0.0.borrow_mut();
-        inner.connection.ping();
-        inner.wake_driver();
-    }
-
-    pub fn pongs(&self) -> u64 {
-        self.0.0.borrow().pongs
+    /// To tell whether the peer lives.
+    pub fn pulse(&self) -> Pulse {
+        Pulse(self.0.clone())
     }
 }

@@ -103,6 +103,7 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Pump<Io> {
                 self.read_closed = true;
                 break;
             }
+            inner.heard += 1;
             let outcome = inner.connection.receive(&mut self.input, &mut self.events);
             inner.dispatch(&mut self.events);
             if outcome.is_err() {

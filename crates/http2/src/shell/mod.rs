@@ -4,11 +4,13 @@
 //! event loop is written by the driver at once, in one write.
 mod client;
 mod driver;
+mod pulse;
 mod server;
 mod session;
 mod stream;
 
 pub use client::{Driver, Sender, connect};
+pub use pulse::Pulse;
 pub use server::{Accepted, Server};
 pub use session::Failure;
 pub use stream::{Piece, ResponseHead, Stream};

@@ -5,6 +5,7 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::driver::{Pump, Turn};
+use super::pulse::Pulse;
 use super::session::Session;
 use super::stream::Stream;
 use crate::connection::{Config, Connection};
@@ -73,15 +74,9 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Server<Io> {
         self.0.session.0.borrow().connection.open_streams()
     }
 
-    /// Asks the peer for a sign of life; [`Self::pongs`] counts the answers.
-    pub fn ping(&self) {
-        let mut inner = self.0.session.0.borrow_mut();
-        inner.connection.ping();
-        inner.wake_driver();
-    }
-
-    pub fn pongs(&self) -> u64 {
-        self.0.session.0.borrow().pongs
+    /// To tell whether the peer lives.
+    pub fn pulse(&self) -> Pulse {
+        Pulse(self.0.session.clone())
     }
 
     /// Whether the client's preface and SETTINGS have come.

@@ -99,6 +99,8 @@ pub(super) struct Inner {
     pub(super) stalled: Vec<StreamId>,
     pub(super) closed: bool,
     pub(super) pongs: u64,
+    /// Reads that brought something.
+    pub(super) heard: u64,
 }
 
 /// A shared handle on a connection.
@@ -117,6 +119,7 @@ impl Session {
             stalled: Vec::new(),
             closed: false,
             pongs: 0,
+            heard: 0,
         })))
     }
 }

@@ -155,6 +155,8 @@ pub(crate) struct Answer {
     pub(crate) early: bool,
     /// Nothing is answered at all.
     pub(crate) silent: bool,
+    /// Nor is the HTTP/2 connection read any more: its PINGs stay without an answer.
+    pub(crate) deaf: bool,
     /// What happens afterwards.
     pub(crate) then: Then,
     /// Switches protocols, or takes a CONNECT, and echoes bytes.
@@ -184,6 +186,7 @@ impl Default for Answer {
             pause_ms: 0,
             early: false,
             silent: false,
+            deaf: false,
             then: Then::Keep,
             upgrade: None,
             processor: None,

@@ -321,12 +321,13 @@ impl Pool {
     }
 
     /// Starts HTTP/2 on a connection, for those who wait and for others after them.
-    fn share(self: &Rc<Self>, worker: &Rc<Worker>, state: &ClusterState, io: Io, open: Open) {
+    fn share(self: &Rc<Self>, worker: &Rc<Worker>, state: &Rc<ClusterState>, io: Io, open: Open) {
         state.stats.inc(names::UPSTREAM_CX_HTTP2_TOTAL);
-        let (shared, mut driver) = Shared::start(io, open, &state.cluster.config);
+        let (shared, driver) = Shared::start(worker, io, open, &state.cluster.config);
         let (pool, weak) = (Rc::downgrade(self), Rc::downgrade(&shared));
+        let (of_task, of_cluster) = (Rc::clone(worker), Rc::clone(state));
         crate::worker::spawn(worker, async move {
-            shared::drive(&mut driver, &weak).await;
+            shared::drive(&of_task, &of_cluster, driver, &weak).await;
             if let Some(pool) = pool.upgrade() {
                 pool.shared.borrow_mut().retain(|s| !Weak::ptr_eq(&Rc::downgrade(s), &weak));
                 pool.waiting.wake_all();

@@ -1,5 +1,5 @@
 //! HTTP/2 connections that exchanges share.
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
@@ -10,12 +10,16 @@ use lateen_http2::Refused;
 use lateen_http2::shell::{self, Driver, Sender};
 use lateen_snapshot::cluster::{ClusterConfig, UpstreamHttp};
 use lateen_snapshot::http::Http2Options;
+use lateen_telemetry::envoy_names::cluster as names;
 use tokio::time::Instant;
 
+use super::cluster::ClusterState;
 use super::lease::Lease;
 use super::open::Open;
 use super::pool::Pool;
+use crate::http::h2::Keepalive;
 use crate::io::Io;
+use crate::worker::Worker;
 
 /// A connection that nobody holds any more may take so long to write what is left. Its peer may not be there to read.
 const LINGER: Duration = Duration::from_secs(1);
@@ -29,6 +33,7 @@ pub(crate) struct Shared {
     /// How many streams it may carry at once, and how many in all.
     limit: u32,
     most: u32,
+    keepalive: Option<RefCell<Keepalive>>,
     pub(crate) open: Open,
 }
 
@@ -41,7 +46,7 @@ impl Drop for Shared {
 
 impl Shared {
     /// Starts HTTP/2 on a connection.
-    pub(super) fn start(io: Io, open: Open, config: &ClusterConfig) -> (Rc<Self>, Driver<Io>) {
+    pub(super) fn start(worker: &Worker, io: Io, open: Open, config: &ClusterConfig) -> (Rc<Self>, Driver<Io>) {
         let options = http2_options(config);
         let windows = lateen_http2::Config {
             stream_window: options.initial_stream_window_size,
@@ -49,6 +54,7 @@ impl Shared {
             ..lateen_http2::Config::default()
         };
         let (sender, driver) = shell::connect(io, windows);
+        let keepalive = options.keepalive.map(|config| RefCell::new(Keepalive::new(worker, config, sender.pulse())));
         let shared = Self {
             sender,
             active: Cell::new(0),
@@ -56,6 +62,7 @@ impl Shared {
             last_used: Cell::new(Instant::now()),
             limit: options.max_concurrent_streams.max(1),
             most: config.max_requests_per_connection.unwrap_or(u32::MAX),
+            keepalive,
             open,
         };
         (Rc::new(shared), driver)
@@ -72,6 +79,9 @@ impl Shared {
 
     /// One more stream.
     pub(super) fn lend(self: &Rc<Self>, pool: &Rc<Pool>) -> Lease {
+        if let Some(keepalive) = &self.keepalive {
+            keepalive.borrow_mut().before_stream();
+        }
         let reused = self.served.get() > 0;
         self.served.set(self.served.get() + 1);
         Lease::of_stream(Rc::clone(self), self.sender.clone(), pool, reused)
@@ -83,12 +93,19 @@ impl Shared {
     }
 }
 
-/// Moves a shared connection's bytes until it has ended, or was given up and has had its time.
-pub(super) async fn drive(driver: &mut (impl Future<Output = ()> + Unpin), shared: &Weak<Shared>) {
-    let ended = poll_fn(|cx| match Pin::new(&mut *driver).poll(cx) {
+/// Moves a shared connection's bytes until it has ended, does not answer PINGs, or was given up and has had its time.
+pub(super) async fn drive(worker: &Worker, state: &ClusterState, mut driver: Driver<Io>, shared: &Weak<Shared>) {
+    let ended = poll_fn(|cx| {
+        if Pin::new(&mut driver).poll(cx).is_ready() {
+            return Poll::Ready(true);
+        }
         // Giving it up wakes the driver.
-        Poll::Pending if shared.strong_count() > 0 => Poll::Pending,
-        polled => Poll::Ready(polled.is_ready()),
+        let Some(shared) = shared.upgrade() else { return Poll::Ready(false) };
+        let Some(keepalive) = &shared.keepalive else { return Poll::Pending };
+        keepalive.borrow_mut().poll(cx, worker).map(|()| {
+            state.stats.inc(names::HTTP2_KEEPALIVE_TIMEOUT);
+            true
+        })
     })
     .await;
     if !ended {
@@ -109,8 +126,7 @@ fn http2_options(config: &ClusterConfig) -> Http2Options {
             initial_stream_window_size: 1 << 20,
             initial_connection_window_size: 1 << 20,
             allow_connect: false,
-            keepalive_interval: None,
-            keepalive_timeout: Duration::from_secs(10),
+            keepalive: None,
         },
     }
 }

@@ -66,6 +66,8 @@ pub(crate) struct Worker {
     pub(crate) overload: Arc<Overload>,
     /// Of the process itself.
     pub(crate) server: lateen_telemetry::Local,
+    /// Of callers' HTTP/2 connections.
+    pub(crate) http2: lateen_telemetry::Local,
     connections: Cell<u64>,
     next_connection: Cell<u64>,
     shared: Arc<Shared>,
@@ -103,9 +105,11 @@ impl NodeHeaders {
 
 impl Worker {
     fn new(config: WorkerConfig, shared: Arc<Shared>) -> Rc<Self> {
-        use lateen_telemetry::envoy_names::server;
+        use lateen_telemetry::BlockName;
+        use lateen_telemetry::envoy_names::{http2, server};
         Rc::new(Self {
-            server: config.shard.local(&config.registry.block(server::DEFS, lateen_telemetry::BlockName::plain("server"))),
+            server: config.shard.local(&config.registry.block(server::DEFS, BlockName::plain("server"))),
+            http2: config.shard.local(&config.registry.block(http2::DEFS, BlockName::plain(""))),
             failing: Rc::default(),
             overload: config.overload,
             shard: config.shard,

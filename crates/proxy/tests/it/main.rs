@@ -27,6 +27,7 @@ mod http1;
 mod http2;
 mod internal_redirects;
 mod jwt;
+mod keepalive;
 mod listeners;
 mod metadata;
 mod names;

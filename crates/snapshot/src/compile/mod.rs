@@ -33,6 +33,7 @@ mod hcm;
 mod header;
 mod header_mutation;
 mod health_check;
+mod http_version;
 mod internal_redirect;
 pub(crate) mod invalid;
 mod istio;

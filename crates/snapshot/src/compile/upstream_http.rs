@@ -8,7 +8,7 @@ use lateen_proto::envoy::extensions::upstreams::http::v3::{self as http, http_pr
 use lateen_proto::{Any, any};
 
 use super::common::{limit, open, percent};
-use super::hcm;
+use super::http_version::{http1, http2};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use crate::cluster::UpstreamHttp;
 use crate::http::NameCase;
@@ -72,10 +72,10 @@ fn typed_http(value: http::HttpProtocolOptions, max_requests: Option<u32>) -> Re
     refuse!(http_filters, outlier_detection, request_mirror_policies, hash_policy, retry_policy);
     let mut names = NameCase::Lower;
     let mut h1 = |options: Option<core::Http1ProtocolOptions>| {
-        names = http1(options.unwrap_or_default()).within("http_protocol_options")?;
+        names = names_of(options.unwrap_or_default()).within("http_protocol_options")?;
         Ok(())
     };
-    let h2 = |options: Option<core::Http2ProtocolOptions>| hcm::http2(options.unwrap_or_default()).within("http2_protocol_options");
+    let h2 = |options: Option<core::Http2ProtocolOptions>| http2(options.unwrap_or_default()).within("http2_protocol_options");
     let version = match upstream_protocol_options {
         Some(UpstreamProtocolOptions::ExplicitHttpConfig(http_options::ExplicitHttpConfig { protocol_config })) => match protocol_config {
             None => UpstreamHttp::Http1,
@@ -109,8 +109,8 @@ fn typed_http(value: http::HttpProtocolOptions, max_requests: Option<u32>) -> Re
 }
 
 /// How names are written.
-fn http1(value: core::Http1ProtocolOptions) -> Result<NameCase> {
-    let options = hcm::http1(value)?;
+fn names_of(value: core::Http1ProtocolOptions) -> Result<NameCase> {
+    let options = http1(value)?;
     if options.allow_chunked_length {
         return Err(Invalid::field("allow_chunked_length", "is not supported towards an upstream"));
     }
@@ -118,11 +118,11 @@ fn http1(value: core::Http1ProtocolOptions) -> Result<NameCase> {
 }
 
 fn old_http(old: OldHttp, max_requests: Option<u32>) -> Result<Http> {
-    let h2 = old.http2_protocol_options.map(hcm::http2).transpose().within("http2_protocol_options")?;
-    let names = old.http_protocol_options.map(http1).transpose().within("http_protocol_options")?.unwrap_or_default();
+    let h2 = old.http2_protocol_options.map(http2).transpose().within("http2_protocol_options")?;
+    let names = old.http_protocol_options.map(names_of).transpose().within("http_protocol_options")?.unwrap_or_default();
     let downstream = old.protocol_selection == cluster::ClusterProtocolSelection::UseDownstreamProtocol as i32;
     let version = match (h2, downstream) {
-        (options, true) => UpstreamHttp::Downstream(options.map_or_else(|| hcm::http2(core::Http2ProtocolOptions::default()), Ok)?),
+        (options, true) => UpstreamHttp::Downstream(options.map_or_else(|| http2(core::Http2ProtocolOptions::default()), Ok)?),
         (Some(options), false) => UpstreamHttp::Http2(options),
         (None, false) => UpstreamHttp::Http1,
     };

@@ -7,6 +7,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use serde_json::json;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::{Script, processor};
@@ -18,16 +19,30 @@ pub(super) async fn serve(stream: impl Io + 'static, name: &str, script: &Arc<Sc
     let mut builder = h2::server::Builder::new();
     let Ok(mut connection) = builder.enable_connect_protocol().handshake::<_, Bytes>(stream).await else { return };
     let mut open = JoinSet::new();
-    while let Some(Ok((request, respond))) = connection.accept().await {
-        let (name, script) = (name.to_owned(), Arc::clone(script));
+    let deaf = Arc::new(Notify::new());
+    loop {
+        let (request, respond) = tokio::select! {
+            accepted = connection.accept() => match accepted {
+                Some(Ok(accepted)) => accepted,
+                _ => return,
+            },
+            () = deaf.notified() => std::future::pending().await,
+        };
+        let (name, script, deaf) = (name.to_owned(), Arc::clone(script), Arc::clone(&deaf));
         open.spawn(async move {
             // A stream that the proxy gave up is no mistake of ours.
-            let _ = exchange(request, respond, &name, &script).await;
+            let _ = exchange(request, respond, &name, &script, &deaf).await;
         });
     }
 }
 
-async fn exchange(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, name: &str, script: &Script) -> Result<(), h2::Error> {
+async fn exchange(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    name: &str,
+    script: &Script,
+    deaf: &Notify,
+) -> Result<(), h2::Error> {
     let (parts, mut body) = request.into_parts();
     let path = parts.uri.path_and_query().map_or("", |p| p.as_str());
     let pseudo = [(":authority", parts.uri.authority().map_or("", |a| a.as_str())), (":scheme", parts.uri.scheme_str().unwrap_or(""))];
@@ -51,7 +66,10 @@ async fn exchange(request: Request<RecvStream>, mut respond: SendResponse<Bytes>
         receive(&mut body, parts.headers.get("content-encoding").and_then(|v| v.to_str().ok()), at, script).await?;
     }
     tokio::time::sleep(Duration::from_millis(answer.after_ms)).await;
-    if answer.silent {
+    if answer.deaf {
+        deaf.notify_one();
+    }
+    if answer.silent || answer.deaf {
         std::future::pending::<()>().await;
     }
     match answer.then {

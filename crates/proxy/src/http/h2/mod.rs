@@ -1,10 +1,12 @@
 //! HTTP/2, both sides: the proxy's messages on the streams of `lateen-http2`.
 mod client;
+mod keepalive;
 mod serve;
 mod server;
 mod streams;
 
 pub(crate) use client::H2Client;
+pub(crate) use keepalive::Keepalive;
 pub(crate) use serve::serve;
 pub(crate) use server::H2ServerStream;
 use server::{mark, request_of};

@@ -7,11 +7,11 @@ use std::time::Duration;
 use bytes::BytesMut;
 use lateen_http2::shell::{Accepted, Server};
 use lateen_http2::{Config, Reason};
-use lateen_telemetry::envoy_names::http as names;
+use lateen_telemetry::envoy_names::{http as names, http2 as codec};
 use tokio::time::Instant;
 
 use super::streams::Streams;
-use super::{H2ServerStream, mark, request_of};
+use super::{H2ServerStream, Keepalive, mark, request_of};
 use crate::http::downstream::ends_at;
 use crate::http::h1::InvalidHead;
 use crate::http::message::{Request, Version};
@@ -30,6 +30,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, ahead: BytesMut) {
     let mut server = Server::new(io, config(hcm), ahead);
     let mut end = End::new(worker, hcm, conn);
+    let mut keepalive = hcm.config.http2.keepalive.map(|config| Box::new(Keepalive::new(worker, config, server.pulse())));
     let mut streams = Streams::default();
     let mut served = 0u32;
     let mut drain = None;
@@ -57,6 +58,12 @@ pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, i
                 Poll::Pending => Poll::Pending,
             };
             if next.is_pending() {
+                if let Some(keepalive) = &mut keepalive
+                    && keepalive.poll(cx, worker).is_ready()
+                {
+                    worker.http2.inc(codec::KEEPALIVE_TIMEOUT);
+                    return Poll::Ready(None);
+                }
                 streams.rest(cx);
             }
             next

@@ -84,6 +84,14 @@ fn refusals_name_the_field_by_its_path() {
             "load_assignment: `a.b` is not an IP address; use type STRICT_DNS",
         ),
         (
+            "{name: c, type: STATIC, http2_protocol_options: {connection_keepalive: {interval: 1s}}}",
+            "http2_protocol_options.connection_keepalive.timeout: is missing",
+        ),
+        (
+            "{name: c, type: STATIC, http2_protocol_options: {connection_keepalive: {timeout: 1s, interval: 0.0001s}}}",
+            "http2_protocol_options.connection_keepalive.interval: is less than 1 ms",
+        ),
+        (
             "{name: c, type: STATIC, health_checks: [{timeout: 1s, interval: 1s, tcp_health_check: {send: {text: 'no'}}}]}",
             "health_checks[0].tcp_health_check.send.text: `no` is not hexadecimal",
         ),
