@@ -46,6 +46,13 @@ struct Answers {
     refused: Vec<String>,
 }
 
+impl Answers {
+    /// How often a change was taken in whole, or in part.
+    fn ends(&self) -> usize {
+        self.converged + self.refused.len()
+    }
+}
+
 struct Serving(Arc<Mutex<Answers>>);
 
 impl Serving {
@@ -139,13 +146,13 @@ impl Server {
 
     /// [`Self::have`], and waits until the proxy has answered.
     pub(crate) async fn change(&mut self, given: &Discovered, places: &Places) -> anyhow::Result<()> {
-        let before = self.answers().converged;
+        let before = self.answers().ends();
         self.have(given, places)?;
         let since = Instant::now();
         loop {
             {
                 let answers = self.answers();
-                if answers.converged > before && answers.answered >= answers.sent {
+                if answers.ends() > before && answers.answered >= answers.sent {
                     break;
                 }
             }

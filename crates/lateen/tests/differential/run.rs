@@ -96,7 +96,8 @@ async fn one(kind: Kind, case: &Case, folder: &Path, certificates: &Certificates
         });
     }
     let refused = discovery.as_ref().map(Server::refused).unwrap_or_default();
-    anyhow::ensure!(refused.is_empty(), "{} refuses what is discovered: {}", kind.name(), refused.join("; "));
+    let what = || format!("{} refuses {} times what is discovered: {}", kind.name(), refused.len(), refused.join("; "));
+    anyhow::ensure!(refused.len() == case.refuses, "{}", what());
     proxy.stop().await?;
     let text = std::fs::read_to_string(&places.log).unwrap_or_default();
     let mut lines: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap_or_else(|_| l.into())).collect();

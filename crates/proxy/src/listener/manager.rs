@@ -18,7 +18,21 @@ use crate::worker::{Sockets, Worker};
 /// Which listener a socket's connections are for: changed in place by updates.
 pub(super) type Current = Rc<RefCell<Rc<ListenerState>>>;
 
-/// The sockets of one address: one, unless there were more workers in the process before.
+/// What tells sockets apart: the address, and the listener with the address's place in it where the kernel chooses the port.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Place {
+    address: SocketAddr,
+    of: Option<(Arc<str>, usize)>,
+}
+
+impl Place {
+    fn all(listener: &Listener) -> impl Iterator<Item = Self> {
+        let own = |address: SocketAddr, index| (address.port() == 0).then(|| (Arc::clone(&listener.name), index));
+        listener.addresses.iter().enumerate().map(move |(index, address)| Self { address: *address, of: own(*address, index) })
+    }
+}
+
+/// The sockets of one place: one, unless there were more workers in the process before.
 struct Bound {
     current: Current,
     local: SocketAddr,
@@ -56,7 +70,7 @@ fn prepare(worker: &Rc<Worker>, listener: &Listener) {
 #[derive(Default)]
 pub(crate) struct Manager {
     by_name: RefCell<HashMap<Arc<str>, Rc<ListenerState>>>,
-    sockets: RefCell<HashMap<SocketAddr, Bound>>,
+    sockets: RefCell<HashMap<Place, Bound>>,
     /// For hand-over by original destination; bound or not.
     by_address: RefCell<HashMap<SocketAddr, Rc<ListenerState>>>,
     openness: Cell<Openness>,
@@ -102,15 +116,16 @@ impl Manager {
         let mut wanted = HashSet::new();
         for listener in snapshot.listeners.iter().filter(|l| l.bind && self.may_open(l)) {
             let Some(state) = self.by_name.borrow().get(&listener.name).cloned() else { continue };
-            for address in &listener.addresses {
-                wanted.insert(*address);
-                if let Some(bound) = self.sockets.borrow().get(address) {
+            for place in Place::all(listener) {
+                let address = place.address;
+                wanted.insert(place.clone());
+                if let Some(bound) = self.sockets.borrow().get(&place) {
                     *bound.current.borrow_mut() = Rc::clone(&state);
                     continue;
                 }
-                match self.open(worker, &state, *address) {
+                match self.open(worker, &state, address) {
                     Ok(bound) => {
-                        self.sockets.borrow_mut().insert(*address, bound);
+                        self.sockets.borrow_mut().insert(place, bound);
                     }
                     Err(e) => {
                         if !self.failed.get() {
@@ -121,7 +136,7 @@ impl Manager {
                 }
             }
         }
-        self.sockets.borrow_mut().retain(|address, _| wanted.contains(address));
+        self.sockets.borrow_mut().retain(|place, _| wanted.contains(place));
         self.failed.set(!problems.is_empty());
         problems
     }
@@ -181,10 +196,11 @@ impl Manager {
         }
     }
 
-    /// Duplicates of the listening sockets. One that cannot be duplicated is left out; the other process binds its own.
+    /// Duplicates of the listening sockets whose ports are configured. One that cannot be duplicated is left out; the other process binds its own.
     pub(crate) fn sockets(&self) -> Sockets {
         let sockets = self.sockets.borrow();
-        let all = sockets.iter().flat_map(|(address, bound)| bound.accepting.iter().map(move |a| (*address, &a.socket)));
+        let named = sockets.iter().filter(|(place, _)| place.of.is_none());
+        let all = named.flat_map(|(place, bound)| bound.accepting.iter().map(|a| (place.address, &a.socket)));
         all.filter_map(|(address, socket)| Some((address, socket.as_fd().try_clone_to_owned().ok()?))).collect()
     }
 

@@ -235,3 +235,29 @@ fn the_name_that_a_caller_asks_for_is_its_cluster() {
     assert_eq!(talk(&hello("other.example")), "");
     eventually(|| proxy.stat("tcp.t.downstream_cx_no_route") == 1);
 }
+
+#[test]
+fn listeners_whose_ports_the_kernel_chooses_have_a_socket_each() {
+    let says = |name: &str| {
+        format!(
+            r#"
+  - name: {name}
+    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
+    additional_addresses: [{{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}}]
+    filter_chains:
+    - filters:
+      - name: d
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.direct_response.v3.Config
+          response: {{inline_string: {name}}}"#
+        )
+    };
+    let proxy = start(&format!("static_resources:\n  listeners:{}{}", says("one"), says("two")));
+    let bound = proxy.worker.bound();
+    assert_eq!(bound.len(), 4, "{bound:?}");
+    for (name, address) in bound {
+        let mut said = String::new();
+        TcpStream::connect(address).unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(said, *name);
+    }
+}

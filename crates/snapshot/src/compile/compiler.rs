@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use indexmap::IndexMap;
 use lateen_balance::{LocalCluster, Locality};
-use lateen_proto::{Any, envoy};
+use lateen_proto::{Any, any, envoy};
+use prost::Name;
 
 use self::entry::{Entry, name_inside};
 use self::resolved::Resolved;
@@ -35,6 +36,7 @@ type SecretProto = envoy::extensions::transport_sockets::tls::v3::Secret;
 /// A single resource larger than this is refused: a whole mesh's listener is a few megabytes.
 const MAX_RESOURCE_BYTES: usize = 64 << 20;
 
+mod addresses;
 mod entry;
 mod members;
 mod on_demand;
@@ -205,8 +207,15 @@ impl Compiler {
         now: Instant,
     ) -> Vec<Rejected> {
         self.note_answer(type_url, &updates, removed);
+        // The address of a listener that goes is free for one that comes.
+        let removed_first = any::name_of(type_url) == ListenerProto::full_name();
+        if removed_first {
+            self.remove(type_url, removed, source);
+        }
         let rejected = self.take(type_url, updates, Origin::Dynamic, source, now);
-        self.remove(type_url, removed, source);
+        if !removed_first {
+            self.remove(type_url, removed, source);
+        }
         self.settle(now);
         rejected
     }

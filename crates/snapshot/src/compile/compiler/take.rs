@@ -6,6 +6,7 @@ use std::time::Instant;
 use lateen_proto::any;
 use prost::Name;
 
+use super::addresses::Addresses;
 use super::entry::{Entry, forget_if_empty, remove_dynamic, same_name};
 use super::{
     ClusterProto, ClusterVersion, Compiler, EndpointProto, ExtensionProto, ListenerProto, ListenerVersion, MAX_RESOURCE_BYTES, Outcome,
@@ -35,6 +36,8 @@ impl Compiler {
         if type_name == VirtualHostProto::full_name() {
             return self.take_virtual_hosts(updates);
         }
+        let is_listener = type_name == ListenerProto::full_name();
+        let mut addresses = if is_listener { Addresses::of(&self.listeners) } else { Addresses::default() };
         self.has_scopes |= type_name == ScopeProto::full_name();
         for update in updates {
             let name = update.name.clone();
@@ -42,8 +45,8 @@ impl Compiler {
                 Err(Invalid::new(format!("has {} bytes, more than {MAX_RESOURCE_BYTES}; split it", update.body.value.len())))
             } else if !seen.insert(name.clone()) {
                 Err(Invalid::new("occurs twice in one response; names must differ"))
-            } else if type_name == ListenerProto::full_name() {
-                let taken = self.take_listener(update, origin, now);
+            } else if is_listener {
+                let taken = self.take_listener(update, origin, &mut addresses, now);
                 if taken.is_ok() {
                     self.note_places(&name);
                 }
@@ -76,7 +79,7 @@ impl Compiler {
         rejected
     }
 
-    fn take_listener(&mut self, update: Update, origin: Origin, now: Instant) -> Result<()> {
+    fn take_listener(&mut self, update: Update, origin: Origin, addresses: &mut Addresses, now: Instant) -> Result<()> {
         let Self { listeners, names, secrets, dns_caches, .. } = self;
         let entry = listeners.entry(update.name.as_str().into()).or_insert_with(|| Entry::new(origin));
         let before = entry.versions.newest().map(|v| Arc::clone(&v.value.listener));
@@ -84,6 +87,7 @@ impl Compiler {
             same_name(&proto.name, name)?;
             let mut context = Context::new(names, secrets, dns_caches, false);
             let mut listener = listener::listener(proto, &mut context)?;
+            addresses.take(&listener, before.as_deref())?;
             if let Some(before) = before {
                 listener.follow(&before);
             }

@@ -10,6 +10,7 @@ use super::{ClusterProto, Compiler, EndpointProto, ListenerProto, Rejected, Rout
 use crate::compile::record::Kind;
 use crate::test_support::{ANY_80, CLUSTER, ENDPOINT, LISTENER, ROUTE, manager, rds_listener, tcp, update};
 
+mod addresses;
 mod any_bytes;
 mod balancing;
 mod certificates;
