@@ -10,7 +10,7 @@ use crate::hpack::{Block, CompressionError};
 use crate::stream::Stream;
 
 /// CONTINUATION frames of one block; each may hold 16 KiB.
-const MAX_CONTINUATIONS: u32 = 16;
+const MAX_CONTINUATIONS: usize = 16;
 /// 1xx responses of one stream: each may hold a whole block of headers, and somebody keeps them.
 const MAX_INFORMATIONAL: u8 = 32;
 const MAX_WINDOW: i64 = i32::MAX as i64;
@@ -168,7 +168,9 @@ impl Connection {
         partial.frames += 1;
         partial.block.extend_from_slice(payload);
         // Encoded bytes can hardly be more than decoded ones: a block beyond that would be refused anyway.
-        if partial.frames > MAX_CONTINUATIONS || partial.block.len() > self.config.max_header_bytes + FRAME {
+        // Who may send larger heads needs more of them, and need not fill each.
+        let most = (self.config.max_header_bytes / FRAME * 2).max(MAX_CONTINUATIONS);
+        if partial.frames as usize > most || partial.block.len() > self.config.max_header_bytes + FRAME {
             return Err(ConnectionError::calm("header block too long"));
         }
         if head.has(flag::END_HEADERS) {
@@ -232,8 +234,12 @@ impl Connection {
     }
 
     fn response(&mut self, id: StreamId, end: bool, block: &mut Block, events: &mut Vec<Event>) -> Outcome {
+        if block.too_large {
+            // The response may be in order: it is we who do not want it.
+            return self.stream_error(id, Reason::INTERNAL_ERROR, events);
+        }
         let status = match block.status {
-            Some(status) if block.malformed.is_none() && !block.too_large && block.method.is_none() => status,
+            Some(status) if block.malformed.is_none() && block.method.is_none() => status,
             _ => return self.stream_error(id, Reason::PROTOCOL_ERROR, events),
         };
         if status.is_informational() {

@@ -110,7 +110,9 @@ fn told(request: &Request) -> String {
 pub fn responses(data: &[u8], piece: usize, head: bool) -> Vec<String> {
     within(|| {
         let (wire, _theirs) = wire();
-        let mut client = H1Client::new(wire, NameCase::Kept { words: true, reason: true });
+        let names = NameCase::Kept { words: true, reason: true };
+        let mut client =
+            H1Client::new(wire, HeadLimits { bytes: 64 * 1024, count: 200, accept_http_10: true, allow_chunked_length: false, names });
         client.expect_response(head);
         let (mut seen, mut body) = (Vec::new(), None::<Vec<u8>>);
         let mut parts = data.chunks(piece);

@@ -56,6 +56,7 @@ pub struct ClusterConfig {
     pub max_connection_duration_jitter_percent: f64,
     /// How the names of requests' headers are written over HTTP/1.
     pub http1_names: crate::http::NameCase,
+    pub response_heads: HeadLimits,
     /// Connections are made for so many times the streams there are (Envoy `per_upstream_preconnect_ratio`).
     pub preconnect_ratio: f64,
     /// The same over all hosts: connections are made to those whose turn is next (Envoy `predictive_preconnect_ratio`).
@@ -102,6 +103,16 @@ impl ClusterConfig {
         let pending = if self.ignore_new_hosts_until_first_hc { PENDING_ACTIVE_HC } else { 0 };
         self.health_check.is_some().then_some(FAILED_ACTIVE_HC | pending)
     }
+}
+
+/// How large the head of a response may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadLimits {
+    /// Envoy `max_headers_count`, by default 100.
+    pub headers: u32,
+    /// Envoy `max_response_headers_kb`, by default 80 KiB over HTTP/1 and 60 KiB over HTTP/2.
+    pub http1_bytes: u32,
+    pub http2_bytes: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use lateen_balance::Host;
 use lateen_http2::Refused;
-use lateen_snapshot::cluster::{ClusterConfig, Transport};
+use lateen_snapshot::cluster::{ClusterConfig, HeadLimits, Transport};
 use lateen_telemetry::envoy_names::cluster as names;
 use tokio::time::Instant;
 
@@ -17,7 +17,7 @@ use super::lease::Lease;
 use super::open::{Dial, Open};
 use super::shared::{self, Shared};
 use super::waiting::{self, Given, Waiting};
-use crate::http::h1::H1Client;
+use crate::http::h1::{self, H1Client};
 use crate::http::tcp::TcpClient;
 use crate::io::{Io, Wire};
 use crate::worker::Worker;
@@ -252,7 +252,7 @@ impl Pool {
                 pool.share(&of_task, &state, io, open);
             } else {
                 state.stats.inc(names::UPSTREAM_CX_HTTP1_TOTAL);
-                let client = Box::new(H1Client::new(Wire::new(io), state.cluster.config.http1_names));
+                let client = Box::new(H1Client::new(Wire::new(io), head_limits(&state.cluster.config)));
                 let lease = Lease::fresh(Idle { client, open, since: Instant::now(), served: 1 }, &pool);
                 if let Some(lease) = pool.waiting.hand(lease) {
                     lease.unused(Instant::now());
@@ -321,13 +321,14 @@ impl Pool {
     }
 
     /// Starts HTTP/2 on a connection, for those who wait and for others after them.
-    fn share(self: &Rc<Self>, worker: &Rc<Worker>, state: &Rc<ClusterState>, io: Io, open: Open) {
+    fn share(self: &Rc<Self>, worker: &Rc<Worker>, state: &ClusterState, io: Io, open: Open) {
         state.stats.inc(names::UPSTREAM_CX_HTTP2_TOTAL);
         let (shared, driver) = Shared::start(worker, io, open, &state.cluster.config);
         let (pool, weak) = (Rc::downgrade(self), Rc::downgrade(&shared));
-        let (of_task, of_cluster) = (Rc::clone(worker), Rc::clone(state));
+        // Not the cluster itself, which has the pool, which has the connection.
+        let (of_task, stats) = (Rc::clone(worker), state.stats.clone());
         crate::worker::spawn(worker, async move {
-            shared::drive(&of_task, &of_cluster, driver, &weak).await;
+            shared::drive(&of_task, &stats, driver, &weak).await;
             if let Some(pool) = pool.upgrade() {
                 pool.shared.borrow_mut().retain(|s| !Weak::ptr_eq(&Rc::downgrade(s), &weak));
                 pool.waiting.wake_all();
@@ -407,6 +408,18 @@ impl Drop for Counted {
         if self.multiplexed || self.pool.multiplexed() || std::thread::panicking() {
             self.pool.waiting.wake_all();
         }
+    }
+}
+
+/// How much of a response's head is read.
+fn head_limits(config: &ClusterConfig) -> h1::HeadLimits {
+    let HeadLimits { headers, http1_bytes, .. } = config.response_heads;
+    h1::HeadLimits {
+        bytes: http1_bytes as usize,
+        count: headers as usize,
+        accept_http_10: true,
+        allow_chunked_length: false,
+        names: config.http1_names,
     }
 }
 

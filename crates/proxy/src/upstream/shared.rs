@@ -10,10 +10,10 @@ use lateen_http2::Refused;
 use lateen_http2::shell::{self, Driver, Sender};
 use lateen_snapshot::cluster::{ClusterConfig, UpstreamHttp};
 use lateen_snapshot::http::Http2Options;
+use lateen_telemetry::Local;
 use lateen_telemetry::envoy_names::cluster as names;
 use tokio::time::Instant;
 
-use super::cluster::ClusterState;
 use super::lease::Lease;
 use super::open::Open;
 use super::pool::Pool;
@@ -48,9 +48,12 @@ impl Shared {
     /// Starts HTTP/2 on a connection.
     pub(super) fn start(worker: &Worker, io: Io, open: Open, config: &ClusterConfig) -> (Rc<Self>, Driver<Io>) {
         let options = http2_options(config);
+        let heads = config.response_heads;
         let windows = lateen_http2::Config {
             stream_window: options.initial_stream_window_size,
             connection_window: options.initial_connection_window_size,
+            max_header_bytes: heads.http2_bytes as usize,
+            max_headers: heads.headers as usize,
             ..lateen_http2::Config::default()
         };
         let (sender, driver) = shell::connect(io, windows);
@@ -94,7 +97,7 @@ impl Shared {
 }
 
 /// Moves a shared connection's bytes until it has ended, does not answer PINGs, or was given up and has had its time.
-pub(super) async fn drive(worker: &Worker, state: &ClusterState, mut driver: Driver<Io>, shared: &Weak<Shared>) {
+pub(super) async fn drive(worker: &Worker, stats: &Local, mut driver: Driver<Io>, shared: &Weak<Shared>) {
     let ended = poll_fn(|cx| {
         if Pin::new(&mut driver).poll(cx).is_ready() {
             return Poll::Ready(true);
@@ -103,7 +106,7 @@ pub(super) async fn drive(worker: &Worker, state: &ClusterState, mut driver: Dri
         let Some(shared) = shared.upgrade() else { return Poll::Ready(false) };
         let Some(keepalive) = &shared.keepalive else { return Poll::Pending };
         keepalive.borrow_mut().poll(cx, worker).map(|()| {
-            state.stats.inc(names::HTTP2_KEEPALIVE_TIMEOUT);
+            stats.inc(names::HTTP2_KEEPALIVE_TIMEOUT);
             true
         })
     })

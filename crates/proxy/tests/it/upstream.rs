@@ -160,3 +160,35 @@ fn connections_from_before_a_host_failed_are_not_used_again() {
     std::thread::sleep(std::time::Duration::from_millis(1500));
     assert_eq!(open(), (2, 1));
 }
+
+#[test]
+fn heads_of_responses_may_be_as_large_as_the_cluster_says() {
+    let with = |count: usize, bytes: usize| {
+        move |_: usize, _: &str, stream: &mut TcpStream| {
+            let mut head = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n".to_owned();
+            (2..count).for_each(|i| head.push_str(&format!("x{i}: v\r\n")));
+            let rest = bytes.saturating_sub(head.len() + "long: \r\n\r\n".len());
+            head.push_str(&format!("long: {}\r\n\r\nok", "v".repeat(rest)));
+            stream.write_all(head.as_bytes()).is_ok()
+        }
+    };
+    // Headers, bytes of the head, what the cluster allows, and the answer.
+    let cases = [
+        (100, 0, "", 200),
+        (101, 0, "", 502),
+        (10, 0, "max_headers_count: 9", 502),
+        (1000, 0, "max_headers_count: 1000", 200),
+        (1001, 0, "max_headers_count: 1000", 502),
+        (2, 80 << 10, "", 200),
+        (2, (80 << 10) + 1, "", 502),
+        (2, 5000, "max_response_headers_kb: 4", 502),
+        (2, 2 << 20, "max_response_headers_kb: 2048", 200),
+    ];
+    for (count, bytes, allowed, expected) in cases {
+        let upstream = Upstream::start(with(count, bytes));
+        let mut config = Config::to(&[]);
+        config.clusters = vec![cluster("c", &[upstream.port()], &format!("common_http_protocol_options: {{{allowed}}}"))];
+        let answer = config.start().get("/");
+        assert_eq!(answer.status, expected, "{count} headers, {bytes} bytes, {allowed}");
+    }
+}

@@ -168,6 +168,7 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
         max_connection_duration: http.max_connection_duration,
         max_connection_duration_jitter_percent: http.max_connection_duration_jitter_percent,
         http1_names: http.names,
+        response_heads: http.response_heads,
         preconnect_ratio,
         predictive_preconnect_ratio,
         pool_per_downstream: connection_pool_per_downstream_connection,

@@ -111,7 +111,15 @@ fn build(value: proto::HttpConnectionManager, hosts: Vec<&[u8]>, context: &mut C
         headers_with_underscores_action,
         max_requests_per_connection,
     } = common;
-    harmless!(max_response_headers_kb);
+    let checked = || -> Result<()> {
+        // Envoy takes it of clusters only.
+        refuse!(max_response_headers_kb);
+        Ok(())
+    };
+    checked().within("common_http_protocol_options")?;
+    if max_headers_count == Some(0) {
+        return Err(Invalid::field("common_http_protocol_options.max_headers_count", "is 0; nothing could ask"));
+    }
     let jitter =
         max_connection_duration_jitter.map(percent).transpose().within("common_http_protocol_options.max_connection_duration_jitter")?;
     let original_ip = original_ip::detections(original_ip_detection_extensions)?;

@@ -10,7 +10,7 @@ use lateen_proto::{Any, any};
 use super::common::{limit, open, percent};
 use super::http_version::{http1, http2};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use crate::cluster::UpstreamHttp;
+use crate::cluster::{HeadLimits, UpstreamHttp};
 use crate::http::NameCase;
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -36,6 +36,7 @@ pub(crate) struct Http {
     pub(crate) auto_san: bool,
     /// How the names of requests' headers are written over HTTP/1.
     pub(crate) names: NameCase,
+    pub(crate) response_heads: HeadLimits,
 }
 
 pub(crate) fn http_settings(options: HashMap<String, Any>, old: OldHttp, max_requests: Option<u32>) -> Result<Http> {
@@ -146,7 +147,8 @@ fn common_http(
         headers_with_underscores_action,
         max_requests_per_connection,
     } = common.unwrap_or_default();
-    harmless!(max_headers_count, max_response_headers_kb, headers_with_underscores_action);
+    harmless!(headers_with_underscores_action);
+    let response_heads = head_limits(max_headers_count, max_response_headers_kb).within("common_http_protocol_options")?;
     let core::UpstreamHttpProtocolOptions { auto_sni, auto_san_validation, override_auto_sni_header } = upstream.unwrap_or_default();
     let checked = || -> Result<()> {
         refuse!(max_stream_duration);
@@ -164,6 +166,18 @@ fn common_http(
         max_requests_per_connection: max_requests_per_connection.or(max_requests).filter(|n| *n > 0),
         auto_sni,
         names,
+        response_heads,
         auto_san: auto_san_validation,
     })
+}
+
+fn head_limits(count: Option<u32>, kilobytes: Option<u32>) -> Result<HeadLimits> {
+    if count == Some(0) {
+        return Err(Invalid::field("max_headers_count", "is 0; nothing could answer"));
+    }
+    if let Some(other) = kilobytes.filter(|size| !(1..=8192).contains(size)) {
+        return Err(Invalid::field("max_response_headers_kb", format!("{other} is not between 1 and 8192")));
+    }
+    let bytes = |default| kilobytes.unwrap_or(default) * 1024;
+    Ok(HeadLimits { headers: count.unwrap_or(100), http1_bytes: bytes(80), http2_bytes: bytes(60) })
 }

@@ -3,10 +3,9 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
-use lateen_snapshot::http::NameCase;
 
 use super::encode::{self, Framing};
-use super::parse::{self, AnswerTo, HeadScan};
+use super::parse::{self, AnswerTo, HeadLimits, HeadScan};
 use super::spelling;
 use super::{Decoder, body::InvalidBody};
 use crate::http::message::{Frame, Request, Response};
@@ -16,7 +15,7 @@ use crate::io::Wire;
 /// The client end of one HTTP/1 connection.
 pub(crate) struct H1Client {
     pub(crate) wire: Wire,
-    names: NameCase,
+    limits: HeadLimits,
     scan: HeadScan,
     decoder: Decoder,
     framing: Framing,
@@ -32,10 +31,10 @@ pub(crate) struct H1Client {
 }
 
 impl H1Client {
-    pub(crate) fn new(wire: Wire, names: NameCase) -> Self {
+    pub(crate) fn new(wire: Wire, limits: HeadLimits) -> Self {
         Self {
             wire,
-            names,
+            limits,
             scan: HeadScan::default(),
             decoder: Decoder::Done,
             framing: Framing::None,
@@ -67,7 +66,7 @@ impl H1Client {
         let out = self.wire.head();
         let start = out.len();
         self.framing = encode::request(out, request);
-        spelling::write(out, start, request.spelling.as_deref(), self.names);
+        spelling::write(out, start, request.spelling.as_deref(), self.limits.names);
     }
 
     /// As after a request that was sent elsewhere.
@@ -90,7 +89,7 @@ impl H1Client {
         loop {
             if !self.wire.input.is_empty() {
                 self.answered = true;
-                match parse::response(&mut self.wire.input, &mut self.scan, self.asked, self.names) {
+                match parse::response(&mut self.wire.input, &mut self.scan, self.asked, self.limits) {
                     Ok(Some((response, framing))) => {
                         if response.status.is_informational() && response.upgrade.is_none() {
                             return Poll::Ready(Ok(response));

@@ -28,9 +28,12 @@ pub(crate) struct HeadLimits {
 }
 
 impl HeadLimits {
-    /// Envoy's defaults for responses: 60 KiB, 100 headers.
-    pub(crate) const RESPONSE: Self =
-        Self { bytes: 60 * 1024, count: 100, accept_http_10: true, allow_chunked_length: false, names: NameCase::Lower };
+    /// For more headers than there is room for at first.
+    fn more<'a>(&self) -> Vec<MaybeUninit<httparse::Header<'a>>> {
+        // No header is shorter than `a:` with its line end, or with a line feed alone.
+        let most = self.count.min(self.bytes / 3) + 1;
+        std::iter::repeat_with(MaybeUninit::uninit).take(most).collect()
+    }
 }
 
 /// Why a head was refused.
@@ -122,8 +125,15 @@ pub(crate) fn request(
         return if input.len() > limits.bytes { Err(InvalidHead::TooLarge) } else { Ok(None) };
     }
     let mut slots = [const { MaybeUninit::uninit() }; MOST_HEADERS];
+    let mut more;
     let mut parsed = httparse::Request::new(&mut []);
-    let size = match parsed.parse_with_uninit_headers(input, &mut slots) {
+    let mut outcome = parsed.parse_with_uninit_headers(input, &mut slots);
+    if outcome == Err(httparse::Error::TooManyHeaders) && limits.count > MOST_HEADERS {
+        more = limits.more();
+        parsed = httparse::Request::new(&mut []);
+        outcome = parsed.parse_with_uninit_headers(input, &mut more);
+    }
+    let size = match outcome {
         Ok(httparse::Status::Complete(size)) => size,
         Ok(httparse::Status::Partial) => {
             scan.partial = true;
@@ -517,16 +527,22 @@ pub(crate) fn response(
     input: &mut BytesMut,
     scan: &mut HeadScan,
     to: AnswerTo,
-    names: NameCase,
+    limits: HeadLimits,
 ) -> Result<Option<(Response, ResponseFraming)>, InvalidHead> {
-    let limits = HeadLimits::RESPONSE;
     if !scan.may_be_complete(input) {
         return if input.len() > limits.bytes { Err(InvalidHead::TooLarge) } else { Ok(None) };
     }
     let mut slots = [const { MaybeUninit::uninit() }; MOST_HEADERS];
+    let mut more;
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
-    let size = match config.parse_response_with_uninit_headers(&mut parsed, input, &mut slots) {
+    let mut outcome = config.parse_response_with_uninit_headers(&mut parsed, input, &mut slots);
+    if outcome == Err(httparse::Error::TooManyHeaders) && limits.count > MOST_HEADERS {
+        more = limits.more();
+        parsed = httparse::Response::new(&mut []);
+        outcome = config.parse_response_with_uninit_headers(&mut parsed, input, &mut more);
+    }
+    let size = match outcome {
         Ok(httparse::Status::Complete(size)) => size,
         Ok(httparse::Status::Partial) => {
             scan.partial = true;
@@ -546,7 +562,7 @@ pub(crate) fn response(
     let spans = spans(base, parsed.headers, &mut few, &mut many);
     let head = input.split_to(size).freeze();
     scan.reset();
-    let mut fields = Fields::new(count, names);
+    let mut fields = Fields::new(count, limits.names);
     if let Some(spelling) = &mut fields.spelling {
         spelling.note_reason(&head);
     }
@@ -586,10 +602,12 @@ pub(crate) fn response(
 mod tests {
     use super::*;
 
+    const LIMITS: HeadLimits =
+        HeadLimits { bytes: 60 * 1024, count: 100, accept_http_10: true, allow_chunked_length: false, names: NameCase::Lower };
+
     fn read(head: &str) -> Result<Request, InvalidHead> {
-        let limits = HeadLimits { bytes: 60 * 1024, count: 100, accept_http_10: true, allow_chunked_length: false, names: NameCase::Lower };
         let mut whole = BytesMut::from(head);
-        let read = |input: &mut BytesMut, scan: &mut HeadScan| request(input, scan, limits, false).map(|read| read.map(|(r, _)| r));
+        let read = |input: &mut BytesMut, scan: &mut HeadScan| request(input, scan, LIMITS, false).map(|read| read.map(|(r, _)| r));
         let at_once = read(&mut whole, &mut HeadScan::default()).map(|request| request.expect("a whole head"));
         // Byte by byte it is the same, whichever reader it was.
         let (mut input, mut scan) = (BytesMut::new(), HeadScan::default());
@@ -636,7 +654,7 @@ mod tests {
     fn a_length_beside_chunks_is_refused_or_dropped_as_configured() {
         let head = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n";
         assert_eq!(read(head).unwrap_err(), InvalidHead::TwoLengths);
-        let limits = HeadLimits { allow_chunked_length: true, ..HeadLimits::RESPONSE };
+        let limits = HeadLimits { allow_chunked_length: true, ..LIMITS };
         let read = |head: &str| request(&mut BytesMut::from(head), &mut HeadScan::default(), limits, false);
         let (request, framing) = read(head).unwrap().unwrap();
         assert_eq!((request.length, request.headers.len()), (Length::Unknown, 0));
