@@ -239,9 +239,10 @@ impl Snapshot {
     /// The listener at an address: the exact one, else the one at the wildcard address of that port.
     pub fn listener_at(&self, address: SocketAddr, accept: impl Fn(&Arc<Listener>) -> bool) -> Option<&Arc<Listener>> {
         let candidates = || self.listeners.iter().filter(|l| accept(l));
-        let wildcard =
-            |a: &SocketAddr| a.port() == address.port() && a.ip().is_unspecified() && (a.is_ipv4() == address.is_ipv4() || a.is_ipv6());
-        candidates().find(|l| l.addresses.contains(&address)).or_else(|| candidates().find(|l| l.addresses.iter().any(wildcard)))
+        let any = |a: &SocketAddr| a.port() == address.port() && a.ip().is_unspecified();
+        let wildcard = |l: &Listener, a: &SocketAddr| any(a) && (a.is_ipv4() == address.is_ipv4() || l.dual_stack.contains(a));
+        let exact = candidates().find(|l| l.addresses.contains(&address));
+        exact.or_else(|| candidates().find(|l| l.addresses.iter().any(|a| wildcard(l, a))))
     }
 
     fn network_filters(&self, call: &Call, chain: &FilterChain, steps: &mut Vec<Step>) -> Result<(), Outcome> {

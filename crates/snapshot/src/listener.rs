@@ -34,6 +34,8 @@ pub struct Listener {
     pub name: Arc<str>,
     /// The address, then the additional addresses.
     pub addresses: Vec<SocketAddr>,
+    /// Those of IPv6 that take connections over IPv4 too (Envoy `ipv4_compat`).
+    pub dual_stack: Vec<SocketAddr>,
     /// False for listeners that only receive connections handed over by original destination.
     pub bind: bool,
     pub direction: Direction,

@@ -22,13 +22,16 @@ pub(super) type Current = Rc<RefCell<Rc<ListenerState>>>;
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Place {
     address: SocketAddr,
+    /// It takes IPv4 too, which cannot be changed once it is bound.
+    dual: bool,
     of: Option<(Arc<str>, usize)>,
 }
 
 impl Place {
     fn all(listener: &Listener) -> impl Iterator<Item = Self> {
         let own = |address: SocketAddr, index| (address.port() == 0).then(|| (Arc::clone(&listener.name), index));
-        listener.addresses.iter().enumerate().map(move |(index, address)| Self { address: *address, of: own(*address, index) })
+        let dual = |address| listener.dual_stack.contains(address);
+        listener.addresses.iter().enumerate().map(move |(index, a)| Self { address: *a, dual: dual(a), of: own(*a, index) })
     }
 }
 
@@ -218,8 +221,8 @@ impl Manager {
         };
         let wildcard = SocketAddr::new(wildcard, destination.port());
         let both = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), destination.port());
-        let found = by_address.get(&destination).or_else(|| by_address.get(&wildcard)).or_else(|| by_address.get(&both))?;
-        Some(Rc::clone(found))
+        let takes_both = || by_address.get(&both).filter(|state| state.listener.dual_stack.contains(&both));
+        by_address.get(&destination).or_else(|| by_address.get(&wildcard)).or_else(takes_both).cloned()
     }
 
     /// Asks connections to end, spread over this time; new ones are still taken.

@@ -15,9 +15,7 @@ const SO_ORIGINAL_DST: libc::c_int = 80;
 pub(super) fn listen(listener: &Listener, address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
-        // `[::]` accepts IPv4 too unless another listener wants that port, as Envoy's `ipv4_compat` decides.
-        let both = listener.addresses.iter().all(|a| a.is_ipv6()) && address.ip() == IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
-        socket.set_only_v6(!both)?;
+        socket.set_only_v6(!listener.dual_stack.contains(&address))?;
     }
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;

@@ -261,3 +261,40 @@ fn listeners_whose_ports_the_kernel_chooses_have_a_socket_each() {
         assert_eq!(said, *name);
     }
 }
+
+#[test]
+fn an_ipv6_listener_takes_ipv4_only_where_it_is_told_to() {
+    let upstream = Upstream::ok("x");
+    let listening = |address: &str| Config::to(&[upstream.port()]).yaml().replace("{address: 127.0.0.1, port_value: 0}", address);
+    for (compatible, expected) in [(false, None), (true, Some(200))] {
+        let proxy = start(&listening(&format!("{{address: '::', port_value: 0, ipv4_compat: {compatible}}}")));
+        let ask = |ip: &str| {
+            let mut stream = TcpStream::connect((ip, proxy.address.port())).ok()?;
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+            Some(Answer::read(&mut stream).status)
+        };
+        assert_eq!((ask("::1"), ask("127.0.0.1")), (Some(200), expected));
+    }
+}
+
+#[test]
+fn what_a_listener_takes_changes_with_its_configuration_and_each_address_says_it_itself() {
+    let upstream = Upstream::ok("x");
+    let port = free_port();
+    let listening = |more: &str| {
+        let yaml = Config::to(&[upstream.port()]).yaml();
+        yaml.replace("{address: 127.0.0.1, port_value: 0}}", &format!("{{address: '::', port_value: {port}}}}}\n    {more}"))
+    };
+    let yaml = listening("");
+    let proxy = start(&yaml);
+    let over_ipv4 = || TcpStream::connect(("127.0.0.1", port)).is_ok();
+    assert!(!over_ipv4());
+    publish(&proxy.worker, snapshot(&yaml.replace("'::',", "'::', ipv4_compat: true,"), 2));
+    eventually(over_ipv4);
+    publish(&proxy.worker, snapshot(&yaml, 3));
+    eventually(|| !over_ipv4());
+    let additional = format!("additional_addresses: [{{address: {{socket_address: {{address: 0.0.0.0, port_value: {port}}}}}}}]");
+    publish(&proxy.worker, snapshot(&listening(&additional), 4));
+    eventually(over_ipv4);
+    assert!(TcpStream::connect(("::1", port)).is_ok());
+}

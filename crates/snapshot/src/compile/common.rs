@@ -73,8 +73,8 @@ pub(crate) fn place(value: Option<core::Address>) -> Result<Place> {
 }
 
 fn named_socket(socket: core::SocketAddress) -> Result<Place> {
-    let core::SocketAddress { protocol, address, resolver_name, ipv4_compat, network_namespace_filepath, port_specifier } = socket;
-    harmless!(ipv4_compat);
+    let core::SocketAddress { protocol, address, resolver_name, ipv4_compat: _of_listeners, network_namespace_filepath, port_specifier } =
+        socket;
     refuse!(network_namespace_filepath, resolver_name);
     if protocol != socket_address::Protocol::Tcp as i32 {
         return Err(Invalid::field("protocol", "only TCP is supported"));

@@ -2,7 +2,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lateen_proto::envoy::config::core::v3 as core;
+use lateen_proto::envoy::config::core::v3::{self as core, address::Address as Kind};
 use lateen_proto::envoy::config::listener::v3 as proto;
 use lateen_proto::xds::r#type::matcher::v3::Matcher;
 use lateen_proto::{Any, any};
@@ -69,11 +69,13 @@ pub(crate) fn listener(value: proto::Listener, context: &mut Context<'_>) -> Res
     }
     context.outbound = traffic_direction == core::TrafficDirection::Outbound as i32;
     let bind = bind_to_port.or(deprecated_v1.and_then(|d| d.bind_to_port)).unwrap_or(true);
-    let mut addresses = vec![address_of(address).within("address")?];
+    let (address, dual) = address_of(address).within("address")?;
+    let (mut addresses, mut dual_stack) = (vec![address], Vec::from_iter(dual.then_some(address)));
     let mut own_options = Vec::new();
     for (index, additional) in additional_addresses.into_iter().enumerate() {
-        let (address, options) = additional_address(additional).within_item("additional_addresses", index)?;
+        let ((address, dual), options) = additional_address(additional).within_item("additional_addresses", index)?;
         addresses.push(address);
+        dual_stack.extend(dual.then_some(address));
         own_options.extend(options.map(|options| (address, options)));
     }
     let mut inspectors = listener_filter::inspectors(listener_filters, context)?;
@@ -95,6 +97,7 @@ pub(crate) fn listener(value: proto::Listener, context: &mut Context<'_>) -> Res
         stat_prefix: if stat_prefix.is_empty() { stat_address(&addresses) } else { stat_prefix.into() },
         name: name.into(),
         addresses,
+        dual_stack,
         bind,
         direction: match core::TrafficDirection::try_from(traffic_direction) {
             Ok(core::TrafficDirection::Inbound) => Direction::Inbound,
@@ -137,9 +140,13 @@ fn stat_address(addresses: &[std::net::SocketAddr]) -> Arc<str> {
     addresses.first().map(|a| a.to_string().replace(':', "_")).unwrap_or_default().into()
 }
 
-fn address_of(value: Option<core::Address>) -> Result<std::net::SocketAddr> {
+/// An address, and whether it takes IPv4 too.
+type Address = (std::net::SocketAddr, bool);
+
+fn address_of(value: Option<core::Address>) -> Result<Address> {
+    let compatible = matches!(&value, Some(core::Address { address: Some(Kind::SocketAddress(socket)) }) if socket.ipv4_compat);
     match place(value)? {
-        Place::Socket(address) => Ok(address),
+        Place::Socket(address) => Ok((address, compatible && address.is_ipv6())),
         Place::Name(name, _) => Err(Invalid::field("socket_address.address", format!("`{name}` is not an IP address"))),
         Place::Pipe(_) => Err(Invalid::unsupported("pipe")),
     }
@@ -167,7 +174,7 @@ fn chain_matcher(value: Matcher, chains: &[Arc<FilterChain>]) -> Result<MatchTre
 }
 
 /// The address, and its options where they stand instead of the listener's.
-fn additional_address(value: proto::AdditionalAddress) -> Result<(std::net::SocketAddr, Option<Vec<SocketOption>>)> {
+fn additional_address(value: proto::AdditionalAddress) -> Result<(Address, Option<Vec<SocketOption>>)> {
     let proto::AdditionalAddress { address, socket_options: own, tcp_keepalive } = value;
     refuse!(tcp_keepalive);
     let options = own.map(|own| socket_options(own.socket_options, "socket_options")).transpose().within("socket_options")?;
