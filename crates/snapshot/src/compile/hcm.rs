@@ -91,10 +91,10 @@ fn build(value: proto::HttpConnectionManager, hosts: Vec<&[u8]>, context: &mut C
         strip_port_mode,
     } = value;
     // An invalid message closes the connection in either case; 100-continue is always passed on;
-    // jitter and flush intervals only spread work in time.
+    // jitter only spreads work in time.
     harmless!(http1_safe_max_connection_duration, drain_timeout_jitter, proxy_100_continue);
-    harmless!(stream_error_on_invalid_http_message, add_proxy_protocol_connection_state, access_log_flush_interval);
-    harmless!(represent_ipv4_remote_address_as_ipv4_mapped_ipv6, typed_header_validation_config);
+    harmless!(stream_error_on_invalid_http_message, add_proxy_protocol_connection_state, typed_header_validation_config);
+    refuse!(access_log_flush_interval, represent_ipv4_remote_address_as_ipv4_mapped_ipv6);
     refuse!(add_user_agent, http3_protocol_options, scheme_header_transformation, flush_access_log_on_new_request);
     refuse!(early_header_mutation_extensions, forward_client_cert_matcher, path_normalization_options);
     refuse!(proxy_status_config, append_local_overload, forward_proto_config);
@@ -320,7 +320,6 @@ fn refuse_log_options(value: Option<inner::HcmAccessLogOptions>) -> Result<()> {
         flush_access_log_on_new_request,
         flush_log_on_tunnel_successfully_established,
     } = value.unwrap_or_default();
-    harmless!(access_log_flush_interval);
-    refuse!(flush_access_log_on_new_request, flush_log_on_tunnel_successfully_established);
+    refuse!(access_log_flush_interval, flush_access_log_on_new_request, flush_log_on_tunnel_successfully_established);
     Ok(())
 }

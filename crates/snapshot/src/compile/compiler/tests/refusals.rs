@@ -28,6 +28,18 @@ fn refusals_name_the_field_by_its_path() {
             "filter_chains[0].filters[0].add_user_agent: is not supported",
         ),
         (
+            on(&format!("{{filters: [{}]}}", manager("access_log_flush_interval: 1s, route_config: {name: r}"))),
+            "filter_chains[0].filters[0].access_log_flush_interval: is not supported",
+        ),
+        (
+            on(&format!("{{filters: [{}]}}", manager("access_log_options: {access_log_flush_interval: 1s}, route_config: {name: r}"))),
+            "filter_chains[0].filters[0].access_log_options.access_log_flush_interval: is not supported",
+        ),
+        (
+            on(&format!("{{filters: [{}]}}", manager("represent_ipv4_remote_address_as_ipv4_mapped_ipv6: true, route_config: {name: r}"))),
+            "filter_chains[0].filters[0].represent_ipv4_remote_address_as_ipv4_mapped_ipv6: is not supported",
+        ),
+        (
             on(&format!(
                 "{{filters: [{{name: r, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC, stat_prefix: r, rules: {{}}, delay_deny: 1s}}}}, {}]}}",
                 tcp("a")
