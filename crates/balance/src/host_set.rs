@@ -1,6 +1,6 @@
 //! The membership of a cluster: its hosts by priority and locality.
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Release};
 use std::sync::{Arc, OnceLock};
 
 use crate::config::Settings;
@@ -49,7 +49,8 @@ pub struct HostSet {
     /// The levels of members, by where the host is in memory; made when first asked for.
     levels: OnceLock<HashMap<usize, usize>>,
     /// Bumped when a health flag of a member changes; a balancer that sees another number recomputes.
-    health_epoch: AtomicU64,
+    /// The sets of one cluster share it: see [`Self::succeed`].
+    health_epoch: Arc<AtomicU64>,
 }
 
 /// What tells a living host from all others.
@@ -73,7 +74,7 @@ impl HostSet {
             subsets: None,
             labels: Box::default(),
             levels: OnceLock::new(),
-            health_epoch: AtomicU64::new(0),
+            health_epoch: Arc::default(),
         }
     }
 
@@ -124,12 +125,19 @@ impl HostSet {
         }
     }
 
+    /// Takes the place of an earlier set of the same cluster. Hosts live on in both, and a request that began with the earlier one
+    /// may be what finds that a host has failed: whoever chooses from this set has to hear of that too.
+    pub fn succeed(&mut self, before: &Self) {
+        self.health_epoch = Arc::clone(&before.health_epoch);
+    }
+
+    /// A health flag of a member was set or cleared: whoever sees the new number sees that as well.
     pub fn health_changed(&self) {
-        self.health_epoch.fetch_add(1, Relaxed);
+        self.health_epoch.fetch_add(1, Release);
     }
 
     pub fn health_epoch(&self) -> u64 {
-        self.health_epoch.load(Relaxed)
+        self.health_epoch.load(Acquire)
     }
 
     /// The hosts by address, for carrying live hosts over into the next set.

@@ -115,7 +115,8 @@ async fn wait(host: &Host, time: Duration, noticed: &mut bool, mut failed: impl 
     }
 }
 
-/// A response said that the host fails its checks. Workers see that already, unless a check was passed in the same moment.
+/// A response said that the host fails its checks. The worker that took it told its set; a check that was passed in the same
+/// moment may have let the host in again.
 fn fail_at_once(main: &Main, cluster: &Cluster, host: &Host, checker: &mut Checker, events: &mut Events) {
     let (changed, first) = checker.fail_at_once();
     let answer = Answer { failure: FailureType::Passive, ..Answer::NONE };
@@ -126,9 +127,7 @@ fn fail_at_once(main: &Main, cluster: &Cluster, host: &Host, checker: &mut Check
     if before & PENDING_REMOVAL != 0 {
         return main.change(|compiler, now| compiler.drop_failed(&cluster.config.name, now));
     }
-    if before & FAILED_ACTIVE_HC == 0
-        && let Some((_, current)) = main.snapshot().cluster_named(&cluster.config.name)
-    {
+    if let Some((_, current)) = main.snapshot().cluster_named(&cluster.config.name) {
         current.hosts.health_changed();
     }
 }

@@ -1,6 +1,10 @@
 //! Configuration changes under load, and outlier ejection.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::time::Instant;
+
+use lateen_snapshot::Snapshot;
+use lateen_snapshot::compile::{Compiler, Update};
 
 use crate::support::*;
 
@@ -56,6 +60,51 @@ fn a_host_that_keeps_failing_is_ejected() {
     assert_eq!(bad.seen().len(), 3);
     assert_eq!(proxy.stat("cluster.c.outlier_detection.ejections_enforced_total"), 1);
     assert_eq!(proxy.get("/").body, "good");
+}
+
+/// The cluster `c` as discovery would bring it.
+fn discover(compiler: &mut Compiler, ports: &[u16], version: u64) -> Arc<Snapshot> {
+    let mut config = Config::to(&[]);
+    config.clusters =
+        vec![cluster("c", ports, "outlier_detection: {consecutive_5xx: 1, base_ejection_time: 60s, max_ejection_percent: 100}")];
+    let mut resources = lateen_snapshot::bootstrap::parse(&config.yaml(), "test.yaml").unwrap().resources.into_iter();
+    let body = resources.find(|r| r.type_url.ends_with(".Cluster")).unwrap();
+    let (url, update) = (body.type_url.clone(), Update { name: "c".to_owned(), version: version.to_string(), body });
+    assert_eq!(compiler.apply(&url, vec![update], &[], Instant::now()), []);
+    Arc::new(Snapshot { version, ..Snapshot::clone(&compiler.snapshot()) })
+}
+
+#[test]
+fn a_request_from_before_an_update_ejects_its_host_for_those_after_it() {
+    let open = Arc::new(AtomicBool::new(false));
+    let gate = open.clone();
+    let failing = Upstream::start(move |_, request, stream| {
+        if !request.starts_with("GET /held ") {
+            return write_ok(stream, "failing");
+        }
+        eventually(|| gate.load(SeqCst));
+        write_status(stream, 500)
+    });
+    let good = Upstream::ok("good");
+    let mut config = Config::to(&[]);
+    config.clusters = Vec::new();
+    let yaml = config.yaml();
+    let mut compiler = compiler(&yaml);
+    let proxy = start_with(&yaml, discover(&mut compiler, &[failing.port()], 1));
+    let mut held = proxy.connect();
+    std::io::Write::write_all(&mut held, b"GET /held HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    eventually(|| failing.seen().len() == 1);
+    publish(&proxy.worker, discover(&mut compiler, &[failing.port(), good.port()], 2));
+    // The worker has its plan of the new members.
+    for name in ["failing", "good"] {
+        eventually(|| proxy.get("/").body == name);
+    }
+    open.store(true, SeqCst);
+    assert_eq!(Answer::read(&mut held).status, 500);
+    assert_eq!(proxy.stat("cluster.c.outlier_detection.ejections_enforced_total"), 1);
+    for _ in 0..20 {
+        assert_eq!(proxy.get("/").body, "good");
+    }
 }
 
 #[test]

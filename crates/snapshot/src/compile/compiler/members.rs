@@ -55,7 +55,9 @@ impl Compiler {
             // They were made when this version was put to use, and nothing else can change them.
             (Discovery::Static, None, Some(made)) => Arc::clone(made),
             (_, given, before) => {
-                Arc::new(members(compiled, given.as_ref(), endpoints, resolved.get(name), &Before { all: before.as_deref(), kept }))
+                let mut made = members(compiled, given.as_ref(), endpoints, resolved.get(name), &Before { all: before.as_deref(), kept });
+                before.iter().for_each(|before| made.succeed(before));
+                Arc::new(made)
             }
         };
         let live = live.entry(config.name.clone()).or_insert_with(|| Arc::new(ClusterLive { breakers: config.limits.map(Breakers::new) }));

@@ -1,8 +1,9 @@
 //! The hosts of clusters: what they take from their endpoints and how they live on.
 use std::time::Duration;
 
-use lateen_balance::Locality;
 use lateen_balance::host::{FAILED_ACTIVE_HC, PENDING_REMOVAL};
+use lateen_balance::outlier::{self, Outcome};
+use lateen_balance::{Balancer, Choice, Context, Locality};
 
 use super::*;
 use crate::cluster::Cluster;
@@ -24,6 +25,40 @@ fn hosts_and_breakers_live_on_through_updates() {
     assert!(Arc::ptr_eq(&at(&before, 1), &at(&after, 0)));
     assert!(Arc::ptr_eq(&before.live, &after.live));
     assert_eq!((after.config.connect_timeout, after.live.breakers[0].requests.limit()), (Duration::from_secs(1), 7));
+}
+
+/// A request that began before an update may be what finds a host failing: whoever has chosen among the new members hears of it.
+#[test]
+fn a_failure_found_with_earlier_members_counts_with_the_members_of_now() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let detects = "type: EDS, outlier_detection: {consecutive_5xx: 1, max_ejection_percent: 100, detect_degraded_hosts: true}";
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(&EDS.replace("type: EDS", detects))], &[], now));
+    accepted(compiler.apply(ENDPOINT, vec![endpoints(&["10.0.0.1", "10.0.0.2"])], &[], now));
+    let earlier = hosts(&mut compiler, "c");
+    accepted(compiler.apply(ENDPOINT, vec![endpoints(&["10.0.0.1", "10.0.0.2", "10.0.0.3"])], &[], now));
+    let other = EDS.replace("type: EDS", &format!("connect_timeout: 1s, {detects}"));
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(&other)], &[], now));
+    let cluster = compiler.snapshot().cluster_named("c").unwrap().1.clone();
+    assert!(!Arc::ptr_eq(&earlier, &cluster.hosts));
+    let mut balancer = Balancer::new(cluster.hosts.clone(), None, &cluster.config.balance, 1);
+    let mut chosen = || {
+        let mut all: Vec<String> = (0..60)
+            .filter_map(|_| match balancer.choose(&Context::default()) {
+                Choice::Host(host) => Some(host.address.to_string()),
+                Choice::NoHealthyHost => None,
+            })
+            .collect();
+        all.sort();
+        all.dedup();
+        all
+    };
+    assert_eq!(chosen(), ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]);
+    let (settings, failing) = (cluster.config.outlier.as_ref().unwrap(), earlier.hosts().next().unwrap());
+    assert!(outlier::report(settings, &earlier, failing, Outcome::Response(500), 0, 0).is_some());
+    assert_eq!(chosen(), ["10.0.0.2:80", "10.0.0.3:80"]);
+    let before = cluster.hosts.health_epoch();
+    assert!(outlier::degraded(settings, &earlier, earlier.hosts().nth(1).unwrap(), 0));
+    assert_ne!(cluster.hosts.health_epoch(), before);
 }
 
 #[test]
