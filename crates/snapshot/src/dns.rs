@@ -92,7 +92,7 @@ impl Default for DnsResolver {
 }
 
 /// An upper bound for what an answer may say of itself: RFC 2181 has no time to live above 68 years, and nobody means a week.
-const LONGEST_TTL: Duration = Duration::from_secs(7 * 86_400);
+pub(crate) const LONGEST_TTL: Duration = Duration::from_secs(7 * 86_400);
 
 impl DnsSettings {
     /// When to ask again after an answer. `ttl` is that of its addresses, if it had any and they have one.

@@ -91,7 +91,7 @@ async fn keep(main: Arc<Main>, cache: Weak<DnsCache>, host: Arc<CachedHost>, blo
                     if host.resolved(&answer.addresses) {
                         block.add_shared(names::HOST_ADDRESS_CHANGED, 1);
                     }
-                    answer.ttl.unwrap_or_default().max(config.min_refresh)
+                    config.after_answer(answer.ttl)
                 }
             }
             Err(reason) => {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use lateen_balance::breaker::{Gate, Permit};
 use lateen_balance::{Address, Host};
 
-use super::{DnsFamily, DnsResolver};
+use super::{DnsFamily, DnsResolver, LONGEST_TTL};
 use crate::cluster::AddressOrder;
 use crate::dns::Backoff;
 use crate::matcher::Cidr;
@@ -47,6 +47,12 @@ pub struct DnsCacheConfig {
 }
 
 impl DnsCacheConfig {
+    /// When to ask again after an answer with addresses, and to see then whether anybody uses the host. `ttl` is theirs, if they
+    /// have one: no answer keeps its place in the cache for years by its own word.
+    pub fn after_answer(&self, ttl: Option<Duration>) -> Duration {
+        ttl.unwrap_or_default().min(LONGEST_TTL).max(self.min_refresh)
+    }
+
     /// Whether an address may be used at all.
     pub fn allows(&self, address: IpAddr) -> bool {
         self.refused.as_ref().is_none_or(|(ranges, invert)| ranges.iter().any(|r| r.contains(address)) == *invert)
@@ -493,6 +499,14 @@ mod tests {
         assert_eq!(host.state().waiting.len(), 1);
         drop(waiting);
         assert_eq!(host.state().waiting.len(), 0);
+    }
+
+    #[test]
+    fn an_answer_counts_as_long_as_it_says_between_bounds() {
+        let (config, second) = (config("c"), Duration::from_secs(1));
+        let after = |ttl: Option<u32>| config.after_answer(ttl.map(|ttl| ttl * second));
+        assert_eq!([after(None), after(Some(0)), after(Some(4)), after(Some(60))], [5 * second, 5 * second, 5 * second, 60 * second]);
+        assert_eq!(after(Some(u32::MAX)), 7 * 86_400 * second);
     }
 
     #[test]
