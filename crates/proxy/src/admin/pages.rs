@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::dump::duration;
 use super::server::{AdminOptions, Ask, Reply};
-use crate::main_thread::{Main, Phase};
+use crate::main_thread::{Main, Pages, Phase};
 
 pub(super) const HELP: &str = "\
 admin commands are:
@@ -129,15 +129,14 @@ fn render(main: &Main, query: &Query) -> Reply {
 
 /// Resident memory stands for the heap: there is no allocator that could tell more.
 pub(super) fn memory() -> Reply {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = |index: usize| statm.split_whitespace().nth(index).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 4096;
+    let pages = Pages::now();
     Reply::json(&json!({
-        "allocated": pages(5).to_string(),
-        "heap_size": pages(0).to_string(),
+        "allocated": pages.data_bytes().to_string(),
+        "heap_size": pages.virtual_bytes().to_string(),
         "pageheap_unmapped": "0",
         "pageheap_free": "0",
         "total_thread_cache": "0",
-        "total_physical_bytes": pages(1).to_string(),
+        "total_physical_bytes": pages.resident_bytes().to_string(),
     }))
 }
 

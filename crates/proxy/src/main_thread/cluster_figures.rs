@@ -56,7 +56,11 @@ impl Figures {
             // A name keeps its place.
             let old = before.clusters.get(index).and_then(Option::as_ref);
             let Some(cluster) = slot else {
-                old.and_then(|old| known.remove(&old.config.name));
+                if let Some(mut gone) = old.and_then(|old| known.remove(&old.config.name)) {
+                    gone.end_outlier();
+                    gone.end_checks();
+                    gone.end_subsets();
+                }
                 continue;
             };
             if old.is_some_and(|old| Arc::ptr_eq(old, cluster)) {
@@ -69,20 +73,46 @@ impl Figures {
             let name = || BlockName::cluster(&cluster.config.stat_name);
             if cluster.config.outlier.is_some() {
                 entry.outlier.get_or_insert_with(|| registry.block(outlier::DEFS, name()));
+            } else {
+                entry.end_outlier();
             }
             if cluster.config.health_check.is_some() {
                 entry.checks.get_or_insert_with(|| registry.block(health_check::DEFS, name()));
+            } else {
+                entry.end_checks();
             }
             entry.count_subsets(registry, cluster);
         }
     }
 }
 
+/// Others may hold a block longer than it is true: a worker with an open request, a cluster of the same name in statistics.
 impl Known {
+    fn end_outlier(&mut self) {
+        if let Some(block) = self.outlier.take() {
+            block.set(outlier::EJECTIONS_ACTIVE, 0);
+        }
+    }
+
+    fn end_checks(&mut self) {
+        if let Some(block) = self.checks.take() {
+            block.set(health_check::HEALTHY, 0);
+            block.set(health_check::DEGRADED, 0);
+        }
+    }
+
+    fn end_subsets(&mut self) {
+        if let Some((block, known)) = self.subsets.take() {
+            block.add_shared(subsets::REMOVED, known.subsets.as_ref().map_or(0, |before| before.beyond(&Subsets::default())));
+            block.set(subsets::ACTIVE, 0);
+            block.set(subsets::SINGLE_HOST_DUPLICATE, 0);
+        }
+    }
+
     /// Once for each set of members.
     fn count_subsets(&mut self, registry: &Registry, cluster: &Cluster) {
         use subsets as s;
-        let Some(now) = &cluster.hosts.subsets else { return };
+        let Some(now) = &cluster.hosts.subsets else { return self.end_subsets() };
         let block = || registry.block(s::DEFS, BlockName::cluster(&cluster.config.stat_name));
         let (block, known) = self.subsets.get_or_insert_with(|| (block(), Arc::default()));
         if Arc::ptr_eq(known, &cluster.hosts) {
@@ -187,4 +217,61 @@ fn changed(before: Option<&HostSet>, after: &HostSet) -> bool {
     let Some(before) = before else { return !after.is_empty() };
     let (old, new) = (before.by_address(), after.by_address());
     old.len() != new.len() || old.keys().any(|address| !new.contains_key(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use lateen_snapshot::compile::Update;
+
+    use super::*;
+    use crate::main_thread::test_support;
+
+    /// What discovery says of the cluster, with these fields more.
+    fn publish(main: &Main, more: &str) -> Arc<Snapshot> {
+        let yaml = format!(
+            "node: {{id: t, cluster: t}}\nstatic_resources:\n  clusters:\n  - {{name: c, type: STATIC, load_assignment: {{cluster_name: c, \
+             endpoints: [{{lb_endpoints: [{{metadata: {{filter_metadata: {{envoy.lb: {{v: one}}}}}}, endpoint: {{address: {{socket_address: \
+             {{address: 127.0.0.1, port_value: 1}}}}}}}}]}}]}}{more}}}\n"
+        );
+        let body = lateen_snapshot::bootstrap::parse(&yaml, "test.yaml").unwrap().resources.remove(0);
+        let (url, update) = (body.type_url.clone(), Update { name: "c".to_owned(), version: String::new(), body });
+        assert_eq!(main.change(|compiler, now| compiler.apply(&url, vec![update], &[], now)), []);
+        main.snapshot()
+    }
+
+    #[test]
+    fn gauges_of_what_is_taken_out_of_a_cluster_are_zero() {
+        let main = test_support::main("node: {id: t, cluster: t}\n");
+        let figures = Figures { main: Arc::downgrade(&main), known: Mutex::default() };
+        let name = || BlockName::cluster("c");
+        let (outlier_block, checks) = (main.registry.block(outlier::DEFS, name()), main.registry.block(health_check::DEFS, name()));
+        let subset_block = main.registry.block(subsets::DEFS, name());
+        let gauges = || {
+            figures.blocks();
+            let checked = [health_check::HEALTHY, health_check::DEGRADED].map(|g| checks.gauge(g));
+            (outlier_block.gauge(outlier::EJECTIONS_ACTIVE), checked, subset_block.gauge(subsets::ACTIVE))
+        };
+        let full = ", outlier_detection: {}, lb_subset_config: {subset_selectors: [{keys: [v]}]}, \
+                    health_checks: [{timeout: 1s, interval: 1s, healthy_threshold: 1, unhealthy_threshold: 1, tcp_health_check: {}}]";
+        let mut before = Arc::<Snapshot>::default();
+        for round in 1..3 {
+            let after = publish(&main, full);
+            let host = after.cluster_named("c").unwrap().1.hosts.hosts().next().unwrap().clone();
+            host.set_flag(FAILED_ACTIVE_HC | PENDING_ACTIVE_HC, false);
+            host.set_flag(FAILED_OUTLIER | lateen_balance::host::DEGRADED_ACTIVE_HC, true);
+            figures.follow(&main.registry, &before, &after);
+            assert_eq!(gauges(), (1, [1, 1], 1));
+            before = publish(&main, "");
+            figures.follow(&main.registry, &after, &before);
+            assert_eq!(gauges(), (0, [0, 0], 0));
+            assert_eq!((subset_block.counter(subsets::CREATED), subset_block.counter(subsets::REMOVED)), (round, round));
+        }
+        let after = publish(&main, full);
+        figures.follow(&main.registry, &before, &after);
+        assert_ne!(gauges(), (0, [0, 0], 0));
+        let url = lateen_xds::types::CLUSTER;
+        assert_eq!(main.change(|compiler, now| compiler.apply(url, Vec::new(), &["c".to_owned()], now)), []);
+        figures.follow(&main.registry, &after, &main.snapshot());
+        assert_eq!(gauges(), (0, [0, 0], 0), "nor of a cluster that is gone");
+    }
 }

@@ -6,6 +6,7 @@ use lateen_identity::PeerIdentity;
 use lateen_snapshot::compile::{Kind, SecretValue};
 use lateen_telemetry::envoy_names::server;
 use lateen_telemetry::{Block, BlockName};
+use nix::unistd::{SysconfVar, sysconf};
 
 use super::{Main, Phase};
 
@@ -39,17 +40,41 @@ fn write(main: &Main, block: &Block) {
     block.set(server::TOTAL_CONNECTIONS, main.connections() + main.parent_connections());
     block.set(server::HOT_RESTART_EPOCH, main.lineage.epoch);
     block.set(server::HOT_RESTART_GENERATION, main.lineage.generation);
-    let resident = resident_bytes();
+    let resident = Pages::now().resident_bytes();
     block.set(server::MEMORY_ALLOCATED, resident);
     block.set(server::MEMORY_HEAP_SIZE, resident);
     block.set(server::MEMORY_PHYSICAL_SIZE, resident);
     block.set(server::DAYS_UNTIL_FIRST_CERT_EXPIRING, days_left(main));
 }
 
-/// The second number of `/proc/self/statm`, in pages.
-pub(super) fn resident_bytes() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    statm.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0) * 4096
+/// The memory of the process as the kernel counts it: `/proc/self/statm`, in pages.
+pub(crate) struct Pages {
+    statm: String,
+    size: u64,
+}
+
+impl Pages {
+    pub(crate) fn now() -> Self {
+        let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().and_then(|size| u64::try_from(size).ok());
+        Self { statm: std::fs::read_to_string("/proc/self/statm").unwrap_or_default(), size: size.unwrap_or(4096) }
+    }
+
+    pub(crate) fn virtual_bytes(&self) -> u64 {
+        self.bytes(0)
+    }
+
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        self.bytes(1)
+    }
+
+    /// Data and stack.
+    pub(crate) fn data_bytes(&self) -> u64 {
+        self.bytes(5)
+    }
+
+    fn bytes(&self, index: usize) -> u64 {
+        self.statm.split_whitespace().nth(index).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0).saturating_mul(self.size)
+    }
 }
 
 /// Envoy shows the largest 32-bit number when there is no certificate.
@@ -69,4 +94,22 @@ pub(super) fn summary(main: &Main) -> String {
     let compiler = main.compiler();
     let count = |kind| compiler.list(kind).iter().filter(|l| l.active.is_some()).count();
     format!("{} listeners, {} clusters, {} route tables", count(Kind::Listener), count(Kind::Cluster), count(Kind::Route))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_counted_in_pages_of_the_kernels_size() {
+        let pages = Pages { statm: "100 20 3 4 0 50 0\n".to_owned(), size: 65_536 };
+        assert_eq!([pages.virtual_bytes(), pages.resident_bytes(), pages.data_bytes()], [6_553_600, 1_310_720, 3_276_800]);
+        assert_eq!(Pages { statm: String::new(), size: 4096 }.resident_bytes(), 0);
+        // The kernel says the same in kibibytes elsewhere.
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let kib: u64 =
+            status.lines().find_map(|l| l.strip_prefix("VmRSS:")).and_then(|l| l.split_whitespace().next()).unwrap().parse().unwrap();
+        let resident = Pages::now().resident_bytes() / 1024;
+        assert!(resident > kib / 2 && resident < kib * 2, "{resident} KiB, where the kernel says {kib}");
+    }
 }

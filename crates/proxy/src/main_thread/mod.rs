@@ -27,6 +27,7 @@ pub(crate) mod test_support;
 mod upstream;
 
 pub use drain::DrainPlan;
+pub(crate) use figures::Pages;
 pub use lifecycle::{Options, Process, start, token_file};
 pub(crate) use supervise::Panics;
 

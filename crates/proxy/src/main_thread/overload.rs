@@ -17,7 +17,7 @@ pub(super) async fn run(main: Arc<Main>) {
         .map(|(action, _)| main.registry.block(names::DEFS, BlockName::plain(&format!("overload.{}", action.name()))))
         .collect();
     loop {
-        let pressure = figures::resident_bytes() as f64 / most as f64;
+        let pressure = figures::Pages::now().resident_bytes() as f64 / most as f64;
         for ((action, at), block) in overload.actions.iter().zip(&blocks) {
             let active = pressure >= *at;
             block.set(names::ACTIVE, u64::from(active));
