@@ -226,24 +226,55 @@ fn series_are_bounded_and_what_is_over_is_not_lost() {
     config.max_series = 10;
     let (metrics, shards) = IstioMetrics::new(config, 1);
     registry.add_source(metrics.clone());
+    let call = |destination, peer| {
+        let none = PrincipalId::default();
+        let stream = StreamLabels { reporter: Reporter::Source, destination, peer, peer_principal: none, local_principal: none };
+        shards[0].http(stream, &HttpOutcome { code: 200, ..HttpOutcome::default() });
+    };
     let mut last = DestinationId::default();
     for host in 0..5_000 {
         last = shards[0].destination_of_host(format!("h{host}.example").as_bytes());
-        let stream = StreamLabels {
-            reporter: Reporter::Source,
-            destination: last,
-            peer: PeerId::default(),
-            peer_principal: PrincipalId::default(),
-            local_principal: PrincipalId::default(),
-        };
-        shards[0].http(stream, &HttpOutcome { code: 200, ..HttpOutcome::default() });
+        call(last, PeerId::default());
     }
-    assert_eq!(metrics.len(), 10);
-    assert_eq!(metrics.overflowed(), 4_990);
     assert_eq!(last, DestinationId::default(), "names are bounded too");
-    let page = page(&registry, "istio_requests_total");
-    let overflow = page.lines().find(|l| l.contains("destination_service=\"overflow\"")).unwrap();
-    assert!(overflow.ends_with(" 4990"), "{overflow}");
+    // 3072 names of callers took eight of ten series; the others of them counted as one of a host that is unknown.
+    assert_eq!((metrics.len(), metrics.overflowed()), (9, 3_072 - 8));
+    let overflow = |page: &str| page.lines().find(|l| l.contains("destination_service=\"overflow\"")).unwrap().to_owned();
+    let shown = page(&registry, "istio_requests_total");
+    assert!(overflow(&shown).ends_with(" 3064"), "{shown}");
+    // What configuration knows has its place all the same, as much as there is.
+    for name in ["reviews", "ratings"] {
+        call(metrics.destination(Destination::service(&format!("{name}.default"), None, Some("default"))), PeerId::default());
+    }
+    let shown = page(&registry, "istio_requests_total");
+    assert!(shown.contains("destination_service=\"reviews.default\"") && !shown.contains("ratings"), "{shown}");
+    assert_eq!(metrics.len(), 10);
+}
+
+#[test]
+fn peers_that_callers_invent_leave_room_for_those_of_endpoints() {
+    let (registry, metrics, shards) = setup(workload("gateway", "v1"), 1);
+    let invented: Vec<PeerId> = (0..4_000)
+        .map(|n| shards[0].peer_of_header(PeerMetadata { workload: format!("w{n}"), ..PeerMetadata::default() }.encode().as_bytes()))
+        .collect();
+    assert_eq!(invented[3_999], PeerId::default());
+    let known = metrics.peer(workload("reviews", "v3"));
+    assert_ne!(known, PeerId::default());
+    let none = PrincipalId::default();
+    let stream = |peer| StreamLabels {
+        reporter: Reporter::Source,
+        destination: metrics.destination(Destination::service("reviews.default", None, None)),
+        peer,
+        peer_principal: none,
+        local_principal: none,
+    };
+    for code in 200..210 {
+        let outcome = HttpOutcome { code, ..HttpOutcome::default() };
+        invented.iter().filter(|peer| **peer != PeerId::default()).for_each(|peer| shards[0].http(stream(*peer), &outcome));
+    }
+    assert_eq!(metrics.len(), 6_144);
+    shards[0].http(stream(known), &HttpOutcome { code: 200, ..HttpOutcome::default() });
+    assert!(page(&registry, "istio_requests_total").contains("destination_workload=\"reviews-v3\""));
 }
 
 #[test]

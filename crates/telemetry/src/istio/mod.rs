@@ -6,6 +6,7 @@
 mod intern;
 mod labels;
 mod peer;
+mod remembered;
 mod series;
 mod store;
 

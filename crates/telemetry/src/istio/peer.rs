@@ -12,9 +12,9 @@ pub const PEER_HEADER: &str = "x-envoy-peer-metadata";
 pub const PEER_ID_HEADER: &str = "x-envoy-peer-metadata-id";
 
 /// Longer header values are refused: the workload's own metadata takes some hundred bytes.
-const MAX_HEADER: usize = 16 * 1024;
+pub(super) const MAX_HEADER: usize = 16 * 1024;
 /// Longer names are cut, so that one caller cannot fill the label store with megabytes.
-const MAX_NAME: usize = 253;
+pub(super) const MAX_NAME: usize = 253;
 
 /// Some senders pad and some do not; both are read.
 const BASE64: GeneralPurpose =

@@ -1,7 +1,8 @@
 //! The series themselves: one set of cells per series and worker, found by one hash lookup.
-use super::intern::{DestinationId, Interner, PeerId, PrincipalId};
+use super::intern::{DestinationId, Interner, Origin, PeerId, PrincipalId, claimable};
 use super::labels::{Destination, Labels, Parts, Reporter, overflow_labels};
-use super::peer::PeerMetadata;
+use super::peer::{MAX_HEADER, MAX_NAME, PeerMetadata};
+use super::remembered::Remembered;
 use super::series::{HttpOutcome, Kind, NumberHash, Series, StreamLabels};
 use crate::ResponseFlags;
 use crate::stats::cells::{Cells, bump_at, new_cells, record_at};
@@ -11,7 +12,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const fn counter(name: &'static str) -> MetricDef {
     MetricDef { name, kind: crate::stats::Kind::Counter, hide_zero: false }
@@ -53,9 +54,9 @@ pub struct Config {
     /// The label `tag` of `istio_build`.
     pub version: String,
     /// At most so many series over all workers; what comes after counts into one series named `overflow`.
-    /// A series costs about half a kilobyte per worker.
+    /// A series costs about half a kilobyte per worker. A quarter is kept for those whose names no caller has made up.
     pub max_series: usize,
-    /// At most so many peers, principals and destinations each.
+    /// At most so many peers, principals and destinations each; a quarter is kept for those that configuration knows.
     pub max_names: usize,
 }
 
@@ -69,6 +70,13 @@ impl Config {
 /// One series' cells, by worker; a worker that never counted has none.
 type PerWorker = Vec<Option<Cells>>;
 
+#[derive(Default)]
+struct AllSeries {
+    by_key: HashMap<Series, PerWorker, NumberHash>,
+    /// How many there are because of what callers said.
+    claimed: usize,
+}
+
 /// Istio's metrics of one process: what the workers share. Add it to the [`Registry`](crate::Registry) as a source.
 pub struct IstioMetrics {
     config: Config,
@@ -76,7 +84,7 @@ pub struct IstioMetrics {
     peers: Interner<PeerMetadata>,
     principals: Interner<String>,
     destinations: Interner<Destination>,
-    series: Mutex<HashMap<Series, PerWorker, NumberHash>>,
+    series: Mutex<AllSeries>,
     overflow: Mutex<HashMap<(u8, u8), (Series, PerWorker)>>,
     overflowed: AtomicU64,
 }
@@ -105,17 +113,17 @@ impl IstioMetrics {
 
     /// Interns a peer known from configuration (endpoint metadata).
     pub fn peer(&self, peer: PeerMetadata) -> PeerId {
-        PeerId(self.peers.intern(peer.without_instance()))
+        PeerId(self.peers.intern(peer.without_instance(), Origin::Known))
     }
 
-    /// Interns a principal: once per connection.
+    /// Interns a verified principal: once per connection.
     pub fn principal(&self, principal: &str) -> PrincipalId {
-        PrincipalId(self.principals.intern(principal.to_owned()))
+        PrincipalId(self.principals.intern(principal.to_owned(), Origin::Known))
     }
 
     /// Interns a cluster's service.
     pub fn destination(&self, destination: Destination) -> DestinationId {
-        DestinationId(self.destinations.intern(destination))
+        DestinationId(self.destinations.intern(destination, Origin::Known))
     }
 
     /// How many times something was counted into an overflow series because the limit was reached.
@@ -125,20 +133,34 @@ impl IstioMetrics {
 
     /// The number of series.
     pub fn len(&self) -> usize {
-        self.series.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.all_series().by_key.len()
     }
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
+    fn all_series(&self) -> MutexGuard<'_, AllSeries> {
+        self.series.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a series is there because of what callers said.
+    fn is_claimed(&self, series: &Series) -> bool {
+        self.destinations.is_claimed(series.stream.destination.0) || self.peers.is_claimed(series.stream.peer.0)
+    }
+
     /// The worker's cells of a series, made on first sight; `None` when the series is new and the store full.
     fn cells(&self, series: Series, worker: usize) -> Option<Cells> {
-        let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-        if !all.contains_key(&series) && all.len() >= self.config.max_series {
-            return None;
+        let mut all = self.all_series();
+        if !all.by_key.contains_key(&series) {
+            let claimed = self.is_claimed(&series);
+            let max = self.config.max_series;
+            if all.by_key.len() >= max || claimed && all.claimed >= claimable(max) {
+                return None;
+            }
+            all.claimed += usize::from(claimed);
         }
-        let slots = all.entry(series).or_insert_with(|| vec![None; self.workers]);
+        let slots = all.by_key.entry(series).or_insert_with(|| vec![None; self.workers]);
         slots.get_mut(worker).map(|slot| slot.get_or_insert_with(|| new_cells(cells_of(defs(series.kind)))).clone())
     }
 
@@ -166,8 +188,8 @@ impl IstioMetrics {
 impl Source for IstioMetrics {
     fn collect(&self, emit: &mut dyn FnMut(Sample)) {
         let all: Vec<(Series, PerWorker)> = {
-            let series = self.series.lock().unwrap_or_else(PoisonError::into_inner);
-            series.iter().map(|(series, cells)| (*series, cells.clone())).collect()
+            let all = self.all_series();
+            all.by_key.iter().map(|(series, cells)| (*series, cells.clone())).collect()
         };
         for (series, cells) in all {
             emit_series(&series, &self.labels(&series), &cells, emit);
@@ -210,17 +232,14 @@ fn sample(family: &str, labels: Labels, value: Value) -> Sample {
     Sample { name, family: family.to_owned(), labels, value }
 }
 
-/// Entries of a worker's caches of peers and hosts, which callers can fill at will.
-const CACHE: usize = 1024;
-
 /// One worker's part. It is not `Sync`; move it into the worker's thread.
 pub struct IstioShard {
     shared: Arc<IstioMetrics>,
     worker: usize,
     series: RefCell<HashMap<Series, Cells, NumberHash>>,
-    peers: RefCell<HashMap<Box<[u8]>, PeerId>>,
+    peers: RefCell<Remembered<PeerId>>,
     last_peer: RefCell<(Vec<u8>, PeerId)>,
-    hosts: RefCell<HashMap<Box<[u8]>, DestinationId>>,
+    hosts: RefCell<Remembered<DestinationId>>,
 }
 
 impl IstioShard {
@@ -268,27 +287,37 @@ impl IstioShard {
 
     /// The peer that a metadata header names; unknown when it does not decode.
     pub fn peer_of_header(&self, value: &[u8]) -> PeerId {
+        if value.len() > MAX_HEADER {
+            return PeerId::default();
+        }
         if self.last_peer.borrow().0 == value {
             return self.last_peer.borrow().1;
         }
-        let cached = self.peers.borrow().get(value).copied();
+        let cached = self.peers.borrow().get(value);
         let id = cached.unwrap_or_else(|| {
-            let id = PeerMetadata::decode(value).map_or(PeerId::default(), |peer| self.shared.peer(peer));
-            remember(&self.peers, value, id);
-            id
+            let peer = PeerMetadata::decode(value).ok();
+            let id = peer.map_or(0, |peer| self.shared.peers.intern(peer.without_instance(), Origin::Claimed));
+            self.peers.borrow_mut().put(value, PeerId(id));
+            PeerId(id)
         });
-        *self.last_peer.borrow_mut() = (value.to_vec(), id);
+        let mut last = self.last_peer.borrow_mut();
+        last.0.clear();
+        last.0.extend_from_slice(value);
+        last.1 = id;
         id
     }
 
-    /// The destination for a cluster without service metadata: the host that was asked for.
+    /// The destination for a cluster without service metadata: the host that was asked for; unknown when that is no name.
     pub fn destination_of_host(&self, host: &[u8]) -> DestinationId {
-        if let Some(id) = self.hosts.borrow().get(host) {
-            return *id;
+        if host.len() > MAX_NAME {
+            return DestinationId::default();
         }
-        let text = std::str::from_utf8(host).ok().filter(|host| host.len() <= 253);
-        let id = text.map_or(DestinationId::default(), |host| self.shared.destination(Destination::from_host(host)));
-        remember(&self.hosts, host, id);
+        if let Some(id) = self.hosts.borrow().get(host) {
+            return id;
+        }
+        let Ok(text) = std::str::from_utf8(host) else { return DestinationId::default() };
+        let id = DestinationId(self.shared.destinations.intern(Destination::from_host(text), Origin::Claimed));
+        self.hosts.borrow_mut().put(host, id);
         id
     }
 
@@ -302,14 +331,6 @@ impl IstioShard {
         self.shared.overflowed.fetch_add(1, Relaxed);
         then(&self.shared.overflow_cells(series, self.worker))
     }
-}
-
-fn remember<T>(cache: &RefCell<HashMap<Box<[u8]>, T>>, key: &[u8], value: T) {
-    let mut cache = cache.borrow_mut();
-    if cache.len() >= CACHE {
-        cache.clear();
-    }
-    cache.insert(key.into(), value);
 }
 
 /// The counters of one open TCP connection. Dropping it does not count the end: call [`Self::closed`].
@@ -337,5 +358,25 @@ impl Reporter {
     /// By the listener's direction: an inbound one reports as destination.
     pub fn of_inbound(inbound: bool) -> Self {
         if inbound { Self::Destination } else { Self::Source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_too_long_are_neither_taken_nor_remembered() {
+        let (metrics, shards) = IstioMetrics::new(Config::new(PeerMetadata::default()), 1);
+        let shard = &shards[0];
+        for n in 0..1_024 {
+            let long = format!("{n:a>60000}");
+            assert_eq!(shard.destination_of_host(long.as_bytes()), DestinationId::default());
+            assert_eq!(shard.peer_of_header(long.as_bytes()), PeerId::default());
+        }
+        assert_eq!([shard.hosts.borrow().bytes(), shard.peers.borrow().bytes(), shard.last_peer.borrow().0.len()], [0, 0, 0]);
+        assert_ne!(shard.destination_of_host("a".repeat(253).as_bytes()), DestinationId::default());
+        assert_eq!(shard.destination_of_host("a".repeat(254).as_bytes()), DestinationId::default());
+        assert_eq!(metrics.len(), 0);
     }
 }
