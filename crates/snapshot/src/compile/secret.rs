@@ -111,6 +111,8 @@ pub enum SecretValue {
 pub(crate) struct Secrets {
     values: HashMap<SecretKey, SecretValue>,
     from_files: HashMap<SecretKey, FromFiles>,
+    /// Contents in files that TLS contexts brought so far: the number of one that is gone is never that of another.
+    numbered: u64,
 }
 
 /// A secret whose content is in files.
@@ -202,8 +204,8 @@ impl Secrets {
             Some((key, _)) => key.clone(),
             None => {
                 let names: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
-                let number = self.from_files.len();
-                let key = SecretKey { source: SecretSource::Files, name: format!("{}#{number}", names.join(",")).into() };
+                let key = SecretKey { source: SecretSource::Files, name: format!("{}#{}", names.join(","), self.numbered).into() };
+                self.numbered += 1;
                 self.from_files.insert(key.clone(), FromFiles { secret, files });
                 key
             }

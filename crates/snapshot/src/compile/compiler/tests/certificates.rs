@@ -1,8 +1,11 @@
 //! Listeners wait for their certificates and take rotated ones.
-use lateen_identity::WorkloadSecrets;
+use std::collections::HashSet;
+
+use lateen_identity::{WorkloadSecrets, pem};
 
 use super::*;
 use crate::compile::source::{ApiSource, SecretSource};
+use crate::compile::tls::Waiting;
 
 fn identity(name: &str) -> WorkloadSecrets {
     let ca_key = rcgen::KeyPair::generate().unwrap();
@@ -100,4 +103,24 @@ fn a_cluster_has_one_certificate_at_most() {
         cluster("{name: a, sds_config: {ads: {}}}, {name: b, sds_config: {ads: {}}}"),
         "transport_socket.common_tls_context: has several certificates; towards an upstream there is one at most"
     );
+}
+
+#[test]
+fn contexts_that_read_the_same_file_stay_apart_when_others_come_and_go() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), pem::encode_certificates(identity("a").roots())).unwrap();
+    let cluster = |name: &str| {
+        update::<ClusterProto>(&format!(
+            "{{name: {name}, type: STATIC, transport_socket: {{name: tls, typed_config: {{'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, \
+             common_tls_context: {{validation_context: {{trusted_ca: {{filename: '{}'}}, match_typed_subject_alt_names: [{{san_type: DNS, matcher: {{exact: {name}}}}}]}}}}}}}}}}",
+            file.path().display()
+        ))
+    };
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    accepted(compiler.apply(CLUSTER, vec![cluster("a"), cluster("b")], &[], now));
+    accepted(compiler.apply(CLUSTER, Vec::new(), &["a".to_owned()], now));
+    accepted(compiler.apply(CLUSTER, vec![cluster("c")], &[], now));
+    assert_eq!(compiler.secrets().count(), 2);
+    let keys: HashSet<_> = compiler.all_tls().flat_map(Waiting::secrets).cloned().collect();
+    assert_eq!(keys.len(), 2, "{keys:?}");
 }
