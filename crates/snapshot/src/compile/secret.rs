@@ -1,5 +1,5 @@
 //! Secrets: certificates and validation contexts by name, and the files they were read from.
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -113,6 +113,8 @@ pub(crate) struct Secrets {
     from_files: HashMap<SecretKey, FromFiles>,
     /// Contents in files that TLS contexts brought so far: the number of one that is gone is never that of another.
     numbered: u64,
+    /// Where the workload's own identity is.
+    identities: BTreeSet<SecretSource>,
 }
 
 /// A secret whose content is in files.
@@ -153,9 +155,10 @@ impl Secrets {
         self.values.contains_key(key)
     }
 
-    /// Forgets everything that is neither wanted nor of a source that is given once and for all.
+    /// Forgets everything that is neither wanted nor of a source that gives it unasked: who wants that later is not told again.
     pub(crate) fn keep(&mut self, wanted: impl Fn(&SecretKey) -> bool) {
-        let keep = |key: &SecretKey| key.source == SecretSource::Static || wanted(key);
+        let unasked = |source: &SecretSource| *source == SecretSource::Static || self.identities.contains(source);
+        let keep = |key: &SecretKey| unasked(&key.source) || wanted(key);
         self.values.retain(|key, _| keep(key));
         self.from_files.retain(|key, _| keep(key));
     }
@@ -235,6 +238,7 @@ impl Secrets {
     pub(crate) fn set_identity(&mut self, source: &SecretSource, identity: &WorkloadSecrets) -> [SecretKey; 2] {
         let key = |name: &str| SecretKey { source: source.clone(), name: name.into() };
         let certificate = Certificate { key: identity.certified_key() };
+        self.identities.insert(source.clone());
         self.set(key("default"), SecretValue::Certificate(Arc::new(certificate)));
         self.set(key("ROOTCA"), SecretValue::Validation(Arc::new(Validation::roots(identity.roots().to_vec()))));
         [key("default"), key("ROOTCA")]

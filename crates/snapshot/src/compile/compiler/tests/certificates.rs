@@ -46,6 +46,20 @@ fn a_listener_waits_for_its_certificates_and_takes_rotated_ones() {
 }
 
 #[test]
+fn the_workloads_own_certificate_is_there_for_who_comes_when_nobody_used_it() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let text = format!("{{name: l, address: {ANY_80}, filter_chains: [{{{MTLS}, filters: [{}]}}]}}", tcp("c"));
+    let listener = || vec![update::<ListenerProto>(&text)];
+    accepted(compiler.apply(LISTENER, listener(), &[], now));
+    let source = compiler.wanted().secrets.iter().next().unwrap().source.clone();
+    compiler.set_identity(&source, &identity("a"), now).unwrap();
+    accepted(compiler.apply(LISTENER, Vec::new(), &["l".to_owned()], now));
+    assert!(compiler.wanted().secrets.is_empty());
+    accepted(compiler.apply(LISTENER, listener(), &[], now));
+    assert!(compiler.is_settled() && compiler.snapshot().listeners[0].chains[0].tls.as_ref().unwrap().config.get().is_some());
+}
+
+#[test]
 fn certificates_in_files_are_read_again_when_they_change() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
