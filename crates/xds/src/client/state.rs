@@ -74,7 +74,8 @@ struct TypeState {
 
     /// Whether a request of this type went out on the current stream.
     opened: bool,
-    /// Changes not sent yet.
+    /// Changes not sent yet. What is in both was given up and is wanted again: its resource is forgotten, and a server that was
+    /// told nothing of that would see no change and not send it again (Istio's does not).
     subscribe: BTreeSet<String>,
     unsubscribe: BTreeSet<String>,
     /// State of the world: the names changed since the last request.
@@ -336,7 +337,6 @@ impl TypeState {
     }
 
     fn add(&mut self, name: String) {
-        self.unsubscribe.remove(&name);
         self.names_changed |= self.names.insert(name.clone());
         if self.opened {
             self.subscribe.insert(name);

@@ -200,10 +200,26 @@ fn a_name_dropped_and_wanted_again_before_anything_was_sent_is_asked_for_again()
     state.on_response(delta(ENDPOINT, "n1", &[("a", "1")], &[]), &mut Recorder::default(), now());
     next_delta(&mut state);
     state.unsubscribe(ENDPOINT, &names(&["a"]));
+    state.subscribe(ENDPOINT, names(&["a", "b"]));
+    // In one request a server would see no change, or an end.
+    let first = next_delta(&mut state);
+    assert_eq!((first.resource_names_subscribe, first.resource_names_unsubscribe), (names(&["b"]), names(&["a"])));
+    let second = next_delta(&mut state);
+    assert_eq!((second.resource_names_subscribe, second.resource_names_unsubscribe), (names(&["a"]), names(&[])));
+    assert!(state.poll_request().is_none());
+}
+
+#[test]
+fn in_state_of_the_world_too_a_name_is_given_up_before_it_is_wanted_again() {
+    let mut state = client(Mode::Sotw);
+    state.subscribe(ENDPOINT, names(&["a", "b"]));
+    next_sotw(&mut state);
+    let response = DiscoveryResponse { type_url: ENDPOINT.into(), nonce: "n1".into(), version_info: "v1".into(), ..Default::default() };
+    state.on_response(response, &mut Recorder::default(), now());
+    state.unsubscribe(ENDPOINT, &names(&["a"]));
     state.subscribe(ENDPOINT, names(&["a"]));
-    let request = next_delta(&mut state);
-    assert_eq!(request.resource_names_subscribe, ["a"]);
-    assert!(request.resource_names_unsubscribe.is_empty());
+    assert_eq!([next_sotw(&mut state), next_sotw(&mut state)].map(|request| request.resource_names), [names(&["b"]), names(&["a", "b"])]);
+    assert!(state.poll_request().is_none());
 }
 
 #[test]

@@ -1,4 +1,6 @@
 //! What is to be said about one type: subscriptions, and answers to what came.
+use std::collections::BTreeSet;
+
 use lateen_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 
 use super::{Mode, TypeState};
@@ -17,10 +19,18 @@ impl TypeState {
         changed || !self.feedback.is_empty()
     }
 
+    /// What was given up and is wanted again: the next request says the one, the request after it the other.
+    fn take_given_up(&mut self) -> BTreeSet<String> {
+        let both: BTreeSet<String> = self.subscribe.intersection(&self.unsubscribe).cloned().collect();
+        self.subscribe.retain(|name| !both.contains(name));
+        both
+    }
+
     pub(super) fn delta_request(&mut self) -> DeltaDiscoveryRequest {
         let mut request = DeltaDiscoveryRequest { type_url: self.type_url.clone(), ..Default::default() };
         if self.opened {
-            request.resource_names_subscribe = std::mem::take(&mut self.subscribe).into_iter().collect();
+            let later = self.take_given_up();
+            request.resource_names_subscribe = std::mem::replace(&mut self.subscribe, later).into_iter().collect();
             request.resource_names_unsubscribe = std::mem::take(&mut self.unsubscribe).into_iter().collect();
             if let Some(feedback) = self.feedback.pop_front() {
                 request.response_nonce = feedback.nonce;
@@ -37,7 +47,10 @@ impl TypeState {
     pub(super) fn sotw_request(&mut self) -> DiscoveryRequest {
         let feedback = if self.opened { self.feedback.pop_front() } else { None };
         self.opened = true;
-        self.names_changed = false;
+        let later = self.take_given_up();
+        let mut resource_names = self.all_names();
+        resource_names.retain(|name| !later.contains(name));
+        self.names_changed = !later.is_empty();
         self.subscribe.clear();
         self.unsubscribe.clear();
         let (nonce, error_detail) = match feedback {
@@ -46,7 +59,7 @@ impl TypeState {
         };
         DiscoveryRequest {
             type_url: self.type_url.clone(),
-            resource_names: self.all_names(),
+            resource_names,
             version_info: self.version.clone(),
             response_nonce: nonce,
             error_detail,
