@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::header::{HeaderMap, HeaderName};
 use lateen_identity::WorkloadSecrets;
 use lateen_snapshot::bootstrap::DynamicSource;
-use lateen_snapshot::compile::{ApiSource, SecretSource, Update, Wanted};
+use lateen_snapshot::compile::{ApiSource, SecretKey, SecretSource, Since, Update, Wanted};
 use lateen_telemetry::BlockName;
 use lateen_telemetry::envoy_names::server;
 use lateen_xds::client::{Service, TokenSource};
@@ -120,32 +120,19 @@ async fn follow(mut wanted: watch::Receiver<Arc<Wanted>>, subscriptions: Subscri
     let mut before = Arc::<Wanted>::default();
     loop {
         let now = wanted.borrow_and_update().clone();
-        let names = |set: &BTreeSet<Arc<str>>| set.iter().map(ToString::to_string).collect::<Vec<_>>();
-        if now.endpoints != before.endpoints {
-            subscriptions.set(types::ENDPOINT, names(&now.endpoints));
-        }
-        if now.routes != before.routes {
-            subscriptions.set(types::ROUTE, names(&now.routes));
-        }
-        let beside = |set: &BTreeSet<Arc<str>>, other| set.difference(other).map(ToString::to_string).collect::<Vec<_>>();
-        if now.clusters != before.clusters {
-            subscriptions.subscribe(types::CLUSTER, beside(&now.clusters, &before.clusters));
-            subscriptions.unsubscribe(types::CLUSTER, beside(&before.clusters, &now.clusters));
-        }
-        if now.virtual_hosts != before.virtual_hosts {
-            subscriptions.set(types::VIRTUAL_HOST, names(&now.virtual_hosts));
-        }
-        if now.scopes && !before.scopes {
-            subscriptions.wildcard(types::SCOPED_ROUTE);
-        } else if before.scopes && !now.scopes && delta {
+        let renewed = |type_url, before, now| renew(&subscriptions, type_url, before, now, |name: &Arc<str>| Some(name.to_string()));
+        renewed(types::ENDPOINT, &before.endpoints, &now.endpoints);
+        renewed(types::ROUTE, &before.routes, &now.routes);
+        renewed(types::CLUSTER, &before.clusters, &now.clusters);
+        renewed(types::VIRTUAL_HOST, &before.virtual_hosts, &now.virtual_hosts);
+        renewed(types::EXTENSION, &before.extensions, &now.extensions);
+        renew(&subscriptions, types::SECRET, &before.secrets, &now.secrets, |key| name_from(key, &SecretSource::Ads));
+        let anew = now.scopes_since != before.scopes_since;
+        if before.scopes && delta && (anew || !now.scopes) {
             subscriptions.no_wildcard(types::SCOPED_ROUTE);
         }
-        if now.extensions != before.extensions {
-            subscriptions.set(types::EXTENSION, names(&now.extensions));
-        }
-        let secrets = |w: &Wanted| names_of(w, &SecretSource::Ads);
-        if secrets(&now) != secrets(&before) {
-            subscriptions.set(types::SECRET, secrets(&now));
+        if now.scopes && anew {
+            subscriptions.wildcard(types::SCOPED_ROUTE);
         }
         before = now;
         if wanted.changed().await.is_err() {
@@ -154,8 +141,21 @@ async fn follow(mut wanted: watch::Receiver<Arc<Wanted>>, subscriptions: Subscri
     }
 }
 
-fn names_of(wanted: &Wanted, source: &SecretSource) -> Vec<String> {
-    wanted.secrets.iter().filter(|k| k.source == *source).map(|k| k.name.to_string()).collect()
+/// Unsubscribes from what is wanted no longer and subscribes to what is newly wanted: both from and to a name that was given up
+/// in between, because what came of it is forgotten.
+fn renew<K: Ord>(subscriptions: &Subscriptions, type_url: &str, before: &Since<K>, now: &Since<K>, name: impl Fn(&K) -> Option<String>) {
+    let gone: Vec<String> = before.beside(now).filter_map(&name).collect();
+    if !gone.is_empty() {
+        subscriptions.unsubscribe(type_url, gone);
+    }
+    let new: Vec<String> = now.beside(before).filter_map(&name).collect();
+    if !new.is_empty() {
+        subscriptions.subscribe(type_url, new);
+    }
+}
+
+fn name_from(key: &SecretKey, source: &SecretSource) -> Option<String> {
+    (key.source == *source).then(|| key.name.to_string())
 }
 
 /// Serves secrets from wherever the configuration says: the workload's own identity for Istio's local
@@ -214,13 +214,11 @@ fn secret_stream(main: &Arc<Main>, service: &ApiSource, token: Option<TokenSourc
     let mut wanted = main.wanted();
     let of = source.clone();
     tasks.spawn(async move {
-        let mut before = Vec::new();
+        let mut before = Arc::<Wanted>::default();
         loop {
-            let names = names_of(&wanted.borrow_and_update(), &of);
-            if names != before {
-                subscriptions.set(types::SECRET, names.clone());
-                before = names;
-            }
+            let now = wanted.borrow_and_update().clone();
+            renew(&subscriptions, types::SECRET, &before.secrets, &now.secrets, |key| name_from(key, &of));
+            before = now;
             if wanted.changed().await.is_err() {
                 return;
             }

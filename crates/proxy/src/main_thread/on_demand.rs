@@ -104,7 +104,7 @@ mod tests {
         let first = wishes.ask(cluster("late")).unwrap();
         let second = wishes.ask(cluster("late")).unwrap();
         let denied = wishes.ask(cluster("none")).unwrap();
-        wanted.wait_for(|w| w.clusters.len() == 2).await.unwrap();
+        wanted.wait_for(|w| w.clusters.iter().count() == 2).await.unwrap();
         let body = lateen_snapshot::bootstrap::parse(YAML, "test.yaml").unwrap().resources.remove(0);
         let update = Update { name: "late".to_owned(), version: "1".to_owned(), body };
         main.apply(&SecretSource::Ads, types::CLUSTER, vec![update], &["none".to_owned()]);

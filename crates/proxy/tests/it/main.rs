@@ -36,6 +36,7 @@ mod pace;
 mod pages;
 mod python;
 mod rate_limits;
+mod rediscovery;
 mod retries;
 mod routing;
 mod sessions;

@@ -332,7 +332,7 @@ pub(crate) fn tcp_proxy(fields: &str) -> String {
     )
 }
 
-fn indent(text: &str, by: usize) -> String {
+pub(crate) fn indent(text: &str, by: usize) -> String {
     text.lines().map(|l| format!("{}{l}\n", " ".repeat(by))).collect()
 }
 

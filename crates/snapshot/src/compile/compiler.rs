@@ -1,6 +1,6 @@
 //! The compiler: takes resources as they arrive, keeps the last good version of each, and makes
 //! snapshots in which everything that is referred to is there.
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,7 +17,7 @@ use super::endpoint::Assignment;
 use super::names::Names;
 use super::record::Origin;
 use super::scoped_routes::Scope;
-use super::secret::{SecretKey, Secrets};
+use super::secret::Secrets;
 use super::source::SecretSource;
 use crate::cluster::{Cluster, ClusterLive};
 use crate::dns::cache::DnsCaches;
@@ -50,9 +50,11 @@ mod take;
 mod tests;
 mod view;
 mod virtual_hosts;
+mod wanted;
 
 pub use on_demand::Wish;
 pub use reloads::{Outcome, Reload};
+pub use wanted::{Since, Turn, Wanted};
 
 /// A resource that arrived.
 #[derive(Clone, Debug)]
@@ -67,21 +69,6 @@ pub struct Update {
 pub struct Rejected {
     pub name: String,
     pub reason: String,
-}
-
-/// The names of resources that what is in use, or warming, refers to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
-    pub routes: BTreeSet<Arc<str>>,
-    pub endpoints: BTreeSet<Arc<str>>,
-    pub secrets: BTreeSet<SecretKey>,
-    pub extensions: BTreeSet<Arc<str>>,
-    /// Clusters that requests asked for.
-    pub clusters: BTreeSet<Arc<str>>,
-    /// `<routes>` where virtual hosts are discovered, and `<routes>/<host>` for those that requests asked for.
-    pub virtual_hosts: BTreeSet<Arc<str>>,
-    /// All scopes.
-    pub scopes: bool,
 }
 
 #[derive(Debug)]
@@ -137,6 +124,8 @@ pub struct Compiler {
     /// The active clusters that find their members under a name.
     users: HashMap<Arc<str>, Vec<Arc<str>>>,
     wanted: Arc<Wanted>,
+    /// How often that changed.
+    turn: Turn,
     /// Nothing waits, and `users` and `wanted` are as they must be. Members that change keep it so: only then an update of
     /// one endpoint costs the work of one cluster, however many there are.
     settled: bool,

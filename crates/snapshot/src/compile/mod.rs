@@ -77,7 +77,7 @@ mod upstream_http;
 mod warming;
 
 pub(crate) use common::value_json;
-pub use compiler::{Compiler, Outcome, Rejected, Reload, Update, Wanted, Wish};
+pub use compiler::{Compiler, Outcome, Rejected, Reload, Since, Turn, Update, Wanted, Wish};
 pub use invalid::Invalid;
 pub use record::{Failure, Kind, Listed, Origin, Record};
 pub use secret::{Certificate, SecretKey, SecretValue, Validation};

@@ -122,22 +122,11 @@ impl Compiler {
         }
     }
 
-    /// What must be subscribed to. The same value as before when nothing changed.
-    pub fn wanted(&self) -> Arc<Wanted> {
-        self.wanted.clone()
-    }
-
-    pub(super) fn refresh_wanted(&mut self) {
-        let wanted = self.all_wanted();
-        if *self.wanted != wanted {
-            self.wanted = Arc::new(wanted);
-        }
-    }
-
     pub(super) fn all_wanted(&self) -> Wanted {
-        let mut wanted = Wanted { clusters: self.on_demand.clusters.clone(), ..Wanted::default() };
+        let mut wanted = Wanted::default();
+        wanted.clusters.extend(self.on_demand.clusters.iter().cloned());
         let name_of = |id: RouteTableId| self.names.route_names().get(id.0 as usize).cloned();
-        wanted.routes.clone_from(&self.on_demand.routes);
+        wanted.routes.extend(self.on_demand.routes.iter().cloned());
         for version in self.listeners.values().flat_map(|e| e.versions.all()) {
             wanted.routes.extend(version.value.uses.route_tables.iter().filter_map(|(id, _)| name_of(*id)));
             wanted.scopes |= version.value.uses.scopes.is_some();

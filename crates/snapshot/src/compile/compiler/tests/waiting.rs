@@ -118,3 +118,18 @@ fn a_certificate_is_waited_for_as_long_as_its_source_says() {
     compiler.settle(now + Duration::from_secs(3));
     assert_eq!(compiler.snapshot().listeners.len(), 1);
 }
+
+#[test]
+fn what_was_given_up_and_is_wanted_again_is_to_be_asked_for_anew() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let other = EDS.replace("name: c,", "name: d,").replace("service_name: s", "service_name: t");
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(EDS), update::<ClusterProto>(&other)], &[], now));
+    accepted(compiler.apply(ENDPOINT, vec![endpoints(&["10.0.0.1"])], &[], now));
+    let before = compiler.wanted();
+    accepted(compiler.apply(CLUSTER, Vec::new(), &["c".to_owned()], now));
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(EDS)], &[], now));
+    let after = compiler.wanted();
+    assert!(before.endpoints.iter().eq(after.endpoints.iter()), "the same names");
+    assert!(after.endpoints.beside(&before.endpoints).map(|name| &**name).eq(["s"]));
+    assert!(compiler.snapshot().cluster_named("c").is_none(), "nothing is known of it any more");
+}
