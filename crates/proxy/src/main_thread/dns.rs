@@ -2,6 +2,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use lateen_snapshot::cluster::Discovery;
@@ -19,24 +20,35 @@ struct Question {
     settings: Arc<DnsSettings>,
 }
 
+/// A loop that looks a name up.
+struct Running {
+    task: AbortHandle,
+    /// It has told at least one answer.
+    has_told: Arc<AtomicBool>,
+}
+
 /// Keeps one lookup loop for each name, as clusters come and go.
 pub(super) async fn run(main: Arc<Main>) {
     let mut wanted = main.wanted();
     let mut snapshots = main.snapshots();
-    let mut running: HashMap<Question, AbortHandle> = HashMap::new();
+    let mut running: HashMap<Question, Running> = HashMap::new();
     let mut tasks = JoinSet::new();
     loop {
         let questions = questions(&main);
-        running.retain(|question, task| {
-            let keep = questions.contains(question);
+        running.retain(|question, loop_| {
+            // A cluster that went and came back unseen has forgotten what it was told.
+            let keep = questions.get(question).is_some_and(|answered| *answered || !loop_.has_told.load(Relaxed));
             if !keep {
-                task.abort();
+                loop_.task.abort();
             }
             keep
         });
         while tasks.try_join_next().is_some() {}
-        for question in questions {
-            let start = |question: &Question| tasks.spawn(ask(main.clone(), question.clone()));
+        for question in questions.into_keys() {
+            let start = |question: &Question| {
+                let has_told = Arc::new(AtomicBool::new(false));
+                Running { task: tasks.spawn(ask(main.clone(), question.clone(), has_told.clone())), has_told }
+            };
             running.entry(question).or_insert_with_key(start);
         }
         tokio::select! {
@@ -47,21 +59,23 @@ pub(super) async fn run(main: Arc<Main>) {
     }
 }
 
-fn questions(main: &Main) -> Vec<Question> {
-    let mut questions = Vec::new();
-    main.compiler().each_cluster(|config| {
+/// What clusters want to know, and whether they know it.
+fn questions(main: &Main) -> HashMap<Question, bool> {
+    let mut questions = HashMap::new();
+    let compiler = main.compiler();
+    compiler.each_cluster(|config| {
         let (Discovery::StrictDns(dns) | Discovery::LogicalDns(dns)) = &config.discovery else { return };
-        questions.extend(dns.targets.iter().filter(|t| t.name.parse::<IpAddr>().is_err()).map(|target| Question {
-            cluster: config.name.clone(),
-            name: target.name.clone(),
-            port: target.port,
-            settings: dns.settings.clone(),
-        }));
+        for target in dns.targets.iter().filter(|t| t.name.parse::<IpAddr>().is_err()) {
+            let answered = compiler.has_answer(&config.name, &target.name, target.port);
+            let question =
+                Question { cluster: config.name.clone(), name: target.name.clone(), port: target.port, settings: dns.settings.clone() };
+            questions.insert(question, answered);
+        }
     });
     questions
 }
 
-async fn ask(main: Arc<Main>, question: Question) {
+async fn ask(main: Arc<Main>, question: Question, has_told: Arc<AtomicBool>) {
     let Question { cluster, name, port, settings } = question;
     let mut failures: u32 = 0;
     loop {
@@ -79,6 +93,43 @@ async fn ask(main: Arc<Main>, question: Question) {
                 settings.after_failure(failures, rand::random())
             }
         };
+        has_told.store(true, Relaxed);
         tokio::time::sleep(pause).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lateen_snapshot::compile::{SecretSource, Update};
+    use lateen_xds::types;
+
+    use super::*;
+    use crate::main_thread::test_support;
+
+    const CLUSTER: &str = "{node: {id: n, cluster: c}, static_resources: {clusters: [{name: d, type: STRICT_DNS, dns_refresh_rate: 3600s, \
+                           load_assignment: {cluster_name: d, endpoints: [{lb_endpoints: [{endpoint: {address: \
+                           {socket_address: {address: localhost, port_value: 7}}}}]}]}}]}}";
+
+    #[tokio::test]
+    async fn a_cluster_that_comes_back_before_it_was_missed_has_its_names_looked_up() {
+        let main = test_support::main("{node: {id: n, cluster: c}}");
+        let task = tokio::spawn(run(main.clone()));
+        let body = lateen_snapshot::bootstrap::parse(CLUSTER, "test.yaml").unwrap().resources.remove(0);
+        let add = || {
+            let update = Update { name: "d".to_owned(), version: "1".to_owned(), body: body.clone() };
+            assert_eq!(main.apply(&SecretSource::Ads, types::CLUSTER, vec![update], &[]), []);
+        };
+        let resolved = async || {
+            let has_hosts =
+                |snapshot: &Arc<lateen_snapshot::Snapshot>| snapshot.cluster_named("d").is_some_and(|(_, c)| !c.hosts.is_empty());
+            let found = main.snapshots().wait_for(has_hosts).await.map(drop);
+            found.unwrap();
+        };
+        add();
+        tokio::time::timeout(Duration::from_secs(10), resolved()).await.unwrap();
+        assert_eq!(main.apply(&SecretSource::Ads, types::CLUSTER, Vec::new(), &["d".to_owned()]), []);
+        add();
+        tokio::time::timeout(Duration::from_secs(10), resolved()).await.unwrap();
+        task.abort();
     }
 }

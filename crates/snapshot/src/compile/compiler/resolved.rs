@@ -16,8 +16,12 @@ use crate::compile::endpoint::{Member, Members};
 pub(super) type Resolved = HashMap<(Arc<str>, u16), Vec<IpAddr>>;
 
 impl Compiler {
-    /// The addresses that a name of a DNS cluster resolved to; none where the name has none.
+    /// The addresses that a name of a DNS cluster resolved to; none where the name has none. Of a cluster that has gone in the
+    /// meantime nothing is kept.
     pub fn set_resolved(&mut self, cluster: &str, name: &str, port: u16, mut addresses: Vec<IpAddr>, now: Instant) {
+        if !self.clusters.contains_key(cluster) {
+            return;
+        }
         let single = self.newest_cluster(cluster).is_some_and(|config| matches!(config.discovery, Discovery::LogicalDns(_)));
         let before = self.resolved.get(cluster).and_then(|r| r.get(&(name.into(), port)));
         if single {
@@ -40,11 +44,20 @@ impl Compiler {
 
     /// A name could not be looked up: its last addresses stay; the cluster waits no longer for the first.
     pub fn set_unresolved(&mut self, cluster: &str, name: &str, port: u16, now: Instant) {
+        if !self.clusters.contains_key(cluster) {
+            return;
+        }
         let resolved = self.resolved.entry(cluster.into()).or_default();
         if let Entry::Vacant(first) = resolved.entry((name.into(), port)) {
             first.insert(Vec::new());
             self.settle(now);
         }
+    }
+
+    /// Whether there is an answer, even an empty one, for a name of a DNS cluster: none any more once the cluster was removed,
+    /// whether or not it has come back since.
+    pub fn has_answer(&self, cluster: &str, name: &Arc<str>, port: u16) -> bool {
+        self.resolved.get(cluster).is_some_and(|resolved| resolved.contains_key(&(name.clone(), port)))
     }
 
     fn newest_cluster(&self, name: &str) -> Option<&ClusterConfig> {

@@ -34,6 +34,22 @@ fn a_name_that_cannot_be_looked_up_holds_nobody_up() {
 }
 
 #[test]
+fn a_cluster_that_was_removed_and_comes_back_has_no_answer() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let name = Arc::from("a.example");
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(BY_NAME)], &[], now));
+    assert!(!compiler.has_answer("d", &name, 7));
+    compiler.set_unresolved("d", &name, 7, now);
+    assert!(compiler.has_answer("d", &name, 7));
+    accepted(compiler.apply(CLUSTER, Vec::new(), &["d".to_owned()], now));
+    // Two lookups were under way.
+    compiler.set_resolved("d", &name, 7, ips(&["10.0.0.1"]), now);
+    compiler.set_unresolved("d", &name, 7, now);
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(BY_NAME)], &[], now));
+    assert!(!compiler.has_answer("d", &name, 7) && compiler.snapshot().cluster_named("d").is_none());
+}
+
+#[test]
 fn a_logical_dns_cluster_has_one_host_that_stays_while_its_name_has_its_address() {
     let (mut compiler, now) = (Compiler::new(), Instant::now());
     accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(&BY_NAME.replace("STRICT_DNS", "LOGICAL_DNS"))], &[], now));
