@@ -89,7 +89,7 @@ fn substitution(value: core::SubstitutionFormatString) -> Result<LogFormat> {
     Ok(match format {
         Some(Format::TextFormat(text)) => LogFormat::Text(text.into()),
         Some(Format::TextFormatSource(source)) => {
-            let bytes = data(source).within("text_format_source")?.bytes;
+            let bytes = data(source).within("text_format_source")?;
             let text = String::from_utf8(bytes).map_err(|_| Invalid::field("text_format_source", "is not UTF-8"))?;
             LogFormat::Text(text.into())
         }

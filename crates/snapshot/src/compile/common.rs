@@ -157,26 +157,17 @@ pub(crate) fn percent_fraction(value: types::Percent) -> Result<Fraction> {
     Ok(Fraction { numerator, denominator: 1_000_000 })
 }
 
-/// Bytes given inline, in a file or in an environment variable, and where they came from (for errors and reloads).
-pub(crate) struct Data {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) file: Option<Box<Path>>,
-}
-
-pub(crate) fn data(source: core::DataSource) -> Result<Data> {
+/// Bytes given inline, in a file or in an environment variable.
+pub(crate) fn data(source: core::DataSource) -> Result<Vec<u8>> {
     let core::DataSource { watched_directory, specifier } = source;
     // Files are watched anyway.
     harmless!(watched_directory);
-    let inline = |bytes: Vec<u8>| Ok(Data { bytes, file: None });
     match specifier {
-        Some(data_source::Specifier::InlineBytes(bytes)) => inline(bytes.to_vec()),
-        Some(data_source::Specifier::InlineString(text)) => inline(text.into_bytes()),
-        Some(data_source::Specifier::Filename(name)) => {
-            let path = Path::new(&name);
-            Ok(Data { bytes: read_file(path).within("filename")?, file: Some(path.into()) })
-        }
+        Some(data_source::Specifier::InlineBytes(bytes)) => Ok(bytes.to_vec()),
+        Some(data_source::Specifier::InlineString(text)) => Ok(text.into_bytes()),
+        Some(data_source::Specifier::Filename(name)) => read_file(Path::new(&name)).within("filename"),
         Some(data_source::Specifier::EnvironmentVariable(name)) => match std::env::var(&name) {
-            Ok(text) => inline(text.into_bytes()),
+            Ok(text) => Ok(text.into_bytes()),
             Err(_) => Err(Invalid::field("environment_variable", format!("`{name}` is not set"))),
         },
         None => Err(Invalid::new("is empty; give filename, inline_bytes, inline_string or environment_variable")),

@@ -208,7 +208,7 @@ fn audiences(values: &[String]) -> Vec<Box<str>> {
 fn keys(value: Option<Jwks>, context: &mut Context<'_>) -> Result<Keys> {
     match value {
         Some(Jwks::LocalJwks(source)) => {
-            let bytes = data(source).within("local_jwks")?.bytes;
+            let bytes = data(source).within("local_jwks")?;
             let text = std::str::from_utf8(&bytes).map_err(|_| Invalid::field("local_jwks", "is not UTF-8"))?;
             KeySet::parse(text).map(Keys::Local).map_err(|e| Invalid::field("local_jwks", e.to_string()))
         }

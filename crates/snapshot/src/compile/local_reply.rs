@@ -29,7 +29,7 @@ fn mapper(value: proto::ResponseMapper) -> Result<ReplyMapper> {
     Ok(ReplyMapper {
         filter: filter.within("filter")?,
         status: status_code.map(status).transpose()?,
-        body: body.map(|b| data(b).map(|d| Bytes::from(d.bytes))).transpose().within("body")?,
+        body: body.map(|b| data(b).map(Bytes::from)).transpose().within("body")?,
         format: body_format_override.map(format).transpose().within("body_format_override")?,
         headers: header::additions(headers_to_add, "headers_to_add")?,
     })

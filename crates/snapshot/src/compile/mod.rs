@@ -26,6 +26,7 @@ mod ext_authz;
 mod ext_proc;
 mod extension;
 mod fault;
+mod file_stamp;
 mod filter;
 mod global_ratelimit;
 mod grpc_stats;
@@ -78,6 +79,7 @@ mod warming;
 
 pub(crate) use common::value_json;
 pub use compiler::{Compiler, Outcome, Rejected, Reload, Since, Turn, Update, Wanted, Wish};
+pub use file_stamp::FileStamp;
 pub use invalid::Invalid;
 pub use record::{Failure, Kind, Listed, Origin, Record};
 pub use secret::{Certificate, SecretKey, SecretValue, Validation};

@@ -102,7 +102,7 @@ fn typed(name: &str, config: &Any, context: &mut Context<'_>) -> Result<Kind> {
         Ok(Kind::Terminal(Terminal::Tcp(Arc::new(tcp_proxy::tcp_proxy(open(config)?, context)?))))
     } else if any::is::<proto::direct_response::v3::Config>(config) {
         let proto::direct_response::v3::Config { response } = open(config)?;
-        let bytes = response.map_or_else(|| Ok(Vec::new()), |r| data(r).map(|d| d.bytes)).within("response")?;
+        let bytes = response.map_or_else(|| Ok(Vec::new()), data).within("response")?;
         Ok(Kind::Terminal(Terminal::DirectResponse(bytes.into())))
     } else if any::name_of(&config.type_url) == "envoy.extensions.filters.network.echo.v3.Echo" {
         Ok(Kind::Terminal(Terminal::Echo))

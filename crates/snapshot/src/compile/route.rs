@@ -479,7 +479,7 @@ fn direct(value: proto::DirectResponseAction, limit: usize) -> Result<DirectResp
         .ok_or_else(|| Invalid::field("status", format!("{status} is not between 200 and 599")))?;
     let body = match body {
         None | Some(core::DataSource { specifier: None, .. }) => Bytes::new(),
-        Some(source) => Bytes::from(data(source).within("body")?.bytes),
+        Some(source) => Bytes::from(data(source).within("body")?),
     };
     if body.len() > limit {
         let reason = format!("has {} bytes, more than the {limit} of max_direct_response_body_size_bytes", body.len());

@@ -12,6 +12,7 @@ use proto::certificate_validation_context::TrustChainVerification;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 
 use super::common::data;
+use super::file_stamp::FileStamp;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::source::SecretSource;
 use super::tls::{Given, san, san_of};
@@ -121,8 +122,11 @@ pub(crate) struct Secrets {
 #[derive(Debug)]
 struct FromFiles {
     secret: proto::Secret,
-    files: Vec<PathBuf>,
+    files: Vec<ReadFile>,
 }
+
+/// A file, and how it was when it was read.
+type ReadFile = (PathBuf, FileStamp);
 
 impl Secrets {
     pub(crate) fn has(&self, key: &SecretKey) -> bool {
@@ -206,7 +210,7 @@ impl Secrets {
         let key = match known {
             Some((key, _)) => key.clone(),
             None => {
-                let names: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
+                let names: Vec<String> = files.iter().map(|(file, _)| file.display().to_string()).collect();
                 let key = SecretKey { source: SecretSource::Files, name: format!("{}#{}", names.join(","), self.numbered).into() };
                 self.numbered += 1;
                 self.from_files.insert(key.clone(), FromFiles { secret, files });
@@ -217,15 +221,17 @@ impl Secrets {
         Ok(Given::Discovered(key))
     }
 
-    /// Every file that a secret was read from.
-    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
-        self.from_files.values().flat_map(|f| &f.files).map(PathBuf::as_path)
+    /// Every file that a secret was read from, as it was then.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &ReadFile> {
+        self.from_files.values().flat_map(|from| &from.files)
     }
 
     /// Reads the secrets in these files again; those that cannot be read keep their last value.
     pub(crate) fn reload(&mut self, changed: impl Fn(&Path) -> bool) -> Vec<(SecretKey, Result<()>)> {
         let mut results = Vec::new();
-        for (key, from) in self.from_files.iter().filter(|(_, from)| from.files.iter().any(|f| changed(f))) {
+        for (key, from) in self.from_files.iter_mut().filter(|(_, from)| from.files.iter().any(|(file, _)| changed(file))) {
+            // What cannot be used is not read again either until it changes.
+            from.files.iter_mut().for_each(|(file, stamp)| *stamp = FileStamp::of(file));
             let result = open(from.secret.clone()).map(|(value, _)| {
                 self.values.insert(key.clone(), value);
             });
@@ -246,7 +252,7 @@ impl Secrets {
 }
 
 /// What a secret holds, and the files that it came from.
-fn open(secret: proto::Secret) -> Result<(SecretValue, Vec<PathBuf>)> {
+fn open(secret: proto::Secret) -> Result<(SecretValue, Vec<ReadFile>)> {
     let mut files = Vec::new();
     let value = match secret.r#type {
         Some(proto::secret::Type::TlsCertificate(c)) => {
@@ -263,13 +269,16 @@ fn open(secret: proto::Secret) -> Result<(SecretValue, Vec<PathBuf>)> {
 }
 
 /// The bytes of a source, remembering a file.
-fn read(source: Option<core::DataSource>, files: &mut Vec<PathBuf>, field: &str) -> Result<Vec<u8>> {
-    let data = source.ok_or_else(|| Invalid::new("is missing")).and_then(data).within(field)?;
-    files.extend(data.file.as_deref().map(Path::to_path_buf));
-    Ok(data.bytes)
+fn read(source: Option<core::DataSource>, files: &mut Vec<ReadFile>, field: &str) -> Result<Vec<u8>> {
+    let source = source.ok_or_else(|| Invalid::new("is missing")).within(field)?;
+    if let Some(core::data_source::Specifier::Filename(name)) = &source.specifier {
+        let path = PathBuf::from(name);
+        files.push((path.clone(), FileStamp::of(&path)));
+    }
+    data(source).within(field)
 }
 
-fn certificate(value: proto::TlsCertificate, files: &mut Vec<PathBuf>) -> Result<Certificate> {
+fn certificate(value: proto::TlsCertificate, files: &mut Vec<ReadFile>) -> Result<Certificate> {
     let proto::TlsCertificate {
         certificate_chain,
         private_key,
@@ -291,7 +300,7 @@ fn certificate(value: proto::TlsCertificate, files: &mut Vec<PathBuf>) -> Result
     Ok(Certificate { key: Arc::new(key) })
 }
 
-fn validation(value: proto::CertificateValidationContext, files: &mut Vec<PathBuf>) -> Result<Validation> {
+fn validation(value: proto::CertificateValidationContext, files: &mut Vec<ReadFile>) -> Result<Validation> {
     let proto::CertificateValidationContext {
         trusted_ca,
         ca_certificate_provider_instance,

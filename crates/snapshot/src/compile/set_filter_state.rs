@@ -49,7 +49,7 @@ fn text(value: core::SubstitutionFormatString) -> Result<Arc<str>> {
     let text = match format {
         Some(Format::TextFormat(text)) => text,
         Some(Format::TextFormatSource(source)) => {
-            let bytes = data(source).within("text_format_source")?.bytes;
+            let bytes = data(source).within("text_format_source")?;
             String::from_utf8(bytes).map_err(|_| Invalid::field("text_format_source", "is not UTF-8"))?
         }
         Some(Format::JsonFormat(_)) => return Err(Invalid::unsupported("json_format")),

@@ -7,6 +7,7 @@ use lateen_identity::WorkloadSecrets;
 
 use super::entry::{decode, same_name};
 use super::{Compiler, Rejected, SecretProto, Update};
+use crate::compile::file_stamp::FileStamp;
 use crate::compile::invalid::{Invalid, Result};
 use crate::compile::secret::{SecretKey, SecretValue};
 use crate::compile::source::SecretSource;
@@ -50,9 +51,9 @@ impl Compiler {
         results.into_iter().collect()
     }
 
-    /// The files that secrets were read from.
-    pub fn files(&self) -> BTreeSet<PathBuf> {
-        self.secrets.files().map(Path::to_path_buf).collect()
+    /// The files that secrets were read from, as they were then.
+    pub fn files(&self) -> BTreeSet<(PathBuf, FileStamp)> {
+        self.secrets.files().cloned().collect()
     }
 
     /// Reads secrets in changed files again. Returns those that failed, which keep their last value.
