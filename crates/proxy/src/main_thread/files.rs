@@ -116,7 +116,9 @@ mod tests {
         );
         let filter = "{name: t, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: c}}";
         let chain = format!("{{transport_socket: {socket}, filters: [{filter}]}}");
-        let address = "{socket_address: {address: 127.0.0.1, port_value: 9}}";
+        // Each has one of its own.
+        let port: u16 = name.bytes().map(u16::from).sum();
+        let address = format!("{{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}");
         let text = format!("{{static_resources: {{listeners: [{{name: {name}, address: {address}, filter_chains: [{chain}]}}]}}}}");
         let body = bootstrap::parse(&text, "test.yaml").unwrap().resources.remove(0);
         Update { name: name.to_owned(), version: "1".to_owned(), body }
