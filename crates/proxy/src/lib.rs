@@ -23,4 +23,4 @@ pub mod worker;
 
 pub use lateen_telemetry::istio::PeerMetadata;
 pub use lateen_telemetry::stats::TagStyle;
-pub use worker::{Asked, Drain, LogFiles, Overload, Peers, Wishes, WorkerConfig, WorkerHandle};
+pub use worker::{Asked, Drain, DrainTime, LogFiles, Overload, Peers, Wishes, WorkerConfig, WorkerHandle};

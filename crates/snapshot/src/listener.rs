@@ -32,6 +32,8 @@ pub enum Direction {
 #[derive(Debug)]
 pub struct Listener {
     pub name: Arc<str>,
+    /// Shared by versions that differ in their chains alone; chains that are the same are shared by these too.
+    pub lineage: Arc<()>,
     /// The address, then the additional addresses.
     pub addresses: Vec<SocketAddr>,
     /// Those of IPv6 that take connections over IPv4 too (Envoy `ipv4_compat`).
@@ -75,6 +77,10 @@ pub struct Listener {
 }
 
 impl Listener {
+    pub fn all_chains(&self) -> impl Iterator<Item = &Arc<FilterChain>> {
+        self.chains.iter().chain(&self.default_chain)
+    }
+
     /// Takes the place of the version before: connections that are open go on to count with their workers, as long as they came
     /// to the same address.
     pub(crate) fn follow(&mut self, before: &Self) {

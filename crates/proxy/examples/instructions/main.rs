@@ -82,6 +82,7 @@ impl Workers {
                 epoch: Instant::now(),
                 wishes: Default::default(),
                 peers: Default::default(),
+                drain: Default::default(),
             })
         });
         Ok(Self(each.collect::<Result<_, _>>()?))

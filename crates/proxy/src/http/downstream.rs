@@ -20,14 +20,12 @@ use super::{Exchange, Hcm};
 use crate::http::h1::NoRequest;
 use crate::io::{Io, Timer, Wire, longer};
 use crate::listener::Conn;
-use crate::worker::Worker;
+use crate::worker::{DRAIN_IDLE, Worker};
 
 const PREFACE: &[u8] = lateen_http2::PREFACE;
 /// A request's head must be complete this long after its first byte, unless configured: slow senders would
 /// otherwise hold connections for nothing.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a draining connection may stay idle before it is closed under its caller.
-const DRAIN_IDLE: Duration = Duration::from_secs(5);
 
 /// Serves a connection to its end.
 pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io) {
@@ -110,7 +108,7 @@ async fn serve_h1(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, a
         let mut head_since = None;
         let next = poll_fn(|cx| {
             if drain.is_none() {
-                drain = Some((conn.listener.drain.register(cx), worker.drain.register(cx)));
+                drain = Some((conn.chain.drain.register(cx), worker.drain.register(cx)));
             }
             if let Poll::Ready(request) = h1.poll_request(cx) {
                 return Poll::Ready(Some(request));
@@ -121,7 +119,8 @@ async fn serve_h1(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, a
                 since.checked_add(config.request_headers_timeout.unwrap_or(HEAD_TIMEOUT))
             } else {
                 let idle = config.idle_timeout.and_then(|limit| idle_since.checked_add(limit));
-                let drained = draining.then(|| idle_since + DRAIN_IDLE);
+                // A request may be on its way of a caller that was not told yet, however long it had been silent.
+                let drained = conn.draining_since(worker).map(|since| since.max(idle_since) + DRAIN_IDLE);
                 [idle, drained, ends].into_iter().flatten().min()
             };
             timer.set(deadline);

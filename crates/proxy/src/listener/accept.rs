@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::manager::Current;
 use super::{ListenerState, connection};
-use crate::worker::{self, Handed, Worker};
+use crate::worker::{self, DrainSignal, Handed, Worker};
 
 /// Without descriptors or memory there is nothing to do but let connections end.
 const BACK_OFF: Duration = Duration::from_millis(100);
@@ -106,7 +106,7 @@ pub(crate) fn take(worker: &Rc<Worker>, handed: Handed) {
     let known = worker.listeners.named(&listener.name);
     let listener = known.unwrap_or_else(|| {
         let state = ListenerState::new(worker, listener);
-        state.drain.start();
+        state.drain(DrainSignal::start);
         state
     });
     serve(worker, listener, stream, remote, Some(place));

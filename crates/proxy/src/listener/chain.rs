@@ -1,6 +1,6 @@
 //! A worker's state of a listener and of its chains.
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -19,16 +19,19 @@ pub(crate) struct ListenerState {
     pub(crate) listener: Arc<Listener>,
     pub(crate) stats: Local,
     ssl: Local,
-    pub(crate) drain: Rc<DrainSignal>,
+    /// As far as connections of all chains are asked to leave; a chain has a signal of its own.
+    drain: Rc<DrainSignal>,
+    /// Once the next version has taken the chains over that stay, those that go.
     chains: RefCell<HashMap<*const FilterChain, Kept>>,
+    /// The next version has taken the others.
+    is_succeeded: Cell<bool>,
     /// Logs of connections without a chain.
     pub(crate) logs: LogSet,
     inspection: RefCell<Rc<Inspection>>,
     /// What stands in the places of listener filters that are discovered.
     inspected: RefCell<Option<Found>>,
-    pub(crate) active: Cell<u64>,
-    /// Connections from their acceptance on, handed over to another listener or not.
-    pub(crate) accepted: Cell<u64>,
+    /// Connections from their acceptance on, handed over to another listener or not; of all versions that differ in their chains alone.
+    pub(crate) accepted: Rc<Cell<u64>>,
 }
 
 /// Listener filters bound to counters.
@@ -64,6 +67,8 @@ impl Inspection {
 /// A chain with its filters bound to counters and logs.
 pub(crate) struct ChainState {
     pub(crate) chain: Arc<FilterChain>,
+    /// Connections of the chain are to end, by themselves or with those of the whole listener.
+    pub(crate) drain: Rc<DrainSignal>,
     pub(crate) filters: NetworkFilters,
     pub(crate) terminal: TerminalState,
 }
@@ -80,6 +85,8 @@ pub(crate) enum TerminalState {
 /// A chain's state, with what was discovered for its filters.
 struct Kept {
     state: Rc<ChainState>,
+    /// Holds the address by which it is kept.
+    _chain: Arc<FilterChain>,
     found: Option<Found>,
 }
 
@@ -96,13 +103,59 @@ impl ListenerState {
             ssl: worker.shard.local(&tls),
             drain: Rc::default(),
             chains: RefCell::default(),
+            is_succeeded: Cell::new(false),
             logs: LogSet::new(worker, &listener.access_logs),
             inspection: RefCell::new(Rc::new(Inspection::new(worker, Arc::clone(&listener.inspectors)))),
             inspected: RefCell::default(),
-            active: Cell::new(0),
-            accepted: Cell::new(0),
+            accepted: Rc::default(),
             listener,
         })
+    }
+
+    /// The next version of a listener of which only chains differ. It takes those over that stay, with their connections.
+    pub(super) fn succeed(self: &Rc<Self>, worker: &Worker, listener: Arc<Listener>) -> Rc<Self> {
+        let stays: HashSet<_> = listener.all_chains().map(Arc::as_ptr).collect();
+        let mut next = Self::new(worker, listener);
+        if let Some(next) = Rc::get_mut(&mut next) {
+            next.drain = Rc::clone(&self.drain);
+            next.accepted = Rc::clone(&self.accepted);
+            *next.chains.get_mut() = self.chains.borrow_mut().extract_if(|chain, _| stays.contains(chain)).collect();
+        }
+        self.is_succeeded.set(true);
+        next
+    }
+
+    /// The version that connections are for whose chain is not chosen yet.
+    pub(super) fn newest(self: Rc<Self>, worker: &Worker) -> Rc<Self> {
+        if !self.is_succeeded.get() {
+            return self;
+        }
+        worker.listeners.named(&self.listener.name).filter(|now| Rc::ptr_eq(&now.drain, &self.drain)).unwrap_or(self)
+    }
+
+    /// Has all connections end.
+    pub(crate) fn drain(&self, how: impl Fn(&DrainSignal)) {
+        how(&self.drain);
+        self.drain_chains(how);
+    }
+
+    /// Has the connections end that no other version has.
+    pub(super) fn leave(&self, how: impl Fn(&DrainSignal)) {
+        if self.is_succeeded.get() { self.drain_chains(how) } else { self.drain(how) }
+    }
+
+    fn drain_chains(&self, how: impl Fn(&DrainSignal)) {
+        self.chains.borrow().values().for_each(|kept| how(&kept.state.drain));
+    }
+
+    /// Whether every connection that leaves was told to; then nothing of its chains needs to be kept for them.
+    pub(super) fn was_told(&self) -> bool {
+        let mut chains = self.chains.borrow_mut();
+        let told = chains.values().all(|kept| kept.state.drain.is_draining()) && (self.is_succeeded.get() || self.drain.is_draining());
+        if told {
+            chains.clear();
+        }
+        told
     }
 
     /// What a connection is looked at for.
@@ -130,7 +183,7 @@ impl ListenerState {
     pub(crate) fn chain(&self, worker: &Rc<Worker>, chain: &Arc<FilterChain>) -> Rc<ChainState> {
         let mut chains = self.chains.borrow_mut();
         let before = chains.get_mut(&Arc::as_ptr(chain));
-        if let Some(Kept { state, found }) = before {
+        if let Some(Kept { state, found, .. }) = before {
             let Some(found) = found else { return Rc::clone(state) };
             if found.is_current(&worker.live().snapshot) {
                 return Rc::clone(state);
@@ -143,17 +196,19 @@ impl ListenerState {
     }
 
     fn resolved(&self, worker: &Rc<Worker>, chain: &Arc<FilterChain>, before: Option<&Rc<ChainState>>) -> Kept {
+        let drain = before.map_or_else(|| Rc::new(DrainSignal::like(&self.drain)), |before| Rc::clone(&before.drain));
+        let state = |chain| Rc::new(ChainState::new(worker, &self.listener, chain, drain, before));
         if chain.discovered().next().is_none() {
-            return Kept { state: Rc::new(ChainState::new(worker, &self.listener, Arc::clone(chain), before)), found: None };
+            return Kept { state: state(Arc::clone(chain)), _chain: Arc::clone(chain), found: None };
         }
         let found = Found::new(&worker.live().snapshot, chain.discovered());
         let now = chain.resolve(|id| found.get(id), self.listener.direction == Direction::Outbound);
-        Kept { state: Rc::new(ChainState::new(worker, &self.listener, Arc::new(now), before)), found: Some(found) }
+        Kept { state: state(Arc::new(now)), _chain: Arc::clone(chain), found: Some(found) }
     }
 }
 
 impl ChainState {
-    fn new(worker: &Rc<Worker>, listener: &Listener, chain: Arc<FilterChain>, before: Option<&Rc<Self>>) -> Self {
+    fn new(worker: &Rc<Worker>, listener: &Listener, chain: Arc<FilterChain>, drain: Rc<DrainSignal>, before: Option<&Rc<Self>>) -> Self {
         let terminal = match &chain.terminal {
             Terminal::Http(config) => TerminalState::Http(Hcm::new(worker, listener, Arc::clone(config))),
             Terminal::Tcp(config) => TerminalState::Tcp(TcpState::new(worker, Arc::clone(config))),
@@ -162,7 +217,7 @@ impl ChainState {
             Terminal::Discovered(_) => TerminalState::Missing,
         };
         let filters = NetworkFilters::new(worker, &chain, before.map(|before| &before.filters));
-        Self { filters, chain, terminal }
+        Self { filters, chain, drain, terminal }
     }
 }
 

@@ -85,13 +85,18 @@ impl Conn {
 
     /// Whether the connection is to end, idle or not.
     pub(crate) fn draining(&self, worker: &Worker) -> bool {
-        self.listener.drain.is_draining() || worker.drain.is_draining()
+        self.chain.drain.is_draining() || worker.drain.is_draining()
+    }
+
+    /// Since when it is to end, idle or not.
+    pub(crate) fn draining_since(&self, worker: &Worker) -> Option<Instant> {
+        [self.chain.drain.since(), worker.drain.since()].into_iter().flatten().min()
     }
 
     /// Whether the connection is to end after the request at hand.
     pub(crate) fn ends(&self, worker: &Worker) -> bool {
         let listener = &self.listener.listener;
-        self.listener.drain.ends(|| worker.roll())
+        self.chain.drain.ends(|| worker.roll())
             || worker.drain.ends(|| worker.roll())
             || (worker.failing.is_draining() && !listener.drains_when_modified_only)
             || (worker.overload.is_active(Action::DisableKeepalive) && !listener.ignores_overload)
@@ -105,7 +110,6 @@ impl Active {
     fn new(listener: &Rc<ListenerState>, start: Instant) -> Self {
         listener.stats.inc(names::DOWNSTREAM_CX_TOTAL);
         listener.stats.gauge_inc(names::DOWNSTREAM_CX_ACTIVE);
-        listener.active.set(listener.active.get() + 1);
         Self(Rc::clone(listener), start)
     }
 }
@@ -115,7 +119,6 @@ impl Drop for Active {
         self.0.stats.inc(names::DOWNSTREAM_CX_DESTROY);
         self.0.stats.gauge_dec(names::DOWNSTREAM_CX_ACTIVE);
         self.0.stats.record(names::DOWNSTREAM_CX_LENGTH_MS, self.1.elapsed().as_micros() as u64);
-        self.0.active.set(self.0.active.get() - 1);
     }
 }
 
@@ -139,6 +142,7 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
         transport_protocol: "raw_buffer",
     };
     let Some(Inspected { info, ahead, told, source }) = inspect::run(&worker, &listener, &mut stream, wish).await else { return };
+    let listener = listener.newest(&worker);
     let Some(chain) = listener.listener.choose_chain(&info).cloned() else {
         listener.stats.inc(names::NO_FILTER_CHAIN_MATCH);
         http::log_refused(&worker, &listener, &info, start, ResponseFlags::NO_ROUTE_FOUND);

@@ -13,7 +13,7 @@ use lateen_snapshot::{Listener, Snapshot};
 use super::{ListenerState, accept, socket};
 use crate::filter::http::jwks;
 use crate::restart::Inherited;
-use crate::worker::{Sockets, Worker};
+use crate::worker::{DrainSignal, DrainTime, Sockets, Worker};
 
 /// Which listener a socket's connections are for: changed in place by updates.
 pub(super) type Current = Rc<RefCell<Rc<ListenerState>>>;
@@ -70,12 +70,14 @@ fn prepare(worker: &Rc<Worker>, listener: &Listener) {
 }
 
 /// One worker's listeners.
-#[derive(Default)]
 pub(crate) struct Manager {
+    drain_time: DrainTime,
     by_name: RefCell<HashMap<Arc<str>, Rc<ListenerState>>>,
     sockets: RefCell<HashMap<Place, Bound>>,
     /// For hand-over by original destination; bound or not.
     by_address: RefCell<HashMap<SocketAddr, Rc<ListenerState>>>,
+    /// What was replaced or removed, whole or in some of its chains, while it is asked to leave.
+    leaving: RefCell<Vec<Rc<ListenerState>>>,
     openness: Cell<Openness>,
     /// Some address could not be had; see [`Manager::retry`].
     failed: Cell<bool>,
@@ -83,15 +85,24 @@ pub(crate) struct Manager {
 }
 
 impl Manager {
+    pub(crate) fn new(drain_time: DrainTime) -> Self {
+        Self {
+            drain_time,
+            by_name: RefCell::default(),
+            sockets: RefCell::default(),
+            by_address: RefCell::default(),
+            leaving: RefCell::default(),
+            openness: Cell::default(),
+            failed: Cell::default(),
+            inherited: RefCell::default(),
+        }
+    }
+
     pub(crate) fn apply(&self, worker: &Rc<Worker>, snapshot: &Snapshot) {
         let mut by_name = HashMap::with_capacity(snapshot.listeners.len());
         let mut by_address = HashMap::with_capacity(snapshot.listeners.len());
         for listener in &snapshot.listeners {
-            let kept = self.by_name.borrow().get(&listener.name).filter(|s| Arc::ptr_eq(&s.listener, listener)).cloned();
-            let state = kept.unwrap_or_else(|| {
-                prepare(worker, listener);
-                ListenerState::new(worker, Arc::clone(listener))
-            });
+            let state = self.state(worker, listener);
             for address in &listener.addresses {
                 by_address.insert(*address, Rc::clone(&state));
             }
@@ -103,10 +114,30 @@ impl Manager {
         let problems = self.bind(worker, snapshot);
         for (name, state) in before {
             if !self.by_name.borrow().get(&name).is_some_and(|now| Rc::ptr_eq(now, &state)) {
-                state.drain.start();
+                self.leave(state);
             }
         }
         self.report(worker, problems);
+    }
+
+    /// The state of this listener: what there is where nothing changed, and what it has in common with the version before.
+    fn state(&self, worker: &Rc<Worker>, listener: &Arc<Listener>) -> Rc<ListenerState> {
+        let before = self.named(&listener.name);
+        if let Some(same) = before.as_ref().filter(|before| Arc::ptr_eq(&before.listener, listener)) {
+            return Rc::clone(same);
+        }
+        prepare(worker, listener);
+        match before.filter(|before| Arc::ptr_eq(&before.listener.lineage, &listener.lineage)) {
+            Some(before) => before.succeed(worker, Arc::clone(listener)),
+            None => ListenerState::new(worker, Arc::clone(listener)),
+        }
+    }
+
+    /// Asks the connections to leave that have no successor to be for.
+    fn leave(&self, state: Rc<ListenerState>) {
+        let ask = |signal: &DrainSignal| signal.ask(self.drain_time);
+        state.leave(ask);
+        self.leaving.borrow_mut().push(state);
     }
 
     fn report(&self, worker: &Worker, problems: Vec<String>) {
@@ -228,14 +259,18 @@ impl Manager {
     /// Asks connections to end, spread over this time; new ones are still taken.
     pub(crate) fn ask(&self, over: Duration, inbound_only: bool) {
         for state in self.by_name.borrow().values().filter(|s| !inbound_only || s.listener.direction == Direction::Inbound) {
-            if over.is_zero() { state.drain.start() } else { state.drain.start_over(over) }
+            state.drain(|signal| signal.ask(DrainTime { over, gradually: true }));
         }
     }
 
     pub(crate) fn tick(&self) {
-        for state in self.by_name.borrow().values() {
-            state.drain.tick();
+        self.by_name.borrow().values().for_each(|state| state.drain(DrainSignal::tick));
+        for state in &*self.leaving.borrow() {
+            state.leave(DrainSignal::tick);
+            state.leave(DrainSignal::close);
         }
+        // Those that nobody else has are without connections.
+        self.leaving.borrow_mut().retain(|state| Rc::strong_count(state) > 1 && !state.was_told());
     }
 
     /// Closes sockets, and opens none again, whatever configuration comes.
@@ -254,7 +289,7 @@ impl Manager {
         self.close(inbound_only);
         let concerns = |state: &ListenerState| !inbound_only || state.listener.direction == Direction::Inbound;
         for state in self.by_name.borrow().values().filter(|s| concerns(s)) {
-            state.drain.start();
+            state.drain(DrainSignal::start);
         }
     }
 }

@@ -20,7 +20,7 @@ use super::supervise::Supervisor;
 use super::{cluster_figures, discovery, dns, dns_cache, ejection, figures, files, health, on_demand, overload};
 use crate::admin::{self, AdminOptions};
 use crate::restart::{self, Child, Inherited, Lineage, Parent};
-use crate::worker::{Drain, LogFiles, NodeText, Overload, Peers, Sockets, Wishes, WorkerConfig, WorkerHandle};
+use crate::worker::{Drain, DrainTime, LogFiles, NodeText, Overload, Peers, Sockets, Wishes, WorkerConfig, WorkerHandle};
 
 /// How a proxy process runs.
 pub struct Options {
@@ -161,6 +161,7 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
             epoch,
             wishes: wishes.clone(),
             peers: peers.clone(),
+            drain: DrainTime { over: drain_time, gradually: drain_gradually },
         })?);
     }
     let inherited = before.as_ref().map(|(_, inherited)| Arc::clone(inherited));

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::main_thread::Panics;
 use crate::restart::Inherited;
 
-use super::{Handed, LogFiles, NodeText, Overload, Peers, TICK, Wishes, Worker, guard};
+use super::{DrainTime, Handed, LogFiles, NodeText, Overload, Peers, TICK, Wishes, Worker, guard};
 
 /// What a worker is made from.
 pub struct WorkerConfig {
@@ -42,6 +42,8 @@ pub struct WorkerConfig {
     pub wishes: Wishes,
     /// Shared by all workers.
     pub peers: Peers,
+    /// How connections end whose chain or listener is replaced.
+    pub drain: DrainTime,
 }
 
 pub(super) enum Command {
@@ -317,7 +319,7 @@ impl Worker {
             Drain::Ask { over, inbound_only } => {
                 self.listeners.ask(over, inbound_only);
                 if !inbound_only {
-                    if over.is_zero() { self.drain.start() } else { self.drain.start_over(over) }
+                    self.drain.ask(DrainTime { over, gradually: true });
                 }
             }
             Drain::HandOver { over } => {

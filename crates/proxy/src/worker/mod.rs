@@ -10,7 +10,8 @@ mod peers;
 mod wishes;
 
 pub(crate) use counters::Counters;
-pub(crate) use drain::DrainSignal;
+pub use drain::DrainTime;
+pub(crate) use drain::{DRAIN_IDLE, DrainSignal, Registration};
 pub(crate) use guard::{poll_guarded, spawn};
 pub use handle::{Drain, Sockets, WorkerConfig, WorkerHandle};
 pub(crate) use live::Live;
@@ -124,7 +125,7 @@ impl Worker {
             date: RefCell::new((0, HeaderValue::from_static(""))),
             clocks: Cell::new((Instant::now(), SystemTime::now())),
             logs: LogWriters::new(config.logs),
-            listeners: crate::listener::Manager::default(),
+            listeners: crate::listener::Manager::new(config.drain),
             peers: config.peers,
             drain: Rc::new(DrainSignal::default()),
             connections: Cell::new(0),

@@ -41,6 +41,7 @@ fn started() -> (WorkerHandle, Arc<Registry>, SocketAddr) {
         epoch: Instant::now(),
         wishes: Default::default(),
         peers: Default::default(),
+        drain: Default::default(),
     })
     .unwrap();
     let mut compiler = Compiler::new();

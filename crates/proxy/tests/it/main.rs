@@ -28,6 +28,7 @@ mod http2;
 mod internal_redirects;
 mod jwt;
 mod keepalive;
+mod listener_updates;
 mod listeners;
 mod metadata;
 mod names;

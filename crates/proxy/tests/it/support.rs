@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use lateen_proxy::main_thread::{self, Options, Process};
 use lateen_proxy::worker::NodeText;
-use lateen_proxy::{LogFiles, Overload, Peers, Wishes, WorkerConfig, WorkerHandle};
+use lateen_proxy::{DrainTime, LogFiles, Overload, Peers, Wishes, WorkerConfig, WorkerHandle};
 use lateen_snapshot::Snapshot;
 use lateen_snapshot::compile::Compiler;
 use lateen_telemetry::Registry;
@@ -52,8 +52,17 @@ pub(crate) fn start_asking(yaml: &str, snapshot: Arc<Snapshot>, wishes: Wishes) 
     start_workers(1, yaml, &snapshot, &wishes).remove(0)
 }
 
+/// A worker whose replaced chains and listeners are left in this time.
+pub(crate) fn start_leaving(yaml: &str, snapshot: &Arc<Snapshot>, drain: DrainTime) -> Proxy {
+    start_draining(1, yaml, snapshot, &Wishes::default(), drain).remove(0)
+}
+
 /// So many workers of one process, each with an address of its own where the listener's port is 0.
 pub(crate) fn start_workers(count: usize, yaml: &str, snapshot: &Arc<Snapshot>, wishes: &Wishes) -> Vec<Proxy> {
+    start_draining(count, yaml, snapshot, wishes, DrainTime { over: Duration::ZERO, gradually: true })
+}
+
+fn start_draining(count: usize, yaml: &str, snapshot: &Arc<Snapshot>, wishes: &Wishes, drain: DrainTime) -> Vec<Proxy> {
     let (registry, shards) = Registry::new(count, TagStyle::Istio);
     let (_, istio) = IstioMetrics::new(IstioConfig::new(PeerMetadata::default()), count);
     let overload = Overload::new(lateen_snapshot::bootstrap::parse(yaml, "test.yaml").unwrap().overload.limits);
@@ -72,6 +81,7 @@ pub(crate) fn start_workers(count: usize, yaml: &str, snapshot: &Arc<Snapshot>, 
             epoch: Instant::now(),
             wishes: wishes.clone(),
             peers: peers.clone(),
+            drain,
         };
         let worker = WorkerHandle::spawn(config).unwrap();
         publish(&worker, snapshot.clone());

@@ -96,6 +96,7 @@ pub(crate) fn listener(value: proto::Listener, context: &mut Context<'_>) -> Res
     Ok(Listener {
         stat_prefix: if stat_prefix.is_empty() { stat_address(&addresses) } else { stat_prefix.into() },
         name: name.into(),
+        lineage: Arc::default(),
         addresses,
         dual_stack,
         bind,

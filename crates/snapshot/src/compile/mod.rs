@@ -39,6 +39,7 @@ mod internal_redirect;
 pub(crate) mod invalid;
 mod istio;
 mod jwt_authn;
+mod kept_chains;
 mod lb_policy;
 mod listener;
 mod listener_filter;

@@ -12,6 +12,7 @@ use super::copy::{Direction, End};
 use super::peer_exchange;
 use super::tcp::Session;
 use crate::io::{Io, Timer};
+use crate::worker::Registration;
 
 /// How long silence may last where the configuration sets no limit.
 pub(super) const LONGEST_SILENCE: Duration = Duration::from_secs(3600);
@@ -26,6 +27,8 @@ pub(super) struct Clock {
     idle_at: Option<Instant>,
     ends_at: Option<Instant>,
     log_at: Option<Instant>,
+    /// Wakes the connection when its chain has had its time to leave.
+    told: Option<Registration>,
 }
 
 /// What came due.
@@ -52,6 +55,7 @@ impl Clock {
             idle_at: None,
             ends_at: lasts.and_then(|limit| session.conn.start.checked_add(limit)),
             log_at: config.log_times.every.and_then(|every| now.checked_add(every)),
+            told: None,
         };
         clock.touch();
         clock
@@ -92,6 +96,11 @@ impl Clock {
 
     /// Ready when the connection is to end; writes the log lines that are due before.
     pub(super) fn poll_end(&mut self, cx: &mut Context<'_>, session: &Session<'_>) -> Poll<()> {
+        let drain = &session.conn.chain.drain;
+        self.told.get_or_insert_with(|| drain.register(cx));
+        if drain.is_closed() {
+            return Poll::Ready(());
+        }
         loop {
             let due = std::task::ready!(self.poll(cx));
             let stats = &session.state.stats;

@@ -38,7 +38,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, i
         let accepted = poll_fn(|cx| {
             streams.attend(cx);
             if drain.is_none() {
-                drain = Some((conn.listener.drain.register(cx), worker.drain.register(cx)));
+                drain = Some((conn.chain.drain.register(cx), worker.drain.register(cx)));
             }
             if conn.draining(worker) && end.announce(&server) {
                 hcm.stats.inc(names::DOWNSTREAM_CX_DRAIN_CLOSE);

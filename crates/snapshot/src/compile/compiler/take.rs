@@ -7,7 +7,7 @@ use lateen_proto::any;
 use prost::Name;
 
 use super::addresses::Addresses;
-use super::entry::{Entry, forget_if_empty, remove_dynamic, same_name};
+use super::entry::{Entry, decode, forget_if_empty, remove_dynamic, same_name};
 use super::{
     ClusterProto, ClusterVersion, Compiler, EndpointProto, ExtensionProto, ListenerProto, ListenerVersion, MAX_RESOURCE_BYTES, Outcome,
     Rejected, RouteProto, RouteVersion, ScopeProto, SecretProto, Update, VirtualHostProto, virtual_hosts,
@@ -17,7 +17,7 @@ use crate::compile::invalid::{Invalid, Result};
 use crate::compile::record::Origin;
 use crate::compile::secret::SecretKey;
 use crate::compile::source::SecretSource;
-use crate::compile::{cluster, extension, listener, route};
+use crate::compile::{cluster, extension, kept_chains, listener, route};
 
 impl Compiler {
     pub(super) fn take(
@@ -83,11 +83,21 @@ impl Compiler {
         let Self { listeners, names, secrets, dns_caches, .. } = self;
         let entry = listeners.entry(update.name.as_str().into()).or_insert_with(|| Entry::new(origin));
         let before = entry.versions.newest().map(|v| Arc::clone(&v.value.listener));
-        let taken = entry.take(update, origin, now, |proto: ListenerProto, name| {
+        // Connections are there for the version in use, not for one that waits.
+        let active = entry.versions.active.as_ref().map(|v| kept_chains::Before {
+            listener: Arc::clone(&v.value.listener),
+            body: Arc::clone(&v.record.body),
+            tls: v.value.uses.tls.clone(),
+        });
+        let taken = entry.take_sent(update, origin, now, |body, name| {
+            let proto: ListenerProto = decode(body)?;
             same_name(&proto.name, name)?;
             let mut context = Context::new(names, secrets, dns_caches, false);
             let mut listener = listener::listener(proto, &mut context)?;
             addresses.take(&listener, before.as_deref())?;
+            if let Some(active) = &active {
+                active.continue_in(&mut listener, &mut context.uses.tls, body);
+            }
             if let Some(before) = before {
                 listener.follow(&before);
             }

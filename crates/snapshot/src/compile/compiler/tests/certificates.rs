@@ -7,7 +7,7 @@ use super::*;
 use crate::compile::source::{ApiSource, SecretSource};
 use crate::compile::tls::Waiting;
 
-fn identity(name: &str) -> WorkloadSecrets {
+pub(super) fn identity(name: &str) -> WorkloadSecrets {
     let ca_key = rcgen::KeyPair::generate().unwrap();
     let mut ca = rcgen::CertificateParams::default();
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -18,7 +18,7 @@ fn identity(name: &str) -> WorkloadSecrets {
     WorkloadSecrets::from_pem(leaf.pem().as_bytes(), key.serialize_pem().as_bytes(), ca_cert.pem().as_bytes()).unwrap()
 }
 
-fn sds_grpc() -> SecretSource {
+pub(super) fn sds_grpc() -> SecretSource {
     SecretSource::Api(ApiSource { cluster: "sds-grpc".into(), delta: false, authority: "sds-grpc".into(), metadata: Vec::new() })
 }
 
