@@ -10,6 +10,7 @@ use std::time::Duration;
 use lateen_snapshot::listener::{Direction, Terminal};
 use lateen_snapshot::{Listener, Snapshot};
 
+use super::socket::Setup;
 use super::{ListenerState, accept, socket};
 use crate::filter::http::jwks;
 use crate::restart::Inherited;
@@ -39,7 +40,23 @@ impl Place {
 struct Bound {
     current: Current,
     local: SocketAddr,
+    setup: Setup,
     accepting: Vec<Accepting>,
+}
+
+impl Bound {
+    /// Takes the next version in, where the sockets can stay as they are.
+    fn follow(&self, state: &Rc<ListenerState>, place: &Place) -> bool {
+        let before = self.current.replace(Rc::clone(state));
+        if before.listener.tcp_backlog != state.listener.tcp_backlog {
+            for accepting in &self.accepting {
+                if let Err(e) = socket::set_backlog(&accepting.socket, &state.listener) {
+                    tracing::warn!("listener {}: the backlog of {} cannot be changed: {e}", state.listener.name, self.local);
+                }
+            }
+        }
+        self.setup == Setup::of(&state.listener, place.address)
+    }
 }
 
 struct Accepting {
@@ -153,11 +170,16 @@ impl Manager {
             for place in Place::all(listener) {
                 let address = place.address;
                 wanted.insert(place.clone());
+                let mut local = address;
                 if let Some(bound) = self.sockets.borrow().get(&place) {
-                    *bound.current.borrow_mut() = Rc::clone(&state);
-                    continue;
+                    if bound.follow(&state, &place) {
+                        continue;
+                    }
+                    // The kernel chose the port once.
+                    local = bound.local;
                 }
-                match self.open(worker, &state, address) {
+                // Until there is another socket the one before serves, and what it has queued is taken in any case.
+                match self.open(worker, &state, address, local) {
                     Ok(bound) => {
                         self.sockets.borrow_mut().insert(place, bound);
                     }
@@ -183,7 +205,9 @@ impl Manager {
         }
     }
 
-    fn open(&self, worker: &Rc<Worker>, state: &Rc<ListenerState>, address: SocketAddr) -> std::io::Result<Bound> {
+    /// Opens the sockets of an address; `local` is the same with the port that the kernel has chosen, if it has.
+    fn open(&self, worker: &Rc<Worker>, state: &Rc<ListenerState>, address: SocketAddr, mut local: SocketAddr) -> std::io::Result<Bound> {
+        let setup = Setup::of(&state.listener, address);
         let mut sockets = match &*self.inherited.borrow() {
             Some(inherited) => inherited.take(address, worker.shard.index(), worker.registry.workers()),
             None => Vec::new(),
@@ -192,9 +216,8 @@ impl Manager {
             socket::adopt(socket, &state.listener)?;
         }
         if sockets.is_empty() {
-            sockets.push(socket::listen(&state.listener, address)?);
+            sockets.push(socket::listen(&state.listener, &setup, local)?);
         }
-        let mut local = address;
         let current = Rc::new(RefCell::new(Rc::clone(state)));
         let mut accepting = Vec::with_capacity(sockets.len());
         for socket in sockets {
@@ -204,7 +227,7 @@ impl Manager {
             crate::worker::spawn(worker, accept::run(Rc::clone(worker), Rc::clone(&current), Rc::clone(&socket), stopped));
             accepting.push(Accepting { socket, _stop: stop });
         }
-        Ok(Bound { current, local, accepting })
+        Ok(Bound { current, local, setup, accepting })
     }
 
     fn may_open(&self, listener: &Listener) -> bool {

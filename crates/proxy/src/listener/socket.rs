@@ -11,21 +11,44 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 const SO_ORIGINAL_DST: libc::c_int = 80;
 
+/// What is settled when a socket is made: where it changes there has to be another socket (Envoy's `socketOptionsEqual`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Setup {
+    /// A socket of IPv6 takes IPv4 too.
+    dual_stack: bool,
+    transparent: bool,
+    freebind: bool,
+    options: Vec<SocketOption>,
+}
+
+impl Setup {
+    pub(super) fn of(listener: &Listener, address: SocketAddr) -> Self {
+        let own = listener.own_options.iter().find(|(of, _)| *of == address).map(|(_, options)| options);
+        let options = own.unwrap_or(&listener.socket_options).iter().filter(|option| option.applies_to(address));
+        Self {
+            dual_stack: listener.dual_stack.contains(&address),
+            transparent: listener.transparent,
+            freebind: listener.freebind,
+            options: options.cloned().collect(),
+        }
+    }
+}
+
 /// A listening socket that shares its port with those of the other workers.
-pub(super) fn listen(listener: &Listener, address: SocketAddr) -> io::Result<std::net::TcpListener> {
+pub(super) fn listen(listener: &Listener, setup: &Setup, address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
-        socket.set_only_v6(!listener.dual_stack.contains(&address))?;
+        socket.set_only_v6(!setup.dual_stack)?;
     }
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
-    if listener.transparent {
+    if setup.transparent {
         match address {
             SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
             SocketAddr::V6(_) => set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, 1)?,
         }
     }
-    if listener.freebind {
+    if setup.freebind {
         match address {
             SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
             SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
@@ -33,8 +56,7 @@ pub(super) fn listen(listener: &Listener, address: SocketAddr) -> io::Result<std
     }
     // Connections inherit it, and need no system call of their own.
     socket.set_tcp_nodelay(true)?;
-    let own = listener.own_options.iter().find(|(of, _)| *of == address).map(|(_, options)| options);
-    for option in own.unwrap_or(&listener.socket_options).iter().filter(|option| option.applies_to(address)) {
+    for option in &setup.options {
         apply(&socket, option)?;
     }
     socket.bind(&address.into())?;
@@ -56,8 +78,12 @@ pub(super) fn adopt(socket: &std::net::TcpListener, listener: &Listener) -> io::
             tracing::warn!("listener {}: socket option {level}/{name} cannot be changed by a hot restart: {e}", listener.name);
         }
     }
-    // On a socket that listens this changes the length of its queue, and nothing else.
     socket.listen(backlog(listener))
+}
+
+/// Changes the length of a socket's queue: all that listening again does.
+pub(super) fn set_backlog(socket: &tokio::net::TcpListener, listener: &Listener) -> io::Result<()> {
+    socket2::SockRef::from(socket).listen(backlog(listener))
 }
 
 /// Sets an integer socket option by number, as listeners and clusters configure them.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use lateen_proxy::DrainTime;
 use lateen_snapshot::Snapshot;
+use lateen_snapshot::bootstrap::overload::Action;
 use lateen_snapshot::compile::{Compiler, Update};
 
 use crate::support::*;
@@ -264,4 +265,56 @@ fn tcp_connections_of_a_chain_that_changes_are_closed_when_its_time_is_over() {
     assert_eq!(goes.read(&mut [0]).unwrap(), 0);
     assert!(since.elapsed() > Duration::from_millis(1500), "{:?}", since.elapsed());
     talk(&mut stays);
+}
+
+#[test]
+fn socket_options_that_change_are_those_of_another_socket_with_the_same_port() {
+    let mut changing = Changing::start(&yaml("", &[chain(1, "a")]), AT_ONCE);
+    let mss = |stream: &TcpStream| socket2::SockRef::from(stream).tcp_mss().unwrap();
+    let mut before = changing.connect(1);
+    assert!(mss(&before) > 1000);
+    let bound = changing.proxy.worker.bound();
+    // TCP_MAXSEG
+    changing.change(&yaml("    socket_options: [{level: 6, name: 2, int_value: 600}]\n", &[chain(1, "b")]));
+    assert_eq!((changing.proxy.worker.bound(), changing.proxy.worker.problems()), (bound, Vec::new()));
+    for _ in 0..8 {
+        let mut after = changing.connect(1);
+        assert!(mss(&after) <= 600, "{}", mss(&after));
+        assert_eq!(ask(&mut after).body, "b");
+    }
+    assert_eq!(Some(ask(&mut before).status), Some(200));
+}
+
+#[test]
+fn what_waits_in_a_socket_that_is_replaced_is_served() {
+    let mut changing = Changing::start(&yaml("", &[chain(1, "a")]), AT_ONCE);
+    changing.proxy.overload.set(Action::StopAcceptingConnections, true);
+    let mut waiting: Vec<TcpStream> = (0..20).map(|_| changing.connect(1)).collect();
+    changing.change(&yaml("    freebind: true\n", &[chain(1, "a")]));
+    assert!(waiting.iter_mut().all(|stream| ask(stream).body == "a"));
+    changing.proxy.overload.set(Action::StopAcceptingConnections, false);
+    assert_eq!(ask(&mut changing.connect(1)).body, "a");
+}
+
+#[test]
+fn options_that_cannot_be_set_leave_the_socket_before_in_place() {
+    let mut changing = Changing::start(&yaml("", &[chain(1, "a")]), AT_ONCE);
+    changing.change(&yaml("    socket_options: [{level: 6, name: 9999, int_value: 1}]\n", &[chain(1, "b")]));
+    assert_eq!(changing.proxy.worker.problems().len(), 1);
+    assert_eq!(ask(&mut changing.connect(1)).body, "b");
+    changing.change(&yaml("", &[chain(1, "c")]));
+    assert_eq!((changing.proxy.worker.problems().len(), ask(&mut changing.connect(1)).body), (0, "c".to_owned()));
+}
+
+#[test]
+fn a_longer_queue_is_one_of_the_same_socket() {
+    let backlog = |size: u32| yaml(&format!("    tcp_backlog_size: {size}\n"), &[chain(1, "a")]);
+    let mut changing = Changing::start(&backlog(1), AT_ONCE);
+    changing.proxy.overload.set(Action::StopAcceptingConnections, true);
+    let fill = |changing: &Changing| -> std::io::Result<Vec<TcpStream>> {
+        (0..10).map(|_| TcpStream::connect_timeout(&changing.proxy.address, Duration::from_millis(400))).collect()
+    };
+    assert!(fill(&changing).is_err());
+    changing.change(&backlog(1024));
+    fill(&changing).unwrap();
 }
