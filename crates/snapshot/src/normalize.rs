@@ -157,6 +157,8 @@ fn canonical(path: &str) -> Option<String> {
     let mut out = Vec::with_capacity(path.len());
     let bytes = path.as_bytes();
     let mut at = 0;
+    // Where the last `%` is that begins no escape.
+    let mut lone = None;
     while let Some(&byte) = bytes.get(at) {
         at += 1;
         match byte {
@@ -169,7 +171,11 @@ fn canonical(path: &str) -> Option<String> {
                         out.push(decoded);
                         at += 2;
                     }
-                    _ => out.push(b'%'),
+                    Some(_) => out.push(b'%'),
+                    None => {
+                        lone = Some(out.len());
+                        out.push(b'%');
+                    }
                 }
             }
             _ if must_escape(byte) => {
@@ -179,8 +185,19 @@ fn canonical(path: &str) -> Option<String> {
             }
             _ => out.push(byte),
         }
+        if let Some(percent) = lone
+            && begins_escape(out.get(percent..).unwrap_or_default())
+        {
+            // What was decoded behind it makes it one, which nobody sent: it stands for itself from now on.
+            out.splice(percent..=percent, *b"%25");
+            lone = None;
+        }
     }
     String::from_utf8(out).ok().map(|decoded| remove_dot_segments(&decoded))
+}
+
+fn begins_escape(text: &[u8]) -> bool {
+    matches!(text, [b'%', high, low, ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit())
 }
 
 const DIGITS: &[u8; 16] = b"0123456789ABCDEF";

@@ -42,6 +42,14 @@ fn base_normalisation() {
         ("/a%00b", "reject"),
         ("/a%zz", "/a%zz"),
         ("/a%", "/a%"),
+        // A `%` that begins no escape begins none afterwards either.
+        ("/x/%%32e%%32e/admin", "/x/%252e%252e/admin"),
+        ("/x/%2%65%2%65/admin", "/x/%252e%252e/admin"),
+        ("/x%%32Fadmin", "/x%252Fadmin"),
+        ("/x%2%46admin", "/x%252Fadmin"),
+        ("/a%%30%30", "/a%2500"),
+        ("/a%%%34%31%", "/a%%2541%"),
+        ("/a%%7Ab", "/a%zb"),
         ("/admin?x=/../y", "/admin?x=/../y"),
         ("/admin#x", "/admin"),
         ("/admin?q#x", "/admin?q"),
@@ -85,6 +93,22 @@ proptest! {
         prop_assert!(!merge || !once.contains("//"));
         // `%25` stays as it is, so what it might spell is never decoded.
         prop_assert_eq!(path(&once, &with(EscapedSlashes::UnescapeAndForward), merge), once);
+    }
+
+    #[test]
+    fn what_is_in_its_normal_form_stays_so(input in "/([%./\\\\25eEfFcC0z]|%2e|%2F|%25|%32|%35|%43|%46|%65){0,12}", merge: bool) {
+        use EscapedSlashes as E;
+        for settings in [E::Keep, E::UnescapeAndForward].map(with) {
+            let Normalized::Path(once) = normalize(&input, &settings, merge) else { continue };
+            // Not even one that asks for more finds anything to decode.
+            for again in [settings, with(E::UnescapeAndForward)] {
+                if again == settings || !has_escaped_slash(&input) {
+                    prop_assert_eq!(normalize(&once, &again, merge), Normalized::Path(once.as_ref().into()), "{}", input);
+                }
+            }
+            let refused = matches!(normalize(&once, &with(E::Reject), merge), Normalized::Reject(_));
+            prop_assert!(!refused || has_escaped_slash(&input), "{} -> {}", input, once);
+        }
     }
 
     #[test]
