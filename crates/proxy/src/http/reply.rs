@@ -257,6 +257,7 @@ pub(crate) fn malformed(why: InvalidHead) -> Reply {
         InvalidHead::ConnectBody => (400, "Bad Request", "http1.body_disallowed"),
         InvalidHead::TransferEncoding => (400, "Bad Request", "http1.invalid_transfer_encoding"),
         InvalidHead::TwoLengths => (400, "Bad Request", "http1.content_length_and_chunked_not_allowed"),
+        InvalidHead::Connection => (400, "Bad Request", "http1.connection_header_rejected"),
         InvalidHead::Characters => (400, "Bad Request", "http1.invalid_characters"),
         InvalidHead::Syntax | InvalidHead::Host | InvalidHead::ContentLength => (400, "Bad Request", CODEC_ERROR),
     };

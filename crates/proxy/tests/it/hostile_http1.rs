@@ -82,6 +82,23 @@ fn what_only_a_proxy_may_say_is_taken_off_at_an_edge() {
 }
 
 #[test]
+fn a_caller_cannot_have_the_proxy_forget_where_a_request_came_from() {
+    let upstream = Upstream::ok("x");
+    let proxy = with("use_remote_address: false\nxff_num_trusted_hops: 1", &upstream);
+    let request = |connection: &str| {
+        format!("GET / HTTP/1.1\r\nhost: a\r\nx-forwarded-for: 10.0.0.1\r\nx-one: 1\r\nconnection: {connection}\r\n\r\n")
+    };
+    for refused in ["X-Forwarded-For", "close, x-forwarded-proto", "x-forwarded-host", ":path", "a,b,c,d,e,f,g,h,i,x-one"] {
+        let answer = proxy.call(&request(refused));
+        assert_eq!((answer.status, answer.body.as_str(), answer.header("connection")), (400, "Bad Request", Some("close")), "{refused}");
+    }
+    assert!(upstream.seen().is_empty());
+    assert_eq!(proxy.call(&request("x-one")).status, 200);
+    let seen = &upstream.seen()[0];
+    assert!(seen.contains("x-forwarded-for: 10.0.0.1") && !seen.contains("x-one"), "{seen}");
+}
+
+#[test]
 fn chunks_from_an_http_10_caller_are_refused() {
     let upstream = Upstream::ok("no");
     let proxy = with("http_protocol_options: {accept_http_10: true}", &upstream);

@@ -63,6 +63,8 @@ pub(crate) enum InvalidHead {
     TwoLengths,
     #[error("CONNECT has no body")]
     ConnectBody,
+    #[error("Connection names too much, or what is not of this hop")]
+    Connection,
 }
 
 /// What a request's head says about its connection.
@@ -72,6 +74,8 @@ pub(crate) struct RequestFraming {
 }
 
 const MOST_HEADERS: usize = 128;
+/// So many tokens in `Connection` are too many (as in Envoy).
+const TOO_MANY_TOKENS: u32 = 10;
 /// Most heads have no more.
 const FEW_HEADERS: usize = 32;
 
@@ -275,6 +279,10 @@ struct Fields {
     accepts_trailers: bool,
     /// Other names in `Connection`: those headers belong to this hop.
     nominated: Vec<HeaderName>,
+    /// All that `Connection` says.
+    connection_tokens: u32,
+    /// `Connection` names a pseudo header.
+    nominates_pseudo: bool,
     hints: Hints,
     spelling: Option<Box<Spelling>>,
 }
@@ -293,6 +301,8 @@ impl Fields {
             expects_continue: false,
             accepts_trailers: false,
             nominated: Vec::new(),
+            connection_tokens: 0,
+            nominates_pseudo: false,
             hints: Hints::default(),
             spelling: Spelling::kept(names),
         }
@@ -354,16 +364,17 @@ impl Fields {
 
     fn connection(&mut self, value: &[u8]) {
         for token in tokens(value) {
+            self.connection_tokens += 1;
             if token.eq_ignore_ascii_case(b"close") {
                 self.close = true;
             } else if token.eq_ignore_ascii_case(b"keep-alive") {
                 self.keep_alive = true;
             } else if token.eq_ignore_ascii_case(b"upgrade") {
                 self.upgrade_wanted = true;
-            } else if self.nominated.len() < 16
-                && let Ok(name) = HeaderName::from_bytes(token)
-            {
+            } else if let Ok(name) = HeaderName::from_bytes(token) {
                 self.nominated.push(name);
+            } else {
+                self.nominates_pseudo |= token.starts_with(b":");
             }
         }
     }
@@ -377,6 +388,9 @@ impl Fields {
         allow_chunked_length: bool,
         size: usize,
     ) -> Result<Option<(Request, RequestFraming)>, InvalidHead> {
+        if self.connection_tokens >= TOO_MANY_TOKENS || self.nominates_pseudo || self.nominated.iter().any(is_of_the_origin) {
+            return Err(InvalidHead::Connection);
+        }
         self.drop_nominated();
         let (authority, path, scheme) = self.target(&method, target)?;
         let (decoder, length) = match (self.transfer_encoding, self.content_length) {
@@ -471,6 +485,12 @@ impl Fields {
         let path = if path.starts_with('/') { Text::from(path) } else { Text::from(format!("/{path}")) };
         Ok((Text::from(authority), without_fragment(path), Some(scheme)))
     }
+}
+
+/// Whether a header tells where a request came from. A caller that has it dropped hides what the proxy in front wrote, which
+/// knows nothing of that wish when it is of HTTP/1.0 or passes `Connection` on.
+fn is_of_the_origin(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-proto")
 }
 
 /// A fragment never belongs into a request: policies and upstreams would disagree on where the path ends.
@@ -639,6 +659,33 @@ mod tests {
         let request = read(&head("Connection: close, x-request-id\r\n")).unwrap();
         assert_eq!(request.hints, Hints { request_id: false, ..all });
         assert!(!request.headers.contains_key("x-request-id"));
+    }
+
+    #[test]
+    fn connection_drops_what_it_names_and_must_not_name_where_a_request_came_from() {
+        let head = |connection: &str| format!("GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 10.0.0.1\r\nX-9: 9\r\n{connection}\r\n");
+        for refused in [
+            "Connection: X-Forwarded-For\r\n",
+            "Connection: close, x-forwarded-host\r\n",
+            "Connection: close\r\nConnection: x-forwarded-proto\r\n",
+            "Connection: :path\r\n",
+            "Connection: a,b,c,d,e\r\nConnection: f,g,h,i,x-9\r\n",
+            "Connection: close,close,close,close,close,close,close,close,close,close\r\n",
+        ] {
+            assert_eq!(read(&head(refused)).unwrap_err(), InvalidHead::Connection, "{refused}");
+        }
+        let request = read(&head("Connection: a,b,c,d,e,,\r\nConnection: f, g, h, x-9\r\n")).unwrap();
+        assert!(!request.headers.contains_key("x-9") && request.headers.contains_key("x-forwarded-for"));
+    }
+
+    #[test]
+    fn what_an_upstream_calls_its_connections_goes_no_further_however_much_it_is() {
+        let names: Vec<String> = (0..40).map(|n| format!("x-{n}")).collect();
+        let fields: String = names.iter().map(|name| format!("{name}: 1\r\n")).collect();
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n{fields}x-kept: 1\r\nConnection: {}\r\n\r\n", names.join(", "));
+        let read = response(&mut BytesMut::from(&*head), &mut HeadScan::default(), AnswerTo::Other, LIMITS);
+        let (response, _) = read.unwrap().expect("a whole head");
+        assert_eq!(response.headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-kept"]);
     }
 
     #[test]
