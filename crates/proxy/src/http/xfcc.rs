@@ -30,11 +30,19 @@ pub(crate) fn run(exchange: &mut Exchange<'_>) {
         }
         (ForwardClientCert::AppendForward | ForwardClientCert::SanitizeSet, Some(peer)) => {
             let Some(element) = of_connection(exchange.conn, peer, config.set_current_client_cert) else { return };
-            let value = match map.get(names::FORWARDED_CLIENT_CERT) {
-                Some(before) if mode == ForwardClientCert::AppendForward && !before.is_empty() => {
-                    HeaderValue::from_bytes(&[before.as_bytes(), b",", element.as_bytes()].concat()).ok()
+            // However many lines it came in: they are one list (RFC 9110, section 5.3).
+            let mut list = Vec::new();
+            if mode == ForwardClientCert::AppendForward && present {
+                for before in map.get_all(names::FORWARDED_CLIENT_CERT).iter().filter(|v| !v.is_empty()) {
+                    list.extend_from_slice(before.as_bytes());
+                    list.push(b',');
                 }
-                _ => Some(element.clone()),
+            }
+            let value = if list.is_empty() {
+                Some(element.clone())
+            } else {
+                list.extend_from_slice(element.as_bytes());
+                HeaderValue::from_maybe_shared(Bytes::from(list)).ok()
             };
             if let Some(value) = value {
                 map.insert(names::FORWARDED_CLIENT_CERT, value);

@@ -63,6 +63,7 @@ impl Mesh {
             self.common("client", expected, alpn)
         );
         let mut config = Config::to(&[]);
+        config.hcm = "forward_client_cert_details: ALWAYS_FORWARD_ONLY".to_owned();
         config.clusters = vec![cluster("c", servers, &tls)];
         config
     }
@@ -86,6 +87,27 @@ fn a_pair_speaks_mutual_tls_and_tells_who_called() {
     assert!(seen.iter().all(|r| r.contains("By=spiffe://cluster.local/ns/default/sa/server;")), "{}", seen[0]);
     assert_eq!(server.stat("http.t.downstream_cx_ssl_total"), 3);
     assert_eq!(server.stat("http.t.downstream_cx_http2_total"), 1);
+}
+
+#[test]
+fn all_that_earlier_proxies_told_of_certificates_goes_on_with_ones_own() {
+    let (mesh, upstream) = (Mesh::new(), Upstream::ok("x"));
+    let server = mesh.server(upstream.port());
+    let client = mesh.client(server.address.port(), "server", "", "http/1.1");
+    for (sent, list) in [
+        ("", ""),
+        ("x-forwarded-client-cert: Hash=1\r\n", "Hash=1,"),
+        (
+            "x-forwarded-client-cert: Hash=1\r\nx-forwarded-client-cert: Hash=2,Hash=3\r\nx-forwarded-client-cert: Hash=4\r\n",
+            "Hash=1,Hash=2,Hash=3,Hash=4,",
+        ),
+    ] {
+        assert_eq!(client.call(&format!("GET / HTTP/1.1\r\nhost: a\r\n{sent}\r\n")).status, 200);
+        let seen = upstream.seen().pop().unwrap();
+        let lines: Vec<&str> = seen.lines().filter(|line| line.starts_with("x-forwarded-client-cert: ")).collect();
+        let expected = format!("x-forwarded-client-cert: {list}By=spiffe://cluster.local/ns/default/sa/server;Hash=");
+        assert!(matches!(lines[..], [line] if line.starts_with(&expected)), "{lines:?}");
+    }
 }
 
 #[test]
