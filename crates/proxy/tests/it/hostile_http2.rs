@@ -190,9 +190,12 @@ fn what_is_no_request_is_counted_and_logged_all_the_same() {
     let large: Vec<u8> = (0..10).flat_map(|n| literal(format!("x{n}").as_bytes(), &[b'a'; 120]).split_off(BLOCK.len())).collect();
     let expected = [
         ([&BLOCK[..], &large].concat(), 431, "HTTP/2 431 DPE http2.too_many_headers;"),
-        // No authority at all, and one that names a user.
+        // No authority at all, and some that are none.
         (BLOCK[..3].to_vec(), 400, "HTTP/2 400 - missing_host_header;"),
         ([&BLOCK[..3], b"\x41\x03a@b"].concat(), 400, "HTTP/2 400 DPE http2.invalid.header.field;"),
+        ([&BLOCK[..3], b"\x41\x03a/b"].concat(), 400, "HTTP/2 400 DPE http2.invalid.header.field;"),
+        ([&BLOCK[..3], b"\x41\x03a,b"].concat(), 400, "HTTP/2 400 DPE http2.invalid.header.field;"),
+        ([&BLOCK[..3], b"\x41\x03a\\b"].concat(), 400, "HTTP/2 400 DPE http2.invalid.header.field;"),
     ];
     let mut log = String::new();
     for (block, status, line) in expected {
@@ -203,8 +206,8 @@ fn what_is_no_request_is_counted_and_logged_all_the_same() {
     }
     eventually(|| std::fs::read_to_string(&path).unwrap_or_default() == log);
     let stat = |name: &str| proxy.stat(&format!("http.t.{name}"));
-    assert_eq!((stat("downstream_rq_total"), stat("downstream_rq_http2_total"), stat("downstream_rq_4xx")), (3, 3, 3));
-    assert_eq!((stat("downstream_rq_active"), stat("downstream_cx_protocol_error")), (0, 3));
+    assert_eq!((stat("downstream_rq_total"), stat("downstream_rq_http2_total"), stat("downstream_rq_4xx")), (6, 6, 6));
+    assert_eq!((stat("downstream_rq_active"), stat("downstream_cx_protocol_error")), (0, 6));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use http::{HeaderMap, Method, StatusCode};
 use lateen_http2::shell::Stream;
 use lateen_http2::{Reason, RequestHead};
 
-use crate::http::h1::InvalidHead;
+use crate::http::h1::{InvalidHead, valid_host};
 use crate::http::message::{Frame, Hints, Length, Request, Response, Version};
 use crate::http::stream::StreamError;
 use crate::io::Text;
@@ -108,7 +108,7 @@ pub(crate) fn request_of(head: Box<RequestHead>, end: bool, https: bool) -> Resu
     if authority.is_empty() {
         return Err(InvalidHead::NoHost);
     }
-    if authority.contains('@') {
+    if !valid_host(&authority) {
         return Err(InvalidHead::Host);
     }
     let length = match (end, length) {
