@@ -283,6 +283,7 @@ impl Snapshot {
             scheme: &request.scheme,
             path_and_query: &path,
             headers: &request.headers,
+            content_length: request.headers.get(::http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok()),
         };
         let table = match &manager.routes {
             RouteSource::Inline(table) => table,

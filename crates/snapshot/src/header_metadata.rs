@@ -31,6 +31,8 @@ pub struct MetadataRule {
 #[derive(Debug)]
 pub enum Source {
     Header(HeaderName),
+    /// Which is not among the headers.
+    ContentLength,
     Cookie(Box<str>),
 }
 
@@ -61,9 +63,9 @@ pub enum Kind {
 }
 
 /// Applies rules to a message's headers. A value that cannot be made is left out, as in Envoy.
-pub fn apply(rules: &[MetadataRule], headers: &mut HeaderMap, metadata: &mut Metadata) {
+pub fn apply(rules: &[MetadataRule], headers: &mut HeaderMap, content_length: Option<u64>, metadata: &mut Metadata) {
     for rule in rules {
-        let value = rule.source.value(headers).filter(|v| !v.is_empty());
+        let value = rule.source.value(headers, content_length).filter(|v| !v.is_empty());
         let target = if value.is_some() { &rule.present } else { &rule.missing };
         if let Some(target) = target
             && let Some(made) = target.make(value.as_deref().unwrap_or_default())
@@ -80,12 +82,13 @@ pub fn apply(rules: &[MetadataRule], headers: &mut HeaderMap, metadata: &mut Met
 }
 
 impl Source {
-    fn value(&self, headers: &HeaderMap) -> Option<Vec<u8>> {
+    fn value(&self, headers: &HeaderMap, content_length: Option<u64>) -> Option<Vec<u8>> {
         match self {
             Self::Header(name) => {
                 let values: Vec<&[u8]> = headers.get_all(name).iter().map(http::HeaderValue::as_bytes).collect();
                 (!values.is_empty()).then(|| values.join(&b','))
             }
+            Self::ContentLength => content_length.map(|length| length.to_string().into_bytes()),
             Self::Cookie(name) => cookie(headers, name).map(|value| value.as_bytes().to_vec()),
         }
     }
@@ -150,7 +153,7 @@ mod tests {
             }
             let had = map.get("x-v").is_some_and(|v| !v.is_empty());
             let mut metadata = Metadata::default();
-            apply(&rules, &mut map, &mut metadata);
+            apply(&rules, &mut map, None, &mut metadata);
             assert_eq!(metadata.get("ns", &[]).unwrap().to_string(), expected);
             assert!(!had || !map.contains_key("x-v"));
         }
@@ -173,7 +176,7 @@ mod tests {
         let proto = lateen_proto::Value { kind: Some(prost_types::value::Kind::BoolValue(true)) };
         map.insert("x-p", base64::engine::general_purpose::STANDARD.encode(proto.encode_to_vec()).parse().unwrap());
         let mut metadata = Metadata::default();
-        apply(&rules, &mut map, &mut metadata);
+        apply(&rules, &mut map, None, &mut metadata);
         assert_eq!(metadata.get("ns", &[]).unwrap().to_string(), r#"{"c":"bxy","p":true}"#);
     }
 }

@@ -50,6 +50,8 @@ pub enum HeaderKey {
     Path,
     Authority,
     Scheme,
+    /// Framing too, and kept as that and not among the headers.
+    ContentLength,
 }
 
 #[derive(Debug, Clone)]

@@ -60,6 +60,7 @@ fn joined<'a>(headers: &'a HeaderMap, name: &http::HeaderName) -> Option<Cow<'a,
 pub(crate) fn value_of<'a>(key: &HeaderKey, head: &RequestHead<'a>) -> Option<Cow<'a, str>> {
     match key {
         HeaderKey::Name(name) => joined(head.headers, name),
+        HeaderKey::ContentLength => head.content_length.map(|length| Cow::Owned(length.to_string())),
         pseudo => Some(Cow::Borrowed(pseudo_header(pseudo, head))),
     }
 }
@@ -111,7 +112,7 @@ fn pseudo_header<'a>(key: &HeaderKey, head: &RequestHead<'a>) -> &'a str {
         HeaderKey::Path => head.path_and_query,
         HeaderKey::Authority => head.authority,
         HeaderKey::Scheme => head.scheme,
-        HeaderKey::Name(_) => "",
+        HeaderKey::Name(_) | HeaderKey::ContentLength => "",
     }
 }
 

@@ -434,6 +434,8 @@ pub struct RequestHead<'a> {
     /// Path with query, after normalisation.
     pub path_and_query: &'a str,
     pub headers: &'a ::http::HeaderMap,
+    /// What `content-length` says, which is not among the headers.
+    pub content_length: Option<u64>,
 }
 
 impl<'a> RequestHead<'a> {

@@ -29,7 +29,7 @@ impl Record for Request {
             HeaderKey::Method => pseudo("method"),
             HeaderKey::Path => pseudo("path"),
             HeaderKey::Authority => pseudo("authority"),
-            HeaderKey::Scheme | HeaderKey::Status => None,
+            HeaderKey::Scheme | HeaderKey::Status | HeaderKey::ContentLength => None,
             HeaderKey::Named(name) => match of {
                 HeadersOf::Request => self.request.get(name),
                 HeadersOf::Response => self.response.get(name),

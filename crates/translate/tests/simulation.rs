@@ -72,7 +72,7 @@ fn send(snapshot: &Snapshot, call: &Call) -> String {
     };
     let (authority, path_and_query) = call.http.unwrap();
     let headers = call.headers.iter().map(|(k, v)| (k.parse().unwrap(), v.parse().unwrap())).collect();
-    let head = RequestHead { method: "GET", authority, scheme: "http", path_and_query, headers: &headers };
+    let head = RequestHead { method: "GET", authority, scheme: "http", path_and_query, headers: &headers, content_length: None };
     let Some((_, route)) = table.find(&head, None, call.roll) else { return "404".to_owned() };
     match &route.action {
         Action::Forward(forward) => match &forward.cluster {

@@ -198,6 +198,14 @@ impl Record for RequestRecord<'_> {
         }
     }
 
+    fn content_length(&self, of: HeadersOf) -> Option<u64> {
+        match of {
+            HeadersOf::Request => self.request.length.said(),
+            HeadersOf::Response => self.info.response_length.said(),
+            HeadersOf::ResponseTrailers => None,
+        }
+    }
+
     fn text(&self, of: Text) -> Option<&str> {
         let info = self.info;
         match of {

@@ -20,7 +20,7 @@ use lateen_telemetry::istio::{PeerId, PrincipalId};
 use lateen_telemetry::{ResponseFlags, details};
 use tokio::time::Instant;
 
-use super::message::{Request, Response};
+use super::message::{Length, Request, Response};
 use super::reply::{self, Reply};
 use super::stream::Downstream;
 use super::{Hcm, normalize, report, sanitize, upgrade};
@@ -99,6 +99,7 @@ pub(crate) struct Info {
     pub(crate) request_done: Option<Duration>,
     pub(crate) response_at: Option<Duration>,
     pub(crate) response_headers: Option<HeaderMap>,
+    pub(crate) response_length: Length,
     pub(crate) response_trailers: Option<Box<HeaderMap>>,
     pub(crate) grpc: bool,
     pub(crate) grpc_status: Option<u16>,
@@ -169,6 +170,7 @@ impl Info {
             request_done: None,
             response_at: None,
             response_headers: None,
+            response_length: Length::None,
             response_trailers: None,
             grpc,
             grpc_status: None,
@@ -382,6 +384,7 @@ impl<'a> Exchange<'a> {
         let headers = std::mem::take(&mut response.headers);
         if hcm.logs.wants_headers() || self.info.span.is_some() {
             self.info.response_headers = Some(headers);
+            self.info.response_length = response.length;
         } else {
             maps::recycle(headers);
         }

@@ -28,9 +28,22 @@ impl Version {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Length {
     None,
+    /// A request says that it is none.
+    Empty,
     Known(u64),
     /// Chunked, until close, or an HTTP/2 stream.
     Unknown,
+}
+
+impl Length {
+    /// What `content-length` says.
+    pub(crate) fn said(self) -> Option<u64> {
+        match self {
+            Self::Known(length) => Some(length),
+            Self::Empty => Some(0),
+            Self::None | Self::Unknown => None,
+        }
+    }
 }
 
 /// What came, so that most requests skip most sanitising.
@@ -138,7 +151,7 @@ impl Request {
     }
 
     pub(crate) fn has_body(&self) -> bool {
-        self.length != Length::None
+        !matches!(self.length, Length::None | Length::Empty)
     }
 }
 

@@ -50,6 +50,9 @@ fn one(exchange: &Exchange<'_>, source: &HashSource, new_cookie: Option<&mut Opt
             let mut values: Vec<&[u8]> = exchange.request.headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
             match values.as_slice() {
                 [] if name == http::header::HOST => Some(hashed(exchange.request.authority.as_bytes(), 0)),
+                [] if name == http::header::CONTENT_LENGTH => {
+                    Some(hashed(itoa::Buffer::new().format(exchange.request.length.said()?).as_bytes(), 0))
+                }
                 [] => None,
                 [one] => Some(hashed(one, 0)),
                 _ => {

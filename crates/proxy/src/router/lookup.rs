@@ -24,6 +24,7 @@ pub(crate) fn head_of(request: &Request) -> RequestHead<'_> {
         scheme: request.scheme,
         path_and_query: &request.path,
         headers: &request.headers,
+        content_length: request.length.said(),
     }
 }
 

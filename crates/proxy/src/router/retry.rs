@@ -128,7 +128,11 @@ impl Retries {
         if on(RetryOn::RETRIABLE_HEADERS)
             && let Some(policy) = &self.policy
         {
-            let head = lateen_snapshot::route::RequestHead { headers: &response.headers, ..super::lookup::head_of(request) };
+            let head = lateen_snapshot::route::RequestHead {
+                headers: &response.headers,
+                content_length: response.length.said(),
+                ..super::lookup::head_of(request)
+            };
             if policy.retriable_headers.iter().any(|m| m.matches(&head)) {
                 return true;
             }

@@ -133,7 +133,10 @@ pub(super) fn grpc_tags(map: &HeaderMap, span: &mut Span) {
 fn custom(exchange: &Exchange<'_>, tag: &CustomTag, span: &mut Span) {
     let value = match &tag.value {
         TagValue::Fixed(value) => value.to_string(),
-        TagValue::Header { name, default } => names::text(&exchange.request.headers, name).unwrap_or(default).to_owned(),
+        TagValue::Header { name, default } => match exchange.request.length.said() {
+            Some(length) if name == header::CONTENT_LENGTH => length.to_string(),
+            _ => names::text(&exchange.request.headers, name).unwrap_or(default).to_owned(),
+        },
         TagValue::Format(text) => {
             let Some(format) = exchange.hcm.format(text) else { return };
             let record = RequestRecord::new(exchange, exchange.info.response_headers.as_ref());

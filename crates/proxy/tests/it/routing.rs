@@ -13,6 +13,25 @@ fn no_route_is_404_and_an_unknown_cluster_503() {
 }
 
 #[test]
+fn a_route_may_ask_how_long_a_body_is() {
+    let upstream = Upstream::ok("x");
+    let proxy = Config::to(&[upstream.port()])
+        .routes(
+            "- {match: {prefix: /, headers: [{name: content-length, range_match: {start: 4, end: 100}}]}, direct_response: {status: 403}}\n\
+             - {match: {prefix: /, headers: [{name: content-length, string_match: {exact: '0'}}]}, direct_response: {status: 404}}\n\
+             - {match: {prefix: /}, route: {cluster: c}, request_headers_to_add: [{header: {key: x-length, value: '%REQ(CONTENT-LENGTH)%'}}]}",
+        )
+        .start();
+    let post = |body: &str| proxy.call(&format!("POST / HTTP/1.1\r\nhost: a\r\n{body}")).status;
+    assert_eq!(post("content-length: 4\r\n\r\nbody"), 403);
+    assert_eq!(post("content-length: 0\r\n\r\n"), 404);
+    assert_eq!(post("transfer-encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n"), 200);
+    assert_eq!(post("content-length: 3\r\n\r\nbod"), 200);
+    assert!(upstream.seen()[1].contains("x-length: 3\r\n"), "{:?}", upstream.seen());
+    assert_eq!(proxy.get("/").status, 200);
+}
+
+#[test]
 fn each_503_names_its_cause() {
     let proxy = Config::to(&[dead_port()])
         .cluster(cluster("empty", &[], ""))

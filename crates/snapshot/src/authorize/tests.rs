@@ -35,8 +35,14 @@ impl World {
     }
 
     fn judge(&self, rbac: &Rbac) -> Verdict {
-        let head =
-            RequestHead { method: "POST", authority: "h:80", scheme: "http", path_and_query: "/admin/x?y=/public", headers: &self.headers };
+        let head = RequestHead {
+            method: "POST",
+            authority: "h:80",
+            scheme: "http",
+            path_and_query: "/admin/x?y=/public",
+            headers: &self.headers,
+            content_length: None,
+        };
         rbac.evaluate(&self.facts(Some(&head)))
     }
 

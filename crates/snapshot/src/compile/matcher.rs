@@ -120,6 +120,7 @@ pub(crate) fn key(name: &str) -> Result<HeaderKey> {
         ":authority" => HeaderKey::Authority,
         ":scheme" => HeaderKey::Scheme,
         _ if name.eq_ignore_ascii_case("host") => HeaderKey::Authority,
+        _ if name.eq_ignore_ascii_case("content-length") => HeaderKey::ContentLength,
         _ => HeaderKey::Name(header_name(name)?),
     })
 }

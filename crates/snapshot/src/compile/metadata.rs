@@ -93,6 +93,10 @@ pub(crate) fn filter(value: proto::Config) -> Result<HeaderToMetadata> {
 fn rule(value: config::Rule, response: bool) -> Result<MetadataRule> {
     let config::Rule { header, cookie, on_header_present, on_header_missing, remove } = value;
     let source = match (header.is_empty(), cookie.is_empty()) {
+        (false, true) if header.eq_ignore_ascii_case("content-length") => match remove {
+            true => return Err(Invalid::field("remove", "is not for content-length, which says where the body ends")),
+            false => Source::ContentLength,
+        },
         (false, true) => Source::Header(header_name(&header).within("header")?),
         (true, false) if response => return Err(Invalid::field("cookie", "is not for responses")),
         (true, false) if remove => return Err(Invalid::field("remove", "is not for cookies")),

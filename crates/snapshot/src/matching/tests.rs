@@ -34,7 +34,7 @@ fn strings_compare_as_documented() {
 }
 
 fn head_of<'a>(headers: &'a HeaderMap) -> RequestHead<'a> {
-    RequestHead { method: "GET", authority: "a.b", scheme: "http", path_and_query: "/p?q=1", headers }
+    RequestHead { method: "GET", authority: "a.b", scheme: "http", path_and_query: "/p?q=1", headers, content_length: None }
 }
 
 #[test]
@@ -81,6 +81,25 @@ fn pseudo_headers_can_be_matched() {
         ("{name: ':scheme', exact_match: https}", false),
     ] {
         assert_eq!(header_matcher(message(matcher)).unwrap().matches(&head_of(&headers)), expected, "{matcher}");
+    }
+}
+
+#[test]
+fn the_length_of_a_body_is_a_header_like_any() {
+    let headers = HeaderMap::new();
+    for (matcher, expected) in [
+        ("{name: content-length, exact_match: '12'}", [false, true, false]),
+        ("{name: Content-Length, range_match: {start: 1, end: 13}}", [false, true, false]),
+        ("{name: content-length, range_match: {start: 0, end: 1}}", [false, false, true]),
+        ("{name: content-length, present_match: true}", [false, true, true]),
+        ("{name: content-length, present_match: true, invert_match: true}", [true, false, false]),
+        ("{name: content-length, exact_match: '12', invert_match: true}", [false, false, true]),
+    ] {
+        let matcher = header_matcher(message(matcher)).unwrap();
+        for (content_length, expected) in [None, Some(12), Some(0)].into_iter().zip(expected) {
+            let head = RequestHead { content_length, ..head_of(&headers) };
+            assert_eq!((matcher.matches(&head), matcher.matches_any_value(&head)), (expected, expected), "{matcher:?} {content_length:?}");
+        }
     }
 }
 

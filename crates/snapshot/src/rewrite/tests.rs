@@ -6,7 +6,7 @@ use crate::test_support::route_table;
 fn action(route: &str, authority: &str, scheme: &str, path: &str) -> String {
     let table = route_table(&format!("{{name: r, virtual_hosts: [{{name: v, domains: ['*'], routes: [{route}]}}]}}"));
     let headers = HeaderMap::new();
-    let head = RequestHead { method: "GET", authority, scheme, path_and_query: path, headers: &headers };
+    let head = RequestHead { method: "GET", authority, scheme, path_and_query: path, headers: &headers, content_length: None };
     let (_, route) = table.find(&head, None, 0).unwrap();
     match &route.action {
         Action::Forward(forward) => forward.path_rewrite.as_ref().unwrap().apply(&route.matches, path),

@@ -196,6 +196,7 @@ impl<'a> Call<'a> {
             ":authority" | "host" => HeaderKey::Authority,
             ":scheme" => HeaderKey::Scheme,
             ":status" => HeaderKey::Status,
+            "content-length" => HeaderKey::ContentLength,
             _ => HeaderKey::Named(
                 HeaderName::from_bytes(lower.as_bytes()).map_err(|_| self.wrong(&format!("`{name}` is not a header name")))?,
             ),

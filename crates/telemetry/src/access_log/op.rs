@@ -100,9 +100,9 @@ impl Field {
                 Found::Text
             }
             Self::Header { of, key, fallback, without_query } => {
-                let value = record.header(*of, key).or_else(|| fallback.as_ref().and_then(|key| record.header(*of, key)));
-                let value = value.map(|value| if *without_query { value.split(|b| *b == b'?').next().unwrap_or(value) } else { value });
-                text(value, out)
+                let found = header(record, *of, key, *without_query, out);
+                let found = found.or_else(|| header(record, *of, fallback.as_ref()?, *without_query, out));
+                found.unwrap_or(Found::Missing)
             }
             Self::DynamicMetadata { namespace, path } => metadata(record.dynamic_metadata(namespace, path), out),
             // Its absence is an empty body.
@@ -131,6 +131,17 @@ impl Field {
             Self::Fixed(value) => text(Some(value.as_bytes()), out),
         }
     }
+}
+
+/// `None` when there is none.
+fn header<R: Record + ?Sized>(record: &R, of: HeadersOf, key: &HeaderKey, without_query: bool, out: &mut Vec<u8>) -> Option<Found> {
+    if matches!(key, HeaderKey::ContentLength) {
+        number(Some(record.content_length(of)?), out);
+        // It is a header's text all the same.
+        return Some(Found::Text);
+    }
+    let value = record.header(of, key)?;
+    Some(text(Some(if without_query { value.split(|b| *b == b'?').next().unwrap_or(value) } else { value }), out))
 }
 
 fn text(value: Option<&[u8]>, out: &mut Vec<u8>) -> Found {

@@ -12,6 +12,8 @@ pub enum HeaderKey {
     Authority,
     Scheme,
     Status,
+    /// Framing too, and kept as that and not among the headers.
+    ContentLength,
     Named(HeaderName),
 }
 
@@ -111,6 +113,11 @@ pub enum FilterState {
 pub trait Record {
     fn start_time(&self) -> SystemTime;
     fn header(&self, of: HeadersOf, key: &HeaderKey) -> Option<&[u8]>;
+
+    /// What `content-length` says, which [`Record::header`] is not asked for.
+    fn content_length(&self, _: HeadersOf) -> Option<u64> {
+        None
+    }
     fn text(&self, of: Text) -> Option<&str>;
     fn address(&self, of: AddressOf) -> Option<Address<'_>>;
     fn span(&self, of: Span) -> Option<Duration>;

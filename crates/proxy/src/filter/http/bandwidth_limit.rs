@@ -49,7 +49,7 @@ pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &Arc<BandwidthLimi
     let Some(limit) = config.limit.as_ref().filter(|limit| limit.request) else { return };
     let stats = stats(exchange, &config);
     stats.inc(names::REQUEST_ENABLED);
-    if matches!(exchange.request.length, Length::None | Length::Known(0)) {
+    if matches!(exchange.request.length, Length::None | Length::Empty | Length::Known(0)) {
         return;
     }
     let took = limit.trailers.is_some().then(Took::default);

@@ -9,13 +9,13 @@ use crate::http::message::Response;
 
 pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &Arc<HeaderToMetadata>) -> Step {
     let config = in_force(exchange, config);
-    apply(&config.request, &mut exchange.request.headers, &mut exchange.info.metadata);
+    apply(&config.request, &mut exchange.request.headers, exchange.request.length.said(), &mut exchange.info.metadata);
     Step::Continue
 }
 
 pub(super) fn on_response(exchange: &mut Exchange<'_>, config: &Arc<HeaderToMetadata>, response: &mut Response) {
     let config = in_force(exchange, config);
-    apply(&config.response, &mut response.headers, &mut exchange.info.metadata);
+    apply(&config.response, &mut response.headers, response.length.said(), &mut exchange.info.metadata);
 }
 
 fn in_force(exchange: &Exchange<'_>, config: &Arc<HeaderToMetadata>) -> Arc<HeaderToMetadata> {

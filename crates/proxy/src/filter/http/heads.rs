@@ -19,9 +19,9 @@ pub(super) fn of_request(request: &Request) -> Vec<(&str, Vec<u8>)> {
     if request.upgrade.is_some() && request.version != Version::Http2 {
         all.push(("connection", b"upgrade".to_vec()));
     }
-    match request.length {
-        Length::Known(n) => all.push(("content-length", n.to_string().into_bytes())),
-        Length::Unknown if request.version != Version::Http2 && request.upgrade.is_none() => {
+    match (request.length, request.length.said()) {
+        (_, Some(n)) => all.push(("content-length", n.to_string().into_bytes())),
+        (Length::Unknown, _) if request.version != Version::Http2 && request.upgrade.is_none() => {
             all.push(("transfer-encoding", b"chunked".to_vec()));
         }
         _ => {}

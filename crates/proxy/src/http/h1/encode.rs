@@ -86,6 +86,7 @@ pub(super) fn request(out: &mut BytesMut, request: &Request) -> Framing {
         (Length::Known(n), None) => Framing::Length(n),
         (Length::Unknown, None) => Framing::Chunked,
         // Servers may wait for a body unless told that there is none, where the method does not say so.
+        (Length::Empty, None) => Framing::Length(0),
         (Length::None, None) if needs_no_body(&request.method) => Framing::None,
         (Length::None, None) => Framing::Length(0),
     };

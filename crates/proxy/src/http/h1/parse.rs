@@ -398,7 +398,7 @@ impl Fields {
             // HTTP/1.0 knows no chunks: an old proxy on the way would take them for the body.
             (Some(_), _) if version == Version::Http10 => return Err(InvalidHead::TransferEncoding),
             (Some(_), _) => (Decoder::chunked(), Length::Unknown),
-            (None, Some(0)) => (Decoder::Done, Length::Known(0)),
+            (None, Some(0)) => (Decoder::Done, Length::Empty),
             (None, Some(n)) => (Decoder::Length(n), Length::Known(n)),
             (None, None) => (Decoder::Done, Length::None),
         };
@@ -408,7 +408,7 @@ impl Fields {
         };
         let upgrade = if method == Method::CONNECT {
             match length {
-                Length::None | Length::Known(0) => Some(Text::fixed("connect")),
+                Length::None | Length::Empty => Some(Text::fixed("connect")),
                 _ => return Err(InvalidHead::ConnectBody),
             }
         } else {
@@ -421,7 +421,8 @@ impl Fields {
             path,
             headers: self.headers,
             version,
-            length: if length == Length::Known(0) { Length::None } else { length },
+            // Nothing is said of what follows an upgrade.
+            length: if upgrade.is_some() && length == Length::Empty { Length::None } else { length },
             upgrade,
             expects_continue: self.expects_continue && version == Version::Http11,
             accepts_trailers: self.accepts_trailers,

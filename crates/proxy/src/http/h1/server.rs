@@ -173,7 +173,7 @@ impl H1Server {
         } else {
             match response.length {
                 Length::Known(n) => Framing::Length(n),
-                Length::None => Framing::Length(0),
+                Length::None | Length::Empty => Framing::Length(0),
                 Length::Unknown if end => Framing::Length(0),
                 Length::Unknown if http10 => Framing::UntilClose,
                 Length::Unknown => Framing::Chunked,

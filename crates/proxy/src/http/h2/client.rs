@@ -39,7 +39,7 @@ impl H2Client {
         let mut digits = itoa::Buffer::new();
         let mut more = [("", &b""[..]); 2];
         let mut filled = 0;
-        if let Length::Known(n) = request.length {
+        if let Some(n) = request.length.said() {
             more[filled] = ("content-length", digits.format(n).as_bytes());
             filled += 1;
         }

@@ -112,6 +112,7 @@ pub(crate) fn request_of(head: Box<RequestHead>, end: bool, https: bool) -> Resu
         return Err(InvalidHead::Host);
     }
     let length = match (end, length) {
+        (true, Some(0)) => Length::Empty,
         (true, _) => Length::None,
         (false, None) => Length::Unknown,
         (false, Some(n)) => Length::Known(n),

@@ -103,7 +103,7 @@ fn content_type(map: &HeaderMap) -> Option<&str> {
 fn is_long_enough(what: &Compressible, length: Length, stats: &Local) -> bool {
     let enough = match length {
         Length::Known(n) => n >= what.min_content_length,
-        Length::Unknown | Length::None => true,
+        Length::Unknown | Length::None | Length::Empty => true,
     };
     if !enough {
         stats.inc(names::CONTENT_LENGTH_TOO_SMALL);

@@ -39,7 +39,10 @@ fn count(value: u64) -> Option<Kind> {
 }
 
 /// All values of a header in one.
-fn header(map: &HeaderMap, name: &HeaderName) -> Option<Kind> {
+fn header(map: &HeaderMap, length: Length, name: &HeaderName) -> Option<Kind> {
+    if name == http::header::CONTENT_LENGTH {
+        return text(length.said()?.to_string());
+    }
     let mut all = map.get_all(name).iter().map(|value| super::heads::sanitized(value.as_bytes()));
     let first = all.next()?;
     text(all.fold(first, |joined, value| joined + "," + &value))
@@ -58,7 +61,7 @@ fn of_request(exchange: &Exchange<'_>, attribute: &Attribute) -> Option<Kind> {
         Attribute::RequestHost => text(&*request.authority),
         Attribute::RequestScheme => text(request.scheme),
         Attribute::RequestMethod => text(request.method.as_str()),
-        Attribute::RequestHeader(name) => header(&request.headers, name),
+        Attribute::RequestHeader(name) => header(&request.headers, request.length, name),
         Attribute::RequestTime => {
             let mut out = Vec::new();
             TIME.as_ref()?.write(exchange.info.start_time, &mut out);
@@ -81,7 +84,7 @@ fn of_response(exchange: &Exchange<'_>, response: &Response, attribute: &Attribu
         Attribute::ResponseGrpcStatus => {
             count(number(&response.headers, &GRPC_STATUS).unwrap_or_else(|| grpc_status(response.status).into()))
         }
-        Attribute::ResponseHeader(name) => header(&response.headers, name),
+        Attribute::ResponseHeader(name) => header(&response.headers, response.length, name),
         Attribute::ResponseSize => count(exchange.info.body_sent),
         _ => None,
     }

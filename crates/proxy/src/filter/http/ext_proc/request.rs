@@ -26,7 +26,7 @@ pub(crate) async fn on_request(exchange: &mut Exchange<'_>, config: &Arc<ExtProc
     let Some(session) = session(exchange, config, index) else { return Ok(Step::Continue) };
     // What follows the head of an upgrade is no body, and yet it is not the end.
     let upgrade = exchange.request.upgrade.is_some();
-    let has_body = !matches!(exchange.request.length, Length::None | Length::Known(0)) && !upgrade;
+    let has_body = exchange.request.has_body() && exchange.request.length != Length::Known(0) && !upgrade;
     let mode = session.borrow().mode;
     if !config.request_attributes.is_empty() {
         session.borrow_mut().tell(Way::Request, attributes::tell(exchange, None, &config.request_attributes));
