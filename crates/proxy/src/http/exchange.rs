@@ -12,7 +12,6 @@ use lateen_balance::Host;
 use lateen_core::recycle::maps;
 use lateen_snapshot::RouteTable;
 use lateen_snapshot::bootstrap::overload::Action;
-use lateen_snapshot::http::RouteSource;
 use lateen_snapshot::metadata::Metadata;
 use lateen_snapshot::ratelimit::TokenBucket;
 use lateen_snapshot::route::{Route, VirtualHost};
@@ -46,6 +45,8 @@ pub(crate) enum End {
     Cut,
     /// The upstream redirected, and the request begins anew where that leads.
     Redirected,
+    /// The request is an upgrade's and meets the filters of those instead, from the first.
+    OtherFilters,
 }
 
 impl From<Reply> for End {
@@ -87,6 +88,8 @@ pub(crate) struct Info {
     pub(crate) body_sent: u64,
     pub(crate) head_sent: u64,
     pub(crate) route: Option<Matched>,
+    /// Where a route was looked for, while none matches.
+    pub(crate) unmatched: Option<Arc<RouteTable>>,
     /// Index of the HTTP filter that runs.
     pub(crate) filter: usize,
     pub(crate) cluster: Option<Rc<ClusterState>>,
@@ -134,6 +137,8 @@ pub(crate) struct Info {
 pub(crate) struct Exchange<'a> {
     pub(crate) worker: &'a Rc<Worker>,
     pub(crate) hcm: &'a Rc<Hcm>,
+    /// The manager that the request came to, where `hcm` is that of an upgrade.
+    pub(crate) entered: &'a Rc<Hcm>,
     pub(crate) conn: &'a Rc<Conn>,
     pub(crate) live: Rc<Live>,
     pub(crate) request: Request,
@@ -160,6 +165,7 @@ impl Info {
             body_sent: 0,
             head_sent: 0,
             route: None,
+            unmatched: None,
             filter: 0,
             cluster: None,
             host: None,
@@ -203,7 +209,7 @@ impl<'a> Exchange<'a> {
     ) -> Self {
         let start = Instant::now();
         let info = Info::new(start, worker.wall_clock(start), conn.remote, request.is_grpc());
-        Self { worker, hcm, conn, live: worker.live(), request, down, timer, info, redirects: None, bodies: None }
+        Self { worker, hcm, entered: hcm, conn, live: worker.live(), request, down, timer, info, redirects: None, bodies: None }
     }
 
     /// Serves the request to its end, whatever that is; returns when that was.
@@ -216,7 +222,7 @@ impl<'a> Exchange<'a> {
             }
         };
         match outcome {
-            Ok(()) | Err(End::Redirected) => {}
+            Ok(()) | Err(End::Redirected | End::OtherFilters) => {}
             Err(End::Reply(reply)) => reply::send(self, *reply).await,
             Err(End::Gone) => {
                 self.note_gone();
@@ -291,18 +297,32 @@ impl<'a> Exchange<'a> {
         found?;
         upgrade::admit(self)?;
         let mut turns = 0u32;
-        {
-            let mut filters = pin!(filter::http::on_request(self));
-            poll_fn(|cx| {
-                turns += 1;
-                filters.as_mut().poll(cx)
-            })
-            .await?;
+        loop {
+            let passed = {
+                let mut filters = pin!(filter::http::on_request(self));
+                poll_fn(|cx| {
+                    turns += 1;
+                    filters.as_mut().poll(cx)
+                })
+                .await
+            };
+            match passed {
+                Err(End::OtherFilters) => self.forget_filters(),
+                passed => break passed?,
+            }
         }
         if turns > 1 {
             self.info.moment = Instant::now();
         }
         router::run(self).await
+    }
+
+    /// What filters kept for the response is theirs by their places. What they made of the request stays made.
+    fn forget_filters(&mut self) {
+        self.info.response_mutations = None;
+        self.info.session = None;
+        self.info.quotas.clear();
+        self.bodies = self.bodies.take().filter(|b| !b.request.is_empty()).map(|b| Box::new(Bodies::with_request(b.request)));
     }
 
     /// Envoy `ConnectionManagerImpl::ActiveStream::decodeHeaders`: an overloaded process answers, and does no more.
@@ -313,38 +333,6 @@ impl<'a> Exchange<'a> {
         }
         self.hcm.stats.inc(lateen_telemetry::envoy_names::http::DOWNSTREAM_RQ_OVERLOAD_CLOSE);
         Err(Reply::new(503, "envoy overloaded", details::OVERLOAD, ResponseFlags::OVERLOAD_MANAGER).into())
-    }
-
-    /// The route; a missing one is answered by the router, after the filters had their say.
-    pub(crate) fn find_route(&mut self) -> Result<(), End> {
-        let table = match &self.hcm.config.routes {
-            RouteSource::Inline(table) => Some(Arc::clone(table)),
-            RouteSource::Discovered(id) => self.live.snapshot.route_table(*id).cloned(),
-            RouteSource::Scoped(scoped) => {
-                let snapshot = &self.live.snapshot;
-                let target = scoped.find(snapshot, &self.request.headers);
-                match target.and_then(|t| t.table(snapshot)).cloned() {
-                    Some(table) => Some(table),
-                    // In no scope there are no routes, as in Envoy.
-                    None => return Ok(()),
-                }
-            }
-        };
-        let Some(table) = table else {
-            return Err(Reply::new(404, "", details::ROUTE_CONFIGURATION_NOT_FOUND, ResponseFlags::NO_ROUTE_FOUND).into());
-        };
-        if !table.internal_only_headers.is_empty() && !self.info.internal {
-            table.internal_only_headers.iter().for_each(|name| drop(self.request.headers.remove(name)));
-        }
-        self.info.route = router::lookup::find(&table, self);
-        Ok(())
-    }
-
-    /// Finds the route again, after a filter changed what routes are matched by.
-    pub(crate) fn refresh_route(&mut self) {
-        if let Some(table) = self.info.route.as_ref().map(|matched| Arc::clone(&matched.table)) {
-            self.info.route = router::lookup::find(&table, self);
-        }
     }
 
     /// Whether this connection is to end after the response.

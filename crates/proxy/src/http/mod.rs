@@ -13,6 +13,7 @@ mod normalize;
 mod original_ip;
 pub(crate) mod reply;
 mod report;
+mod routing;
 mod sanitize;
 pub(crate) mod stream;
 pub(crate) mod tcp;

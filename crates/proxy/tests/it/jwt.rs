@@ -176,3 +176,51 @@ fn keys_are_fetched_ahead_and_again_where_that_is_asked_for() {
     assert_eq!(ask(&proxy, "/", &issuer.issue("ns", "app", "api", HOUR, SystemTime::now()).unwrap()).status, 200);
     assert_eq!(keys.seen().len(), 2);
 }
+
+/// Routes that nothing but a verified token of `app` matches.
+fn by_claim(upstream: u16, issuer: &TokenIssuer, route: &str) -> Config {
+    let mut config = Config::to(&[upstream]).routes(&format!(
+        "- match:\n    prefix: /\n    dynamic_metadata: [{{filter: envoy.filters.http.jwt_authn, path: [{{key: payload}}, {{key: sub}}], \
+         value: {{string_match: {{suffix: ':app'}}}}}}]\n  route: {{cluster: c{route}}}"
+    ));
+    config.filters = filters(issuer, "{provider_name: p}")
+        .replace("payload_in_metadata: payload", "payload_in_metadata: payload\n        clear_route_cache: true");
+    config
+}
+
+#[test]
+fn a_route_that_only_a_token_matches_is_found_once_it_was_verified() {
+    let upstream = Upstream::ok("x");
+    let issuer = TokenIssuer::generate("me").unwrap();
+    let proxy = by_claim(upstream.port(), &issuer, "").start();
+    let token = |account: &str| issuer.issue("ns", account, "api", HOUR, SystemTime::now()).unwrap();
+    assert_eq!((ask(&proxy, "/", &token("app")).status, ask(&proxy, "/", &token("other")).status), (200, 404));
+    assert_eq!(upstream.seen().len(), 1);
+}
+
+#[test]
+fn a_route_found_by_a_token_is_asked_whether_it_allows_the_upgrade() {
+    let upstream = Upstream::ok("x");
+    let issuer = TokenIssuer::generate("me").unwrap();
+    let token = issuer.issue("ns", "app", "api", HOUR, SystemTime::now()).unwrap();
+    let upgrade =
+        format!("GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\nauthorization: Bearer {token}\r\n\r\n");
+    let own = "filters: [{name: envoy.filters.http.fault, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault, \
+               abort: {http_status: 555, percentage: {numerator: 100}}}}, {name: router, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]";
+    let on = ", upgrade_configs: [{upgrade_type: websocket}]";
+    let off = ", upgrade_configs: [{upgrade_type: websocket, enabled: false}]";
+    for (listener, route, status, upgrades) in [
+        (String::new(), "", 403, 0),
+        (String::new(), on, 200, 1),
+        ("upgrade_configs: [{upgrade_type: websocket}]".to_owned(), off, 403, 1),
+        ("upgrade_configs: [{upgrade_type: websocket}]".to_owned(), "", 200, 1),
+        // The filters of upgrades begin with the first.
+        (format!("upgrade_configs: [{{upgrade_type: websocket, enabled: false, {own}}}]"), on, 555, 1),
+    ] {
+        let mut config = by_claim(upstream.port(), &issuer, route);
+        config.hcm.clone_from(&listener);
+        let proxy = config.start();
+        assert_eq!(proxy.call(&upgrade).status, status, "{listener} {route}");
+        assert_eq!(proxy.stat("http.t.downstream_cx_upgrades_total"), upgrades, "{listener} {route}");
+    }
+}

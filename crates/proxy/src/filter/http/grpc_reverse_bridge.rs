@@ -8,7 +8,7 @@ use lateen_snapshot::http::GrpcReverseBridge;
 use lateen_telemetry::{ResponseFlags, details};
 
 use super::body::{Convert, Halt, Origin, Piecewise, hold};
-use super::{has_body, per_route};
+use super::{Step, has_body, per_route};
 use crate::http::headers::GRPC_STATUS;
 use crate::http::message::{Length, Response, is_grpc};
 use crate::http::reply::{self, Reply};
@@ -23,13 +23,13 @@ const INTERNAL: u32 = 13;
 /// The caller's content type, to be given back to it.
 struct Bridged(HeaderValue);
 
-pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &Arc<GrpcReverseBridge>, index: usize) {
+pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &Arc<GrpcReverseBridge>, index: usize) -> Result<Step, End> {
     let off = per_route(exchange, |p| p.grpc_reverse_bridge_disabled.as_ref());
     let request = &mut exchange.request;
     if !request.has_body() || off.as_deref() == Some(&true) || !is_grpc(&request.headers) {
-        return;
+        return Ok(Step::Continue);
     }
-    let Some(kind) = request.headers.insert(CONTENT_TYPE, config.content_type.clone()) else { return };
+    let Some(kind) = request.headers.insert(CONTENT_TYPE, config.content_type.clone()) else { return Ok(Step::Continue) };
     request.headers.insert(ACCEPT, config.content_type.clone());
     exchange.bodies().note(index, Bridged(kind));
     if config.withhold_frames {
@@ -39,7 +39,8 @@ pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &Arc<GrpcReverseBr
             exchange.request.length = Length::Known(n.saturating_sub(FRAME as u64));
         }
     }
-    exchange.refresh_route();
+    exchange.refresh_route()?;
+    Ok(Step::Continue)
 }
 
 pub(super) async fn on_response(

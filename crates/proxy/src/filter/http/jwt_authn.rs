@@ -41,10 +41,13 @@ pub(super) async fn on_request(exchange: &mut Exchange<'_>, config: &Arc<JwtAuth
             Box::pin(jwks::wait_for(exchange, wanted)).await?;
         }
     }
-    let result = requirement.map_or(Ok(()), |requirement| check(exchange, requirement));
+    let result = requirement.map_or(Ok(false), |requirement| check(exchange, requirement));
     Ok(match result {
-        Ok(()) => {
+        Ok(clears_route) => {
             exchange.hcm.jwt_authn.inc(names::ALLOWED);
+            if clears_route {
+                exchange.refresh_route()?;
+            }
             Step::Continue
         }
         Err(fault) => {
@@ -65,7 +68,8 @@ fn by_rule<'a>(exchange: &Exchange<'_>, config: &'a JwtAuthn) -> Option<&'a Requ
     config.rules.iter().find(|rule| rule.matches.check(&head, head.path(), metadata, roll).is_ok())?.requirement.as_ref()
 }
 
-fn check(exchange: &mut Exchange<'_>, requirement: &Requirement) -> Result<(), JwtFault> {
+/// Whether the route is to be found again.
+fn check(exchange: &mut Exchange<'_>, requirement: &Requirement) -> Result<bool, JwtFault> {
     let now = exchange.info.start_time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let mut request = JwtRequest {
         headers: &mut exchange.request.headers,
@@ -80,10 +84,7 @@ fn check(exchange: &mut Exchange<'_>, requirement: &Requirement) -> Result<(), J
     if let Some(path) = new_path {
         exchange.request.path = Text::from(path);
     }
-    if clear_route {
-        exchange.refresh_route();
-    }
-    Ok(())
+    Ok(clear_route)
 }
 
 fn refusal(exchange: &Exchange<'_>, fault: JwtFault, strip: bool) -> Reply {

@@ -117,10 +117,7 @@ pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
                 }
                 Step::Continue
             }
-            HttpFilter::GrpcReverseBridge(config) => {
-                grpc_reverse_bridge::on_request(exchange, config, index);
-                Step::Continue
-            }
+            HttpFilter::GrpcReverseBridge(config) => grpc_reverse_bridge::on_request(exchange, config, index)?,
             HttpFilter::GrpcWeb => {
                 grpc_web::on_request(exchange, index);
                 Step::Continue

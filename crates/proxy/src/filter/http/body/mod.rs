@@ -181,6 +181,11 @@ impl Bodies {
         bodies
     }
 
+    /// What filters made of a request's body so far, and nothing else of theirs.
+    pub(crate) fn with_request(request: Chain) -> Self {
+        Self { request, ..Self::default() }
+    }
+
     /// What goes on once protocols are switched: bodies of another protocol are none of most filters' business.
     pub(crate) fn into_tunnel(self) -> Option<Box<Self>> {
         self.tunnel

@@ -57,7 +57,7 @@ pub(super) async fn on_request(exchange: &mut Exchange<'_>, config: &Arc<ExtAuth
         Decision::Allowed(changes) if changes.invalid && config.validate_mutations => verdict::invalid(&stats.filter),
         Decision::Allowed(changes) => {
             stats.inc(names::OK);
-            verdict::apply(exchange, config, *changes);
+            verdict::apply(exchange, config, *changes)?;
             Step::Continue
         }
         Decision::Denied(refusal) if refusal.invalid && config.validate_mutations => verdict::invalid(&stats.filter),

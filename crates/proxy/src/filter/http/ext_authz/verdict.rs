@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 
 use super::super::Step;
 use super::super::heads::{self, Mutation, Target};
-use crate::http::Exchange;
 use crate::http::reply::Reply;
+use crate::http::{End, Exchange};
 use crate::io::Text;
 
 /// The answer in words of ours.
@@ -98,7 +98,7 @@ pub(super) fn note_metadata(
 }
 
 /// Changes an allowed request as the authorizer wants it.
-pub(super) fn apply(exchange: &mut Exchange<'_>, config: &ExtAuthz, changes: Changes) {
+pub(super) fn apply(exchange: &mut Exchange<'_>, config: &ExtAuthz, changes: Changes) -> Result<(), End> {
     let changed =
         !changes.request.is_empty() || !changes.remove.is_empty() || !changes.set_query.is_empty() || !changes.remove_query.is_empty();
     for mutation in &changes.request {
@@ -116,8 +116,9 @@ pub(super) fn apply(exchange: &mut Exchange<'_>, config: &ExtAuthz, changes: Cha
     }
     exchange.info.add_response_mutations(changes.response);
     if config.clear_route_cache && changed {
-        exchange.refresh_route();
+        exchange.refresh_route()?;
     }
+    Ok(())
 }
 
 /// The answer to a request that is not let through.

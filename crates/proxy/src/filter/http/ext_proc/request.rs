@@ -113,7 +113,7 @@ fn change_request(exchange: &mut Exchange<'_>, session: &Shared, said: Option<Co
     }
     limits.check(&exchange.request.headers, PSEUDO).map_err(|reason| End::Reply(session.borrow_mut().refused(reason)))?;
     if session.borrow().clears_route(changes_headers, said.clear_route_cache) {
-        exchange.refresh_route();
+        exchange.refresh_route()?;
     }
     let replaces = said.status == ResponseStatus::ContinueAndReplace as i32;
     Ok(replaces.then(|| message::new_body(said.body_mutation).unwrap_or_default()))
