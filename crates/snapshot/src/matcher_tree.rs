@@ -27,7 +27,7 @@ pub enum Branch<A, I> {
     /// The first that holds and leads to an action.
     List(Vec<(Predicate<I>, OnMatch<A, I>)>),
     Exact(I, HashMap<Box<str>, OnMatch<A, I>>),
-    /// Longest first.
+    /// The longest that holds and leads to an action; longest first.
     Prefix(I, Vec<(Box<str>, OnMatch<A, I>)>),
 }
 
@@ -75,9 +75,10 @@ impl<A, I> MatchTree<A, I> {
             Branch::None => None,
             Branch::List(list) => list.iter().find_map(|(predicate, on)| if predicate.holds(value) { on.find_by(value) } else { None }),
             Branch::Exact(input, map) => value(input).and_then(|text| map.get(&*text)).and_then(|on| on.find_by(value)),
+            // One whose tree has nothing for the rest leaves it to the shorter ones.
             Branch::Prefix(input, list) => value(input).and_then(|text| {
-                let (_, on) = list.iter().find(|(prefix, _)| text.starts_with(&**prefix))?;
-                on.find_by(value)
+                let mut fits = list.iter().filter(|(prefix, _)| text.starts_with(&**prefix));
+                fits.find_map(|(_, on)| on.find_by(value))
             }),
         };
         found.or_else(|| self.otherwise.as_ref()?.find_by(value))

@@ -184,3 +184,31 @@ fn what_a_tree_cannot_do_is_refused_with_its_place() {
     let kept = "{on_no_match: {keep_matching: true, action: {name: a, typed_config: {'@type': type.googleapis.com/envoy.config.rbac.v3.Action, name: a}}}}";
     assert_eq!(at(kept), "on_no_match.keep_matching: is not supported; remove it");
 }
+
+#[test]
+fn a_prefix_whose_tree_has_nothing_leaves_it_to_shorter_ones() {
+    let action = |name: &str, action: &str| {
+        format!(
+            "{{action: {{name: {name}, typed_config: {{'@type': type.googleapis.com/envoy.config.rbac.v3.Action, name: {name}, action: {action}}}}}}}"
+        )
+    };
+    let header = |name: &str| {
+        format!(
+            "{{name: h, typed_config: {{'@type': type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput, header_name: '{name}'}}}}"
+        )
+    };
+    let by_role = format!(
+        "{{matcher: {{matcher_tree: {{input: {}, exact_match_map: {{map: {{root: {}}}}}}}}}}}",
+        header("x-role"),
+        action("root", "ALLOW")
+    );
+    let text = format!(
+        "{{matcher_tree: {{input: {}, prefix_match_map: {{map: {{'/admin': {}, '/admin/x': {by_role}}}}}}}, on_no_match: {}}}",
+        header(":path"),
+        action("admin", "DENY"),
+        action("other", "ALLOW"),
+    );
+    let tree = Rbac { rules: Some(rbac_tree(message(&text)).unwrap()), ..Rbac::default() };
+    let judged = |headers: &[(&'static str, &str)]| World::new(headers).judge(&tree).policy.unwrap_or_default().to_string();
+    assert_eq!((judged(&[("x-role", "root")]).as_str(), judged(&[]).as_str()), ("root", "admin"));
+}
