@@ -17,6 +17,8 @@ pub struct Facts<'a> {
     pub destination: SocketAddr,
     /// The peer of the socket.
     pub direct_remote: IpAddr,
+    /// The peer of the connection: that of the socket, or who the PROXY protocol says it is.
+    pub connection_remote: IpAddr,
     /// The peer after `x-forwarded-for` or PROXY protocol.
     pub remote: IpAddr,
     /// The port that belongs to `remote`.
@@ -105,7 +107,8 @@ impl Principal {
             Self::Not(rule) => !rule.matches(facts),
             Self::Authenticated(None) => facts.peer.is_some(),
             Self::Authenticated(Some(matcher)) => facts.peer.is_some_and(|peer| has_name(peer, |name| matcher.matches(name))),
-            Self::DirectRemoteIp(block) | Self::SourceIp(block) => block.contains(facts.direct_remote),
+            Self::DirectRemoteIp(block) => block.contains(facts.direct_remote),
+            Self::SourceIp(block) => block.contains(facts.connection_remote),
             Self::Metadata(matcher) => matcher.matches(facts.metadata),
             Self::RemoteIp(block) => block.contains(facts.remote),
             Self::Header(matcher) => facts.head.is_some_and(|head| matcher.matches_any_value(head)),

@@ -225,6 +225,7 @@ fn facts(connection: &ConnectionInfo) -> Facts<'_> {
         head: None,
         destination: connection.destination,
         direct_remote: connection.direct_source.ip(),
+        connection_remote: connection.source.ip(),
         remote: connection.source.ip(),
         source_port: connection.source.port(),
         peer: None,

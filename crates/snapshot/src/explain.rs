@@ -419,6 +419,7 @@ fn facts<'a>(call: &'a Call, head: Option<&'a RequestHead<'a>>) -> Facts<'a> {
         head,
         destination: call.destination,
         direct_remote: call.source.ip(),
+        connection_remote: call.source.ip(),
         remote: call.source.ip(),
         source_port: call.source.port(),
         peer: call.peer.as_ref(),

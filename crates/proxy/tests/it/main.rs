@@ -41,6 +41,7 @@ mod rediscovery;
 mod retries;
 mod routing;
 mod sessions;
+mod sources;
 mod swap;
 mod tcp;
 mod tcp_endings;

@@ -51,6 +51,7 @@ impl World {
             head,
             destination: "10.0.0.1:8080".parse().unwrap(),
             direct_remote: "10.1.0.1".parse().unwrap(),
+            connection_remote: "10.2.0.1".parse().unwrap(),
             remote: "192.168.0.1".parse().unwrap(),
             source_port: 4000,
             peer: self.peer.as_ref(),
@@ -91,6 +92,9 @@ fn conditions_hold_as_documented() {
         ("{any: true}", "{authenticated: {principal_name: {suffix: '/sa/c'}}}", false),
         ("{any: true}", "{direct_remote_ip: {address_prefix: 10.1.0.0, prefix_len: 16}}", true),
         ("{any: true}", "{remote_ip: {address_prefix: 10.1.0.0, prefix_len: 16}}", false),
+        ("{any: true}", "{source_ip: {address_prefix: 10.2.0.0, prefix_len: 16}}", true),
+        ("{any: true}", "{source_ip: {address_prefix: 10.1.0.0, prefix_len: 16}}", false),
+        ("{any: true}", "{source_ip: {address_prefix: 192.168.0.0, prefix_len: 16}}", false),
         ("{any: true}", "{not_id: {authenticated: {}}}", false),
         ("{any: true}", "{filter_state: {key: io.istio.peer_principal, string_match: {exact: 'spiffe://td/ns/a/sa/b'}}}", true),
     ] {

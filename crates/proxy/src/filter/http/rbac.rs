@@ -128,6 +128,7 @@ pub(super) fn on_request(exchange: &mut Exchange<'_>, filter: &Arc<Rbac>) -> Ste
         head: Some(&head),
         destination: conn.local,
         direct_remote: conn.direct_remote.ip(),
+        connection_remote: conn.remote.ip(),
         remote: exchange.info.remote.ip(),
         source_port: exchange.info.remote.port(),
         peer: conn.peer(),

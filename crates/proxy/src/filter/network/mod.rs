@@ -153,6 +153,7 @@ pub(crate) async fn run(worker: &Rc<Worker>, conn: &Conn) -> Verdict {
                     head: None,
                     destination: conn.local,
                     direct_remote: conn.direct_remote.ip(),
+                    connection_remote: conn.remote.ip(),
                     remote: conn.remote.ip(),
                     source_port: conn.remote.port(),
                     peer: conn.peer(),
