@@ -14,7 +14,7 @@ use lateen_snapshot::http::{HttpConnectionManager, Underscores};
 use lateen_telemetry::ResponseFlags;
 
 /// Stripped from every request that is not internal.
-const INTERNAL_ONLY: [HeaderName; 13] = [
+const INTERNAL_ONLY: [HeaderName; 14] = [
     names::RETRIABLE_STATUS_CODES,
     names::RETRIABLE_HEADERS,
     names::RETRY_ON,
@@ -28,6 +28,7 @@ const INTERNAL_ONLY: [HeaderName; 13] = [
     names::FORCE_TRACE,
     names::IP_TAGS,
     names::ORIGINAL_URL,
+    names::HEDGE_ON_PER_TRY_TIMEOUT,
 ];
 /// Stripped at the edge besides: what only another proxy of ours could know.
 const EDGE_ONLY: [HeaderName; 5] =

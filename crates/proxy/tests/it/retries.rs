@@ -176,6 +176,14 @@ fn a_slow_try_goes_on_beside_its_repetition_and_the_first_good_answer_wins() {
 }
 
 #[test]
+fn a_stranger_does_not_ask_for_tries_beside_each_other() {
+    let upstream = slow(&[(600, 200), (0, 503)]);
+    let proxy = Config::to(&[upstream.port()]).routes(&HEDGED.replace("hedge_policy: {hedge_on_per_try_timeout: true}, ", "")).start();
+    let answer = proxy.call("GET / HTTP/1.1\r\nhost: a\r\nx-envoy-hedge-on-per-try-timeout: true\r\n\r\n");
+    assert_eq!((answer.status, answer.body.as_str()), (503, "2"), "the first try is over when its time is");
+}
+
+#[test]
 fn without_retries_left_a_slow_try_is_waited_for() {
     let upstream = slow(&[(800, 200)]);
     let routes = HEDGED.replace("num_retries: 1", "num_retries: 0");
