@@ -2,7 +2,7 @@ use http::HeaderMap;
 use lateen_proto::envoy::config::rbac::v3::Rbac as Proto;
 
 use super::*;
-use crate::compile::parts::{rbac_rules, rbac_tree};
+use crate::compile::parts::{Judged, rbac_rules, rbac_tree};
 use crate::test_support::message;
 
 fn rbac(action: &str, permission: &str, principal: &str) -> Rbac {
@@ -11,7 +11,7 @@ fn rbac(action: &str, permission: &str, principal: &str) -> Rbac {
 }
 
 fn rules(value: Proto) -> Rbac {
-    Rbac { rules: Some(rbac_rules(value).unwrap()), ..Rbac::default() }
+    Rbac { rules: Some(rbac_rules(value, Judged::Requests).unwrap()), ..Rbac::default() }
 }
 
 fn peer(uri: &str) -> PeerIdentity {
@@ -162,7 +162,7 @@ fn a_tree_of_matchers_leads_to_a_decision() {
         allow = action("yes", "ALLOW"),
         log = action("told", "LOG"),
     );
-    let tree = Rbac { rules: Some(rbac_tree(message(&text)).unwrap()), ..Rbac::default() };
+    let tree = Rbac { rules: Some(rbac_tree(message(&text), Judged::Requests).unwrap()), ..Rbac::default() };
     let judged = |headers: &[(&'static str, &str)], peer_name: Option<&str>| {
         let verdict = World { peer: peer_name.map(peer), ..World::new(headers) }.judge(&tree);
         (verdict.allowed, verdict.policy.unwrap_or_default().to_string(), verdict.log)
@@ -176,7 +176,7 @@ fn a_tree_of_matchers_leads_to_a_decision() {
 
 #[test]
 fn what_a_tree_cannot_do_is_refused_with_its_place() {
-    let at = |text: &str| rbac_tree(message(text)).unwrap_err().to_string();
+    let at = |text: &str| rbac_tree(message(text), Judged::Requests).unwrap_err().to_string();
     let other = "{matcher_list: {matchers: [{predicate: {single_predicate: {input: {name: c, typed_config: \
                {'@type': type.googleapis.com/envoy.type.matcher.v3.HttpRequestQueryParamMatchInput, query_param: a}}, value_match: {exact: a}}}, \
                on_match: {action: {name: a, typed_config: {'@type': type.googleapis.com/envoy.config.rbac.v3.Action, name: a}}}}]}}";
@@ -212,7 +212,40 @@ fn a_prefix_whose_tree_has_nothing_leaves_it_to_shorter_ones() {
         action("admin", "DENY"),
         action("other", "ALLOW"),
     );
-    let tree = Rbac { rules: Some(rbac_tree(message(&text)).unwrap()), ..Rbac::default() };
+    let tree = Rbac { rules: Some(rbac_tree(message(&text), Judged::Requests).unwrap()), ..Rbac::default() };
     let judged = |headers: &[(&'static str, &str)]| World::new(headers).judge(&tree).policy.unwrap_or_default().to_string();
     assert_eq!((judged(&[("x-role", "root")]).as_str(), judged(&[]).as_str()), ("root", "admin"));
+}
+
+#[test]
+fn rules_about_requests_are_refused_where_connections_are_judged() {
+    let refused = |permission: &str, principal: &str| {
+        let text = format!("{{action: DENY, policies: {{p: {{permissions: [{permission}], principals: [{principal}]}}}}}}");
+        rbac_rules(message(&text), Judged::Connections).unwrap_err().to_string()
+    };
+    let header = "{header: {name: a, present_match: true}}";
+    let path = "{url_path: {path: {exact: /a}}}";
+    for (permission, principal, place) in [
+        (header, "{any: true}", "permissions[0].header"),
+        (path, "{any: true}", "permissions[0].url_path"),
+        (&template("/a"), "{any: true}", "permissions[0].uri_template"),
+        (&format!("{{and_rules: {{rules: [{{any: true}}, {header}]}}}}"), "{any: true}", "permissions[0].and_rules.rules[1].header"),
+        (&format!("{{or_rules: {{rules: [{path}]}}}}"), "{any: true}", "permissions[0].or_rules.rules[0].url_path"),
+        (&format!("{{not_rule: {header}}}"), "{any: true}", "permissions[0].not_rule.header"),
+        ("{any: true}", header, "principals[0].header"),
+        ("{any: true}", path, "principals[0].url_path"),
+        ("{any: true}", &format!("{{and_ids: {{ids: [{header}]}}}}"), "principals[0].and_ids.ids[0].header"),
+        ("{any: true}", &format!("{{or_ids: {{ids: [{header}]}}}}"), "principals[0].or_ids.ids[0].header"),
+        ("{any: true}", &format!("{{not_id: {path}}}"), "principals[0].not_id.url_path"),
+    ] {
+        let expected = format!("policies[\"p\"].{place}: is not supported of a network filter; use the HTTP filter for it");
+        assert_eq!(refused(permission, principal), expected);
+    }
+    let action = "{action: {name: a, typed_config: {'@type': type.googleapis.com/envoy.config.rbac.v3.Action, name: a}}}";
+    let tree = format!(
+        "{{matcher_tree: {{input: {{name: h, typed_config: {{'@type': type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput, \
+         header_name: a}}}}, exact_match_map: {{map: {{a: {action}}}}}}}}}"
+    );
+    let refused = rbac_tree(message(&tree), Judged::Connections).unwrap_err().to_string();
+    assert!(refused.starts_with("matcher_tree.input: h (envoy.type.matcher.v3.HttpRequestHeaderMatchInput) is not supported"), "{refused}");
 }

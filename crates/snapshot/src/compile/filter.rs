@@ -179,6 +179,7 @@ pub(crate) fn http_rbac(value: proto::rbac::v3::Rbac) -> Result<crate::matcher::
         track_per_rule_stats,
     } = value;
     rbac::filter(rbac::Parts {
+        judged: rbac::Judged::Requests,
         rules,
         matcher,
         shadow_rules,

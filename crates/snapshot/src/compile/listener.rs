@@ -171,7 +171,7 @@ fn chain_matcher(value: Matcher, chains: &[Arc<FilterChain>]) -> Result<MatchTre
         let at = chains.iter().position(|chain| *chain.name == *wanted);
         at.ok_or_else(|| Invalid::field("typed_config.value", format!("`{wanted}` is the name of no chain")))
     };
-    matcher_tree::tree(value, &action)
+    matcher_tree::connection_tree(value, &action)
 }
 
 /// The address, and its options where they stand instead of the listener's.

@@ -30,6 +30,12 @@ struct Leaves<'a, A, I> {
     action: ReadAction<'a, A>,
 }
 
+/// A tree that looks at a connection, of which no request is known.
+pub(crate) fn connection_tree<A>(value: proto::Matcher, action: ReadAction<'_, A>) -> Result<MatchTree<A>> {
+    let connection_input = |name: &str, config: &Any| connection_input(config).unwrap_or_else(|| Err(unknown(name, config, CONNECTION)));
+    tree_of(value, &connection_input, action)
+}
+
 /// A tree that looks at a request or a connection.
 pub(crate) fn tree<A>(value: proto::Matcher, action: ReadAction<'_, A>) -> Result<MatchTree<A>> {
     tree_of(value, &input, action)
@@ -140,17 +146,21 @@ fn looked_at<I>(value: Option<TypedExtensionConfig>, read: ReadInput<'_, I>) -> 
     read(&name, &config)
 }
 
+const CONNECTION: &str = "an address or port, a certificate's name or dynamic metadata";
+
 fn input(name: &str, config: &Any) -> Result<Input> {
-    let is = |this: bool, input: Input| this.then_some(input);
     if any::is::<HttpRequestHeaderMatchInput>(config) {
         let HttpRequestHeaderMatchInput { header_name } = open(config)?;
         return Ok(Input::Header(key(&header_name).within("typed_config.header_name")?));
     }
+    connection_input(config).unwrap_or_else(|| Err(unknown(name, config, &format!("a request header, {CONNECTION}"))))
+}
+
+/// What is known of a connection; `None` for anything else.
+fn connection_input(config: &Any) -> Option<Result<Input>> {
+    let is = |this: bool, input: Input| this.then_some(Ok(input));
     if any::is::<network::DynamicMetadataInput>(config) {
-        let network::DynamicMetadataInput { filter, path } = open(config)?;
-        let path =
-            path.into_iter().filter_map(|p| p.segment).map(|network::dynamic_metadata_input::path_segment::Segment::Key(k)| k.into());
-        return Ok(Input::Metadata { namespace: filter.into(), path: path.collect() });
+        return Some(open(config).map(metadata));
     }
     is(any::is::<network::DestinationIpInput>(config), Input::DestinationIp)
         .or_else(|| is(any::is::<network::DestinationPortInput>(config), Input::DestinationPort))
@@ -161,7 +171,12 @@ fn input(name: &str, config: &Any) -> Result<Input> {
         .or_else(|| is(any::is::<ssl::UriSanInput>(config), Input::UriSan))
         .or_else(|| is(any::is::<ssl::DnsSanInput>(config), Input::DnsSan))
         .or_else(|| is(any::is::<ssl::SubjectInput>(config), Input::Subject))
-        .ok_or_else(|| unknown(name, config, "a request header, an address or port, a certificate's name or dynamic metadata"))
+}
+
+fn metadata(value: network::DynamicMetadataInput) -> Input {
+    use network::dynamic_metadata_input::path_segment::Segment;
+    let network::DynamicMetadataInput { filter, path } = value;
+    Input::Metadata { namespace: filter.into(), path: path.into_iter().filter_map(|p| p.segment).map(|Segment::Key(k)| k.into()).collect() }
 }
 
 fn by_value<A, I>(value: matcher::MatcherTree, leaves: &Leaves<'_, A, I>, depth: u32) -> Result<Branch<A, I>> {

@@ -158,6 +158,7 @@ fn network_rbac(value: proto::rbac::v3::Rbac) -> Result<crate::matcher::Rbac> {
     // A refused connection is closed at once.
     refuse!(delay_deny);
     rbac::filter(rbac::Parts {
+        judged: rbac::Judged::Connections,
         rules,
         matcher,
         shadow_rules,

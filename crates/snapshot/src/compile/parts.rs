@@ -7,5 +7,5 @@ pub(crate) use super::matcher::strings;
 #[cfg(test)]
 pub(crate) use super::matcher::{header as header_matcher, string as string_matcher};
 #[cfg(test)]
-pub(crate) use super::rbac::{rules as rbac_rules, tree as rbac_tree};
+pub(crate) use super::rbac::{Judged, rules as rbac_rules, tree as rbac_tree};
 pub(crate) use super::source::{api_source, fetch_timeout};

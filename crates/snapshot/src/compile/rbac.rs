@@ -17,8 +17,26 @@ use crate::metadata::MetadataMatcher;
 /// Rules nested deeper than this are refused: evaluation recurses, and no real policy comes near.
 const MAX_DEPTH: u32 = 32;
 
+/// What rules judge. A connection has no request that they could ask about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Judged {
+    Requests,
+    Connections,
+}
+
+impl Judged {
+    /// Refuses what asks about a request, in the field of this name, where there is none.
+    fn request(self, field: &str) -> Result<()> {
+        match self {
+            Self::Requests => Ok(()),
+            Self::Connections => Err(Invalid::field(field, "is not supported of a network filter; use the HTTP filter for it")),
+        }
+    }
+}
+
 /// What a filter is made of, HTTP or network.
 pub(crate) struct Parts {
+    pub(crate) judged: Judged,
     pub(crate) rules: Option<proto::Rbac>,
     pub(crate) matcher: Option<Matcher>,
     pub(crate) shadow_rules: Option<proto::Rbac>,
@@ -30,15 +48,15 @@ pub(crate) struct Parts {
 
 /// A tree of matchers stands instead of rules.
 pub(crate) fn filter(value: Parts) -> Result<Rbac> {
-    let Parts { rules, matcher, shadow_rules, shadow_matcher, stat_prefix, shadow_stat_prefix, tracks_policies } = value;
+    let Parts { judged, rules, matcher, shadow_rules, shadow_matcher, stat_prefix, shadow_stat_prefix, tracks_policies } = value;
     Ok(Rbac {
         rules: match matcher {
-            Some(matcher) => Some(tree(matcher).within("matcher")?),
-            None => rules.map(self::rules).transpose().within("rules")?,
+            Some(matcher) => Some(tree(matcher, judged).within("matcher")?),
+            None => rules.map(|r| self::rules(r, judged)).transpose().within("rules")?,
         },
         shadow: match shadow_matcher {
-            Some(matcher) => Some(tree(matcher).within("shadow_matcher")?),
-            None => shadow_rules.map(self::rules).transpose().within("shadow_rules")?,
+            Some(matcher) => Some(tree(matcher, judged).within("shadow_matcher")?),
+            None => shadow_rules.map(|r| self::rules(r, judged)).transpose().within("shadow_rules")?,
         },
         stat_prefix: stat_prefix.into(),
         shadow_stat_prefix: shadow_stat_prefix.into(),
@@ -46,7 +64,7 @@ pub(crate) fn filter(value: Parts) -> Result<Rbac> {
     })
 }
 
-pub(crate) fn rules(value: proto::Rbac) -> Result<RbacRules> {
+pub(crate) fn rules(value: proto::Rbac, judged: Judged) -> Result<RbacRules> {
     let proto::Rbac { action, policies, audit_logging_options } = value;
     refuse!(audit_logging_options);
     let action = self::action(action)?;
@@ -54,7 +72,7 @@ pub(crate) fn rules(value: proto::Rbac) -> Result<RbacRules> {
     // Evaluation in the order of names, as Envoy does, so that the policy named in logs is always the same.
     policies.sort_by(|(a, _), (b, _)| a.cmp(b));
     let policies =
-        policies.into_iter().map(|(name, p)| policy(&name, p).within(&format!("policies[\"{name}\"]"))).collect::<Result<_>>()?;
+        policies.into_iter().map(|(name, p)| policy(&name, p, judged).within(&format!("policies[\"{name}\"]"))).collect::<Result<_>>()?;
     Ok(RbacRules::Policies { action, policies })
 }
 
@@ -67,7 +85,7 @@ fn action(value: i32) -> Result<RbacAction> {
     }
 }
 
-pub(crate) fn tree(value: Matcher) -> Result<RbacRules> {
+pub(crate) fn tree(value: Matcher, judged: Judged) -> Result<RbacRules> {
     let logs = Cell::new(false);
     let decision = |name: &str, config: &Any| {
         if !any::is::<proto::Action>(config) {
@@ -78,11 +96,14 @@ pub(crate) fn tree(value: Matcher) -> Result<RbacRules> {
         logs.set(logs.get() || action == RbacAction::Log);
         Ok(RbacDecision { name: name.into(), action })
     };
-    let tree = matcher_tree::tree(value, &decision)?;
+    let tree = match judged {
+        Judged::Requests => matcher_tree::tree(value, &decision)?,
+        Judged::Connections => matcher_tree::connection_tree(value, &decision)?,
+    };
     Ok(RbacRules::Tree { tree, logs: logs.get() })
 }
 
-fn policy(name: &str, value: proto::Policy) -> Result<RbacPolicy> {
+fn policy(name: &str, value: proto::Policy, judged: Judged) -> Result<RbacPolicy> {
     let proto::Policy { permissions, principals, condition, checked_condition, cel_config } = value;
     // Conditions are expressions of CEL.
     refuse!(condition, checked_condition);
@@ -92,25 +113,25 @@ fn policy(name: &str, value: proto::Policy) -> Result<RbacPolicy> {
     }
     Ok(RbacPolicy {
         name: name.into(),
-        permissions: all_permissions(permissions, "permissions", 0)?,
-        principals: all_principals(principals, "principals", 0)?,
+        permissions: all_permissions(permissions, "permissions", 0, judged)?,
+        principals: all_principals(principals, "principals", 0, judged)?,
     })
 }
 
-fn all_permissions(values: Vec<proto::Permission>, field: &str, depth: u32) -> Result<Vec<Permission>> {
-    each(values, field, |v| permission(v, depth + 1))
+fn all_permissions(values: Vec<proto::Permission>, field: &str, depth: u32, judged: Judged) -> Result<Vec<Permission>> {
+    each(values, field, |v| permission(v, depth + 1, judged))
 }
 
-fn permission(value: proto::Permission, depth: u32) -> Result<Permission> {
+fn permission(value: proto::Permission, depth: u32, judged: Judged) -> Result<Permission> {
     use permission::Rule;
     check_depth(depth)?;
     Ok(match value.rule {
         Some(Rule::Any(true)) => Permission::Any,
-        Some(Rule::AndRules(set)) => Permission::And(all_permissions(set.rules, "and_rules.rules", depth)?),
-        Some(Rule::OrRules(set)) => Permission::Or(all_permissions(set.rules, "or_rules.rules", depth)?),
-        Some(Rule::NotRule(rule)) => Permission::Not(Box::new(permission(*rule, depth + 1).within("not_rule")?)),
-        Some(Rule::Header(h)) => Permission::Header(header(h).within("header")?),
-        Some(Rule::UrlPath(p)) => Permission::UrlPath(path(p).within("url_path")?),
+        Some(Rule::AndRules(set)) => Permission::And(all_permissions(set.rules, "and_rules.rules", depth, judged)?),
+        Some(Rule::OrRules(set)) => Permission::Or(all_permissions(set.rules, "or_rules.rules", depth, judged)?),
+        Some(Rule::NotRule(rule)) => Permission::Not(Box::new(permission(*rule, depth + 1, judged).within("not_rule")?)),
+        Some(Rule::Header(h)) => Permission::Header(judged.request("header").and_then(|()| header(h).within("header"))?),
+        Some(Rule::UrlPath(p)) => Permission::UrlPath(judged.request("url_path").and_then(|()| path(p).within("url_path"))?),
         Some(Rule::DestinationIp(c)) => Permission::DestinationIp(cidr(c).within("destination_ip")?),
         Some(Rule::DestinationPort(p)) => Permission::DestinationPort(port(p).within("destination_port")?),
         Some(Rule::DestinationPortRange(r)) => Permission::DestinationPortRange(port_range(r).within("destination_port_range")?),
@@ -119,31 +140,34 @@ fn permission(value: proto::Permission, depth: u32) -> Result<Permission> {
         Some(Rule::Metadata(m)) => Permission::Metadata(metadata::matcher(m).within("metadata")?),
         Some(Rule::SourcedMetadata(m)) => Permission::Metadata(sourced(m).within("sourced_metadata")?),
         Some(Rule::Matcher(_)) => return Err(Invalid::unsupported("matcher")),
-        Some(Rule::UriTemplate(template)) => Permission::UriTemplate(route::uri_template(template).within("uri_template")?),
+        Some(Rule::UriTemplate(template)) => {
+            judged.request("uri_template")?;
+            Permission::UriTemplate(route::uri_template(template).within("uri_template")?)
+        }
         None => return Err(Invalid::new("has no rule")),
     })
 }
 
-fn all_principals(values: Vec<proto::Principal>, field: &str, depth: u32) -> Result<Vec<Principal>> {
-    each(values, field, |v| principal(v, depth + 1))
+fn all_principals(values: Vec<proto::Principal>, field: &str, depth: u32, judged: Judged) -> Result<Vec<Principal>> {
+    each(values, field, |v| principal(v, depth + 1, judged))
 }
 
-fn principal(value: proto::Principal, depth: u32) -> Result<Principal> {
+fn principal(value: proto::Principal, depth: u32, judged: Judged) -> Result<Principal> {
     use principal::Identifier as Id;
     check_depth(depth)?;
     Ok(match value.identifier {
         Some(Id::Any(true)) => Principal::Any,
-        Some(Id::AndIds(set)) => Principal::And(all_principals(set.ids, "and_ids.ids", depth)?),
-        Some(Id::OrIds(set)) => Principal::Or(all_principals(set.ids, "or_ids.ids", depth)?),
-        Some(Id::NotId(id)) => Principal::Not(Box::new(principal(*id, depth + 1).within("not_id")?)),
+        Some(Id::AndIds(set)) => Principal::And(all_principals(set.ids, "and_ids.ids", depth, judged)?),
+        Some(Id::OrIds(set)) => Principal::Or(all_principals(set.ids, "or_ids.ids", depth, judged)?),
+        Some(Id::NotId(id)) => Principal::Not(Box::new(principal(*id, depth + 1, judged).within("not_id")?)),
         Some(Id::Authenticated(a)) => {
             Principal::Authenticated(a.principal_name.map(string).transpose().within("authenticated.principal_name")?)
         }
         Some(Id::SourceIp(c)) => Principal::SourceIp(cidr(c).within("source_ip")?),
         Some(Id::DirectRemoteIp(c)) => Principal::DirectRemoteIp(cidr(c).within("direct_remote_ip")?),
         Some(Id::RemoteIp(c)) => Principal::RemoteIp(cidr(c).within("remote_ip")?),
-        Some(Id::Header(h)) => Principal::Header(header(h).within("header")?),
-        Some(Id::UrlPath(p)) => Principal::UrlPath(path(p).within("url_path")?),
+        Some(Id::Header(h)) => Principal::Header(judged.request("header").and_then(|()| header(h).within("header"))?),
+        Some(Id::UrlPath(p)) => Principal::UrlPath(judged.request("url_path").and_then(|()| path(p).within("url_path"))?),
         Some(Id::Any(false)) => return Err(Invalid::field("any", "must be true")),
         Some(Id::FilterState(f)) => filter_state(f).within("filter_state")?,
         Some(Id::Metadata(m)) => Principal::Metadata(metadata::matcher(m).within("metadata")?),

@@ -70,6 +70,20 @@ fn refusals_name_the_field_by_its_path() {
             on(&format!("{{filter_chain_match: {{server_names: ['a*']}}, filters: [{}]}}", tcp("a"))),
             "filter_chains[0].filter_chain_match.server_names[0]: `a*` has a wildcard inside",
         ),
+        (
+            on(
+                "{filters: [{name: r, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC, stat_prefix: s, \
+                rules: {policies: {p: {permissions: [{header: {name: a}}], principals: [{any: true}]}}}}}]}",
+            ),
+            "filter_chains[0].filters[0].rules.policies[\"p\"].permissions[0].header: is not supported of a network filter",
+        ),
+        (
+            format!(
+                "{{name: l, address: {ANY_80}, filter_chains: [{{name: c}}], filter_chain_matcher: {{matcher_tree: {{input: {{name: h, typed_config: \
+                 {{'@type': type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput, header_name: a}}}}, exact_match_map: {{}}}}}}}}"
+            ),
+            "filter_chain_matcher.matcher_tree.input: h (envoy.type.matcher.v3.HttpRequestHeaderMatchInput) is not supported",
+        ),
         ("{name: l, filter_chains: [{}]}".to_owned(), "address: is missing"),
         (format!("{{name: l, address: {ANY_80}}}"), "filter_chains: is empty"),
         (
