@@ -11,7 +11,7 @@ use crate::router::lookup;
 
 impl Exchange<'_> {
     /// The route; a missing one is answered by the router, after the filters had their say.
-    pub(crate) fn find_route(&mut self) -> Result<(), End> {
+    pub(super) fn find_route(&mut self) -> Result<(), End> {
         let table = match &self.hcm.config.routes {
             RouteSource::Inline(table) => Some(Arc::clone(table)),
             RouteSource::Discovered(id) => self.live.snapshot.route_table(*id).cloned(),
@@ -41,6 +41,15 @@ impl Exchange<'_> {
         if self.info.route.is_none() {
             self.info.unmatched = Some(table);
         }
+    }
+
+    /// The route of a request that had none, now that there may be more.
+    ///
+    /// # Errors
+    /// Where the route does not let the request through.
+    pub(crate) fn find_late_route(&mut self) -> Result<(), End> {
+        self.find_route()?;
+        upgrade::admit_late(self)
     }
 
     /// Finds the route again, after a filter changed what routes are matched by.

@@ -187,3 +187,26 @@ fn the_routes_of_a_scope_may_be_discovered_on_demand() {
     });
     assert_eq!(answer, (200, "r".to_owned()));
 }
+
+#[test]
+fn a_virtual_host_that_comes_late_is_asked_whether_it_allows_an_upgrade() {
+    let own = "upgrade_configs: [{upgrade_type: websocket, enabled: false, filters: [{name: envoy.filters.http.fault, typed_config: \
+               {'@type': type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault, abort: {http_status: 555, percentage: {numerator: 100}}}}, \
+               {name: router, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]}]";
+    let allowing = "{match: {prefix: /}, route: {cluster: none, upgrade_configs: [{upgrade_type: websocket}]}}";
+    for (listener, route, status) in [("", &*says("late"), 403), (own, &says("late"), 403), (own, allowing, 555), ("", allowing, 503)] {
+        let yaml = config(&format!("{RDS}\n          {listener}"), &ON_DEMAND.replace("LIMIT", "4s"));
+        let mut compiler = incremental(&yaml);
+        apply::<RouteConfiguration>(&mut compiler, "r", &answering("r", ", vhds: {config_source: {ads: {}}}"));
+        compiler.snapshot();
+        assert_eq!(compiler.apply(&url::<VirtualHost>(), Vec::new(), &[], Instant::now()), []);
+        let (wishes, mut asked) = channel();
+        let proxy = start_asking(&yaml, compiler.snapshot(), wishes);
+        let (got, _) = wished(&proxy, &mut asked, ("late", "connection: upgrade\r\nupgrade: websocket\r\n"), |wish| {
+            assert!(compiler.want(wish));
+            apply::<VirtualHost>(&mut compiler, "r/late", &format!("{{name: late, domains: [late], routes: [{route}]}}"));
+            compiler.snapshot()
+        });
+        assert_eq!(got, status, "{listener} {route}");
+    }
+}

@@ -21,7 +21,7 @@ pub(super) async fn on_request(exchange: &mut Exchange<'_>, config: &Arc<OnDeman
         let Some(wish) = lookup::unknown_routes(exchange).filter(|wish| asked.as_ref() != Some(wish)) else { break };
         asked = Some(wish.clone());
         wait(exchange, wish, config.clusters.unwrap_or(ROUTES_LIMIT)).await?;
-        exchange.find_route()?;
+        exchange.find_late_route()?;
     }
     let config = per_route(exchange, |p| p.on_demand.as_ref()).unwrap_or_else(|| Arc::clone(config));
     let Some(limit) = config.clusters else { return Ok(Step::Continue) };
