@@ -26,6 +26,19 @@ fn aborts_and_delays_are_injected_with_envoys_text() {
 }
 
 #[test]
+fn a_delay_lasts_no_longer_than_an_exchange_may_be_idle() {
+    let upstream = Upstream::ok("x");
+    for (listener, route) in [("0.3s", ""), ("60s", ", idle_timeout: 0.3s")] {
+        let mut config = Config::to(&[upstream.port()]).routes(&format!("- {{match: {{prefix: /}}, route: {{cluster: c{route}}}}}"));
+        config.filters = format!("{FAULT}    delay: {{fixed_delay: 60s, percentage: {{numerator: 100}}}}");
+        config.hcm = format!("stream_idle_timeout: {listener}");
+        let answer = config.start().get("/");
+        assert_eq!((answer.status, answer.body.as_str()), (504, "stream timeout"), "{listener} {route}");
+    }
+    assert!(upstream.seen().is_empty());
+}
+
+#[test]
 fn a_route_sets_its_own_fault_and_a_zero_percentage_is_none() {
     let upstream = Upstream::ok("x");
     let mut config = Config::to(&[upstream.port()]).routes(

@@ -259,3 +259,21 @@ fn the_end_of_a_response_waits_for_its_caller_only_so_long() {
         });
     }
 }
+
+#[test]
+fn a_delay_ends_with_the_caller_whose_body_is_not_all_there() {
+    let mut config = Config::to(&[dead_port()]);
+    config.filters = "- name: envoy.filters.http.fault\n  typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault, \
+                      delay: {fixed_delay: 60s, percentage: {numerator: 100}}}"
+        .to_owned();
+    let proxy = config.start();
+    runtime().block_on(async {
+        let mut sender = connect(proxy.address).await;
+        let (response, mut send) = sender.send_request(Request::post("http://shop/").body(()).unwrap(), false).unwrap();
+        send.send_data(Bytes::from_static(b"some"), false).unwrap();
+        tokio::task::block_in_place(|| eventually(|| proxy.stat("http.t.fault.active_faults") == 1));
+        send.send_reset(h2::Reason::CANCEL);
+        tokio::task::block_in_place(|| eventually(|| proxy.stat("http.t.fault.active_faults") == 0));
+        assert!(response.await.is_err());
+    });
+}

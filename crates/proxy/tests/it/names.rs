@@ -248,6 +248,27 @@ fn a_name_that_cannot_be_resolved_is_told() {
 }
 
 #[test]
+fn a_caller_that_leaves_before_its_body_is_all_there_waits_for_no_name() {
+    // It never answers.
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let dns = Dns { port: socket.local_addr().unwrap().port(), zone: Arc::default(), asked: Arc::default() };
+    let whole = Whole::start(&forward_proxy(&dns, "dns_query_timeout: 60s").yaml());
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap().block_on(async {
+        let stream = tokio::net::TcpStream::connect(whole.address).await.unwrap();
+        let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        let request = http::Request::post("http://silent.test/").body(()).unwrap();
+        let (response, mut send) = sender.ready().await.unwrap().send_request(request, false).unwrap();
+        send.send_data(bytes::Bytes::from_static(b"some"), false).unwrap();
+        tokio::task::block_in_place(|| eventually(|| whole.stat("http.t.downstream_rq_active") == 1));
+        send.send_reset(h2::Reason::CANCEL);
+        tokio::task::block_in_place(|| eventually(|| whole.stat("http.t.downstream_rq_active") == 0));
+        assert!(response.await.is_err());
+    });
+    assert_eq!(whole.stat("http.t.downstream_rq_5xx"), 0);
+}
+
+#[test]
 fn a_forgotten_failure_is_asked_for_by_the_next_request() {
     let upstream = Upstream::ok("x");
     let dns = Dns::start(&[]);

@@ -1,9 +1,6 @@
 //! The name that a request is for is resolved before the request goes on (Envoy dynamic forward proxy; texts are Envoy's).
 use std::borrow::Cow;
-use std::future::{Future, poll_fn};
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -11,7 +8,7 @@ use lateen_snapshot::dns::cache::{CachedHost, DnsCache, HostKey, Load, Waiting};
 use lateen_snapshot::http::HostFrom;
 use lateen_telemetry::{ResponseFlags, details};
 
-use super::{Step, per_route};
+use super::{Step, per_route, wait};
 use crate::http::reply::Reply;
 use crate::http::{End, Exchange};
 use crate::io::Text;
@@ -59,7 +56,7 @@ pub(crate) async fn resolve(exchange: &mut Exchange<'_>, cache: &Arc<DnsCache>, 
     let Some(key) = HostKey::of(&exchange.request.authority, default_port) else { return Ok(Err(Unresolved::NoName)) };
     let known = match cache.load(key) {
         Load::Known(host) => Some(host),
-        Load::Wait(waiting) => Box::pin(wait(exchange, waiting, cache.config.query_timeout)).await?,
+        Load::Wait(waiting) => Box::pin(first_lookup(exchange, waiting, cache.config.query_timeout)).await?,
         Load::Overflow => return Ok(Err(Unresolved::TooManyWait)),
         Load::Full => return Ok(Err(Unresolved::Full)),
     };
@@ -90,21 +87,7 @@ fn replace_host(exchange: &mut Exchange<'_>, from: &HostFrom) {
 }
 
 /// Waits for the first lookup of a name; `None` when that takes too long.
-async fn wait(exchange: &mut Exchange<'_>, waiting: Waiting, limit: Option<Duration>) -> Result<Option<Arc<CachedHost>>, End> {
+async fn first_lookup(exchange: &mut Exchange<'_>, waiting: Waiting, limit: Option<Duration>) -> Result<Option<Arc<CachedHost>>, End> {
     // The lookup has this limit itself; a little more, so that its own word comes first.
-    exchange.timer.after(Some(limit.unwrap_or(LONGEST) + Duration::from_secs(1)));
-    let (timer, down) = (&mut exchange.timer, &mut exchange.down);
-    let mut waiting = pin!(waiting);
-    let outcome = poll_fn(|cx| {
-        if let Poll::Ready(host) = waiting.as_mut().poll(cx) {
-            return Poll::Ready(Ok(Some(host)));
-        }
-        if down.request_done() && down.poll_gone(cx).is_ready() {
-            return Poll::Ready(Err(End::Gone));
-        }
-        timer.poll(cx).map(|()| Ok(None))
-    })
-    .await;
-    exchange.timer.set(None);
-    outcome
+    wait::at_most(exchange, limit.unwrap_or(LONGEST) + Duration::from_secs(1), waiting).await
 }

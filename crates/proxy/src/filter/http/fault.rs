@@ -1,7 +1,6 @@
 //! Fault injection: slow answers, delays, then aborts (Envoy fault filter; texts and details are Envoy's).
-use std::future::poll_fn;
+use std::future::pending;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use http::HeaderName;
@@ -12,7 +11,7 @@ use lateen_telemetry::envoy_names::fault as names;
 use lateen_telemetry::{ResponseFlags, details};
 
 use super::body::throttle::{SLICE, Throttled};
-use super::{Step, per_route};
+use super::{Step, per_route, wait};
 use crate::http::headers::{self, DOWNSTREAM_NODE};
 use crate::http::reply::Reply;
 use crate::http::{End, Exchange};
@@ -52,7 +51,7 @@ pub(super) async fn on_request(exchange: &mut Exchange<'_>, config: &Arc<Fault>,
         exchange.bodies().note(index, Rate(rate));
     }
     if let Some(delay) = delay {
-        wait(exchange, delay).await?;
+        hold_up(exchange, delay).await?;
     }
     let Some((kind, body)) = abort else { return Ok(Step::Continue) };
     exchange.hcm.fault.inc(names::ABORTS_INJECTED);
@@ -76,20 +75,13 @@ pub(super) fn on_response(exchange: &mut Exchange<'_>, index: usize) {
     }
 }
 
-async fn wait(exchange: &mut Exchange<'_>, delay: Duration) -> Result<(), End> {
+async fn hold_up(exchange: &mut Exchange<'_>, delay: Duration) -> Result<(), End> {
     exchange.hcm.fault.inc(names::DELAYS_INJECTED);
     exchange.info.flags.insert(ResponseFlags::DELAY_INJECTED);
-    exchange.timer.after(Some(delay));
-    let (timer, down) = (&mut exchange.timer, &mut exchange.down);
-    let gone = poll_fn(|cx| {
-        if down.request_done() && down.poll_gone(cx).is_ready() {
-            return Poll::Ready(true);
-        }
-        timer.poll(cx).map(|()| false)
-    })
-    .await;
-    exchange.timer.set(None);
-    if gone { Err(End::Gone) } else { Ok(()) }
+    // As long as nothing comes or goes the exchange is idle, and that has a limit of its own.
+    let idle = wait::idle_limit(exchange).filter(|limit| *limit < delay);
+    wait::at_most(exchange, idle.unwrap_or(delay), pending::<()>()).await?;
+    if idle.is_some() { Err(wait::idle(exchange.down.request_done()).into()) } else { Ok(()) }
 }
 
 /// Whether the dice say so; a caller's header may make it rarer where headers say what happens.

@@ -1,7 +1,7 @@
 //! Waiting for another server while a caller waits for us.
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use lateen_snapshot::route::Action;
@@ -14,19 +14,36 @@ use crate::router::{Failed, Failure};
 /// Waits for `work` as long as the caller does. `work` ends in its own time: it has a limit.
 pub(super) async fn patiently<T>(exchange: &mut Exchange<'_>, work: impl Future<Output = T>) -> Result<T, End> {
     let mut work = pin!(work);
-    let http2 = exchange.request.version == Version::Http2;
-    let down = &mut *exchange.down;
-    poll_fn(|cx| {
-        if let Poll::Ready(done) = work.as_mut().poll(cx) {
-            return Poll::Ready(Ok(done));
-        }
-        // What comes on an HTTP/1 connection before the request is complete is the request.
-        if (http2 || down.request_done()) && down.poll_gone(cx).is_ready() {
-            return Poll::Ready(Err(End::Gone));
-        }
-        Poll::Pending
+    poll_fn(|cx| match work.as_mut().poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Ok(done)),
+        Poll::Pending => poll_gone(exchange, cx).map(|()| Err(End::Gone)),
     })
     .await
+}
+
+/// Waits for `work` as long as the caller does, and no longer than `limit`: then it is `None`.
+pub(super) async fn at_most<T>(exchange: &mut Exchange<'_>, limit: Duration, work: impl Future<Output = T>) -> Result<Option<T>, End> {
+    let mut work = pin!(work);
+    exchange.timer.after(Some(limit));
+    let outcome = poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(Ok(Some(done)));
+        }
+        if poll_gone(exchange, cx).is_ready() {
+            return Poll::Ready(Err(End::Gone));
+        }
+        exchange.timer.poll(cx).map(|()| Ok(None))
+    })
+    .await;
+    exchange.timer.set(None);
+    outcome
+}
+
+/// Ready when the caller went away, as far as that can be seen.
+fn poll_gone(exchange: &mut Exchange<'_>, cx: &mut Context<'_>) -> Poll<()> {
+    // What comes on an HTTP/1 connection before the request is complete is the request.
+    let visible = exchange.request.version == Version::Http2 || exchange.down.request_done();
+    if visible { exchange.down.poll_gone(cx) } else { Poll::Pending }
 }
 
 /// How long an exchange may be idle.
@@ -36,7 +53,7 @@ pub(super) fn idle_limit(exchange: &Exchange<'_>) -> Option<Duration> {
     idle.filter(|span| !span.is_zero())
 }
 
-/// The answer to one that was idle for longer.
-pub(super) fn idle() -> Reply {
-    Failed::from(Failure::StreamIdle).reply(false, false, false)
+/// The answer to one that was idle for longer; a request that is all there is not itself the late one.
+pub(super) fn idle(complete: bool) -> Reply {
+    Failed::from(Failure::StreamIdle).reply(false, complete, false)
 }

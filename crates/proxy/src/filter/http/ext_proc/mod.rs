@@ -87,8 +87,9 @@ async fn converse(
     let limit = session.borrow().is_full_duplex(way).then(|| wait::idle_limit(exchange)).flatten();
     let mut timer = Timer::default();
     timer.after(limit);
+    let complete = exchange.down.request_done();
     let answer = poll_fn(|cx| match session.borrow_mut().poll_answer(cx, way) {
-        Poll::Pending => timer.poll(cx).map(|()| Said::Reply(Box::new(wait::idle()))),
+        Poll::Pending => timer.poll(cx).map(|()| Said::Reply(Box::new(wait::idle(complete)))),
         said => said,
     });
     let said = wait::patiently(exchange, answer).await?;
