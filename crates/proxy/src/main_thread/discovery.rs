@@ -15,7 +15,6 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Main;
-use super::supervise::Supervisor;
 
 /// The cluster under which Istio's bootstrap names the agent's secret service: in the sidecar, that is us.
 pub(super) const OWN_SECRETS: &str = "sds-grpc";
@@ -53,7 +52,7 @@ impl Handler for Applier {
 }
 
 /// Runs the aggregated stream, if the bootstrap has one.
-pub(super) fn aggregated(main: &Arc<Main>, token: Option<TokenSource>, supervisor: &Supervisor, tasks: &mut JoinSet<()>) {
+pub(super) fn aggregated(main: &Arc<Main>, token: Option<TokenSource>, tasks: &mut JoinSet<()>) {
     let Some(ads) = main.bootstrap.ads.clone() else { return };
     let client = client(main, Service::Aggregated, &ads, token);
     let subscriptions = client.subscriptions();
@@ -64,13 +63,13 @@ pub(super) fn aggregated(main: &Arc<Main>, token: Option<TokenSource>, superviso
         subscriptions.wildcard(types::LISTENER);
     }
     main.keep_stream(SecretSource::Ads, subscriptions.clone());
-    tasks.spawn(supervisor.clone().only_once("subscriptions", follow(main.wanted(), subscriptions, ads.delta)));
+    tasks.spawn(main.supervisor.clone().only_once("subscriptions", follow(main.wanted(), subscriptions, ads.delta)));
     let mut applier = Applier { main: main.clone(), source: SecretSource::Ads, name: ads.cluster };
-    tasks.spawn(supervisor.clone().only_once("discovery", async move { client.run(&mut applier).await }));
+    tasks.spawn(main.supervisor.clone().only_once("discovery", async move { client.run(&mut applier).await }));
 }
 
 /// Runs listener and cluster discovery services that are not aggregated.
-pub(super) fn single(main: &Arc<Main>, token: Option<TokenSource>, supervisor: &Supervisor, tasks: &mut JoinSet<()>) {
+pub(super) fn single(main: &Arc<Main>, token: Option<TokenSource>, tasks: &mut JoinSet<()>) {
     let sources = [
         (main.bootstrap.clusters.clone(), Service::Cluster, types::CLUSTER),
         (main.bootstrap.listeners.clone(), Service::Listener, types::LISTENER),
@@ -80,7 +79,7 @@ pub(super) fn single(main: &Arc<Main>, token: Option<TokenSource>, supervisor: &
         let client = client(main, service, &source, token.clone());
         client.subscriptions().wildcard(type_url);
         let mut applier = Applier { main: main.clone(), source: SecretSource::Ads, name: source.cluster };
-        tasks.spawn(supervisor.clone().only_once("discovery", async move { client.run(&mut applier).await }));
+        tasks.spawn(main.supervisor.clone().only_once("discovery", async move { client.run(&mut applier).await }));
     }
 }
 
@@ -182,28 +181,27 @@ pub(super) async fn secrets(main: Arc<Main>, identity: Option<watch::Receiver<Op
     }
 }
 
-fn own_identity(
-    main: &Arc<Main>,
-    mut identity: watch::Receiver<Option<Arc<WorkloadSecrets>>>,
-    service: &ApiSource,
-    tasks: &mut JoinSet<()>,
-) {
+fn own_identity(main: &Arc<Main>, identity: watch::Receiver<Option<Arc<WorkloadSecrets>>>, service: &ApiSource, tasks: &mut JoinSet<()>) {
     // There is nothing to subscribe to, but the place is taken.
     let client = client(main, Service::Secret, service, None);
     let source = SecretSource::Api(service.clone());
     main.keep_stream(source.clone(), client.subscriptions());
-    let main = main.clone();
-    tasks.spawn(async move {
-        loop {
-            let current = identity.borrow_and_update().clone();
-            if let Some(secrets) = current {
-                main.set_identity(&source, &secrets);
-            }
-            if identity.changed().await.is_err() {
-                return;
+    let handing = main.clone();
+    let hand_out = move || {
+        let (main, source, mut identity) = (handing.clone(), source.clone(), identity.clone());
+        async move {
+            loop {
+                let current = identity.borrow_and_update().clone();
+                if let Some(secrets) = current {
+                    main.set_identity(&source, &secrets);
+                }
+                if identity.changed().await.is_err() {
+                    return;
+                }
             }
         }
-    });
+    };
+    tasks.spawn(main.supervisor.clone().run("the workload's certificate", hand_out));
 }
 
 fn secret_stream(main: &Arc<Main>, service: &ApiSource, token: Option<TokenSource>, tasks: &mut JoinSet<()>) {
@@ -213,7 +211,7 @@ fn secret_stream(main: &Arc<Main>, service: &ApiSource, token: Option<TokenSourc
     main.keep_stream(source.clone(), subscriptions.clone());
     let mut wanted = main.wanted();
     let of = source.clone();
-    tasks.spawn(async move {
+    let follow = async move {
         let mut before = Arc::<Wanted>::default();
         loop {
             let now = wanted.borrow_and_update().clone();
@@ -223,7 +221,53 @@ fn secret_stream(main: &Arc<Main>, service: &ApiSource, token: Option<TokenSourc
                 return;
             }
         }
-    });
+    };
+    tasks.spawn(main.supervisor.clone().only_once("subscriptions", follow));
     let mut applier = Applier { main: main.clone(), source, name: service.cluster.clone() };
-    tasks.spawn(async move { client.run(&mut applier).await });
+    tasks.spawn(main.supervisor.clone().only_once("discovery", async move { client.run(&mut applier).await }));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::main_thread::test_support;
+
+    const LISTENER: &str = "{static_resources: {listeners: [{name: l, address: {socket_address: {address: 127.0.0.1, port_value: 9}}, filter_chains: [{\
+        transport_socket: {name: tls, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, \
+          common_tls_context: {tls_certificate_sds_secret_configs: [{name: default, \
+            sds_config: {api_config_source: {api_type: GRPC, grpc_services: [{envoy_grpc: {cluster_name: sds-grpc}}]}}}]}}}, \
+        filters: [{name: t, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, \
+          stat_prefix: t, cluster: c}}]}]}]}}";
+
+    fn identity() -> Arc<WorkloadSecrets> {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let chain = rcgen::CertificateParams::new(vec!["a".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
+        Arc::new(WorkloadSecrets::from_pem(chain.as_bytes(), key.serialize_pem().as_bytes(), chain.as_bytes()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_renewed_certificate_is_handed_out_also_after_a_panic() {
+        let panics = test_support::PanicsOnce::when(|snapshot| !snapshot.listeners.is_empty());
+        let main = test_support::main_with("{node: {id: n, cluster: c}}", panics);
+        let body = lateen_snapshot::bootstrap::parse(LISTENER, "test.yaml").unwrap().resources.remove(0);
+        let update = Update { name: "l".to_owned(), version: "1".to_owned(), body };
+        assert_eq!(main.apply(&SecretSource::Ads, types::LISTENER, vec![update], &[]), []);
+        let (renew, renewed) = watch::channel(Some(identity()));
+        let task = tokio::spawn(secrets(main.clone(), Some(renewed), None));
+        let mut snapshots = main.snapshots();
+        let there = snapshots.wait_for(|snapshot| !snapshot.listeners.is_empty());
+        let snapshot = tokio::time::timeout(Duration::from_secs(10), there).await.unwrap().unwrap().clone();
+        let slot = snapshot.listeners[0].chains[0].tls.clone().unwrap();
+        let first = slot.config.get().unwrap();
+        renew.send_replace(Some(identity()));
+        let taken = async {
+            while Arc::ptr_eq(&first, &slot.config.get().unwrap()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), taken).await.unwrap();
+        task.abort();
+    }
 }

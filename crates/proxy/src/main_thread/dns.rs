@@ -47,7 +47,10 @@ pub(super) async fn run(main: Arc<Main>) {
         for question in questions.into_keys() {
             let start = |question: &Question| {
                 let has_told = Arc::new(AtomicBool::new(false));
-                Running { task: tasks.spawn(ask(main.clone(), question.clone(), has_told.clone())), has_told }
+                let (main, question, telling) = (main.clone(), question.clone(), has_told.clone());
+                let supervisor = main.supervisor.clone();
+                let looks_up = move || ask(main.clone(), question.clone(), telling.clone());
+                Running { task: tasks.spawn(supervisor.run("resolution of a name", looks_up)), has_told }
             };
             running.entry(question).or_insert_with_key(start);
         }
@@ -100,7 +103,10 @@ async fn ask(main: Arc<Main>, question: Question, has_told: Arc<AtomicBool>) {
 
 #[cfg(test)]
 mod tests {
+    use lateen_snapshot::Snapshot;
     use lateen_snapshot::compile::{SecretSource, Update};
+    use lateen_telemetry::BlockName;
+    use lateen_telemetry::envoy_names::server;
     use lateen_xds::types;
 
     use super::*;
@@ -110,26 +116,41 @@ mod tests {
                            load_assignment: {cluster_name: d, endpoints: [{lb_endpoints: [{endpoint: {address: \
                            {socket_address: {address: localhost, port_value: 7}}}}]}]}}]}}";
 
+    fn add(main: &Main) {
+        let body = lateen_snapshot::bootstrap::parse(CLUSTER, "test.yaml").unwrap().resources.remove(0);
+        let update = Update { name: "d".to_owned(), version: "1".to_owned(), body };
+        assert_eq!(main.apply(&SecretSource::Ads, types::CLUSTER, vec![update], &[]), []);
+    }
+
+    fn has_hosts(snapshot: &Snapshot) -> bool {
+        snapshot.cluster_named("d").is_some_and(|(_, c)| !c.hosts.is_empty())
+    }
+
+    async fn resolved(main: &Main) {
+        let mut snapshots = main.snapshots();
+        let wait = snapshots.wait_for(|snapshot| has_hosts(snapshot));
+        tokio::time::timeout(Duration::from_secs(10), wait).await.unwrap().unwrap();
+    }
+
     #[tokio::test]
     async fn a_cluster_that_comes_back_before_it_was_missed_has_its_names_looked_up() {
         let main = test_support::main("{node: {id: n, cluster: c}}");
         let task = tokio::spawn(run(main.clone()));
-        let body = lateen_snapshot::bootstrap::parse(CLUSTER, "test.yaml").unwrap().resources.remove(0);
-        let add = || {
-            let update = Update { name: "d".to_owned(), version: "1".to_owned(), body: body.clone() };
-            assert_eq!(main.apply(&SecretSource::Ads, types::CLUSTER, vec![update], &[]), []);
-        };
-        let resolved = async || {
-            let has_hosts =
-                |snapshot: &Arc<lateen_snapshot::Snapshot>| snapshot.cluster_named("d").is_some_and(|(_, c)| !c.hosts.is_empty());
-            let found = main.snapshots().wait_for(has_hosts).await.map(drop);
-            found.unwrap();
-        };
-        add();
-        tokio::time::timeout(Duration::from_secs(10), resolved()).await.unwrap();
+        add(&main);
+        resolved(&main).await;
         assert_eq!(main.apply(&SecretSource::Ads, types::CLUSTER, Vec::new(), &["d".to_owned()]), []);
-        add();
-        tokio::time::timeout(Duration::from_secs(10), resolved()).await.unwrap();
+        add(&main);
+        resolved(&main).await;
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn a_lookup_that_panics_is_made_again() {
+        let main = test_support::main_with("{node: {id: n, cluster: c}}", test_support::PanicsOnce::when(has_hosts));
+        let task = tokio::spawn(run(main.clone()));
+        add(&main);
+        resolved(&main).await;
+        assert_eq!(main.registry.block(server::DEFS, BlockName::plain("server")).counter(server::PANICS), 1);
         task.abort();
     }
 }

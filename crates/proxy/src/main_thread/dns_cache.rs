@@ -37,7 +37,8 @@ pub(super) async fn run(main: Arc<Main>) {
                 Some((_, block, _)) => show(block, cache),
                 None => {
                     let block = main.registry.block(names::DEFS, BlockName::plain(&format!("dns_cache.{}", cache.config.name)));
-                    let task = tasks.spawn(serve(main.clone(), Arc::downgrade(cache), block.clone()));
+                    let serve = serve(main.clone(), Arc::downgrade(cache), block.clone());
+                    let task = tasks.spawn(main.supervisor.clone().only_once("a cache of names", serve));
                     running.push((Arc::downgrade(cache), block, task));
                 }
             }
@@ -68,7 +69,10 @@ async fn serve(main: Arc<Main>, cache: Weak<DnsCache>, block: Block) {
         while hosts.try_join_next().is_some() {}
         for host in asked {
             block.add_shared(names::HOST_ADDED, 1);
-            hosts.spawn(keep(main.clone(), cache.clone(), host, block.clone()));
+            let (main, cache, block) = (main.clone(), cache.clone(), block.clone());
+            let supervisor = main.supervisor.clone();
+            let keeps = move || keep(main.clone(), cache.clone(), host.clone(), block.clone());
+            hosts.spawn(supervisor.run("addresses of a name", keeps));
         }
     }
 }

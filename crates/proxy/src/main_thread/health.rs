@@ -45,10 +45,11 @@ pub(super) async fn run(main: Arc<Main>) {
             keep
         });
         for (key, (cluster, host)) in wanted {
-            running.entry(key).or_insert_with(|| Running {
-                config: cluster.config.clone(),
-                host: host.clone(),
-                task: tasks.spawn(check(main.clone(), cluster, host)),
+            running.entry(key).or_insert_with(|| {
+                let (config, checked, main) = (cluster.config.clone(), host.clone(), main.clone());
+                let supervisor = main.supervisor.clone();
+                let checks = move || check(main.clone(), cluster.clone(), host.clone());
+                Running { config, host: checked, task: tasks.spawn(supervisor.run("health checks of a host", checks)) }
             });
         }
         while tasks.try_join_next().is_some() {}

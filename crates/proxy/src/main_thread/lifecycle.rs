@@ -16,7 +16,6 @@ use tokio::task::JoinSet;
 
 use super::drain::{DrainPlan, Draining, Step};
 use super::state::{Main, Parts, Publisher};
-use super::supervise::Supervisor;
 use super::{cluster_figures, discovery, dns, dns_cache, ejection, figures, files, health, on_demand, overload};
 use crate::admin::{self, AdminOptions};
 use crate::restart::{self, Child, Inherited, Lineage, Parent};
@@ -75,7 +74,6 @@ pub struct Process {
     workers: Arc<Workers>,
     tasks: JoinSet<()>,
     parent: Option<Arc<Parent>>,
-    supervisor: Supervisor,
 }
 
 /// A task of the main thread.
@@ -191,7 +189,7 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
     if let Some(parent) = &parent {
         tasks.spawn(parent.clone().run());
     }
-    let supervisor = Supervisor::new(&main.registry);
+    let supervisor = main.supervisor.clone();
     let mut supervised = |name, task: fn(Arc<Main>) -> Task| {
         let main = main.clone();
         tasks.spawn(supervisor.clone().run(name, move || task(main.clone())));
@@ -210,14 +208,14 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
     tasks.spawn(reopen(main.clone(), logs.clone()));
     let secrets = discovery::secrets(main.clone(), identity, token.clone());
     tasks.spawn(supervisor.clone().only_once("secrets", secrets));
-    discovery::single(&main, token.clone(), &supervisor, &mut tasks);
-    discovery::aggregated(&main, token, &supervisor, &mut tasks);
+    discovery::single(&main, token.clone(), &mut tasks);
+    discovery::aggregated(&main, token, &mut tasks);
     if let Some((child, inherited)) = before {
         tasks.spawn(restart::take_over(main.clone(), child, inherited));
     }
     super::memory::trim();
     tracing::info!(workers = concurrency, "started with {}", figures::summary(&main));
-    Ok(Process { main, logs, workers, tasks, parent, supervisor })
+    Ok(Process { main, logs, workers, tasks, parent })
 }
 
 /// How this process stands to the one before and the one after.
@@ -305,7 +303,7 @@ impl Process {
     /// process must end.
     pub async fn worker_died(&self) -> String {
         let mut waits = JoinSet::new();
-        for mut died in self.workers.0.iter().map(WorkerHandle::died).chain([self.supervisor.died()]) {
+        for mut died in self.workers.0.iter().map(WorkerHandle::died).chain([self.main.supervisor.died()]) {
             waits.spawn(async move { died.wait_for(Option::is_some).await.ok().and_then(|d| d.clone()) });
         }
         while let Some(ended) = waits.join_next().await {

@@ -16,6 +16,7 @@ use lateen_xds::{Subscriptions, types};
 use tokio::sync::{Notify, oneshot, watch};
 
 use super::first_answers::FirstAnswers;
+use super::supervise::Supervisor;
 use crate::dns::Resolver;
 use crate::restart::Lineage;
 use crate::worker::{Drain, LogFiles, Overload, Sockets};
@@ -102,6 +103,7 @@ pub struct Main {
     pub(crate) drain_time: Duration,
     pub(crate) drain_gradually: bool,
     rotation: AtomicU32,
+    pub(super) supervisor: Supervisor,
     pub(crate) lineage: Lineage,
     /// Another process can take over from this one.
     pub(crate) can_restart: bool,
@@ -163,6 +165,7 @@ impl Main {
             first_answers: FirstAnswers::new(&bootstrap),
             resolver: Resolver::new(upstream_mark, bootstrap.dns_resolver.clone()),
             bootstrap,
+            supervisor: Supervisor::new(&registry),
             registry,
             started: Instant::now(),
             started_at: SystemTime::now(),
