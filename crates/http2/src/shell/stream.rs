@@ -212,15 +212,15 @@ impl Drop for Stream {
     fn drop(&mut self) {
         let mut inner = self.session.0.borrow_mut();
         let slot = inner.slots.remove(&self.id);
-        let ended = slot.is_none_or(|s| s.ended || s.failure.is_some());
-        if !ended || !self.sent_all {
+        let unfinished = !self.sent_all || slot.is_some_and(|s| !s.ended && s.failure.is_none());
+        if unfinished {
             // A server that has answered in full only wants the rest of the request to stop.
             let reason = if self.sent_all && inner.connection.role == crate::Role::Server { Reason::NO_ERROR } else { Reason::CANCEL };
             inner.connection.reset(self.id, reason);
         }
         let said = inner.connection.output().len();
         inner.connection.discard(self.id);
-        if inner.connection.output().len() != said || !ended || !self.sent_all || inner.connection.is_finished() {
+        if unfinished || inner.connection.output().len() != said || inner.connection.is_finished() {
             inner.wake_driver();
         }
         inner.wake_waiting();
