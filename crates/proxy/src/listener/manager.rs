@@ -79,7 +79,7 @@ enum Openness {
 
 /// Begins what a listener's filters have to have ready before the first connection makes their state.
 fn prepare(worker: &Rc<Worker>, listener: &Listener) {
-    for chain in listener.chains.iter().chain(&listener.default_chain) {
+    for chain in listener.all_chains() {
         if let Terminal::Http(config) = &chain.terminal {
             jwks::keep(worker, config);
         }
