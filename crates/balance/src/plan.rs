@@ -207,12 +207,12 @@ impl Loads {
         let (mut healthy, mut degraded) = (available(|c| c.healthy_weight), available(|c| c.degraded_weight));
         let sum = |healthy: &[u32], degraded: &[u32]| healthy.iter().chain(degraded).sum::<u32>().min(100);
         let all = sum(&healthy, &degraded);
-        if all == 0 && threshold == 0 {
-            return Self::default();
-        }
         let panic: Vec<bool> = counts.iter().map(|c| all < 100 && c.panics(threshold)).collect();
-        if panic.iter().all(|p| *p) {
+        if panic.iter().all(|p| *p) && (past == 0 || all == 0) {
             return Self { healthy: by_number(&counts), degraded: vec![0; counts.len()], panic };
+        }
+        if all == 0 {
+            return Self::to_first(&counts, panic);
         }
         let left_over = |loads: &[u32]| -> Vec<u32> {
             loads.iter().enumerate().map(|(priority, load)| if goes_past(past, priority) { 0 } else { *load }).collect()
@@ -237,6 +237,18 @@ impl Loads {
             loads.healthy.iter_mut().chain(&mut loads.degraded).zip(healthy.iter().chain(&degraded)).find(|(_, a)| **a > 0)
         {
             *load += left;
+        }
+        loads
+    }
+
+    /// Those who serve are so few that no priority has one percent, and too few hosts fail for panic: the first that has
+    /// anybody gets all. Envoy gives it to the most preferred priority, also where nobody serves there.
+    fn to_first(counts: &[Counts], panic: Vec<bool>) -> Self {
+        let mut loads = Self { panic, ..Self::default() };
+        let healthy = counts.iter().position(|c| c.healthy > 0).map(|priority| Level { priority, degraded: false });
+        let degraded = || counts.iter().position(|c| c.degraded > 0).map(|priority| Level { priority, degraded: true });
+        if let Some(level) = healthy.or_else(degraded) {
+            loads.all_to(level, counts.len());
         }
         loads
     }

@@ -70,6 +70,21 @@ fn priorities_are_gone_past_while_another_has_anybody() {
 }
 
 #[test]
+fn priorities_are_gone_past_in_panic_too() {
+    let settings = Settings::default();
+    let past = |priorities: &[(usize, usize, usize)], past| -> Vec<_> {
+        let set = set(priorities);
+        let groups = plan(&View { priorities: &set.priorities, set: &set, settings: &settings, local: None, past, only: None }).0;
+        groups.iter().map(|g| (g.share, count(&g.spread))).collect()
+    };
+    let all_in_panic = [(1, 0, 9), (2, 0, 18)];
+    assert_eq!(past(&all_in_panic, 0), [(34, 10), (66, 20)]);
+    assert_eq!(past(&all_in_panic, 0b1), [(100, 20)]);
+    assert_eq!(past(&all_in_panic, 0b11), [(50, 10), (50, 20)], "all were tried: by who serves");
+    assert_eq!(past(&[(0, 0, 10), (0, 0, 20)], 0b1), [(34, 10), (66, 20)], "nobody serves: as if none were gone past");
+}
+
+#[test]
 fn degraded_hosts_take_what_healthy_ones_of_all_priorities_leave() {
     assert_eq!(shares(&[(50, 50, 0), (0, 0, 100)], 0), [(70, 50), (30, 50)]);
     assert_eq!(shares(&[(0, 100, 0), (100, 0, 0)], 0), [(100, 100)], "healthy ones come first");
@@ -89,6 +104,19 @@ fn panic_sends_to_unhealthy_hosts_too_unless_the_threshold_is_zero() {
     assert_eq!(shares(&[(2, 0, 2)], 50), [(100, 2)], "half is not less than half");
     assert_eq!(shares(&[(1, 1, 2)], 50), [(50, 1), (50, 1)], "degraded ones serve too");
     assert!(shares(&[(0, 0, 4)], 0).is_empty());
+}
+
+#[test]
+fn the_last_hosts_that_serve_get_all_however_few_they_are() {
+    assert_eq!(shares(&[(1, 0, 139)], 0), [(100, 1)]);
+    assert_eq!(shares(&[(1, 0, 140)], 0), [(100, 1)], "less than a percent of what is there");
+    assert_eq!(shares(&[(0, 1, 140)], 0), [(100, 1)]);
+    assert_eq!(shares(&[(0, 0, 141), (0, 1, 140), (1, 0, 200)], 0), [(100, 1)]);
+    assert_eq!(shares(&[(1, 0, 140)], 1), [(100, 141)], "less than the threshold: panic");
+    let mut set = set(&[(3, 0, 197)]);
+    set.overprovisioning_percent = 50;
+    let settings = Settings { panic_threshold_percent: 1, ..Settings::default() };
+    assert_eq!(count(&planned(&set, &settings)[0].spread), 3, "enough for the threshold, but half of it is no percent");
 }
 
 #[test]
@@ -183,10 +211,7 @@ proptest! {
         let groups = planned(&set, &settings);
         let serving = priorities.iter().any(|(up, degraded, _)| up + degraded > 0);
         let anybody = serving || (threshold > 0 && !set.is_empty());
-        // A share of the factor below one percent is nothing.
-        if overprovisioning_percent >= 100 {
-            prop_assert_eq!(groups.iter().map(|g| g.share).sum::<u32>(), if anybody { 100 } else { 0 });
-        }
+        prop_assert_eq!(groups.iter().map(|g| g.share).sum::<u32>(), if anybody { 100 } else { 0 });
         for group in groups {
             prop_assert!(count(&group.spread) > 0 && group.share > 0);
         }
