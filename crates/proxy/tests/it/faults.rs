@@ -113,3 +113,41 @@ fn rbac_denies_with_403_by_path_as_normalised() {
     }
     assert_eq!(proxy.get("/open").status, 200);
 }
+
+/// RBAC under its usual name, with one policy about the header `x-role`.
+fn rbac(action: &str, role: &str) -> String {
+    format!(
+        r#"- name: envoy.filters.http.rbac
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC
+    rules:
+      action: {action}
+      policies:
+        p: {{permissions: [{{header: {{name: x-role, string_match: {{exact: {role}}}}}}}], principals: [{{any: true}}]}}
+"#
+    )
+}
+
+#[test]
+fn filters_of_one_name_all_act_and_a_route_speaks_of_all_of_them() {
+    let upstream = Upstream::ok("x");
+    let mut config = Config::to(&[upstream.port()]).routes(
+        r#"- match: {prefix: /off}
+  route: {cluster: c}
+  typed_per_filter_config:
+    envoy.filters.http.rbac: {"@type": type.googleapis.com/envoy.config.route.v3.FilterConfig, disabled: true}
+- match: {prefix: /open}
+  route: {cluster: c}
+  typed_per_filter_config:
+    envoy.filters.http.rbac: {"@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBACPerRoute}
+- match: {prefix: /}
+  route: {cluster: c}"#,
+    );
+    config.filters = rbac("DENY", "guest") + &rbac("ALLOW", "admin");
+    let proxy = config.start();
+    let status = |path: &str, role: &str| proxy.call(&format!("GET {path} HTTP/1.1\r\nhost: a\r\nx-role: {role}\r\n\r\n")).status;
+    assert_eq!(["guest", "user", "admin"].map(|role| status("/", role)), [403, 403, 200]);
+    for path in ["/off", "/open"] {
+        assert_eq!(["guest", "user", "admin"].map(|role| status(path, role)), [200; 3], "{path}");
+    }
+}

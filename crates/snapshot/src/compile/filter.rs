@@ -39,9 +39,6 @@ pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str, context: &mut Con
     for (index, value) in values.into_iter().enumerate() {
         let name: Arc<str> = value.name.as_str().into();
         let disabled = value.disabled;
-        if names.contains(&name) {
-            return Err(Invalid::new(format!("the name {name} is used twice; filter names must differ"))).within_item(field, index);
-        }
         let Some(filter) = filter(value, context).within_item(field, index)? else { continue };
         if matches!(filter, HttpFilter::Router(_)) != (index == last) {
             let reason = format!("{name}: the router must be the last filter, and the last filter must be the router");
