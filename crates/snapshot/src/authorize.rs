@@ -30,6 +30,13 @@ pub struct Facts<'a> {
     pub metadata: Option<&'a Metadata>,
 }
 
+impl Facts<'_> {
+    /// The request's path; a CONNECT has none, and matches no rule about one.
+    fn path(&self) -> Option<&str> {
+        self.head.map(RequestHead::path).filter(|path| !path.is_empty())
+    }
+}
+
 /// The outcome, with the policy that decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
@@ -87,12 +94,12 @@ impl Permission {
             Self::Or(any) => any.iter().any(|p| p.matches(facts)),
             Self::Not(rule) => !rule.matches(facts),
             Self::Header(matcher) => facts.head.is_some_and(|head| matcher.matches_any_value(head)),
-            Self::UrlPath(matcher) => facts.head.is_some_and(|head| matcher.matches(head.path())),
+            Self::UrlPath(matcher) => facts.path().is_some_and(|path| matcher.matches(path)),
             Self::DestinationIp(block) => block.contains(facts.destination.ip()),
             Self::DestinationPort(port) => facts.destination.port() == *port,
             Self::DestinationPortRange(range) => range.contains(&facts.destination.port()),
             Self::Metadata(matcher) => matcher.matches(facts.metadata),
-            Self::UriTemplate(template) => facts.head.is_some_and(|head| template.matches(head.path())),
+            Self::UriTemplate(template) => facts.path().is_some_and(|path| template.matches(path)),
             Self::RequestedServerName(matcher) => matcher.matches(facts.server_name.unwrap_or_default()),
         }
     }
@@ -112,7 +119,7 @@ impl Principal {
             Self::Metadata(matcher) => matcher.matches(facts.metadata),
             Self::RemoteIp(block) => block.contains(facts.remote),
             Self::Header(matcher) => facts.head.is_some_and(|head| matcher.matches_any_value(head)),
-            Self::UrlPath(matcher) => facts.head.is_some_and(|head| matcher.matches(head.path())),
+            Self::UrlPath(matcher) => facts.path().is_some_and(|path| matcher.matches(path)),
         }
     }
 }

@@ -297,6 +297,9 @@ impl Snapshot {
             return Err(answered(404, &format!("no virtual host of {} serves {}", table.name, request.authority)));
         };
         steps.push(Step::VirtualHost { table: table.name.to_string(), name: host.name.to_string() });
+        if host.require_tls.redirects(false) && request.scheme != "https" {
+            return Ok(Outcome::Redirected { status: 301, location: format!("https://{}{path}", request.authority) });
+        }
         let route = choose_route(call, table, host, &head, steps)?;
         http_policies(call, manager, host, route, &head, steps)?;
         match &route.action {
@@ -304,8 +307,8 @@ impl Snapshot {
             Action::Redirect(redirect) => {
                 Ok(Outcome::Redirected { status: redirect.status.as_u16(), location: redirect.location(&route.matches, &head) })
             }
+            Action::NonForwarding | Action::ToHttps => Ok(answered(404, "the route does not forward")),
             Action::Direct(direct) => Ok(answered(direct.status.as_u16(), "the route answers by itself")),
-            Action::NonForwarding => Ok(answered(404, "the route does not forward")),
         }
     }
 

@@ -154,7 +154,6 @@ pub enum ForwardClientCert {
 pub struct CurrentClientCert {
     pub subject: bool,
     pub cert: bool,
-    pub chain: bool,
     pub dns: bool,
     pub uri: bool,
 }

@@ -12,11 +12,26 @@ impl RouteTable {
     /// The virtual host and route of a request. `metadata` is what filters found out about it so far, and `roll` any
     /// uniformly distributed number: one per request.
     pub fn find(&self, head: &RequestHead<'_>, metadata: Option<&Metadata>, roll: u64) -> Option<(&VirtualHost, &Arc<Route>)> {
-        let host = self.virtual_host(self.host_of(head)?)?;
+        let host = self.virtual_host_for(head)?;
+        Some((host, self.route_in(host, head, metadata, roll)?))
+    }
+
+    /// The virtual host of a request.
+    pub fn virtual_host_for(&self, head: &RequestHead<'_>) -> Option<&VirtualHost> {
+        self.virtual_host(self.host_of(head)?)
+    }
+
+    /// The route of a request in its virtual host, as [`RouteTable::find`] does.
+    pub fn route_in<'a>(
+        &self,
+        host: &'a VirtualHost,
+        head: &RequestHead<'_>,
+        metadata: Option<&Metadata>,
+        roll: u64,
+    ) -> Option<&'a Arc<Route>> {
         let path = head.path();
         let path = if self.ignore_path_parameters { without_parameters(path) } else { Cow::Borrowed(path) };
-        let route = host.routes.iter().find(|r| r.matches.check(head, &path, metadata, roll).is_ok())?;
-        Some((host, route))
+        host.routes.iter().find(|r| r.matches.check(head, &path, metadata, roll).is_ok())
     }
 
     /// What the virtual host of a request is found by.

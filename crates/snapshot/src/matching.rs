@@ -61,6 +61,8 @@ pub(crate) fn value_of<'a>(key: &HeaderKey, head: &RequestHead<'a>) -> Option<Co
     match key {
         HeaderKey::Name(name) => joined(head.headers, name),
         HeaderKey::ContentLength => head.content_length.map(|length| Cow::Owned(length.to_string())),
+        // A CONNECT has none.
+        HeaderKey::Path if head.path_and_query.is_empty() => None,
         pseudo => Some(Cow::Borrowed(pseudo_header(pseudo, head))),
     }
 }

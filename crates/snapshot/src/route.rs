@@ -76,6 +76,18 @@ pub enum RequireTls {
     All,
 }
 
+impl RequireTls {
+    /// Whether a request that did not come over TLS, as `x-forwarded-proto` tells, is sent to where it would: before any route
+    /// is looked for (Envoy `VirtualHostImpl::getRouteFromEntries`).
+    pub fn redirects(self, internal: bool) -> bool {
+        match self {
+            Self::None => false,
+            Self::ExternalOnly => !internal,
+            Self::All => true,
+        }
+    }
+}
+
 /// One route.
 #[derive(Debug)]
 pub struct Route {
@@ -94,6 +106,34 @@ pub struct Route {
     pub tracing: Option<Box<RouteTracing>>,
     /// `filter_metadata.istio.config`, our provenance text, for explanations.
     pub provenance: Option<Arc<str>>,
+}
+
+impl Route {
+    /// The route of requests that have to come over TLS (see [`RequireTls`]).
+    pub fn to_https() -> Self {
+        let matches = RouteMatch {
+            path: PathMatch::Prefix("".into()),
+            case_sensitive: true,
+            headers: Vec::new(),
+            query: Vec::new(),
+            cookies: Vec::new(),
+            metadata: Vec::new(),
+            grpc_only: false,
+            fraction: None,
+        };
+        Self {
+            name: "".into(),
+            matches: Arc::new(matches),
+            action: Action::ToHttps,
+            headers: HeaderChanges::default(),
+            per_route: FilterOverrides::default(),
+            buffer_limit: BufferLimit::default(),
+            decorator: None,
+            decorator_propagates: false,
+            tracing: None,
+            provenance: None,
+        }
+    }
 }
 
 /// How much of a request's body is kept for another try.
@@ -138,6 +178,8 @@ pub enum Action {
     Forward(Box<Forward>),
     Redirect(Box<Redirect>),
     Direct(Box<DirectResponse>),
+    /// To the same place over TLS, as the virtual host demands.
+    ToHttps,
     /// For gateways' AUTO_PASSTHROUGH and the like: nothing to do but 404.
     NonForwarding,
 }

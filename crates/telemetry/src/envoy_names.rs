@@ -277,6 +277,7 @@ table! {
         counter FAIL_VERIFY_ERROR = "ssl.fail_verify_error";
         counter FAIL_VERIFY_NO_CERT = "ssl.fail_verify_no_cert";
         counter FAIL_VERIFY_SAN = "ssl.fail_verify_san";
+        counter FAIL_VERIFY_CERT_HASH = "ssl.fail_verify_cert_hash";
         counter NO_CERTIFICATE = "ssl.no_certificate";
         counter SESSION_REUSED = "ssl.session_reused";
     }

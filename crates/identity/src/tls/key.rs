@@ -2,39 +2,57 @@
 use super::san::dns_name_covers;
 use crate::secrets::WorkloadSecrets;
 use crate::tls::peer::PeerIdentity;
-use rustls::SignatureScheme;
 use rustls::client::ResolvesClientCert;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::{SignatureAlgorithm, SignatureScheme};
 use std::fmt;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// Certificates of one listener: the one that fits the server name and the client's algorithms is
-/// presented, else the first that fits the algorithms (an RSA and an ECDSA certificate side by side).
-pub struct CertificateSet(Vec<(Vec<String>, Arc<CertifiedKey>)>);
+/// Certificates of one listener. For a server name, those that have it before those whose wildcard covers it; of equals, one of
+/// an elliptic curve before others, as far as the client's algorithms allow (Envoy `DefaultTlsCertificateSelector`).
+/// For a name that none has, the first that fits the algorithms.
+pub struct CertificateSet(Vec<Candidate>);
+
+struct Candidate {
+    exact: Vec<String>,
+    wildcards: Vec<String>,
+    is_elliptic: bool,
+    key: Arc<CertifiedKey>,
+}
+
+impl Candidate {
+    fn new(key: Arc<CertifiedKey>) -> Self {
+        let leaf = key.cert.first().and_then(|leaf| PeerIdentity::from_der(leaf).ok());
+        let names = leaf.map(|leaf| leaf.server_names()).unwrap_or_default();
+        let (wildcards, exact) = names.into_iter().partition(|name| name.starts_with("*."));
+        Self { exact, wildcards, is_elliptic: key.key.algorithm() == SignatureAlgorithm::ECDSA, key }
+    }
+}
 
 impl CertificateSet {
     /// `keys` in order of preference.
     pub fn new(keys: impl IntoIterator<Item = Arc<CertifiedKey>>) -> Self {
-        let names = |key: &CertifiedKey| {
-            let leaf = key.cert.first().and_then(|leaf| PeerIdentity::from_der(leaf).ok());
-            leaf.map(|l| l.dns_sans).unwrap_or_default()
-        };
-        Self(keys.into_iter().map(|key| (names(&key), key)).collect())
+        Self(keys.into_iter().map(Candidate::new).collect())
     }
 
-    fn choose(&self, host: Option<&str>, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        let fits = |key: &CertifiedKey| key.key.choose_scheme(schemes).is_some();
-        let named = |names: &[String]| host.is_some_and(|host| names.iter().any(|n| dns_name_covers(n, host)));
-        let best = self.0.iter().find(|(names, key)| named(names) && fits(key)).or_else(|| self.0.iter().find(|(_, key)| fits(key)));
-        best.map(|(_, key)| key.clone())
+    pub(super) fn choose(&self, host: Option<&str>, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let fitting = || self.0.iter().filter(|c| c.key.key.choose_scheme(schemes).is_some());
+        let covers = |names: &[String]| host.is_some_and(|host| names.iter().any(|name| dns_name_covers(name, host)));
+        let best =
+            |named: &dyn Fn(&Candidate) -> bool| fitting().find(|c| c.is_elliptic && named(c)).or_else(|| fitting().find(|c| named(c)));
+        let found = match host {
+            Some(_) => best(&|c| covers(&c.exact)).or_else(|| best(&|c| covers(&c.wildcards))),
+            None => best(&|_| true),
+        };
+        found.or_else(|| fitting().next()).map(|c| c.key.clone())
     }
 }
 
 impl fmt::Debug for CertificateSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|(names, _)| names)).finish()
+        f.debug_list().entries(self.0.iter().flat_map(|c| c.exact.iter().chain(&c.wildcards))).finish()
     }
 }
 

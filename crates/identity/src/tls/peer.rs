@@ -105,6 +105,20 @@ impl PeerIdentity {
         crate::pem::encode("CERTIFICATE", &self.der)
     }
 
+    /// The names by which a server shows it: the DNS names, or the common name of one that has no alternative names at all.
+    pub(super) fn server_names(self) -> Vec<String> {
+        let has_none = self.uri_sans.is_empty() && self.email_sans.is_empty() && self.ip_sans.is_empty();
+        match self.common_name() {
+            Some(name) if has_none && self.dns_sans.is_empty() => vec![name],
+            _ => self.dns_sans,
+        }
+    }
+
+    fn common_name(&self) -> Option<String> {
+        let (_, certificate) = x509_parser::parse_x509_certificate(&self.der).ok()?;
+        certificate.subject().iter_common_name().next()?.as_str().ok().map(str::to_owned)
+    }
+
     fn collect_names(&mut self, certificate: &X509Certificate<'_>) -> Result<(), InvalidCertificate> {
         for extension in certificate.extensions() {
             let ParsedExtension::SubjectAlternativeName(names) = extension.parsed_extension() else { continue };

@@ -9,7 +9,7 @@ use rcgen::{
     KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, ClientConnection, HandshakeKind, NamedGroup, ProtocolVersion, ServerConfig, ServerConnection};
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, NamedGroup, ProtocolVersion, ServerConfig, ServerConnection, SignatureScheme};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
@@ -47,6 +47,25 @@ impl Forge {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &Issuer::from_params(&self.params, &self.key)).unwrap();
         assemble(vec![certificate.der().clone()], &key)
+    }
+
+    /// A list that revokes one certificate, and holds until that year.
+    fn list(&self, serial: &SerialNumber, until: i32) -> CertificateRevocationListDer<'static> {
+        let list = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2020, 1, 1),
+            next_update: rcgen::date_time_ymd(until, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: vec![RevokedCertParams {
+                serial_number: serial.clone(),
+                revocation_time: rcgen::date_time_ymd(2020, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            }],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let signed = list.signed_by(&Issuer::from_params(&self.params, &self.key)).unwrap();
+        CertificateRevocationListDer::from(signed.der().to_vec())
     }
 
     fn roots(&self) -> Vec<CertificateDer<'static>> {
@@ -255,32 +274,67 @@ fn revoked_certificates_are_refused_and_a_list_must_cover_the_peer() {
     let serial = SerialNumber::from_slice(&[0x42; 8]);
     let revoked = forge.leaf(&["spiffe://td/ns/a/sa/b"], |p| p.serial_number = Some(serial.clone()));
     let good = forge.leaf(&["spiffe://td/ns/a/sa/c"], |_| {});
-    let list = |next_update| CertificateRevocationListParams {
-        this_update: rcgen::date_time_ymd(2020, 1, 1),
-        next_update,
-        crl_number: SerialNumber::from(1),
-        issuing_distribution_point: None,
-        revoked_certs: vec![RevokedCertParams {
-            serial_number: serial.clone(),
-            revocation_time: rcgen::date_time_ymd(2020, 1, 1),
-            reason_code: None,
-            invalidity_date: None,
-        }],
-        key_identifier_method: KeyIdMethod::Sha256,
-    };
-    let sign = |next_update| {
-        let signed = list(next_update).signed_by(&Issuer::from_params(&forge.params, &forge.key)).unwrap();
-        CertificateRevocationListDer::from(signed.der().to_vec())
-    };
+    let sign = |until| forge.list(&serial, until);
     let against = |key: &Arc<CertifiedKey>, list: CertificateRevocationListDer<'static>| {
         let mut params = server(&good, forge.roots());
         params.verification.revocation_lists = vec![list];
         handshake(&client(key, forge.roots()).build().unwrap(), &params.build().unwrap())
     };
-    let current = sign(rcgen::date_time_ymd(2090, 1, 1));
+    let current = sign(2090);
     assert!(against(&good, current.clone()).is_ok());
     assert!(against(&revoked, current).err().unwrap().1.contains("Revoked"));
-    assert!(against(&good, sign(rcgen::date_time_ymd(2021, 1, 1))).err().unwrap().1.contains("RevocationStatus"));
+    assert!(against(&good, sign(2021)).err().unwrap().1.contains("RevocationStatus"));
+}
+
+#[test]
+fn a_leaf_that_is_trusted_by_itself_is_still_looked_up_in_the_lists_of_its_issuer() {
+    let forge = Forge::new("Root");
+    let serial = SerialNumber::from_slice(&[0x42; 8]);
+    let revoked = forge.leaf(&["spiffe://td/ns/a/sa/b"], |p| p.serial_number = Some(serial.clone()));
+    let good = forge.leaf(&["spiffe://td/ns/a/sa/b"], |_| {});
+    let list = forge.list(&serial, 2090);
+    let accepts = |leaf: &Arc<CertifiedKey>| {
+        let roots = vec![forge.root.clone(), leaf.cert[0].clone().into_owned()];
+        let verifier = ChainVerifier::new(&roots).unwrap().with_revocation(std::slice::from_ref(&list), true).unwrap();
+        verifier.verify(&leaf.cert[0], &[], Usage::Client, verifier::unix_time(SystemTime::now()))
+    };
+    assert_eq!((accepts(&good), accepts(&revoked)), (Ok(()), Err(PeerRefused::Revoked)));
+}
+
+#[test]
+fn a_refusal_says_whether_it_was_for_the_names_or_the_pins() {
+    let kind = |refused: PeerRefused| {
+        let error = rustls::Error::from(refused);
+        PeerRefused::of(&error).map(|refused| (refused.is_of_names(), *refused == PeerRefused::NotPinned))
+    };
+    assert_eq!(kind(PeerRefused::SeveralUris(2)), Some((true, false)));
+    assert_eq!(kind(PeerRefused::NotPinned), Some((false, true)));
+    assert_eq!(kind(PeerRefused::Revoked), None);
+}
+
+#[test]
+fn the_certificate_of_a_name_is_the_one_that_has_it_before_any_wildcard() {
+    let forge = Forge::new("Root");
+    let of = |names: &[&str]| {
+        forge.leaf(&[], |p| p.subject_alt_names = names.iter().map(|n| SanType::DnsName((*n).try_into().unwrap())).collect())
+    };
+    let common = forge.leaf(&[], |p| p.distinguished_name.push(DnType::CommonName, "common.example"));
+    let (wild, exact, other) = (of(&["*.a.test"]), of(&["api.a.test", "b.test"]), of(&["other.test"]));
+    let set = CertificateSet::new([&other, &wild, &exact, &common].map(Arc::clone));
+    let chosen = |host: Option<&str>| set.choose(host, &[SignatureScheme::ECDSA_NISTP256_SHA256]).unwrap();
+    for (host, expected) in [
+        (Some("api.a.test"), &exact),
+        (Some("x.a.test"), &wild),
+        (Some("common.example"), &common),
+        (Some("nobody.test"), &other),
+        (None, &other),
+    ] {
+        assert!(Arc::ptr_eq(&chosen(host), expected), "{host:?}");
+    }
+    // A common name counts only where there are no alternative names.
+    let both = forge.leaf(&["spiffe://td/ns/a/sa/b"], |p| p.distinguished_name.push(DnType::CommonName, "common.example"));
+    let set = CertificateSet::new([&other, &both].map(Arc::clone));
+    assert!(Arc::ptr_eq(&set.choose(Some("common.example"), &[SignatureScheme::ECDSA_NISTP256_SHA256]).unwrap(), &other));
 }
 
 #[test]

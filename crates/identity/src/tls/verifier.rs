@@ -53,6 +53,21 @@ pub enum PeerRefused {
     WrongHost(String),
 }
 
+impl PeerRefused {
+    /// The reason inside a handshake's error, where rustls has no kind of its own for it.
+    pub fn of(error: &rustls::Error) -> Option<&Self> {
+        match error {
+            rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(reason))) => reason.downcast_ref(),
+            _ => None,
+        }
+    }
+
+    /// The chain is good, but it is not who was wanted.
+    pub fn is_of_names(&self) -> bool {
+        matches!(self, Self::NoSan { .. } | Self::WrongTrustDomain { .. } | Self::WrongSan { .. } | Self::SeveralUris(_))
+    }
+}
+
 /// What the peer uses its certificate for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Usage {
@@ -178,7 +193,8 @@ impl ChainVerifier {
         now: UnixTime,
     ) -> Result<(), PeerRefused> {
         if self.roots.iter().any(|root| root.as_ref() == leaf.as_ref()) {
-            return verify_trusted_leaf(leaf, usage, now);
+            verify_trusted_leaf(leaf, usage, now)?;
+            return self.verify_not_listed(leaf);
         }
         // Revocation lists expire by themselves: with any, every chain is looked at anew.
         let chain = self.revocation.is_empty().then(|| ChainId::of(leaf, intermediates, usage));
@@ -190,6 +206,18 @@ impl ChainVerifier {
             self.known.insert(chain, leaf, intermediates);
         }
         Ok(())
+    }
+
+    /// Whether no list of the leaf's issuer has it. A self-signed one has no issuer that could list it.
+    fn verify_not_listed(&self, leaf: &CertificateDer<'_>) -> Result<(), PeerRefused> {
+        if self.revocation.is_empty() {
+            return Ok(());
+        }
+        let (_, certificate) = x509_parser::parse_x509_certificate(leaf).map_err(|e| PeerRefused::Malformed(e.to_string()))?;
+        let issuer = certificate.issuer().as_raw();
+        let of_issuer = |list: &&CertRevocationList<'_>| DistinguishedName::in_sequence(list.issuer()).as_ref() == issuer;
+        let listed = |list: &CertRevocationList<'_>| matches!(list.find_serial(certificate.raw_serial()), Ok(Some(_)));
+        if self.revocation.iter().filter(of_issuer).any(listed) { Err(PeerRefused::Revoked) } else { Ok(()) }
     }
 
     fn verify_chain(

@@ -61,6 +61,8 @@ pub(crate) struct Hints {
     pub(crate) client_cert: bool,
     /// `x-request-id`.
     pub(crate) request_id: bool,
+    /// `referer`.
+    pub(crate) referer: bool,
 }
 
 impl Hints {
@@ -71,6 +73,7 @@ impl Hints {
     }
 
     pub(crate) fn note(&mut self, name: &[u8]) {
+        self.referer |= name == b"referer";
         if let [b'x', b'-', rest @ ..] = name {
             match rest {
                 b"forwarded-for" => self.forwarded_for = true,
@@ -93,6 +96,8 @@ pub(crate) struct Request {
     pub(crate) authority: Text,
     /// `http` or `https`, from the wire or the connection.
     pub(crate) scheme: &'static str,
+    /// The wire named the scheme.
+    pub(crate) scheme_given: bool,
     /// With query; empty for CONNECT.
     pub(crate) path: Text,
     pub(crate) headers: HeaderMap,
@@ -118,6 +123,7 @@ impl Request {
             method: Method::GET,
             authority,
             scheme: "http",
+            scheme_given: false,
             path,
             headers: HeaderMap::new(),
             version: Version::Http11,

@@ -2,8 +2,8 @@
 //! headers are extended or trusted, internal ones stripped where they come from outside.
 use std::net::{IpAddr, SocketAddr};
 
-use http::HeaderMap;
-use http::header::{HeaderName, HeaderValue};
+use http::header::{GetAll, HeaderName, HeaderValue, REFERER};
+use http::{HeaderMap, Uri};
 
 use super::exchange::{End, Exchange};
 use super::headers as names;
@@ -65,11 +65,21 @@ pub(crate) fn run(exchange: &mut Exchange<'_>) -> Result<(), End> {
             map.insert(names::REQUEST_ID, request_id(exchange.worker.random_bytes()));
         }
     }
+    if hints.referer && !has_one_url(map.get_all(REFERER)) {
+        map.remove(REFERER);
+    }
     if let Some(via) = &config.via {
         names::append_list_with(map, http::header::VIA, ", ", via);
     }
     xfcc::run(exchange);
     Ok(())
+}
+
+/// Whether `referer` is a single absolute URL: filters that go by where a request came from must not believe anything else.
+fn has_one_url(values: GetAll<'_, HeaderValue>) -> bool {
+    let mut values = values.iter();
+    let url = values.next().and_then(|value| Uri::try_from(value.as_bytes()).ok());
+    values.next().is_none() && url.is_some_and(|url| url.scheme().is_some() && url.authority().is_some())
 }
 
 fn underscores(exchange: &mut Exchange<'_>, rule: Underscores) -> Result<(), End> {
@@ -131,11 +141,21 @@ fn remote_address(exchange: &mut Exchange<'_>) -> Result<(), End> {
     };
     if !trusts_proto {
         map.insert(names::FORWARDED_PROTO, HeaderValue::from_static(if tls { "https" } else { "http" }));
-    } else if let Some(proto) = map.get(names::FORWARDED_PROTO) {
-        // Policies compare the scheme, so its case must not matter.
-        exchange.request.scheme = if proto.as_bytes().eq_ignore_ascii_case(b"https") { "https" } else { "http" };
+    } else if !exchange.request.scheme_given
+        && let Some(proto) = map.get(names::FORWARDED_PROTO)
+    {
+        exchange.request.scheme = scheme_of(proto.as_bytes()).unwrap_or(exchange.request.scheme);
     }
     Ok(())
+}
+
+/// Policies compare the scheme, so its case must not matter. What is no scheme of HTTP says nothing.
+fn scheme_of(proto: &[u8]) -> Option<&'static str> {
+    match proto {
+        https if https.eq_ignore_ascii_case(b"https") => Some("https"),
+        http if http.eq_ignore_ascii_case(b"http") => Some("http"),
+        _ => None,
+    }
 }
 
 /// The caller's address as other proxies tell it; `forwarded` when there may be something in `x-forwarded-for`.

@@ -1,15 +1,16 @@
 //! Asking the snapshot about a request.
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use http::HeaderName;
+use http::{HeaderMap, HeaderName};
 use lateen_balance::Criteria;
 use lateen_snapshot::compile::Wish;
 use lateen_snapshot::http::RouteSource;
 use lateen_snapshot::matcher::HeaderMatcher;
-use lateen_snapshot::route::{Action, ClusterChoice, Forward, NamedCluster, RequestHead, Roll, RouteTable, WeightedCluster};
+use lateen_snapshot::route::{Action, ClusterChoice, Forward, NamedCluster, RequestHead, Roll, Route, RouteTable, WeightedCluster};
 use lateen_snapshot::scopes::RouteTarget;
 use lateen_snapshot::{ClusterId, Snapshot, subset};
 
+use crate::http::headers::FORWARDED_PROTO;
 use crate::http::message::Request;
 use crate::http::{Exchange, Matched};
 
@@ -28,10 +29,24 @@ pub(crate) fn head_of(request: &Request) -> RequestHead<'_> {
     }
 }
 
+/// The route that sends a request to where it comes over TLS. Nothing of its virtual host applies to it, as in Envoy.
+static TO_HTTPS: LazyLock<Arc<Route>> = LazyLock::new(|| Arc::new(Route::to_https()));
+const NO_HOST: usize = usize::MAX;
+
+/// What came by TLS, as the proxy in front or this one wrote. The scheme that the caller named proves nothing.
+fn came_by_tls(headers: &HeaderMap) -> bool {
+    headers.get(FORWARDED_PROTO).is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"https"))
+}
+
 /// Virtual host and route, with the weighted cluster already chosen, as filters are configured by it.
 pub(crate) fn find(table: &Arc<RouteTable>, exchange: &Exchange<'_>) -> Option<Matched> {
     let (request, roll) = (&exchange.request, exchange.worker.roll64());
-    let (host, route) = table.find(&head_of(request), Some(&exchange.info.metadata), roll)?;
+    let head = head_of(request);
+    let host = table.virtual_host_for(&head)?;
+    if host.require_tls.redirects(exchange.info.internal) && !came_by_tls(&request.headers) {
+        return Some(Matched { virtual_host: NO_HOST, route: Arc::clone(&TO_HTTPS), table: Arc::clone(table), weighted: None });
+    }
+    let route = table.route_in(host, &head, Some(&exchange.info.metadata), roll)?;
     let virtual_host = index_of(&table.virtual_hosts, host);
     let weighted = match &route.action {
         Action::Forward(forward) => match &forward.cluster {

@@ -88,6 +88,7 @@ fn copy_of(exchange: &Exchange<'_>, mirror: &Mirror) -> Request {
     Request {
         method: request.method.clone(),
         scheme: request.scheme,
+        scheme_given: request.scheme_given,
         headers,
         // Whatever the length said: a copy that is cut off must not look complete.
         length: if request.has_body() { Length::Unknown } else { Length::None },

@@ -18,7 +18,7 @@ mod timeouts;
 pub(crate) use outcome::{Failed, Failure};
 
 use http::header::{HeaderValue, LOCATION};
-use lateen_snapshot::route::{Action, RequireTls};
+use lateen_snapshot::route::Action;
 use lateen_telemetry::envoy_names::http as names;
 use lateen_telemetry::{ResponseFlags, details};
 
@@ -33,13 +33,6 @@ pub(crate) async fn run(exchange: &mut Exchange<'_>) -> Result<(), End> {
         exchange.hcm.stats.inc(names::NO_ROUTE);
         return Err(Reply::new(404, "", details::ROUTE_NOT_FOUND, ResponseFlags::NO_ROUTE_FOUND).into());
     };
-    if let Some(host) = matched.virtual_host()
-        && host.require_tls != RequireTls::None
-        && exchange.request.scheme != "https"
-    {
-        let location = format!("https://{}{}", crate::http::host_of(&exchange.request.authority), &*exchange.request.path);
-        return Err(redirect(301, &location));
-    }
     match &matched.route.action {
         Action::Forward(forward) => forward::run(exchange, &matched, forward).await,
         Action::Redirect(action) => {
@@ -47,6 +40,7 @@ pub(crate) async fn run(exchange: &mut Exchange<'_>) -> Result<(), End> {
             let location = action.location(&matched.route.matches, &lookup::head_of(&exchange.request));
             Err(redirect(action.status.as_u16(), &location))
         }
+        Action::ToHttps => Err(redirect(301, &format!("https://{}{}", &*exchange.request.authority, &*exchange.request.path))),
         Action::Direct(direct) => {
             exchange.hcm.stats.inc(names::RQ_DIRECT_RESPONSE);
             let mut reply = Reply::new(direct.status.as_u16(), "", details::DIRECT_RESPONSE, ResponseFlags::NONE);

@@ -2,7 +2,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lateen_identity::tls::PeerIdentity;
+use lateen_identity::tls::{PeerIdentity, PeerRefused};
 use lateen_snapshot::tls::ServerTls;
 use lateen_telemetry::envoy_names::{listener as names, ssl};
 use rustls::server::Acceptor;
@@ -59,7 +59,11 @@ async fn handshake(config: Arc<ServerConfig>, socket: Socket) -> std::io::Result
 fn failure(error: &std::io::Error) -> lateen_telemetry::stats::Counter {
     match error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::NoCertificatesPresented) => ssl::FAIL_VERIFY_NO_CERT,
-        Some(rustls::Error::InvalidCertificate(_)) => ssl::FAIL_VERIFY_ERROR,
+        Some(refused @ rustls::Error::InvalidCertificate(_)) => match PeerRefused::of(refused) {
+            Some(PeerRefused::NotPinned) => ssl::FAIL_VERIFY_CERT_HASH,
+            Some(refused) if refused.is_of_names() => ssl::FAIL_VERIFY_SAN,
+            _ => ssl::FAIL_VERIFY_ERROR,
+        },
         _ => ssl::CONNECTION_ERROR,
     }
 }

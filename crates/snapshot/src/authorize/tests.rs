@@ -249,3 +249,23 @@ fn rules_about_requests_are_refused_where_connections_are_judged() {
     let refused = rbac_tree(message(&tree), Judged::Connections).unwrap_err().to_string();
     assert!(refused.starts_with("matcher_tree.input: h (envoy.type.matcher.v3.HttpRequestHeaderMatchInput) is not supported"), "{refused}");
 }
+
+#[test]
+fn a_connect_has_no_path_that_a_rule_could_match() {
+    let world = World::new(&[]);
+    let judge = |rbac: &Rbac| {
+        let head = RequestHead {
+            method: "CONNECT",
+            authority: "h:80",
+            scheme: "http",
+            path_and_query: "",
+            headers: &world.headers,
+            content_length: None,
+        };
+        rbac.evaluate(&world.facts(Some(&head))).allowed
+    };
+    for rule in ["{url_path: {path: {safe_regex: {regex: '.*'}}}}", "{header: {name: ':path', present_match: true}}"] {
+        assert!(!judge(&rbac("ALLOW", rule, "{any: true}")), "{rule}");
+        assert!(judge(&rbac("ALLOW", &format!("{{not_rule: {rule}}}"), "{any: true}")), "{rule}");
+    }
+}

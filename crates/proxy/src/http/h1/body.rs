@@ -117,8 +117,7 @@ fn trailers(input: &mut BytesMut) -> Result<Option<HeaderMap>, InvalidBody> {
             let mut map = HeaderMap::with_capacity(headers.len());
             for h in headers {
                 let name = HeaderName::from_bytes(h.name.as_bytes()).map_err(|_| InvalidBody)?;
-                // Framing and routing fields in trailers could only deceive whoever merges them.
-                if matches!(name.as_str(), "content-length" | "transfer-encoding" | "host" | "connection" | "trailer" | "te") {
+                if super::encode::is_of_the_head(&name) {
                     continue;
                 }
                 map.append(name, HeaderValue::from_bytes(h.value).map_err(|_| InvalidBody)?);

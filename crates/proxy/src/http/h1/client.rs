@@ -161,13 +161,7 @@ impl H1Client {
     pub(crate) fn send_end(&mut self, trailers: Option<&HeaderMap>) {
         self.request_done = true;
         if self.framing == Framing::Chunked {
-            self.wire.push_slice(b"0\r\n");
-            if let Some(trailers) = trailers {
-                let mut bytes = bytes::BytesMut::new();
-                encode::headers(&mut bytes, trailers);
-                self.wire.push_slice(&bytes);
-            }
-            self.wire.push_slice(b"\r\n");
+            self.wire.push_slice(&encode::trailers(trailers));
         }
         self.close_write = self.raw;
     }

@@ -1,6 +1,6 @@
 //! Heads and chunk framing as bytes.
 use bytes::BytesMut;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 
 use crate::http::message::{Length, Request};
 
@@ -32,6 +32,24 @@ pub(super) fn headers(out: &mut BytesMut, map: &HeaderMap) {
         at = end;
     }
     out.truncate(at);
+}
+
+/// Names that have no business behind a body: whoever merges trailers into the head would be deceived about the message's end,
+/// its host or its connection (RFC 9110, section 6.5.1).
+pub(super) fn is_of_the_head(name: &HeaderName) -> bool {
+    const NAMES: [&str; 9] =
+        ["connection", "content-length", "host", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
+    NAMES.contains(&name.as_str())
+}
+
+/// The last chunk, and what follows it.
+pub(super) fn trailers(map: Option<&HeaderMap>) -> BytesMut {
+    let mut out = BytesMut::from(&b"0\r\n"[..]);
+    for (name, value) in map.into_iter().flatten().filter(|(name, _)| !is_of_the_head(name)) {
+        header(&mut out, name.as_str().as_bytes(), value.as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+    out
 }
 
 /// How a message's body is framed.
@@ -130,6 +148,16 @@ pub(super) fn chunk_head(size: usize) -> ([u8; 18], usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_belongs_into_a_head_does_not_go_out_behind_a_body() {
+        let map = [("x-sum", "1"), ("content-length", "0"), ("host", "admin"), ("upgrade", "x"), ("grpc-status", "0")];
+        let map: HeaderMap = map.iter().map(|(n, v)| (n.parse().unwrap(), v.parse().unwrap())).collect();
+        let mut lines: Vec<_> = std::str::from_utf8(&trailers(Some(&map))).unwrap().lines().map(str::to_owned).collect();
+        lines.sort();
+        assert_eq!(lines, ["", "0", "grpc-status: 0", "x-sum: 1"]);
+        assert_eq!(&trailers(None)[..], b"0\r\n\r\n");
+    }
 
     #[test]
     fn chunk_sizes_are_hexadecimal() {

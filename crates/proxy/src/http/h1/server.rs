@@ -228,15 +228,7 @@ impl H1Server {
     /// Ends the body; trailers go out where chunks allow them.
     pub(crate) fn send_end(&mut self, trailers: Option<&HeaderMap>) {
         match self.framing {
-            Framing::Chunked => {
-                self.wire.push_slice(b"0\r\n");
-                if let Some(trailers) = trailers {
-                    let mut bytes = bytes::BytesMut::new();
-                    encode::headers(&mut bytes, trailers);
-                    self.wire.push_slice(&bytes);
-                }
-                self.wire.push_slice(b"\r\n");
-            }
+            Framing::Chunked => self.wire.push_slice(&encode::trailers(trailers)),
             // The announced length was not reached: only closing tells the caller.
             Framing::Length(left) if left > 0 => self.keep_alive = false,
             Framing::UntilClose => self.write_closed = true,

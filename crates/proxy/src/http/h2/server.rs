@@ -91,13 +91,17 @@ const BYTESTREAM: &[u8] = b"bytestream";
 pub(crate) fn mark(name: &[u8]) -> u8 {
     let mut hints = Hints::default();
     hints.note(name);
-    let Hints { envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id } = hints;
-    [envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id].iter().rev().fold(0, |bits, hint| bits << 1 | u8::from(*hint))
+    let Hints { envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id, referer } = hints;
+    [envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id, referer]
+        .iter()
+        .rev()
+        .fold(0, |bits, hint| bits << 1 | u8::from(*hint))
 }
 
 fn hints(marks: u8) -> Hints {
-    let [envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id] = [0, 1, 2, 3, 4, 5].map(|bit| marks >> bit & 1 != 0);
-    Hints { envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id }
+    let [envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id, referer] =
+        [0, 1, 2, 3, 4, 5, 6].map(|bit| marks >> bit & 1 != 0);
+    Hints { envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id, referer }
 }
 
 /// Our request from theirs.
@@ -131,11 +135,13 @@ pub(crate) fn request_of(head: Box<RequestHead>, end: bool, https: bool) -> Resu
     // What follows waits for the answer, and is not the request's body.
     let length = if upgrade.is_some() { Length::None } else { length };
     let expects_continue = expect && headers.remove(header::EXPECT).is_some();
+    let scheme_given = !scheme.is_empty();
     let https = if scheme.is_empty() { https } else { scheme.eq_ignore_ascii_case(b"https") };
     Ok(Request {
         method,
         authority,
         scheme: if https { "https" } else { "http" },
+        scheme_given,
         path: text(path)?,
         headers,
         version: Version::Http2,

@@ -67,6 +67,7 @@ fn request(exchange: &Exchange<'_>, config: &ExtAuthz, authorizer: &HttpAuthoriz
         method: original.method.clone(),
         authority: original.authority.clone(),
         scheme: original.scheme,
+        scheme_given: original.scheme_given,
         path: match &authorizer.path {
             AuthorizerPath::Prefix(prefix) if prefix.is_empty() => original.path.clone(),
             AuthorizerPath::Prefix(prefix) => Text::from(format!("{prefix}{}", &*original.path)),

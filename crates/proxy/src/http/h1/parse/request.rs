@@ -164,6 +164,7 @@ impl Fields {
             method,
             authority,
             scheme: scheme.unwrap_or(if https { "https" } else { "http" }),
+            scheme_given: scheme.is_some(),
             path,
             headers: self.headers,
             version,
