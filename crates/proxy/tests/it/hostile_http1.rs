@@ -7,7 +7,11 @@ use std::time::{Duration, Instant};
 use crate::support::*;
 
 fn with(hcm: &str, upstream: &Upstream) -> Proxy {
-    let mut config = Config::to(&[upstream.port()]);
+    to(hcm, upstream.port())
+}
+
+fn to(hcm: &str, port: u16) -> Proxy {
+    let mut config = Config::to(&[port]);
     config.hcm = hcm.to_owned();
     config.start()
 }
@@ -129,6 +133,31 @@ fn bytes_behind_an_upgrade_stay_here_when_it_is_refused() {
     for head in seen.lock().unwrap().iter() {
         assert!(contains(head, b"x-request-id: "), "passed unseen: {}", String::from_utf8_lossy(head));
     }
+}
+
+#[test]
+fn the_chunks_of_an_upgrade_stay_chunks_and_are_no_requests() {
+    const HIDDEN: &str = "GET /admin HTTP/1.1\r\nhost: a\r\n\r\n";
+    let chunked = format!("{:x}\r\n{HIDDEN}\r\n0\r\n\r\n", HIDDEN.len());
+    let (bodies, size) = (Arc::new(Mutex::new(Vec::new())), chunked.len());
+    let theirs = bodies.clone();
+    let (port, seen) = raw_upstream(move |number, stream| {
+        let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
+        let mut body = vec![0; if number == 1 { size } else { 0 }];
+        let whole = stream.read_exact(&mut body).is_ok();
+        theirs.lock().unwrap().push(String::from_utf8_lossy(&body).into_owned());
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").is_ok() && whole
+    });
+    let proxy = to("upgrade_configs: [{upgrade_type: websocket}]", port);
+    let mut stream = proxy.connect();
+    let head = "GET /allowed HTTP/1.1\r\nhost: a\r\nupgrade: websocket\r\nconnection: upgrade\r\ntransfer-encoding: chunked\r\n\r\n";
+    stream.write_all(format!("{head}{chunked}").as_bytes()).unwrap();
+    assert_eq!(Answer::read(&mut stream).status, 200);
+    assert_eq!(proxy.get("/next").status, 200);
+    assert_eq!(*bodies.lock().unwrap(), [chunked, String::new()]);
+    let seen = seen.lock().unwrap();
+    assert!(contains(&seen[0], b"transfer-encoding: chunked\r\n"), "{}", String::from_utf8_lossy(&seen[0]));
+    assert!(seen.len() == 2 && seen[1].starts_with(b"GET /next "), "{}", String::from_utf8_lossy(&seen[1]));
 }
 
 #[test]

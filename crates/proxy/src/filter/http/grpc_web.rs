@@ -42,11 +42,12 @@ pub(super) fn on_request(exchange: &mut Exchange<'_>, index: usize) {
     request.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     request.accepts_trailers = true;
     crate::http::headers::insert_if_absent(&mut request.headers, GRPC_ACCEPT_ENCODING, || HeaderValue::from_static("identity"));
-    if request.has_body() {
+    let has_body = request.has_body();
+    if has_body {
         request.length = Length::Unknown;
     }
     exchange.bodies().note(index, Caller { text: wants_text });
-    if text {
+    if text && has_body {
         exchange.change_request_body(Piecewise::new(FromText::default()), true);
     }
 }

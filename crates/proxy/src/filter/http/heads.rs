@@ -21,7 +21,7 @@ pub(super) fn of_request(request: &Request) -> Vec<(&str, Vec<u8>)> {
     }
     match (request.length, request.length.said()) {
         (_, Some(n)) => all.push(("content-length", n.to_string().into_bytes())),
-        (Length::Unknown, _) if request.version != Version::Http2 && request.upgrade.is_none() => {
+        (Length::Unknown, _) if request.version != Version::Http2 => {
             all.push(("transfer-encoding", b"chunked".to_vec()));
         }
         _ => {}

@@ -148,13 +148,16 @@ impl H1Client {
         if data.is_empty() {
             return;
         }
-        if self.framing == Framing::Chunked {
-            let (line, n) = encode::chunk_head(data.len());
-            self.wire.push_slice(&line[..n]);
-            self.wire.push(data);
-            self.wire.push_slice(b"\r\n");
-        } else {
-            self.wire.push(data);
+        match self.framing {
+            Framing::Chunked => {
+                let (line, n) = encode::chunk_head(data.len());
+                self.wire.push_slice(&line[..n]);
+                self.wire.push(data);
+                self.wire.push_slice(b"\r\n");
+            }
+            Framing::Length(_) | Framing::UntilClose => self.wire.push(data),
+            // No head announced it: the peer would take it for the next request.
+            Framing::None | Framing::LengthOnly(_) | Framing::ChunkedOnly => self.keep_alive = false,
         }
     }
 

@@ -90,23 +90,18 @@ pub(super) fn request(out: &mut BytesMut, request: &Request) -> Framing {
     out.extend_from_slice(b" HTTP/1.1\r\n");
     header(out, b"host", request.authority.as_bytes());
     headers(out, &request.headers);
-    let kind = match (request.length, &request.upgrade) {
-        (_, Some(_)) => {
-            if !connect {
-                // Its name is among the headers.
-                out.extend_from_slice(b"connection: upgrade\r\n");
-            }
-            match request.length {
-                Length::Known(n) => Framing::Length(n),
-                _ => Framing::None,
-            }
-        }
-        (Length::Known(n), None) => Framing::Length(n),
-        (Length::Unknown, None) => Framing::Chunked,
+    if request.upgrade.is_some() && !connect {
+        // Its name is among the headers.
+        out.extend_from_slice(b"connection: upgrade\r\n");
+    }
+    let kind = match request.length {
+        Length::Known(n) => Framing::Length(n),
+        // That of an upgrade too: till protocols are switched, what has no frame would be read as further requests.
+        Length::Unknown => Framing::Chunked,
+        Length::None | Length::Empty if request.upgrade.is_some() => Framing::None,
+        Length::None if needs_no_body(&request.method) => Framing::None,
         // Servers may wait for a body unless told that there is none, where the method does not say so.
-        (Length::Empty, None) => Framing::Length(0),
-        (Length::None, None) if needs_no_body(&request.method) => Framing::None,
-        (Length::None, None) => Framing::Length(0),
+        Length::None | Length::Empty => Framing::Length(0),
     };
     framing(out, kind);
     if request.accepts_trailers {
