@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 
 use super::mirror::Mirrors;
-use crate::filter::http::body::{Caller, Halt};
+use crate::filter::http::body::{Caller, Halt, small};
 use crate::filter::http::grpc_stats::Messages;
 use crate::http::Info;
 use crate::http::message::Frame;
@@ -216,9 +216,24 @@ impl Body {
             self.keeps = false;
             self.kept = Vec::new();
             self.next = 0;
-        } else {
+        } else if !small::join(self.kept.last_mut(), data) {
             self.kept.push(data.clone());
             self.next = self.kept.len();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_pieces_are_kept_together() {
+        let read = Bytes::from(vec![b'a'; 10_000]);
+        let mut body = Body::new(true, false, 10_000, Mirrors::default());
+        (0..10_000).for_each(|at| body.keep(&read.slice(at..=at)));
+        assert_eq!((body.kept.len(), body.next, body.kept_bytes), (3, 3, 10_000));
+        let Kept { pieces, .. } = body.take();
+        assert_eq!(pieces.concat(), read);
     }
 }

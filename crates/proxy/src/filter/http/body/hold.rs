@@ -11,7 +11,7 @@ use lateen_telemetry::{ResponseFlags, details};
 use tokio::time::Instant;
 
 use super::super::wait;
-use super::{Caller, Chain, Halt, Origin, Piece, Source, Stage};
+use super::{Caller, Chain, Halt, Origin, Piece, Source, Stage, small};
 use crate::http::message::{Frame, Length};
 use crate::http::reply::Reply;
 use crate::http::{End, Exchange, Info};
@@ -90,7 +90,13 @@ impl Held {
 
     fn add(&mut self, frame: Frame) {
         match &frame {
-            Frame::Data(data) => self.bytes += data.len(),
+            Frame::Data(data) => {
+                self.bytes += data.len();
+                let last = self.frames.back_mut().and_then(|f| if let Frame::Data(last) = f { Some(last) } else { None });
+                if small::join(last, data) {
+                    return;
+                }
+            }
             Frame::Trailers(_) => self.complete = true,
         }
         self.frames.push_back(frame);
@@ -315,5 +321,19 @@ impl Limits {
             Failure::StreamIdle
         };
         failure.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_pieces_are_held_together() {
+        let read = Bytes::from(vec![b'a'; 32 * 1024]);
+        let mut held = Held::of((0..10_000).map(|at| Frame::Data(read.slice(at..=at))));
+        assert_eq!((held.len(), held.frames.len(), held.bytes().len()), (10_000, 3, 10_000));
+        held.add(Frame::Data(read));
+        assert_eq!((held.len(), held.frames.len()), (10_000 + 32 * 1024, 4));
     }
 }

@@ -22,6 +22,7 @@
 //! what a mirror gets, is what came out of the chain.
 pub(crate) mod hold;
 mod piecewise;
+pub(crate) mod small;
 pub(crate) mod throttle;
 
 use std::any::Any;

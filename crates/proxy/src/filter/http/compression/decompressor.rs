@@ -1,7 +1,8 @@
 //! Decompression of what comes compressed (Envoy decompressor filter).
+use std::cell::RefCell;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue};
 use lateen_snapshot::compression::{DecompressedDirection, Decompressor, advertised};
 use lateen_telemetry::envoy_names::decompressor as names;
@@ -80,6 +81,11 @@ fn without_first(map: &HeaderMap, coding: &str) -> Option<Option<HeaderValue>> {
     Some(rest.and_then(|rest| HeaderValue::from_str(rest).ok()))
 }
 
+thread_local! {
+    /// Where output goes first: what is held of it later is no larger than it is.
+    static OUTPUT: RefCell<Vec<u8>> = RefCell::new(vec![0; PIECE]);
+}
+
 /// A body on its way out of a library.
 struct Decompress {
     config: Arc<Decompressor>,
@@ -101,6 +107,31 @@ impl Decompress {
         Self { config: Arc::clone(config), decoder, input: Bytes::new(), full: false, read: 0, written: 0, stats, status }
     }
 
+    /// The next output, by way of a buffer.
+    fn take_through(&mut self, out: &mut [u8]) -> Result<Option<Bytes>, Halt> {
+        loop {
+            let Some(decoder) = &mut self.decoder else { return Err(self.refuse(details::DECOMPRESSION_FAILED)) };
+            let step = match decoder.decode(&self.input, out) {
+                Ok(step) => step,
+                Err(Nonsense) => return Err(self.refuse(details::DECOMPRESSION_FAILED)),
+            };
+            self.input = self.input.split_off(step.read.min(self.input.len()));
+            self.written += step.written as u64;
+            self.full = step.written == out.len();
+            if self.written > self.read.saturating_mul(self.config.library.max_ratio()) {
+                return Err(self.refuse(details::DECOMPRESSION_RATIO_EXCEEDED));
+            }
+            if step.written > 0 {
+                self.stats.add(names::TOTAL_UNCOMPRESSED_BYTES, step.written as u64);
+                return Ok(out.get(..step.written).map(Bytes::copy_from_slice));
+            }
+            if step.read == 0 || self.input.is_empty() {
+                // What a library does not take now it would never take.
+                return if self.input.is_empty() { Ok(None) } else { Err(self.refuse(details::DECOMPRESSION_FAILED)) };
+            }
+        }
+    }
+
     fn refuse(&self, details: &'static str) -> Halt {
         let body = if self.status == 400 { "Bad Request" } else { "" };
         Halt::Reply(Box::new(Reply::new(self.status, body, details, ResponseFlags::NONE)))
@@ -118,29 +149,7 @@ impl Convert for Decompress {
         if self.input.is_empty() && !self.full {
             return Ok(None);
         }
-        let mut out = BytesMut::zeroed(PIECE);
-        loop {
-            let Some(decoder) = &mut self.decoder else { return Err(self.refuse(details::DECOMPRESSION_FAILED)) };
-            let step = match decoder.decode(&self.input, &mut out) {
-                Ok(step) => step,
-                Err(Nonsense) => return Err(self.refuse(details::DECOMPRESSION_FAILED)),
-            };
-            self.input = self.input.split_off(step.read.min(self.input.len()));
-            self.written += step.written as u64;
-            self.full = step.written == out.len();
-            if self.written > self.read.saturating_mul(self.config.library.max_ratio()) {
-                return Err(self.refuse(details::DECOMPRESSION_RATIO_EXCEEDED));
-            }
-            if step.written > 0 {
-                self.stats.add(names::TOTAL_UNCOMPRESSED_BYTES, step.written as u64);
-                out.truncate(step.written);
-                return Ok(Some(out.freeze()));
-            }
-            if step.read == 0 || self.input.is_empty() {
-                // What a library does not take now it would never take.
-                return if self.input.is_empty() { Ok(None) } else { Err(self.refuse(details::DECOMPRESSION_FAILED)) };
-            }
-        }
+        OUTPUT.with_borrow_mut(|out| self.take_through(out))
     }
 
     fn end(&mut self, trailers: &mut Option<Box<HeaderMap>>) -> Result<(), Halt> {
@@ -151,5 +160,39 @@ impl Convert for Decompress {
         map.append(&self.config.compressed_trailer, self.read.into());
         map.append(&self.config.uncompressed_trailer, self.written.into());
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::encode::{After, Encoder};
+    use super::*;
+    use lateen_snapshot::compression::{Decoding, Encoding, GzipStrategy};
+    use lateen_telemetry::{BlockName, Registry};
+
+    #[test]
+    fn a_small_piece_keeps_no_more_than_it_is() {
+        let (registry, shards) = Registry::new(1, Default::default());
+        let stats = shards[0].local(&registry.block(names::DEFS, BlockName::plain("d")));
+        let on = DecompressedDirection { enabled: true, ignore_no_transform: false };
+        let config = Arc::new(Decompressor {
+            library: Decoding::Gzip { window_bits: 15, max_ratio: 100 },
+            request: on,
+            response: on,
+            advertise: false,
+            stat_prefix: "d".into(),
+            compressed_trailer: http::HeaderName::from_static("compressed"),
+            uncompressed_trailer: http::HeaderName::from_static("uncompressed"),
+        });
+        let gzip = Encoding::Gzip { level: 1, window_bits: 15, memory_level: 8, strategy: GzipStrategy::Default };
+        let mut encoder = Encoder::new(&gzip).ok().unwrap();
+        let mut decompress = Decompress::new(&config, stats, 400);
+        for _ in 0..3 {
+            decompress.give(encoder.encode(b"a", After::Flush).ok().unwrap());
+            let piece = decompress.take().ok().flatten().unwrap();
+            assert_eq!(piece, "a");
+            assert!(piece.try_into_mut().unwrap().capacity() < 16);
+            assert!(decompress.take().ok().unwrap().is_none());
+        }
     }
 }
