@@ -69,7 +69,7 @@ pub struct Listener {
     /// Shares connections out among the workers; where there is none the kernel does.
     pub balance: Option<Arc<ExactBalance>>,
     pub tcp_backlog: u32,
-    /// Soft limit on bytes buffered per connection (Envoy default 1 MiB).
+    /// Soft limit on bytes buffered per connection (Envoy default 1 MiB); 64 MiB where Envoy has none.
     pub per_connection_buffer_limit: u32,
     /// Logs of connections that matched no chain.
     pub access_logs: Vec<Arc<crate::http::AccessLog>>,

@@ -88,7 +88,8 @@ pub(crate) async fn send(exchange: &mut Exchange<'_>, reply: Reply) {
     info.details = reply.details;
     let mut response = Response::new(reply.status);
     for (name, value) in reply.headers {
-        response.headers.append(name, value);
+        // More than a map holds, which nobody means, are left out.
+        let _ = response.headers.try_append(name, value);
     }
     let mut body = Bytes::from(reply.body.into_owned());
     let words = exchange.hcm.words.clone();

@@ -19,6 +19,18 @@ const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// Files named by a configuration are certificates and short bodies: more is a mistake.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
+/// Headers of a head: a map of headers that an attacker named cannot be sure to hold more than 6,553, and a proxy adds some.
+const MOST_HEADERS: u32 = 4096;
+
+/// `max_headers_count` of either side.
+pub(crate) fn headers_count(value: Option<u32>) -> Result<u32> {
+    let count = value.unwrap_or(100);
+    if !(1..=MOST_HEADERS).contains(&count) {
+        return Err(Invalid::field("max_headers_count", format!("{count} is not between 1 and {MOST_HEADERS}")));
+    }
+    Ok(count)
+}
+
 /// A text to be shared. Of empty ones, which most optional texts are, there is one for all.
 pub(crate) fn shared(text: String) -> Arc<str> {
     if text.is_empty() { Arc::default() } else { text.into() }

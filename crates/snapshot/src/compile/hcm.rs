@@ -7,7 +7,7 @@ use lateen_proto::envoy::extensions::filters::network::http_connection_manager::
 use lateen_proto::{Any, wire};
 use prost::Message;
 
-use super::common::{cidr, duration, duration_or, limit, percent};
+use super::common::{cidr, duration, duration_or, headers_count, limit, percent};
 use super::context::Context;
 use super::http_version::{http1, http2};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
@@ -117,9 +117,7 @@ fn build(value: proto::HttpConnectionManager, hosts: Vec<&[u8]>, context: &mut C
         Ok(())
     };
     checked().within("common_http_protocol_options")?;
-    if max_headers_count == Some(0) {
-        return Err(Invalid::field("common_http_protocol_options.max_headers_count", "is 0; nothing could ask"));
-    }
+    let max_headers_count = headers_count(max_headers_count).within("common_http_protocol_options")?;
     let jitter =
         max_connection_duration_jitter.map(percent).transpose().within("common_http_protocol_options.max_connection_duration_jitter")?;
     let original_ip = original_ip::detections(original_ip_detection_extensions)?;
@@ -176,7 +174,7 @@ fn build(value: proto::HttpConnectionManager, hosts: Vec<&[u8]>, context: &mut C
         max_stream_duration: limit(max_stream_duration.as_ref(), None, "common_http_protocol_options.max_stream_duration")?,
         max_requests_per_connection: max_requests_per_connection.filter(|n| *n > 0),
         max_request_headers_kb,
-        max_headers_count: max_headers_count.unwrap_or(100),
+        max_headers_count,
         // Envoy waits 5 s: streams on their way need a round trip.
         drain_timeout: duration_or(drain_timeout.as_ref(), Duration::from_secs(1), "drain_timeout")?,
         delayed_close_timeout: duration_or(delayed_close_timeout.as_ref(), Duration::from_secs(1), "delayed_close_timeout")?,

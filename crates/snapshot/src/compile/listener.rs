@@ -121,9 +121,14 @@ pub(crate) fn listener(value: proto::Listener, context: &mut Context<'_>) -> Res
         tcp_keepalive: tcp_keepalive.map(upstream_connection::keepalive),
         balance: connection_balance_config.map(balance).transpose().within("connection_balance_config")?,
         tcp_backlog: tcp_backlog_size.unwrap_or(128),
-        per_connection_buffer_limit: per_connection_buffer_limit_bytes.unwrap_or(1 << 20),
+        per_connection_buffer_limit: buffer_limit(per_connection_buffer_limit_bytes),
         access_logs: access_log::logs(access_log, "access_log")?,
     })
+}
+
+/// Envoy's 0 is no limit; here there is always one.
+fn buffer_limit(bytes: Option<u32>) -> u32 {
+    bytes.map_or(1 << 20, |bytes| if bytes == 0 { 64 << 20 } else { bytes })
 }
 
 fn balance(value: proto::listener::ConnectionBalanceConfig) -> Result<Arc<ExactBalance>> {

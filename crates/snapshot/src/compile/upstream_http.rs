@@ -7,7 +7,7 @@ use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::extensions::upstreams::http::v3::{self as http, http_protocol_options as http_options};
 use lateen_proto::{Any, any};
 
-use super::common::{limit, open, percent};
+use super::common::{headers_count, limit, open, percent};
 use super::http_version::{http1, http2};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use crate::cluster::{HeadLimits, UpstreamHttp};
@@ -172,12 +172,10 @@ fn common_http(
 }
 
 fn head_limits(count: Option<u32>, kilobytes: Option<u32>) -> Result<HeadLimits> {
-    if count == Some(0) {
-        return Err(Invalid::field("max_headers_count", "is 0; nothing could answer"));
-    }
+    let headers = headers_count(count)?;
     if let Some(other) = kilobytes.filter(|size| !(1..=8192).contains(size)) {
         return Err(Invalid::field("max_response_headers_kb", format!("{other} is not between 1 and 8192")));
     }
     let bytes = |default| kilobytes.unwrap_or(default) * 1024;
-    Ok(HeadLimits { headers: count.unwrap_or(100), http1_bytes: bytes(80), http2_bytes: bytes(60) })
+    Ok(HeadLimits { headers, http1_bytes: bytes(80), http2_bytes: bytes(60) })
 }

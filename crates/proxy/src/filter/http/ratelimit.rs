@@ -37,6 +37,7 @@ pub(super) async fn on_request(exchange: &mut Exchange<'_>, config: &Arc<GlobalR
     let (worker, live) = (exchange.worker.clone(), exchange.live.clone());
     let asking = Box::pin(grpc::unary::<rls::RateLimitResponse>(&worker, &live, &config.service, METHOD, &question));
     match wait::patiently(exchange, asking).await? {
+        Ok(answer) if is_excessive(&answer) => Ok(failed(exchange, config, &stats)),
         Ok(answer) => Ok(decide(exchange, config, &cluster, &stats, answer)),
         Err(status) => {
             tracing::debug!(code = status.code, message = status.message, "the rate limit service failed");
@@ -82,6 +83,11 @@ fn descriptor(of: Descriptor<'_>) -> common::RateLimitDescriptor {
     let entry =
         |e: lateen_snapshot::ratelimit::Entry<'_>| rate_limit_descriptor::Entry { key: e.key.into_owned(), value: e.value.into_owned() };
     common::RateLimitDescriptor { entries: of.into_iter().map(entry).collect(), ..Default::default() }
+}
+
+/// Whether a service wants more headers than a head may be given.
+fn is_excessive(answer: &rls::RateLimitResponse) -> bool {
+    answer.request_headers_to_add.len().max(answer.response_headers_to_add.len()) > heads::MOST_ADDED
 }
 
 fn decide(

@@ -52,13 +52,15 @@ pub(super) async fn on_request(exchange: &mut Exchange<'_>, config: &Arc<ExtAuth
         Authorizer::Grpc(service) => grpc::ask(exchange, config, service, body).await?,
         Authorizer::Http(authorizer) => http::ask(exchange, config, authorizer, body).await?,
     };
+    if verdict.is_excessive() {
+        return Ok(verdict::invalid(&stats.filter));
+    }
     verdict::note_metadata(exchange, config, &stats.filter, &mut verdict, asked.elapsed());
     Ok(match verdict.decision {
         Decision::Allowed(changes) if changes.invalid && config.validate_mutations => verdict::invalid(&stats.filter),
         Decision::Allowed(changes) => {
             stats.inc(names::OK);
-            verdict::apply(exchange, config, *changes)?;
-            Step::Continue
+            verdict::apply(exchange, config, &stats.filter, *changes)?
         }
         Decision::Denied(refusal) if refusal.invalid && config.validate_mutations => verdict::invalid(&stats.filter),
         Decision::Denied(refusal) => {

@@ -12,6 +12,9 @@ use crate::http::reply::Reply;
 use crate::http::{End, Exchange};
 use crate::io::Text;
 
+/// Pseudo headers of a request, which count as headers.
+const PSEUDO: usize = 4;
+
 /// The answer in words of ours.
 #[derive(Debug)]
 pub(super) struct Verdict {
@@ -30,6 +33,16 @@ pub(super) enum Decision {
 impl Verdict {
     pub(super) fn error() -> Self {
         Self { decision: Decision::Error(None), metadata: Map::new() }
+    }
+
+    /// Whether it wants more headers than a head may be given.
+    pub(super) fn is_excessive(&self) -> bool {
+        let most = match &self.decision {
+            Decision::Allowed(changes) => changes.request.len().max(changes.response.len()),
+            Decision::Denied(refusal) | Decision::Error(Some(refusal)) => refusal.headers.len(),
+            Decision::Error(None) => 0,
+        };
+        most > heads::MOST_ADDED
     }
 }
 
@@ -97,12 +110,15 @@ pub(super) fn note_metadata(
     }
 }
 
-/// Changes an allowed request as the authorizer wants it.
-pub(super) fn apply(exchange: &mut Exchange<'_>, config: &ExtAuthz, changes: Changes) -> Result<(), End> {
+/// Changes an allowed request as the authorizer wants it. One that would have more headers than it may come with is refused.
+pub(super) fn apply(exchange: &mut Exchange<'_>, config: &ExtAuthz, stats: &Local, changes: Changes) -> Result<Step, End> {
     let changed =
         !changes.request.is_empty() || !changes.remove.is_empty() || !changes.set_query.is_empty() || !changes.remove_query.is_empty();
     for mutation in &changes.request {
         heads::change_request(exchange, mutation);
+        if exchange.request.headers.len() + PSEUDO > exchange.hcm.config.max_headers_count as usize {
+            return Ok(invalid(stats));
+        }
     }
     for name in &changes.remove {
         // What makes a request one is not removed.
@@ -118,7 +134,7 @@ pub(super) fn apply(exchange: &mut Exchange<'_>, config: &ExtAuthz, changes: Cha
     if config.clear_route_cache && changed {
         exchange.refresh_route()?;
     }
-    Ok(())
+    Ok(Step::Continue)
 }
 
 /// The answer to a request that is not let through.
@@ -143,4 +159,27 @@ pub(super) fn refuse(config: &ExtAuthz, refusal: Refusal, details: &'static str)
 pub(super) fn invalid(stats: &Local) -> Step {
     stats.inc(filter_names::INVALID);
     Step::Reply(Reply::new(500, "", details::EXT_AUTHZ_INVALID, ResponseFlags::UNAUTHORIZED_EXTERNAL_SERVICE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_adds_so_many_headers_and_no_more() {
+        let headers = |count: usize| {
+            let mut collected = Collected::default();
+            (0..count).for_each(|i| collected.add(&format!("x-{i}"), b"v", AppendAction::AppendIfExistsOrAdd, false));
+            collected.mutations
+        };
+        let excessive = |decision| Verdict { decision, metadata: Map::new() }.is_excessive();
+        for (count, expected) in [(1000, false), (1001, true)] {
+            let refusal = || Refusal { headers: headers(count), ..Refusal::default() };
+            assert_eq!(excessive(Decision::Denied(refusal())), expected);
+            assert_eq!(excessive(Decision::Error(Some(refusal()))), expected);
+            assert_eq!(excessive(Decision::Allowed(Box::new(Changes { request: headers(count), ..Changes::default() }))), expected);
+            assert_eq!(excessive(Decision::Allowed(Box::new(Changes { response: headers(count), ..Changes::default() }))), expected);
+        }
+        assert!(!Verdict::error().is_excessive());
+    }
 }

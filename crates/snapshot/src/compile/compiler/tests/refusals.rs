@@ -28,6 +28,10 @@ fn refusals_name_the_field_by_its_path() {
             "filter_chains[0].filters[0].add_user_agent: is not supported",
         ),
         (
+            on(&format!("{{filters: [{}]}}", manager("common_http_protocol_options: {max_headers_count: 4097}, route_config: {name: r}"))),
+            "filter_chains[0].filters[0].common_http_protocol_options.max_headers_count: 4097 is not between 1 and 4096",
+        ),
+        (
             on(&format!("{{filters: [{}]}}", manager("access_log_flush_interval: 1s, route_config: {name: r}"))),
             "filter_chains[0].filters[0].access_log_flush_interval: is not supported",
         ),
@@ -108,6 +112,10 @@ fn refusals_name_the_field_by_its_path() {
         (
             "{name: c, type: STATIC, load_assignment: {cluster_name: c, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: a.b, port_value: 1}}}}]}]}}",
             "load_assignment: `a.b` is not an IP address; use type STRICT_DNS",
+        ),
+        (
+            "{name: c, type: STATIC, common_http_protocol_options: {max_headers_count: 4097}}",
+            "common_http_protocol_options.max_headers_count: 4097 is not between 1 and 4096",
         ),
         (
             "{name: c, type: STATIC, http2_protocol_options: {connection_keepalive: {interval: 1s}}}",
