@@ -61,8 +61,6 @@ pub(crate) struct Hints {
     pub(crate) client_cert: bool,
     /// `x-request-id`.
     pub(crate) request_id: bool,
-    /// `referer`.
-    pub(crate) referer: bool,
 }
 
 impl Hints {
@@ -73,7 +71,6 @@ impl Hints {
     }
 
     pub(crate) fn note(&mut self, name: &[u8]) {
-        self.referer |= name == b"referer";
         if let [b'x', b'-', rest @ ..] = name {
             match rest {
                 b"forwarded-for" => self.forwarded_for = true,

@@ -2,8 +2,8 @@
 //! headers are extended or trusted, internal ones stripped where they come from outside.
 use std::net::{IpAddr, SocketAddr};
 
-use http::header::{GetAll, HeaderName, HeaderValue, REFERER};
-use http::{HeaderMap, Uri};
+use http::HeaderMap;
+use http::header::{HeaderName, HeaderValue};
 
 use super::exchange::{End, Exchange};
 use super::headers as names;
@@ -65,21 +65,11 @@ pub(crate) fn run(exchange: &mut Exchange<'_>) -> Result<(), End> {
             map.insert(names::REQUEST_ID, request_id(exchange.worker.random_bytes()));
         }
     }
-    if hints.referer && !has_one_url(map.get_all(REFERER)) {
-        map.remove(REFERER);
-    }
     if let Some(via) = &config.via {
         names::append_list_with(map, http::header::VIA, ", ", via);
     }
     xfcc::run(exchange);
     Ok(())
-}
-
-/// Whether `referer` is a single absolute URL: filters that go by where a request came from must not believe anything else.
-fn has_one_url(values: GetAll<'_, HeaderValue>) -> bool {
-    let mut values = values.iter();
-    let url = values.next().and_then(|value| Uri::try_from(value.as_bytes()).ok());
-    values.next().is_none() && url.is_some_and(|url| url.scheme().is_some() && url.authority().is_some())
 }
 
 fn underscores(exchange: &mut Exchange<'_>, rule: Underscores) -> Result<(), End> {

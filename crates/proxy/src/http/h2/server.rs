@@ -91,17 +91,13 @@ const BYTESTREAM: &[u8] = b"bytestream";
 pub(crate) fn mark(name: &[u8]) -> u8 {
     let mut hints = Hints::default();
     hints.note(name);
-    let Hints { envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id, referer } = hints;
-    [envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id, referer]
-        .iter()
-        .rev()
-        .fold(0, |bits, hint| bits << 1 | u8::from(*hint))
+    let Hints { envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id } = hints;
+    [envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id].iter().rev().fold(0, |bits, hint| bits << 1 | u8::from(*hint))
 }
 
 fn hints(marks: u8) -> Hints {
-    let [envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id, referer] =
-        [0, 1, 2, 3, 4, 5, 6].map(|bit| marks >> bit & 1 != 0);
-    Hints { envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id, referer }
+    let [envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id] = [0, 1, 2, 3, 4, 5].map(|bit| marks >> bit & 1 != 0);
+    Hints { envoy, peer, forwarded_for, forwarded_proto, client_cert, request_id }
 }
 
 /// Our request from theirs.
