@@ -40,6 +40,7 @@ mod addresses;
 mod entry;
 mod members;
 mod on_demand;
+mod refused;
 mod reloads;
 mod resolved;
 mod scopes;
@@ -105,6 +106,7 @@ pub struct Compiler {
     pub(crate) endpoints: HashMap<Arc<str>, Entry<Arc<Assignment>>>,
     /// Wanted names of which discovery said that there are none.
     no_endpoints: HashSet<Arc<str>>,
+    refused: refused::Refused,
     pub(crate) extensions: HashMap<Arc<str>, Entry<Arc<Extension>>>,
     /// Outlives the versions of a cluster.
     live: HashMap<Arc<str>, Arc<ClusterLive>>,

@@ -129,10 +129,6 @@ struct FromFiles {
 type ReadFile = (PathBuf, FileStamp);
 
 impl Secrets {
-    pub(crate) fn has(&self, key: &SecretKey) -> bool {
-        self.values.contains_key(key)
-    }
-
     pub(crate) fn certificate(&self, key: &SecretKey) -> Option<Arc<Certificate>> {
         match self.values.get(key)? {
             SecretValue::Certificate(certificate) => Some(certificate.clone()),

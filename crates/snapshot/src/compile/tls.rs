@@ -88,10 +88,10 @@ impl Waiting {
         }
     }
 
-    /// What it waits for until there is a first configuration.
-    pub(crate) fn waits(&self, secrets: &Secrets, wait: &mut Wait) {
+    /// What it waits for until there is a first configuration. `answered` tells of what something was heard.
+    pub(crate) fn waits(&self, answered: impl Fn(&SecretKey) -> bool, wait: &mut Wait) {
         if !self.is_ready() {
-            self.plan().timeouts.iter().for_each(|(key, timeout)| wait.on(secrets.has(key), *timeout));
+            self.plan().timeouts.iter().for_each(|(key, timeout)| wait.on(answered(key), *timeout));
         }
     }
 

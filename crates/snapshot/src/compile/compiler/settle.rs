@@ -8,6 +8,7 @@ use super::{Compiler, ListenerVersion, Wanted};
 use crate::cluster::Discovery;
 use crate::compile::context::Uses;
 use crate::compile::record::Origin;
+use crate::compile::secret::SecretKey;
 use crate::compile::tls::Waiting;
 use crate::compile::warming::{FetchTimeout, Wait};
 use crate::{ClusterId, RouteTableId};
@@ -30,9 +31,13 @@ impl Compiler {
                 v.base.iter().for_each(|base| wait.on(has_hosts, base.timeout));
             });
         }
-        let Self { routes, scopes, extensions, secrets, .. } = self;
+        let Self { routes, scopes, extensions, secrets, refused, .. } = self;
         let names = self.names.route_names();
-        let active = |name: &Arc<str>| routes.get(name).is_some_and(|e| !e.versions.is_new());
+        let active = |name: &Arc<str>| match routes.get(name) {
+            Some(entry) if !entry.versions.is_new() => true,
+            Some(entry) => entry.versions.warming.is_none() && refused.routes.contains(name),
+            None => refused.routes.contains(name),
+        };
         let has_table = |id: &RouteTableId| names.get(id.0 as usize).is_some_and(active);
         let users = self.listeners.values().flat_map(|e| e.versions.all()).filter_map(|v| v.value.uses.scopes);
         let scope_timeout = users.map(|uses| uses.routes).max().unwrap_or_default();
@@ -42,14 +47,15 @@ impl Compiler {
             });
         }
         let has_scopes = self.has_scopes && scopes.values().all(|e| e.versions.warming.is_none());
-        let is_there = |name: &Arc<str>| extensions.get(name).is_some_and(|e| !e.versions.is_new());
+        let is_there = |name: &Arc<str>| extensions.get(name).is_some_and(|e| !e.versions.is_new()) || refused.extensions.contains(name);
+        let has_secret = |key: &SecretKey| secrets.knows(key) || refused.secrets.contains(key);
         for entry in self.listeners.values_mut() {
             self.dirty |= entry.versions.promote(now, |ListenerVersion { uses, .. }, wait| {
                 uses.route_tables.iter().for_each(|(id, timeout)| wait.on(has_table(id), *timeout));
                 uses.scopes.iter().for_each(|uses| wait.on(has_scopes, uses.scopes));
                 uses.extensions.iter().for_each(|u| u.waits.iter().for_each(|timeout| wait.on(is_there(&u.name), *timeout)));
                 arrived(uses, wait);
-                uses.tls.iter().for_each(|tls| tls.waits(secrets, wait));
+                uses.tls.iter().for_each(|tls| tls.waits(has_secret, wait));
             });
         }
         self.forget_unwanted();
@@ -57,7 +63,8 @@ impl Compiler {
     }
 
     fn settle_clusters(&mut self, now: Instant) {
-        let Self { clusters, endpoints, no_endpoints, resolved, secrets, .. } = self;
+        let Self { clusters, endpoints, no_endpoints, resolved, secrets, refused, .. } = self;
+        let has_secret = |key: &SecretKey| secrets.knows(key) || refused.secrets.contains(key);
         let mut promoted = Vec::new();
         for (name, entry) in clusters.iter_mut() {
             // The hosts of the version before live on in the next.
@@ -72,7 +79,7 @@ impl Compiler {
                     }
                     Discovery::Static | Discovery::OriginalDst(_) | Discovery::Aggregate(_) | Discovery::DynamicForwardProxy(_) => {}
                 }
-                version.uses.tls.iter().for_each(|tls| tls.waits(secrets, wait));
+                version.uses.tls.iter().for_each(|tls| tls.waits(has_secret, wait));
             });
             if is_promoted {
                 if let Some(active) = &mut entry.versions.active {
@@ -105,11 +112,12 @@ impl Compiler {
     fn forget_unwanted(&mut self) {
         self.refresh_wanted();
         let wanted = self.wanted();
-        let Self { routes, endpoints, no_endpoints, secrets, extensions, .. } = self;
+        let Self { routes, endpoints, no_endpoints, secrets, extensions, refused, .. } = self;
         // What was subscribed to and is no longer would be stale when it is wanted again.
         let before = routes.len();
         routes.retain(|name, e| e.origin == Origin::Static || wanted.routes.contains(name));
         endpoints.retain(|name, e| e.origin == Origin::Static || wanted.endpoints.contains(name));
+        refused.keep(&wanted);
         no_endpoints.retain(|name| wanted.endpoints.contains(name));
         secrets.keep(|key| wanted.secrets.contains(key));
         extensions.retain(|name, e| e.origin == Origin::Static || wanted.extensions.contains(name));

@@ -71,6 +71,7 @@ impl Compiler {
             } else {
                 Err(Invalid::new(format!("resources of type {type_name} are not supported")))
             };
+            self.refused.note(&type_name, &name, source, result.is_err());
             if let Err(invalid) = result {
                 rejected.push(Rejected { name, reason: invalid.to_string() });
             }

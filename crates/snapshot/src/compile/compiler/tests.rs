@@ -6,9 +6,9 @@ use lateen_proto::Any;
 use std::sync::Arc;
 
 use super::entry::name_inside;
-use super::{ClusterProto, Compiler, EndpointProto, ListenerProto, Rejected, RouteProto, Update};
+use super::{ClusterProto, Compiler, EndpointProto, ListenerProto, Rejected, RouteProto, SecretProto, Update};
 use crate::compile::record::Kind;
-use crate::test_support::{ANY_80, CLUSTER, ENDPOINT, LISTENER, ROUTE, manager, rds_listener, tcp, update};
+use crate::test_support::{ANY_80, CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, manager, rds_listener, tcp, update};
 
 mod addresses;
 mod any_bytes;

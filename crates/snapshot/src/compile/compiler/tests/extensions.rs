@@ -165,3 +165,12 @@ fn a_filter_of_connections_that_does_not_fit_its_place_is_refused() {
         assert!(rejected[0].reason.contains(why), "{rejected:?}");
     }
 }
+
+#[test]
+fn a_refused_first_answer_ends_the_wait_for_filters() {
+    let (mut compiler, now) = with_routes();
+    accepted(compiler.apply(LISTENER, vec![listener("")], &[], now));
+    accepted(compiler.apply(ROUTE, vec![routes("c")], &[], now));
+    assert_eq!((compiler.apply(EXTENSION, vec![extension(pack(&HttpFault::default()))], &[], now).len()), 1);
+    assert!(compiler.is_settled() && compiler.snapshot().listeners.len() == 1 && filter(&mut compiler).is_none());
+}

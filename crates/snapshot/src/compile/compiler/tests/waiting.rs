@@ -120,6 +120,20 @@ fn a_certificate_is_waited_for_as_long_as_its_source_says() {
 }
 
 #[test]
+fn a_refused_first_answer_ends_the_wait_for_certificates() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let chain = certificates::MTLS.replacen("sds_config: {", "sds_config: {initial_fetch_timeout: 0s, ", 2);
+    let text = format!("{{name: l, address: {ANY_80}, filter_chains: [{{{chain}, filters: [{}]}}]}}", tcp("c"));
+    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&text)], &[], now));
+    let mut refused = |update: Update| {
+        assert_eq!(compiler.apply_from(&certificates::sds_grpc(), SECRET, vec![update], &[], now).len(), 1);
+        compiler.snapshot().listeners.len()
+    };
+    assert_eq!(refused(update::<SecretProto>("{name: default}")), 0, "the other is still to come");
+    assert_eq!(refused(update::<SecretProto>("{name: ROOTCA}")), 1);
+}
+
+#[test]
 fn what_was_given_up_and_is_wanted_again_is_to_be_asked_for_anew() {
     let (mut compiler, now) = (Compiler::new(), Instant::now());
     let other = EDS.replace("name: c,", "name: d,").replace("service_name: s", "service_name: t");
@@ -132,4 +146,25 @@ fn what_was_given_up_and_is_wanted_again_is_to_be_asked_for_anew() {
     assert!(before.endpoints.iter().eq(after.endpoints.iter()), "the same names");
     assert!(after.endpoints.beside(&before.endpoints).map(|name| &**name).eq(["s"]));
     assert!(compiler.snapshot().cluster_named("c").is_none(), "nothing is known of it any more");
+}
+
+#[test]
+fn a_refused_first_answer_ends_the_wait_for_routes() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&fetched_within(&rds_listener(), "0s"))], &[], now));
+    assert_eq!(compiler.snapshot().listeners.len(), 0);
+    let bad = |name: &str| Update { name: name.into(), version: "1".into(), body: Any { type_url: ROUTE.into(), value: vec![0xff; 9] } };
+    assert_eq!(compiler.apply(ROUTE, vec![bad("other")], &[], now).len(), 1);
+    assert_eq!(compiler.snapshot().listeners.len(), 0, "that is about others");
+    assert_eq!(compiler.apply(ROUTE, vec![bad("r")], &[], now).len(), 1);
+    let explained = |compiler: &mut Compiler| compiler.snapshot().explain(&Call::http("10.1.1.1:80".parse().unwrap(), "any", "/"));
+    assert!(compiler.is_settled());
+    let explanation = explained(&mut compiler);
+    assert!(matches!(explanation.outcome, Outcome::Answered { status: 404, .. }), "{explanation}");
+    accepted(compiler.apply(ROUTE, vec![routes("c")], &[], now));
+    assert_eq!(explained(&mut compiler).route(), Some("first"));
+    // Who comes again waits again.
+    accepted(compiler.apply(LISTENER, Vec::new(), &["l".to_owned()], now));
+    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&fetched_within(&rds_listener(), "0s"))], &[], now));
+    assert_eq!(compiler.snapshot().listeners.len(), 0);
 }
