@@ -23,6 +23,7 @@ impl Default for FetchTimeout {
 /// What a version waits for, as it is looked through.
 #[derive(Debug)]
 pub(crate) struct Wait {
+    since: Instant,
     waited: Duration,
     is_over: bool,
     /// When the next of it is done without.
@@ -42,6 +43,12 @@ impl Wait {
             FetchTimeout::Never => self.is_over = false,
         }
     }
+
+    /// Something that holds others up until then, and none for longer than the default.
+    pub(crate) fn until(&mut self, at: Instant) {
+        let limit = at.saturating_duration_since(self.since).min(FETCH_TIMEOUT);
+        self.on(false, FetchTimeout::After(limit));
+    }
 }
 
 /// The versions of one resource.
@@ -56,7 +63,9 @@ pub(crate) struct Versions<T> {
 pub(crate) struct Version<T> {
     pub(crate) value: T,
     pub(crate) record: Record,
-    pub(crate) since: Instant,
+    since: Instant,
+    /// When the first of the versions came that waited since one was put to use.
+    first: Instant,
     /// When something that it waits for is done without.
     deadline: Option<Instant>,
 }
@@ -82,14 +91,21 @@ impl<T> Versions<T> {
     }
 
     pub(crate) fn warm(&mut self, value: T, record: Record, now: Instant) {
-        self.warming = Some(Box::new(Version { value, record, since: now, deadline: None }));
+        let first = self.warming.as_ref().map_or(now, |before| before.first);
+        self.warming = Some(Box::new(Version { value, record, since: now, first, deadline: None }));
+    }
+
+    /// Until when what refers to this name waits for it, where nothing of it has been put to use yet: not anew for each version.
+    pub(crate) fn holds_up_until(&self) -> Option<Instant> {
+        self.warming.as_ref().filter(|_| self.is_new()).and_then(|w| w.first.checked_add(FETCH_TIMEOUT))
     }
 
     /// Puts the warming version to use when all that it waits for, as `waits` tells, is there or has been waited for long
     /// enough. Whether it did.
     pub(crate) fn promote(&mut self, now: Instant, waits: impl FnOnce(&T, &mut Wait)) -> bool {
         let Some(mut version) = self.warming.take() else { return false };
-        let mut wait = Wait { waited: now.saturating_duration_since(version.since), is_over: true, next: None };
+        let waited = now.saturating_duration_since(version.since);
+        let mut wait = Wait { since: version.since, waited, is_over: true, next: None };
         waits(&version.value, &mut wait);
         if wait.is_over {
             self.active = Some(version);

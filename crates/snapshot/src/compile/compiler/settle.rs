@@ -1,5 +1,5 @@
 //! What waits, what for and how long, and what is no longer wanted.
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,9 +20,11 @@ impl Compiler {
             return;
         }
         self.settle_clusters(now);
-        let waiting: HashSet<_> = self.waiting_clusters();
+        let waiting = self.waiting_clusters();
         // A cluster is waited for only so long, however long it waits itself: nobody should be without routes because of it.
-        let arrived = |uses: &Uses, wait: &mut Wait| wait.on(!uses.clusters.iter().any(|id| waiting.contains(id)), FetchTimeout::default());
+        let arrived = |uses: &Uses, wait: &mut Wait| {
+            uses.clusters.iter().filter_map(|id| waiting.get(id)).for_each(|until| wait.until(*until));
+        };
         for (name, entry) in &mut self.routes {
             // Those that are in use already serve on with the virtual hosts that there are.
             let has_hosts = !entry.versions.is_new() || self.hosts.get(name).is_some_and(|hosts| hosts.answered);
@@ -99,14 +101,10 @@ impl Compiler {
         }
     }
 
-    /// Clusters that were announced but have never been usable: routes to them wait.
-    fn waiting_clusters(&mut self) -> HashSet<ClusterId> {
-        let names = &mut self.names;
-        self.clusters
-            .iter()
-            .filter(|(_, e)| e.versions.is_new() && e.versions.warming.is_some())
-            .map(|(name, _)| names.cluster(name))
-            .collect()
+    /// Clusters that were announced but have never been usable: routes to them wait, until then.
+    fn waiting_clusters(&mut self) -> HashMap<ClusterId, Instant> {
+        let Self { names, clusters, .. } = self;
+        clusters.iter().filter_map(|(name, e)| Some((names.cluster(name), e.versions.holds_up_until()?))).collect()
     }
 
     fn forget_unwanted(&mut self) {
@@ -117,9 +115,9 @@ impl Compiler {
         let before = routes.len();
         routes.retain(|name, e| e.origin == Origin::Static || wanted.routes.contains(name));
         endpoints.retain(|name, e| e.origin == Origin::Static || wanted.endpoints.contains(name));
-        refused.keep(&wanted);
         no_endpoints.retain(|name| wanted.endpoints.contains(name));
         secrets.keep(|key| wanted.secrets.contains(key));
+        refused.keep(&wanted);
         extensions.retain(|name, e| e.origin == Origin::Static || wanted.extensions.contains(name));
         let fewer = routes.len() != before;
         self.dirty |= fewer;

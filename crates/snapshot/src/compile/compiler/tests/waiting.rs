@@ -168,3 +168,35 @@ fn a_refused_first_answer_ends_the_wait_for_routes() {
     accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&fetched_within(&rds_listener(), "0s"))], &[], now));
     assert_eq!(compiler.snapshot().listeners.len(), 0);
 }
+
+#[test]
+fn a_cluster_holds_others_up_only_so_long_however_often_they_change() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let after = |seconds| now + Duration::from_secs(seconds);
+    let cluster = |timeout: &str| {
+        update::<ClusterProto>(&format!(
+            "{{name: c, type: EDS, connect_timeout: {timeout}, \
+             eds_cluster_config: {{eds_config: {{ads: {{}}, initial_fetch_timeout: 0s}}, service_name: s}}}}"
+        ))
+    };
+    let routes = |route: &str| {
+        update::<RouteProto>(&format!(
+            "{{name: r, virtual_hosts: [{{name: v, domains: ['*'], routes: [{{name: {route}, match: {{prefix: /}}, route: {{cluster: c}}}}]}}]}}"
+        ))
+    };
+    let found = |compiler: &mut Compiler| {
+        let explanation = compiler.snapshot().explain(&Call::http("10.1.1.1:80".parse().unwrap(), "any", "/"));
+        explanation.route().map(str::to_owned)
+    };
+    accepted(compiler.apply(CLUSTER, vec![cluster("1s")], &[], now));
+    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&fetched_within(&rds_listener(), "0s"))], &[], now));
+    accepted(compiler.apply(ROUTE, vec![routes("first")], &[], now));
+    accepted(compiler.apply(CLUSTER, vec![cluster("2s")], &[], after(5)));
+    accepted(compiler.apply(ROUTE, vec![routes("second")], &[], after(10)));
+    assert_eq!((found(&mut compiler), compiler.deadline()), (None, Some(after(15))));
+    compiler.settle(after(15));
+    assert_eq!(found(&mut compiler).as_deref(), Some("second"));
+    accepted(compiler.apply(ROUTE, vec![routes("third")], &[], after(20)));
+    assert_eq!((found(&mut compiler).as_deref(), compiler.deadline()), (Some("third"), None));
+    assert!(compiler.snapshot().cluster_named("c").is_none(), "it waits on itself");
+}
