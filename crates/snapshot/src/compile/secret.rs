@@ -118,6 +118,28 @@ pub(crate) struct Secrets {
     identities: BTreeSet<SecretSource>,
 }
 
+/// A secret, and the files that it came from, if it did.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    value: SecretValue,
+    from_files: Option<FromFiles>,
+}
+
+impl Kept {
+    /// Of a message, whose files are read.
+    pub(crate) fn of(secret: proto::Secret) -> Result<Self> {
+        let (value, files) = open(secret.clone())?;
+        Ok(Self { value, from_files: (!files.is_empty()).then_some(FromFiles { secret, files }) })
+    }
+
+    /// The workload's own certificate and roots, by their names.
+    pub(crate) fn of_identity(identity: &WorkloadSecrets) -> [(&'static str, Self); 2] {
+        let certificate = SecretValue::Certificate(Arc::new(Certificate { key: identity.certified_key() }));
+        let roots = SecretValue::Validation(Arc::new(Validation::roots(identity.roots().to_vec())));
+        [("default", certificate), ("ROOTCA", roots)].map(|(name, value)| (name, Self { value, from_files: None }))
+    }
+}
+
 /// A secret whose content is in files.
 #[derive(Debug)]
 struct FromFiles {
@@ -143,10 +165,6 @@ impl Secrets {
         }
     }
 
-    fn set(&mut self, key: SecretKey, value: SecretValue) {
-        self.values.insert(key, value);
-    }
-
     pub(crate) fn all(&self) -> impl Iterator<Item = (&SecretKey, &SecretValue)> {
         self.values.iter()
     }
@@ -168,16 +186,19 @@ impl Secrets {
         self.from_files.remove(key);
     }
 
-    /// Takes a secret in use.
-    pub(crate) fn put(&mut self, key: SecretKey, secret: proto::Secret) -> Result<()> {
-        let (value, files) = open(secret.clone())?;
-        if files.is_empty() {
-            self.from_files.remove(&key);
-        } else {
-            self.from_files.insert(key.clone(), FromFiles { secret, files });
-        }
-        self.values.insert(key, value);
-        Ok(())
+    /// Keeps a secret; back comes the one before.
+    pub(crate) fn put(&mut self, key: &SecretKey, secret: Kept) -> Option<Kept> {
+        let files_before = match secret.from_files {
+            Some(from_files) => self.from_files.insert(key.clone(), from_files),
+            None => self.from_files.remove(key),
+        };
+        let value = self.values.insert(key.clone(), secret.value)?;
+        Some(Kept { value, from_files: files_before })
+    }
+
+    /// This source gives its secrets unasked.
+    pub(crate) fn is_own(&mut self, source: &SecretSource) {
+        self.identities.insert(source.clone());
     }
 
     /// A certificate inside a TLS context. One in files is kept as a secret of its own, so that it can be read again.
@@ -222,28 +243,15 @@ impl Secrets {
         self.from_files.values().flat_map(|from| &from.files)
     }
 
-    /// Reads the secrets in these files again; those that cannot be read keep their last value.
-    pub(crate) fn reload(&mut self, changed: impl Fn(&Path) -> bool) -> Vec<(SecretKey, Result<()>)> {
+    /// Reads the secrets in these files again.
+    pub(crate) fn reload(&mut self, changed: impl Fn(&Path) -> bool) -> Vec<(SecretKey, Result<Kept>)> {
         let mut results = Vec::new();
         for (key, from) in self.from_files.iter_mut().filter(|(_, from)| from.files.iter().any(|(file, _)| changed(file))) {
             // What cannot be used is not read again either until it changes.
             from.files.iter_mut().for_each(|(file, stamp)| *stamp = FileStamp::of(file));
-            let result = open(from.secret.clone()).map(|(value, _)| {
-                self.values.insert(key.clone(), value);
-            });
-            results.push((key.clone(), result));
+            results.push((key.clone(), Kept::of(from.secret.clone())));
         }
         results
-    }
-
-    /// The workload's own certificate and roots, under a source.
-    pub(crate) fn set_identity(&mut self, source: &SecretSource, identity: &WorkloadSecrets) -> [SecretKey; 2] {
-        let key = |name: &str| SecretKey { source: source.clone(), name: name.into() };
-        let certificate = Certificate { key: identity.certified_key() };
-        self.identities.insert(source.clone());
-        self.set(key("default"), SecretValue::Certificate(Arc::new(certificate)));
-        self.set(key("ROOTCA"), SecretValue::Validation(Arc::new(Validation::roots(identity.roots().to_vec()))));
-        [key("default"), key("ROOTCA")]
     }
 }
 

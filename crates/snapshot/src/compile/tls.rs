@@ -81,7 +81,7 @@ impl Waiting {
     }
 
     /// Whether everything it needs has arrived.
-    fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         match self {
             Self::Server(context, _) => context.upgrade().is_none_or(|c| c.config.get().is_some()),
             Self::Client(context, _) => context.upgrade().is_none_or(|c| c.config.get().is_some()),
@@ -103,24 +103,22 @@ impl Waiting {
         self.secrets().any(|k| k == key)
     }
 
-    /// Makes the configuration from the secrets of the moment; does nothing while one is missing.
-    pub(crate) fn refresh(&self, secrets: &Secrets) -> Result<()> {
+    /// Makes the configuration from the secrets of the moment; `false` while one is missing.
+    pub(crate) fn refresh(&self, secrets: &Secrets) -> Result<bool> {
         match self {
             Self::Server(context, plan) => {
-                if let (Some(context), Some(config)) = (context.upgrade(), plan.server(secrets)?) {
-                    context.config.set(config);
-                    if let Some(uri) = plan.own_uri(secrets) {
-                        context.uri.set(Arc::new(uri));
-                    }
+                let (Some(context), Some(config)) = (context.upgrade(), plan.server(secrets)?) else { return Ok(false) };
+                context.config.set(config);
+                if let Some(uri) = plan.own_uri(secrets) {
+                    context.uri.set(Arc::new(uri));
                 }
             }
             Self::Client(context, plan) => {
-                if let (Some(context), Some(config)) = (context.upgrade(), plan.client(secrets)?) {
-                    context.config.set(config);
-                }
+                let (Some(context), Some(config)) = (context.upgrade(), plan.client(secrets)?) else { return Ok(false) };
+                context.config.set(config);
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -9,28 +9,52 @@ use super::entry::{decode, same_name};
 use super::{Compiler, Rejected, SecretProto, Update};
 use crate::compile::file_stamp::FileStamp;
 use crate::compile::invalid::{Invalid, Result};
-use crate::compile::secret::{SecretKey, SecretValue};
+use crate::compile::secret::{Kept, SecretKey, SecretValue};
 use crate::compile::source::SecretSource;
 use crate::compile::tls::Waiting;
+
+/// What came of a secret in the TLS configurations that use it.
+struct Refreshed {
+    /// The last that could not be made.
+    result: Result<()>,
+    /// One at least could.
+    is_of_use: bool,
+    /// One that could not had been made before.
+    was_of_use: bool,
+}
 
 impl Compiler {
     pub(super) fn take_secret(&mut self, update: &Update, source: &SecretSource) -> Result<()> {
         let proto: SecretProto = decode(&update.body)?;
         same_name(&proto.name, &update.name)?;
         let key = SecretKey { source: source.clone(), name: update.name.as_str().into() };
-        self.secrets.put(key.clone(), proto)?;
-        self.refresh_tls(&key)
+        self.put_secret(&key, Kept::of(proto)?)
+    }
+
+    /// Puts a secret to use. One that is of no use where the one before was is not kept: what comes next would be put together
+    /// with it, and be of no use either.
+    fn put_secret(&mut self, key: &SecretKey, secret: Kept) -> Result<()> {
+        let before = self.secrets.put(key, secret);
+        let Refreshed { result, is_of_use, was_of_use } = self.refresh_tls(key);
+        if let Some(before) = before.filter(|_| was_of_use && !is_of_use) {
+            self.secrets.put(key, before);
+        }
+        result
     }
 
     /// Makes every TLS configuration again that uses the secret. One that fails keeps its last.
-    fn refresh_tls(&mut self, key: &SecretKey) -> Result<()> {
-        let mut result = Ok(());
+    fn refresh_tls(&self, key: &SecretKey) -> Refreshed {
+        let mut refreshed = Refreshed { result: Ok(()), is_of_use: false, was_of_use: false };
         for waiting in self.all_tls().filter(|w| w.needs(key)) {
-            if let Err(invalid) = waiting.refresh(&self.secrets) {
-                result = Err(invalid);
+            match waiting.refresh(&self.secrets) {
+                Ok(made) => refreshed.is_of_use |= made,
+                Err(invalid) => {
+                    refreshed.was_of_use |= waiting.is_ready();
+                    refreshed.result = Err(invalid);
+                }
             }
         }
-        result
+        refreshed
     }
 
     pub(super) fn all_tls(&self) -> impl Iterator<Item = &Waiting> {
@@ -45,8 +69,9 @@ impl Compiler {
     /// When a TLS configuration cannot be made with them; the others are in use.
     pub fn set_identity(&mut self, source: &SecretSource, identity: &WorkloadSecrets, now: Instant) -> std::result::Result<(), Invalid> {
         self.settled = false;
-        let keys = self.secrets.set_identity(source, identity);
-        let results: Vec<_> = keys.iter().map(|key| self.refresh_tls(key)).collect();
+        self.secrets.is_own(source);
+        let key = |name: &str| SecretKey { source: source.clone(), name: name.into() };
+        let results = Kept::of_identity(identity).map(|(name, secret)| self.put_secret(&key(name), secret));
         self.settle(now);
         results.into_iter().collect()
     }
@@ -61,7 +86,7 @@ impl Compiler {
         let mut rejected = Vec::new();
         self.settled = false;
         for (key, result) in self.secrets.reload(changed) {
-            if let Err(invalid) = result.and_then(|()| self.refresh_tls(&key)) {
+            if let Err(invalid) = result.and_then(|secret| self.put_secret(&key, secret)) {
                 rejected.push(Rejected { name: key.name.to_string(), reason: invalid.to_string() });
             }
         }

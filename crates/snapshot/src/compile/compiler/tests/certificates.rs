@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use lateen_identity::{WorkloadSecrets, pem};
 
 use super::*;
+use crate::compile::secret::SecretKey;
 use crate::compile::source::{ApiSource, SecretSource};
 use crate::compile::tls::Waiting;
 
@@ -137,4 +138,27 @@ fn contexts_that_read_the_same_file_stay_apart_when_others_come_and_go() {
     assert_eq!(compiler.secrets().count(), 2);
     let keys: HashSet<_> = compiler.all_tls().flat_map(Waiting::secrets).cloned().collect();
     assert_eq!(keys.len(), 2, "{keys:?}");
+}
+
+#[test]
+fn a_secret_that_nothing_can_be_made_with_leaves_the_one_before() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let text = format!("{{name: l, address: {ANY_80}, filter_chains: [{{{MTLS}, filters: [{}]}}]}}", tcp("c"));
+    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&text)], &[], now));
+    let quoted = |pem: String| serde_json::Value::from(pem);
+    let certificate = |identity: &WorkloadSecrets| {
+        let (chain, key) = (quoted(identity.chain_pem()), quoted(identity.key().to_pem()));
+        let content = format!("{{certificate_chain: {{inline_string: {chain}}}, private_key: {{inline_string: {key}}}}}");
+        update::<SecretProto>(&format!("{{name: default, tls_certificate: {content}}}"))
+    };
+    let roots = format!("{{name: ROOTCA, validation_context: {{trusted_ca: {{inline_string: {}}}}}}}", quoted(identity("a").roots_pem()));
+    let mut apply = |update: Update| compiler.apply_from(&sds_grpc(), SECRET, vec![update], &[], now);
+    accepted(apply(certificate(&identity("a"))));
+    accepted(apply(update::<SecretProto>(&roots)));
+    // Names without roots prove nothing.
+    let rejected = apply(update::<SecretProto>("{name: ROOTCA, validation_context: {}}"));
+    assert_eq!(rejected.len(), 1);
+    accepted(apply(certificate(&identity("b"))));
+    let key = SecretKey { source: sds_grpc(), name: "ROOTCA".into() };
+    assert_eq!(compiler.secrets.validation(&key).unwrap().trusted().len(), 1);
 }
