@@ -278,11 +278,13 @@ impl ClientState {
         let mut updates = Vec::new();
         // The server may renew some and leave out the rest, which is not to say that they are gone.
         let mut only_renews = !response.resources.is_empty();
+        // Which one it is that cannot be read nobody knows: what is missed then may be there.
+        let mut is_complete = true;
         for sent in response.resources {
             let Sent { name, body, ttl } = match Sent::open(sent) {
                 Ok(sent) => sent,
                 Err(reason) => {
-                    only_renews = false;
+                    (only_renews, is_complete) = (false, false);
                     rejected.push(Rejected { name: String::new(), reason });
                     continue;
                 }
@@ -291,6 +293,7 @@ impl ClientState {
             only_renews &= renews;
             match body {
                 Some(body) if body.type_url != state.type_url => {
+                    is_complete = false;
                     rejected.push(Rejected { name, reason: format!("is a {}, not a {}", body.type_url, state.type_url) });
                 }
                 _ if !seen.insert(name.clone()) => {
@@ -313,7 +316,7 @@ impl ClientState {
                 }
             }
         }
-        let removed = if is_full_state(&state.type_url) && !only_renews {
+        let removed = if is_full_state(&state.type_url) && is_complete && !only_renews {
             state.accepted.keys().filter(|name| !seen.contains(*name)).cloned().collect()
         } else {
             Vec::new()

@@ -2,7 +2,7 @@
 use super::*;
 use crate::client::nack::{INVALID_ARGUMENT, MAX_ERROR_BYTES};
 use crate::types::{CLUSTER, ENDPOINT, LISTENER, VIRTUAL_HOST};
-use lateen_proto::any::pack;
+use lateen_proto::any::{pack, url};
 use lateen_proto::envoy::config::cluster::v3::Cluster;
 use lateen_proto::envoy::service::discovery::v3::Resource as WireResource;
 
@@ -300,6 +300,27 @@ fn a_refused_state_of_the_world_keeps_the_accepted_version_and_what_was_in_use()
     assert!(nack.error_detail.unwrap().message.contains("cds bad: unknown filter"));
     assert_eq!(recorder.updates.len(), 2, "the good one of the same response applies");
     assert!(recorder.removed.is_empty());
+}
+
+#[test]
+fn a_state_of_the_world_that_is_not_all_read_removes_nothing() {
+    let nameless = lateen_proto::Any { type_url: CLUSTER.into(), value: vec![0xff; 3] };
+    let unread = lateen_proto::Any { type_url: url::<WireResource>(), value: vec![0xff; 3] };
+    let wrong = lateen_proto::Any { type_url: LISTENER.into(), ..cluster("b", "") };
+    for (other, reason) in [(nameless, "does not decode"), (unread, "decode"), (wrong, "cds b: is a ")] {
+        let mut state = client(Mode::Sotw);
+        state.subscribe_wildcard(CLUSTER);
+        next_sotw(&mut state);
+        let mut recorder = Recorder::default();
+        state.on_response(sotw("n1", "v1", vec![cluster("a", ""), cluster("b", "")]), &mut recorder, now());
+        next_sotw(&mut state);
+        state.on_response(sotw("n2", "v2", vec![other, cluster("c", "")]), &mut recorder, now());
+        let error = next_sotw(&mut state).error_detail.unwrap().message;
+        assert!(error.contains(reason), "{error}");
+        assert_eq!((recorder.updates.len(), recorder.removed.len()), (3, 0), "the good one applies");
+        state.on_response(sotw("n3", "v3", vec![cluster("c", "")]), &mut recorder, now());
+        assert_eq!(recorder.removed, ["a", "b"]);
+    }
 }
 
 #[test]

@@ -18,12 +18,18 @@ pub(super) struct Sent {
 impl Sent {
     pub(super) fn open(sent: Any) -> Result<Self, String> {
         if !any::is::<proto::Resource>(&sent) {
-            return Ok(Self { name: name_inside(&sent).unwrap_or_default(), body: Some(sent), ttl: Ok(None) });
+            return Ok(Self { name: named(&sent)?, body: Some(sent), ttl: Ok(None) });
         }
         let wrapper: proto::Resource = any::open(&sent).map_err(|e| e.to_string())?;
         let ttl = ttl::of(&wrapper);
-        let inside = || wrapper.resource.as_ref().and_then(name_inside).unwrap_or_default();
-        let name = if wrapper.name.is_empty() { inside() } else { wrapper.name };
+        let name = match &wrapper.resource {
+            Some(body) if wrapper.name.is_empty() => named(body)?,
+            _ => wrapper.name,
+        };
         Ok(Self { name, body: wrapper.resource, ttl })
     }
+}
+
+fn named(body: &Any) -> Result<String, String> {
+    name_inside(body).ok_or_else(|| format!("is a {} without a name, or does not decode", body.type_url))
 }
