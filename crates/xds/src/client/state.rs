@@ -67,6 +67,8 @@ struct TypeState {
     names: BTreeSet<String>,
     /// Versions by name of what the handler has in use.
     accepted: BTreeMap<String, String>,
+    /// Names of which the handler refused what came last.
+    refused: BTreeSet<String>,
     /// When those end that were sent with a time to live.
     ends: Ends,
     /// State of the world: the version of the last response accepted in full.
@@ -124,6 +126,7 @@ impl ClientState {
             // As with a name that is given up.
             let names = &state.names;
             state.accepted.retain(|name, _| names.contains(name));
+            state.refused.retain(|name| names.contains(name));
             state.ends.retain(|name| names.contains(name));
             if state.opened {
                 state.unsubscribe.insert(WILDCARD.to_owned());
@@ -304,8 +307,9 @@ impl ClientState {
                 None => state.renew(name, ttl, now, &mut rejected),
                 Some(body) => {
                     let version = content_version(&body);
-                    // What is in use already is not applied again: a state of the world repeats everything.
-                    if state.accepted.get(&name) == Some(&version) {
+                    // What is in use already is not applied again, as a state of the world repeats everything; only where another
+                    // was refused since, which then is over.
+                    if state.accepted.get(&name) == Some(&version) && !state.refused.contains(&name) {
                         state.renew(name, ttl, now, &mut rejected);
                         continue;
                     }
@@ -316,11 +320,7 @@ impl ClientState {
                 }
             }
         }
-        let removed = if is_full_state(&state.type_url) && is_complete && !only_renews {
-            state.accepted.keys().filter(|name| !seen.contains(*name)).cloned().collect()
-        } else {
-            Vec::new()
-        };
+        let removed = if is_full_state(&state.type_url) && is_complete && !only_renews { state.beside(&seen) } else { Vec::new() };
         if !updates.is_empty() || !removed.is_empty() || state.version.is_empty() {
             rejected.extend(state.hand_over(updates, removed, handler, now));
         }
@@ -355,11 +355,18 @@ impl TypeState {
         if !self.wildcard {
             // The handler forgets it too; were the version kept, a later subscription would claim to hold it.
             self.accepted.remove(name);
+            self.refused.remove(name);
             self.ends.forget(name);
         }
         if self.opened {
             self.unsubscribe.insert(name.to_owned());
         }
+    }
+
+    /// The names that the handler has to do with, beside these.
+    fn beside(&self, seen: &BTreeSet<String>) -> Vec<String> {
+        let refused = self.refused.iter().filter(|name| !self.accepted.contains_key(*name));
+        self.accepted.keys().chain(refused).filter(|name| !seen.contains(*name)).cloned().collect()
     }
 
     /// Lets a resource that is in use live on.
@@ -382,13 +389,17 @@ impl TypeState {
         let versions: Vec<_> = updates.iter().map(|(r, ttl)| (r.name.clone(), r.version.clone(), *ttl)).collect();
         for name in &removed {
             self.accepted.remove(name);
+            self.refused.remove(name);
             self.ends.forget(name);
         }
         let updates = updates.into_iter().map(|(resource, _)| resource).collect();
         let rejected = handler.apply(&self.type_url, updates, removed);
         let refused: HashSet<&str> = rejected.iter().map(|r| r.name.as_str()).collect();
         for (name, version, ttl) in versions {
-            if !refused.contains(name.as_str()) {
+            if refused.contains(name.as_str()) {
+                self.refused.insert(name);
+            } else {
+                self.refused.remove(&name);
                 self.ends.set(&name, ttl, now);
                 self.accepted.insert(name, version);
             }

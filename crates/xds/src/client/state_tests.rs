@@ -324,6 +324,33 @@ fn a_state_of_the_world_that_is_not_all_read_removes_nothing() {
 }
 
 #[test]
+fn a_refusal_is_over_when_the_state_of_the_world_has_what_is_in_use_or_nothing() {
+    struct Picky(Vec<String>);
+    impl Handler for Picky {
+        fn apply(&mut self, _: &str, updates: Vec<Resource>, removed: Vec<String>) -> Vec<Rejected> {
+            self.0.extend(removed.into_iter().map(|name| format!("-{name}")));
+            self.0.extend(updates.iter().map(|r| r.name.clone()));
+            let refused = updates.into_iter().filter(|r| r.body != cluster(&r.name, ""));
+            refused.map(|r| Rejected { name: r.name, reason: "no".into() }).collect()
+        }
+    }
+    let mut state = client(Mode::Sotw);
+    state.subscribe_wildcard(CLUSTER);
+    next_sotw(&mut state);
+    let mut hears = |resources| {
+        let mut handler = Picky(Vec::new());
+        state.on_response(sotw("n", "v", resources), &mut handler, now());
+        handler.0
+    };
+    assert_eq!(hears(vec![cluster("a", "")]), ["a"]);
+    assert_eq!(hears(vec![cluster("a", "bad"), cluster("b", "bad")]), ["a", "b"]);
+    assert_eq!(hears(vec![cluster("a", "")]), ["-b", "a"]);
+    assert_eq!(hears(vec![cluster("a", "")]), [""; 0]);
+    assert_eq!(hears(vec![cluster("a", "bad")]), ["a"]);
+    assert_eq!(hears(vec![]), ["-a"], "once");
+}
+
+#[test]
 fn in_state_of_the_world_a_change_of_names_repeats_all_of_them_with_the_last_nonce() {
     let mut state = client(Mode::Sotw);
     state.subscribe(ENDPOINT, names(&["a"]));
