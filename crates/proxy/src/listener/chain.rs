@@ -130,7 +130,10 @@ impl ListenerState {
         if !self.is_succeeded.get() {
             return self;
         }
-        worker.listeners.named(&self.listener.name).filter(|now| Rc::ptr_eq(&now.drain, &self.drain)).unwrap_or(self)
+        worker.listeners.named(&self.listener.name).filter(|now| Rc::ptr_eq(&now.drain, &self.drain)).unwrap_or_else(|| {
+            worker.listeners.follow(&self);
+            self
+        })
     }
 
     /// Has all connections end.
@@ -156,6 +159,12 @@ impl ListenerState {
             chains.clear();
         }
         told
+    }
+
+    /// Whether any of its chains has connections.
+    pub(super) fn has_connections(&self) -> bool {
+        let has = |state: &Rc<ChainState>| Rc::strong_count(state) > 1 || Rc::strong_count(&state.drain) > 1;
+        self.chains.borrow().values().any(|kept| has(&kept.state))
     }
 
     /// What a connection is looked at for.

@@ -292,8 +292,16 @@ impl Manager {
             state.leave(DrainSignal::tick);
             state.leave(DrainSignal::close);
         }
-        // Those that nobody else has are without connections.
-        self.leaving.borrow_mut().retain(|state| Rc::strong_count(state) > 1 && !state.was_told());
+        // A connection holds the version that accepted it, and of any the chain that it came to.
+        self.leaving.borrow_mut().retain(|state| !state.was_told() && (Rc::strong_count(state) > 1 || state.has_connections()));
+    }
+
+    /// Follows the chains of a version that no other came after, where a connection comes to one of them late.
+    pub(super) fn follow(&self, state: &Rc<ListenerState>) {
+        let mut leaving = self.leaving.borrow_mut();
+        if !leaving.iter().any(|other| Rc::ptr_eq(other, state)) {
+            leaving.push(Rc::clone(state));
+        }
     }
 
     /// Closes sockets, and opens none again, whatever configuration comes.

@@ -234,22 +234,14 @@ fn a_connection_whose_chain_is_not_chosen_yet_gets_the_newest() {
 
 #[test]
 fn tcp_connections_of_a_chain_that_changes_are_closed_when_its_time_is_over() {
-    let echo = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = echo.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for stream in echo.incoming() {
-            let mut stream = stream.unwrap();
-            std::thread::spawn(move || std::io::copy(&mut stream.try_clone().unwrap(), &mut stream));
-        }
-    });
+    let port = tcp_echo();
     let chain = |from: u8, more: &str| {
         format!(
             "- filter_chain_match: {{source_prefix_ranges: [{{address_prefix: 127.0.0.{from}, prefix_len: 32}}]}}\n  filters:\n  {}",
             tcp_proxy(&format!("cluster: c{more}"))
         )
     };
-    let clusters: String = cluster("c", &[port], "").lines().map(|line| format!("  {line}\n")).collect();
-    let yaml = |chains: &[String]| format!("{}  clusters:\n{clusters}", yaml("", chains));
+    let yaml = |chains: &[String]| with_cluster(port, &yaml("", chains));
     let mut changing = Changing::start(&yaml(&[chain(1, ""), chain(2, "")]), DrainTime { over: Duration::from_secs(2), gradually: true });
     let (mut stays, mut goes) = (changing.connect(1), changing.connect(2));
     let talk = |stream: &mut TcpStream| {
@@ -259,12 +251,44 @@ fn tcp_connections_of_a_chain_that_changes_are_closed_when_its_time_is_over() {
     };
     talk(&mut stays);
     talk(&mut goes);
-    changing.change(&yaml(&[chain(1, ""), chain(2, ", max_connect_attempts: 2")]));
+    let attempts = ", max_connect_attempts: 2";
+    changing.change(&yaml(&[chain(1, ""), chain(2, attempts)]));
     let since = Instant::now();
     talk(&mut goes);
     assert_eq!(goes.read(&mut [0]).unwrap(), 0);
     assert!(since.elapsed() > Duration::from_millis(1500), "{:?}", since.elapsed());
     talk(&mut stays);
+    // It came to a chain that two versions had, of which the last accepted nobody.
+    changing.change(&yaml(&[chain(1, attempts), chain(2, attempts)]));
+    assert_eq!(stays.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn a_connection_that_comes_late_to_a_chain_of_before_is_closed_when_its_time_is_over() {
+    let port = tcp_echo();
+    let inspector = "    listener_filters: [{name: t, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}]\n";
+    let yaml = |fields: &str, more: &str| {
+        let chain = format!("- filters:\n  {}", tcp_proxy(&format!("cluster: c{more}")));
+        with_cluster(port, &yaml(&format!("{inspector}{fields}"), &[chain]))
+    };
+    let mut changing = Changing::start(&yaml("", ""), DrainTime { over: Duration::from_secs(1), gradually: true });
+    let mut stream = changing.connect(1);
+    // As TLS begins.
+    stream.write_all(b"\x16").unwrap();
+    eventually(|| changing.proxy.stat("listener.127.0.0.1_0.downstream_pre_cx_active") == 1);
+    // Chains alone, and then the listener itself.
+    changing.change(&yaml("", ", max_connect_attempts: 2"));
+    changing.change(&yaml("    listener_filters_timeout: 20s\n", ", max_connect_attempts: 2"));
+    stream.write_all(b"hello").unwrap();
+    let mut back = [0; 6];
+    stream.read_exact(&mut back).unwrap();
+    assert_eq!(&back, b"\x16hello");
+    assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+}
+
+fn with_cluster(port: u16, yaml: &str) -> String {
+    let clusters: String = cluster("c", &[port], "").lines().map(|line| format!("  {line}\n")).collect();
+    format!("{yaml}  clusters:\n{clusters}")
 }
 
 #[test]
