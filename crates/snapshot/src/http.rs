@@ -84,6 +84,8 @@ pub struct HttpConnectionManager {
     pub max_connection_duration: Option<Duration>,
     /// By how much it may be longer, in percent.
     pub max_connection_duration_jitter_percent: f64,
+    /// A connection of HTTP/1 that has lasted so long ends after its next response, and not without one.
+    pub http1_safe_max_connection_duration: bool,
     pub max_stream_duration: Option<Duration>,
     pub max_requests_per_connection: Option<u32>,
     pub max_request_headers_kb: u32,

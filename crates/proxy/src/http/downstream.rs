@@ -1,5 +1,6 @@
 //! A caller's HTTP connection: which version it speaks, one request after the other, its end.
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -14,13 +15,14 @@ use tokio::time::Instant;
 use super::h1::H1Server;
 use super::h2;
 use super::message::Request;
+use super::patience::Patience;
 use super::reply::{self, Reply};
 use super::stream::Downstream;
 use super::{Exchange, Hcm};
 use crate::http::h1::NoRequest;
 use crate::io::{Io, Timer, Wire, longer};
 use crate::listener::Conn;
-use crate::worker::{DRAIN_IDLE, Worker};
+use crate::worker::Worker;
 
 const PREFACE: &[u8] = lateen_http2::PREFACE;
 /// A request's head must be complete this long after its first byte, unless configured: slow senders would
@@ -36,16 +38,19 @@ pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, i
         stats.inc(names::DOWNSTREAM_CX_SSL_TOTAL);
         stats.hold(names::DOWNSTREAM_CX_SSL_ACTIVE)
     });
-    match version(hcm, conn, io).await {
+    conn.old_at.set(old_at(worker, hcm, conn));
+    let mut patience = Patience::new();
+    match version(worker, hcm, conn, io, &mut patience).await {
         Some((io, true, ahead)) => {
             stats.inc(names::DOWNSTREAM_CX_HTTP2_TOTAL);
             let _active = stats.hold(names::DOWNSTREAM_CX_HTTP2_ACTIVE);
+            drop(patience);
             Box::pin(h2::serve(worker, hcm, conn, io, ahead)).await;
         }
         Some((io, false, ahead)) => {
             stats.inc(names::DOWNSTREAM_CX_HTTP1_TOTAL);
             let _active = stats.hold(names::DOWNSTREAM_CX_HTTP1_ACTIVE);
-            serve_h1(worker, hcm, conn, io, ahead).await;
+            serve_h1(worker, hcm, conn, io, ahead, &mut patience).await;
         }
         None => {}
     }
@@ -53,8 +58,8 @@ pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, i
     stats.record(names::DOWNSTREAM_CX_LENGTH_MS, conn.start.elapsed().as_micros() as u64);
 }
 
-/// Whether the caller speaks HTTP/2, and what had to be read to know.
-async fn version(hcm: &Hcm, conn: &Conn, mut io: Io) -> Option<(Io, bool, BytesMut)> {
+/// Whether the caller speaks HTTP/2, and what had to be read to know; `None` when the connection came to its end before.
+async fn version(worker: &Rc<Worker>, hcm: &Hcm, conn: &Conn, mut io: Io, patience: &mut Patience) -> Option<(Io, bool, BytesMut)> {
     match hcm.config.codec {
         Codec::Http1 => return Some((io, false, BytesMut::new())),
         Codec::Http2 => return Some((io, true, BytesMut::new())),
@@ -66,7 +71,8 @@ async fn version(hcm: &Hcm, conn: &Conn, mut io: Io) -> Option<(Io, bool, BytesM
         _ => {}
     }
     let mut ahead = BytesMut::new();
-    let limit = hcm.config.idle_timeout.unwrap_or(Duration::from_secs(3600));
+    // From the first byte on.
+    let mut head_by = None;
     loop {
         let common = ahead.len().min(PREFACE.len());
         if ahead[..common] != PREFACE[..common] {
@@ -79,55 +85,66 @@ async fn version(hcm: &Hcm, conn: &Conn, mut io: Io) -> Option<(Io, bool, BytesM
         if ahead.is_empty() {
             ahead = buffers::take();
         }
-        match tokio::time::timeout(limit, io.read_buf(&mut ahead)).await {
-            Ok(Ok(n)) if n > 0 => {}
-            _ => return None,
+        let mut reading = pin!(io.read_buf(&mut ahead));
+        let read = poll_fn(|cx| {
+            if let Poll::Ready(read) = reading.as_mut().poll(cx) {
+                return Poll::Ready(Some(read));
+            }
+            if head_by.is_none() {
+                return patience.poll_over(cx, worker, hcm, conn, false).map(|()| None);
+            }
+            patience.timer.set(head_by);
+            patience.timer.poll(cx).map(|()| None)
+        })
+        .await;
+        match read {
+            Some(Ok(1..)) => head_by = head_by.or_else(|| Instant::now().checked_add(head_timeout(hcm))),
+            Some(_) => {
+                hcm.stats.inc(names::DOWNSTREAM_CX_DESTROY_REMOTE);
+                return None;
+            }
+            None => {
+                if head_by.is_some() {
+                    hcm.stats.inc(names::DOWNSTREAM_RQ_HEADER_TIMEOUT);
+                }
+                hcm.stats.inc(names::DOWNSTREAM_CX_DESTROY_LOCAL);
+                return None;
+            }
         }
     }
 }
 
+fn head_timeout(hcm: &Hcm) -> Duration {
+    hcm.config.request_headers_timeout.unwrap_or(HEAD_TIMEOUT)
+}
+
 /// When the connection is to end however busy it is.
-pub(super) fn ends_at(worker: &Worker, hcm: &Hcm, conn: &Conn) -> Option<Instant> {
+fn old_at(worker: &Worker, hcm: &Hcm, conn: &Conn) -> Option<Instant> {
     let limit = hcm.config.max_connection_duration?;
     conn.start.checked_add(longer(limit, hcm.config.max_connection_duration_jitter_percent, worker.roll64()))
 }
 
-async fn serve_h1(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, ahead: BytesMut) {
+async fn serve_h1(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, ahead: BytesMut, patience: &mut Patience) {
     let mut wire = Wire::new(io);
     wire.input = ahead;
     let mut down = Downstream::H1(Box::new(H1Server::new(wire, hcm.limits, conn.is_tls())));
-    let mut timer = Timer::default();
     let config = &hcm.config;
-    let ends = ends_at(worker, hcm, conn);
-    let mut drain = None;
     let mut served = 0u32;
-    let mut idle_since = Instant::now();
     loop {
         let Downstream::H1(h1) = &mut down else { return };
-        let mut draining = conn.draining(worker);
         let mut head_since = None;
         let next = poll_fn(|cx| {
-            if drain.is_none() {
-                drain = Some((conn.chain.drain.register(cx), worker.drain.register(cx)));
-            }
             if let Poll::Ready(request) = h1.poll_request(cx) {
                 return Poll::Ready(Some(request));
             }
-            draining |= conn.draining(worker);
-            let deadline = if h1.in_head() {
-                let since = *head_since.get_or_insert_with(Instant::now);
-                since.checked_add(config.request_headers_timeout.unwrap_or(HEAD_TIMEOUT))
-            } else {
-                let idle = config.idle_timeout.and_then(|limit| idle_since.checked_add(limit));
-                // A request may be on its way of a caller that was not told yet, however long it had been silent.
-                let drained = conn.draining_since(worker).map(|since| since.max(idle_since) + DRAIN_IDLE);
-                [idle, drained, ends].into_iter().flatten().min()
-            };
-            timer.set(deadline);
-            timer.poll(cx).map(|()| None)
+            if !h1.in_head() {
+                return patience.poll_over(cx, worker, hcm, conn, served > 0).map(|()| None);
+            }
+            patience.timer.set(head_since.get_or_insert_with(Instant::now).checked_add(head_timeout(hcm)));
+            patience.timer.poll(cx).map(|()| None)
         })
         .await;
-        timer.set(None);
+        patience.timer.set(None);
         let request = match next {
             Some(Ok(request)) => request,
             Some(Err(NoRequest::Closed | NoRequest::Io)) => {
@@ -138,14 +155,13 @@ async fn serve_h1(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, a
                 hcm.stats.inc(names::DOWNSTREAM_CX_PROTOCOL_ERROR);
                 tracing::debug!("a request was refused: {why}");
                 // Apart, so that a connection between requests holds no room for it.
-                return Box::pin(refuse(worker, hcm, conn, &mut down, &mut timer, reply::malformed(why))).await;
+                return Box::pin(refuse(worker, hcm, conn, &mut down, &mut patience.timer, reply::malformed(why))).await;
             }
             None => {
-                if head_since.is_some() {
+                if h1.in_head() {
                     hcm.stats.inc(names::DOWNSTREAM_RQ_HEADER_TIMEOUT);
-                    return Box::pin(refuse(worker, hcm, conn, &mut down, &mut timer, reply::late_head())).await;
+                    return Box::pin(refuse(worker, hcm, conn, &mut down, &mut patience.timer, reply::late_head())).await;
                 }
-                hcm.stats.inc(if draining { names::DOWNSTREAM_CX_DRAIN_CLOSE } else { names::DOWNSTREAM_CX_IDLE_TIMEOUT });
                 hcm.stats.inc(names::DOWNSTREAM_CX_DESTROY_LOCAL);
                 return;
             }
@@ -158,8 +174,9 @@ async fn serve_h1(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, a
         // On the heap while it lasts, so that a connection between requests does not hold the room for one.
         let resolved = hcm.discovers.then(|| hcm.current(worker));
         let hcm = resolved.as_ref().unwrap_or(hcm);
-        let exchange = async { Exchange::new(worker, hcm, conn, request, &mut down, &mut timer).run().await };
-        idle_since = Box::pin(exchange).await;
+        let exchange = async { Exchange::new(worker, hcm, conn, request, &mut down, &mut patience.timer).run().await };
+        patience.since = Box::pin(exchange).await;
+        patience.note_age(hcm, conn);
         let Downstream::H1(h1) = &mut down else { return };
         if !h1.next() {
             return close(h1, config.delayed_close_timeout).await;

@@ -337,7 +337,7 @@ impl<'a> Exchange<'a> {
 
     /// Whether this connection is to end after the response.
     pub(crate) fn is_draining(&self) -> bool {
-        self.conn.ends(self.worker)
+        self.conn.ends(self.worker) || self.conn.is_old()
     }
 
     /// Sends the response's head to the caller, finished off with what every response carries.

@@ -11,6 +11,7 @@ mod local_reply;
 pub(crate) mod message;
 mod normalize;
 mod original_ip;
+mod patience;
 pub(crate) mod reply;
 mod report;
 mod routing;

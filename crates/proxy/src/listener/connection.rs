@@ -1,5 +1,5 @@
 //! One accepted connection: original destination, inspection, chain, TLS, then the chain's filters.
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -53,6 +53,8 @@ pub(crate) struct Conn {
     pub(crate) client_cert: OnceCell<Option<HeaderValue>>,
     pub(crate) start: Instant,
     pub(crate) start_time: SystemTime,
+    /// From when on it has lasted too long, and each answer is its last (`max_connection_duration`).
+    pub(crate) old_at: Cell<Option<Instant>>,
     /// The caller's identity among the principals of Istio's metrics.
     pub(crate) peer_principal: PrincipalId,
     pub(crate) local_principal: PrincipalId,
@@ -91,6 +93,10 @@ impl Conn {
     /// Since when it is to end, idle or not.
     pub(crate) fn draining_since(&self, worker: &Worker) -> Option<Instant> {
         [self.chain.drain.since(), worker.drain.since()].into_iter().flatten().min()
+    }
+
+    pub(crate) fn is_old(&self) -> bool {
+        self.old_at.get().is_some_and(|at| at <= Instant::now())
     }
 
     /// Whether the connection is to end after the request at hand.
@@ -183,6 +189,7 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
         tls,
         start,
         start_time: SystemTime::now(),
+        old_at: Cell::default(),
         chain: Rc::clone(&chain),
         listener: Rc::clone(&listener),
         limits: RefCell::default(),

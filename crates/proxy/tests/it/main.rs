@@ -2,6 +2,7 @@
 mod grpc;
 mod support;
 
+mod ages;
 mod aggregate;
 mod asked_connections;
 mod balance;

@@ -92,7 +92,7 @@ fn build(value: proto::HttpConnectionManager, hosts: Vec<&[u8]>, context: &mut C
     } = value;
     // An invalid message closes the connection in either case; 100-continue is always passed on;
     // jitter only spreads work in time.
-    harmless!(http1_safe_max_connection_duration, drain_timeout_jitter, proxy_100_continue);
+    harmless!(drain_timeout_jitter, proxy_100_continue);
     harmless!(stream_error_on_invalid_http_message, add_proxy_protocol_connection_state, typed_header_validation_config);
     refuse!(access_log_flush_interval, represent_ipv4_remote_address_as_ipv4_mapped_ipv6);
     refuse!(add_user_agent, http3_protocol_options, scheme_header_transformation, flush_access_log_on_new_request);
@@ -171,6 +171,7 @@ fn build(value: proto::HttpConnectionManager, hosts: Vec<&[u8]>, context: &mut C
         idle_timeout: limit(idle_timeout.as_ref(), Some(HOUR), "common_http_protocol_options.idle_timeout")?,
         max_connection_duration: limit(max_connection_duration.as_ref(), None, "common_http_protocol_options.max_connection_duration")?,
         max_connection_duration_jitter_percent: jitter.unwrap_or(0.0),
+        http1_safe_max_connection_duration,
         max_stream_duration: limit(max_stream_duration.as_ref(), None, "common_http_protocol_options.max_stream_duration")?,
         max_requests_per_connection: max_requests_per_connection.filter(|n| *n > 0),
         max_request_headers_kb,

@@ -12,7 +12,6 @@ use tokio::time::Instant;
 
 use super::streams::Streams;
 use super::{H2ServerStream, Keepalive, mark, request_of};
-use crate::http::downstream::ends_at;
 use crate::http::h1::InvalidHead;
 use crate::http::message::{Request, Version};
 use crate::http::stream::Downstream;
@@ -29,7 +28,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Serves the connection to its end; `ahead` holds bytes already read from it.
 pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, ahead: BytesMut) {
     let mut server = Server::new(io, config(hcm), ahead);
-    let mut end = End::new(worker, hcm, conn);
+    let mut end = End::new(hcm, conn);
     let mut keepalive = hcm.config.http2.keepalive.map(|config| Box::new(Keepalive::new(worker, config, server.pulse())));
     let mut streams = Streams::default();
     let mut served = 0u32;
@@ -118,13 +117,13 @@ struct End {
 }
 
 impl End {
-    fn new(worker: &Worker, hcm: &Hcm, conn: &Conn) -> Self {
+    fn new(hcm: &Hcm, conn: &Conn) -> Self {
         Self {
             timer: Timer::default(),
             handshake_by: Instant::now() + HANDSHAKE,
             active_at: Instant::now(),
             used: false,
-            old_at: ends_at(worker, hcm, conn),
+            old_at: conn.old_at.get(),
             refuse_at: None,
             refusing: false,
             late_streams: hcm.config.drain_timeout,
@@ -167,8 +166,9 @@ impl End {
             server.go_away(Reason::NO_ERROR);
             return Poll::Ready(true);
         }
-        if (due(idle_at) || due(self.old_at)) && self.announce(server) {
-            hcm.stats.inc(names::DOWNSTREAM_CX_IDLE_TIMEOUT);
+        let old = due(self.old_at);
+        if (old || due(idle_at)) && self.announce(server) {
+            hcm.stats.inc(if old { names::DOWNSTREAM_CX_MAX_DURATION_REACHED } else { names::DOWNSTREAM_CX_IDLE_TIMEOUT });
             return Poll::Ready(true);
         }
         let handshake = (!server.is_ready()).then_some(self.handshake_by);
