@@ -46,6 +46,7 @@ mod sources;
 mod swap;
 mod tcp;
 mod tcp_endings;
+mod tcp_times;
 mod tcp_tunnels;
 mod tls;
 mod tracing;

@@ -1,4 +1,5 @@
 //! Network filters: what happens to a connection before, and instead of, HTTP.
+mod clock;
 mod copy;
 mod dial;
 mod leaving;

@@ -1,6 +1,8 @@
 //! Istio's metadata exchange over TCP, the receiving half: a peer that negotiated `istio-peer-exchange` may put
 //! a frame with its metadata before the first bytes. It must not reach the application.
 
+use crate::io::Io;
+
 /// Istio's magic number, big-endian.
 const MAGIC: [u8; 4] = 0x3d23_0467u32.to_be_bytes();
 const HEADER: usize = 8;
@@ -8,7 +10,12 @@ const HEADER: usize = 8;
 const LONGEST: usize = 64 * 1024;
 
 /// The negotiated protocol that announces frames.
-pub(super) const ALPN: &[u8] = b"istio-peer-exchange";
+const ALPN: &[u8] = b"istio-peer-exchange";
+
+/// Whether a frame may come in front of what this peer sends.
+pub(super) fn is_agreed(io: &Io) -> bool {
+    io.tls().and_then(|tls| tls.alpn_protocol()) == Some(ALPN)
+}
 
 /// Takes the frame off, if the first bytes are one.
 #[derive(Default)]

@@ -21,6 +21,7 @@ use lateen_telemetry::{BlockName, Local, ResponseFlags, details};
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
+use super::clock::{Clock, Due};
 use super::leaving::leaves;
 use super::relay;
 use super::tunnel::{self, Template};
@@ -153,28 +154,42 @@ fn series(worker: &Worker, conn: &Conn, outcome: &Outcome, source: bool) -> TcpS
 }
 
 impl Session<'_> {
-    async fn serve(&mut self, mut io: Io) {
-        let Some(mut first) = self.first_bytes(&mut io).await else { return };
-        let picked = pick(self.worker, &self.state.config);
+    async fn serve(&mut self, io: Io) {
+        let mut clock = Clock::new(self);
+        if self.pass(io, &mut clock).await == Err(Due::Old) {
+            self.outcome.flags.insert(ResponseFlags::DURATION_TIMEOUT);
+        }
+    }
+
+    /// Passes the caller's bytes on to a host.
+    ///
+    /// # Errors
+    /// When the connection's time was over.
+    async fn pass(&mut self, mut io: Io, clock: &mut Clock) -> Result<(), Due> {
+        let (state, conn) = (self.state, self.conn);
+        let Some(mut first) = clock.wait(state, conn, self.first_bytes(&mut io)).await? else { return Ok(()) };
+        clock.touch();
+        let picked = pick(self.worker, &state.config);
         self.criteria = picked.and_then(|c| c.metadata_match.clone());
         let mut cluster = self.cluster(picked);
-        if let (None, Some(waits)) = (&cluster, &self.state.on_demand) {
+        if let (None, Some(waits)) = (&cluster, &state.on_demand) {
             // On the heap while it lasts: hardly a connection waits.
-            if Box::pin(self.discover(picked, waits, &mut io, &mut first)).await.is_break() {
+            let discovered = Box::pin(self.discover(picked, waits, &mut io, &mut first));
+            if clock.wait(state, conn, discovered).await?.is_break() {
                 self.outcome.flags = ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
-                return;
+                return Ok(());
             }
             cluster = self.cluster(picked);
         }
         let Some(cluster) = cluster else {
-            self.state.stats.inc(names::DOWNSTREAM_CX_NO_ROUTE);
+            state.stats.inc(names::DOWNSTREAM_CX_NO_ROUTE);
             self.outcome.flags = ResponseFlags::NO_CLUSTER_FOUND;
-            return;
+            return Ok(());
         };
         self.outcome.cluster = Some(Rc::clone(&cluster));
-        match self.state.tunnel.as_ref().filter(|_| !self.passed.no_tunnel) {
-            Some(template) => Box::pin(tunnel::serve(self, template, &cluster, io, first)).await,
-            None => self.forward(&cluster, io, first).await,
+        match state.tunnel.as_ref().filter(|_| !self.passed.no_tunnel) {
+            Some(template) => Box::pin(tunnel::serve(self, template, &cluster, io, first, clock)).await,
+            None => self.forward(&cluster, io, first, clock).await,
         }
     }
 
@@ -214,32 +229,28 @@ impl Session<'_> {
         self.passed.idle_timeout.or(self.state.config.idle_timeout).filter(|d| !d.is_zero())
     }
 
-    /// What the caller sent, where the host is dialled only then; `None` when it left or said nothing.
+    /// What the caller sent, where the host is dialled only then; `None` when it left.
     async fn first_bytes(&self, io: &mut Io) -> Option<BytesMut> {
         let mut first = BytesMut::new();
         if self.state.config.waits_for_data {
             first = lateen_core::recycle::buffers::take();
-            let limit = self.idle_timeout().unwrap_or(relay::LONGEST_SILENCE);
-            match tokio::time::timeout(limit, io.read_buf(&mut first)).await {
-                Ok(Ok(n)) if n > 0 => {}
-                Ok(_) => return None,
-                Err(_) => {
-                    self.state.stats.inc(names::IDLE_TIMEOUT);
-                    return None;
-                }
+            if !matches!(io.read_buf(&mut first).await, Ok(1..)) {
+                return None;
             }
         }
         Some(first)
     }
 
     /// Bytes to the host as they are.
-    async fn forward(&mut self, cluster: &Rc<ClusterState>, mut io: Io, first: BytesMut) {
+    async fn forward(&mut self, cluster: &Rc<ClusterState>, mut io: Io, first: BytesMut, clock: &mut Clock) -> Result<(), Due> {
         let Some(permit) = cluster.breakers(false).connections.take() else {
             cluster.stats.inc(cluster_names::UPSTREAM_CX_OVERFLOW);
             self.outcome.flags = ResponseFlags::UPSTREAM_OVERFLOW;
-            return;
+            return Ok(());
         };
-        let Some(Connected { io: mut upstream, host, cluster, permit: _member }) = self.connect(cluster).await else { return };
+        let (state, conn) = (self.state, self.conn);
+        let connected = clock.wait(state, conn, self.connect(cluster)).await?;
+        let Some(Connected { io: mut upstream, host, cluster, permit: _member }) = connected else { return Ok(()) };
         let _permit = permit;
         let _active = cluster.stats.hold(cluster_names::UPSTREAM_CX_ACTIVE);
         let _request = host.begin_request();
@@ -250,13 +261,14 @@ impl Session<'_> {
         }
         self.connected();
         let start = Instant::now();
-        relay::run(self, &mut io, &mut upstream, first).await;
+        let ended = relay::run(self, &mut io, &mut upstream, first, clock).await;
         let outcome = &self.outcome;
         cluster.stats.inc(cluster_names::UPSTREAM_CX_DESTROY);
         cluster.stats.record(cluster_names::UPSTREAM_CX_LENGTH_MS, start.elapsed().as_micros() as u64);
         cluster.stats.add(cluster_names::UPSTREAM_CX_TX_BYTES_TOTAL, outcome.received);
         cluster.stats.add(cluster_names::UPSTREAM_CX_RX_BYTES_TOTAL, outcome.sent);
         host.counters.cx_active.fetch_sub(1, Relaxed);
+        ended
     }
 
     /// Both sides are open. Counted as opened now: a long connection would otherwise be seen only when it has ended.

@@ -14,11 +14,13 @@ use lateen_snapshot::header::{AppendAction, HeaderTemplate};
 use lateen_snapshot::listener::TcpTunnel;
 use lateen_telemetry::ResponseFlags;
 use lateen_telemetry::access_log::TextFormat;
-use lateen_telemetry::envoy_names::{cluster as names, tcp as tcp_names};
+use lateen_telemetry::envoy_names::cluster as names;
 
+use super::clock::{Clock, Due};
 use super::dial;
 use super::leaving::leaves_within;
-use super::relay::{Clock, LONGEST_SILENCE, drains, linger};
+use super::peer_exchange::{self, Stripped, Stripper};
+use super::relay::{drains, linger};
 use super::tcp::Session;
 use crate::http::ConnectionRecord;
 use crate::http::headers;
@@ -118,8 +120,19 @@ impl Template {
     }
 }
 
-pub(super) async fn serve(session: &mut Session<'_>, template: &Template, cluster: &Rc<ClusterState>, mut io: Io, mut first: BytesMut) {
-    let limit = session.idle_timeout().unwrap_or(LONGEST_SILENCE);
+/// Serves a caller through a tunnel.
+///
+/// # Errors
+/// When the connection's time was over.
+pub(super) async fn serve(
+    session: &mut Session<'_>,
+    template: &Template,
+    cluster: &Rc<ClusterState>,
+    mut io: Io,
+    mut first: BytesMut,
+    clock: &mut Clock,
+) -> Result<(), Due> {
+    let (state, conn) = (session.state, session.conn);
     let patience = cluster.cluster.config.connect_timeout;
     let opened = tokio::select! {
         biased;
@@ -129,13 +142,14 @@ pub(super) async fn serve(session: &mut Session<'_>, template: &Template, cluste
             session.outcome.flags = ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
             None
         }
-        () = tokio::time::sleep(limit) => {
-            session.state.stats.inc(tcp_names::IDLE_TIMEOUT);
-            session.failed("tunnel response timeout");
-            None
+        due = clock.over(state, conn) => {
+            if due == Due::Idle {
+                session.failed("tunnel response timeout");
+            }
+            return Err(due);
         }
     };
-    let Some((mut lease, cluster, host)) = opened else { return };
+    let Some((mut lease, cluster, host)) = opened else { return Ok(()) };
     session.outcome.upstream_local = lease.local_address();
     session.outcome.principal = lease.principal();
     session.connected();
@@ -144,24 +158,29 @@ pub(super) async fn serve(session: &mut Session<'_>, template: &Template, cluste
     if template.post_path.is_none() {
         lease.upstream.start_raw();
     }
+    let stripper = (session.passed.peer_exchange && peer_exchange::is_agreed(&io)).then(Stripper::default);
     let mut wire = Wire::new(io);
     wire.input = first;
-    let mut pump = Pump { up: Way::Open, down: Way::Open, broken: None, keeps_trailers: template.keeps_trailers };
-    let mut clock = Clock::new(session);
-    let ended = poll_fn(|cx| pump.poll(cx, session, &mut clock, &mut wire, &mut lease.upstream)).await;
+    let mut pump = Pump { up: Way::Open, down: Way::Open, broken: None, keeps_trailers: template.keeps_trailers, stripper };
+    clock.begin(&state.config);
+    let ended = poll_fn(|cx| pump.poll(cx, session, clock, &mut wire, &mut lease.upstream)).await;
     match ended {
-        Ok(()) => return lease.finish(cluster.cluster.config.max_requests_per_connection, tokio::time::Instant::now()),
+        Ok(()) => {
+            lease.finish(cluster.cluster.config.max_requests_per_connection, tokio::time::Instant::now());
+            return Ok(());
+        }
         Err(Broken::Caller) => cluster.stats.inc(names::UPSTREAM_RQ_CANCELLED),
         // It has said all, and wants no more.
         Err(Broken::Upstream(StreamError::Reset)) if pump.down == Way::Over => {}
         Err(Broken::Upstream(StreamError::Closed)) => session.outcome.flags = ResponseFlags::UPSTREAM_CONNECTION_TERMINATION,
         Err(Broken::Upstream(_)) => session.outcome.flags = ResponseFlags::UPSTREAM_REMOTE_RESET,
-        Err(Broken::Time) => {}
+        Err(Broken::Leaving | Broken::Time(_)) => {}
     }
     drop(lease);
     if pump.down == Way::Over {
         Box::pin(linger(&mut wire.io)).await;
     }
+    if let Err(Broken::Time(due)) = ended { Err(due) } else { Ok(()) }
 }
 
 /// A tunnel that was answered as it should be, by as many attempts as it takes.
@@ -249,8 +268,10 @@ async fn answer(upstream: &mut Upstream) -> Result<(StatusCode, HeaderMap), Stre
 enum Broken {
     Caller,
     Upstream(StreamError),
+    /// Its chain asks it to leave.
+    Leaving,
     /// The connection was silent or lasted for too long.
-    Time,
+    Time(Due),
 }
 
 /// One direction.
@@ -272,6 +293,8 @@ struct Pump {
     /// Why the stream takes nothing more. What it brought before is still delivered.
     broken: Option<StreamError>,
     keeps_trailers: bool,
+    /// A frame of metadata exchange may come in front of what the caller says.
+    stripper: Option<Stripper>,
 }
 
 impl Pump {
@@ -311,10 +334,10 @@ impl Pump {
         if (session.outcome.received, session.outcome.sent) != before {
             clock.touch();
             if session.outcome.sent != before.1 && delivered && drains(session) {
-                return Poll::Ready(Err(Broken::Time));
+                return Poll::Ready(Err(Broken::Leaving));
             }
         }
-        clock.poll_end(cx, session).map(|()| Err(Broken::Time))
+        clock.poll_end(cx, session).map(|due| Err(Broken::Time(due)))
     }
 
     /// The stream takes nothing more.
@@ -334,12 +357,15 @@ impl Pump {
                 Poll::Pending => break,
             }
             if !wire.input.is_empty() {
-                session.outcome.received += wire.input.len() as u64;
-                up.send_data(wire.input.split().freeze());
+                let data = self.stripped(wire.input.split().freeze());
+                send(session, data, up);
                 continue;
             }
             match wire.poll_fill(cx) {
                 Poll::Ready(Ok(0)) => {
+                    if let Some(mut stripper) = self.stripper.take() {
+                        send(session, stripper.give_up().into(), up);
+                    }
                     self.up = Way::Ending;
                     up.send_end(None);
                 }
@@ -349,6 +375,14 @@ impl Pump {
             }
         }
         if self.up == Way::Cut { drop_rest(cx, wire) } else { Ok(()) }
+    }
+
+    /// What the application is to get of these bytes, so far.
+    fn stripped(&mut self, data: Bytes) -> Bytes {
+        let Some(stripper) = &mut self.stripper else { return data };
+        let Stripped::Rest(rest) = stripper.push(&data) else { return Bytes::new() };
+        self.stripper = None;
+        rest.into()
     }
 
     fn downwards(&mut self, cx: &mut Context<'_>, session: &mut Session<'_>, wire: &mut Wire, up: &mut Upstream) -> Result<(), Broken> {
@@ -378,6 +412,13 @@ impl Pump {
             }
         }
         Ok(())
+    }
+}
+
+fn send(session: &mut Session<'_>, data: Bytes, up: &mut Upstream) {
+    if !data.is_empty() {
+        session.outcome.received += data.len() as u64;
+        up.send_data(data);
     }
 }
 
