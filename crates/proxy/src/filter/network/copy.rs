@@ -61,9 +61,12 @@ impl Direction {
         }
     }
 
-    /// Takes a frame of metadata exchange off the front.
+    /// Takes a frame of metadata exchange off the front, of what was read before too.
     pub(super) fn strip(&mut self) {
         self.stripper = Some(Stripper::default());
+        if self.end > 0 {
+            self.stripped(self.end);
+        }
     }
 
     /// Whether nothing is held that was read and not written.
@@ -212,5 +215,25 @@ impl Direction {
             self.buffer.resize((self.buffer.len() * 4).min(LARGE), 0);
             self.full_reads = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_that_was_read_before_is_taken_off_too() {
+        let mut frame = b"\x3d\x23\x04\x67\0\0\0\x02ab".to_vec();
+        let mut cut = Direction::after(BytesMut::from(&frame[..]));
+        cut.strip();
+        assert!(cut.is_empty() && cut.stripper.is_none());
+        frame.extend_from_slice(b"hello");
+        let mut whole = Direction::after(BytesMut::from(&frame[..]));
+        whole.strip();
+        assert_eq!(whole.buffer.get(whole.start..whole.end), Some(&b"hello"[..]));
+        let mut begun = Direction::after(BytesMut::from(&frame[..5]));
+        begun.strip();
+        assert!(begun.is_empty() && begun.stripper.is_some());
     }
 }
