@@ -80,6 +80,8 @@ flags! {
     DOWNSTREAM_REMOTE_RESET = 28, "DR", "DownstreamRemoteReset";
     /// Dropped because drop_overload is 100%.
     UNCONDITIONAL_DROP_OVERLOAD = 29, "UDO", "UnconditionalDropOverload";
+    /// All attempts to connect were used up, of a connection: Envoy sets this after the last attempt's own.
+    CONNECT_ATTEMPTS_EXCEEDED = 30, "URX", "UpstreamRetryLimitExceeded";
 }
 
 impl ResponseFlags {
@@ -95,6 +97,11 @@ impl ResponseFlags {
         self.0 & other.0 == other.0
     }
 
+    /// Whether any flag of `other` is set.
+    pub const fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
     pub fn insert(&mut self, other: Self) {
         self.0 |= other.0;
     }
@@ -107,9 +114,9 @@ impl ResponseFlags {
         self.0
     }
 
-    /// The flag with this short name (`UH`), if Envoy has one.
+    /// The flags with this short name (`UH`), if Envoy has it.
     pub fn from_short(name: &str) -> Option<Self> {
-        ALL.iter().find(|(_, short, _)| *short == name).map(|(flag, ..)| *flag)
+        ALL.iter().filter(|(_, short, _)| *short == name).map(|(flag, ..)| *flag).reduce(|a, b| a | b)
     }
 
     /// Appends the short names joined by commas, or `-`.
@@ -167,6 +174,8 @@ mod tests {
         assert_eq!(ResponseFlags::NONE.to_string(), "-");
         let both = ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED | ResponseFlags::UPSTREAM_CONNECTION_FAILURE;
         assert_eq!(both.to_string(), "URX,UF");
+        let connection = ResponseFlags::CONNECT_ATTEMPTS_EXCEEDED | ResponseFlags::UPSTREAM_CONNECTION_FAILURE;
+        assert_eq!(connection.to_string(), "UF,URX");
         let mut long = Vec::new();
         both.write_long(&mut long);
         assert_eq!(long, b"UpstreamRetryLimitExceeded,UpstreamConnectionFailure");
@@ -174,8 +183,10 @@ mod tests {
 
     #[test]
     fn every_short_name_reads_back_and_is_unique() {
+        let twice = ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED | ResponseFlags::CONNECT_ATTEMPTS_EXCEEDED;
         for (flag, short, _) in ALL {
-            assert_eq!(ResponseFlags::from_short(short), Some(*flag), "{short}");
+            let all = if twice.contains(*flag) { twice } else { *flag };
+            assert_eq!(ResponseFlags::from_short(short), Some(all), "{short}");
             assert_eq!(flag.bits().count_ones(), 1);
         }
         assert_eq!(ResponseFlags::from_short("ZZ"), None);

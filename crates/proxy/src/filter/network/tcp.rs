@@ -345,6 +345,7 @@ impl Session<'_> {
             }
         }
         of.stats.inc(cluster_names::UPSTREAM_CX_CONNECT_ATTEMPTS_EXCEEDED);
+        self.outcome.flags.insert(ResponseFlags::CONNECT_ATTEMPTS_EXCEEDED);
         None
     }
 
