@@ -30,7 +30,7 @@ pub struct ExtAuthz {
     pub deny_at_disable: bool,
     pub include_peer_certificate: bool,
     pub include_tls_session: bool,
-    /// `ext_authz`, or `ext_authz.<stat_prefix>`: part of the statistics' names.
+    /// Part of the statistics' names, below `ext_authz`; may be empty.
     pub stat_prefix: Arc<str>,
     pub headers: AllowedHeaders,
     /// Refusals count as responses of the route's cluster.

@@ -1,5 +1,6 @@
 //! The sharded store against a plain model, and the exact text of what a scrape prints.
 use lateen_telemetry::envoy_names::{self, cluster, cluster_state, http};
+use lateen_telemetry::envoy_names::{bandwidth_limit, connection_quota, connection_rate_limit, ext_authz, local_rate_limit, rbac};
 use lateen_telemetry::stats::{BlockName, Query, Registry, TagStyle};
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -201,6 +202,59 @@ fn hostile_names_cannot_break_the_page() {
     let page = answer(&registry, "format=prometheus&filter=rq_total");
     assert_eq!(page.lines().count(), 2);
     assert!(page.contains("envoy_cluster_name=\"a\\\"}\\n\\\\b\""), "{page}");
+}
+
+#[test]
+fn names_from_configuration_become_labels_or_are_sanitised() {
+    let (registry, shards) = Registry::new(1, TagStyle::Envoy);
+    let ours = BlockName::http_rbac("in", "");
+    let (of_policy, of_rules) = (ours.below("policy").tagged("rbac_policy_name", "ns[default]-policy[deny]-rule[0]"), "pre-x");
+    let rules = [of_policy, BlockName::http_rbac("in", of_rules), BlockName::rbac("net"), BlockName::rbac("net").below("istio:dry-run")];
+    let rules = rules.map(|name| registry.block(rbac::DEFS, name));
+    rules.iter().for_each(|block| shards[0].inc(block, rbac::ALLOWED));
+    let limits = [BlockName::local_rate_limit("a-b"), BlockName::listener_rate_limit("c"), BlockName::plain("x[0].größe")];
+    let limits = limits.map(|name| registry.block(connection_rate_limit::DEFS, name));
+    limits.iter().for_each(|block| shards[0].inc(block, connection_rate_limit::RATE_LIMITED));
+    let quota = registry.block(connection_quota::DEFS, BlockName::ratelimit("q"));
+    shards[0].inc(&quota, connection_quota::OVER_LIMIT);
+    let requests = registry.block(local_rate_limit::DEFS, BlockName::http_local_rate_limit("requests"));
+    shards[0].inc(&requests, local_rate_limit::OK);
+    let asked = registry.block(ext_authz::DEFS, BlockName::cluster("c").ext_authz("mine"));
+    shards[0].inc(&asked, ext_authz::DENIED);
+    let page = answer(&registry, "format=prometheus&usedonly");
+    let lines: Vec<&str> = page.lines().filter(|line| !line.starts_with('#')).collect();
+    assert_eq!(
+        lines,
+        [
+            "envoy_cluster_ext_authz_denied{envoy_ext_authz_prefix=\"mine\",envoy_cluster_name=\"c\"} 1",
+            "envoy_http_local_rate_limit_ok{envoy_local_http_ratelimit_prefix=\"requests\"} 1",
+            "envoy_http_rbac_allowed{envoy_rbac_http_prefix=\"pre-x\",envoy_http_conn_manager_prefix=\"in\"} 1",
+            "envoy_http_rbac_policy_allowed{envoy_rbac_policy_name=\"ns[default]-policy[deny]-rule[0]\",envoy_http_conn_manager_prefix=\"in\"} 1",
+            "envoy_listener_local_ratelimit_rate_limited{envoy_local_listener_ratelimit_prefix=\"c\"} 1",
+            "envoy_local_rate_limit_rate_limited{envoy_local_network_ratelimit_prefix=\"a-b\"} 1",
+            "envoy_ratelimit_over_limit{envoy_ratelimit_prefix=\"q\"} 1",
+            "envoy_rbac_allowed{envoy_rbac_prefix=\"net\"} 1",
+            "envoy_rbac_istio_dry_run_allowed{envoy_rbac_prefix=\"net\"} 1",
+            "envoy_x_0__gr__e_rate_limited{} 1",
+        ]
+    );
+}
+
+#[test]
+fn names_that_sanitising_makes_equal_are_one_figure() {
+    let (registry, shards) = Registry::new(1, TagStyle::Envoy);
+    let blocks = ["a-b", "a_b", "a.b"].map(|name| registry.block(bandwidth_limit::DEFS, BlockName::plain(name)));
+    for block in &blocks {
+        shards[0].inc(block, bandwidth_limit::REQUEST_ENABLED);
+        shards[0].record(block, bandwidth_limit::REQUEST_TRANSFER_DURATION, 400);
+    }
+    assert_eq!(
+        answer(&registry, "format=prometheus&usedonly&type=Counters"),
+        "# TYPE envoy_a_b_http_bandwidth_limit_request_enabled counter\nenvoy_a_b_http_bandwidth_limit_request_enabled{} 3\n"
+    );
+    let page = answer(&registry, "format=prometheus&usedonly&type=Histograms");
+    assert_eq!(page.lines().count(), 1 + 20 + 2, "{page}");
+    assert!(page.ends_with("duration_sum{} 1.2\nenvoy_a_b_http_bandwidth_limit_request_transfer_duration_count{} 3\n"), "{page}");
 }
 
 #[test]

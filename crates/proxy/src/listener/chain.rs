@@ -43,7 +43,7 @@ pub(crate) struct Inspection {
 
 impl Inspection {
     fn new(worker: &Worker, inspectors: Arc<Inspectors>) -> Self {
-        let stats = |limit: &ConnectionRateLimit| limit_stats(worker, "listener_local_ratelimit", &limit.stat_prefix);
+        let stats = |limit: &ConnectionRateLimit| limit_stats(worker, BlockName::listener_rate_limit(&limit.stat_prefix));
         Self { limits: inspectors.rate_limits.iter().map(|(_, limit)| stats(limit)).collect(), inspectors }
     }
 

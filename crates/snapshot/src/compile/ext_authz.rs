@@ -78,7 +78,7 @@ pub(crate) fn filter(value: proto::ExtAuthz, context: &mut Context<'_>) -> Resul
         deny_at_disable: runtime_flag(deny_at_disable, false),
         include_peer_certificate,
         include_tls_session,
-        stat_prefix: if stat_prefix.is_empty() { "ext_authz".into() } else { format!("ext_authz.{stat_prefix}").into() },
+        stat_prefix: stat_prefix.into(),
         headers: AllowedHeaders { allowed, disallowed },
         charge_cluster: charge_cluster_response_stats.unwrap_or(true),
         raw_headers: encode_raw_headers,

@@ -2,101 +2,13 @@
 use super::cells::{Cells, bump_at, new_cells, record_at};
 use super::histogram::HistogramValue;
 use super::metric::{Counter, Gauge, Histogram, Kind, MetricDef, cell_of, cells_of};
+use super::name::BlockName;
 use super::sample::Value;
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
-
-/// A label that Envoy's tag extraction takes out of a name: `cluster_name`, without the `envoy_` that the
-/// Prometheus output may put in front.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Tag {
-    pub key: &'static str,
-    pub value: String,
-}
-
-/// The name of a block: what stands before the metric's own name, in Envoy's dotted form and in Prometheus' form.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BlockName {
-    /// `cluster.outbound|80||x.`, with the dot; empty for names that stand alone.
-    pub(crate) dotted: String,
-    /// `cluster_`: the same with the tags taken out and dots as underscores.
-    pub(crate) flat: String,
-    pub(crate) tags: Vec<Tag>,
-}
-
-impl BlockName {
-    /// Any name: `dotted` (without the last dot) with `tags` being the parts of it that become labels.
-    /// `flat` is the rest of the name.
-    pub fn new(dotted: impl Into<String>, flat: impl Into<String>, tags: Vec<Tag>) -> Self {
-        let (mut dotted, mut flat) = (dotted.into(), flat.into());
-        if !dotted.is_empty() {
-            dotted.push('.');
-        }
-        if !flat.is_empty() {
-            flat.push('_');
-        }
-        Self { dotted, flat, tags }
-    }
-
-    /// `cluster.<name>.`: `name` is the cluster's `alt_stat_name` if it has one.
-    pub fn cluster(name: &str) -> Self {
-        Self::new(format!("cluster.{name}"), "cluster", vec![Tag { key: "cluster_name", value: name.to_owned() }])
-    }
-
-    /// `http.<stat prefix>.` of an HTTP connection manager.
-    pub fn http(stat_prefix: &str) -> Self {
-        Self::new(format!("http.{stat_prefix}"), "http", vec![Tag { key: "http_conn_manager_prefix", value: stat_prefix.to_owned() }])
-    }
-
-    /// `http.<stat prefix>.<filter>.`: a filter's metrics under its connection manager (`fault`, `rbac`, `jwt_authn`).
-    pub fn http_filter(stat_prefix: &str, filter: &str) -> Self {
-        Self::http(stat_prefix).below(filter)
-    }
-
-    /// The same name, one part longer.
-    #[must_use]
-    pub fn below(mut self, part: &str) -> Self {
-        self.dotted.push_str(part);
-        self.dotted.push('.');
-        self.flat.push_str(&part.replace(['.', '-'], "_"));
-        self.flat.push('_');
-        self
-    }
-
-    /// `listener.<address>.`: `0.0.0.0_15001`, or the listener's `stat_prefix`.
-    pub fn listener(address: &str) -> Self {
-        let address = address.replace(':', "_");
-        Self::new(format!("listener.{address}"), "listener", vec![Tag { key: "listener_address", value: address }])
-    }
-
-    /// `listener.<address>.http.<stat prefix>.`: the response classes of one connection manager on one listener.
-    pub fn listener_http(address: &str, stat_prefix: &str) -> Self {
-        let address = address.replace(':', "_");
-        let tags = vec![
-            Tag { key: "http_conn_manager_prefix", value: stat_prefix.to_owned() },
-            Tag { key: "listener_address", value: address.clone() },
-        ];
-        Self::new(format!("listener.{address}.http.{stat_prefix}"), "listener_http", tags)
-    }
-
-    /// `tcp.<stat prefix>.` of a TCP proxy.
-    pub fn tcp(stat_prefix: &str) -> Self {
-        Self::new(format!("tcp.{stat_prefix}"), "tcp", vec![Tag { key: "tcp_prefix", value: stat_prefix.to_owned() }])
-    }
-
-    /// A name without labels: `server`, `cluster_manager`, `listener_manager`, or empty for none.
-    pub fn plain(name: &str) -> Self {
-        Self::new(name, name.replace(['.', '-'], "_"), Vec::new())
-    }
-
-    /// The dotted prefix, with its dot.
-    pub fn dotted(&self) -> &str {
-        &self.dotted
-    }
-}
 
 pub(crate) struct Inner {
     pub(crate) defs: &'static [MetricDef],

@@ -9,15 +9,17 @@ mod carry;
 pub(crate) mod cells;
 mod histogram;
 mod metric;
+mod name;
 mod prometheus;
 mod registry;
 mod render;
 mod sample;
 
-pub use block::{Block, BlockName, Held, Local, Shard, Tag};
+pub use block::{Block, Held, Local, Shard};
 pub use carry::{Exporter, Figures, Series};
 pub use histogram::{Buckets, ENVOY_BYTES, ENVOY_MS, ENVOY_MS_FINE, HistogramValue};
 pub use metric::{Counter, Gauge, Histogram, Kind, MetricDef, cell_of, cells_of};
+pub use name::{BlockName, Tag};
 pub use registry::{BlockSource, Matcher, Registry, Source, TagStyle};
 pub use render::{BucketMode, Format, InvalidQuery, Query, TypeFilter};
 pub use sample::{Sample, Value};

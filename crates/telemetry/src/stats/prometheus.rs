@@ -1,11 +1,12 @@
 //! The Prometheus text exposition, formed as Envoy's `/stats/prometheus` forms it.
 //!
-//! A proxy may have a thousand clusters of a hundred metrics: rows are written straight from the blocks, family
-//! by family, so that a scrape needs little more memory than the page itself.
-use super::block::{Inner, Tag};
+//! A proxy may have a thousand clusters of a hundred metrics: rows are read from the blocks family by family, so that
+//! a scrape needs little more memory than the page itself.
+use super::block::Inner;
 use super::histogram::{HistogramValue, trim};
 use super::metric::{Kind, MetricDef};
-use super::registry::{Keep, Registry, sanitized};
+use super::name::{Tag, sanitized};
+use super::registry::{Keep, Registry};
 use super::sample::{Sample, TagStyle, Value, label_key, split_code};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -47,13 +48,6 @@ impl Rows {
             },
         }
     }
-
-    fn code(&self) -> Option<&Tag> {
-        match self {
-            Self::Blocks { code, .. } => code.as_ref(),
-            Self::Sample(_) => None,
-        }
-    }
 }
 
 /// What to show.
@@ -83,7 +77,7 @@ pub(super) fn page(registry: &Registry, choice: &Choice<'_>) -> String {
     });
     let mut out = String::new();
     for (family, mut rows) in families {
-        rows.sort_by(|a, b| a.kind().cmp(b.kind()).then_with(|| a.code().cmp(&b.code())));
+        rows.sort_by_key(Rows::kind);
         write_family(&mut out, &family, &rows, &groups, choice, style);
     }
     out
@@ -96,57 +90,61 @@ fn groups(blocks: Vec<Arc<Inner>>) -> Vec<Group> {
         let group = groups.entry(key).or_insert_with(|| Group { defs: block.defs, flat: block.name.flat.clone(), blocks: Vec::new() });
         group.blocks.push(block);
     }
-    let mut groups: Vec<Group> = groups.into_values().filter(|group| !group.defs.is_empty()).collect();
-    for group in &mut groups {
-        group.blocks.sort_by(|a, b| a.name.cmp(&b.name));
-    }
-    groups
+    groups.into_values().filter(|group| !group.defs.is_empty()).collect()
 }
 
 /// One family. Its type stands once above it: should two sources disagree about it, only the first is shown,
-/// since a second would make the whole page invalid.
+/// since a second would make the whole page invalid. So would a second line of the same labels, which names have that
+/// only sanitising made equal: they are one figure here.
 fn write_family(out: &mut String, family: &str, rows: &[Rows], groups: &[Group], choice: &Choice<'_>, style: TagStyle) {
     let Some(kind) = rows.first().map(Rows::kind) else { return };
-    let start = out.len();
-    let _ = writeln!(out, "# TYPE {family} {kind}");
-    let header = out.len();
+    let mut lines = Vec::new();
     for rows in rows.iter().filter(|rows| rows.kind() == kind) {
         match rows {
             Rows::Sample(sample) if !(choice.wants)(&sample.value) => {}
             Rows::Sample(sample) => {
                 let labels = label_list(sample.labels.iter().map(|(key, value)| (key.clone(), value.as_str())));
-                write_value(out, family, &labels, &sample.value);
+                lines.push((labels, sample.value.clone()));
             }
             Rows::Blocks { group, def, cell, code } => {
-                for block in groups.get(*group).map_or(&[][..], |group| &group.blocks) {
-                    write_block(out, family, block, (def, *cell, code.as_ref()), choice, style);
-                }
+                let blocks = groups.get(*group).map_or(&[][..], |group| &group.blocks);
+                lines.extend(blocks.iter().filter_map(|block| line(block, (def, *cell, code.as_ref()), choice, style)));
             }
         }
     }
-    if out.len() == header {
-        out.truncate(start);
+    if lines.is_empty() {
+        return;
+    }
+    lines.sort_by(|a, b| a.0.cmp(&b.0));
+    lines.dedup_by(|next, kept| {
+        let same = next.0 == kept.0;
+        if same {
+            kept.1.add(&next.1);
+        }
+        same
+    });
+    let _ = writeln!(out, "# TYPE {family} {kind}");
+    for (labels, value) in &lines {
+        write_value(out, family, labels, value);
     }
 }
 
-fn write_block(
-    out: &mut String,
-    family: &str,
+/// What one block has to a family: labels and value, if it is to be shown.
+fn line(
     block: &Inner,
     (def, cell, code): (&MetricDef, u16, Option<&Tag>),
     choice: &Choice<'_>,
     style: TagStyle,
-) {
+) -> Option<(String, Value)> {
     let value = block.value(def, cell);
     if !(choice.wants)(&value) || (def.hide_zero && value.is_unused()) {
-        return;
+        return None;
     }
     if !(choice.keep)(&format!("{}{}", block.name.dotted, def.name)) {
-        return;
+        return None;
     }
     let tags = code.into_iter().chain(&block.name.tags);
-    let labels = label_list(tags.map(|tag| (label_key(tag, style), tag.value.as_str())));
-    write_value(out, family, &labels, &value);
+    Some((label_list(tags.map(|tag| (label_key(tag, style), tag.value.as_str()))), value))
 }
 
 fn write_value(out: &mut String, family: &str, labels: &str, value: &Value) {

@@ -1,7 +1,8 @@
 //! The registry: knows every living block, and adds the shards up when somebody asks.
-use super::block::{Block, BlockName, Inner, Shard};
+use super::block::{Block, Inner, Shard};
 use super::carry::Carried;
 use super::metric::MetricDef;
+use super::name::{BlockName, sanitized};
 use super::prometheus::{self, Choice};
 use super::sample::{Sample, Value, label_key, split_code};
 use std::collections::HashMap;
@@ -178,11 +179,6 @@ impl Registry {
         let labels = tags.map(|tag| (label_key(tag, self.style), tag.value.clone())).collect();
         Sample { name, family, labels, value }
     }
-}
-
-/// Prometheus allows letters, digits, `_` and `:` in names; Envoy turns all else into `_`.
-pub(crate) fn sanitized(name: &str) -> String {
-    name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' || c == ':' { c } else { '_' }).collect()
 }
 
 /// A panic elsewhere must not end all metrics: the maps are valid after any interruption.

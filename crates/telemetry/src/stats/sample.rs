@@ -1,6 +1,6 @@
 //! One metric as a scrape sees it, before it is printed.
-use super::block::Tag;
 use super::histogram::HistogramValue;
+use super::name::Tag;
 use std::borrow::Cow;
 
 /// The summed value of a metric.
@@ -20,6 +20,15 @@ impl Value {
             Self::Counter(value) | Self::Gauge(value) => *value == 0,
             Self::Histogram(histogram) => histogram.count() == 0,
             Self::Text(text) => text.is_empty(),
+        }
+    }
+
+    /// Takes up what another of the same kind counts.
+    pub(super) fn add(&mut self, other: &Self) {
+        match (self, other) {
+            (Self::Counter(sum), Self::Counter(more)) | (Self::Gauge(sum), Self::Gauge(more)) => *sum = sum.saturating_add(*more),
+            (Self::Histogram(sum), Self::Histogram(more)) if sum.buckets == more.buckets => sum.merge(more),
+            _ => {}
         }
     }
 }

@@ -24,7 +24,7 @@ pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &Arc<LocalRateLimi
         return Step::Continue;
     }
     let prefix = &config.stat_prefix;
-    let stats = exchange.hcm.counters.get(exchange.worker, names::DEFS, prefix, || BlockName::plain(prefix));
+    let stats = exchange.hcm.counters.get(exchange.worker, names::DEFS, prefix, || BlockName::http_local_rate_limit(prefix));
     stats.inc(names::ENABLED);
     let now = exchange.worker.nanos();
     let (verdict, bucket) = take(exchange, &config, now);

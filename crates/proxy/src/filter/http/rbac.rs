@@ -40,20 +40,17 @@ type Tellings = HashMap<(usize, usize, bool, bool), Told>;
 pub(crate) struct Stats {
     rules: Local,
     shadow: Local,
-    rules_name: String,
-    shadow_name: String,
+    rules_name: BlockName,
+    shadow_name: BlockName,
     policies: RefCell<Policies>,
     tellings: RefCell<Tellings>,
 }
 
 impl Stats {
     pub(crate) fn new(worker: &Worker, prefix: &str, config: &Rbac) -> Self {
-        let name = |own: &str| match own.trim_end_matches('.') {
-            "" => "rbac".to_owned(),
-            own => format!("rbac.{own}"),
-        };
+        let name = |own: &str| BlockName::http_rbac(prefix, own.trim_end_matches('.'));
         let (rules_name, shadow_name) = (name(&config.stat_prefix), name(&config.shadow_stat_prefix));
-        let local = |defs, name: &str| worker.shard.local(&worker.registry.block(defs, BlockName::http_filter(prefix, name)));
+        let local = |defs, name: &BlockName| worker.shard.local(&worker.registry.block(defs, name.clone()));
         Self {
             rules: local(names::DEFS, &rules_name),
             shadow: local(shadow_names::DEFS, &shadow_name),
@@ -97,7 +94,7 @@ impl Stats {
             None if policies.len() >= MOST_POLICIES => return,
             None => {
                 let under = if shadow { &self.shadow_name } else { &self.rules_name };
-                let name = BlockName::http_filter(&exchange.hcm.config.stat_prefix, &format!("{under}.policy.{policy}"));
+                let name = under.clone().below("policy").tagged("rbac_policy_name", policy);
                 let defs = if shadow { shadow_names::DEFS } else { names::DEFS };
                 let made = Rc::new(exchange.worker.shard.local(&exchange.worker.registry.block(defs, name)));
                 policies.insert((shadow, Arc::clone(policy)), Rc::clone(&made));

@@ -103,17 +103,17 @@ impl NetworkFilters {
         let rbac = chain.filters.iter().filter_map(|f| match f {
             NetworkFilter::Rbac(rbac) => {
                 let prefix = rbac.stat_prefix.trim_end_matches('.');
-                let local = |defs, name: &str| worker.shard.local(&worker.registry.block(defs, BlockName::plain(name)));
+                let local = |defs, name| worker.shard.local(&worker.registry.block(defs, name));
                 let shadow = match rbac.shadow_stat_prefix.trim_end_matches('.') {
-                    "" => format!("{prefix}.rbac"),
-                    own => format!("{prefix}.rbac.{own}"),
+                    "" => BlockName::rbac(prefix),
+                    own => BlockName::rbac(prefix).below(own),
                 };
-                Some((local(names::DEFS, &format!("{prefix}.rbac")), local(shadow_names::DEFS, &shadow)))
+                Some((local(names::DEFS, BlockName::rbac(prefix)), local(shadow_names::DEFS, shadow)))
             }
             _ => None,
         });
         let limits = chain.filters.iter().filter_map(|f| match f {
-            NetworkFilter::LocalRateLimit(limit) => Some(limit_stats(worker, "local_rate_limit", &limit.stat_prefix)),
+            NetworkFilter::LocalRateLimit(limit) => Some(limit_stats(worker, BlockName::local_rate_limit(&limit.stat_prefix))),
             _ => None,
         });
         let values = chain.filters.iter().filter_map(|f| if let NetworkFilter::SetState(values) = f { Some(values) } else { None });
@@ -130,8 +130,8 @@ impl NetworkFilters {
 }
 
 /// The counters of a limit of connections.
-pub(crate) fn limit_stats(worker: &Worker, kind: &str, prefix: &str) -> Local {
-    worker.shard.local(&worker.registry.block(connection_rate_limit::DEFS, BlockName::plain(&format!("{kind}.{prefix}"))))
+pub(crate) fn limit_stats(worker: &Worker, name: BlockName) -> Local {
+    worker.shard.local(&worker.registry.block(connection_rate_limit::DEFS, name))
 }
 
 /// Runs the filters in order.

@@ -29,16 +29,16 @@ pub(super) struct Bound {
 impl Bound {
     /// `None` for a filter that asks nobody.
     pub(super) fn new(worker: &Worker, filter: &NetworkFilter) -> Option<Self> {
-        let local = |defs, name: String| worker.shard.local(&worker.registry.block(defs, BlockName::plain(&name)));
+        let local = |defs, name| worker.shard.local(&worker.registry.block(defs, name));
         match filter {
             NetworkFilter::ExtAuthz(config) => {
-                Some(Self { stats: local(authz::DEFS, format!("ext_authz.{}", config.stat_prefix)), formats: Vec::new() })
+                Some(Self { stats: local(authz::DEFS, BlockName::plain("ext_authz").below(&config.stat_prefix)), formats: Vec::new() })
             }
             NetworkFilter::RateLimit(config) => {
                 let values = config.descriptors.iter().flatten();
                 // They compiled when the configuration came.
                 let formats = values.filter_map(|(_, value)| TextFormat::compile(value).ok()).collect();
-                Some(Self { stats: local(quota::DEFS, format!("ratelimit.{}", config.stat_prefix)), formats })
+                Some(Self { stats: local(quota::DEFS, BlockName::ratelimit(&config.stat_prefix)), formats })
             }
             _ => None,
         }

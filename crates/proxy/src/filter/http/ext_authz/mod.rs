@@ -139,11 +139,12 @@ struct Stats {
 impl Stats {
     fn new(exchange: &Exchange<'_>, config: &ExtAuthz) -> Self {
         let (worker, hcm, prefix) = (exchange.worker, exchange.hcm, &config.stat_prefix);
-        let name = || BlockName::http_filter(&hcm.config.stat_prefix, prefix);
+        let name = || BlockName::http(&hcm.config.stat_prefix).ext_authz(prefix);
         let id = exchange.info.route.as_ref().and_then(|m| lookup::cluster_of(m, &exchange.live.snapshot, &exchange.request));
         let cluster = id.and_then(|id| exchange.live.cluster(worker, id));
         let of_cluster = cluster.as_ref().map(|cluster| {
-            cluster.counters.get(worker, names::DEFS, prefix, || BlockName::cluster(&cluster.cluster.config.stat_name).below(prefix))
+            let name = || BlockName::cluster(&cluster.cluster.config.stat_name).ext_authz(prefix);
+            cluster.counters.get(worker, names::DEFS, prefix, name)
         });
         Self {
             shared: hcm.counters.get(worker, names::DEFS, prefix, name),
