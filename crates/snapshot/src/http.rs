@@ -22,7 +22,7 @@ use crate::original_ip::OriginalIp;
 use crate::ratelimit::LocalRateLimit;
 use crate::scopes::ScopedRoutes;
 use crate::stateful_session::{StatefulSession, StatefulSessionPerRoute};
-use crate::trace::Tracing;
+use crate::trace::{RequestIdRules, Tracing};
 use crate::{RouteTable, RouteTableId};
 
 /// Envoy `codec_type`.
@@ -66,6 +66,7 @@ pub struct HttpConnectionManager {
     pub internal_addresses: Vec<crate::matcher::Cidr>,
     pub generate_request_id: bool,
     pub preserve_external_request_id: bool,
+    pub request_ids: RequestIdRules,
     pub always_set_request_id_in_response: bool,
     pub forward_client_cert: ForwardClientCert,
     pub set_current_client_cert: CurrentClientCert,

@@ -18,7 +18,6 @@ pub struct Tracing {
     pub spawn_upstream_span: bool,
     /// The context goes upstream in headers.
     pub propagates: bool,
-    pub request_id: RequestIdRules,
     pub provider: Option<Provider>,
 }
 

@@ -10,6 +10,7 @@ use super::headers as names;
 use super::original_ip::{self, Detected};
 use super::reply::Reply;
 use super::{host_port, xfcc};
+use crate::spans;
 use lateen_snapshot::http::{HttpConnectionManager, Underscores};
 use lateen_telemetry::ResponseFlags;
 
@@ -61,8 +62,11 @@ pub(crate) fn run(exchange: &mut Exchange<'_>) -> Result<(), End> {
     }
     if config.generate_request_id {
         let keep = !edge || config.preserve_external_request_id;
-        if !keep || !hints.request_id {
+        let given = hints.request_id && map.get(names::REQUEST_ID).is_some_and(|id| !id.is_empty());
+        if !keep || !given {
             map.insert(names::REQUEST_ID, request_id(exchange.worker.random_bytes()));
+        } else if edge && config.request_ids.pack_reason {
+            spans::forget(map);
         }
     }
     if let Some(via) = &config.via {

@@ -62,7 +62,7 @@ pub(super) fn decide(map: &mut HeaderMap, rules: RequestIdRules, sampling: &Samp
         return Reason::Sampling;
     }
     let Some(id) = map.get(REQUEST_ID) else { return Reason::NotTraceable };
-    let before = packed(id.as_bytes());
+    let before = if rules.pack_reason { packed(id.as_bytes()) } else { Reason::NotTraceable };
     let Some(die) = die(id.as_bytes()) else { return Reason::NotTraceable };
     let mut reason = before;
     if reason == Reason::NotTraceable {
@@ -83,12 +83,17 @@ pub(super) fn decide(map: &mut HeaderMap, rules: RequestIdRules, sampling: &Samp
     reason
 }
 
+/// Takes the decision out of an id: that of a stranger is not ours.
+pub(crate) fn forget(map: &mut HeaderMap) {
+    pack(map, Reason::NotTraceable);
+}
+
 fn pack(map: &mut HeaderMap, reason: Reason) {
     let Some(id) = map.get_mut(REQUEST_ID) else { return };
-    let mut bytes = id.as_bytes().to_vec();
-    if bytes.len() != ID_LENGTH {
+    if id.len() != ID_LENGTH || id.as_bytes().get(REASON_AT) == Some(&reason.digit()) {
         return;
     }
+    let mut bytes = id.as_bytes().to_vec();
     if let Some(digit) = bytes.get_mut(REASON_AT) {
         *digit = reason.digit();
     }
@@ -139,6 +144,11 @@ mod tests {
         let silent = RequestIdRules { pack_reason: false, ..RequestIdRules::default() };
         let mut map = with_id(HIGH, &[]);
         assert_eq!((decide(&mut map, silent, &config(100, 100), 0), &map[REQUEST_ID]), (Reason::Sampling, &HeaderValue::from_static(HIGH)));
+        let sampling = (
+            decide(&mut with_id(sampled, &[]), silent, &config(0, 100), 0),
+            decide(&mut with_id(sampled, &[]), silent, &config(100, 100), 0),
+        );
+        assert_eq!(sampling, (Reason::NotTraceable, Reason::Sampling), "who packs no reasons reads none");
         assert_eq!(run("not an id", &[FORCE_TRACE], &config(100, 100)).0, Reason::NotTraceable);
     }
 }

@@ -24,6 +24,7 @@ use crate::http::{Exchange, headers};
 use crate::worker::{NodeText, Worker};
 use context::{Ids, Incoming, Malformed};
 use decision::Reason;
+pub(crate) use decision::forget;
 use span::{Kind, Span};
 
 const TRACE_STATE: HeaderName = HeaderName::from_static("tracestate");
@@ -155,7 +156,7 @@ pub(crate) fn begin(exchange: &mut Exchange<'_>) {
     let of_route = exchange.info.route.as_ref().and_then(|m| m.route.tracing.as_deref());
     let map = &mut exchange.request.headers;
     let sampling = of_route.map_or(&tracer.config.sampling, |t| &t.sampling);
-    let reason = decision::decide(map, tracer.config.request_id, sampling, roll);
+    let reason = decision::decide(map, exchange.hcm.config.request_ids, sampling, roll);
     tracer.count(reason);
     let Ok(incoming) = tracer.read(map) else { return };
     let sampled = incoming.sampled.unwrap_or(reason != Reason::NotTraceable);

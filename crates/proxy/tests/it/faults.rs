@@ -1,6 +1,8 @@
 //! HTTP filters: fault, CORS, RBAC.
 use std::time::{Duration, Instant};
 
+use lateen_telemetry::stats::Query;
+
 use crate::support::*;
 
 const FAULT: &str = r#"- name: envoy.filters.http.fault
@@ -91,6 +93,26 @@ fn cors_answers_preflights_and_marks_responses() {
     assert_eq!(answer.header("access-control-expose-headers"), Some("x-one"));
     let answer = proxy.call("GET / HTTP/1.1\r\nhost: a\r\norigin: https://evil.example\r\n\r\n");
     assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, None));
+}
+
+#[test]
+fn rules_that_are_counted_one_by_one_are_one_family_with_labels() {
+    let upstream = Upstream::ok("x");
+    let mut config = Config::to(&[upstream.port()]);
+    config.filters = r#"- name: envoy.filters.http.rbac
+  typed_config:
+    "@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC
+    track_per_rule_stats: true
+    rules:
+      action: DENY
+      policies:
+        "ns[default]-policy[deny]-rule[0]": {permissions: [{url_path: {path: {prefix: /admin}}}], principals: [{any: true}]}"#
+        .to_owned();
+    let proxy = config.start();
+    assert_eq!(proxy.get("/admin").status, 403);
+    let page = Query::parse("format=prometheus&usedonly&filter=rbac").unwrap().render(&proxy.registry);
+    let line = "envoy_http_rbac_policy_denied{rbac_policy_name=\"ns[default]-policy[deny]-rule[0]\",http_conn_manager_prefix=\"t\"} 1\n";
+    assert!(page.contains(line), "{page}");
 }
 
 #[test]

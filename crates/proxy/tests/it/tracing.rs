@@ -180,6 +180,21 @@ fn sampling_follows_the_request_id_and_what_is_not_sampled_is_not_reported() {
 }
 
 #[test]
+fn an_id_from_outside_is_kept_without_the_decision_in_it() {
+    let (upstream, collector) = (Upstream::ok(""), collector());
+    let mut config = Config::to(&[upstream.port()]).cluster(cluster("zipkin", &[collector.port()], ""));
+    let tracing = format!("tracing: {{provider: {{name: p, typed_config: {{{ZIPKIN}}}}}, random_sampling: {{value: 0}}}}");
+    config.hcm = format!("use_remote_address: true\npreserve_external_request_id: true\n{tracing}");
+    let proxy = config.start();
+    for id in [&*ID.replace("-4eb4", "-9eb4"), ""] {
+        proxy.call(&format!("GET / HTTP/1.1\r\nhost: a\r\nx-request-id: {id}\r\n\r\n"));
+    }
+    let requests = upstream.seen();
+    assert_eq!((sent(&requests[0], "x-request-id"), sent(&requests[0], "x-b3-sampled")), (Some(ID), Some("0")));
+    assert_eq!(sent(&requests[1], "x-request-id").map(str::len), Some(36), "an empty id is none");
+}
+
+#[test]
 fn opentelemetry_over_http_speaks_w3c() {
     let (upstream, collector) = (Upstream::ok(""), Upstream::start(|_, _, stream| write_status(stream, 200)));
     let provider = "\"@type\": type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig, service_name: shop.default, http_service: \

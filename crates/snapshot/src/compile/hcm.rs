@@ -156,6 +156,7 @@ fn build(value: proto::HttpConnectionManager, hosts: Vec<&[u8]>, context: &mut C
         internal_addresses: internal(internal_address_config).within("internal_address_config")?,
         generate_request_id: generate_request_id.unwrap_or(true),
         preserve_external_request_id,
+        request_ids,
         always_set_request_id_in_response,
         forward_client_cert: forward_client_cert(forward_client_cert_details)?,
         set_current_client_cert: current_client_cert(set_current_client_cert_details).within("set_current_client_cert_details")?,
@@ -184,7 +185,7 @@ fn build(value: proto::HttpConnectionManager, hosts: Vec<&[u8]>, context: &mut C
         strip_matching_host_port,
         strip_any_host_port,
         strip_trailing_host_dot,
-        tracing: tracing.map(|t| super::tracing::tracing(t, request_ids, context).map(Arc::new)).transpose().within("tracing")?,
+        tracing: tracing.map(|t| super::tracing::tracing(t, context).map(Arc::new)).transpose().within("tracing")?,
         suppress_envoy_headers,
         normalize_underscores: underscores(headers_with_underscores_action)?,
     };

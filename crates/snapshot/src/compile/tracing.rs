@@ -48,7 +48,7 @@ pub(crate) fn request_ids(value: Option<proto::RequestIdExtension>) -> Result<Re
     Ok(RequestIdRules { pack_reason: pack_trace_reason.unwrap_or(true), samples: use_request_id_for_trace_sampling.unwrap_or(true) })
 }
 
-pub(crate) fn tracing(value: inner::Tracing, request_id: RequestIdRules, context: &mut Context<'_>) -> Result<Tracing> {
+pub(crate) fn tracing(value: inner::Tracing, context: &mut Context<'_>) -> Result<Tracing> {
     let inner::Tracing {
         client_sampling,
         random_sampling,
@@ -74,7 +74,7 @@ pub(crate) fn tracing(value: inner::Tracing, request_id: RequestIdRules, context
         custom_tags: self::custom_tags(custom_tags)?,
         spawn_upstream_span: spawn_upstream_span.unwrap_or(false),
         propagates: !no_context_propagation,
-        request_id,
+
         provider: provider.map(|p| self::provider(p, context)).transpose().within("provider")?,
     })
 }
