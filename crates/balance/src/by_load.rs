@@ -106,10 +106,18 @@ impl ByLoad {
     pub(crate) fn weights(&self, hosts: &[Arc<Host>], now: u64) -> Vec<f64> {
         let own: Vec<Option<u32>> = hosts.iter().map(|host| host.reported.at(self, now)).collect();
         let mut known: Vec<u32> = own.iter().flatten().copied().collect();
-        let middle = known.len() / 2;
-        let median = if known.is_empty() { 1 } else { *known.select_nth_unstable(middle).1 };
+        let median = median(&mut known).unwrap_or(1);
         own.into_iter().map(|weight| f64::from(weight.unwrap_or(median))).collect()
     }
+}
+
+/// The one in the middle; of an even number the mean of the two there.
+fn median(values: &mut [u32]) -> Option<u32> {
+    let middle = values.len() / 2;
+    let even = values.len().is_multiple_of(2);
+    let (below, upper, _) = values.get(middle).is_some().then(|| values.select_nth_unstable(middle))?;
+    let lower = below.iter().max().filter(|_| even).unwrap_or(upper);
+    Some(lower.midpoint(*upper))
 }
 
 #[cfg(test)]
@@ -159,6 +167,10 @@ mod tests {
         reports(0);
         assert_eq!(settings.weights(&hosts, 9_999), [1.0; 4]);
         assert_eq!(settings.weights(&hosts, 10_000), [100.0, 300.0, 200.0, 200.0]);
+        let odd = &hosts[..1];
+        assert_eq!(settings.weights(odd, 10_000), [100.0]);
+        let even = [hosts[0].clone(), hosts[1].clone(), hosts[3].clone()];
+        assert_eq!(settings.weights(&even, 10_000), [100.0, 300.0, 200.0], "the mean of both");
         settings.observe(&hosts[0], &report(500.0, 1.0), 100_000);
         assert_eq!(settings.weights(&hosts, 180_001), [500.0; 4], "the others have expired");
         reports(181_000);
