@@ -158,6 +158,12 @@ impl Host {
         self.flags.load(Relaxed) & (DEGRADED_EDS | DEGRADED_ACTIVE_HC | DEGRADED_OUTLIER) != 0
     }
 
+    /// Left out of account where it matters how many of the hosts serve: it waits for its first check
+    /// (`ignore_new_hosts_until_first_hc`), said itself that it fails, or is drained (Envoy `excludeBasedOnHealthFlag`).
+    pub fn is_excluded(&self) -> bool {
+        self.flags.load(Relaxed) & (PENDING_ACTIVE_HC | EXCLUDED_VIA_IMMEDIATE_HC_FAIL | DRAINING_EDS) != 0
+    }
+
     pub fn flags(&self) -> u32 {
         self.flags.load(Relaxed)
     }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::config::Settings;
-use crate::host::{EXCLUDED_VIA_IMMEDIATE_HC_FAIL, Host, HostSet, LocalityHosts, PENDING_ACTIVE_HC, Priority};
+use crate::host::{Host, HostSet, LocalityHosts, Priority};
 use crate::zone::{LocalCluster, NoZones, Routing, ZoneAware, zoning};
 
 /// What is planned for: all members of a cluster, or a subset.
@@ -168,18 +168,13 @@ fn by_weight(priority: &Priority, class: Class) -> Vec<WeightedHosts> {
 /// A locality's weight shrinks with its health once over-provisioning is used up.
 fn locality(locality: &LocalityHosts, class: Class, overprovisioning_percent: u32) -> Option<WeightedHosts> {
     let hosts = members(class, [locality]);
-    let counted = locality.hosts.iter().filter(|h| counts(h)).count();
+    let counted = locality.hosts.iter().filter(|h| !h.is_excluded()).count();
     if hosts.is_empty() || locality.weight == 0 || counted == 0 {
         return None;
     }
     let available = hosts.len() as f64 / counted as f64;
     let factor = (available * f64::from(overprovisioning_percent) / 100.0).min(1.0);
     Some(WeightedHosts { weight: f64::from(locality.weight) * factor, hosts })
-}
-
-/// Hosts that were never checked may be left out of account (`ignore_new_hosts_until_first_hc`), and those that went on their own are.
-fn counts(host: &Host) -> bool {
-    host.flags() & (PENDING_ACTIVE_HC | EXCLUDED_VIA_IMMEDIATE_HC_FAIL) == 0
 }
 
 /// Percent of the traffic by priority, for healthy and for degraded hosts, and where health is ignored.
@@ -320,7 +315,7 @@ impl Counts {
         for host in priority.localities.iter().flat_map(|l| &l.hosts) {
             all.hosts += 1;
             let weight = if by_weight { u64::from(host.weight()) } else { 1 };
-            if counts(host) {
+            if !host.is_excluded() {
                 all.counted += 1;
                 all.total_weight += weight;
             }

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::LbPolicy;
-use crate::host::{Address, DEGRADED_EDS, FAILED_EDS, Locality};
+use crate::host::{Address, DEGRADED_EDS, DRAINING_EDS, FAILED_EDS, Locality, PENDING_ACTIVE_HC};
 
 fn host(flags: u32) -> Arc<Host> {
     static PORT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
@@ -135,12 +135,20 @@ fn no_panic_while_other_priorities_carry_the_load() {
 }
 
 #[test]
-fn hosts_that_wait_for_their_first_check_start_no_panic() {
-    let set = set(&[(2, 0, 6)]);
+fn hosts_that_wait_for_their_first_check_or_are_drained_start_no_panic() {
     let settings = Settings::default();
+    for flag in [PENDING_ACTIVE_HC, DRAINING_EDS] {
+        let set = set(&[(2, 0, 6), (1, 0, 0)]);
+        let groups = || planned(&set, &settings).iter().map(|g| (g.share, count(&g.spread))).collect::<Vec<_>>();
+        set.hosts().filter(|h| !h.is_healthy()).skip(1).for_each(|h| h.set_flag(flag, true));
+        assert_eq!(groups(), [(93, 2), (7, 1)], "two of three serve");
+        set.hosts().for_each(|h| h.set_flag(flag, false));
+        assert_eq!(groups(), [(35, 2), (65, 1)], "two of eight");
+    }
+    let set = set(&[(2, 0, 6)]);
     let number = || count(&planned(&set, &settings)[0].spread);
     assert_eq!(number(), 8, "a quarter is less than half");
-    set.hosts().filter(|h| !h.is_healthy()).for_each(|h| h.set_flag(PENDING_ACTIVE_HC, true));
+    set.hosts().filter(|h| !h.is_healthy()).for_each(|h| h.set_flag(DRAINING_EDS, true));
     assert_eq!(number(), 2);
 }
 
