@@ -1,6 +1,7 @@
 //! A member of a cluster: shared by all workers, immutable but for health flags and load counters.
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -96,6 +97,12 @@ pub struct Host {
     /// Share among the hosts of its locality; at least 1. Unlike what else is fixed about a host it may change in place:
     /// load, health and ejections go on.
     weight: AtomicU32,
+    state: Arc<HostState>,
+}
+
+/// What happens to a host while it serves. It goes on where the host is described anew: both descriptions share it.
+#[derive(Debug, Default)]
+pub struct HostState {
     flags: AtomicU32,
     /// How often health checks or outlier detection took it out.
     failures: AtomicU32,
@@ -125,6 +132,14 @@ pub struct HostCounters {
     pub rq_total: AtomicU64,
 }
 
+impl Deref for Host {
+    type Target = HostState;
+
+    fn deref(&self) -> &HostState {
+        &self.state
+    }
+}
+
 impl Host {
     pub fn new(address: Address) -> Self {
         Self {
@@ -137,16 +152,13 @@ impl Host {
             workload: None,
             checked_at: None,
             weight: AtomicU32::new(1),
-            flags: AtomicU32::new(0),
-            failures: AtomicU32::new(0),
-            checker: Mutex::default(),
-            healthy_since: AtomicU64::new(0),
-            active: AtomicU32::new(0),
-            counters: HostCounters::default(),
-            outlier: HostOutlier::default(),
-            latency: Latency::default(),
-            reported: ReportedWeight::default(),
+            state: Arc::default(),
         }
+    }
+
+    /// The same host described anew: its health, ejections, load and figures go on.
+    pub fn in_place_of(before: &Self, address: Address) -> Self {
+        Self { state: Arc::clone(&before.state), ..Self::new(address) }
     }
 
     /// Whether the host takes traffic: no failure flag is set (degraded hosts are healthy, but come last).

@@ -231,16 +231,21 @@ pub(crate) struct Member {
     pub(crate) checked_at: Option<Arc<CheckedAt>>,
     /// What a new host starts with where the cluster has active health checks.
     pub(crate) unchecked: Option<u32>,
+    /// It is the same host wherever it is.
+    pub(crate) moves: bool,
 }
 
-/// The host that lives at the member's address already, if nothing fixed about it changed, so that its
-/// load, health and ejection go on; else a new one.
+/// The host that lives at the member's address already, if nothing fixed about it changed; else a new one. That takes its
+/// place, so that load, health and ejection go on, unless it is to be checked elsewhere.
 fn host(member: Member, living: &HashMap<&Address, &Arc<Host>>) -> Arc<Host> {
-    let Member { address, addresses, hostname, weight, locality, transport, workload, labels: _, hash_key, flags, checked_at, unchecked } =
-        member;
+    let Member { address, addresses, hostname, weight, locality, transport, workload, labels: _, hash_key, .. } = member;
+    let Member { flags, checked_at, unchecked, moves, .. } = member;
     let unchecked = unchecked.filter(|_| !checked_at.as_ref().is_some_and(|c| c.disabled));
+    let only = || living.values().next().filter(|_| moves && living.len() == 1);
+    let before = living.get(&address).or_else(only).copied();
     let same = |h: &Host| {
-        h.addresses == addresses
+        h.address == address
+            && h.addresses == addresses
             && h.hostname == hostname
             && h.hash_key == hash_key
             && h.locality == locality
@@ -248,10 +253,14 @@ fn host(member: Member, living: &HashMap<&Address, &Arc<Host>>) -> Arc<Host> {
             && h.workload == workload
             && h.checked_at == checked_at
     };
-    let host = match living.get(&address) {
+    let host = match before {
         Some(host) if same(host) => Arc::clone(host),
         _ => {
-            let mut host = Host::new(address);
+            let before = before.filter(|h| unchecked.is_none() || is_checked_alike(h.checked_at.as_deref(), checked_at.as_deref()));
+            let mut host = match before {
+                Some(before) => Host::in_place_of(before, address),
+                None => Host::new(address),
+            };
             host.addresses = addresses;
             host.hostname = hostname;
             host.hash_key = hash_key;
@@ -259,8 +268,10 @@ fn host(member: Member, living: &HashMap<&Address, &Arc<Host>>) -> Arc<Host> {
             host.transport = transport;
             host.workload = workload;
             host.checked_at = checked_at;
-            // Nobody is sent there before its first check passed.
-            host.set_flag(unchecked.unwrap_or(0), true);
+            if before.is_none() {
+                // Nobody is sent there before its first check passed.
+                host.set_flag(unchecked.unwrap_or(0), true);
+            }
             Arc::new(host)
         }
     };
@@ -273,6 +284,12 @@ fn host(member: Member, living: &HashMap<&Address, &Arc<Host>>) -> Arc<Host> {
         host.set_flag(flag, flags & flag != 0);
     }
     host
+}
+
+/// Whether what checks found out about one holds for the other.
+fn is_checked_alike(before: Option<&CheckedAt>, now: Option<&CheckedAt>) -> bool {
+    let at = |checked: Option<&CheckedAt>| checked.map(|c| (c.address.clone(), c.disabled)).unwrap_or_default();
+    at(before) == at(now)
 }
 
 /// Collects members by priority and locality.

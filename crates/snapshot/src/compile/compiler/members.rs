@@ -139,6 +139,7 @@ fn assigned(
                 flags: endpoint.flags,
                 checked_at: endpoint.checked_at.clone(),
                 unchecked: compiled.config.unchecked(),
+                moves: false,
             };
             result.add(locality.priority, &locality.locality, locality.weight, member, living);
         }

@@ -102,6 +102,7 @@ pub(super) fn resolved_members(
                 flags: target.flags,
                 checked_at: target.checked_at.clone(),
                 unchecked: compiled.config.unchecked(),
+                moves: single,
             };
             result.add(target.priority, &target.locality, target.locality_weight, member, living);
         }

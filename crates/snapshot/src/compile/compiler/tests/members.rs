@@ -1,7 +1,8 @@
 //! The hosts of clusters: what they take from their endpoints and how they live on.
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use lateen_balance::host::{FAILED_ACTIVE_HC, PENDING_REMOVAL};
+use lateen_balance::host::{FAILED_ACTIVE_HC, FAILED_OUTLIER, PENDING_REMOVAL};
 use lateen_balance::outlier::{self, Outcome};
 use lateen_balance::{Balancer, Choice, Context, Locality};
 
@@ -193,6 +194,48 @@ fn a_host_lives_on_when_its_weight_or_its_labels_change() {
     assert_eq!(after.hosts().next().unwrap().weight(), 7);
     let (before, after) = (before.subsets.as_ref().unwrap(), after.subsets.as_ref().unwrap());
     assert_eq!((before.len(), after.len(), after.beyond(before)), (1, 1, 1));
+}
+
+#[test]
+fn a_host_that_is_described_anew_goes_on_unless_it_is_checked_elsewhere() {
+    let checks = "health_checks: [{timeout: 1s, interval: 1s, healthy_threshold: 1, unhealthy_threshold: 1, tcp_health_check: {}}]";
+    let endpoint = |locality: &str, endpoint: &str, lb_endpoint: &str| {
+        update::<EndpointProto>(&format!(
+            "{{cluster_name: s, endpoints: [{{{locality} lb_endpoints: [{{endpoint: {{{endpoint} address: {ANY_80}}} {lb_endpoint}}}]}}]}}"
+        ))
+    };
+    let workload = ", metadata: {filter_metadata: {istio: {workload: 'a;b;c;d;e'}}}";
+    let hash_key = ", metadata: {filter_metadata: {envoy.lb: {hash_key: k}}}";
+    let check = |what: &str| format!("health_check_config: {{{what}}},");
+    for (next, goes_on) in [
+        (endpoint("", "", workload), true),
+        (endpoint("", "", hash_key), true),
+        (endpoint("", "hostname: h,", ""), true),
+        (endpoint("locality: {zone: z},", "", ""), true),
+        (endpoint("", &check("hostname: h"), ""), true),
+        (endpoint("", &check("port_value: 81"), ""), false),
+    ] {
+        let (mut compiler, now) = (Compiler::new(), Instant::now());
+        accepted(compiler.apply(
+            CLUSTER,
+            vec![update::<ClusterProto>(&EDS.replace("type: EDS", &format!("type: EDS, {checks}")))],
+            &[],
+            now,
+        ));
+        accepted(compiler.apply(ENDPOINT, vec![endpoint("", "", "")], &[], now));
+        let only = |compiler: &mut Compiler| hosts(compiler, "c").hosts().next().cloned().unwrap();
+        let before = only(&mut compiler);
+        assert_eq!(before.flags(), FAILED_ACTIVE_HC);
+        before.set_flag(FAILED_ACTIVE_HC, false);
+        before.set_flag(FAILED_OUTLIER, true);
+        before.counters.cx_total.store(7, Relaxed);
+        let _request = before.begin_request();
+        accepted(compiler.apply(ENDPOINT, vec![next.clone()], &[], now));
+        let after = only(&mut compiler);
+        assert!(!Arc::ptr_eq(&before, &after));
+        let state = (after.flags(), after.counters.cx_total.load(Relaxed), after.active_requests());
+        assert_eq!(state, if goes_on { (FAILED_OUTLIER, 7, 1) } else { (FAILED_ACTIVE_HC, 0, 0) }, "{next:?}");
+    }
 }
 
 #[test]

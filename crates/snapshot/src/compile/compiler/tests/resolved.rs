@@ -1,6 +1,8 @@
 //! Clusters whose hosts are names.
 use std::time::Duration;
 
+use lateen_balance::host::{FAILED_ACTIVE_HC, FAILED_OUTLIER};
+
 use super::*;
 use crate::cluster::Discovery;
 
@@ -65,6 +67,22 @@ fn a_logical_dns_cluster_has_one_host_that_stays_while_its_name_has_its_address(
     assert_eq!(resolve(&["10.0.0.1", "10.0.0.2"]).0, "10.0.0.2:7");
     assert_eq!(resolve(&[]).0, "10.0.0.2:7", "the last address stays when the name has none");
     assert_eq!(resolve(&["10.0.0.3"]), ("10.0.0.3:7".to_owned(), String::new()));
+}
+
+#[test]
+fn the_host_of_a_logical_dns_cluster_goes_on_at_another_address() {
+    let logical = "{name: d, type: LOGICAL_DNS, health_checks: [{timeout: 1s, interval: 1s, healthy_threshold: 1, unhealthy_threshold: 1, tcp_health_check: {}}], \
+                   load_assignment: {cluster_name: d, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: a.example, port_value: 7}}}}]}]}}";
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(logical)], &[], now));
+    compiler.set_resolved("d", "a.example", 7, ips(&["10.0.0.1"]), now);
+    let first = hosts(&mut compiler, "d").hosts().next().cloned().unwrap();
+    assert_eq!(first.flags(), FAILED_ACTIVE_HC);
+    first.set_flag(FAILED_ACTIVE_HC, false);
+    first.set_flag(FAILED_OUTLIER, true);
+    compiler.set_resolved("d", "a.example", 7, ips(&["10.0.0.2"]), now);
+    let second = hosts(&mut compiler, "d").hosts().next().cloned().unwrap();
+    assert_eq!((second.address.to_string().as_str(), second.flags()), ("10.0.0.2:7", FAILED_OUTLIER));
 }
 
 #[test]
