@@ -37,26 +37,48 @@ pub struct ServerTls {
 /// An upstream TLS context.
 #[derive(Debug)]
 pub struct ClientTls {
-    pub config: Slot<rustls::ClientConfig>,
-    /// Fixed SNI; `None` with `auto_sni` takes the request's host.
+    pub config: Slot<ClientConfigs>,
+    /// Fixed name (SNI).
     pub sni: Option<Arc<str>>,
+    /// The name is that of the host which was chosen, where it has one.
+    pub auto_host_sni: bool,
+    /// The name that is sent is one that the certificate must have.
+    pub checks_sni: bool,
+    /// The name is what an HTTP request asks for (`upstream_http_protocol_options`, heeded by Envoy's router alone).
     pub auto_sni: bool,
+    /// And the certificate must have it.
+    pub auto_san: bool,
     /// ALPN of the context; a filter may override it per connection with [`ClientTls::with_alpn`].
     pub alpn: Vec<Vec<u8>>,
 }
 
+/// What connections of one context are made with.
+#[derive(Debug)]
+pub struct ClientConfigs {
+    pub any_name: Arc<rustls::ClientConfig>,
+    /// The certificate must have the name that is asked for, beside all else; there where some connections demand it. Sessions are
+    /// not shared: one that was begun without a check is no proof of it.
+    pub checked: Option<Arc<rustls::ClientConfig>>,
+}
+
 impl ClientTls {
+    /// The name of a connection that no request or filter gave one to (Envoy `ClientContextImpl::newSsl`).
+    pub fn own_name<'a>(&'a self, hostname: &'a str) -> Option<&'a str> {
+        if self.auto_host_sni && !hostname.is_empty() { Some(hostname) } else { self.sni.as_deref() }
+    }
+
     /// The current configuration, offering `alpn` instead of its own protocols when given.
     /// Called once per upstream connection. `None` while secrets are missing.
-    pub fn with_alpn(&self, alpn: Option<&[Vec<u8>]>) -> Option<Arc<rustls::ClientConfig>> {
-        let config = self.config.get()?;
+    pub fn with_alpn(&self, alpn: Option<&[Vec<u8>]>, check_name: bool) -> Option<Arc<rustls::ClientConfig>> {
+        let configs = self.config.get()?;
+        let config = if check_name { configs.checked.as_ref()? } else { &configs.any_name };
         match alpn {
             Some(alpn) if config.alpn_protocols != alpn => {
-                let mut other = (*config).clone();
+                let mut other = (**config).clone();
                 other.alpn_protocols = alpn.to_vec();
                 Some(Arc::new(other))
             }
-            _ => Some(config),
+            _ => Some(Arc::clone(config)),
         }
     }
 }

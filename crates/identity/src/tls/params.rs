@@ -209,8 +209,6 @@ pub struct ClientParams {
     /// The client's own certificate; an empty list presents none.
     pub presented: Presented<dyn ResolvesClientCert>,
     pub alpn: Vec<Vec<u8>>,
-    /// Whether the server name is sent (Envoy sends none when `sni` is empty).
-    pub send_sni: bool,
     pub min_version: TlsVersion,
     pub max_version: TlsVersion,
     pub cipher_suites: Vec<String>,
@@ -225,7 +223,6 @@ impl ClientParams {
             verification,
             presented: Presented::Keys(Vec::new()),
             alpn: Vec::new(),
-            send_sni: true,
             min_version: TlsVersion::V1_2,
             max_version: TlsVersion::V1_3,
             cipher_suites: Vec::new(),
@@ -268,7 +265,6 @@ impl ClientParams {
         config.alpn_protocols.clone_from(&self.alpn);
         // A server that picks no protocol, or one we did not offer, is the connection pool's to judge, as in Envoy.
         config.check_selected_alpn = false;
-        config.enable_sni = self.send_sni;
         config.resumption = if self.resumption == Resumption::Off || mutual {
             ClientResumption::disabled()
         } else {

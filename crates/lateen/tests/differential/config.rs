@@ -162,15 +162,19 @@ fn place_hcm(listener: &mut Value, hcm: &Value) {
 }
 
 fn cluster(name: &str, fields: &Map<String, Value>, places: &Places) -> Value {
-    let endpoint = |name: &String| json!({"endpoint": {"address": socket(*places.upstreams.get(name).unwrap_or(&0))}});
-    let all: Vec<Value> = endpoints(name, fields).iter().map(endpoint).collect();
+    let mut fields = fields.clone();
+    let hostname = fields.remove("hostname").unwrap_or_else(|| json!(""));
+    let endpoint = |name: &String| {
+        let address = socket(*places.upstreams.get(name).unwrap_or(&0));
+        json!({"endpoint": {"address": address, "hostname": hostname}})
+    };
+    let all: Vec<Value> = endpoints(name, &fields).iter().map(endpoint).collect();
     let mut value = json!({
         "name": name,
         "type": "STATIC",
         "connect_timeout": "1s",
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": all}]},
     });
-    let mut fields = fields.clone();
     fields.remove("endpoints");
     let (http2, once) = (fields.remove("http2").is_some(), fields.remove("fresh_connections").is_some());
     if http2 || once {

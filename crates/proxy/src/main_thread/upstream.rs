@@ -71,9 +71,10 @@ pub(super) async fn connect_to(
         }
         let Some(tls) = transport.and_then(|t| t.tls.as_ref()) else { return Ok(stream.plain()) };
         let missing = || io::Error::new(io::ErrorKind::NotFound, "a certificate of its TLS context has not arrived");
-        let config = tls.with_alpn(alpn).ok_or_else(missing)?;
+        let name = tls.own_name(to.hostname);
+        let config = tls.with_alpn(alpn, name.is_some() && tls.checks_sni).ok_or_else(missing)?;
         let connector = tokio_rustls::TlsConnector::from(config);
-        let name = server_name(tls.sni.as_deref(), to)?;
+        let name = server_name(name)?;
         Ok(match stream {
             Stream::Tcp(stream) => Box::new(connector.connect(name, stream).await?) as Box<dyn Io>,
             Stream::Unix(stream) => Box::new(connector.connect(name, stream).await?) as Box<dyn Io>,
@@ -112,12 +113,10 @@ async fn tcp(config: &ClusterConfig, address: SocketAddr, mark: Option<u32>) -> 
     Dialer { mark }.socket(config, address, None)?.connect(address).await
 }
 
-fn server_name(sni: Option<&str>, to: &Destination<'_>) -> io::Result<ServerName<'static>> {
-    let name = match (sni, to.hostname, to.address) {
-        (Some(sni), _, _) => sni.to_owned(),
-        (None, name, _) if !name.is_empty() => name.to_owned(),
-        (None, _, Address::Socket(address)) => address.ip().to_string(),
-        (None, _, Address::Pipe(_)) => "localhost".to_owned(),
-    };
-    ServerName::try_from(name).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))
+fn server_name(name: Option<&str>) -> io::Result<ServerName<'static>> {
+    match name {
+        Some(name) => ServerName::try_from(name.to_owned()).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e)),
+        // An address is never sent.
+        None => Ok(ServerName::IpAddress(std::net::IpAddr::from([127, 0, 0, 1]).into())),
+    }
 }

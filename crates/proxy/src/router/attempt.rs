@@ -135,7 +135,7 @@ fn begin<'a>(
     let wish = TargetWish {
         downstream: exchange.request.version,
         alpn: crate::filter::http::alpn_overrides(exchange),
-        authority: &exchange.request.authority,
+        authority: Some(&exchange.request.authority),
         upgrade: exchange.request.upgrade.is_some(),
         conn: Some(&**exchange.conn),
     };

@@ -92,7 +92,7 @@ impl Call {
             stats.inc(names::UPSTREAM_RQ_PENDING_OVERFLOW);
             return Err(Lost::Overflow);
         };
-        let wish = TargetWish { downstream: request.version, alpn: None, authority: &request.authority, upgrade: false, conn: None };
+        let wish = TargetWish { downstream: request.version, alpn: None, authority: Some(&request.authority), upgrade: false, conn: None };
         let target = cluster.target(host, &wish);
         let active = target.host.begin_request();
         let gauge = stats.hold(names::UPSTREAM_RQ_ACTIVE);

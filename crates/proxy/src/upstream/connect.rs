@@ -30,8 +30,10 @@ pub(crate) struct Dialer {
 pub(crate) struct ConnectPlan {
     /// ALPN to offer instead of the context's own.
     pub(crate) alpn: Option<Arc<Vec<Vec<u8>>>>,
-    /// Server name when the context takes it from the request.
+    /// The name to ask for, where a request or a filter settles it.
     pub(crate) server_name: Option<Arc<str>>,
+    /// The certificate must have that name.
+    pub(crate) check_name: bool,
     /// What is taken over from the caller's connection.
     pub(crate) caller: Option<Rc<Caller>>,
 }
@@ -115,14 +117,10 @@ impl Dialer {
         }
         let Some(tls) = &transport.tls else { return Ok(Io::Plain(socket)) };
         let alpn = plan.alpn.as_ref().map(|a| a.as_slice());
-        let client = tls.with_alpn(alpn).ok_or(ConnectFailure::NotReady)?;
-        let name = match tls.sni.as_deref().or(plan.server_name.as_deref()) {
-            Some(name) => server_name(name)?,
-            None => ServerName::IpAddress(match &host.address {
-                Address::Socket(address) => address.ip().into(),
-                Address::Pipe(_) => IpAddr::from([127, 0, 0, 1]).into(),
-            }),
-        };
+        let name = plan.server_name.as_deref().or_else(|| tls.own_name(&host.hostname));
+        let check_name = name.is_some() && (plan.check_name || tls.checks_sni);
+        let client = tls.with_alpn(alpn, check_name).ok_or(ConnectFailure::NotReady)?;
+        let name = name.map_or_else(|| Ok(no_server_name()), server_name)?;
         let stream = TlsConnector::from(client).connect(name, socket).await.map_err(|e| ConnectFailure::Tls(handshake_error(&e)))?;
         Ok(Io::Tls(Box::new(TlsStream::Client(stream))))
     }
@@ -166,6 +164,11 @@ fn transparent(socket: &RawSocket, from: SocketAddr, to: SocketAddr) -> io::Resu
         (SocketAddr::V6(_), SocketAddr::V6(_)) => crate::listener::set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, 1),
         _ => Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "the caller has no address of the host's family")),
     }
+}
+
+/// Of a connection that asks for none: an address is never sent.
+fn no_server_name() -> ServerName<'static> {
+    ServerName::IpAddress(IpAddr::from([127, 0, 0, 1]).into())
 }
 
 fn server_name(name: &str) -> Result<ServerName<'static>, ConnectFailure> {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use lateen_identity::PeerIdentity;
-use lateen_identity::tls::{ClientAuth, ClientParams, Resumption, SanKind, SanMatcher, SanPattern, ServerParams, TlsVersion};
+use lateen_identity::tls::{ClientAuth, ClientParams, Resumption, SanKind, SanMatcher, SanPattern, ServerParams, TlsVersion, Verification};
 use lateen_proto::any;
 use lateen_proto::envoy::config::core::v3::{self as core, transport_socket};
 use lateen_proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
@@ -12,6 +12,7 @@ use lateen_proto::envoy::r#type::matcher::v3 as matcher;
 use proto::common_tls_context::ValidationContextType;
 use proto::downstream_tls_context::SessionTicketKeysType;
 use proto::tls_parameters::TlsProtocol;
+use rustls::sign::CertifiedKey;
 
 use super::common::open;
 use super::context::Context;
@@ -19,7 +20,7 @@ use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::secret::{Certificate, SecretKey, Secrets, Validation};
 use super::source;
 use super::warming::{FetchTimeout, Wait};
-use crate::tls::{ClientTls, ServerTls};
+use crate::tls::{ClientConfigs, ClientTls, ServerTls};
 
 /// A certificate or validation context: given in the message, or to be discovered.
 #[derive(Debug)]
@@ -54,9 +55,8 @@ pub(crate) struct Plan {
     groups: Vec<String>,
     client_auth: ClientAuth,
     resumption: Resumption,
-    /// Clients: check the host name (`auto_sni_san_validation`).
-    check_host: bool,
-    send_sni: bool,
+    /// Clients: some connections check the name that they ask for.
+    check_name: bool,
 }
 
 /// A context whose secrets may change, and whose configuration is then made again.
@@ -128,7 +128,7 @@ impl Plan {
         self.certificates.iter().filter_map(Given::key).chain(validation).chain(&self.discovered_validation)
     }
 
-    fn keys(&self, secrets: &Secrets) -> Option<Vec<Arc<rustls::sign::CertifiedKey>>> {
+    fn keys(&self, secrets: &Secrets) -> Option<Vec<Arc<CertifiedKey>>> {
         let one = |given: &Given<Certificate>| match given {
             Given::Inline(certificate) => Some(certificate.key.clone()),
             Given::Discovered(key) => secrets.certificate(key).map(|c| c.key.clone()),
@@ -163,7 +163,7 @@ impl Plan {
             ClientAuth::None => validation.asks(),
             other => other,
         };
-        params.verification = validation.verification(self.check_host);
+        params.verification = validation.verification(false);
         params.alpn.clone_from(&self.alpn);
         params.min_version = self.min_version;
         params.max_version = self.max_version;
@@ -173,20 +173,26 @@ impl Plan {
         params.build().map(Some).map_err(|e| Invalid::new(e.to_string()))
     }
 
-    fn client(&self, secrets: &Secrets) -> Result<Option<Arc<rustls::ClientConfig>>> {
+    fn client(&self, secrets: &Secrets) -> Result<Option<Arc<ClientConfigs>>> {
         let (Some(keys), Some(validation)) = (self.keys(secrets), self.validation(secrets)) else { return Ok(None) };
-        let mut params = ClientParams::new(validation.verification(self.check_host));
-        if let Some(key) = keys.into_iter().next() {
+        let key = keys.into_iter().next();
+        let checked = self.check_name.then(|| self.client_config(key.clone(), validation.clone().verification(true))).transpose()?;
+        let any_name = self.client_config(key, validation.verification(false))?;
+        Ok(Some(Arc::new(ClientConfigs { any_name, checked })))
+    }
+
+    fn client_config(&self, key: Option<Arc<CertifiedKey>>, verification: Verification) -> Result<Arc<rustls::ClientConfig>> {
+        let mut params = ClientParams::new(verification);
+        if let Some(key) = key {
             params = params.with_key(key);
         }
         params.alpn.clone_from(&self.alpn);
-        params.send_sni = self.send_sni;
         params.min_version = self.min_version;
         params.max_version = self.max_version;
         params.cipher_suites.clone_from(&self.cipher_suites);
         params.groups.clone_from(&self.groups);
         params.resumption = self.resumption;
-        params.build().map(Some).map_err(|e| Invalid::new(e.to_string()))
+        params.build().map_err(|e| Invalid::new(e.to_string()))
     }
 }
 
@@ -260,8 +266,7 @@ pub(crate) fn client(
     if plan.certificates.len() > 1 {
         return Err(Invalid::field("common_tls_context", "has several certificates; towards an upstream there is one at most"));
     }
-    plan.check_host = auto_san || auto_sni_san_validation;
-    plan.send_sni = !sni.is_empty() || auto_sni || auto_host_sni;
+    plan.check_name = auto_san || auto_sni_san_validation;
     if max_session_keys == Some(0) {
         plan.resumption = Resumption::Off;
     }
@@ -271,7 +276,10 @@ pub(crate) fn client(
     let tls = Arc::new(ClientTls {
         config: crate::tls::Slot::empty(),
         sni: (!sni.is_empty()).then(|| sni.into()),
-        auto_sni: auto_sni || auto_host_sni,
+        auto_host_sni,
+        checks_sni: auto_sni_san_validation,
+        auto_sni,
+        auto_san,
         alpn: plan.alpn.clone(),
     });
     let waiting = Waiting::Client(Arc::downgrade(&tls), Arc::new(plan));
@@ -345,8 +353,7 @@ fn common(value: proto::CommonTlsContext, secrets: &mut Secrets) -> Result<Plan>
         groups: ecdh_curves,
         client_auth: ClientAuth::None,
         resumption: Resumption::Auto,
-        check_host: false,
-        send_sni: true,
+        check_name: false,
     })
 }
 

@@ -156,6 +156,10 @@ fn common_http(
     };
     checked().within("common_http_protocol_options")?;
     refuse!(override_auto_sni_header);
+    if auto_san_validation && !auto_sni {
+        let why = "needs auto_sni: the name that a certificate is checked for is the one that is asked for";
+        return Err(Invalid::field("upstream_http_protocol_options.auto_san_validation", why));
+    }
     let jitter =
         max_connection_duration_jitter.map(percent).transpose().within("common_http_protocol_options.max_connection_duration_jitter")?;
     Ok(Http {

@@ -142,7 +142,9 @@ async fn serve(mut stream: TcpStream, name: String, script: Arc<Script>, tls: Tl
             Ok(0) | Err(_) => return,
             Ok(_) if first[0] == TLS_HANDSHAKE => {
                 if let Ok(stream) = tls.accept(stream).await {
-                    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                    let session = stream.get_ref().1;
+                    let http2 = session.alpn_protocol() == Some(b"h2");
+                    let name = session.server_name().map_or(name.clone(), |asked| format!("{name} as {asked}"));
                     speak(stream, http2, &name, &script).await;
                 }
                 return;

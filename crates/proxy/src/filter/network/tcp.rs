@@ -11,10 +11,11 @@ use http::{HeaderMap, StatusCode};
 use lateen_balance::breaker::Permit;
 use lateen_balance::{Context, Criteria, Host};
 use lateen_identity::tls::PeerIdentity;
-use lateen_snapshot::cluster::{Discovery, Transport};
+use lateen_snapshot::cluster::{ClusterConfig, Discovery, Transport};
 use lateen_snapshot::compile::Wish;
 use lateen_snapshot::listener::{TcpCluster, TcpProxy};
 use lateen_snapshot::route::HashSource;
+use lateen_snapshot::tls::ClientTls;
 use lateen_telemetry::envoy_names::{cluster as cluster_names, tcp as names, tcp_on_demand as on_demand};
 use lateen_telemetry::istio::{DestinationId, PrincipalId, Reporter, StreamLabels, TcpSeries};
 use lateen_telemetry::{BlockName, Local, ResponseFlags, details};
@@ -303,6 +304,14 @@ impl Session<'_> {
         chosen
     }
 
+    /// The server name that a filter gave, or that of a host that was found by its name: whose certificate must have it then, where
+    /// requests to it are checked. A cluster's options for requests do not mean connections otherwise, as in Envoy.
+    fn server_name(&self, config: &ClusterConfig, tls: Option<&ClientTls>, host: &Host) -> (Option<Arc<str>>, bool) {
+        let named = matches!(config.discovery, Discovery::DynamicForwardProxy(_)) && tls.is_some_and(|tls| tls.auto_sni);
+        let name = self.passed.server_name.clone().or_else(|| named.then(|| Arc::clone(&host.hostname)));
+        (name, named && tls.is_some_and(|tls| tls.auto_san))
+    }
+
     async fn connect(&mut self, of: &Rc<ClusterState>) -> Option<Connected> {
         let mut attempts = dial::Attempts::new(&self.state.config);
         while attempts.next(self.worker).await {
@@ -323,9 +332,9 @@ impl Session<'_> {
             cluster.stats.inc(cluster_names::UPSTREAM_CX_TOTAL);
             host.counters.cx_total.fetch_add(1, Relaxed);
             let conn = self.conn;
-            let server_name = self.passed.server_name.as_ref().or(conn.server_name.as_ref()).cloned();
             let transport = config.transports.get(host.transport as usize);
-            let plan = ConnectPlan { alpn: None, server_name, caller: caller(self.state, conn, transport) };
+            let (server_name, check_name) = self.server_name(config, transport.and_then(|t| t.tls.as_deref()), &host);
+            let plan = ConnectPlan { alpn: None, server_name, check_name, caller: caller(self.state, conn, transport) };
             let started = Instant::now();
             match self.worker.dialer.connect(config, transport, &host, &plan).await {
                 Ok(upstream) => {

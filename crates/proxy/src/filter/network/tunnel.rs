@@ -222,7 +222,7 @@ async fn attempt(session: &mut Session<'_>, template: &Template, cluster: &Rc<Cl
     let secure = cluster.cluster.config.transports.get(host.transport as usize).is_some_and(|t| t.tls.is_some());
     let request = template.request(&session.outcome.record(conn), secure);
     let request = request.ok_or_else(|| Refused::Failed("the tunnel's hostname is no text".to_owned()))?;
-    let wish = TargetWish { downstream: Version::Http2, alpn: None, authority: &request.authority, upgrade: false, conn: Some(conn) };
+    let wish = TargetWish { downstream: Version::Http2, alpn: None, authority: None, upgrade: false, conn: Some(conn) };
     let target = cluster.target(Arc::clone(host), &wish);
     let mut lease = target.pool.acquire(worker, cluster, host, false, &target.plan).await.map_err(|none| match none {
         NoConnection::Overflow => Refused::Full,

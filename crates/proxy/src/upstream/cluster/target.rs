@@ -24,7 +24,8 @@ pub(crate) struct Target {
 pub(crate) struct TargetWish<'a> {
     pub(crate) downstream: Version,
     pub(crate) alpn: Option<&'a Arc<AlpnOverrides>>,
-    pub(crate) authority: &'a str,
+    /// What the request asks for, where a route sends it.
+    pub(crate) authority: Option<&'a str>,
     pub(crate) upgrade: bool,
     /// The caller's connection.
     pub(crate) conn: Option<&'a Conn>,
@@ -75,11 +76,11 @@ impl ClusterState {
             *self.last.borrow_mut() = Some(Last { host: Arc::as_ptr(&host), wanted, pool: Rc::clone(&pool), _dynamic: dynamic });
             return Target { host, pool, plan: ConnectPlan::default() };
         };
-        let server_name = (tls.sni.is_none() && tls.auto_sni).then(|| Arc::from(wish.authority));
+        let server_name = wish.authority.filter(|_| tls.auto_sni).map(Arc::from);
         let (alpn_id, alpn) = alpn_offer(wish, wanted, &tls.alpn);
         let key = PoolKey { tls: tls_id(transport), alpn: alpn_id, server_name: server_name.clone(), wanted, caller: caller.clone() };
         let pool = self.host_pools(&host).pool(key);
-        Target { host, pool, plan: ConnectPlan { alpn, server_name, caller } }
+        Target { host, pool, plan: ConnectPlan { alpn, server_name, check_name: tls.auto_san, caller } }
     }
 }
 
