@@ -45,9 +45,14 @@ pub(crate) const ANY_80: &str = "{socket_address: {address: 0.0.0.0, port_value:
 
 /// An HTTP connection manager with these fields besides its router.
 pub(crate) fn manager(fields: &str) -> String {
+    filtered(fields, "")
+}
+
+/// [`manager`] with these filters before its router, each followed by a comma.
+pub(crate) fn filtered(fields: &str, filters: &str) -> String {
     format!(
         "{{name: hcm, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, \
-         stat_prefix: x, {fields}, http_filters: [{{name: router, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]}}}}"
+         stat_prefix: x, {fields}, http_filters: [{filters}{{name: router, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]}}}}"
     )
 }
 

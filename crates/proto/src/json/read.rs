@@ -149,9 +149,13 @@ impl Reader<'_> {
         }
     }
 
-    /// `{"@type": URL, field: ...}`, or `{"@type": URL, "value": ...}` for types with JSON of their own.
+    /// `{"@type": URL, field: ...}`, or `{"@type": URL, "value": ...}` for types with JSON of their own, or `{}` for none.
     fn any(&self, json: Json<'_>, depth: usize, out: &mut Vec<u8>) -> Result<()> {
         let fields = json.as_map().ok_or_else(|| must("a mapping with `@type`", json))?;
+        if fields.count() == 0 {
+            // An envelope with nothing in it.
+            return Ok(());
+        }
         let url = fields.get("@type").and_then(Json::as_text).ok_or_else(|| Misfit::new("has no `@type`"))?;
         let name = url.rsplit('/').next().unwrap_or(url);
         let id = self.schema.message_named(name).ok_or_else(|| Misfit::new(format!("`{name}` is not a known type")))?;

@@ -183,6 +183,14 @@ fn a_listener_survives_json_with_its_filter_inside_an_any() {
 }
 
 #[test]
+fn an_envelope_may_be_empty() {
+    let json = json!({"name": "l", "filter_chains": [{"filters": [{"name": "x", "typed_config": {}}]}]});
+    let codec = Codec::new();
+    let listener: Listener = codec.read(&(&json).into()).unwrap();
+    assert_eq!(codec.write(&listener).unwrap(), json);
+}
+
+#[test]
 fn absent_and_null_are_the_same_but_for_values() {
     let codec = Codec::new();
     let bootstrap: Bootstrap = codec.read(&(&json!({"admin": null, "node": {"id": "a", "metadata": {"x": null}}})).into()).unwrap();

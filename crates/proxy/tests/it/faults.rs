@@ -173,3 +173,19 @@ fn filters_of_one_name_all_act_and_a_route_speaks_of_all_of_them() {
         assert_eq!(["guest", "user", "admin"].map(|role| status(path, role)), [200; 3], "{path}");
     }
 }
+
+#[test]
+fn a_route_switches_a_filter_on_that_is_off_everywhere_else() {
+    let upstream = Upstream::ok("x");
+    let mut config = Config::to(&[upstream.port()]).routes(
+        r#"- match: {prefix: /on}
+  route: {cluster: c}
+  typed_per_filter_config:
+    envoy.filters.http.rbac: {"@type": type.googleapis.com/envoy.config.route.v3.FilterConfig, config: {}}
+- match: {prefix: /}
+  route: {cluster: c}"#,
+    );
+    config.filters = rbac("ALLOW", "admin") + "  disabled: true";
+    let proxy = config.start();
+    assert_eq!(["/", "/on"].map(|path| proxy.get(path).status), [200, 403]);
+}

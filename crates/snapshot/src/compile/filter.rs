@@ -64,87 +64,90 @@ pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str, context: &mut Con
 fn filter(value: hcm::HttpFilter, context: &mut Context<'_>) -> Result<Option<HttpFilter>> {
     let hcm::HttpFilter { name, is_optional, disabled: _taken, config_type } = value;
     let config = match config_type {
-        Some(http_filter::ConfigType::TypedConfig(config)) => config,
+        Some(http_filter::ConfigType::TypedConfig(config)) if !config.type_url.is_empty() => config,
         Some(http_filter::ConfigType::ConfigDiscovery(source)) => {
             let place = extension::place(&name, source, Place::Http, context, discovered).within("config_discovery")?;
             return Ok(Some(HttpFilter::Discovered(Arc::new(place))));
         }
-        None => return Err(Invalid::field("typed_config", format!("is missing for {name}"))),
+        _ => return Err(Invalid::field("typed_config", format!("is missing for {name}"))),
     };
-    match typed(&name, &config, context) {
-        Err(e) if is_optional && e.path.is_empty() => Ok(None),
-        other => other.map(Some),
+    match typed(&config, context)? {
+        None if !is_optional => Err(unsupported(&name, &config)),
+        filter => Ok(filter),
     }
 }
 
 /// What is discovered: anything but the router.
 pub(crate) fn discovered(name: &str, config: &Any, context: &mut Context<'_>) -> Result<HttpFilter> {
-    match typed(name, config, context)? {
+    match typed(config, context)?.ok_or_else(|| unsupported(name, config))? {
         HttpFilter::Router(_) => Err(Invalid::new("the router is not discovered; give it in the listener")),
         filter => Ok(filter),
     }
 }
 
-fn typed(name: &str, config: &Any, context: &mut Context<'_>) -> Result<HttpFilter> {
-    if any::is::<proto::router::v3::Router>(config) {
-        router(open(config)?)
+/// `None` for a filter that there is not.
+fn typed(config: &Any, context: &mut Context<'_>) -> Result<Option<HttpFilter>> {
+    Ok(Some(if any::is::<proto::router::v3::Router>(config) {
+        router(open(config)?)?
     } else if any::is::<proto::fault::v3::HttpFault>(config) {
-        Ok(HttpFilter::Fault(Arc::new(fault::filter(open(config)?)?)))
+        HttpFilter::Fault(Arc::new(fault::filter(open(config)?)?))
     } else if any::is::<proto::cors::v3::Cors>(config) {
         let proto::cors::v3::Cors {} = open(config)?;
-        Ok(HttpFilter::Cors)
+        HttpFilter::Cors
     } else if any::is::<proto::grpc_stats::v3::FilterConfig>(config) {
-        grpc_stats::filter(open(config)?)
+        grpc_stats::filter(open(config)?)?
     } else if any::is::<proto::rbac::v3::Rbac>(config) {
-        Ok(HttpFilter::Rbac(Arc::new(http_rbac(open(config)?)?)))
+        HttpFilter::Rbac(Arc::new(http_rbac(open(config)?)?))
     } else if any::is::<proto::local_ratelimit::v3::LocalRateLimit>(config) {
-        Ok(HttpFilter::LocalRateLimit(Arc::new(local_ratelimit::filter(open(config)?, false)?)))
+        HttpFilter::LocalRateLimit(Arc::new(local_ratelimit::filter(open(config)?, false)?))
     } else if any::is::<proto::header_to_metadata::v3::Config>(config) {
-        Ok(HttpFilter::HeaderToMetadata(Arc::new(metadata::filter(open(config)?)?)))
+        HttpFilter::HeaderToMetadata(Arc::new(metadata::filter(open(config)?)?))
     } else if any::is::<proto::jwt_authn::v3::JwtAuthentication>(config) {
-        Ok(HttpFilter::JwtAuthn(Arc::new(jwt_authn::filter(open(config)?, context)?)))
+        HttpFilter::JwtAuthn(Arc::new(jwt_authn::filter(open(config)?, context)?))
     } else if any::is::<proto::ext_authz::v3::ExtAuthz>(config) {
-        Ok(HttpFilter::ExtAuthz(Arc::new(ext_authz::filter(open(config)?, context)?)))
+        HttpFilter::ExtAuthz(Arc::new(ext_authz::filter(open(config)?, context)?))
     } else if any::is::<proto::ratelimit::v3::RateLimit>(config) {
-        Ok(HttpFilter::RateLimit(Arc::new(global_ratelimit::filter(open(config)?, context)?)))
+        HttpFilter::RateLimit(Arc::new(global_ratelimit::filter(open(config)?, context)?))
     } else if any::is::<proto::ext_proc::v3::ExternalProcessor>(config) {
-        Ok(HttpFilter::ExtProc(Arc::new(ext_proc::filter(open(config)?, context)?)))
+        HttpFilter::ExtProc(Arc::new(ext_proc::filter(open(config)?, context)?))
     } else if any::is::<proto::bandwidth_limit::v3::BandwidthLimit>(config) {
-        Ok(HttpFilter::BandwidthLimit(Arc::new(bandwidth::filter(open(config)?, false)?)))
+        HttpFilter::BandwidthLimit(Arc::new(bandwidth::filter(open(config)?, false)?))
     } else if any::is::<proto::admission_control::v3::AdmissionControl>(config) {
-        Ok(HttpFilter::AdmissionControl(Arc::new(admission::filter(open(config)?)?)))
+        HttpFilter::AdmissionControl(Arc::new(admission::filter(open(config)?)?))
     } else if any::is::<proto::stateful_session::v3::StatefulSession>(config) {
-        Ok(HttpFilter::StatefulSession(Arc::new(stateful_session::filter(open(config)?)?)))
+        HttpFilter::StatefulSession(Arc::new(stateful_session::filter(open(config)?)?))
     } else if any::is::<proto::on_demand::v3::OnDemand>(config) {
-        Ok(HttpFilter::OnDemand(Arc::new(on_demand::filter(open(config)?)?)))
+        HttpFilter::OnDemand(Arc::new(on_demand::filter(open(config)?)?))
     } else if any::is::<proto::buffer::v3::Buffer>(config) {
-        Ok(HttpFilter::Buffer(Arc::new(buffer::filter(open(config)?)?)))
+        HttpFilter::Buffer(Arc::new(buffer::filter(open(config)?)?))
     } else if any::is::<proto::header_mutation::v3::HeaderMutation>(config) {
-        Ok(HttpFilter::HeaderMutation(Arc::new(header_mutation::filter(open(config)?)?)))
+        HttpFilter::HeaderMutation(Arc::new(header_mutation::filter(open(config)?)?))
     } else if any::is::<proto::csrf::v3::CsrfPolicy>(config) {
-        Ok(HttpFilter::Csrf(Arc::new(small_filters::csrf_policy(open(config)?)?)))
+        HttpFilter::Csrf(Arc::new(small_filters::csrf_policy(open(config)?)?))
     } else if any::is::<proto::set_metadata::v3::Config>(config) {
-        Ok(HttpFilter::SetMetadata(Arc::new(small_filters::fixed_metadata(open(config)?)?)))
+        HttpFilter::SetMetadata(Arc::new(small_filters::fixed_metadata(open(config)?)?))
     } else if any::is::<proto::health_check::v3::HealthCheck>(config) {
-        Ok(HttpFilter::HealthCheck(Arc::new(small_filters::health_check_filter(open(config)?)?)))
+        HttpFilter::HealthCheck(Arc::new(small_filters::health_check_filter(open(config)?)?))
     } else if any::is::<proto::grpc_http1_reverse_bridge::v3::FilterConfig>(config) {
-        Ok(HttpFilter::GrpcReverseBridge(Arc::new(small_filters::reverse_bridge(open(config)?)?)))
+        HttpFilter::GrpcReverseBridge(Arc::new(small_filters::reverse_bridge(open(config)?)?))
     } else if any::is::<proto::grpc_web::v3::GrpcWeb>(config) {
         let proto::grpc_web::v3::GrpcWeb {} = open(config)?;
-        Ok(HttpFilter::GrpcWeb)
+        HttpFilter::GrpcWeb
     } else if any::is::<proto::compressor::v3::Compressor>(config) {
-        Ok(HttpFilter::Compressor(Arc::new(compressor::filter(open(config)?)?)))
+        HttpFilter::Compressor(Arc::new(compressor::filter(open(config)?)?))
     } else if any::is::<proto::decompressor::v3::Decompressor>(config) {
-        Ok(HttpFilter::Decompressor(Arc::new(compressor::decompressor(open(config)?)?)))
+        HttpFilter::Decompressor(Arc::new(compressor::decompressor(open(config)?)?))
     } else if any::is::<proto::dynamic_forward_proxy::v3::FilterConfig>(config) {
-        Ok(HttpFilter::DynamicForwardProxy(dns_cache::http_filter(open(config)?, context)?))
+        HttpFilter::DynamicForwardProxy(dns_cache::http_filter(open(config)?, context)?)
     } else if any::is::<istio_alpn::FilterConfig>(config) {
-        alpn(open(config)?)
-    } else if let Some(filter) = istio::http_filter(config, context.outbound)? {
-        Ok(filter)
+        alpn(open(config)?)?
     } else {
-        Err(Invalid::new(format!("{name} ({}) is not supported; supported are {SUPPORTED}", istio::type_name(config))))
-    }
+        return istio::http_filter(config, context.outbound);
+    }))
+}
+
+fn unsupported(name: &str, config: &Any) -> Invalid {
+    Invalid::new(format!("{name} ({}) is not supported; supported are {SUPPORTED}", istio::type_name(config)))
 }
 
 fn router(value: proto::router::v3::Router) -> Result<HttpFilter> {
@@ -215,70 +218,83 @@ pub(crate) fn per_route(values: HashMap<String, Any>) -> Result<FilterOverrides>
 }
 
 fn per_filter(overrides: &mut FilterOverrides, name: &str, config: Any) -> Result<()> {
-    if any::is::<route::FilterConfig>(&config) {
-        let route::FilterConfig { config, is_optional, disabled } = open(&config)?;
-        overrides.disabled.push((name.into(), disabled));
-        if disabled {
-            return Ok(());
-        }
-        return match config {
-            Some(config) => match per_filter(overrides, name, config) {
-                Err(e) if is_optional && e.path.is_empty() => Ok(()),
-                other => other.within("config"),
-            },
-            None => Ok(()),
-        };
+    if !any::is::<route::FilterConfig>(&config) {
+        let made = per_route_of(&config)?.ok_or_else(|| unsupported_per_route(name, &config))?;
+        overrides.configs.push((name.into(), made));
+        return Ok(());
     }
+    let route::FilterConfig { config, is_optional, disabled } = open(&config)?;
+    overrides.disabled.push((name.into(), disabled));
+    if disabled {
+        return Ok(());
+    }
+    let config = config.ok_or_else(|| Invalid::field("config", "is missing; an empty one switches the filter on"))?;
+    if config.type_url.is_empty() {
+        return Ok(());
+    }
+    match per_route_of(&config).within("config")? {
+        Some(made) => overrides.configs.push((name.into(), made)),
+        None if is_optional => {}
+        None => return Err(unsupported_per_route(name, &config)).within("config"),
+    }
+    Ok(())
+}
+
+/// `None` for what no filter takes of a route.
+fn per_route_of(config: &Any) -> Result<Option<PerRoute>> {
     let mut result = PerRoute::default();
-    if any::is::<proto::fault::v3::HttpFault>(&config) {
-        result.fault = Some(Arc::new(fault::filter(open(&config)?)?));
-    } else if any::is::<proto::cors::v3::CorsPolicy>(&config) {
-        result.cors = Some(Arc::new(cors(open(&config)?)?));
-    } else if any::is::<proto::rbac::v3::RbacPerRoute>(&config) {
-        let proto::rbac::v3::RbacPerRoute { rbac } = open(&config)?;
+    if any::is::<proto::fault::v3::HttpFault>(config) {
+        result.fault = Some(Arc::new(fault::filter(open(config)?)?));
+    } else if any::is::<proto::cors::v3::CorsPolicy>(config) {
+        result.cors = Some(Arc::new(cors(open(config)?)?));
+    } else if any::is::<proto::rbac::v3::RbacPerRoute>(config) {
+        let proto::rbac::v3::RbacPerRoute { rbac } = open(config)?;
         result.rbac = Some(Arc::new(match rbac {
             None => RbacPerRoute::Disabled,
             Some(rbac) => RbacPerRoute::Override(Arc::new(http_rbac(rbac).within("rbac")?)),
         }));
-    } else if any::is::<proto::local_ratelimit::v3::LocalRateLimit>(&config) {
-        result.local_rate_limit = Some(Arc::new(local_ratelimit::filter(open(&config)?, true)?));
-    } else if any::is::<proto::header_to_metadata::v3::Config>(&config) {
-        result.header_to_metadata = Some(Arc::new(metadata::filter(open(&config)?)?));
-    } else if any::is::<proto::jwt_authn::v3::PerRouteConfig>(&config) {
-        result.jwt_authn = Some(Arc::new(jwt_authn::per_route(open(&config)?)?));
-    } else if any::is::<proto::stateful_session::v3::StatefulSessionPerRoute>(&config) {
-        result.stateful_session = Some(Arc::new(stateful_session::per_route(open(&config)?)?));
-    } else if any::is::<proto::on_demand::v3::PerRouteConfig>(&config) {
-        result.on_demand = Some(Arc::new(on_demand::per_route(open(&config)?)?));
-    } else if any::is::<proto::buffer::v3::BufferPerRoute>(&config) {
-        result.buffer = Some(Arc::new(buffer::per_route(open(&config)?)?));
-    } else if any::is::<proto::header_mutation::v3::HeaderMutationPerRoute>(&config) {
-        result.header_mutation = Some(Arc::new(header_mutation::per_route(open(&config)?)?));
-    } else if any::is::<proto::grpc_http1_reverse_bridge::v3::FilterConfigPerRoute>(&config) {
-        let proto::grpc_http1_reverse_bridge::v3::FilterConfigPerRoute { disabled } = open(&config)?;
+    } else if any::is::<proto::local_ratelimit::v3::LocalRateLimit>(config) {
+        result.local_rate_limit = Some(Arc::new(local_ratelimit::filter(open(config)?, true)?));
+    } else if any::is::<proto::header_to_metadata::v3::Config>(config) {
+        result.header_to_metadata = Some(Arc::new(metadata::filter(open(config)?)?));
+    } else if any::is::<proto::jwt_authn::v3::PerRouteConfig>(config) {
+        result.jwt_authn = Some(Arc::new(jwt_authn::per_route(open(config)?)?));
+    } else if any::is::<proto::stateful_session::v3::StatefulSessionPerRoute>(config) {
+        result.stateful_session = Some(Arc::new(stateful_session::per_route(open(config)?)?));
+    } else if any::is::<proto::on_demand::v3::PerRouteConfig>(config) {
+        result.on_demand = Some(Arc::new(on_demand::per_route(open(config)?)?));
+    } else if any::is::<proto::buffer::v3::BufferPerRoute>(config) {
+        result.buffer = Some(Arc::new(buffer::per_route(open(config)?)?));
+    } else if any::is::<proto::header_mutation::v3::HeaderMutationPerRoute>(config) {
+        result.header_mutation = Some(Arc::new(header_mutation::per_route(open(config)?)?));
+    } else if any::is::<proto::grpc_http1_reverse_bridge::v3::FilterConfigPerRoute>(config) {
+        let proto::grpc_http1_reverse_bridge::v3::FilterConfigPerRoute { disabled } = open(config)?;
         result.grpc_reverse_bridge_disabled = Some(Arc::new(disabled));
-    } else if any::is::<proto::csrf::v3::CsrfPolicy>(&config) {
-        result.csrf = Some(Arc::new(small_filters::csrf_policy(open(&config)?)?));
-    } else if any::is::<proto::compressor::v3::CompressorPerRoute>(&config) {
-        result.compressor = Some(Arc::new(compressor::per_route(open(&config)?)?));
-    } else if any::is::<proto::ext_authz::v3::ExtAuthzPerRoute>(&config) {
-        result.ext_authz = Some(Arc::new(ext_authz::per_route(open(&config)?)?));
-    } else if any::is::<proto::ratelimit::v3::RateLimitPerRoute>(&config) {
-        result.rate_limit = Some(Arc::new(global_ratelimit::per_route(open(&config)?)?));
-    } else if any::is::<proto::ext_proc::v3::ExtProcPerRoute>(&config) {
-        result.ext_proc = Some(Arc::new(ext_proc::per_route(open(&config)?)?));
-    } else if any::is::<proto::bandwidth_limit::v3::BandwidthLimit>(&config) {
-        result.bandwidth_limit = Some(Arc::new(bandwidth::filter(open(&config)?, true)?));
-    } else if any::is::<proto::dynamic_forward_proxy::v3::PerRouteConfig>(&config) {
-        result.dynamic_forward_proxy = dns_cache::per_route(open(&config)?)?.map(Arc::new);
+    } else if any::is::<proto::csrf::v3::CsrfPolicy>(config) {
+        result.csrf = Some(Arc::new(small_filters::csrf_policy(open(config)?)?));
+    } else if any::is::<proto::compressor::v3::CompressorPerRoute>(config) {
+        result.compressor = Some(Arc::new(compressor::per_route(open(config)?)?));
+    } else if any::is::<proto::ext_authz::v3::ExtAuthzPerRoute>(config) {
+        result.ext_authz = Some(Arc::new(ext_authz::per_route(open(config)?)?));
+    } else if any::is::<proto::ratelimit::v3::RateLimitPerRoute>(config) {
+        result.rate_limit = Some(Arc::new(global_ratelimit::per_route(open(config)?)?));
+    } else if any::is::<proto::ext_proc::v3::ExtProcPerRoute>(config) {
+        result.ext_proc = Some(Arc::new(ext_proc::per_route(open(config)?)?));
+    } else if any::is::<proto::bandwidth_limit::v3::BandwidthLimit>(config) {
+        result.bandwidth_limit = Some(Arc::new(bandwidth::filter(open(config)?, true)?));
+    } else if any::is::<proto::dynamic_forward_proxy::v3::PerRouteConfig>(config) {
+        result.dynamic_forward_proxy = dns_cache::per_route(open(config)?)?.map(Arc::new);
     } else {
-        return Err(Invalid::new(format!(
-            "{name} ({}) is not supported per route; fault, cors, rbac, local_ratelimit, header_to_metadata, jwt_authn, ext_authz, ratelimit, ext_proc, bandwidth_limit, stateful_session, on_demand, dynamic_forward_proxy, buffer, compressor, header_mutation, csrf and grpc_http1_reverse_bridge are",
-            istio::type_name(&config)
-        )));
+        return Ok(None);
     }
-    overrides.configs.push((name.into(), result));
-    Ok(())
+    Ok(Some(result))
+}
+
+fn unsupported_per_route(name: &str, config: &Any) -> Invalid {
+    Invalid::new(format!(
+        "{name} ({}) is not supported per route; fault, cors, rbac, local_ratelimit, header_to_metadata, jwt_authn, ext_authz, ratelimit, ext_proc, bandwidth_limit, stateful_session, on_demand, dynamic_forward_proxy, buffer, compressor, header_mutation, csrf and grpc_http1_reverse_bridge are",
+        istio::type_name(config)
+    ))
 }
 
 fn cors(value: proto::cors::v3::CorsPolicy) -> Result<Cors> {

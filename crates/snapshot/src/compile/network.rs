@@ -59,9 +59,9 @@ enum Kind {
 fn filter(value: listener::Filter, is_last: bool, context: &mut Context<'_>) -> Result<Kind> {
     let listener::Filter { name, config_type } = value;
     let config = match config_type {
-        Some(filter::ConfigType::TypedConfig(config)) => config,
+        Some(filter::ConfigType::TypedConfig(config)) if !config.type_url.is_empty() => config,
         Some(filter::ConfigType::ConfigDiscovery(source)) => return place(&name, source, is_last, context).within("config_discovery"),
-        None => return Err(Invalid::field("typed_config", format!("is missing for {name}"))),
+        _ => return Err(Invalid::field("typed_config", format!("is missing for {name}"))),
     };
     typed(&name, &config, context)
 }

@@ -15,6 +15,7 @@ mod any_bytes;
 mod balancing;
 mod certificates;
 mod extensions;
+mod filters;
 mod kept_chains;
 mod members;
 mod refusals;
