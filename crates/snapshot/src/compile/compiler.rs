@@ -9,7 +9,7 @@ use lateen_balance::{LocalCluster, Locality};
 use lateen_proto::{Any, any, envoy};
 use prost::Name;
 
-use self::entry::{Entry, name_inside};
+use self::entry::{Entry, name_by_place, name_inside};
 use self::resolved::Resolved;
 use super::cluster::Compiled;
 use super::context::Uses;
@@ -170,7 +170,8 @@ impl Compiler {
     pub fn add_static(&mut self, resources: Vec<Any>, now: Instant) -> Result<(), Rejected> {
         let mut by_type: IndexMap<String, Vec<Update>> = IndexMap::new();
         for body in resources {
-            let name = name_inside(&body);
+            let before = by_type.get(&body.type_url).map_or(0, Vec::len);
+            let name = Some(name_inside(&body)).filter(|name| !name.is_empty()).unwrap_or_else(|| name_by_place(&body, before));
             by_type.entry(body.type_url.clone()).or_default().push(Update { name, version: String::new(), body });
         }
         for (type_url, updates) in by_type {

@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use lateen_proto::{Any, any};
 use prost::{Message, Name};
 
-use super::Update;
+use super::{ListenerProto, Update};
 use crate::compile::invalid::{Invalid, Result};
 use crate::compile::record::{Failure, Listed, Origin, Record};
 use crate::compile::warming::Versions;
@@ -95,6 +95,11 @@ pub(super) fn name_inside(body: &Any) -> String {
         name: String,
     }
     Named::decode(body.value.as_slice()).map(|n| n.name).unwrap_or_default()
+}
+
+/// What a listener of the bootstrap that has no name is called: by its place in it. Anything else needs a name.
+pub(super) fn name_by_place(body: &Any, place: usize) -> String {
+    if any::is::<ListenerProto>(body) { format!("static_resources.listeners[{place}]") } else { String::new() }
 }
 
 pub(super) fn remove_dynamic<T>(entries: &mut IndexMap<Arc<str>, Entry<T>>, name: &str) -> bool {

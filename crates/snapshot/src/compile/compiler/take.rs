@@ -91,7 +91,10 @@ impl Compiler {
             tls: v.value.uses.tls.clone(),
         });
         let taken = entry.take_sent(update, origin, now, |body, name| {
-            let proto: ListenerProto = decode(body)?;
+            let mut proto: ListenerProto = decode(body)?;
+            if proto.name.is_empty() && origin == Origin::Static {
+                proto.name = name.to_owned();
+            }
             same_name(&proto.name, name)?;
             let mut context = Context::new(names, secrets, dns_caches, false);
             let mut listener = listener::listener(proto, &mut context)?;

@@ -129,3 +129,15 @@ fn static_resources_are_neither_removed_nor_replaced() {
     assert!(rejected[0].reason.contains("part of the bootstrap"), "{rejected:?}");
     assert!(compiler.snapshot().cluster_named("xds-grpc").is_some());
 }
+
+#[test]
+fn static_listeners_may_do_without_a_name() {
+    let listener =
+        |address: &str| update::<ListenerProto>(&format!("{{address: {address}, filter_chains: [{{filters: [{}]}}]}}", tcp("c"))).body;
+    let other = "{socket_address: {address: 0.0.0.0, port_value: 81}}";
+    let mut compiler = Compiler::new();
+    compiler.add_static(vec![listener(ANY_80), listener(other)], Instant::now()).unwrap();
+    let snapshot = compiler.snapshot();
+    let names: Vec<_> = snapshot.listeners.iter().map(|l| &*l.name).collect();
+    assert_eq!(names, ["static_resources.listeners[0]", "static_resources.listeners[1]"]);
+}

@@ -89,6 +89,7 @@ fn refusals_name_the_field_by_its_path() {
             "filter_chain_matcher.matcher_tree.input: h (envoy.type.matcher.v3.HttpRequestHeaderMatchInput) is not supported",
         ),
         ("{name: l, filter_chains: [{}]}".to_owned(), "address: is missing"),
+        (format!("{{address: {ANY_80}, filter_chains: [{{}}]}}"), "name: is empty"),
         (format!("{{name: l, address: {ANY_80}}}"), "filter_chains: is empty"),
         (
             on(&format!("{{filters: [{}]}}", manager("route_config: {name: r, virtual_hosts: [{name: v, domains: [a, A]}]}"))),
