@@ -196,6 +196,7 @@ pub struct Forward {
     pub append_x_forwarded_host: bool,
     /// Whole response; Envoy's default is 15 s, Istio sends 0 (`None`).
     pub timeout: Option<Duration>,
+    /// Time between bytes; zero for ever, `None` as the connection manager says.
     pub idle_timeout: Option<Duration>,
     /// How long the end of a response waits for its caller; zero for ever, `None` as the connection manager says.
     pub flush_timeout: Option<Duration>,

@@ -136,6 +136,19 @@ fn rbac_denies_with_403_by_path_as_normalised() {
     assert_eq!(proxy.get("/open").status, 200);
 }
 
+#[test]
+fn a_route_may_let_its_exchanges_be_idle_for_ever() {
+    let upstream = Upstream::start(|_, _, stream| {
+        std::thread::sleep(Duration::from_millis(400));
+        write_ok(stream, "x")
+    });
+    let route = "- {match: {prefix: /}, route: {cluster: c, timeout: 0s, idle_timeout: 0s}}";
+    let mut config = Config::to(&[upstream.port()]).routes(route);
+    config.filters = format!("{FAULT}    delay: {{fixed_delay: 0.4s, percentage: {{numerator: 100}}}}");
+    config.hcm = "stream_idle_timeout: 0.2s".to_owned();
+    assert_eq!(config.start().get("/").status, 200);
+}
+
 /// RBAC under its usual name, with one policy about the header `x-role`.
 fn rbac(action: &str, role: &str) -> String {
     format!(

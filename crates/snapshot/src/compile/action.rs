@@ -87,7 +87,7 @@ pub(crate) fn forward(
         host_rewrite: host_rewrite(host_rewrite_specifier)?,
         append_x_forwarded_host,
         timeout: limit(timeout.as_ref(), Some(ROUTE_TIMEOUT), "timeout")?.filter(|_| !newer),
-        idle_timeout: limit(idle_timeout.as_ref(), None, "idle_timeout")?,
+        idle_timeout: idle_timeout.as_ref().map(duration).transpose().within("idle_timeout")?,
         flush_timeout: flush_timeout.as_ref().map(duration).transpose().within("flush_timeout")?,
         max_stream_duration: max_stream_duration.map(|d| duration(&d)).transpose().within("max_stream_duration.max_stream_duration")?,
         max_grpc_timeout: max_grpc_timeout.map(|d| duration(&d)).transpose().within("max_grpc_timeout")?.filter(|_| !newer),
