@@ -33,20 +33,19 @@ impl RouteMatch {
 }
 
 impl PathRewrite {
-    /// The path and query to send on. The query is kept.
-    pub fn apply(&self, matched: &RouteMatch, path_and_query: &str) -> String {
+    /// The path and query to send on. The query is kept; `None` where nothing is left of the path, which stays then.
+    pub fn apply(&self, matched: &RouteMatch, path_and_query: &str) -> Option<String> {
         let (path, query) = split(path_and_query);
-        let mut result = match self {
+        let rewritten = match self {
             Self::Prefix(prefix) => matched.replaced(path, prefix),
             Self::Regex { pattern, substitution } => pattern.replace_all(path, &**substitution).into_owned(),
             Self::Full(path) => path.to_string(),
             Self::Template(rewrite) => match &matched.path {
-                PathMatch::Template(template) => rewrite.apply(template, path).unwrap_or_else(|| path.to_owned()),
-                _ => path.to_owned(),
+                PathMatch::Template(template) => rewrite.apply(template, path)?,
+                _ => return None,
             },
         };
-        result.push_str(query);
-        result
+        (!rewritten.is_empty()).then(|| rewritten + query)
     }
 }
 
@@ -75,7 +74,11 @@ impl Redirect {
             RedirectPath::Full(full) if full.contains('?') => Cow::Borrowed(full),
             RedirectPath::Full(full) => [&**full, query].concat().into(),
             RedirectPath::Prefix(prefix) => (matched.replaced(path, prefix) + query).into(),
-            RedirectPath::Regex { pattern, substitution } => (pattern.replace_all(path, &**substitution).into_owned() + query).into(),
+            RedirectPath::Regex { pattern, substitution } => {
+                let replaced = pattern.replace_all(path, &**substitution);
+                // The path stays where nothing is left of it.
+                [if replaced.is_empty() { path } else { &replaced }, query].concat().into()
+            }
         }
     }
 }

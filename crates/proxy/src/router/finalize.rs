@@ -43,18 +43,17 @@ pub(super) fn request(exchange: &mut Exchange<'_>, matched: &Matched, forward: &
         }
         (None, Some(HostRewrite::Auto) | None) => None,
     };
-    if let Some(host) = host {
+    // What comes to nothing is no rewrite.
+    if let Some(host) = host.filter(|host| !host.is_empty()) {
         rewrite_host(exchange, forward, host);
     }
     let request = &mut exchange.request;
-    if let Some(rewrite) = &forward.path_rewrite {
-        let path = rewrite.apply(&matched.route.matches, &request.path);
-        if path != *request.path {
-            if !suppress && let Ok(original) = HeaderValue::from_maybe_shared(request.path.clone().into_bytes()) {
-                request.headers.insert(names::ORIGINAL_PATH, original);
-            }
-            request.path = Text::from(path);
+    let rewritten = forward.path_rewrite.as_ref().and_then(|rewrite| rewrite.apply(&matched.route.matches, &request.path));
+    if let Some(path) = rewritten {
+        if !suppress && let Ok(original) = HeaderValue::from_maybe_shared(request.path.clone().into_bytes()) {
+            request.headers.insert(names::ORIGINAL_PATH, original);
         }
+        request.path = Text::from(path);
     }
 }
 

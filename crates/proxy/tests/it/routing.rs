@@ -190,3 +190,31 @@ fn a_stale_pooled_connection_costs_no_request() {
         assert_eq!(proxy.get("/").status, 200);
     }
 }
+
+#[test]
+fn a_rewrite_that_comes_to_nothing_is_none() {
+    let upstream = Upstream::ok("x");
+    let proxy = Config::to(&[upstream.port()])
+        .routes(
+            r#"- {match: {prefix: /path}, route: {cluster: c, regex_rewrite: {pattern: {regex: ".*"}, substitution: ""}}}
+- {match: {prefix: /header}, route: {cluster: c, host_rewrite_header: x-host}}
+- {match: {prefix: /regex}, route: {cluster: c, host_rewrite_path_regex: {pattern: {regex: ".*"}, substitution: ""}}}
+- {match: {prefix: /literal}, route: {cluster: c, host_rewrite_literal: ""}}
+- match: {prefix: /weighted}
+  route: {host_rewrite_literal: other, weighted_clusters: {clusters: [{name: c, weight: 1, host_rewrite_literal: ""}]}}"#,
+        )
+        .start();
+    for (path, host) in [("/path?q", "a"), ("/header", "a"), ("/regex", "a"), ("/literal", "a"), ("/weighted", "other")] {
+        assert_eq!(proxy.call(&format!("GET {path} HTTP/1.1\r\nhost: a\r\nx-host: \r\n\r\n")).status, 200);
+        let seen = upstream.seen().pop().unwrap();
+        assert!(seen.starts_with(&format!("GET {path} HTTP/1.1\r\n")) && seen.contains(&format!("host: {host}\r\n")), "{seen}");
+        assert!(!seen.contains("x-envoy-original-path"), "{seen}");
+    }
+}
+
+#[test]
+fn a_rewritten_path_tells_the_old_one_even_if_it_is_the_same() {
+    let upstream = Upstream::ok("x");
+    Config::to(&[upstream.port()]).routes("- {match: {prefix: /}, route: {cluster: c, prefix_rewrite: /}}").start().get("/a?q");
+    assert!(upstream.seen()[0].contains("x-envoy-original-path: /a?q\r\n"), "{:?}", upstream.seen());
+}

@@ -186,7 +186,9 @@ fn weighted_entry(
     } = value;
     let cluster = named(name, cluster_header, "name", context)?;
     let host_rewrite = host_rewrite_specifier
-        .map(|weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(host)| clean(host, "host_rewrite_literal"));
+        .map(|weighted_cluster::cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(host)| host)
+        .filter(|host| !host.is_empty())
+        .map(|host| clean(host, "host_rewrite_literal"));
     Ok(WeightedCluster {
         cluster,
         bound,
@@ -256,6 +258,7 @@ fn template_rewrite(value: core::TypedExtensionConfig, matches: &RouteMatch) -> 
 fn host_rewrite(value: Option<HostRewriteSpecifier>) -> Result<Option<HostRewrite>> {
     Ok(match value {
         None | Some(HostRewriteSpecifier::AutoHostRewrite(false)) => None,
+        Some(HostRewriteSpecifier::HostRewriteLiteral(host)) if host.is_empty() => None,
         Some(HostRewriteSpecifier::AutoHostRewrite(true)) => Some(HostRewrite::Auto),
         Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
             let value = HeaderValue::try_from(host).map_err(|_| Invalid::field("host_rewrite_literal", "is not a header value"))?;

@@ -435,11 +435,12 @@ fn redirect(value: proto::RedirectAction) -> Result<Redirect> {
     let (https, scheme) = match scheme_rewrite_specifier {
         None => (false, None),
         Some(SchemeRewriteSpecifier::HttpsRedirect(https)) => (https, None),
+        Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) if scheme.is_empty() => (false, None),
         Some(SchemeRewriteSpecifier::SchemeRedirect(scheme)) => (false, Some(scheme.to_ascii_lowercase().into_boxed_str())),
     };
     let path = match path_rewrite_specifier {
         None => RedirectPath::Same,
-        Some(PathRewriteSpecifier::PathRedirect(path)) if path.is_empty() => RedirectPath::Same,
+        Some(PathRewriteSpecifier::PathRedirect(path) | PathRewriteSpecifier::PrefixRewrite(path)) if path.is_empty() => RedirectPath::Same,
         Some(PathRewriteSpecifier::PathRedirect(path)) => RedirectPath::Full(clean(path, "path_redirect")?),
         Some(PathRewriteSpecifier::PrefixRewrite(path)) => RedirectPath::Prefix(clean(path, "prefix_rewrite")?),
         Some(PathRewriteSpecifier::RegexRewrite(r)) => {

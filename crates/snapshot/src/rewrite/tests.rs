@@ -9,7 +9,7 @@ fn action(route: &str, authority: &str, scheme: &str, path: &str) -> String {
     let head = RequestHead { method: "GET", authority, scheme, path_and_query: path, headers: &headers, content_length: None };
     let (_, route) = table.find(&head, None, 0).unwrap();
     match &route.action {
-        Action::Forward(forward) => forward.path_rewrite.as_ref().unwrap().apply(&route.matches, path),
+        Action::Forward(forward) => forward.path_rewrite.as_ref().unwrap().apply(&route.matches, path).unwrap_or_else(|| path.to_owned()),
         Action::Redirect(redirect) => redirect.location(&route.matches, &head),
         other => panic!("{other:?}"),
     }
@@ -33,6 +33,7 @@ fn paths_are_rewritten_as_documented() {
         ),
         ("prefix: /", "regex_rewrite: {pattern: {regex: one}, substitution: two$1}", "/xx/one/yy/one/zz", "/xx/two$1/yy/two$1/zz"),
         ("prefix: /", "path_rewrite: /whole", "/a?q", "/whole?q"),
+        ("prefix: /", "regex_rewrite: {pattern: {regex: '.*'}, substitution: ''}", "/a?q", "/a?q"),
     ] {
         let route = format!("{{match: {{{matched}}}, route: {{cluster: c, {rewrite}}}}}");
         assert_eq!(action(&route, "h", "http", path), expected, "{matched} {rewrite}");
@@ -52,6 +53,10 @@ fn redirects_lead_where_documented() {
         ("path_redirect: '/new?x=1'", "http", "a.b", "/p?q", "http://a.b/new?x=1"),
         ("path_redirect: /new, strip_query: true", "http", "a.b", "/p?q", "http://a.b/new"),
         ("prefix_rewrite: /n", "http", "a.b", "/p/x?q", "http://a.b/n/x?q"),
+        ("prefix_rewrite: ''", "http", "a.b", "/p/x?q", "http://a.b/p/x?q"),
+        ("regex_rewrite: {pattern: {regex: '.*'}, substitution: ''}", "http", "a.b", "/p/x?q", "http://a.b/p/x?q"),
+        ("regex_rewrite: {pattern: {regex: '.*'}, substitution: ''}, strip_query: true", "http", "a.b", "/p/x?q", "http://a.b/p/x"),
+        ("scheme_redirect: '', host_redirect: c.d", "http", "a.b", "/p", "http://c.d/p"),
         ("strip_query: true", "http", "[::1]:80", "/p?q", "http://[::1]:80/p"),
     ] {
         let route = format!("{{match: {{prefix: /p}}, redirect: {{{redirect}}}}}");
