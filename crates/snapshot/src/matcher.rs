@@ -208,7 +208,7 @@ pub enum Permission {
     UrlPath(StringMatcher),
     DestinationIp(Cidr),
     DestinationPort(u16),
-    DestinationPortRange(std::ops::Range<u16>),
+    DestinationPortRange(std::ops::RangeInclusive<u16>),
     RequestedServerName(StringMatcher),
     Metadata(MetadataMatcher),
     UriTemplate(PathTemplate),

@@ -78,6 +78,7 @@ fn conditions_hold_as_documented() {
         ("{destination_port: 8080}", "{any: true}", true),
         ("{destination_port_range: {start: 8080, end: 8081}}", "{any: true}", true),
         ("{destination_port_range: {start: 80, end: 8080}}", "{any: true}", false),
+        ("{destination_port_range: {start: 8080, end: 65536}}", "{any: true}", true),
         ("{destination_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}", "{any: true}", true),
         ("{requested_server_name: {exact: a.b}}", "{any: true}", true),
         ("{header: {name: ':method', exact_match: POST}}", "{any: true}", true),

@@ -204,10 +204,10 @@ fn path(value: matcher::PathMatcher) -> Result<StringMatcher> {
     }
 }
 
-fn port_range(value: Int32Range) -> Result<std::ops::Range<u16>> {
-    match (u16::try_from(value.start), u16::try_from(value.end)) {
-        (Ok(start), Ok(end)) if start < end => Ok(start..end),
-        // Half open, so 65536 is the one end that does not fit; it means up to and with 65535.
+fn port_range(value: Int32Range) -> Result<std::ops::RangeInclusive<u16>> {
+    // Half open, so that the end may be one more than a port.
+    match (u16::try_from(value.start), u16::try_from(value.end.wrapping_sub(1))) {
+        (Ok(start), Ok(last)) if start <= last => Ok(start..=last),
         _ => Err(Invalid::new(format!("{}..{} is not a range of ports; the start must be less than the end", value.start, value.end))),
     }
 }
