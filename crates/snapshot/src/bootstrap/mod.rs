@@ -345,10 +345,17 @@ fn cluster_manager(value: Option<proto::ClusterManager>) -> Result<Option<String
         load_stats_config,
         enable_deferred_cluster_creation,
     } = value.unwrap_or_default();
-    // Ejections are logged with the other messages.
-    harmless!(outlier_detection, enable_deferred_cluster_creation);
+    harmless!(enable_deferred_cluster_creation);
+    ejection_log(outlier_detection.unwrap_or_default()).within("outlier_detection")?;
     refuse!(upstream_bind_config, load_stats_config);
     Ok((!local_cluster_name.is_empty()).then_some(local_cluster_name))
+}
+
+/// Ejections are logged with the other messages.
+fn ejection_log(value: proto::cluster_manager::OutlierDetection) -> Result<()> {
+    let proto::cluster_manager::OutlierDetection { event_log_path, event_service } = value;
+    refuse!(event_log_path, event_service);
+    Ok(())
 }
 
 #[cfg(test)]

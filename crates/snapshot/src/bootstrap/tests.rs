@@ -49,6 +49,10 @@ fn errors_name_line_and_field() {
         ),
         (MINIMAL.replace("  - name: l", "  - l"), "test.yaml: line"),
         (MINIMAL.to_owned() + "hds_config: {api_type: GRPC}\n", "test.yaml: hds_config: is not supported; remove it"),
+        (
+            MINIMAL.to_owned() + "cluster_manager: {outlier_detection: {event_log_path: /dev/stdout}}\n",
+            "test.yaml: cluster_manager.outlier_detection.event_log_path: is not supported; remove it",
+        ),
         (MINIMAL.to_owned() + "dynamic_resources: {lds_config: {ads: {}}}\n", "test.yaml: dynamic_resources.lds_config.ads: there is no"),
     ];
     for (text, expected) in cases {

@@ -156,13 +156,17 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
         return Err(Invalid::field("health_checks[1]", "a cluster can have only one health check"));
     }
     let check = health_checks.into_iter().next().map(|h| active_check(h, &name, &choice)).transpose().within_item("health_checks", 0)?;
+    let connect_timeout = duration_or(connect_timeout.as_ref(), Duration::from_secs(5), "connect_timeout")?;
+    if connect_timeout.is_zero() {
+        return Err(Invalid::field("connect_timeout", "must be more than zero; leave it out for 5 s"));
+    }
     let thresholds = thresholds(circuit_breakers).within("circuit_breakers")?;
     let config = ClusterConfig {
         stat_name: if alt_stat_name.is_empty() { name.as_str().into() } else { alt_stat_name.into() },
         discovery,
         balance: balance.settings,
         hash: balance.hash,
-        connect_timeout: duration_or(connect_timeout.as_ref(), Duration::from_secs(5), "connect_timeout")?,
+        connect_timeout,
         http: http.version,
         idle_timeout: http.idle_timeout,
         max_connection_duration: http.max_connection_duration,

@@ -168,6 +168,7 @@ fn refusals_name_the_field_by_its_path() {
         ),
         ("{name: c, type: STATIC, health_checks: [{}, {}]}", "health_checks[1]: a cluster can have only one health check"),
         ("{name: c, type: STATIC, connect_timeout: -1s}", "connect_timeout: is not a valid duration"),
+        ("{name: c, type: STATIC, connect_timeout: 0s}", "connect_timeout: must be more than zero"),
         (
             "{name: c, type: STATIC, lb_policy: MAGLEV, maglev_lb_config: {table_size: 10}}",
             "maglev_lb_config.table_size: 10 is not a prime",
