@@ -9,10 +9,10 @@ use http::StatusCode;
 use http::header::{self, HeaderName, HeaderValue};
 use lateen_telemetry::{ResponseFlags, details};
 
-use super::Exchange;
 use super::h1::InvalidHead;
 use super::headers;
 use super::message::{Frame, Length, Response};
+use super::{End, Exchange};
 use crate::filter;
 use crate::filter::http::body::Whole;
 
@@ -125,8 +125,12 @@ pub(crate) async fn send(exchange: &mut Exchange<'_>, reply: Reply) {
         exchange.bodies = None;
     } else if exchange.hcm.holds_responses {
         exchange.timer.after(Some(LONGEST));
-        // A filter that would answer otherwise has an answer before it already.
-        let _ = Box::pin(filter::http::on_response_held(exchange, &mut response, &mut body)).await;
+        let held = Box::pin(filter::http::on_response_held(exchange, &mut response, &mut body)).await;
+        if let Err(End::Reply(mut other)) = held {
+            // It takes the reply's place, and filters have seen one already (Envoy `sendDirectLocalReply`).
+            other.direct = true;
+            return Box::pin(send(exchange, *other)).await;
+        }
     } else {
         filter::http::on_response(exchange, &mut response);
     }

@@ -27,8 +27,17 @@ fn stalling(first: &'static [u8]) -> (Upstream, Arc<AtomicUsize>) {
     (upstream, let_go)
 }
 
+/// Lets 1 KiB of a response through in a second.
+const THROTTLE: &str = "\n- name: slow\n  typed_config:\n    \"@type\": type.googleapis.com/envoy.extensions.filters.http.bandwidth_limit.v3.BandwidthLimit\n    \
+                        stat_prefix: slow\n    enable_mode: RESPONSE\n    limit_kbps: 1";
+
 /// A proxy that makes a gRPC message of the whole body, and the file where it logs.
 fn bridge(upstream: &Upstream, route_limit: &str, hcm: &str) -> (Proxy, tempfile::TempDir) {
+    bridge_and(upstream, route_limit, hcm, "")
+}
+
+/// The same behind another filter, which sees responses first.
+fn bridge_and(upstream: &Upstream, route_limit: &str, hcm: &str, other: &str) -> (Proxy, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let mut config = Config::to(&[upstream.port()]).routes(&ROUTE.replace("LIMIT", route_limit));
     config.hcm = format!(
@@ -38,7 +47,8 @@ fn bridge(upstream: &Upstream, route_limit: &str, hcm: &str) -> (Proxy, tempfile
     );
     config.filters = "- name: bridge\n  typed_config:\n    \"@type\": type.googleapis.com/envoy.extensions.filters.http.grpc_http1_reverse_bridge.v3.FilterConfig\n    \
                       content_type: application/x-protobuf\n    withhold_grpc_frames: true"
-        .to_owned();
+        .to_owned()
+        + other;
     (config.start(), folder)
 }
 
@@ -71,6 +81,17 @@ fn a_route_limits_a_response_that_is_held_back() {
         assert_eq!(proxy.stat("cluster.c.upstream_rq_timeout"), 1);
         is_over(&proxy, &let_go);
     }
+}
+
+#[test]
+fn a_response_that_is_held_back_is_watched_while_a_filter_before_takes_its_time() {
+    let mut first = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 30000\r\n\r\n".to_vec();
+    first.resize(20_000, b'x');
+    let (upstream, let_go) = stalling(first.leak());
+    let (proxy, folder) = bridge_and(&upstream, "0.4s", "", THROTTLE);
+    let (status, message, log) = told(&proxy, &folder);
+    assert_eq!((status.as_str(), message.as_str(), log.as_str()), ("14", "upstream request timeout", "UT response_timeout"));
+    is_over(&proxy, &let_go);
 }
 
 #[test]

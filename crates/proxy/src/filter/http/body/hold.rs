@@ -140,9 +140,10 @@ pub(crate) async fn during_request<T>(
     let chain = &mut exchange.bodies.get_or_insert_default().request;
     let http1 = exchange.request.version != crate::http::message::Version::Http2;
     let result = poll_fn(|cx| {
-        let mut source = Chained { chain: &mut *chain, origin: &mut *down, moved: false, waits: false };
+        let mut origin = Watched { source: &mut *down, waits: false };
+        let mut source = Chained { chain: &mut *chain, origin: &mut origin, moved: false };
         let done = work(cx, info, &mut source);
-        let Chained { moved, waits, .. } = source;
+        let (moved, waits) = (source.moved, origin.waits);
         match done {
             Poll::Ready(Ok(done)) => return Poll::Ready(Ok(done)),
             Poll::Ready(Err(Halt::Reply(reply))) => return Poll::Ready(Err(End::Reply(reply))),
@@ -198,12 +199,13 @@ pub(crate) async fn during_response<T>(
     };
     poll_fn(|cx| {
         let mut meanwhile = Meanwhile { origin: &mut *origin, caller: &mut caller };
-        let mut source = Chained { chain: &mut *chain, origin: &mut meanwhile, moved: false, waits: false };
+        let mut watched = Watched { source: &mut meanwhile, waits: false };
+        let mut source = Chained { chain: &mut *chain, origin: &mut watched, moved: false };
         if let Poll::Ready(done) = work(cx, info, &mut source) {
             return Poll::Ready(done.map_err(end));
         }
-        // Who waits for more of a body does the rest as well.
-        if source.waits { Poll::Pending } else { origin.poll_meanwhile(cx, info, &mut caller).map(|halt| Err(end(halt))) }
+        // Whoever waits for more of what comes does the rest as well; a stage may wait for something else.
+        if watched.waits { Poll::Pending } else { origin.poll_meanwhile(cx, info, &mut caller).map(|halt| Err(end(halt))) }
     })
     .await
 }
@@ -214,14 +216,26 @@ struct Chained<'a> {
     origin: &'a mut dyn Source,
     /// Something came.
     moved: bool,
-    /// There was nothing more when it was asked last.
-    waits: bool,
 }
 
 impl Source for Chained<'_> {
     fn poll_piece(&mut self, cx: &mut Context<'_>, info: &mut Info) -> Poll<Piece> {
         let piece = self.chain.poll_piece(cx, info, self.origin);
         self.moved |= piece.is_ready();
+        piece
+    }
+}
+
+/// What comes into a chain.
+struct Watched<'a> {
+    source: &'a mut dyn Source,
+    /// There was nothing more when it was asked last.
+    waits: bool,
+}
+
+impl Source for Watched<'_> {
+    fn poll_piece(&mut self, cx: &mut Context<'_>, info: &mut Info) -> Poll<Piece> {
+        let piece = self.source.poll_piece(cx, info);
         self.waits = piece.is_pending();
         piece
     }
