@@ -428,9 +428,9 @@ pub struct Cors {
     pub allow_headers: Option<::http::HeaderValue>,
     pub expose_headers: Option<::http::HeaderValue>,
     pub max_age: Option<::http::HeaderValue>,
-    pub allow_credentials: bool,
-    pub allow_private_network_access: bool,
-    pub forward_not_matching_preflights: bool,
+    pub allow_credentials: Option<bool>,
+    pub allow_private_network_access: Option<bool>,
+    pub forward_not_matching_preflights: Option<bool>,
     pub enabled: Option<Fraction>,
 }
 

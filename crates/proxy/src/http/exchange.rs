@@ -90,6 +90,8 @@ pub(crate) struct Info {
     pub(crate) route: Option<Matched>,
     /// Where a route was looked for, while none matches.
     pub(crate) unmatched: Option<Arc<RouteTable>>,
+    /// The HTTP filters that are switched off, once that is settled.
+    pub(crate) off: Option<filter::http::switches::Off>,
     /// Index of the HTTP filter that runs.
     pub(crate) filter: usize,
     pub(crate) cluster: Option<Rc<ClusterState>>,
@@ -114,7 +116,7 @@ pub(crate) struct Info {
     pub(crate) reply_body: Option<Cow<'static, str>>,
     /// Value for `set-cookie` that makes later requests go to the same host.
     pub(crate) affinity_cookie: Option<http::HeaderValue>,
-    pub(crate) cors_origin: Option<http::HeaderValue>,
+    pub(crate) cors: Option<Box<filter::http::cors::Marks>>,
     /// The caller sent its own metadata and expects ours.
     pub(crate) peer_asked: bool,
     /// Messages of a gRPC call, where they are counted.
@@ -166,6 +168,7 @@ impl Info {
             head_sent: 0,
             route: None,
             unmatched: None,
+            off: None,
             filter: 0,
             cluster: None,
             host: None,
@@ -185,7 +188,7 @@ impl Info {
             internal: false,
             reply_body: None,
             affinity_cookie: None,
-            cors_origin: None,
+            cors: None,
             peer_asked: false,
             grpc_call: None,
             span: None,

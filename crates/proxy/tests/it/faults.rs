@@ -95,6 +95,51 @@ fn cors_answers_preflights_and_marks_responses() {
     assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, None));
 }
 
+const CORS: &str =
+    "- name: envoy.filters.http.cors\n  typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors}";
+
+fn marked(proxy: &Proxy, path: &str) -> Option<String> {
+    let answer = proxy.call(&format!("GET {path} HTTP/1.1\r\nhost: a\r\norigin: https://shop.example\r\n\r\n"));
+    answer.header("access-control-allow-origin").map(|_| {
+        let of = |name| answer.header(name).unwrap_or("-").to_owned();
+        format!("{} {}", of("access-control-allow-credentials"), of("access-control-expose-headers"))
+    })
+}
+
+#[test]
+fn what_a_cors_policy_leaves_open_the_next_one_says_where_a_route_forwards() {
+    let upstream = Upstream::ok("x");
+    let policy = |fields: &str| {
+        format!(
+            "typed_per_filter_config: {{envoy.filters.http.cors: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.cors.v3.CorsPolicy, {fields}}}}}"
+        )
+    };
+    let near = policy("expose_headers: x-near");
+    let mut config = Config::to(&[upstream.port()]).routes(&format!(
+        "- {{match: {{path: /near}}, route: {{cluster: c}}, {near}}}\n- {{match: {{path: /far}}, route: {{cluster: c}}}}\n\
+         - {{match: {{path: /direct}}, direct_response: {{status: 200}}, {near}}}"
+    ));
+    config.virtual_host =
+        policy("allow_origin_string_match: [{exact: 'https://shop.example'}], expose_headers: x-far, allow_credentials: true");
+    config.filters = CORS.to_owned();
+    let proxy = config.start();
+    assert_eq!(marked(&proxy, "/near").as_deref(), Some("true x-near"));
+    assert_eq!(marked(&proxy, "/far").as_deref(), Some("true x-far"));
+    assert_eq!(marked(&proxy, "/direct"), None);
+}
+
+#[test]
+fn whether_cors_is_on_for_a_request_is_decided_once() {
+    let upstream = Upstream::ok("x");
+    let mut config = Config::to(&[upstream.port()]).routes(
+        "- match: {prefix: /}\n  route:\n    cluster: c\n    cors: {allow_origin_string_match: [{prefix: 'https:'}], filter_enabled: {default_value: {numerator: 50}}}",
+    );
+    config.filters = CORS.to_owned();
+    let proxy = config.start();
+    let marks = (0..60).filter(|_| marked(&proxy, "/").is_some()).count();
+    assert_eq!(marks as u64, proxy.stat("http.t.cors.origin_valid"));
+}
+
 #[test]
 fn rules_that_are_counted_one_by_one_are_one_family_with_labels() {
     let upstream = Upstream::ok("x");

@@ -30,6 +30,9 @@ pub(crate) struct Chain {
     pub(crate) off: Vec<bool>,
 }
 
+/// Filters of a chain: which of them an exchange meets is kept as so many bits.
+const MOST_FILTERS: usize = 64;
+
 /// The filters of a connection manager. The last must be the router.
 pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str, context: &mut Context<'_>) -> Result<Chain> {
     let mut filters = Vec::with_capacity(values.len());
@@ -53,6 +56,9 @@ pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str, context: &mut Con
     }
     if filters.is_empty() {
         return Err(Invalid::field(field, "is empty; end it with envoy.filters.http.router"));
+    }
+    if filters.len() > MOST_FILTERS {
+        return Err(Invalid::field(field, format!("has more than {MOST_FILTERS} filters")));
     }
     if !off.contains(&true) {
         off.clear();
@@ -317,9 +323,9 @@ fn cors(value: proto::cors::v3::CorsPolicy) -> Result<Cors> {
         allow_headers: header_value(allow_headers, "allow_headers")?,
         expose_headers: header_value(expose_headers, "expose_headers")?,
         max_age: header_value(max_age, "max_age")?,
-        allow_credentials: allow_credentials.unwrap_or(false),
-        allow_private_network_access: allow_private_network_access.unwrap_or(false),
-        forward_not_matching_preflights: forward_not_matching_preflights.unwrap_or(true),
+        allow_credentials,
+        allow_private_network_access,
+        forward_not_matching_preflights,
         enabled: filter_enabled.map(runtime_fraction).transpose().within("filter_enabled")?,
     })
 }

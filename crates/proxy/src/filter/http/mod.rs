@@ -4,7 +4,7 @@ mod bandwidth_limit;
 pub(crate) mod body;
 mod buffer;
 mod compression;
-mod cors;
+pub(crate) mod cors;
 mod csrf;
 mod descriptors;
 pub(crate) mod dynamic_forward_proxy;
@@ -27,6 +27,7 @@ mod ratelimit;
 pub(crate) mod rbac;
 mod set_metadata;
 pub(crate) mod stateful_session;
+pub(crate) mod switches;
 mod wait;
 
 use std::rc::Rc;
@@ -37,6 +38,7 @@ use lateen_snapshot::http::{AlpnOverrides, FilterOverrides, HttpFilter, PerRoute
 use lateen_telemetry::{BlockName, Local, ResponseFlags, envoy_names};
 
 pub(crate) use heads::Mutations;
+pub(crate) use switches::in_force;
 
 use crate::http::message::{Length, Response};
 use crate::http::reply::Reply;
@@ -53,9 +55,9 @@ pub(crate) enum Step {
 /// Runs every filter on the request.
 pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
     let hcm = exchange.hcm;
-    let mut switched = has_switches(exchange);
+    let mut off = switches::settle(exchange);
     for (index, filter) in hcm.config.filters.iter().enumerate() {
-        if switched && is_disabled(exchange, index) {
+        if off.has(index) {
             continue;
         }
         exchange.info.filter = index;
@@ -74,9 +76,12 @@ pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
             HttpFilter::StatefulSession(config) => stateful_session::on_request(exchange, config),
             // Apart, so that requests without it do not hold the room for its wait.
             HttpFilter::OnDemand(config) => {
+                let unknown = exchange.info.route.is_none();
                 let step = Box::pin(on_demand::on_request(exchange, config)).await?;
-                // The route may be known only now.
-                switched = has_switches(exchange);
+                if unknown {
+                    // The route may be known only now, and Envoy begins anew with it.
+                    off = switches::settle(exchange);
+                }
                 step
             }
             HttpFilter::Compressor(config) => {
@@ -148,9 +153,9 @@ pub(crate) fn on_response(exchange: &mut Exchange<'_>, response: &mut Response) 
     if !hcm.response_filters {
         return;
     }
-    let switched = has_switches(exchange);
+    let off = switches::off(exchange);
     for (index, filter) in hcm.config.filters.iter().enumerate().rev() {
-        if switched && is_disabled(exchange, index) {
+        if off.has(index) {
             continue;
         }
         exchange.info.filter = index;
@@ -204,9 +209,9 @@ pub(crate) fn may_hold_response(filter: &HttpFilter) -> bool {
 /// When a filter answers in the response's place, or waiting for the body failed.
 pub(crate) async fn on_response_held(exchange: &mut Exchange<'_>, response: &mut Response, body: &mut dyn Origin) -> Result<(), End> {
     let hcm = exchange.hcm;
-    let switched = has_switches(exchange);
+    let off = switches::off(exchange);
     for (index, filter) in hcm.config.filters.iter().enumerate().rev() {
-        if switched && is_disabled(exchange, index) {
+        if off.has(index) {
             continue;
         }
         exchange.info.filter = index;
@@ -276,14 +281,7 @@ impl FilterStats {
 pub(crate) fn alpn_overrides<'a>(exchange: &Exchange<'a>) -> Option<&'a Arc<AlpnOverrides>> {
     let mut filters = exchange.hcm.config.filters.iter().enumerate();
     let (index, overrides) = filters.find_map(|(i, f)| if let HttpFilter::IstioAlpn(o) = f { Some((i, o)) } else { None })?;
-    (!has_switches(exchange) || !is_disabled(exchange, index)).then_some(overrides)
-}
-
-/// Filters that are not switched off.
-pub(crate) fn in_force<'a>(exchange: &'a Exchange<'_>) -> impl Iterator<Item = &'a HttpFilter> {
-    let switched = has_switches(exchange);
-    let filters = exchange.hcm.config.filters.iter().enumerate();
-    filters.filter(move |(index, _)| !switched || !is_disabled(exchange, *index)).map(|(_, filter)| filter)
+    (!switches::off(exchange).has(index)).then_some(overrides)
 }
 
 /// The places of per-route configuration, most specific first.
@@ -291,24 +289,6 @@ fn levels(matched: &Matched) -> impl Iterator<Item = &FilterOverrides> {
     let weighted = crate::router::lookup::weighted(matched).map(|w| &w.per_route);
     let host = matched.virtual_host().map(|h| &h.per_route);
     [weighted, Some(&matched.route.per_route), host, Some(&matched.table.per_route)].into_iter().flatten()
-}
-
-/// Whether any filter is switched off, or by the route off or on; almost none is.
-fn has_switches(exchange: &Exchange<'_>) -> bool {
-    !exchange.hcm.config.filters_off.is_empty()
-        || exchange.info.route.as_ref().is_some_and(|matched| levels(matched).any(|level| !level.disabled.is_empty()))
-}
-
-/// The most specific place that speaks of the filter counts (Envoy `FilterConfig.disabled`).
-fn is_disabled(exchange: &Exchange<'_>, index: usize) -> bool {
-    let config = &exchange.hcm.config;
-    let off = config.filters_off.get(index).copied().unwrap_or(false);
-    let (Some(matched), Some(name)) = (&exchange.info.route, config.filter_names.get(index)) else { return off };
-    let at = |level: &FilterOverrides| {
-        let switch = level.disabled.iter().find(|(known, _)| known == name).map(|(_, off)| *off);
-        switch.or_else(|| level.of(name).map(|_| false))
-    };
-    levels(matched).find_map(at).unwrap_or(off)
 }
 
 /// A filter's configuration by route: that of the weighted cluster, else the route, else the virtual host.

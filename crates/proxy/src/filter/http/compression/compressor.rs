@@ -12,7 +12,7 @@ use lateen_telemetry::{Local, ResponseFlags};
 use super::encode::{After, Encoder, next_piece};
 use super::forbids_transform;
 use crate::filter::http::body::{Convert, Halt, Piecewise};
-use crate::filter::http::{has_body, has_switches, is_disabled, route_of};
+use crate::filter::http::{has_body, route_of, switches};
 use crate::http::Exchange;
 use crate::http::headers::COMPRESSION_STATUS;
 use crate::http::message::{Length, Response};
@@ -230,9 +230,9 @@ fn is_wanted(exchange: &mut Exchange<'_>, stats: &Stats, index: usize, response:
 
 /// The compressors that this exchange meets, with their codings here.
 fn in_chain<'a>(exchange: &'a Exchange<'_>) -> impl Iterator<Item = (&'a Compressor, &'static str)> {
-    let switched = has_switches(exchange);
+    let off = switches::off(exchange);
     exchange.hcm.config.filters.iter().enumerate().filter_map(move |(index, filter)| match filter {
-        HttpFilter::Compressor(config) if !(switched && is_disabled(exchange, index)) => {
+        HttpFilter::Compressor(config) if !off.has(index) => {
             Some((&**config, library(config, by_route(exchange, index).as_deref()).coding()))
         }
         _ => None,

@@ -193,6 +193,18 @@ fn refusals_name_the_field_by_its_path() {
 }
 
 #[test]
+fn a_chain_has_so_many_filters_and_no_more() {
+    let with = |count: usize| {
+        let cors = "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors";
+        let more: String = (0..count).map(|i| format!("{{name: f{i}, typed_config: {{'@type': {cors}}}}}, ")).collect();
+        let chain = manager("route_config: {name: r}").replace("http_filters: [", &format!("http_filters: [{more}"));
+        refused_listener(&format!("{{name: l, address: {ANY_80}, filter_chains: [{{filters: [{chain}]}}]}}"))
+    };
+    let reason = with(64);
+    assert!(reason.starts_with("filter_chains[0].filters[0].http_filters: has more than 64"), "{reason}");
+}
+
+#[test]
 fn a_domain_occurs_once_wildcards_too() {
     let hosts = |first: &str, second: &str| {
         let text = format!("{{name: r, virtual_hosts: [{{name: a, domains: [{first}]}}, {{name: b, domains: [{second}]}}]}}");
