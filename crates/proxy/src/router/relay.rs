@@ -181,7 +181,12 @@ impl Coming<'_> {
             return Ok(());
         }
         match self.body.poll(cx, info, caller, self.upstream) {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                if self.body.broken() {
+                    caller.let_go();
+                }
+                Ok(())
+            }
             Err(Halt::Stream(_)) => Err(Broken::Caller),
             Err(Halt::Reply(reply)) => Err(Broken::Filter(reply)),
         }
@@ -292,6 +297,9 @@ async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &
                 Ok(some) => moved |= some,
                 Err(Halt::Stream(_)) => return Poll::Ready(Err(Broken::Caller)),
                 Err(Halt::Reply(reply)) => return Poll::Ready(Err(Broken::Filter(reply))),
+            }
+            if forwarding.body.broken() {
+                caller.let_go();
             }
         }
         // What is still on its way up when all has been handed over.

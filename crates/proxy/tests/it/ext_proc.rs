@@ -277,6 +277,80 @@ fn a_processor_may_ask_for_more_time_and_one_that_only_looks_on_is_not_waited_fo
     eventually(|| told(&seen).iter().any(|s| s.starts_with("bfine")));
 }
 
+/// Looks on at all of an exchange.
+const WATCHES: &str = "request_body_mode: STREAMED, response_body_mode: STREAMED";
+
+#[test]
+fn one_that_looks_on_and_goes_away_lets_the_exchange_go_on() {
+    let upstream = Upstream::ok("fine");
+    // It reads nothing, so that much waits to be sent to it when it goes.
+    let gone = tcp_server(|stream| {
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        drop(stream);
+    });
+    let proxy = config(upstream.port(), gone, WATCHES, "    observability_mode: true\n").start();
+    assert_eq!(post(&proxy, &"x".repeat(2 << 20)).status, 200);
+    assert_eq!(stat(&proxy, "streams_failed"), 1);
+}
+
+#[test]
+fn one_that_looks_on_and_is_stuck_holds_back_no_response() {
+    let early = tcp_server(|mut stream| {
+        read_head(&mut stream);
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        stream.write_all(b"HTTP/1.1 413 X\r\ncontent-length: 0\r\n\r\n").unwrap();
+        std::thread::sleep(2 * WAIT);
+    });
+    let stuck = tcp_server(|stream| {
+        std::thread::sleep(2 * WAIT);
+        drop(stream);
+    });
+    let proxy = config(early, stuck, WATCHES, "    observability_mode: true\n").start();
+    let mut stream = proxy.connect();
+    stream.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3000000\r\n\r\n").unwrap();
+    stream.set_write_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
+    // As much as is taken.
+    let _ = stream.write_all(&[b'x'; 2_000_000]);
+    assert_eq!(crate::support::Answer::read(&mut stream).status, 413);
+}
+
+#[test]
+fn a_processor_may_answer_in_the_place_of_a_reply_of_the_proxys() {
+    let (server, _) = processor(|_, request| {
+        let answer = proto::ImmediateResponse {
+            status: Some(lateen_proto::envoy::r#type::v3::HttpStatus { code: 418 }),
+            body: b"theirs".to_vec().into(),
+            ..Default::default()
+        };
+        matches!(request, Request::ResponseHeaders(_)).then_some(Answer::ImmediateResponse(answer))
+    });
+    let config = config(dead_port(), server.port(), "request_header_mode: SKIP", "");
+    let proxy = config.routes("- {match: {prefix: /}, direct_response: {status: 404, body: {inline_string: ours}}}").start();
+    let answer = proxy.get("/");
+    assert_eq!((answer.status, answer.body.as_str()), (418, "theirs"));
+}
+
+#[test]
+fn a_filter_that_the_first_route_switches_on_stays_on_when_the_route_changes() {
+    let upstream = Upstream::ok("fine");
+    let (server, _) = processor(|_, request| {
+        let common = proto::CommonResponse { clear_route_cache: true, ..common(set(&[("x-to", "open")], &[]), None).unwrap() };
+        let answer = Answer::RequestHeaders(proto::HeadersResponse { response: Some(common) });
+        matches!(request, Request::RequestHeaders(_)).then_some(answer)
+    });
+    let rules = "{rules: {action: DENY, policies: {all: {permissions: [{any: true}], principals: [{any: true}]}}}}";
+    let kind = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3";
+    let guarded = format!("typed_per_filter_config: {{rbac: {{\"@type\": {kind}.RBACPerRoute, rbac: {rules}}}}}");
+    let mut config = config(upstream.port(), server.port(), "response_header_mode: SKIP", "").routes(&format!(
+        "- {{match: {{prefix: /, headers: [{{name: x-to, string_match: {{exact: open}}}}]}}, route: {{cluster: c}}}}\n\
+         - {{match: {{prefix: /guarded}}, route: {{cluster: c}}, {guarded}}}\n- {{match: {{prefix: /}}, route: {{cluster: c}}}}"
+    ));
+    let own = rules.replacen('{', &format!("{{\"@type\": {kind}.RBAC, "), 1);
+    config.filters.push_str(&format!("\n- {{name: rbac, disabled: true, typed_config: {own}}}"));
+    let proxy = config.start();
+    assert_eq!((proxy.get("/guarded").status, proxy.get("/").status), (403, 200));
+}
+
 #[test]
 fn both_heads_of_an_upgrade_are_seen_and_changed_and_then_it_works() {
     let upstream = tcp_server(|mut stream| {
@@ -375,8 +449,9 @@ fn a_processor_that_does_not_answer_is_sent_no_more_than_the_buffers_limit() {
         }
         Reply::Nothing
     });
-    let config = config(upstream.port(), server.port(), STREAMED, "");
-    let proxy = start(&config.yaml().replacen("  - name: l\n", "  - name: l\n    per_connection_buffer_limit_bytes: 50000\n", 1));
+    let mut config = config(upstream.port(), server.port(), STREAMED, "");
+    config.listener = "per_connection_buffer_limit_bytes: 50000".to_owned();
+    let proxy = config.start();
     assert_eq!(post(&proxy, &"x".repeat(2 << 20)).status, 504);
     let got = *got.lock().unwrap();
     assert!((50_000..300_000).contains(&got), "{got}");

@@ -260,6 +260,27 @@ fn a_slow_processor_and_a_slow_upstream_slow_the_caller() {
 }
 
 #[test]
+fn answers_that_an_upstream_does_not_take_keep_those_about_its_response_not_away() {
+    let early = tcp_server(|mut stream| {
+        read_head(&mut stream);
+        std::thread::sleep(Duration::from_secs(1));
+        stream.write_all(b"HTTP/1.1 413 X\r\ncontent-length: 0\r\n\r\n").unwrap();
+        std::thread::sleep(2 * WAIT);
+    });
+    // More than an upstream's socket and one buffer hold.
+    let (server, _) = several(|request| match request {
+        Request::RequestBody(_) => (0..500).map(|_| request_piece(&[b'x'; 1 << 16], false)).collect(),
+        _ => vec![plain(request)],
+    });
+    let mut config = config(early, server.port(), "request_body_mode: FULL_DUPLEX_STREAMED, request_trailer_mode: SEND", "");
+    config.listener = format!("per_connection_buffer_limit_bytes: {}", 16 << 20);
+    let proxy = config.start();
+    let mut stream = proxy.connect();
+    stream.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nabc").unwrap();
+    assert_eq!(crate::support::Answer::read(&mut stream).status, 413);
+}
+
+#[test]
 fn how_long_an_exchange_may_be_idle_limits_a_processor_in_full_duplex() {
     let upstream = Upstream::ok("fine");
     let silent = GrpcServer::start(|_| Reply::Nothing);

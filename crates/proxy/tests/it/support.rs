@@ -364,6 +364,8 @@ pub(crate) fn try_whole_process(yaml: &str, change: impl FnOnce(&mut Options)) -
 
 /// A listener with an HTTP connection manager, routes given as YAML list items of one virtual host.
 pub(crate) struct Config {
+    /// More fields of the listener.
+    pub(crate) listener: String,
     pub(crate) routes: String,
     pub(crate) clusters: Vec<String>,
     pub(crate) hcm: String,
@@ -375,6 +377,7 @@ impl Config {
     /// All of `/` to one cluster `c`.
     pub(crate) fn to(upstream: &[u16]) -> Self {
         Self {
+            listener: String::new(),
             routes: "- {match: {prefix: /}, route: {cluster: c, timeout: 0s}}".to_owned(),
             clusters: vec![cluster("c", upstream, "")],
             hcm: String::new(),
@@ -400,7 +403,7 @@ node: {{id: "sidecar~10.0.0.1~a.default~default.svc.cluster.local", cluster: a}}
 static_resources:
   listeners:
   - name: l
-    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
+{}    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
     filter_chains:
     - filters:
       - name: envoy.filters.network.http_connection_manager
@@ -418,6 +421,7 @@ static_resources:
 {}              routes:
 {}  clusters:
 {}"#,
+            indent(&self.listener, 4),
             indent(&self.hcm, 10),
             indent(&self.filters, 10),
             indent(&self.virtual_host, 14),

@@ -244,6 +244,15 @@ pub(crate) struct Caller<'a> {
 }
 
 impl Caller<'_> {
+    /// Nobody takes the request's body any more: what filters wait for to make of it is waited for no more.
+    pub(crate) fn let_go(&mut self) {
+        if let Some(chain) = &mut self.chain
+            && !chain.is_empty()
+        {
+            **chain = Chain::default();
+        }
+    }
+
     /// The next piece of the request's body, as filters made it.
     pub(crate) fn poll_piece(&mut self, cx: &mut Context<'_>, info: &mut Info) -> Poll<Piece> {
         match &mut self.chain {

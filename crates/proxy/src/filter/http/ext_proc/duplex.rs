@@ -122,6 +122,14 @@ impl Shows for FullDuplex {
     }
 }
 
+impl Drop for FullDuplex {
+    fn drop(&mut self) {
+        if let Ok(mut session) = self.feed.session.try_borrow_mut() {
+            session.forget(self.feed.way);
+        }
+    }
+}
+
 impl Stage for FullDuplex {
     fn poll_piece(&mut self, cx: &mut Context<'_>, info: &mut Info, source: &mut dyn Source) -> Poll<Piece> {
         Poll::Ready(ready!(self.poll_all(cx, info, source)).transpose())

@@ -80,7 +80,12 @@ async fn converse(
 ) -> Result<Option<Box<ProcessingResponse>>, End> {
     say(exchange, session, way, request);
     if session.borrow().config.observes {
-        wait::patiently(exchange, poll_fn(|cx| session.borrow_mut().poll_said(cx))).await?;
+        // One that only looks on is not waited for: its few heads, and bodies that are held, queue beyond what pieces may.
+        poll_fn(|cx| {
+            session.borrow_mut().drive(cx);
+            Poll::Ready(())
+        })
+        .await;
         return Ok(None);
     }
     // In full duplex a head that nothing follows is answered in the processor's own time; how long the caller may be idle counts.

@@ -28,6 +28,9 @@ const METHOD: &str = "/envoy.service.ext_proc.v3.ExternalProcessor/Process";
 const LINGER: Duration = Duration::from_secs(1);
 /// Messages that wait to be sent to a processor that nobody waits for; when it reads slower than they come, the exchange waits.
 const MOST_QUEUED: usize = 16;
+/// How many times as many answers of one direction may wait to be used while the other waits for one.
+const BEHIND: usize = 3;
+
 /// What comes of asking.
 pub(super) enum Said {
     Answer(Box<ProcessingResponse>),
@@ -155,12 +158,22 @@ impl Session {
         self.outbox.len() < MOST_QUEUED && self.outbox_bytes < self.limit
     }
 
-    /// As many answers have come as may wait to be used.
-    fn is_full(&self) -> bool {
-        self.request.held.max(self.response.held) >= self.limit
+    /// Whether more answers may come. Those of a direction that does not go on, as when an upstream has answered before it read
+    /// the request, do not keep those away that the other waits for, within a bound.
+    fn reads(&self) -> bool {
+        let room = |side: &Side, other: &Side| {
+            let wanted = other.waits() && other.held == 0;
+            side.held < if wanted { BEHIND * self.limit } else { self.limit }
+        };
+        room(&self.request, &self.response) && room(&self.response, &self.request)
     }
 
-    /// Ready when what was said has been taken, so far that more may be said.
+    /// Nobody takes what becomes of this direction's body any more.
+    pub(super) fn forget(&mut self, way: Way) {
+        self.side(way).forget();
+    }
+
+    /// Ready when what was said has been taken, so far that more may be said, or nobody takes any more.
     pub(super) fn poll_said(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.drive(cx);
         if self.outbox.len() < MOST_QUEUED { Poll::Ready(()) } else { Poll::Pending }
@@ -175,9 +188,9 @@ impl Session {
         if let Some(answer) = self.immediate.take() {
             return Poll::Ready(Said::Answer(answer));
         }
-        let was_full = self.is_full();
+        let read = self.reads();
         if let Some(answer) = self.side(way).take() {
-            if was_full {
+            if !read {
                 // Reading goes on.
                 cx.waker().wake_by_ref();
             }
@@ -195,8 +208,9 @@ impl Session {
     }
 
     /// Moves what can be moved.
-    fn drive(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
         loop {
+            let reads = self.reads();
             match &mut self.stream {
                 Stream::None | Stream::Over => return,
                 Stream::Opening(opening) => match opening.as_mut().poll(cx) {
@@ -211,7 +225,7 @@ impl Session {
                             open.send(message);
                         }
                     }
-                    if self.request.held.max(self.response.held) >= self.limit {
+                    if !reads {
                         return open.flush(cx);
                     }
                     match open.poll_message(cx) {
@@ -351,6 +365,7 @@ impl Session {
     fn closed(&mut self) {
         self.stats.inc(names::STREAMS_CLOSED);
         self.stream = Stream::Over;
+        self.take_outbox();
         let lost = [&self.request, &self.response].iter().any(|side| side.given && side.pieces > 0);
         if lost {
             self.fail(self.config.status_on_error, "ext_proc_error_stream_closed_within_a_body".to_owned());
@@ -382,14 +397,18 @@ impl Session {
         for side in [&mut self.request, &mut self.response] {
             side.settle();
         }
+        let left = self.take_outbox();
         let Stream::Open(open) = std::mem::replace(&mut self.stream, Stream::Over) else { return };
         self.stats.inc(names::STREAMS_CLOSED);
-        let left = std::mem::take(&mut self.outbox);
-        self.outbox_bytes = 0;
         let limit = if self.config.observes { self.config.close_timeout } else { LINGER };
         crate::worker::spawn(&self.worker, async move {
             let _ = tokio::time::timeout(limit, Box::pin(open.close(left))).await;
         });
+    }
+
+    fn take_outbox(&mut self) -> VecDeque<Bytes> {
+        self.outbox_bytes = 0;
+        std::mem::take(&mut self.outbox)
     }
 }
 

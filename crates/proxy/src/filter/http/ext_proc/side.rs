@@ -36,7 +36,8 @@ pub(super) struct Side {
     pub(super) trailers: bool,
     /// Of a body in full duplex something has been shown: the processor alone has that.
     pub(super) given: bool,
-    /// The processor has put another body in its place: what it says of the one that it was shown counts no more.
+    /// The processor has put another body in its place, or nobody takes the body any more: what it says of the one that it was
+    /// shown counts no more.
     pub(super) replaced: bool,
     /// Those that have come, in order.
     answers: VecDeque<Box<ProcessingResponse>>,
@@ -56,6 +57,13 @@ impl Side {
     pub(super) fn settle(&mut self) {
         (self.head, self.pieces, self.trailers) = (false, 0, false);
         self.timer.set(None);
+    }
+
+    /// Nobody wants to know any more.
+    pub(super) fn forget(&mut self) {
+        self.settle();
+        self.answers.clear();
+        (self.held, self.given, self.replaced) = (0, false, true);
     }
 
     /// Keeps an answer until it is used.
