@@ -198,9 +198,11 @@ fn what_was_compressed_is_repeated_and_mirrored_as_it_was_compressed() {
     let request = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     assert_eq!(proxy.call(&request).body, "ok");
     let seen = upstream.seen();
-    let body_of = |request: &str| request.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+    // Small pieces are repeated as one: how long chunks are does not count.
+    let is_data = |line: &&str| usize::from_str_radix(line, 16).is_err();
+    let body_of = |request: &str| request.split_once("\r\n\r\n").map(|(_, body)| body.split("\r\n").filter(is_data).collect::<String>());
     assert_eq!(seen.len(), 2);
-    assert!(seen.iter().all(|r| r.contains("content-encoding: gzip") && !body_of(r).contains("repeated")), "{seen:?}");
+    assert!(seen.iter().all(|r| r.contains("content-encoding: gzip") && !body_of(r).unwrap().contains("repeated")), "{seen:?}");
     assert_eq!(body_of(&seen[0]), body_of(&seen[1]));
     assert_eq!(body_of(&told.recv_timeout(WAIT).unwrap()), body_of(&seen[0]));
 }
