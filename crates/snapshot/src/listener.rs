@@ -1,6 +1,7 @@
 //! Listeners: where connections come in, how their chain is chosen, what the chain does.
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -272,9 +273,7 @@ pub enum NetworkFilter {
     /// Has the name resolved that is in the SNI; connections go to this port.
     SniDynamicForwardProxy(Arc<DnsCache>, u16),
     Rbac(Arc<crate::matcher::Rbac>),
-    ConnectionLimit {
-        max: u64,
-    },
+    ConnectionLimit(Arc<ConnectionLimit>),
     LocalRateLimit(Arc<ConnectionRateLimit>),
     ExtAuthz(Arc<crate::connection_services::ConnectionAuthorization>),
     RateLimit(Arc<crate::connection_services::ConnectionQuota>),
@@ -283,6 +282,29 @@ pub enum NetworkFilter {
     IstioStats(Arc<crate::http::IstioStats>),
     /// Stands for what a connection is given instead, unless there is nothing.
     Discovered(Arc<DiscoveredFilter<NetworkFilter>>),
+}
+
+/// How many connections a chain may have at once, counted for all workers.
+#[derive(Debug)]
+pub struct ConnectionLimit {
+    pub stat_prefix: Arc<str>,
+    max: u64,
+    open: AtomicU64,
+}
+
+impl ConnectionLimit {
+    pub fn new(stat_prefix: Arc<str>, max: u64) -> Self {
+        Self { stat_prefix, max, open: AtomicU64::new(0) }
+    }
+
+    /// Counts a connection, till [`Self::release`]; false where there are as many as there may be.
+    pub fn take(&self) -> bool {
+        self.open.fetch_update(Relaxed, Relaxed, |open| (open < self.max).then_some(open + 1)).is_ok()
+    }
+
+    pub fn release(&self) {
+        self.open.fetch_sub(1, Relaxed);
+    }
 }
 
 /// What a connection is told before the TCP proxy has it (Envoy `set_filter_state`, its well-known keys).

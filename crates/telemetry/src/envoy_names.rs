@@ -575,6 +575,14 @@ table! {
 }
 
 table! {
+    /// A limit of connections that are open at once, under `connection_limit.<stat prefix>.`.
+    connection_limit {
+        counter LIMITED_CONNECTIONS = "limited_connections";
+        gauge ACTIVE_CONNECTIONS = "active_connections";
+    }
+}
+
+table! {
     /// Authorization of connections, under `ext_authz.<stat prefix>.`.
     connection_authorization {
         counter TOTAL = "total";

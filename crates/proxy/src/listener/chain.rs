@@ -206,7 +206,7 @@ impl ListenerState {
 
     fn resolved(&self, worker: &Rc<Worker>, chain: &Arc<FilterChain>, before: Option<&Rc<ChainState>>) -> Kept {
         let drain = before.map_or_else(|| Rc::new(DrainSignal::like(&self.drain)), |before| Rc::clone(&before.drain));
-        let state = |chain| Rc::new(ChainState::new(worker, &self.listener, chain, drain, before));
+        let state = |chain| Rc::new(ChainState::new(worker, &self.listener, chain, drain));
         if chain.discovered().next().is_none() {
             return Kept { state: state(Arc::clone(chain)), _chain: Arc::clone(chain), found: None };
         }
@@ -217,7 +217,7 @@ impl ListenerState {
 }
 
 impl ChainState {
-    fn new(worker: &Rc<Worker>, listener: &Listener, chain: Arc<FilterChain>, drain: Rc<DrainSignal>, before: Option<&Rc<Self>>) -> Self {
+    fn new(worker: &Rc<Worker>, listener: &Listener, chain: Arc<FilterChain>, drain: Rc<DrainSignal>) -> Self {
         let terminal = match &chain.terminal {
             Terminal::Http(config) => TerminalState::Http(Hcm::new(worker, listener, Arc::clone(config))),
             Terminal::Tcp(config) => TerminalState::Tcp(TcpState::new(worker, Arc::clone(config))),
@@ -225,7 +225,7 @@ impl ChainState {
             Terminal::Echo => TerminalState::Echo,
             Terminal::Discovered(_) => TerminalState::Missing,
         };
-        let filters = NetworkFilters::new(worker, &chain, before.map(|before| &before.filters));
+        let filters = NetworkFilters::new(worker, &chain);
         Self { filters, chain, drain, terminal }
     }
 }

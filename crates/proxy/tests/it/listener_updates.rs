@@ -130,6 +130,8 @@ fn a_chain_that_stays_counts_on() {
     let mut two = changing.connect(1);
     let _ = two.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n");
     assert!(Answer::try_read(&mut two).is_none(), "one is open");
+    let counted = ["connection_limit.l.limited_connections", "connection_limit.l.active_connections"].map(|name| changing.proxy.stat(name));
+    assert_eq!((counted, changing.proxy.stat("listener.127.0.0.1_0.downstream_cx_overflow")), ([1, 1], 0));
     assert!(!is_told(&ask(&mut one)));
 }
 

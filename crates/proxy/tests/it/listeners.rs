@@ -298,3 +298,21 @@ fn what_a_listener_takes_changes_with_its_configuration_and_each_address_says_it
     eventually(over_ipv4);
     assert!(TcpStream::connect(("::1", port)).is_ok());
 }
+
+#[test]
+fn a_limit_of_connections_counts_those_of_all_workers() {
+    let limit = "- {name: l, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit, stat_prefix: l, max_connections: 1}}";
+    let yaml = connections("", &format!("{limit}\n{}", tcp_proxy("cluster: c")), &cluster("c", &[tcp_echo()], ""));
+    let workers = start_workers(2, &yaml, &snapshot(&yaml, 1), &Wishes::default());
+    let greets = |proxy: &Proxy| {
+        let mut stream = proxy.connect();
+        let _ = stream.write_all(b"x");
+        matches!(stream.read(&mut [0]), Ok(1)).then_some(stream)
+    };
+    let open = greets(&workers[0]).expect("the first is let in");
+    assert!(greets(&workers[1]).is_none());
+    assert_eq!(workers[0].stat("connection_limit.l.limited_connections"), 1);
+    drop(open);
+    eventually(|| workers[0].stat("connection_limit.l.active_connections") == 0);
+    assert!(greets(&workers[1]).is_some());
+}

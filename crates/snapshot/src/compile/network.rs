@@ -13,7 +13,7 @@ use super::common::{data, open};
 use super::context::{Context, Place};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::{connection_services, dns_cache, extension, hcm, istio, local_ratelimit, rbac, set_filter_state, tcp_proxy};
-use crate::listener::{NetworkFilter, Terminal};
+use crate::listener::{ConnectionLimit, NetworkFilter, Terminal};
 
 const SUPPORTED: &str = "http_connection_manager, tcp_proxy, direct_response, rbac, sni_cluster, sni_dynamic_forward_proxy, connection_limit, local_ratelimit, ext_authz, ratelimit, set_filter_state, istio.metadata_exchange and istio.stats";
 
@@ -171,12 +171,11 @@ fn network_rbac(value: proto::rbac::v3::Rbac) -> Result<crate::matcher::Rbac> {
 
 fn connection_limit(value: proto::connection_limit::v3::ConnectionLimit) -> Result<NetworkFilter> {
     let proto::connection_limit::v3::ConnectionLimit { stat_prefix, max_connections, delay, runtime_enabled } = value;
-    harmless!(stat_prefix);
     // A refused connection is closed at once, and the switch cannot be thrown while we run.
     refuse!(delay, runtime_enabled);
     let max = max_connections.ok_or_else(|| Invalid::field("max_connections", "is missing"))?;
     if max == 0 {
         return Err(Invalid::field("max_connections", "must be at least 1"));
     }
-    Ok(NetworkFilter::ConnectionLimit { max })
+    Ok(NetworkFilter::ConnectionLimit(Arc::new(ConnectionLimit::new(stat_prefix.into(), max))))
 }

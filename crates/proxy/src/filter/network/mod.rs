@@ -14,7 +14,6 @@ mod tunnel;
 pub(crate) use named::resolve;
 pub(crate) use tcp::{TcpState, run as tcp_proxy};
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,9 +22,10 @@ use bytes::Bytes;
 use lateen_snapshot::authorize::Facts;
 use lateen_snapshot::dns::cache::DnsCache;
 use lateen_snapshot::http::IstioStats;
-use lateen_snapshot::listener::{FilterChain, NetworkFilter, StateKey, StateValue};
+use lateen_snapshot::listener::{ConnectionLimit, FilterChain, NetworkFilter, StateKey, StateValue};
 use lateen_telemetry::access_log::TextFormat;
-use lateen_telemetry::envoy_names::{connection_rate_limit, listener, rbac as names, rbac_shadow as shadow_names};
+use lateen_telemetry::envoy_names::{connection_limit, connection_rate_limit, listener, rbac as names, rbac_shadow as shadow_names};
+use lateen_telemetry::stats::Held;
 use lateen_telemetry::{BlockName, Local};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -41,8 +41,8 @@ pub(crate) struct NetworkFilters {
     asking: Vec<services::Bound>,
     /// Of `SetState` filters, one after the other.
     formats: Vec<TextFormat>,
-    /// Open connections, for connection limits; each worker counts its own share.
-    open: Rc<Cell<u64>>,
+    /// Of limits of open connections.
+    open: Vec<Local>,
 }
 
 /// What the filters decided.
@@ -68,7 +68,7 @@ pub(crate) struct Passed {
     pub(crate) resolve: Option<Arc<DnsCache>>,
     /// The port to connect to at the host that the SNI names.
     pub(crate) port: Option<u16>,
-    _open: Option<Open>,
+    _open: Vec<Open>,
 }
 
 impl Passed {
@@ -89,17 +89,20 @@ impl Passed {
     }
 }
 
-struct Open(Rc<Cell<u64>>);
+/// A connection that counts for a limit while this lives.
+struct Open {
+    limit: Arc<ConnectionLimit>,
+    _active: Held,
+}
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.limit.release();
     }
 }
 
 impl NetworkFilters {
-    /// `before` has those that stood in these ones' place: connections that are open already count.
-    pub(crate) fn new(worker: &Worker, chain: &FilterChain, before: Option<&Self>) -> Self {
+    pub(crate) fn new(worker: &Worker, chain: &FilterChain) -> Self {
         let rbac = chain.filters.iter().filter_map(|f| match f {
             NetworkFilter::Rbac(rbac) => {
                 let prefix = rbac.stat_prefix.trim_end_matches('.');
@@ -116,6 +119,13 @@ impl NetworkFilters {
             NetworkFilter::LocalRateLimit(limit) => Some(limit_stats(worker, BlockName::local_rate_limit(&limit.stat_prefix))),
             _ => None,
         });
+        let open = chain.filters.iter().filter_map(|f| match f {
+            NetworkFilter::ConnectionLimit(limit) => {
+                let name = format!("connection_limit.{}", limit.stat_prefix);
+                Some(worker.shard.local(&worker.registry.block(connection_limit::DEFS, BlockName::plain(&name))))
+            }
+            _ => None,
+        });
         let values = chain.filters.iter().filter_map(|f| if let NetworkFilter::SetState(values) = f { Some(values) } else { None });
         // They compiled when the configuration came.
         let formats = values.flat_map(|v| v.iter()).filter_map(|v| TextFormat::compile(&v.format).ok());
@@ -124,7 +134,7 @@ impl NetworkFilters {
             limits: limits.collect(),
             asking: chain.filters.iter().filter_map(|f| services::Bound::new(worker, f)).collect(),
             formats: formats.collect(),
-            open: before.map(|b| Rc::clone(&b.open)).unwrap_or_default(),
+            open: open.collect(),
         }
     }
 }
@@ -139,7 +149,7 @@ pub(crate) async fn run(worker: &Rc<Worker>, conn: &Conn) -> Verdict {
     let mut passed = Passed::default();
     let filters = &conn.chain.filters;
     let (mut rbac_stats, mut limit_stats, mut formats) = (filters.rbac.iter(), filters.limits.iter(), filters.formats.iter());
-    let mut asking = filters.asking.iter();
+    let (mut asking, mut open_stats) = (filters.asking.iter(), filters.open.iter());
     for filter in &conn.chain.chain.filters {
         match filter {
             NetworkFilter::MetadataExchange => passed.peer_exchange = true,
@@ -207,14 +217,14 @@ pub(crate) async fn run(worker: &Rc<Worker>, conn: &Conn) -> Verdict {
                 conn.listener.stats.inc(listener::NETWORK_EXTENSION_CONFIG_MISSING);
                 return Verdict::Close;
             }
-            NetworkFilter::ConnectionLimit { max } => {
-                let share = max.div_ceil(worker.registry.workers().max(1) as u64);
-                if filters.open.get() >= share {
-                    conn.listener.stats.inc(listener::DOWNSTREAM_CX_OVERFLOW);
+            NetworkFilter::ConnectionLimit(limit) => {
+                let Some(stats) = open_stats.next() else { return Verdict::Close };
+                if !limit.take() {
+                    stats.inc(connection_limit::LIMITED_CONNECTIONS);
                     return Verdict::Close;
                 }
-                filters.open.set(filters.open.get() + 1);
-                passed._open = Some(Open(Rc::clone(&filters.open)));
+                let active = stats.hold(connection_limit::ACTIVE_CONNECTIONS);
+                passed._open.push(Open { limit: Arc::clone(limit), _active: active });
             }
         }
     }
