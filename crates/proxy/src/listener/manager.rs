@@ -213,7 +213,7 @@ impl Manager {
             None => Vec::new(),
         };
         for socket in &sockets {
-            socket::adopt(socket, &state.listener)?;
+            socket::adopt(socket, &state.listener, &setup, address)?;
         }
         if sockets.is_empty() {
             sockets.push(socket::listen(&state.listener, &setup, local)?);

@@ -43,10 +43,7 @@ pub(super) fn listen(listener: &Listener, setup: &Setup, address: SocketAddr) ->
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     if setup.transparent {
-        match address {
-            SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
-            SocketAddr::V6(_) => set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, 1)?,
-        }
+        set_transparent(&socket, address)?;
     }
     if setup.freebind {
         match address {
@@ -68,11 +65,23 @@ fn backlog(listener: &Listener) -> i32 {
     i32::try_from(listener.tcp_backlog.clamp(1, 65_535)).unwrap_or(1024)
 }
 
+fn set_transparent(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    match address {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        SocketAddr::V6(_) => set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT, 1),
+    }
+}
+
 /// Makes a socket of the process before one of this listener: what can still be set on a bound socket is.
-pub(super) fn adopt(socket: &std::net::TcpListener, listener: &Listener) -> io::Result<()> {
+pub(super) fn adopt(socket: &std::net::TcpListener, listener: &Listener, setup: &Setup, address: SocketAddr) -> io::Result<()> {
     let socket = socket2::SockRef::from(socket);
     socket.set_nonblocking(true)?;
-    for option in &listener.socket_options {
+    if setup.transparent
+        && let Err(e) = set_transparent(&socket, address)
+    {
+        tracing::warn!("listener {}: a socket cannot be made transparent by a hot restart: {e}", listener.name);
+    }
+    for option in &setup.options {
         if let Err(e) = apply(&socket, option) {
             let SocketOption { level, name, .. } = option;
             tracing::warn!("listener {}: socket option {level}/{name} cannot be changed by a hot restart: {e}", listener.name);

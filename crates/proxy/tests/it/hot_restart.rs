@@ -566,3 +566,21 @@ fn many_sockets_go_over_in_several_messages_and_the_admin_socket_with_them() {
     }
     drop(new);
 }
+
+#[test]
+fn sockets_that_are_taken_over_have_the_options_of_their_own_address() {
+    let (base, own, more) = (base(), free_port(), free_port());
+    let yaml = |options: &str| {
+        let address = |port: u16| format!("{{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}");
+        let places = format!("address: {}, additional_addresses: [{{address: {}{options}}}]", address(own), address(more));
+        let filter = "{name: d, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.network.direct_response.v3.Config}}";
+        format!("static_resources:\n  listeners:\n  - {{name: l, {places}, filter_chains: [{{filters: [{filter}]}}]}}\n")
+    };
+    let old = Running::start(&yaml(""), 1, base, 0);
+    // TCP_MAXSEG
+    let _new = Running::start(&yaml(", socket_options: {socket_options: [{level: 6, name: 2, int_value: 600}]}"), 1, base, 1);
+    old.replaced();
+    let size = |port: u16| socket2::SockRef::from(&TcpStream::connect(("127.0.0.1", port)).unwrap()).tcp_mss().unwrap();
+    let sizes = (size(own), size(more));
+    assert!(sizes.0 > 1000 && sizes.1 <= 600, "{sizes:?}");
+}
