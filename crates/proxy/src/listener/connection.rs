@@ -109,14 +109,14 @@ impl Conn {
     }
 }
 
-/// Counts a connection of a listener while it lives.
+/// Counts a connection of a listener while it lives, once it has a chain.
 struct Active(Rc<ListenerState>, Instant);
 
 impl Active {
-    fn new(listener: &Rc<ListenerState>, start: Instant) -> Self {
+    fn new(listener: &Rc<ListenerState>) -> Self {
         listener.stats.inc(names::DOWNSTREAM_CX_TOTAL);
         listener.stats.gauge_inc(names::DOWNSTREAM_CX_ACTIVE);
-        Self(Rc::clone(listener), start)
+        Self(Rc::clone(listener), Instant::now())
     }
 }
 
@@ -137,7 +137,6 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
     let Some(local) = stream.local_addr().ok().map(socket::plain) else { return };
     let remote = socket::plain(remote);
     let (listener, destination) = hand_over(&worker, listener, &stream, local);
-    let active = Active::new(&listener, start);
     let mut stream = stream;
     let wish = ConnectionInfo {
         destination: destination.unwrap_or(local),
@@ -154,6 +153,7 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
         http::log_refused(&worker, &listener, &info, start, ResponseFlags::NO_ROUTE_FOUND);
         return;
     };
+    let active = Active::new(&listener);
     let chain = listener.chain(&worker, &chain);
     let socket = Socket { ahead: ahead.freeze(), raw: Raw::Tcp(stream) };
     let io = match &chain.chain.tls {

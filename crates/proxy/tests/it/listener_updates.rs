@@ -227,11 +227,13 @@ fn a_connection_whose_chain_is_not_chosen_yet_gets_the_newest() {
     let mut changing = Changing::start(&yaml(inspector, &[chain(1, "a")]), AT_ONCE);
     let mut stream = changing.connect(1);
     stream.write_all(b"GE").unwrap();
-    eventually(|| changing.proxy.worker.connections() == 1 || changing.proxy.stat("listener.127.0.0.1_0.downstream_cx_active") == 1);
+    eventually(|| changing.proxy.stat("listener.127.0.0.1_0.downstream_pre_cx_active") == 1);
+    assert_eq!(changing.proxy.stat("listener.127.0.0.1_0.downstream_cx_total"), 0);
     changing.change(&yaml(inspector, &[chain(1, "changed")]));
     stream.write_all(b"T / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
     let answer = Answer::read(&mut stream);
     assert!(answer.body == "changed" && !is_told(&answer), "{answer:?}");
+    assert_eq!(changing.proxy.stat("listener.127.0.0.1_0.downstream_cx_active"), 1);
 }
 
 #[test]
@@ -244,8 +246,10 @@ fn tcp_connections_of_a_chain_that_changes_are_closed_when_its_time_is_over() {
         )
     };
     let yaml = |chains: &[String]| with_cluster(port, &yaml("", chains));
-    let mut changing = Changing::start(&yaml(&[chain(1, ""), chain(2, "")]), DrainTime { over: Duration::from_secs(2), gradually: true });
-    let (mut stays, mut goes) = (changing.connect(1), changing.connect(2));
+    let waits = ", upstream_connect_mode: ON_DOWNSTREAM_DATA, max_early_data_bytes: 1024";
+    let chains = [chain(1, ""), chain(2, ""), chain(3, waits)];
+    let mut changing = Changing::start(&yaml(&chains), DrainTime { over: Duration::from_secs(2), gradually: true });
+    let (mut stays, mut goes, mut silent) = (changing.connect(1), changing.connect(2), changing.connect(3));
     let talk = |stream: &mut TcpStream| {
         stream.write_all(b"hello").unwrap();
         let mut back = [0; 5];
@@ -253,11 +257,12 @@ fn tcp_connections_of_a_chain_that_changes_are_closed_when_its_time_is_over() {
     };
     talk(&mut stays);
     talk(&mut goes);
+    eventually(|| changing.proxy.stat("tcp.t.downstream_cx_total") == 3);
     let attempts = ", max_connect_attempts: 2";
     changing.change(&yaml(&[chain(1, ""), chain(2, attempts)]));
     let since = Instant::now();
     talk(&mut goes);
-    assert_eq!(goes.read(&mut [0]).unwrap(), 0);
+    assert_eq!((goes.read(&mut [0]).unwrap(), silent.read(&mut [0]).unwrap()), (0, 0));
     assert!(since.elapsed() > Duration::from_millis(1500), "{:?}", since.elapsed());
     talk(&mut stays);
     // It came to a chain that two versions had, of which the last accepted nobody.
