@@ -72,7 +72,7 @@ pub struct Listener {
     pub tcp_backlog: u32,
     /// Soft limit on bytes buffered per connection (Envoy default 1 MiB); 64 MiB where Envoy has none.
     pub per_connection_buffer_limit: u32,
-    /// Logs of connections that matched no chain.
+    /// Logs of its connections, whether they matched a chain or not.
     pub access_logs: Vec<Arc<crate::http::AccessLog>>,
     pub stat_prefix: Arc<str>,
 }

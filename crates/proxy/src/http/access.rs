@@ -289,6 +289,25 @@ pub(crate) struct ConnectionRecord<'a> {
     pub(crate) tunnel_trailers: Option<&'a HeaderMap>,
 }
 
+impl<'a> ConnectionRecord<'a> {
+    /// A connection of which nothing is known but where it came from and went.
+    pub(crate) fn of(conn: &'a Conn) -> Self {
+        Self {
+            conn,
+            cluster: None,
+            host: None,
+            upstream_local: None,
+            received: 0,
+            sent: 0,
+            flags: ResponseFlags::NONE,
+            transport_failure: "",
+            attempts: 0,
+            tunnel_headers: None,
+            tunnel_trailers: None,
+        }
+    }
+}
+
 impl Record for ConnectionRecord<'_> {
     fn dynamic_metadata(&self, namespace: &str, path: &[Box<str>]) -> Option<&serde_json::Value> {
         self.conn.metadata()?.get(namespace, path)
@@ -359,7 +378,7 @@ fn pairs(status: Option<&StatusCode>, map: &HeaderMap) -> serde_json::Value {
     serde_json::json!({"headers": status.into_iter().chain(all).collect::<Vec<_>>()})
 }
 
-/// A connection that no chain wanted.
+/// A connection that came to none of its chain's filters.
 struct RefusedRecord<'a> {
     info: &'a ConnectionInfo,
     start: Instant,
@@ -378,7 +397,7 @@ impl Record for RefusedRecord<'_> {
     fn text(&self, of: Text) -> Option<&str> {
         match of {
             Text::RequestedServerName => self.info.server_name.as_deref(),
-            Text::ResponseCodeDetails => Some(details::FILTER_CHAIN_NOT_FOUND),
+            Text::ResponseCodeDetails if self.flags == ResponseFlags::NO_ROUTE_FOUND => Some(details::FILTER_CHAIN_NOT_FOUND),
             _ => None,
         }
     }
@@ -409,8 +428,8 @@ impl Record for RefusedRecord<'_> {
     }
 }
 
-/// Logs a connection that matched no chain.
-pub(crate) fn log_refused(_: &Worker, listener: &ListenerState, info: &ConnectionInfo, start: Instant, flags: ResponseFlags) {
+/// Logs a connection of a listener that came to none of its chain's filters.
+pub(crate) fn log_refused(listener: &ListenerState, info: &ConnectionInfo, start: Instant, flags: ResponseFlags) {
     if !listener.logs.is_empty() {
         listener.logs.write(&RefusedRecord { info, start, flags }, None);
     }

@@ -25,7 +25,7 @@ pub(crate) struct ListenerState {
     chains: RefCell<HashMap<*const FilterChain, Kept>>,
     /// The next version has taken the others.
     is_succeeded: Cell<bool>,
-    /// Logs of connections without a chain.
+    /// Logs of its connections, with a chain or without.
     pub(crate) logs: LogSet,
     inspection: RefCell<Rc<Inspection>>,
     /// What stands in the places of listener filters that are discovered.

@@ -146,11 +146,17 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
         application_protocols: Vec::new(),
         transport_protocol: "raw_buffer",
     };
-    let Some(Inspected { info, ahead, told, source }) = inspect::run(&worker, &listener, &mut stream, wish).await else { return };
+    let logged = (!listener.logs.is_empty()).then(|| Box::new(wish.clone()));
+    let Some(Inspected { info, ahead, told, source }) = inspect::run(&worker, &listener, &mut stream, wish).await else {
+        if let Some(wish) = logged {
+            http::log_refused(&listener, &wish, start, ResponseFlags::NONE);
+        }
+        return;
+    };
     let listener = listener.newest(&worker);
     let Some(chain) = listener.listener.choose_chain(&info).cloned() else {
         listener.stats.inc(names::NO_FILTER_CHAIN_MATCH);
-        http::log_refused(&worker, &listener, &info, start, ResponseFlags::NO_ROUTE_FOUND);
+        http::log_refused(&listener, &info, start, ResponseFlags::NO_ROUTE_FOUND);
         return;
     };
     let active = Active::new(&listener);
@@ -163,7 +169,7 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
             // On the heap while it lasts: its state would otherwise stay part of every connection's.
             match Box::pin(tls::accept(server, socket, limit, &listener)).await {
                 Some(io) => io,
-                None => return,
+                None => return http::log_refused(&listener, &info, start, ResponseFlags::NONE),
             }
         }
     };
@@ -194,7 +200,10 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
         listener: Rc::clone(&listener),
         limits: RefCell::default(),
     });
-    dispatch(&worker, &conn, io).await;
+    let is_logged = dispatch(&worker, &conn, io).await;
+    if !is_logged && !conn.listener.logs.is_empty() {
+        conn.listener.logs.connection(&http::ConnectionRecord::of(&conn));
+    }
     drop(active);
 }
 
@@ -222,13 +231,14 @@ fn hand_over(
     (listener, destination)
 }
 
-async fn dispatch(worker: &Rc<Worker>, conn: &Rc<Conn>, io: Io) {
+/// Serves what passes the chain's filters. Whether the listener's log has it: it does where more is known of it than here.
+async fn dispatch(worker: &Rc<Worker>, conn: &Rc<Conn>, io: Io) -> bool {
     let passed = match network::run(worker, conn).await {
         Verdict::Continue(passed) => passed,
-        Verdict::Close => return,
+        Verdict::Close => return false,
     };
     if passed.resolve.is_some() && !Box::pin(network::resolve(conn, &passed)).await {
-        return;
+        return false;
     }
     match &conn.chain.terminal {
         TerminalState::Http(hcm) => Box::pin(http::serve(worker, hcm, conn, io)).await,
@@ -237,6 +247,7 @@ async fn dispatch(worker: &Rc<Worker>, conn: &Rc<Conn>, io: Io) {
         TerminalState::Echo => network::echo(io).await,
         TerminalState::Missing => conn.listener.stats.inc(names::NETWORK_EXTENSION_CONFIG_MISSING),
     }
+    matches!(conn.chain.terminal, TerminalState::Tcp(_))
 }
 
 #[cfg(test)]

@@ -300,6 +300,34 @@ fn what_a_listener_takes_changes_with_its_configuration_and_each_address_says_it
 }
 
 #[test]
+fn a_listeners_log_has_every_connection_however_it_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    let listener = format!(
+        "access_log: [{{name: f, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, \
+         path: {}, log_format: {{text_format_source: {{inline_string: \"%RESPONSE_FLAGS% %BYTES_RECEIVED% %UPSTREAM_CLUSTER%;\"}}}}}}}}]\n\
+         listener_filters: [{{name: t, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}}}]",
+        path.display()
+    );
+    let log = || std::fs::read_to_string(&path).unwrap_or_default();
+    let proxy = start(&connections(&listener, &tcp_proxy("cluster: c"), &cluster("c", &[tcp_echo()], "")));
+    let mut stream = proxy.connect();
+    stream.write_all(b"hello").unwrap();
+    stream.read_exact(&mut [0; 5]).unwrap();
+    drop(stream);
+    eventually(|| log() == "- 5 c;");
+    // It leaves before its chain is chosen.
+    drop(proxy.connect());
+    eventually(|| log() == "- 5 c;- 0 -;");
+    let answer = "- {name: d, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.network.direct_response.v3.Config, response: {inline_string: bye}}}";
+    let proxy = start(&connections(&listener, answer, &cluster("c", &[dead_port()], "")));
+    let mut stream = proxy.connect();
+    stream.write_all(b"hello").unwrap();
+    let _ = stream.read_to_end(&mut Vec::new());
+    eventually(|| log() == "- 5 c;- 0 -;- 0 -;");
+}
+
+#[test]
 fn a_limit_of_connections_counts_those_of_all_workers() {
     let limit = "- {name: l, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit, stat_prefix: l, max_connections: 1}}";
     let yaml = connections("", &format!("{limit}\n{}", tcp_proxy("cluster: c")), &cluster("c", &[tcp_echo()], ""));

@@ -136,6 +136,9 @@ pub(crate) async fn run(worker: &Rc<Worker>, state: &Rc<TcpState>, conn: &Rc<Con
         series.closed();
     }
     state.log(conn, &outcome);
+    if !conn.listener.logs.is_empty() {
+        conn.listener.logs.connection(&outcome.record(conn));
+    }
 }
 
 fn series(worker: &Worker, conn: &Conn, outcome: &Outcome, source: bool) -> TcpSeries {
