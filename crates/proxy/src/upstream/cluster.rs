@@ -35,8 +35,6 @@ pub(crate) struct Pools {
     by_address: RefCell<HashMap<Address, Rc<HostPools>>>,
     /// Hosts made up for original destinations.
     dynamic: RefCell<HashMap<SocketAddr, Arc<Host>>>,
-    /// Hosts that requests named.
-    named: NamedHosts,
     watched: AllWatched,
 }
 
@@ -84,6 +82,8 @@ pub(crate) struct ClusterState {
     /// The choice among members, where the cluster stands for several.
     pub(super) aggregate: RefCell<Option<Box<Aggregate>>>,
     pools: Rc<Pools>,
+    /// Hosts that requests named, as the cache of this configuration knows them.
+    named: NamedHosts,
     by_host: RefCell<HashMap<*const Host, Rc<HostPools>>>,
     /// The single pool most clusters ever use: that of the last exchange.
     last: RefCell<Option<Last>>,
@@ -135,6 +135,7 @@ impl ClusterState {
             aggregate: RefCell::default(),
             cluster,
             pools,
+            named: NamedHosts::default(),
             by_host: RefCell::default(),
             last: RefCell::default(),
             istio_destination: Cell::new(None),
@@ -181,7 +182,7 @@ impl ClusterState {
             }
             Discovery::DynamicForwardProxy(cache) => {
                 let port = sought.port.or(self.cluster.config.default_port())?;
-                return self.pools.named.host(cache, sought.authority, port);
+                return self.named.host(cache, sought.authority, port);
             }
             _ => {}
         }
@@ -273,6 +274,11 @@ impl ClusterState {
             Discovery::DynamicForwardProxy(cache) => Some(cache),
             _ => None,
         }
+    }
+
+    /// Whether a request for this name need not ask the cache that all workers share.
+    pub(crate) fn knows(&self, cache: &Arc<DnsCache>, authority: &str, default_port: u16) -> bool {
+        self.dns_cache().is_some_and(|own| Arc::ptr_eq(own, cache)) && self.named.host(cache, authority, default_port).is_some()
     }
 
     /// Whether the hosts are no members, but come with requests.

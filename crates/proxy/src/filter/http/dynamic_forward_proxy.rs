@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use lateen_snapshot::ClusterId;
 use lateen_snapshot::dns::cache::{CachedHost, DnsCache, HostKey, Load, Waiting};
 use lateen_snapshot::http::HostFrom;
 use lateen_telemetry::{ResponseFlags, details};
@@ -18,9 +19,13 @@ use crate::router::lookup;
 const LONGEST: Duration = Duration::from_secs(60);
 
 pub(super) async fn on_request(exchange: &mut Exchange<'_>, cache: &Arc<DnsCache>) -> Result<Step, End> {
-    let Some(default_port) = port_of_cluster(exchange) else { return Ok(Step::Continue) };
+    let Some((id, default_port)) = cluster(exchange) else { return Ok(Step::Continue) };
     if let Some(from) = per_route(exchange, |p| p.dynamic_forward_proxy.as_ref()) {
         replace_host(exchange, &from);
+    }
+    let cluster = exchange.live.cluster(exchange.worker, id);
+    if cluster.is_some_and(|c| c.knows(cache, &exchange.request.authority, default_port)) {
+        return Ok(Step::Continue);
     }
     let Err(unresolved) = resolve(exchange, cache, default_port).await? else { return Ok(Step::Continue) };
     let (status, text, flags) = match unresolved {
@@ -67,11 +72,11 @@ pub(crate) async fn resolve(exchange: &mut Exchange<'_>, cache: &Arc<DnsCache>, 
     })
 }
 
-/// The port of names without one, where the request's cluster takes its host from the request.
-fn port_of_cluster(exchange: &Exchange<'_>) -> Option<u16> {
+/// The request's cluster, where that takes its host from the request, and the port of names without one.
+fn cluster(exchange: &Exchange<'_>) -> Option<(ClusterId, u16)> {
     let matched = exchange.info.route.as_ref()?;
     let id = lookup::cluster_of(matched, &exchange.live.snapshot, &exchange.request)?;
-    exchange.live.snapshot.cluster(id)?.config.default_port()
+    Some((id, exchange.live.snapshot.cluster(id)?.config.default_port()?))
 }
 
 fn replace_host(exchange: &mut Exchange<'_>, from: &HostFrom) {

@@ -33,10 +33,10 @@ impl ClusterState {
 
     /// Closes what is idle for too long or goes to a host that failed, forgets addresses that nobody uses.
     pub(crate) fn sweep(&self, now: Instant) {
-        self.pools.named.sweep();
+        self.named.sweep();
         self.pools.watched.sweep();
         let config = &self.cluster.config;
-        let mut empty = Vec::new();
+        let (mut empty, mut members) = (Vec::new(), None);
         let all: Vec<(Address, Rc<HostPools>)> =
             self.pools.by_address.borrow().iter().map(|(address, pools)| (address.clone(), Rc::clone(pools))).collect();
         for (address, host_pools) in all {
