@@ -2,7 +2,6 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use lateen_balance::health::{Checked, Checker};
@@ -12,7 +11,7 @@ use lateen_balance::host::{
 use lateen_balance::{Address, Host, outlier};
 use lateen_snapshot::Cluster;
 use lateen_snapshot::cluster::ClusterConfig;
-use lateen_telemetry::envoy_names::health_check as names;
+use lateen_telemetry::envoy_names::{cluster as cluster_names, health_check as names};
 use lateen_telemetry::{Block, BlockName};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -72,10 +71,13 @@ fn wanted<'a>(clusters: impl Iterator<Item = &'a Arc<Cluster>>) -> HashMap<Key, 
 
 async fn check(main: Arc<Main>, cluster: Arc<Cluster>, host: Arc<Host>) {
     let Some(check) = &cluster.config.health_check else { return };
-    let block = main.registry.block(names::DEFS, BlockName::cluster(&cluster.config.stat_name));
+    let name = || BlockName::cluster(&cluster.config.stat_name);
+    let block = main.registry.block(names::DEFS, name());
+    // Whoever was connected to counts, whether or not it still is a member.
+    let connections = main.registry.block(cluster_names::DEFS, name());
     let mut checker = Checker::new(host.flags() & FAILED_ACTIVE_HC != 0);
     let mut events = Events::of(check, &cluster.config, &host, &main.logs);
-    let (mut used, mut noticed) = (false, host.flags() & EXCLUDED_VIA_IMMEDIATE_HC_FAIL != 0);
+    let mut noticed = host.flags() & EXCLUDED_VIA_IMMEDIATE_HC_FAIL != 0;
     let first = check.pace.first(rand::random());
     wait(&host, first, &mut noticed, || fail_at_once(&main, &cluster, &host, &mut checker, &mut events)).await;
     loop {
@@ -84,7 +86,7 @@ async fn check(main: Arc<Main>, cluster: Arc<Cluster>, host: Arc<Host>) {
         count(&block, answer);
         // What a response said in the meantime came first.
         wait(&host, Duration::ZERO, &mut noticed, || fail_at_once(&main, &cluster, &host, &mut checker, &mut events)).await;
-        used = used || main.snapshot().cluster_named(&cluster.config.name).is_some_and(|(_, c)| is_used(c));
+        let used = connections.counter(cluster_names::UPSTREAM_CX_TOTAL) > 0;
         let step = checker.take(&check.pace, answer.result, used, [rand::random(), rand::random()]);
         let was_degraded = host.flags() & DEGRADED_ACTIVE_HC != 0;
         if !step.failed && noticed {
@@ -142,18 +144,16 @@ fn count(block: &Block, answer: Answer) {
     counters.iter().for_each(|counter| block.add_shared(*counter, 1));
 }
 
-/// Whether anybody was ever connected to the cluster.
-fn is_used(cluster: &Cluster) -> bool {
-    cluster.hosts.hosts().any(|h| h.counters.cx_total.load(Relaxed) > 0)
-}
-
 /// The members may have been republished since: the flags are the host's, the notice goes to the set in force.
 fn settle(main: &Main, cluster: &Cluster, host: &Host, failed: bool, answer: Answer) {
     let before = host.flags();
     host.set_flag(FAILED_ACTIVE_HC, failed);
-    host.set_flag(DEGRADED_ACTIVE_HC, answer.degraded);
+    if answer.result == Checked::Healthy {
+        // A failure says nothing of that.
+        host.set_flag(DEGRADED_ACTIVE_HC, answer.degraded);
+    }
     host.set_flag(PENDING_ACTIVE_HC, false);
-    let well = answer.result == Checked::Healthy && !failed && before & FAILED_ACTIVE_HC == 0;
+    let well = answer.result == Checked::Healthy && !failed;
     if well && before & FAILED_OUTLIER != 0 && cluster.config.outlier.as_ref().is_some_and(|o| o.uneject_on_check) {
         outlier::release(host, main.millis());
     }
@@ -187,9 +187,15 @@ mod tests {
     use super::*;
     use crate::main_thread::{Options, start};
 
-    const CLUSTER: &str = "node: {id: t, cluster: t}\nstatic_resources:\n  clusters:\n  - name: c\n    type: EDS\n    eds_cluster_config: \
-                           {eds_config: {ads: {}}}\n    health_checks: [{timeout: 1s, interval: 0.02s, no_traffic_interval: 0.02s, \
-                           healthy_threshold: 1, unhealthy_threshold: 1, tcp_health_check: {}}]\n";
+    /// A discovered cluster that is checked every 20 ms, and so often while nobody is connected; with these fields more.
+    fn cluster(no_traffic: &str, more: &str) -> Options {
+        let yaml = format!(
+            "node: {{id: t, cluster: t}}\nstatic_resources:\n  clusters:\n  - name: c\n    type: EDS\n    eds_cluster_config: \
+             {{eds_config: {{ads: {{}}}}}}\n    health_checks: [{{timeout: 1s, interval: 0.02s, no_traffic_interval: {no_traffic}, \
+             healthy_threshold: 1, unhealthy_threshold: 1, tcp_health_check: {{}}}}]\n{more}"
+        );
+        Options::new(lateen_snapshot::bootstrap::parse(&yaml, "test.yaml").unwrap())
+    }
 
     fn endpoints(ports: &[u16]) -> Update {
         let endpoint = |port: &u16| {
@@ -232,7 +238,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn a_removed_host_serves_until_it_fails_its_checks() {
-        let process = start(Options::new(lateen_snapshot::bootstrap::parse(CLUSTER, "test.yaml").unwrap())).await.unwrap();
+        let process = start(cluster("0.02s", "")).await.unwrap();
         let main = &process.main;
         let (first, _stays) = listening().await;
         let (second, leaves) = listening().await;
@@ -247,5 +253,41 @@ mod tests {
         assert_eq!(ports(main), [(first, true), (second, true)]);
         drop(leaves);
         until(main, &[(first, true)]).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_cluster_with_traffic_is_checked_often_also_when_all_its_hosts_are_new() {
+        let process = start(cluster("60s", "")).await.unwrap();
+        let main = &process.main;
+        let (port, leaves) = listening().await;
+        let traffic = main.registry.block(cluster_names::DEFS, BlockName::cluster("c"));
+        traffic.add_shared(cluster_names::UPSTREAM_CX_TOTAL, 1);
+        assert_eq!(main.change(|compiler, now| compiler.apply(types::ENDPOINT, vec![endpoints(&[port])], &[], now)), Vec::new());
+        until(main, &[(port, true)]).await;
+        drop(leaves);
+        until(main, &[(port, false)]).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_result_changes_what_it_tells_of() {
+        let process = start(cluster("60s", "    outlier_detection: {}\n")).await.unwrap();
+        let main = &process.main;
+        assert_eq!(main.change(|compiler, now| compiler.apply(types::ENDPOINT, vec![endpoints(&[1])], &[], now)), Vec::new());
+        let cluster = main.snapshot().cluster_named("c").unwrap().1.clone();
+        let host = Host::new(Address::Pipe("x".into()));
+        let after = |flags: u32, failed: bool, answer: Answer| {
+            host.set_flag(u32::MAX, false);
+            host.set_flag(flags, true);
+            settle(main, &cluster, &host, failed, answer);
+            host.flags()
+        };
+        let passed = Answer { result: Checked::Healthy, failure: FailureType::Active, ..Answer::NONE };
+        let degraded = Answer { degraded: true, ..passed };
+        assert_eq!(after(0, false, degraded), DEGRADED_ACTIVE_HC);
+        assert_eq!(after(DEGRADED_ACTIVE_HC, false, Answer::NONE), DEGRADED_ACTIVE_HC, "a failure below the threshold");
+        assert_eq!(after(DEGRADED_ACTIVE_HC, true, Answer::NONE), DEGRADED_ACTIVE_HC | FAILED_ACTIVE_HC);
+        assert_eq!(after(DEGRADED_ACTIVE_HC, false, passed), 0);
+        assert_eq!(after(FAILED_OUTLIER | FAILED_ACTIVE_HC, false, passed), 0, "the check that lets it in ends its ejection too");
+        assert_eq!(after(FAILED_OUTLIER | FAILED_ACTIVE_HC, true, passed), FAILED_OUTLIER | FAILED_ACTIVE_HC);
     }
 }
