@@ -1,7 +1,9 @@
 //! One active health check: what is asked over HTTP, gRPC or TCP, and what the answer means.
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use http::uri::Scheme;
 use http::{HeaderMap, Request, header};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -15,8 +17,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::Main;
 use super::upstream::{Destination, connect_to};
-use crate::http::headers::{DEGRADED, HEALTH_CHECKED_CLUSTER, IMMEDIATE_HEALTH_CHECK_FAIL};
+use crate::http::headers::{DEGRADED, GRPC_TIMEOUT, HEALTH_CHECKED_CLUSTER, IMMEDIATE_HEALTH_CHECK_FAIL};
 use crate::listener::proxy_header;
+use crate::upstream::grpc::timeout_value;
 
 /// The first bytes of an answer to a gRPC check, which tell.
 const GRPC_ANSWER: usize = 4096;
@@ -70,14 +73,19 @@ pub(super) async fn probe(main: &Main, cluster: &Arc<Cluster>, host: &Arc<Host>,
     let transport = check.transport.unwrap_or(host.transport);
     let destination = Destination { address: &address, transport, hostname: &host.hostname };
     let Ok(stream) = connect_to(cluster, &destination, main.upstream_mark, alpn).await else { return Answer::NONE };
+    let is_tls = cluster.config.transports.get(transport as usize).is_some_and(|t| t.tls.is_some());
+    let scheme = if is_tls { Scheme::HTTPS } else { Scheme::HTTP };
     let named = host.checked_at.as_ref().map(|c| &*c.hostname).filter(|name| !name.is_empty());
     match &check.kind {
         HealthCheckKind::Tcp { proxy, send, receive } => {
             let header = proxy.as_ref().map(|p| proxy_header::encode(p, None)).unwrap_or_default();
             tcp(stream, &[header.as_slice(), send.as_slice()].concat(), receive).await
         }
-        HealthCheckKind::Http(http) => ask_http(stream, http, named.unwrap_or(&http.host)).await,
-        HealthCheckKind::Grpc { service, authority, headers } => ask_grpc(stream, service, named.unwrap_or(authority), headers).await,
+        HealthCheckKind::Http(http) => ask_http(stream, http, scheme, named.unwrap_or(&http.host)).await,
+        HealthCheckKind::Grpc { service, authority, headers } => {
+            let authority = named.unwrap_or(authority);
+            ask_grpc(stream, GrpcQuestion { service, scheme, authority, headers, timeout: check.timeout }).await
+        }
     }
 }
 
@@ -105,7 +113,7 @@ async fn tcp(mut stream: Box<dyn Io>, send: &[u8], receive: &[Vec<u8>]) -> Answe
     Answer::of(Checked::Healthy)
 }
 
-async fn ask_http(stream: Box<dyn Io>, check: &HttpCheck, host: &str) -> Answer {
+async fn ask_http(stream: Box<dyn Io>, check: &HttpCheck, scheme: Scheme, host: &str) -> Answer {
     let body = Full::new(check.send.clone());
     let Ok(mut request) = Request::builder().method(check.method.clone()).uri(&*check.path).body(body) else {
         return Answer::NONE;
@@ -121,7 +129,7 @@ async fn ask_http(stream: Box<dyn Io>, check: &HttpCheck, host: &str) -> Answer 
         left -= data.len();
         expected.push(data);
     };
-    let Some(told) = exchange(stream, request, host, check.http2, look).await else { return Answer::NONE };
+    let Some(told) = exchange(stream, request, host, check.http2.then_some(scheme), look).await else { return Answer::NONE };
     let within = |ranges: &[std::ops::Range<u16>]| ranges.iter().any(|r| r.contains(&told.status));
     let answered = within(&check.expected);
     let unwell = Answer { status: told.status, ..Answer::of(Checked::Unwell) };
@@ -140,14 +148,27 @@ async fn ask_http(stream: Box<dyn Io>, check: &HttpCheck, host: &str) -> Answer 
     }
 }
 
-async fn ask_grpc(stream: Box<dyn Io>, service: &str, authority: &str, headers: &[CheckHeader]) -> Answer {
+/// What a gRPC check asks.
+struct GrpcQuestion<'a> {
+    service: &'a str,
+    scheme: Scheme,
+    authority: &'a str,
+    headers: &'a [CheckHeader],
+    timeout: Duration,
+}
+
+async fn ask_grpc(stream: Box<dyn Io>, question: GrpcQuestion<'_>) -> Answer {
+    let GrpcQuestion { service, scheme, authority, headers, timeout } = question;
     let request = Request::post("/grpc.health.v1.Health/Check").header("content-type", "application/grpc").header("te", "trailers");
     let Ok(mut request) = request.body(Full::new(grpc_request(service))) else { return Answer::NONE };
     request.headers_mut().insert(header::USER_AGENT, header::HeaderValue::from_static("Envoy/HC"));
     add(request.headers_mut(), headers);
+    if let Some(value) = timeout_value(timeout) {
+        request.headers_mut().insert(GRPC_TIMEOUT, value);
+    }
     let mut message = Vec::new();
     let keep = |data: &[u8]| message.extend_from_slice(data.get(..data.len().min(GRPC_ANSWER - message.len())).unwrap_or_default());
-    match exchange(stream, request, authority, true, keep).await {
+    match exchange(stream, request, authority, Some(scheme), keep).await {
         None => Answer::NONE,
         Some(told) if told.status == 200 && told.grpc_ok && is_serving(&message) => Answer::of(Checked::Healthy),
         Some(_) => Answer::of(Checked::Unwell),
@@ -194,20 +215,20 @@ struct Told {
     grpc_ok: bool,
 }
 
-/// Asks, and shows the body of the answer as it comes.
+/// Asks, over HTTP/2 where there is a scheme to name, and shows the body of the answer as it comes.
 async fn exchange(
     stream: Box<dyn Io>,
     mut request: Request<Full<Bytes>>,
     host: &str,
-    http2: bool,
+    http2: Option<Scheme>,
     look: impl FnMut(&[u8]),
 ) -> Option<Told> {
     let io = TokioIo::new(stream);
-    if http2 {
+    if let Some(scheme) = http2 {
         // A cluster's name may hold characters that an authority must not.
         let authority = host.parse().unwrap_or(http::uri::Authority::from_static("localhost"));
         let mut parts = std::mem::take(request.uri_mut()).into_parts();
-        parts.scheme = Some(http::uri::Scheme::HTTP);
+        parts.scheme = Some(scheme);
         parts.authority = Some(authority);
         *request.uri_mut() = http::Uri::from_parts(parts).ok()?;
         let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.ok()?;
@@ -244,4 +265,30 @@ async fn read(response: http::Response<hyper::body::Incoming>, mut look: impl Fn
         grpc_ok = frame.trailers_ref().and_then(is_ok).or(grpc_ok);
     }
     Some(Told { status: head.status.as_u16(), headers: head.headers, grpc_ok: grpc_ok.unwrap_or(false) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_grpc_check_says_how_it_comes_and_how_long_it_waits() {
+        for (scheme, name) in [(Scheme::HTTP, "http"), (Scheme::HTTPS, "https")] {
+            let (ours, theirs) = tokio::io::duplex(4096);
+            let peer = tokio::spawn(async move {
+                let mut connection = h2::server::handshake(theirs).await.unwrap();
+                let (request, mut respond) = connection.accept().await.unwrap().unwrap();
+                let head = (request.uri().scheme_str().map(str::to_owned), request.headers()[GRPC_TIMEOUT].clone());
+                respond.send_response(http::Response::builder().status(503).body(()).unwrap(), true).unwrap();
+                // Until the caller leaves.
+                while connection.accept().await.is_some_and(|r| r.is_ok()) {}
+                head
+            });
+            let headers = [CheckHeader { name: GRPC_TIMEOUT, value: header::HeaderValue::from_static("9H"), append: false }];
+            let timeout = Duration::from_millis(1500);
+            let question = GrpcQuestion { service: "s", scheme, authority: "a", headers: &headers, timeout };
+            assert_eq!(ask_grpc(Box::new(ours), question).await, Answer::of(Checked::Unwell));
+            assert_eq!(peer.await.unwrap(), (Some(name.to_owned()), header::HeaderValue::from_static("1500m")));
+        }
+    }
 }

@@ -76,7 +76,7 @@ pub(crate) fn request(service: &GrpcService, path: &'static str) -> Request {
 }
 
 /// gRPC allows eight digits and a unit.
-fn timeout_value(limit: Duration) -> Option<HeaderValue> {
+pub(crate) fn timeout_value(limit: Duration) -> Option<HeaderValue> {
     let text = match limit.as_millis() {
         millis if millis < 100_000_000 => format!("{millis}m"),
         millis => format!("{}S", (millis / 1000).min(99_999_999)),
