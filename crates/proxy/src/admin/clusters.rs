@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use http::StatusCode;
 use lateen_balance::host::{
-    DEGRADED_ACTIVE_HC, DEGRADED_EDS, DEGRADED_OUTLIER, EXCLUDED_VIA_IMMEDIATE_HC_FAIL, FAILED_ACTIVE_HC, FAILED_EDS, FAILED_OUTLIER,
-    PENDING_ACTIVE_HC, PENDING_REMOVAL,
+    DEGRADED_ACTIVE_HC, DEGRADED_EDS, DEGRADED_OUTLIER, DRAINING_EDS, EXCLUDED_VIA_IMMEDIATE_HC_FAIL, FAILED_ACTIVE_HC, FAILED_EDS,
+    FAILED_OUTLIER, PENDING_ACTIVE_HC, PENDING_REMOVAL,
 };
 use lateen_balance::{Address, Breakers, Host};
 use lateen_snapshot::Cluster;
@@ -108,12 +108,15 @@ fn flags(host: &Host) -> String {
         (FAILED_EDS, "/failed_eds_health"),
         (DEGRADED_ACTIVE_HC, "/degraded_active_hc"),
         (DEGRADED_EDS, "/degraded_eds_health"),
-        (DEGRADED_OUTLIER, "/degraded_outlier_detection"),
         (PENDING_REMOVAL, "/pending_dynamic_removal"),
         (PENDING_ACTIVE_HC, "/pending_active_hc"),
         (EXCLUDED_VIA_IMMEDIATE_HC_FAIL, "/excluded_via_immediate_hc_fail"),
+        (DRAINING_EDS, "/eds_status_draining"),
+        (DEGRADED_OUTLIER, "/degraded_outlier_detection"),
     ];
-    let set: String = names.iter().filter(|(flag, _)| host.flags() & flag != 0).map(|(_, name)| *name).collect();
+    let draining = host.flags() & DRAINING_EDS != 0;
+    let flags = host.flags() & if draining { !FAILED_EDS } else { u32::MAX };
+    let set: String = names.iter().filter(|(flag, _)| flags & flag != 0).map(|(_, name)| *name).collect();
     if set.is_empty() { "healthy".to_owned() } else { set }
 }
 
@@ -159,8 +162,8 @@ fn host_status(priority: usize, host: &Host) -> Value {
         })
         .collect();
     let flag = |flag: u32| host.flags() & flag != 0;
-    let mut health =
-        json!({"eds_health_status": if flag(FAILED_EDS) { "UNHEALTHY" } else if flag(DEGRADED_EDS) { "DEGRADED" } else { "HEALTHY" }});
+    let by_discovery = [(DRAINING_EDS, "DRAINING"), (FAILED_EDS, "UNHEALTHY"), (DEGRADED_EDS, "DEGRADED")];
+    let mut health = json!({"eds_health_status": by_discovery.iter().find(|(bit, _)| flag(*bit)).map_or("HEALTHY", |(_, name)| *name)});
     let flags = [
         ("failed_active_health_check", FAILED_ACTIVE_HC),
         ("failed_outlier_check", FAILED_OUTLIER),
@@ -201,4 +204,23 @@ fn host_status(priority: usize, host: &Host) -> Value {
         }
     }
     value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drained_host_is_not_called_failed() {
+        let host = Host::new(Address::Pipe("x".into()));
+        let shown = |set: u32| {
+            host.set_flag(u32::MAX, false);
+            host.set_flag(set, true);
+            (flags(&host), host_status(0, &host)["health_status"]["eds_health_status"].clone())
+        };
+        assert_eq!(shown(0), ("healthy".to_owned(), json!("HEALTHY")));
+        assert_eq!(shown(FAILED_EDS), ("/failed_eds_health".to_owned(), json!("UNHEALTHY")));
+        let drained = FAILED_EDS | DRAINING_EDS | FAILED_ACTIVE_HC;
+        assert_eq!(shown(drained), ("/failed_active_hc/eds_status_draining".to_owned(), json!("DRAINING")));
+    }
 }

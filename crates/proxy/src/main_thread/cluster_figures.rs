@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use lateen_balance::breaker::Gate;
-use lateen_balance::host::{EXCLUDED_VIA_IMMEDIATE_HC_FAIL, FAILED_ACTIVE_HC, FAILED_OUTLIER, PENDING_ACTIVE_HC};
+use lateen_balance::host::{FAILED_ACTIVE_HC, FAILED_OUTLIER};
 use lateen_balance::{Breakers, Host, HostSet, Subsets};
 use lateen_snapshot::{Cluster, Snapshot};
 use lateen_telemetry::envoy_names::{cluster_state as names, health_check, outlier, remaining, remaining_high, subsets};
@@ -173,7 +173,7 @@ fn membership(state: &Block, hosts: &HostSet) {
             (true, true) => degraded += 1,
             _ => {}
         }
-        excluded += u64::from(host.flags() & (PENDING_ACTIVE_HC | EXCLUDED_VIA_IMMEDIATE_HC_FAIL) != 0);
+        excluded += u64::from(host.is_excluded());
     }
     state.set(names::MEMBERSHIP_TOTAL, total);
     state.set(names::MEMBERSHIP_HEALTHY, healthy);
@@ -221,6 +221,7 @@ fn changed(before: Option<&HostSet>, after: &HostSet) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use lateen_balance::host::PENDING_ACTIVE_HC;
     use lateen_snapshot::compile::Update;
 
     use super::*;
