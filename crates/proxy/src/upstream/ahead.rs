@@ -19,7 +19,7 @@ pub(super) struct Foreseen(RefCell<VecDeque<Arc<Host>>>);
 impl Foreseen {
     /// The host for an exchange that may have any.
     pub(super) fn take(&self, context: &Context<'_>) -> Option<Arc<Host>> {
-        if context.criteria.is_some() || context.past != 0 || !context.avoid.is_empty() {
+        if context.criteria.is_some() || context.past != 0 || context.only.is_some() || !context.avoid.is_empty() {
             return None;
         }
         let mut hosts = self.0.borrow_mut();
@@ -68,5 +68,23 @@ impl ClusterState {
         let host = self.choose_now(worker, &Context::default())?;
         self.foreseen.0.borrow_mut().push_back(Arc::clone(&host));
         Some(host)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lateen_balance::{Address, Level};
+
+    use super::*;
+
+    #[test]
+    fn who_wants_a_certain_host_takes_none_that_was_foreseen() {
+        let foreseen = Foreseen::default();
+        foreseen.0.borrow_mut().push_back(Arc::new(Host::new(Address::Pipe("x".into()))));
+        let level = Some(Level { priority: 1, degraded: false });
+        for wants in [Context { only: level, ..Context::default() }, Context { past: 1, ..Context::default() }] {
+            assert!(foreseen.take(&wants).is_none());
+        }
+        assert!(foreseen.take(&Context::default()).is_some());
     }
 }
