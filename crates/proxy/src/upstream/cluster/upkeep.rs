@@ -54,7 +54,7 @@ impl ClusterState {
                     host_pools.0.borrow_mut().retain(|other| !Rc::ptr_eq(other, pool));
                 }
             }
-            if unused && !self.cluster.hosts.hosts().any(|h| h.address == address) {
+            if unused && !members.get_or_insert_with(|| self.cluster.hosts.by_address()).contains_key(&address) {
                 empty.push(address);
             }
         }
