@@ -155,6 +155,9 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
     if health_checks.len() > 1 {
         return Err(Invalid::field("health_checks[1]", "a cluster can have only one health check"));
     }
+    if !health_checks.is_empty() && matches!(discovery, Discovery::OriginalDst(_) | Discovery::DynamicForwardProxy(_)) {
+        return Err(Invalid::field("health_checks", "has no meaning here: the hosts come with requests"));
+    }
     let check = health_checks.into_iter().next().map(|h| active_check(h, &name, &choice)).transpose().within_item("health_checks", 0)?;
     let connect_timeout = duration_or(connect_timeout.as_ref(), Duration::from_secs(5), "connect_timeout")?;
     if connect_timeout.is_zero() {

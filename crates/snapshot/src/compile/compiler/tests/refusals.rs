@@ -217,3 +217,15 @@ fn a_domain_occurs_once_wildcards_too() {
     }
     assert_eq!(hosts("'*.a.com', a.com, 'a.*'", "'*.b.com', '*.a.com.', 'a.com.*'"), "");
 }
+
+#[test]
+fn hosts_that_come_with_requests_are_not_checked() {
+    let checks = "health_checks: [{timeout: 1s, interval: 1s, healthy_threshold: 1, unhealthy_threshold: 1, tcp_health_check: {}}]";
+    let by_name = "cluster_type: {name: x, typed_config: {'@type': type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig, \
+                   dns_cache_config: {name: names}}}";
+    for kind in ["type: ORIGINAL_DST", by_name] {
+        let of = |more: &str| refused_cluster(&format!("{{name: c, lb_policy: CLUSTER_PROVIDED, {kind}, {more}}}"));
+        assert_eq!(of("outlier_detection: {consecutive_5xx: 1}"), "", "Istio sends it");
+        assert_eq!(of(checks), "health_checks: has no meaning here: the hosts come with requests");
+    }
+}
