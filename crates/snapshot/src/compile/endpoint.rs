@@ -116,10 +116,12 @@ fn locality(value: proto::LocalityLbEndpoints) -> Result<AssignedLocality> {
         }
     };
     let endpoints = each(endpoints, "lb_endpoints", endpoint)?;
+    // One that does not say where it is has no weight, as in Envoy.
+    let weight = load_balancing_weight.filter(|_| locality.is_some()).unwrap_or(0);
     let core::Locality { region, zone, sub_zone } = locality.unwrap_or_default();
     Ok(AssignedLocality {
         locality: Locality { region: shared(region), zone: shared(zone), sub_zone: shared(sub_zone) },
-        weight: load_balancing_weight.unwrap_or(0),
+        weight,
         priority,
         endpoints,
         transport_match: transport_match(metadata.as_ref()),

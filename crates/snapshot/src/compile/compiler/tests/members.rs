@@ -239,6 +239,19 @@ fn a_host_that_is_described_anew_goes_on_unless_it_is_checked_elsewhere() {
 }
 
 #[test]
+fn only_endpoints_that_say_where_they_are_have_a_weight_together() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(EDS)], &[], now));
+    for (locality, weight) in [("", 0), ("locality: {}, ", 3), ("locality: {zone: z}, ", 3)] {
+        let text = format!(
+            "{{cluster_name: s, endpoints: [{{{locality}load_balancing_weight: 3, lb_endpoints: [{{endpoint: {{address: {ANY_80}}}}}]}}]}}"
+        );
+        accepted(compiler.apply(ENDPOINT, vec![update::<EndpointProto>(&text)], &[], now));
+        assert_eq!(hosts(&mut compiler, "c").priorities[0].localities[0].weight, weight, "{locality}");
+    }
+}
+
+#[test]
 fn a_share_of_requests_to_be_dropped_comes_with_endpoints_and_goes_with_them() {
     let (mut compiler, now) = (Compiler::new(), Instant::now());
     accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(EDS)], &[], now));
