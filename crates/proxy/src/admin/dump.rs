@@ -405,21 +405,47 @@ fn secret(name: &str, value: &SecretValue) -> Value {
     }
 }
 
-/// Withholds private keys and passwords given inline anywhere inside.
+/// Fields that hold nothing but what must not be seen (Envoy `udpa.annotations.sensitive`).
+const SENSITIVE: [&str; 8] = [
+    "private_key",
+    "private_key_provider",
+    "password",
+    "pkcs12",
+    "inline_key",
+    "session_ticket_keys",
+    "generic_secret",
+    "context_extensions",
+];
+
+/// Withholds keys and passwords given inline anywhere inside.
 fn redact(value: Value) -> Value {
     match value {
-        Value::Object(fields) => Value::Object(
-            fields
-                .into_iter()
-                .map(|(key, value)| {
-                    let hide =
-                        matches!(key.as_str(), "private_key" | "password" | "pkcs12" | "inline_key") && value.get("filename").is_none();
-                    let value = if hide { json!({"inline_string": REDACTED}) } else { redact(value) };
-                    (key, value)
-                })
-                .collect(),
-        ),
+        Value::Object(fields) => {
+            let field = |(key, value): (String, Value)| {
+                let value = if SENSITIVE.contains(&key.as_str()) { withheld(value) } else { redact(value) };
+                (key, value)
+            };
+            Value::Object(fields.into_iter().map(field).collect())
+        }
         Value::Array(items) => Value::Array(items.into_iter().map(redact).collect()),
+        other => other,
+    }
+}
+
+/// Of a sensitive value its shape, and which files it is in.
+fn withheld(value: Value) -> Value {
+    match value {
+        Value::Object(fields) if fields.contains_key("filename") => Value::Object(fields),
+        Value::Object(fields) if ["inline_string", "inline_bytes", "environment_variable"].iter().any(|f| fields.contains_key(*f)) => {
+            json!({"inline_string": REDACTED})
+        }
+        Value::Object(fields) => {
+            let is_plain = |key: &str| ["@type", "provider_name"].contains(&key);
+            let field = |(key, value): (String, Value)| if is_plain(&key) { (key, value) } else { (key, withheld(value)) };
+            Value::Object(fields.into_iter().map(field).collect())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(withheld).collect()),
+        Value::String(_) => json!(REDACTED),
         other => other,
     }
 }
@@ -485,6 +511,30 @@ mod tests {
     fn inline_keys_are_withheld_and_file_names_are_not() {
         let value = redact(json!({"a": [{"private_key": {"inline_string": "KEY"}}, {"private_key": {"filename": "/k"}}]}));
         assert_eq!(value, json!({"a": [{"private_key": {"inline_string": "[redacted]"}}, {"private_key": {"filename": "/k"}}]}));
+    }
+
+    #[test]
+    fn what_a_refused_listener_holds_of_keys_is_withheld() {
+        let redacted = json!({"inline_string": "[redacted]"});
+        let bytes = |text: &str| json!({"inline_bytes": base64::engine::general_purpose::STANDARD.encode(text)});
+        let provider = |config: &Value| json!({"provider_name": "p", "typed_config": config});
+        let tls = |key: &Value, config: &Value| {
+            json!({"@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                   "session_ticket_keys": {"keys": [key, {"filename": "/k"}]},
+                   "common_tls_context": {"tls_certificates": [{"private_key_provider": provider(config), "password": key}]}})
+        };
+        let any = |text: &str| json!({"@type": "type.googleapis.com/google.protobuf.StringValue", "value": text});
+        let listener = |key: &Value, config: &Value| {
+            let socket = json!({"name": "tls", "typed_config": tls(key, config)});
+            json!({"name": "l", "filter_chains": [{"transport_socket": socket}]})
+        };
+        let url = lateen_xds::types::LISTENER;
+        let value = Codec::new().encode(any::name_of(url), &(&listener(&bytes("KEY"), &any("KEY"))).into()).unwrap();
+        let shown = dumper().body(&Any { type_url: url.to_owned(), value });
+        assert_eq!(shown, typed(url, listener(&redacted, &any("[redacted]"))), "{shown:#}");
+        let sent =
+            |key: &Value, text: &str| json!({"generic_secret": {"secret": key, "secrets": {"a": key}}, "context_extensions": {"a": text}});
+        assert_eq!(redact(sent(&bytes("KEY"), "KEY")), sent(&redacted, "[redacted]"));
     }
 
     const MANAGER: &str = "'@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, \
