@@ -103,9 +103,14 @@ pub(super) fn name_by_place(body: &Any, place: usize) -> String {
 }
 
 pub(super) fn remove_dynamic<T>(entries: &mut IndexMap<Arc<str>, Entry<T>>, name: &str) -> bool {
-    match entries.get(name) {
+    match entries.get_mut(name) {
         Some(entry) if entry.origin == Origin::Dynamic => entries.shift_remove(name).is_some(),
-        _ => false,
+        Some(entry) => {
+            // What was refused in its place is gone.
+            entry.failure = None;
+            false
+        }
+        None => false,
     }
 }
 

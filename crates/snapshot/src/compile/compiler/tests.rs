@@ -70,6 +70,18 @@ fn a_refused_update_leaves_the_last_good_one_in_use() {
 }
 
 #[test]
+fn a_refusal_goes_with_the_name() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    compiler.add_static(vec![update::<ClusterProto>("{name: own, type: STATIC}").body], now).unwrap();
+    let other = update::<ClusterProto>("{name: own, type: STATIC, connect_timeout: 2s}");
+    let bad = update::<ClusterProto>("{name: bad, type: STATIC, lrs_server: {self: {}}}");
+    assert_eq!(compiler.apply(CLUSTER, vec![other, bad], &[], now).len(), 2);
+    assert!(compiler.list(Kind::Cluster).iter().all(|c| c.failure.is_some()));
+    accepted(compiler.apply(CLUSTER, Vec::new(), &["own".to_owned(), "bad".to_owned()], now));
+    assert_eq!(compiler.list(Kind::Cluster).iter().map(|c| (c.name, c.failure.is_some())).collect::<Vec<_>>(), [("own", false)]);
+}
+
+#[test]
 fn one_bad_resource_hurts_only_itself() {
     let (mut compiler, now) = (Compiler::new(), Instant::now());
     let good = update::<ClusterProto>("{name: good, type: STATIC}");
