@@ -89,7 +89,8 @@ pub struct Main {
     filter_figures: Mutex<HashMap<(&'static str, Arc<str>), Block>>,
     first_answers: FirstAnswers,
     was_ready: AtomicBool,
-    draining: AtomicBool,
+    /// The process comes to its end. Listeners that are drained by the admin server change nothing of that.
+    ending: AtomicBool,
     failing_health_check: AtomicBool,
     /// Stops the process.
     pub quit: watch::Sender<bool>,
@@ -178,7 +179,7 @@ impl Main {
             streams: Mutex::default(),
             filter_figures: Mutex::default(),
             was_ready: AtomicBool::new(false),
-            draining: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
             failing_health_check: AtomicBool::new(false),
             quit: watch::channel(false).0,
             reopen_logs: Notify::new(),
@@ -301,7 +302,7 @@ impl Main {
 
     /// Where the process stands. Once live it stays so: later trouble keeps the last good configuration.
     pub fn phase(&self) -> Phase {
-        if self.draining.load(Relaxed) {
+        if self.ending.load(Relaxed) {
             return Phase::Draining;
         }
         if self.was_ready.load(Relaxed) {
@@ -368,7 +369,7 @@ impl Main {
 
     /// Another process accepts: this one takes no new connections, and lets those that are open end in the drain time.
     pub(crate) fn hand_over(&self) {
-        self.draining.store(true, Relaxed);
+        self.ending.store(true, Relaxed);
         self.publisher.drain(Drain::HandOver { over: if self.drain_gradually { self.drain_time } else { Duration::ZERO } });
     }
 
@@ -389,13 +390,13 @@ impl Main {
 
     /// Takes no new connections and tells open ones to end.
     pub fn drain(&self) {
-        self.draining.store(true, Relaxed);
+        self.ending.store(true, Relaxed);
         self.publisher.drain(Drain::Close { inbound_only: false });
     }
 
     /// Asks callers to leave while new connections are still taken: the first stage of an end.
     pub(crate) fn ask_to_leave(&self) {
-        if !self.draining.swap(true, Relaxed) {
+        if !self.ending.swap(true, Relaxed) {
             tracing::info!("draining");
             self.publisher.drain(Drain::Ask { over: Duration::ZERO, inbound_only: false });
         }
@@ -409,9 +410,6 @@ impl Main {
 
     /// What `/drain_listeners` does: at once, or in the configured time with listeners open until it is over.
     pub(crate) fn drain_listeners(self: &Arc<Self>, graceful: bool, inbound_only: bool) {
-        if !inbound_only {
-            self.draining.store(true, Relaxed);
-        }
         if !graceful || self.drain_time.is_zero() {
             return self.publisher.drain(Drain::Close { inbound_only });
         }
@@ -468,6 +466,17 @@ fn shown(source: Option<&DynamicSource>) -> String {
         Some(DynamicSource::Api(source)) => format!("cluster {}", source.cluster),
         None => "nowhere".to_owned(),
     }
+    #[tokio::test]
+    async fn only_the_end_of_the_process_ends_its_being_live() {
+        let main = super::super::test_support::main("{node: {id: n, cluster: c}}");
+        for graceful in [true, false] {
+            main.drain_listeners(graceful, false);
+            assert_eq!(main.phase(), Phase::Live, "listeners alone have gone");
+        }
+        main.ask_to_leave();
+        assert_eq!(main.phase(), Phase::Draining);
+    }
+
 }
 
 #[cfg(test)]
