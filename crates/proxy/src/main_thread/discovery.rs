@@ -142,7 +142,13 @@ async fn follow(mut wanted: watch::Receiver<Arc<Wanted>>, subscriptions: Subscri
 
 /// Unsubscribes from what is wanted no longer and subscribes to what is newly wanted: both from and to a name that was given up
 /// in between, because what came of it is forgotten.
-fn renew<K: Ord>(subscriptions: &Subscriptions, type_url: &str, before: &Since<K>, now: &Since<K>, name: impl Fn(&K) -> Option<String>) {
+fn renew<K: Ord + Clone>(
+    subscriptions: &Subscriptions,
+    type_url: &str,
+    before: &Since<K>,
+    now: &Since<K>,
+    name: impl Fn(&K) -> Option<String>,
+) {
     let gone: Vec<String> = before.beside(now).filter_map(&name).collect();
     if !gone.is_empty() {
         subscriptions.unsubscribe(type_url, gone);

@@ -69,22 +69,38 @@ impl OnDemand {
 impl Compiler {
     /// Asks for something because a request wants it. `false` when that are too many.
     pub fn want(&mut self, wish: &Wish) -> bool {
+        let name = wish.name();
         let names = self.on_demand.of(wish);
-        let asked = names.contains(wish.name()) || (names.len() < MOST && names.insert(Arc::clone(wish.name())));
-        self.refresh_wanted();
-        asked
+        if names.contains(name) {
+            return true;
+        }
+        if names.len() >= MOST {
+            return false;
+        }
+        names.insert(Arc::clone(name));
+        match wish {
+            Wish::Cluster(_) if !self.wanted.clusters.contains(name) => self.add_wanted(name, |wanted| &mut wanted.clusters),
+            Wish::Routes(..) if !self.wanted.routes.contains(name) => self.add_wanted(name, |wanted| &mut wanted.routes),
+            Wish::VirtualHost { .. } if self.discovers(name) && !self.wanted.virtual_hosts.contains(name) => {
+                self.add_wanted(name, |wanted| &mut wanted.virtual_hosts);
+            }
+            _ => {}
+        }
+        true
     }
 
-    /// Nobody waits for it any more: what never came is not asked for any longer.
-    pub fn unwant(&mut self, wish: &Wish) {
-        let came = match wish {
-            Wish::Cluster(name) => self.clusters.contains_key(name),
-            Wish::VirtualHost { .. } => wish.is_met(&self.snapshot),
-            Wish::Routes(_, name) => self.routes.contains_key(name),
-        };
-        if !came {
-            self.on_demand.of(wish).remove(wish.name());
-            self.refresh_wanted();
+    /// Nobody waits for these any more: what never came is not asked for any longer.
+    pub fn unwant(&mut self, wishes: &[Wish]) {
+        for wish in wishes {
+            let came = match wish {
+                Wish::Cluster(name) => self.clusters.contains_key(name),
+                Wish::VirtualHost { .. } => wish.is_met(&self.snapshot),
+                Wish::Routes(_, name) => self.routes.contains_key(name),
+            };
+            if !came {
+                self.on_demand.of(wish).remove(wish.name());
+            }
         }
+        self.refresh_wanted();
     }
 }

@@ -260,6 +260,12 @@ impl Compiler {
         self.routes_with_hosts().chain(asked.filter(move |name| routes_of(name).is_some_and(|r| routes.contains(r))))
     }
 
+    /// Whether the routes that a virtual host of this name belongs to discover theirs.
+    pub(super) fn discovers(&self, name: &str) -> bool {
+        let routes = routes_of(name).and_then(|routes| self.routes.get(routes));
+        routes.is_some_and(|entry| entry.versions.all().any(|version| version.value.base.is_some()))
+    }
+
     /// The virtual hosts that were discovered for these routes, as they came.
     pub fn discovered_hosts(&self, routes: &str) -> impl Iterator<Item = &Any> {
         self.hosts.get(routes).into_iter().flat_map(|hosts| hosts.found.values()).map(|host| &*host.body)
@@ -413,7 +419,7 @@ mod tests {
         assert!(compiler.apply(HOST, Vec::new(), &["r/a".to_owned()], now).is_empty());
         assert!(!wish.is_wanted(&compiler.wanted()) && !wish.is_met(&compiler.snapshot()));
         assert!(compiler.want(&wish));
-        compiler.unwant(&wish);
+        compiler.unwant(std::slice::from_ref(&wish));
         assert!(!wish.is_wanted(&compiler.wanted()));
     }
 

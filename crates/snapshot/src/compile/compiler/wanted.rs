@@ -30,16 +30,17 @@ pub type Turn = u64;
 ///
 /// Whoever follows what is wanted may see only the last of several changes. Of a name that was given up and is wanted again all
 /// that was known is forgotten: its turn is another, which tells that it must be asked for anew.
+/// Where nothing changed they are the same from one time to the next, and need not be looked through.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Since<K>(BTreeMap<K, Turn>);
+pub struct Since<K>(Arc<BTreeMap<K, Turn>>);
 
 impl<K> Default for Since<K> {
     fn default() -> Self {
-        Self(BTreeMap::new())
+        Self(Arc::default())
     }
 }
 
-impl<K: Ord> Since<K> {
+impl<K: Ord + Clone> Since<K> {
     pub fn contains<Q: Ord + ?Sized>(&self, name: &Q) -> bool
     where
         K: Borrow<Q>,
@@ -57,20 +58,24 @@ impl<K: Ord> Since<K> {
 
     /// The names that are not in `other`, or there since another turn.
     pub fn beside<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a K> {
-        self.0.iter().filter(|(name, turn)| other.0.get(*name) != Some(*turn)).map(|(name, _)| name)
+        let differs = (!Arc::ptr_eq(&self.0, &other.0)).then_some(&*self.0);
+        differs.into_iter().flatten().filter(|(name, turn)| other.0.get(*name) != Some(*turn)).map(|(name, _)| name)
     }
 
     pub(super) fn insert(&mut self, name: K) {
-        self.0.insert(name, 0);
+        Arc::make_mut(&mut self.0).insert(name, 0);
     }
 
     /// Names that were wanted already are so since then, the others since now.
     fn date(&mut self, before: &Self, now: Turn) {
-        self.0.iter_mut().for_each(|(name, turn)| *turn = before.0.get(name).copied().unwrap_or(now));
+        Arc::make_mut(&mut self.0).iter_mut().for_each(|(name, turn)| *turn = before.0.get(name).copied().unwrap_or(now));
+        if self == before {
+            self.clone_from(before);
+        }
     }
 }
 
-impl<K: Ord> Extend<K> for Since<K> {
+impl<K: Ord + Clone> Extend<K> for Since<K> {
     fn extend<I: IntoIterator<Item = K>>(&mut self, names: I) {
         names.into_iter().for_each(|name| self.insert(name));
     }
@@ -78,7 +83,7 @@ impl<K: Ord> Extend<K> for Since<K> {
 
 impl<K: Ord> FromIterator<K> for Since<K> {
     fn from_iter<I: IntoIterator<Item = K>>(names: I) -> Self {
-        Self(names.into_iter().map(|name| (name, 0)).collect())
+        Self(Arc::new(names.into_iter().map(|name| (name, 0)).collect()))
     }
 }
 
@@ -110,5 +115,39 @@ impl Compiler {
             self.wanted = Arc::new(wanted);
             self.turn += 1;
         }
+    }
+
+    /// One name more is wanted; all that was stays so, and is not looked through.
+    pub(super) fn add_wanted(&mut self, name: &Arc<str>, which: fn(&mut Wanted) -> &mut Since<Arc<str>>) {
+        self.turn += 1;
+        // The names of a kind are shared until they change.
+        let names = &mut which(Arc::make_mut(&mut self.wanted)).0;
+        Arc::make_mut(names).insert(Arc::clone(name), self.turn);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::Wish;
+
+    #[test]
+    fn a_wish_changes_what_is_wanted_of_its_kind_alone() {
+        let mut compiler = Compiler::new();
+        let wish = |name: &str| Wish::Cluster(name.into());
+        assert!(compiler.want(&wish("a")));
+        let before = compiler.wanted();
+        assert!(compiler.want(&wish("a")));
+        assert!(Arc::ptr_eq(&before, &compiler.wanted()), "it is wanted already");
+        assert!(compiler.want(&wish("b")) && compiler.want(&Wish::Routes(crate::RouteTableId(0), "r".into())));
+        let after = compiler.wanted();
+        assert!(after.clusters.beside(&before.clusters).map(|name| &**name).eq(["b"]));
+        assert!(after.routes.iter().map(|name| &**name).eq(["r"]));
+        assert!(Arc::ptr_eq(&after.endpoints.0, &before.endpoints.0) && Arc::ptr_eq(&after.secrets.0, &before.secrets.0));
+        // Nothing else comes of it than of looking through everything.
+        compiler.refresh_wanted();
+        assert!(Arc::ptr_eq(&after, &compiler.wanted()));
+        compiler.unwant(&[wish("a"), wish("b")]);
+        assert!(compiler.wanted().clusters.is_empty() && Arc::ptr_eq(&compiler.wanted().routes.0, &after.routes.0));
     }
 }
