@@ -1,5 +1,5 @@
 //! Discovery streams: the aggregated one, and secret services of their own.
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -62,7 +62,6 @@ pub(super) fn aggregated(main: &Arc<Main>, token: Option<TokenSource>, tasks: &m
     if main.bootstrap.listeners == Some(DynamicSource::Ads) {
         subscriptions.wildcard(types::LISTENER);
     }
-    main.keep_stream(SecretSource::Ads, subscriptions.clone());
     tasks.spawn(main.supervisor.clone().only_once("subscriptions", follow(main.wanted(), subscriptions, ads.delta)));
     let mut applier = Applier { main: main.clone(), source: SecretSource::Ads, name: ads.cluster };
     tasks.spawn(main.supervisor.clone().only_once("discovery", async move { client.run(&mut applier).await }));
@@ -163,35 +162,57 @@ fn name_from(key: &SecretKey, source: &SecretSource) -> Option<String> {
     (key.source == *source).then(|| key.name.to_string())
 }
 
+/// The workload's own identity, as it is renewed.
+type Identity = watch::Receiver<Option<Arc<WorkloadSecrets>>>;
+
 /// Serves secrets from wherever the configuration says: the workload's own identity for Istio's local
 /// secret service, a stream for every other.
-pub(super) async fn secrets(main: Arc<Main>, identity: Option<watch::Receiver<Option<Arc<WorkloadSecrets>>>>, token: Option<TokenSource>) {
+pub(super) async fn secrets(main: Arc<Main>, identity: Option<Identity>, token: Option<TokenSource>) {
     let mut wanted = main.wanted();
-    let mut tasks = JoinSet::new();
+    let mut services = SecretServices { main, identity, token, running: HashMap::new() };
     loop {
         let now = wanted.borrow_and_update().clone();
-        let sources: BTreeSet<_> = now.secrets.iter().map(|k| k.source.clone()).collect();
-        for source in sources {
-            let SecretSource::Api(service) = &source else { continue };
-            if main.has_stream(&source) {
-                continue;
-            }
-            match &identity {
-                Some(identity) if service.cluster == OWN_SECRETS => own_identity(&main, identity.clone(), service, &mut tasks),
-                _ => secret_stream(&main, service, token.clone(), &mut tasks),
-            }
-        }
+        services.follow(&now);
         if wanted.changed().await.is_err() {
             return;
         }
     }
 }
 
-fn own_identity(main: &Arc<Main>, identity: watch::Receiver<Option<Arc<WorkloadSecrets>>>, service: &ApiSource, tasks: &mut JoinSet<()>) {
-    // There is nothing to subscribe to, but the place is taken.
-    let client = client(main, Service::Secret, service, None);
+/// The secret services that something is wanted of.
+struct SecretServices {
+    main: Arc<Main>,
+    identity: Option<Identity>,
+    token: Option<TokenSource>,
+    /// The tasks of each, which end with it.
+    running: HashMap<ApiSource, JoinSet<()>>,
+}
+
+impl SecretServices {
+    fn follow(&mut self, wanted: &Wanted) {
+        let sources = wanted.secrets.iter().filter_map(|key| match &key.source {
+            SecretSource::Api(service) => Some(service),
+            _ => None,
+        });
+        let services: BTreeSet<&ApiSource> = sources.collect();
+        let Self { main, identity, token, running } = self;
+        let own = |service: &ApiSource| identity.as_ref().filter(|_| service.cluster == OWN_SECRETS);
+        // Our own is handed out also when nobody uses it at the moment.
+        running.retain(|service, _| own(service).is_some() || services.contains(service));
+        for service in services {
+            if !running.contains_key(service) {
+                let tasks = match own(service) {
+                    Some(identity) => own_identity(main, identity.clone(), service),
+                    None => secret_stream(main, service, token.clone()),
+                };
+                running.insert(service.clone(), tasks);
+            }
+        }
+    }
+}
+
+fn own_identity(main: &Arc<Main>, identity: Identity, service: &ApiSource) -> JoinSet<()> {
     let source = SecretSource::Api(service.clone());
-    main.keep_stream(source.clone(), client.subscriptions());
     let handing = main.clone();
     let hand_out = move || {
         let (main, source, mut identity) = (handing.clone(), source.clone(), identity.clone());
@@ -207,14 +228,15 @@ fn own_identity(main: &Arc<Main>, identity: watch::Receiver<Option<Arc<WorkloadS
             }
         }
     };
+    let mut tasks = JoinSet::new();
     tasks.spawn(main.supervisor.clone().run("the workload's certificate", hand_out));
+    tasks
 }
 
-fn secret_stream(main: &Arc<Main>, service: &ApiSource, token: Option<TokenSource>, tasks: &mut JoinSet<()>) {
+fn secret_stream(main: &Arc<Main>, service: &ApiSource, token: Option<TokenSource>) -> JoinSet<()> {
     let source = SecretSource::Api(service.clone());
     let client = client(main, Service::Secret, service, token);
     let subscriptions = client.subscriptions();
-    main.keep_stream(source.clone(), subscriptions.clone());
     let mut wanted = main.wanted();
     let of = source.clone();
     let follow = async move {
@@ -228,9 +250,11 @@ fn secret_stream(main: &Arc<Main>, service: &ApiSource, token: Option<TokenSourc
             }
         }
     };
+    let mut tasks = JoinSet::new();
     tasks.spawn(main.supervisor.clone().only_once("subscriptions", follow));
     let mut applier = Applier { main: main.clone(), source, name: service.cluster.clone() };
     tasks.spawn(main.supervisor.clone().only_once("discovery", async move { client.run(&mut applier).await }));
+    tasks
 }
 
 #[cfg(test)]
@@ -240,12 +264,19 @@ mod tests {
     use super::*;
     use crate::main_thread::test_support;
 
-    const LISTENER: &str = "{static_resources: {listeners: [{name: l, address: {socket_address: {address: 127.0.0.1, port_value: 9}}, filter_chains: [{\
-        transport_socket: {name: tls, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, \
-          common_tls_context: {tls_certificate_sds_secret_configs: [{name: default, \
-            sds_config: {api_config_source: {api_type: GRPC, grpc_services: [{envoy_grpc: {cluster_name: sds-grpc}}]}}}]}}}, \
-        filters: [{name: t, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, \
-          stat_prefix: t, cluster: c}}]}]}]}}";
+    /// A listener whose certificate is at the secret service of this cluster.
+    fn listener(cluster: &str) -> Update {
+        let text = format!(
+            "{{static_resources: {{listeners: [{{name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: 9}}}}, filter_chains: [{{\
+               transport_socket: {{name: tls, typed_config: {{'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, \
+                 common_tls_context: {{tls_certificate_sds_secret_configs: [{{name: default, \
+                   sds_config: {{api_config_source: {{api_type: GRPC, grpc_services: [{{envoy_grpc: {{cluster_name: {cluster}}}}}]}}}}}}]}}}}}}, \
+               filters: [{{name: t, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, \
+                 stat_prefix: t, cluster: c}}}}]}}]}}]}}}}"
+        );
+        let body = lateen_snapshot::bootstrap::parse(&text, "test.yaml").unwrap().resources.remove(0);
+        Update { name: "l".to_owned(), version: "1".to_owned(), body }
+    }
 
     fn identity() -> Arc<WorkloadSecrets> {
         let key = rcgen::KeyPair::generate().unwrap();
@@ -254,12 +285,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_secret_service_that_nothing_is_wanted_of_is_left() {
+        let main = test_support::main("{node: {id: n, cluster: c}}");
+        let identity = Some(watch::channel(None).1);
+        let mut services = SecretServices { main: main.clone(), identity, token: None, running: HashMap::new() };
+        let mut with = |updates: Vec<Update>, removed: &[String]| {
+            assert_eq!(main.apply(&SecretSource::Ads, types::LISTENER, updates, removed), []);
+            let wanted = main.wanted().borrow().clone();
+            services.follow(&wanted);
+            let mut running: Vec<_> = services.running.iter().map(|(service, tasks)| (service.cluster.clone(), tasks.len())).collect();
+            running.sort();
+            running
+        };
+        let (own, one, two) = ((OWN_SECRETS.to_owned(), 1), ("one".to_owned(), 2), ("two".to_owned(), 2));
+        assert_eq!(with(vec![listener("one")], &[]), std::slice::from_ref(&one));
+        assert_eq!(with(vec![listener(OWN_SECRETS)], &[]), std::slice::from_ref(&own));
+        assert_eq!(with(vec![listener("two")], &[]), [own.clone(), two]);
+        assert_eq!(with(Vec::new(), &["l".to_owned()]), [own]);
+    }
+
+    #[tokio::test]
     async fn a_renewed_certificate_is_handed_out_also_after_a_panic() {
         let panics = test_support::PanicsOnce::when(|snapshot| !snapshot.listeners.is_empty());
         let main = test_support::main_with("{node: {id: n, cluster: c}}", panics);
-        let body = lateen_snapshot::bootstrap::parse(LISTENER, "test.yaml").unwrap().resources.remove(0);
-        let update = Update { name: "l".to_owned(), version: "1".to_owned(), body };
-        assert_eq!(main.apply(&SecretSource::Ads, types::LISTENER, vec![update], &[]), []);
+        assert_eq!(main.apply(&SecretSource::Ads, types::LISTENER, vec![listener(OWN_SECRETS)], &[]), []);
         let (renew, renewed) = watch::channel(Some(identity()));
         let task = tokio::spawn(secrets(main.clone(), Some(renewed), None));
         let mut snapshots = main.snapshots();

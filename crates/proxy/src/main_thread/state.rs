@@ -12,7 +12,7 @@ use lateen_snapshot::bootstrap::{Bootstrap, DynamicSource};
 use lateen_snapshot::compile::{Compiler, Outcome, Rejected, Reload, SecretSource, Update, Wanted};
 use lateen_telemetry::envoy_names::extension_config;
 use lateen_telemetry::{Block, BlockName, Registry};
-use lateen_xds::{Subscriptions, types};
+use lateen_xds::types;
 use tokio::sync::{Notify, oneshot, watch};
 
 use super::first_answers::FirstAnswers;
@@ -84,7 +84,6 @@ pub struct Main {
     snapshots: watch::Sender<Arc<Snapshot>>,
     /// What must be subscribed to; the discovery tasks follow it.
     wanted: watch::Sender<Arc<Wanted>>,
-    streams: Mutex<HashMap<SecretSource, Subscriptions>>,
     /// By what kind of filter they are and their names.
     filter_figures: Mutex<HashMap<(&'static str, Arc<str>), Block>>,
     first_answers: FirstAnswers,
@@ -176,7 +175,6 @@ impl Main {
             compiler: Mutex::new(compiler),
             snapshots: watch::channel(Arc::new(Snapshot::default())).0,
             wanted: watch::channel(Arc::default()).0,
-            streams: Mutex::default(),
             filter_figures: Mutex::default(),
             was_ready: AtomicBool::new(false),
             ending: AtomicBool::new(false),
@@ -445,14 +443,6 @@ impl Main {
         self.started.elapsed()
     }
 
-    pub(crate) fn keep_stream(&self, source: SecretSource, subscriptions: Subscriptions) {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner).insert(source, subscriptions);
-    }
-
-    pub(crate) fn has_stream(&self, source: &SecretSource) -> bool {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner).contains_key(source)
-    }
-
     /// A number that goes round, to try the hosts of a discovery cluster in turn.
     pub(crate) fn next_turn(&self) -> usize {
         self.rotation.fetch_add(1, Relaxed) as usize
@@ -466,6 +456,16 @@ fn shown(source: Option<&DynamicSource>) -> String {
         Some(DynamicSource::Api(source)) => format!("cluster {}", source.cluster),
         None => "nowhere".to_owned(),
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use lateen_proto::any::pack;
+    use lateen_proto::envoy::config::core::v3::TypedExtensionConfig;
+    use lateen_proto::envoy::extensions::filters::http::{cors::v3::Cors, csrf::v3::CsrfPolicy};
+
+    use super::*;
+
     #[tokio::test]
     async fn only_the_end_of_the_process_ends_its_being_live() {
         let main = super::super::test_support::main("{node: {id: n, cluster: c}}");
@@ -476,16 +476,6 @@ fn shown(source: Option<&DynamicSource>) -> String {
         main.ask_to_leave();
         assert_eq!(main.phase(), Phase::Draining);
     }
-
-}
-
-#[cfg(test)]
-mod tests {
-    use lateen_proto::any::pack;
-    use lateen_proto::envoy::config::core::v3::TypedExtensionConfig;
-    use lateen_proto::envoy::extensions::filters::http::{cors::v3::Cors, csrf::v3::CsrfPolicy};
-
-    use super::*;
 
     #[test]
     fn reloads_of_discovered_filters_are_counted() {
