@@ -281,6 +281,22 @@ fn an_idle_proxy_shows_nothing_that_was_never_used() {
 }
 
 #[test]
+fn a_gauge_that_is_zero_again_has_been_used() {
+    let (registry, shards) = Registry::new(2, TagStyle::Envoy);
+    let block = registry.block(cluster::DEFS, BlockName::cluster("c"));
+    let state = registry.block(cluster_state::DEFS, BlockName::cluster("c"));
+    shards[0].gauge_add(&block, cluster::UPSTREAM_CX_ACTIVE, 1);
+    shards[1].gauge_add(&block, cluster::UPSTREAM_CX_ACTIVE, -1);
+    state.set(cluster_state::MEMBERSHIP_HEALTHY, 0);
+    state.add_gauge_shared(cluster_state::MEMBERSHIP_TOTAL, 2);
+    state.add_gauge_shared(cluster_state::MEMBERSHIP_TOTAL, -1);
+    assert_eq!(
+        answer(&registry, "usedonly"),
+        "cluster.c.membership_healthy: 0\ncluster.c.membership_total: 1\ncluster.c.upstream_cx_active: 0\n"
+    );
+}
+
+#[test]
 fn each_family_stands_once_however_many_blocks_fill_it() {
     let (registry, _shards) = Registry::new(1, TagStyle::Envoy);
     let blocks: Vec<_> = (0..20).map(|i| registry.block(cluster::DEFS, BlockName::cluster(&format!("c{i}")))).collect();

@@ -199,7 +199,7 @@ impl Source for IstioMetrics {
             emit_series(series, &overflow_labels(series), cells, emit);
         }
         let build = vec![(Cow::Borrowed("component"), "proxy".to_owned()), (Cow::Borrowed("tag"), self.config.version.clone())];
-        emit(sample("istio_build", build, Value::Gauge(1)));
+        emit(sample("istio_build", build, Value::Gauge { value: 1, used: true }));
         emit(sample("lateen_istio_series_overflow_total", Vec::new(), Value::Counter(self.overflowed())));
     }
 }

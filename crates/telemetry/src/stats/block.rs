@@ -1,5 +1,5 @@
 //! Blocks of cells, and the handles that workers write through.
-use super::cells::{Cells, bump_at, new_cells, record_at};
+use super::cells::{Cells, bump_at, gauge_add_at, gauge_cell, gauge_of, new_cells, record_at};
 use super::histogram::HistogramValue;
 use super::metric::{Counter, Gauge, Histogram, Kind, MetricDef, cell_of, cells_of};
 use super::name::BlockName;
@@ -7,7 +7,7 @@ use super::sample::Value;
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::rc::Rc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 pub(crate) struct Inner {
@@ -44,7 +44,7 @@ impl Block {
     /// Sets a gauge that only the main thread writes (membership, versions). Takes no lock; last writer wins.
     pub fn set(&self, gauge: Gauge, value: u64) {
         if let Some(cell) = self.cells(self.0.shards.len() - 1).and_then(|cells| cells.get(gauge.0 as usize)) {
-            cell.store(value, Relaxed);
+            cell.store(gauge_cell(value), Relaxed);
         }
     }
 
@@ -57,9 +57,7 @@ impl Block {
 
     /// As [`Self::add_shared`] for a gauge; `by` may be negative.
     pub fn add_gauge_shared(&self, gauge: Gauge, by: i64) {
-        if let Some(cell) = self.cells(self.0.shards.len() - 1).and_then(|cells| cells.get(gauge.0 as usize)) {
-            cell.fetch_add(by as u64, Relaxed);
-        }
+        self.0.add_gauge_shared(gauge.0, by as u64);
     }
 
     /// The sum over all shards of one counter.
@@ -69,7 +67,7 @@ impl Block {
 
     /// The net value over all shards of one gauge; a momentary negative (two shards read apart) counts as 0.
     pub fn gauge(&self, gauge: Gauge) -> u64 {
-        (self.0.sum(gauge.0 as usize) as i64).max(0) as u64
+        self.0.gauge(gauge.0 as usize).0
     }
 
     /// The sum over all shards of one histogram.
@@ -84,6 +82,11 @@ impl Inner {
         cells.filter_map(|cells| cells.get(cell)).fold(0, |sum, cell| sum.wrapping_add(cell.load(Relaxed)))
     }
 
+    /// The net value of one gauge, and whether anyone has ever written it.
+    pub(crate) fn gauge(&self, cell: usize) -> (u64, bool) {
+        gauge_sum(self.shards.iter().filter_map(OnceLock::get), cell)
+    }
+
     pub(crate) fn histogram(&self, Histogram(first, buckets): Histogram) -> HistogramValue {
         let first = first as usize;
         let counts = (0..=buckets.bounds.len()).map(|bucket| self.sum(first + bucket)).collect();
@@ -95,21 +98,35 @@ impl Inner {
         match def.kind {
             Kind::Histogram(buckets) => Value::Histogram(self.histogram(Histogram(cell, buckets))),
             Kind::Counter => Value::Counter(self.sum(cell as usize)),
-            Kind::Gauge => Value::Gauge((self.sum(cell as usize) as i64).max(0) as u64),
+            Kind::Gauge => {
+                let (value, used) = self.gauge(cell as usize);
+                Value::Gauge { value, used }
+            }
         }
     }
 
-    /// The cells of each worker, without those that the main thread writes.
-    pub(super) fn worker_cells(&self) -> impl Iterator<Item = &Cells> {
+    /// A gauge's value in the workers, without what the main thread sets.
+    pub(super) fn workers_gauge(&self, cell: usize) -> u64 {
         let workers = self.shards.len().saturating_sub(1);
-        self.shards.iter().take(workers).filter_map(OnceLock::get)
+        gauge_sum(self.shards.iter().take(workers).filter_map(OnceLock::get), cell).0
     }
 
-    /// Adds, wrapping, to a cell of the shared writer.
+    fn shared(&self, cell: u16) -> Option<&AtomicU64> {
+        self.shards.last()?.get_or_init(|| new_cells(cells_of(self.defs))).get(usize::from(cell))
+    }
+
+    /// Adds, wrapping, to a counter's cell of the shared writer.
     pub(super) fn add_shared(&self, cell: u16, by: u64) {
-        let shared = self.shards.last().map(|slot| slot.get_or_init(|| new_cells(cells_of(self.defs))));
-        if let Some(cell) = shared.and_then(|cells| cells.get(usize::from(cell))) {
+        if let Some(cell) = self.shared(cell) {
             cell.fetch_add(by, Relaxed);
+        }
+    }
+
+    /// As [`Self::add_shared`] for a gauge.
+    pub(super) fn add_gauge_shared(&self, cell: u16, by: u64) {
+        if let Some(cell) = self.shared(cell) {
+            cell.fetch_add(by << 1, Relaxed);
+            cell.fetch_or(gauge_cell(0), Relaxed);
         }
     }
 
@@ -123,6 +140,13 @@ impl Inner {
         let defs = self.defs;
         defs.iter().enumerate().map(move |(index, def)| (def, cell_of(defs, index)))
     }
+}
+
+/// A momentary negative (two shards read apart) counts as 0.
+fn gauge_sum<'a>(shards: impl Iterator<Item = &'a Cells>, cell: usize) -> (u64, bool) {
+    let cells = shards.filter_map(|cells| cells.get(cell)).map(|cell| gauge_of(cell.load(Relaxed)));
+    let (sum, used) = cells.fold((0i64, false), |(sum, used), (value, written)| (sum.wrapping_add(value), used || written));
+    (sum.max(0) as u64, used)
 }
 
 /// One worker's right to write. There is one for each worker and it is not `Sync`: move it into the worker's
@@ -164,7 +188,7 @@ impl Shard {
     #[inline]
     pub fn gauge_add(&self, block: &Block, gauge: Gauge, by: i64) {
         if let Some(cells) = block.cells(self.index) {
-            bump_at(cells, gauge.0 as usize, by as u64);
+            gauge_add_at(cells, gauge.0 as usize, by as u64);
         }
     }
 
@@ -198,17 +222,17 @@ impl Local {
 
     #[inline]
     pub fn gauge_inc(&self, gauge: Gauge) {
-        bump_at(&self.cells, gauge.0 as usize, 1);
+        gauge_add_at(&self.cells, gauge.0 as usize, 1);
     }
 
     #[inline]
     pub fn gauge_dec(&self, gauge: Gauge) {
-        bump_at(&self.cells, gauge.0 as usize, u64::MAX);
+        gauge_add_at(&self.cells, gauge.0 as usize, u64::MAX);
     }
 
     #[inline]
     pub fn gauge_add(&self, gauge: Gauge, by: i64) {
-        bump_at(&self.cells, gauge.0 as usize, by as u64);
+        gauge_add_at(&self.cells, gauge.0 as usize, by as u64);
     }
 
     /// See [`Shard::record`].

@@ -9,7 +9,6 @@ use super::registry::Registry;
 use super::sample::{Sample, Value};
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// Names that wait for a block of theirs, and series, each. A proxy with more has a figure or two start from zero.
@@ -57,7 +56,7 @@ impl Exporter {
                         }
                     }
                     Kind::Gauge => {
-                        let value = block.workers_sum(usize::from(cell));
+                        let value = block.workers_gauge(usize::from(cell));
                         if value > 0 {
                             figures.gauges.push((name(), value));
                         }
@@ -168,7 +167,7 @@ impl Registry {
         }
         for (block, cell, by) in std::mem::take(&mut state.gauges) {
             if let Some(block) = block.upgrade() {
-                block.add_shared(cell, by.wrapping_neg());
+                block.add_gauge_shared(cell, by.wrapping_neg());
             }
         }
         let gauges: HashMap<String, u64> = figures.gauges.into_iter().collect();
@@ -178,7 +177,7 @@ impl Registry {
         for block in &living {
             for (def, cell) in block.metrics().filter(|(def, _)| matches!(def.kind, Kind::Gauge)) {
                 if let Some(by) = gauges.get(&format!("{}{}", block.name.dotted, def.name)) {
-                    block.add_shared(cell, *by);
+                    block.add_gauge_shared(cell, *by);
                     state.gauges.push((Arc::downgrade(block), cell, *by));
                 }
             }
@@ -209,14 +208,6 @@ impl Registry {
                 *by = by.wrapping_sub(value);
             }
         }
-    }
-}
-
-impl Inner {
-    /// The sum over the workers, without what the main thread sets.
-    fn workers_sum(&self, cell: usize) -> u64 {
-        let sum = self.worker_cells().filter_map(|cells| cells.get(cell)).fold(0, |sum: u64, cell| sum.wrapping_add(cell.load(Relaxed)));
-        (sum as i64).max(0) as u64
     }
 }
 

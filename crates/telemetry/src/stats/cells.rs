@@ -18,6 +18,26 @@ pub(crate) fn bump_at(cells: &[AtomicU64], index: usize, by: u64) {
     }
 }
 
+/// Adds to a gauge's cell, whose lowest bit tells that it was ever written: Envoy shows a used gauge that is zero again.
+#[inline]
+pub(crate) fn gauge_add_at(cells: &[AtomicU64], index: usize, by: u64) {
+    if let Some(cell) = cells.get(index) {
+        cell.store(cell.load(Relaxed).wrapping_add(by << 1) | WRITTEN, Relaxed);
+    }
+}
+
+const WRITTEN: u64 = 1;
+
+/// What a gauge's cell holds for a value.
+pub(crate) fn gauge_cell(value: u64) -> u64 {
+    value << 1 | WRITTEN
+}
+
+/// A gauge's value from its cell, negative where others have the rest of it, and whether it was ever written.
+pub(crate) fn gauge_of(cell: u64) -> (i64, bool) {
+    (cell as i64 >> 1, cell & WRITTEN != 0)
+}
+
 /// Counts `raw` into its bucket and into the sum.
 #[inline]
 pub(crate) fn record_at(cells: &[AtomicU64], histogram: Histogram, raw: u64) {

@@ -42,7 +42,7 @@ impl Rows {
             },
             Self::Sample(sample) => match sample.value {
                 Value::Counter(_) => "counter",
-                Value::Gauge(_) => "gauge",
+                Value::Gauge { .. } => "gauge",
                 Value::Histogram(_) => "histogram",
                 Value::Text(_) => "untyped",
             },
@@ -150,7 +150,7 @@ fn line(
 fn write_value(out: &mut String, family: &str, labels: &str, value: &Value) {
     // Writing to a String cannot fail.
     match value {
-        Value::Counter(value) | Value::Gauge(value) => {
+        Value::Counter(value) | Value::Gauge { value, .. } => {
             let _ = writeln!(out, "{family}{{{labels}}} {value}");
         }
         Value::Histogram(histogram) => write_histogram(out, family, labels, histogram),

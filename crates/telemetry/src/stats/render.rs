@@ -156,7 +156,7 @@ impl Query {
         match self.types {
             TypeFilter::All => true,
             TypeFilter::Counters => matches!(value, Value::Counter(_)),
-            TypeFilter::Gauges => matches!(value, Value::Gauge(_)),
+            TypeFilter::Gauges => matches!(value, Value::Gauge { .. }),
             TypeFilter::Histograms => matches!(value, Value::Histogram(_)),
             TypeFilter::TextReadouts => matches!(value, Value::Text(_)),
         }
@@ -166,7 +166,7 @@ impl Query {
 fn rank(value: &Value) -> u8 {
     match value {
         Value::Text(_) => 0,
-        Value::Counter(_) | Value::Gauge(_) => 1,
+        Value::Counter(_) | Value::Gauge { .. } => 1,
         Value::Histogram(_) => 2,
     }
 }
@@ -177,7 +177,7 @@ fn text(samples: &[Sample], buckets: BucketMode) -> String {
         out.push_str(name);
         out.push_str(": ");
         match value {
-            Value::Counter(value) | Value::Gauge(value) => out.push_str(&value.to_string()),
+            Value::Counter(value) | Value::Gauge { value, .. } => out.push_str(&value.to_string()),
             Value::Text(text) => out.push_str(&format!("{text:?}")),
             Value::Histogram(histogram) => buckets::push_text(&mut out, histogram, buckets),
         }
@@ -192,7 +192,7 @@ fn json_text(samples: &[Sample], mode: BucketMode) -> String {
     let mut computed: Vec<Json> = Vec::new();
     for Sample { name, value, .. } in samples {
         match value {
-            Value::Counter(value) | Value::Gauge(value) => stats.push(json!({"name": name, "value": value})),
+            Value::Counter(value) | Value::Gauge { value, .. } => stats.push(json!({"name": name, "value": value})),
             Value::Text(text) => stats.push(json!({"name": name, "value": text})),
             Value::Histogram(histogram) => computed.push(buckets::json(name, histogram, mode)),
         }

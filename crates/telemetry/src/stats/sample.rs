@@ -7,17 +7,22 @@ use std::borrow::Cow;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
     Counter(u64),
-    Gauge(u64),
+    Gauge {
+        value: u64,
+        /// It was ever written.
+        used: bool,
+    },
     Histogram(HistogramValue),
     /// A text, as Envoy has for `control_plane.identifier`; left out of Prometheus output.
     Text(String),
 }
 
 impl Value {
-    /// Whether nothing has been counted, which `?usedonly` leaves out.
+    /// Whether nothing was ever counted or set, which `?usedonly` leaves out.
     pub fn is_unused(&self) -> bool {
         match self {
-            Self::Counter(value) | Self::Gauge(value) => *value == 0,
+            Self::Counter(value) => *value == 0,
+            Self::Gauge { used, .. } => !used,
             Self::Histogram(histogram) => histogram.count() == 0,
             Self::Text(text) => text.is_empty(),
         }
@@ -26,7 +31,11 @@ impl Value {
     /// Takes up what another of the same kind counts.
     pub(super) fn add(&mut self, other: &Self) {
         match (self, other) {
-            (Self::Counter(sum), Self::Counter(more)) | (Self::Gauge(sum), Self::Gauge(more)) => *sum = sum.saturating_add(*more),
+            (Self::Counter(sum), Self::Counter(more)) => *sum = sum.saturating_add(*more),
+            (Self::Gauge { value, used }, Self::Gauge { value: more, used: too }) => {
+                *value = value.saturating_add(*more);
+                *used |= too;
+            }
             (Self::Histogram(sum), Self::Histogram(more)) if sum.buckets == more.buckets => sum.merge(more),
             _ => {}
         }
