@@ -17,6 +17,9 @@ struct Request {
     code: u16,
     flags: ResponseFlags,
     took: Option<Duration>,
+    peer: Vec<String>,
+    trace: Option<(u128, usize)>,
+    no_call: bool,
 }
 
 impl Record for Request {
@@ -63,6 +66,15 @@ impl Record for Request {
     }
     fn flags(&self) -> ResponseFlags {
         self.flags
+    }
+    fn peer_uri_sans(&self) -> &[String] {
+        &self.peer
+    }
+    fn trace_id(&self) -> Option<(u128, usize)> {
+        self.trace
+    }
+    fn is_grpc(&self) -> bool {
+        !self.no_call
     }
 }
 
@@ -137,6 +149,7 @@ fn arguments_lengths_and_fallbacks() {
         ("%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%", "10.0.0.7"),
         ("%UPSTREAM_REMOTE_ADDRESS%", "127.0.0.1:29904"),
         ("%REQUEST_DURATION%", "-"),
+        ("%PROTOCOL()%", "HTTP/1.1"),
         ("%UPSTREAM_LOCAL_ADDRESS%", "-"),
         ("plain", "plain"),
         ("", ""),
@@ -153,6 +166,47 @@ fn grpc_status_comes_from_trailers_or_headers() {
     assert_eq!(text("%GRPC_STATUS%", &record), "NotFound");
     record.trailers.insert("grpc-status", "14".parse().unwrap());
     assert_eq!(text("%GRPC_STATUS% %GRPC_STATUS(NUMBER)% %GRPC_STATUS_NUMBER%", &record), "Unavailable 14 14");
+    record.no_call = true;
+    assert_eq!(text("%GRPC_STATUS%", &record), "-", "only calls have one");
+}
+
+#[test]
+fn grpc_status_is_written_in_three_ways() {
+    let mut record = request();
+    let all = "%GRPC_STATUS(CAMEL_STRING)% %GRPC_STATUS(SNAKE_STRING)% %GRPC_STATUS(NUMBER)%";
+    for (sent, written) in [
+        ("0", "OK OK 0"),
+        ("1", "Canceled CANCELLED 1"),
+        ("5", "NotFound NOT_FOUND 5"),
+        ("42", "42 42 42"),
+        ("99999999999", "99999999999 99999999999 99999999999"),
+        ("-1", "-1 -1 -1"),
+        ("abc", "-1 -1 -1"),
+        ("", "- - -"),
+    ] {
+        record.trailers.insert("grpc-status", sent.parse().unwrap());
+        assert_eq!(text(all, &record), written, "{sent}");
+    }
+}
+
+#[test]
+fn what_is_there_and_empty_is_not_missing() {
+    let mut record = request();
+    record.request.insert("x-empty", "".parse().unwrap());
+    assert_eq!(text("[%REQ(X-EMPTY)%] [%REQ(X-EMPTY?:METHOD)%] [%REQ(X-NONE)%]", &record), "[] [] [-]");
+}
+
+#[test]
+fn the_response_its_trace_and_the_callers_names_are_told() {
+    let mut record = request();
+    let all = "%RESP(:STATUS)% %TRAILER(:STATUS)% %TRACE_ID% %DOWNSTREAM_PEER_URI_SAN%";
+    assert_eq!(text(all, &record), "404 - - -");
+    record.code = 0;
+    record.trace = Some((0xabc, 16));
+    record.peer = vec!["spiffe://a".to_owned(), "spiffe://b".to_owned()];
+    assert_eq!(text(all, &record), "- - 0000000000000abc spiffe://a,spiffe://b");
+    record.trace = Some((0xabc, 32));
+    assert_eq!(text("%TRACE_ID%", &record), "00000000000000000000000000000abc");
 }
 
 #[test]
@@ -166,6 +220,16 @@ fn what_cannot_be_honoured_is_named() {
         ("%REQ(a b)%", "a b"),
         ("%REQ(A?B?C)%", "at most two"),
         ("%PROTOCOL(x)%", "PROTOCOL"),
+        ("%GRPC_STATUS(FOO)%", "SNAKE_STRING"),
+        ("%GRPC_STATUS_NUMBER(x)%", "takes no argument"),
+        ("%HOSTNAME(x)%", "takes no argument"),
+        ("%UPSTREAM_WIRE_BYTES_SENT%", "not supported"),
+        ("%UPSTREAM_WIRE_BYTES_RECEIVED%", "not supported"),
+        ("%UPSTREAM_TLS_VERSION%", "not supported"),
+        ("%UPSTREAM_TLS_CIPHER%", "not supported"),
+        ("%UPSTREAM_PEER_URI_SAN%", "not supported"),
+        ("%UPSTREAM_LOCAL_URI_SAN%", "not supported"),
+        ("%DOWNSTREAM_TRANSPORT_FAILURE_REASON%", "not supported"),
         ("%START_TIME(%Q)%", "%Q"),
         ("%UPSTREAM_LOCAL%", "UPSTREAM_LOCAL"),
         ("%ENVIRONMENT()%", "ENVIRONMENT"),

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::Exchange;
 use super::exchange::Info;
-use super::message::Request;
+use super::message::{Request, Version};
 use crate::listener::{Conn, ListenerState};
 use crate::upstream::ClusterState;
 use crate::worker::Worker;
@@ -139,7 +139,7 @@ impl<'a> RequestRecord<'a> {
 fn tls_text(conn: &Conn, of: Text) -> Option<&str> {
     let tls = conn.tls.as_ref()?;
     let text = match of {
-        Text::DownstreamPeerUriSan => tls.peer.as_ref()?.uri_sans.first()?.as_str(),
+        Text::DownstreamLocalUriSan => conn.local_uri.as_deref()?,
         Text::DownstreamPeerSubject => tls.peer.as_ref()?.subject.as_str(),
         Text::DownstreamTlsVersion => tls.version,
         Text::DownstreamTlsCipher => tls.cipher,
@@ -210,6 +210,7 @@ impl Record for RequestRecord<'_> {
         let info = self.info;
         match of {
             Text::Protocol => Some(self.request.version.name()),
+            Text::UpstreamProtocol => info.upstream_protocol.map(Version::name),
             Text::RouteName => non_empty(&info.route.as_ref()?.route.name),
             Text::VirtualHostName => Some(&info.route.as_ref()?.virtual_host()?.name),
             Text::FilterChainName => non_empty(&self.conn.chain.chain.name),
@@ -243,8 +244,6 @@ impl Record for RequestRecord<'_> {
             Bytes::Sent => info.body_sent,
             Bytes::DownstreamWireReceived => info.body_received + self.request.head_bytes,
             Bytes::DownstreamWireSent => info.body_sent + info.head_sent,
-            Bytes::UpstreamWireReceived => info.body_sent,
-            Bytes::UpstreamWireSent => info.body_received,
         }
     }
 
@@ -262,6 +261,18 @@ impl Record for RequestRecord<'_> {
 
     fn connection_id(&self) -> Option<u64> {
         Some(self.conn.connected.id)
+    }
+
+    fn peer_uri_sans(&self) -> &[String] {
+        self.conn.peer().map_or(&[], |peer| &peer.uri_sans)
+    }
+
+    fn trace_id(&self) -> Option<(u128, usize)> {
+        self.info.span.as_ref().map(|span| span.trace_id())
+    }
+
+    fn is_grpc(&self) -> bool {
+        self.info.grpc
     }
 
     fn implied_grpc_status(&self) -> Option<u16> {
@@ -283,6 +294,8 @@ pub(crate) struct ConnectionRecord<'a> {
     pub(crate) sent: u64,
     pub(crate) flags: ResponseFlags,
     pub(crate) transport_failure: &'a str,
+    /// Why a filter ended the connection.
+    pub(crate) termination: Option<&'a str>,
     pub(crate) attempts: u32,
     /// What a tunnel was answered, where that is kept.
     pub(crate) tunnel_headers: Option<&'a (StatusCode, HeaderMap)>,
@@ -301,6 +314,7 @@ impl<'a> ConnectionRecord<'a> {
             sent: 0,
             flags: ResponseFlags::NONE,
             transport_failure: "",
+            termination: None,
             attempts: 0,
             tunnel_headers: None,
             tunnel_trailers: None,
@@ -325,6 +339,7 @@ impl Record for ConnectionRecord<'_> {
         match of {
             Text::FilterChainName => non_empty(&self.conn.chain.chain.name),
             Text::UpstreamTransportFailureReason => non_empty(self.transport_failure),
+            Text::ConnectionTerminationDetails => self.termination,
             Text::UpstreamCluster | Text::UpstreamClusterRaw => cluster_text(self.cluster, of),
             Text::RequestedServerName => self.conn.server_name.as_deref(),
             other => tls_text(self.conn, other),
@@ -341,8 +356,8 @@ impl Record for ConnectionRecord<'_> {
 
     fn bytes(&self, of: Bytes) -> u64 {
         match of {
-            Bytes::Received | Bytes::DownstreamWireReceived | Bytes::UpstreamWireSent => self.received,
-            Bytes::Sent | Bytes::DownstreamWireSent | Bytes::UpstreamWireReceived => self.sent,
+            Bytes::Received | Bytes::DownstreamWireReceived => self.received,
+            Bytes::Sent | Bytes::DownstreamWireSent => self.sent,
         }
     }
 
@@ -356,6 +371,10 @@ impl Record for ConnectionRecord<'_> {
 
     fn connection_id(&self) -> Option<u64> {
         Some(self.conn.connected.id)
+    }
+
+    fn peer_uri_sans(&self) -> &[String] {
+        self.conn.peer().map_or(&[], |peer| &peer.uri_sans)
     }
 
     fn attempts(&self) -> u32 {

@@ -19,7 +19,7 @@ use lateen_telemetry::istio::{PeerId, PrincipalId};
 use lateen_telemetry::{ResponseFlags, details};
 use tokio::time::Instant;
 
-use super::message::{Length, Request, Response};
+use super::message::{Length, Request, Response, Version};
 use super::reply::{self, Reply};
 use super::stream::Downstream;
 use super::{Hcm, normalize, report, sanitize, upgrade};
@@ -97,6 +97,7 @@ pub(crate) struct Info {
     pub(crate) cluster: Option<Rc<ClusterState>>,
     pub(crate) host: Option<Arc<Host>>,
     pub(crate) upstream_local: Option<SocketAddr>,
+    pub(crate) upstream_protocol: Option<Version>,
     /// The host's verified identity.
     pub(crate) upstream_principal: PrincipalId,
     pub(crate) attempts: u32,
@@ -173,6 +174,7 @@ impl Info {
             cluster: None,
             host: None,
             upstream_local: None,
+            upstream_protocol: None,
             upstream_principal: PrincipalId::default(),
             attempts: 0,
             transport_failure: String::new(),
@@ -235,8 +237,8 @@ impl<'a> Exchange<'a> {
         }
         self.timer.set(None);
         let ended = *self.info.ended.get_or_insert_with(Instant::now);
-        spans::end(self);
         report::end(self, ended);
+        spans::end(self);
         maps::recycle(std::mem::take(&mut self.request.headers));
         self.info.response_headers.take().into_iter().for_each(maps::recycle);
         ended
@@ -247,8 +249,8 @@ impl<'a> Exchange<'a> {
         self.timer.set(None);
         let now = Instant::now();
         self.info.ended = Some(now);
-        spans::end(self);
         report::end(self, now);
+        spans::end(self);
         let before = &mut self.info;
         let mut info = Info::new(before.start, before.start_time, before.remote, before.grpc);
         info.moment = now;

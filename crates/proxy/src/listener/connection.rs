@@ -235,7 +235,10 @@ fn hand_over(
 async fn dispatch(worker: &Rc<Worker>, conn: &Rc<Conn>, io: Io) -> bool {
     let passed = match network::run(worker, conn).await {
         Verdict::Continue(passed) => passed,
-        Verdict::Close => return false,
+        Verdict::Close(why) => {
+            network::log_closed(conn, why.as_deref());
+            return true;
+        }
     };
     if passed.resolve.is_some() && !Box::pin(network::resolve(conn, &passed)).await {
         return false;

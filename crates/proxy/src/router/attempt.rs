@@ -211,6 +211,7 @@ pub(super) async fn run(
         return Ok(failed(Failure::ProtocolError));
     }
     exchange.info.upstream_local = lease.local_address();
+    exchange.info.upstream_protocol = lease.protocol();
     exchange.info.upstream_principal = lease.principal();
     stats.inc(names::UPSTREAM_RQ_TOTAL);
     target.host.counters.rq_total.fetch_add(1, Relaxed);

@@ -117,6 +117,7 @@ impl Answer {
         info.moment = Instant::now();
         info.host = Some(began.active.host().clone());
         info.upstream_local = lease.local_address();
+        info.upstream_protocol = lease.protocol();
         info.upstream_principal = lease.principal();
         forwarding.body.resume(progress);
         note_response(exchange, &began.cluster, &began, &response);

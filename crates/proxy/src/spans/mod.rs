@@ -149,6 +149,15 @@ impl Tracer {
     }
 }
 
+impl Active {
+    /// The trace, and how many digits it has: Zipkin's may do without the upper half.
+    pub(crate) fn trace_id(&self) -> (u128, usize) {
+        let short =
+            self.ids.trace >> 64 == 0 && matches!(self.tracer.config.provider.as_ref().map(|p| &p.kind), Some(ProviderKind::Zipkin { .. }));
+        (self.ids.trace, if short { 16 } else { 32 })
+    }
+}
+
 /// Begins the request's span and tells the upstream of it. Called once the route is known.
 pub(crate) fn begin(exchange: &mut Exchange<'_>) {
     let Some(tracer) = &exchange.hcm.tracer else { return };

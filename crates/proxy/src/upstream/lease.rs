@@ -10,6 +10,7 @@ use super::open::Open;
 use super::pool::{Idle, Pool};
 use super::shared::Shared;
 use crate::http::h2::H2Client;
+use crate::http::message::Version;
 use crate::http::stream::Upstream;
 use crate::http::tcp::TcpClient;
 
@@ -67,6 +68,15 @@ impl Lease {
     /// Our address on the connection.
     pub(crate) fn local_address(&self) -> Option<SocketAddr> {
         self.held.open().local
+    }
+
+    /// `None` where a tunnel ends.
+    pub(crate) fn protocol(&self) -> Option<Version> {
+        match &self.upstream {
+            Upstream::H1(_) => Some(Version::Http11),
+            Upstream::H2(_) => Some(Version::Http2),
+            Upstream::Tcp(_) => None,
+        }
     }
 
     /// The host's verified identity.

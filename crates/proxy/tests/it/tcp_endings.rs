@@ -93,6 +93,24 @@ fn tunnel(folder: &tempfile::TempDir, serve: impl Fn(TcpStream) + Send + Sync + 
     start(&connections("", &tcp_proxy(&fields), &cluster("c", &[port], H2_UPSTREAM)))
 }
 
+#[test]
+fn a_connection_that_rules_deny_is_logged_with_the_rule() {
+    let folder = tempfile::tempdir().unwrap();
+    let rules = "- {name: r, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC, stat_prefix: r, \
+                 rules: {action: DENY, policies: {\"no one\": {permissions: [{any: true}], principals: [{any: true}]}}}}}";
+    let fields = format!(
+        "cluster: c, access_log: [{{name: f, typed_config: {{\"@type\": \
+         type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: {}, \
+         log_format: {{text_format_source: {{inline_string: \"%RESPONSE_FLAGS% %CONNECTION_TERMINATION_DETAILS%;\"}}}}}}}}]",
+        folder.path().join("log").display()
+    );
+    let filters = format!("{rules}\n{}", tcp_proxy(&fields));
+    let proxy = start(&connections("", &filters, &cluster("c", &[dead_port()], "")));
+    // It may be reset.
+    let _ = proxy.connect().read_to_end(&mut Vec::new());
+    assert_eq!(logged(&folder), "- rbac_access_denied_matched_policy[no_one];");
+}
+
 fn logged(folder: &tempfile::TempDir) -> String {
     let read = || std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
     eventually(|| !read().is_empty());

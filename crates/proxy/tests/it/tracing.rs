@@ -195,6 +195,25 @@ fn an_id_from_outside_is_kept_without_the_decision_in_it() {
 }
 
 #[test]
+fn the_log_tells_the_trace_and_what_the_upstream_speaks() {
+    let (upstream, collector, folder) = (Upstream::ok(""), collector(), tempfile::tempdir().unwrap());
+    let log = folder.path().join("log");
+    let mut config = Config::to(&[upstream.port()]).cluster(cluster("zipkin", &[collector.port()], ""));
+    config.hcm = format!(
+        "tracing: {{provider: {{name: p, typed_config: {{{ZIPKIN}}}}}}}\naccess_log: [{{name: f, typed_config: {{\"@type\": \
+         type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: {}, log_format: {{text_format_source: \
+         {{inline_string: \"%TRACE_ID% %UPSTREAM_PROTOCOL% %RESP(:STATUS)%;\"}}}}}}}}]",
+        log.display()
+    );
+    let proxy = config.start();
+    assert_eq!(proxy.get("/").status, 200);
+    let read = || std::fs::read_to_string(&log).unwrap_or_default();
+    eventually(|| !read().is_empty());
+    let seen = upstream.seen();
+    assert_eq!(read(), format!("{} HTTP/1.1 200;", sent(&seen[0], "x-b3-traceid").unwrap()));
+}
+
+#[test]
 fn opentelemetry_over_http_speaks_w3c() {
     let (upstream, collector) = (Upstream::ok(""), Upstream::start(|_, _, stream| write_status(stream, 200)));
     let provider = "\"@type\": type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig, service_name: shop.default, http_service: \

@@ -6,6 +6,7 @@ use lateen_proto::envoy::config::core::v3::{self as core, substitution_format_st
 use lateen_proto::envoy::extensions::access_loggers::file::v3::{FileAccessLog, file_access_log::AccessLogFormat};
 use lateen_proto::envoy::extensions::access_loggers::stream::v3 as stream;
 use lateen_proto::{Any, any};
+use lateen_telemetry::ResponseFlags;
 use lateen_telemetry::access_log::{JsonFormat, TextFormat};
 
 use super::common::{data, open, struct_json};
@@ -114,7 +115,12 @@ fn log_filter(value: proto::AccessLogFilter, depth: u32) -> Result<LogFilter> {
         Some(FilterSpecifier::NotHealthCheckFilter(_)) => LogFilter::NotHealthCheck,
         Some(FilterSpecifier::AndFilter(f)) => LogFilter::And(log_filters(f.filters, "and_filter.filters", depth)?),
         Some(FilterSpecifier::OrFilter(f)) => LogFilter::Or(log_filters(f.filters, "or_filter.filters", depth)?),
-        Some(FilterSpecifier::ResponseFlagFilter(f)) => LogFilter::ResponseFlags(f.flags.into_iter().map(Into::into).collect()),
+        Some(FilterSpecifier::ResponseFlagFilter(f)) => {
+            if let Some(flag) = f.flags.iter().find(|flag| ResponseFlags::from_short(flag).is_none()) {
+                return Err(Invalid::field("response_flag_filter.flags", format!("`{flag}` is no response flag")));
+            }
+            LogFilter::ResponseFlags(f.flags.into_iter().map(Into::into).collect())
+        }
         Some(FilterSpecifier::HeaderFilter(f)) => {
             let matcher = f.header.ok_or_else(|| Invalid::field("header_filter.header", "is missing"))?;
             LogFilter::Header(header(matcher).within("header_filter.header")?)

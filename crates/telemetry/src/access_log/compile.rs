@@ -1,5 +1,5 @@
 //! From a format string to its pieces.
-use super::op::{Field, Half, Op};
+use super::op::{Field, GrpcForm, Half, Op};
 use super::record::{AddressOf, Bytes, FilterState, HeaderKey, HeadersOf, Span, Text};
 use super::time::TimeFormat;
 use http::HeaderName;
@@ -19,7 +19,7 @@ pub enum InvalidFormat {
     TooDeep(usize),
 }
 
-/// Operators of Envoy that would need state kept per request which this proxy does not keep.
+/// Operators of Envoy that would need state kept per request which this proxy does not keep: they could only print `-`.
 const UNSUPPORTED: &[&str] = &[
     "CLUSTER_METADATA",
     "UPSTREAM_METADATA",
@@ -40,6 +40,13 @@ const UNSUPPORTED: &[&str] = &[
     "UPSTREAM_CONNECTION_POOL_READY_DURATION",
     "UPSTREAM_CONNECTION_ID",
     "DOWNSTREAM_HANDSHAKE_DURATION",
+    "DOWNSTREAM_TRANSPORT_FAILURE_REASON",
+    "UPSTREAM_PEER_URI_SAN",
+    "UPSTREAM_LOCAL_URI_SAN",
+    "UPSTREAM_TLS_VERSION",
+    "UPSTREAM_TLS_CIPHER",
+    "UPSTREAM_WIRE_BYTES_RECEIVED",
+    "UPSTREAM_WIRE_BYTES_SENT",
     "DOWNSTREAM_PEER_CERT",
     "DOWNSTREAM_PEER_CERT_V_START",
     "DOWNSTREAM_PEER_CERT_V_END",
@@ -134,9 +141,23 @@ impl<'a> Call<'a> {
             return Err(InvalidFormat::Unsupported(self.name.to_owned()));
         }
         let field = plain(self.name).ok_or_else(|| InvalidFormat::Unknown(self.name.to_owned()))?;
+        self.alone(field)
+    }
+
+    /// Refuses an argument. An empty one is none, as Envoy has it.
+    fn alone(&self, field: Field) -> Result<Field, InvalidFormat> {
         match self.argument {
+            None | Some("") => Ok(field),
             Some(_) => Err(self.wrong("takes no argument")),
-            None => Ok(field),
+        }
+    }
+
+    fn grpc_form(&self) -> Result<GrpcForm, InvalidFormat> {
+        match self.argument {
+            None | Some("" | "CAMEL_STRING") => Ok(GrpcForm::Camel),
+            Some("SNAKE_STRING") => Ok(GrpcForm::Snake),
+            Some("NUMBER") => Ok(GrpcForm::Number),
+            Some(_) => Err(self.wrong("takes CAMEL_STRING, SNAKE_STRING or NUMBER")),
         }
     }
 
@@ -156,9 +177,7 @@ impl<'a> Call<'a> {
                 Some("envoy.tcp_proxy.propagate_response_trailers") => Field::FilterState(FilterState::TunnelTrailers),
                 _ => return Ok(None),
             },
-            "GRPC_STATUS" => Field::GrpcStatus { number: self.argument == Some("NUMBER") },
-            "GRPC_STATUS_NUMBER" => Field::GrpcStatus { number: true },
-            "HOSTNAME" => Field::Fixed(hostname()),
+            "GRPC_STATUS" => Field::GrpcStatus(self.grpc_form()?),
             "ENVIRONMENT" => {
                 let name = self.argument.filter(|name| !name.is_empty()).ok_or_else(|| self.wrong("needs the name of a variable"))?;
                 Field::Fixed(std::env::var(name).unwrap_or_default())
@@ -219,14 +238,11 @@ fn plain(name: &str) -> Option<Field> {
         "RESPONSE_CODE_DETAILS" => Field::Text(Text::ResponseCodeDetails),
         "CONNECTION_TERMINATION_DETAILS" => Field::Text(Text::ConnectionTerminationDetails),
         "UPSTREAM_TRANSPORT_FAILURE_REASON" => Field::Text(Text::UpstreamTransportFailureReason),
-        "DOWNSTREAM_TRANSPORT_FAILURE_REASON" => Field::Text(Text::DownstreamTransportFailureReason),
         "LOCAL_REPLY_BODY" => Field::Text(Text::LocalReplyBody),
         "BYTES_RECEIVED" => Field::Bytes(Bytes::Received),
         "BYTES_SENT" => Field::Bytes(Bytes::Sent),
         "DOWNSTREAM_WIRE_BYTES_RECEIVED" => Field::Bytes(Bytes::DownstreamWireReceived),
         "DOWNSTREAM_WIRE_BYTES_SENT" => Field::Bytes(Bytes::DownstreamWireSent),
-        "UPSTREAM_WIRE_BYTES_RECEIVED" => Field::Bytes(Bytes::UpstreamWireReceived),
-        "UPSTREAM_WIRE_BYTES_SENT" => Field::Bytes(Bytes::UpstreamWireSent),
         "DURATION" => Field::Span(Span::Whole),
         "REQUEST_DURATION" => Field::Span(Span::Request),
         "RESPONSE_DURATION" => Field::Span(Span::Response),
@@ -238,16 +254,14 @@ fn plain(name: &str) -> Option<Field> {
         "ROUTE_NAME" => Field::Text(Text::RouteName),
         "VIRTUAL_HOST_NAME" => Field::Text(Text::VirtualHostName),
         "FILTER_CHAIN_NAME" => Field::Text(Text::FilterChainName),
-        "DOWNSTREAM_PEER_URI_SAN" => Field::Text(Text::DownstreamPeerUriSan),
+        "DOWNSTREAM_PEER_URI_SAN" => Field::PeerUriSans,
         "DOWNSTREAM_LOCAL_URI_SAN" => Field::Text(Text::DownstreamLocalUriSan),
         "DOWNSTREAM_PEER_SUBJECT" => Field::Text(Text::DownstreamPeerSubject),
         "DOWNSTREAM_TLS_VERSION" => Field::Text(Text::DownstreamTlsVersion),
         "DOWNSTREAM_TLS_CIPHER" => Field::Text(Text::DownstreamTlsCipher),
-        "UPSTREAM_PEER_URI_SAN" => Field::Text(Text::UpstreamPeerUriSan),
-        "UPSTREAM_LOCAL_URI_SAN" => Field::Text(Text::UpstreamLocalUriSan),
-        "UPSTREAM_TLS_VERSION" => Field::Text(Text::UpstreamTlsVersion),
-        "UPSTREAM_TLS_CIPHER" => Field::Text(Text::UpstreamTlsCipher),
-        "TRACE_ID" => Field::Text(Text::TraceId),
+        "TRACE_ID" => Field::TraceId,
+        "GRPC_STATUS_NUMBER" => Field::GrpcStatus(GrpcForm::Number),
+        "HOSTNAME" => Field::Fixed(hostname()),
         "CONNECTION_ID" => Field::ConnectionId,
         _ => return address(name),
     })

@@ -1,6 +1,7 @@
 //! One compiled piece of a format, and the value it takes from a record.
 use super::record::{Address, AddressOf, Bytes, FilterState, HeaderKey, HeadersOf, Record, Span, Text};
 use super::time::{TimeFormat, push_padded};
+use std::io::Write as _;
 use std::net::IpAddr;
 
 /// Which half of an address to print.
@@ -9,6 +10,16 @@ pub(super) enum Half {
     Both,
     WithoutPort,
     Port,
+}
+
+/// How a gRPC status is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum GrpcForm {
+    /// `NotFound`
+    Camel,
+    /// `NOT_FOUND`
+    Snake,
+    Number,
 }
 
 /// What an operator prints.
@@ -37,10 +48,11 @@ pub(super) enum Field {
     FlagsLong,
     ConnectionId,
     Attempts,
-    /// `grpc-status` as Envoy names it (`Unavailable`) or as a number.
-    GrpcStatus {
-        number: bool,
-    },
+    /// Of a gRPC call.
+    GrpcStatus(GrpcForm),
+    /// All of them, with commas between.
+    PeerUriSans,
+    TraceId,
     /// Known when compiled: the host's name, an environment variable.
     Fixed(String),
 }
@@ -62,24 +74,24 @@ pub(super) enum Found {
     Missing,
 }
 
-const GRPC_NAMES: [&str; 17] = [
-    "OK",
-    "Canceled",
-    "Unknown",
-    "InvalidArgument",
-    "DeadlineExceeded",
-    "NotFound",
-    "AlreadyExists",
-    "PermissionDenied",
-    "ResourceExhausted",
-    "FailedPrecondition",
-    "Aborted",
-    "OutOfRange",
-    "Unimplemented",
-    "Internal",
-    "Unavailable",
-    "DataLoss",
-    "Unauthenticated",
+const GRPC_NAMES: [(&str, &str); 17] = [
+    ("OK", "OK"),
+    ("Canceled", "CANCELLED"),
+    ("Unknown", "UNKNOWN"),
+    ("InvalidArgument", "INVALID_ARGUMENT"),
+    ("DeadlineExceeded", "DEADLINE_EXCEEDED"),
+    ("NotFound", "NOT_FOUND"),
+    ("AlreadyExists", "ALREADY_EXISTS"),
+    ("PermissionDenied", "PERMISSION_DENIED"),
+    ("ResourceExhausted", "RESOURCE_EXHAUSTED"),
+    ("FailedPrecondition", "FAILED_PRECONDITION"),
+    ("Aborted", "ABORTED"),
+    ("OutOfRange", "OUT_OF_RANGE"),
+    ("Unimplemented", "UNIMPLEMENTED"),
+    ("Internal", "INTERNAL"),
+    ("Unavailable", "UNAVAILABLE"),
+    ("DataLoss", "DATA_LOSS"),
+    ("Unauthenticated", "UNAUTHENTICATED"),
 ];
 
 impl Field {
@@ -126,8 +138,21 @@ impl Field {
             }
             Self::ConnectionId => number(record.connection_id(), out),
             Self::Attempts => number(Some(record.attempts().into()), out),
-            Self::GrpcStatus { number: false } => text(grpc_status(record).map(|code| grpc_name(code).as_bytes()), out),
-            Self::GrpcStatus { number: true } => number(grpc_status(record).map(u64::from), out),
+            Self::GrpcStatus(form) => grpc_status(record).map_or(Found::Missing, |code| write_grpc(code, *form, out)),
+            Self::PeerUriSans => {
+                for (index, name) in record.peer_uri_sans().iter().enumerate() {
+                    if index > 0 {
+                        out.push(b',');
+                    }
+                    out.extend_from_slice(name.as_bytes());
+                }
+                if record.peer_uri_sans().is_empty() { Found::Missing } else { Found::Text }
+            }
+            Self::TraceId => record.trace_id().map_or(Found::Missing, |(id, digits)| {
+                // Writing to a Vec cannot fail.
+                let _ = write!(out, "{id:0digits$x}");
+                Found::Text
+            }),
             Self::Fixed(value) => text(Some(value.as_bytes()), out),
         }
     }
@@ -140,8 +165,14 @@ fn header<R: Record + ?Sized>(record: &R, of: HeadersOf, key: &HeaderKey, withou
         // It is a header's text all the same.
         return Some(Found::Text);
     }
+    if matches!((of, key), (HeadersOf::Response, HeaderKey::Status)) {
+        number(Some(record.response_code()).filter(|code| *code != 0).map(u64::from), out);
+        return (record.response_code() != 0).then_some(Found::Text);
+    }
     let value = record.header(of, key)?;
-    Some(text(Some(if without_query { value.split(|b| *b == b'?').next().unwrap_or(value) } else { value }), out))
+    // One that is there and empty is not missing.
+    out.extend_from_slice(if without_query { value.split(|b| *b == b'?').next().unwrap_or(value) } else { value });
+    Some(Found::Text)
 }
 
 fn text(value: Option<&[u8]>, out: &mut Vec<u8>) -> Found {
@@ -171,7 +202,6 @@ fn metadata(value: Option<&serde_json::Value>, out: &mut Vec<u8>) -> Found {
 
 /// JSON with sorted keys, so that equal values are equal lines.
 fn sorted_json(value: &serde_json::Value, out: &mut Vec<u8>) {
-    use std::io::Write as _;
     let comma = |index: usize, out: &mut Vec<u8>| {
         if index > 0 {
             out.push(b',');
@@ -216,7 +246,6 @@ fn number(value: Option<u64>, out: &mut Vec<u8>) -> Found {
 }
 
 fn address(address: Option<Address<'_>>, half: Half, out: &mut Vec<u8>) -> Found {
-    use std::io::Write as _;
     let socket = match (address, half) {
         (None, _) => return Found::Missing,
         (Some(Address::Named(_)), Half::Port) => return Found::Missing,
@@ -259,17 +288,29 @@ fn push_ipv4(out: &mut Vec<u8>, octets: [u8; 4]) {
     out.extend_from_slice(&text[..at - 1]);
 }
 
-/// `grpc-status` of the trailers, else of the headers of a response without a body.
-fn grpc_status<R: Record + ?Sized>(record: &R) -> Option<u16> {
+/// `grpc-status` of the trailers, else of the headers of a response without a body; -1 for one that is no number.
+fn grpc_status<R: Record + ?Sized>(record: &R) -> Option<i64> {
+    if !record.is_grpc() {
+        return None;
+    }
     let key = HeaderKey::Named(http::HeaderName::from_static("grpc-status"));
-    match record.header(HeadersOf::ResponseTrailers, &key).or_else(|| record.header(HeadersOf::Response, &key)) {
-        Some(value) => std::str::from_utf8(value).ok()?.parse().ok(),
-        None => record.implied_grpc_status(),
+    let of = |headers| record.header(headers, &key).filter(|value| !value.is_empty());
+    match of(HeadersOf::ResponseTrailers).or_else(|| of(HeadersOf::Response)) {
+        Some(value) => Some(std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).filter(|code| *code >= 0).unwrap_or(-1)),
+        None => record.implied_grpc_status().map(i64::from),
     }
 }
 
-fn grpc_name(code: u16) -> &'static str {
-    GRPC_NAMES.get(usize::from(code)).copied().unwrap_or("InvalidCode")
+/// A code without a name is its number.
+fn write_grpc(code: i64, form: GrpcForm, out: &mut Vec<u8>) -> Found {
+    let name = usize::try_from(code).ok().filter(|_| form != GrpcForm::Number).and_then(|code| GRPC_NAMES.get(code));
+    let Some((camel, snake)) = name else {
+        // Writing to a Vec cannot fail.
+        let _ = write!(out, "{code}");
+        return if form == GrpcForm::Number { Found::Number } else { Found::Text };
+    };
+    out.extend_from_slice(if form == GrpcForm::Camel { camel } else { snake }.as_bytes());
+    Found::Text
 }
 
 #[cfg(test)]

@@ -37,23 +37,16 @@ pub enum Text {
     ResponseCodeDetails,
     ConnectionTerminationDetails,
     UpstreamTransportFailureReason,
-    DownstreamTransportFailureReason,
     /// The cluster's observability name.
     UpstreamCluster,
     /// The cluster's own name.
     UpstreamClusterRaw,
     /// The SNI of the caller.
     RequestedServerName,
-    DownstreamPeerUriSan,
     DownstreamLocalUriSan,
     DownstreamPeerSubject,
     DownstreamTlsVersion,
     DownstreamTlsCipher,
-    UpstreamPeerUriSan,
-    UpstreamLocalUriSan,
-    UpstreamTlsVersion,
-    UpstreamTlsCipher,
-    TraceId,
     /// The body of a local reply.
     LocalReplyBody,
 }
@@ -97,8 +90,6 @@ pub enum Bytes {
     /// With headers and framing.
     DownstreamWireReceived,
     DownstreamWireSent,
-    UpstreamWireReceived,
-    UpstreamWireSent,
 }
 
 /// State that filters leave behind for the log.
@@ -134,6 +125,21 @@ pub trait Record {
     /// What a filter keeps of the connection.
     fn filter_state(&self, _of: FilterState) -> Option<serde_json::Value> {
         None
+    }
+
+    /// The names in the caller's certificate that are URIs.
+    fn peer_uri_sans(&self) -> &[String] {
+        &[]
+    }
+
+    /// The trace that the request is part of, and how many digits it is written with.
+    fn trace_id(&self) -> Option<(u128, usize)> {
+        None
+    }
+
+    /// Whether the request is a gRPC call.
+    fn is_grpc(&self) -> bool {
+        false
     }
 
     /// The number of the caller's connection.

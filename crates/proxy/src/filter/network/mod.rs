@@ -12,7 +12,7 @@ mod tcp;
 mod tunnel;
 
 pub(crate) use named::resolve;
-pub(crate) use tcp::{TcpState, run as tcp_proxy};
+pub(crate) use tcp::{TcpState, log_closed, run as tcp_proxy};
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ use lateen_snapshot::listener::{ConnectionLimit, FilterChain, NetworkFilter, Sta
 use lateen_telemetry::access_log::TextFormat;
 use lateen_telemetry::envoy_names::{connection_limit, connection_rate_limit, listener, rbac as names, rbac_shadow as shadow_names};
 use lateen_telemetry::stats::Held;
-use lateen_telemetry::{BlockName, Local};
+use lateen_telemetry::{BlockName, Local, details};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::io::Io;
@@ -48,7 +48,8 @@ pub(crate) struct NetworkFilters {
 /// What the filters decided.
 pub(crate) enum Verdict {
     Continue(Passed),
-    Close,
+    /// With what logs tell of it.
+    Close(Option<String>),
 }
 
 /// What the terminal filter gets from the ones before it.
@@ -182,7 +183,7 @@ pub(crate) async fn run(worker: &Rc<Worker>, conn: &Conn) -> Verdict {
                 }
                 if !verdict.allowed {
                     tracing::debug!("connection from {} denied by {:?}", conn.remote, verdict.policy);
-                    return Verdict::Close;
+                    return Verdict::Close(Some(details::rbac_denied(verdict.policy.as_deref())));
                 }
             }
             NetworkFilter::LocalRateLimit(limit) => {
@@ -191,7 +192,7 @@ pub(crate) async fn run(worker: &Rc<Worker>, conn: &Conn) -> Verdict {
                     if let Some(stats) = stats {
                         stats.inc(connection_rate_limit::RATE_LIMITED);
                     }
-                    return Verdict::Close;
+                    return Verdict::Close(None);
                 }
             }
             NetworkFilter::SetState(values) => {
@@ -202,26 +203,26 @@ pub(crate) async fn run(worker: &Rc<Worker>, conn: &Conn) -> Verdict {
             }
             // On the heap while it lasts, as its state would otherwise be part of every connection's.
             NetworkFilter::ExtAuthz(config) => {
-                let Some(bound) = asking.next() else { return Verdict::Close };
+                let Some(bound) = asking.next() else { return Verdict::Close(None) };
                 if !Box::pin(services::authorized(worker, conn, config, bound)).await {
-                    return Verdict::Close;
+                    return Verdict::Close(None);
                 }
             }
             NetworkFilter::RateLimit(config) => {
-                let Some(bound) = asking.next() else { return Verdict::Close };
+                let Some(bound) = asking.next() else { return Verdict::Close(None) };
                 if !Box::pin(services::within_quota(worker, conn, config, bound)).await {
-                    return Verdict::Close;
+                    return Verdict::Close(None);
                 }
             }
             NetworkFilter::Discovered(_) => {
                 conn.listener.stats.inc(listener::NETWORK_EXTENSION_CONFIG_MISSING);
-                return Verdict::Close;
+                return Verdict::Close(None);
             }
             NetworkFilter::ConnectionLimit(limit) => {
-                let Some(stats) = open_stats.next() else { return Verdict::Close };
+                let Some(stats) = open_stats.next() else { return Verdict::Close(None) };
                 if !limit.take() {
                     stats.inc(connection_limit::LIMITED_CONNECTIONS);
-                    return Verdict::Close;
+                    return Verdict::Close(None);
                 }
                 let active = stats.hold(connection_limit::ACTIVE_CONNECTIONS);
                 passed._open.push(Open { limit: Arc::clone(limit), _active: active });

@@ -29,7 +29,7 @@ use super::tunnel::{self, Template};
 use super::{Passed, dial};
 use crate::http::{ConnectionRecord, LogSet};
 use crate::io::Io;
-use crate::listener::Conn;
+use crate::listener::{Conn, TerminalState};
 use crate::router::lookup;
 use crate::upstream::{Caller, ClusterState, ConnectPlan, Proxied, Sought, Watched, choose};
 use crate::worker::{Discovered, Worker};
@@ -99,6 +99,7 @@ impl Outcome {
             sent: self.sent,
             flags: self.flags,
             transport_failure: &self.failure,
+            termination: None,
             attempts: self.attempts,
             tunnel_headers: self.tunnel_headers.as_ref(),
             tunnel_trailers: self.tunnel_trailers.as_deref(),
@@ -139,6 +140,15 @@ pub(crate) async fn run(worker: &Rc<Worker>, state: &Rc<TcpState>, conn: &Rc<Con
     if !conn.listener.logs.is_empty() {
         conn.listener.logs.connection(&outcome.record(conn));
     }
+}
+
+/// Tells of a connection that a filter closed before it was served: in the log of the TCP proxy behind it, and the listener's.
+pub(crate) fn log_closed(conn: &Conn, why: Option<&str>) {
+    let record = ConnectionRecord { termination: why, ..ConnectionRecord::of(conn) };
+    if let TerminalState::Tcp(state) = &conn.chain.terminal {
+        state.logs.connection(&record);
+    }
+    conn.listener.logs.connection(&record);
 }
 
 fn series(worker: &Worker, conn: &Conn, outcome: &Outcome, source: bool) -> TcpSeries {

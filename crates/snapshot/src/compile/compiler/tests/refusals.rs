@@ -36,6 +36,13 @@ fn refusals_name_the_field_by_its_path() {
             "filter_chains[0].filters[0].access_log_flush_interval: is not supported",
         ),
         (
+            on(&format!(
+                "{{filters: [{}]}}",
+                manager("access_log: [{name: f, filter: {response_flag_filter: {flags: [NR, XX]}}}], route_config: {name: r}")
+            )),
+            "filter_chains[0].filters[0].access_log[0].filter.response_flag_filter.flags: `XX` is no response flag",
+        ),
+        (
             on(&format!("{{filters: [{}]}}", manager("access_log_options: {access_log_flush_interval: 1s}, route_config: {name: r}"))),
             "filter_chains[0].filters[0].access_log_options.access_log_flush_interval: is not supported",
         ),
