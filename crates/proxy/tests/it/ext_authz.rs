@@ -68,6 +68,28 @@ fn stats(proxy: &Proxy, prefix: &str) -> [u64; 4] {
 }
 
 #[test]
+fn an_answer_with_more_headers_than_a_head_may_have_is_invalid() {
+    let upstream = Upstream::ok("fine");
+    let many = |count: usize| (0..count).map(|i| header(&format!("x-{i}"), "v", None, Action::AppendIfExistsOrAdd)).collect::<Vec<_>>();
+    let request = |count| allowed(auth::OkHttpResponse { headers: many(count), ..Default::default() });
+    let response = |count| allowed(auth::OkHttpResponse { response_headers_to_add: many(count), ..Default::default() });
+    let refusal = |count| denied(auth::DeniedHttpResponse { headers: many(count), ..Default::default() });
+    let cases = [
+        (request(50), 200),
+        (request(100), 500),
+        (request(30_000), 500),
+        (response(1001), 500),
+        (refusal(50), 403),
+        (refusal(30_000), 500),
+    ];
+    for (number, (answer, expected)) in cases.into_iter().enumerate() {
+        let (server, _) = authorizer(answer);
+        let proxy = over_grpc(upstream.port(), server.port(), "").start();
+        assert_eq!(proxy.get("/").status, expected, "case {number}");
+    }
+}
+
+#[test]
 fn a_grpc_authorizer_hears_all_of_a_head_and_changes_it() {
     let upstream = Upstream::ok("fine");
     let said = prost_types_struct("user", "ann");

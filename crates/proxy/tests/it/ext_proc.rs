@@ -146,6 +146,10 @@ fn bodies_are_seen_whole_where_they_are_buffered() {
     assert_eq!(told(&seen)[4..], ["H!", "h", "bfine!"]);
     let large = "x".repeat(1 << 21);
     assert_eq!(post(&proxy, &large).status, 413);
+    // No limit to Envoy.
+    let mut config = config(upstream.port(), server.port(), mode, "");
+    config.listener = "per_connection_buffer_limit_bytes: 0".to_owned();
+    assert_eq!(post(&config.start(), &large).status, 200);
 }
 
 #[test]

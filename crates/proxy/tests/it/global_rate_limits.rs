@@ -98,6 +98,14 @@ fn a_service_that_fails_lets_through_unless_it_must_not() {
     let failing = GrpcServer::start(|_| Reply::Status(14));
     let proxy = config(upstream.port(), failing.port(), "    stat_prefix: p\n").start();
     assert_eq!((ask(&proxy, "a").status, stats(&proxy, "ratelimit.p")), (200, [0, 0, 1, 1]));
+    // One that adds more headers than a head may have makes no sense.
+    let excessive = GrpcServer::start(|_| {
+        let header = |i: usize| HeaderValue { key: format!("x-{i}"), value: "v".to_owned(), ..Default::default() };
+        let request_headers_to_add = (0..30_000).map(header).collect();
+        Reply::of(&RateLimitResponse { overall_code: response::Code::Ok as i32, request_headers_to_add, ..Default::default() })
+    });
+    let proxy = config(upstream.port(), excessive.port(), "").start();
+    assert_eq!((ask(&proxy, "a").status, stats(&proxy, "ratelimit")), (200, [0, 0, 1, 1]));
     let silent = GrpcServer::start(|_| Reply::Silence);
     let mut slow = config(upstream.port(), silent.port(), "    failure_mode_deny: true\n    status_on_error: {code: 503}\n");
     slow.filters = slow.filters.replace("timeout: 2s", "timeout: 0.1s");
