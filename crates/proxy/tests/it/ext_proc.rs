@@ -285,16 +285,18 @@ fn a_processor_may_ask_for_more_time_and_one_that_only_looks_on_is_not_waited_fo
 const WATCHES: &str = "request_body_mode: STREAMED, response_body_mode: STREAMED";
 
 #[test]
-fn one_that_looks_on_and_goes_away_lets_the_exchange_go_on() {
+fn one_that_looks_on_and_ends_the_conversation_lets_the_exchange_go_on() {
     let upstream = Upstream::ok("fine");
-    // It reads nothing, so that much waits to be sent to it when it goes.
-    let gone = tcp_server(|stream| {
-        std::thread::sleep(std::time::Duration::from_millis(700));
-        drop(stream);
-    });
-    let proxy = config(upstream.port(), gone, WATCHES, "    observability_mode: true\n").start();
-    assert_eq!(post(&proxy, &"x".repeat(2 << 20)).status, 200);
-    assert_eq!(stat(&proxy, "streams_failed"), 1);
+    for (status, told) in [(0, "streams_closed"), (14, "streams_failed")] {
+        // It reads nothing after the head, so that much waits to be sent to it when it has seen enough.
+        let enough = GrpcServer::start(move |_| {
+            std::thread::sleep(std::time::Duration::from_millis(700));
+            Reply::Ended(status)
+        });
+        let proxy = config(upstream.port(), enough.port(), WATCHES, "    observability_mode: true\n").start();
+        assert_eq!(post(&proxy, &"x".repeat(2 << 20)).status, 200);
+        assert_eq!(stat(&proxy, told), 1);
+    }
 }
 
 #[test]

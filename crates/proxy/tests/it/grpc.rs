@@ -16,6 +16,8 @@ pub(crate) enum Reply {
     Raw(Vec<u8>),
     /// Ends the call with this status.
     Status(u16),
+    /// The same, but what the caller still sends is neither read nor refused.
+    Ended(u16),
     /// Nothing, ever.
     Silence,
     Nothing,
@@ -71,7 +73,7 @@ async fn call(mut body: h2::RecvStream, mut answer: h2::server::SendResponse<Byt
     let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
     let Ok(mut send) = answer.send_response(head, false) else { return };
     let mut buffer = BytesMut::new();
-    let mut status = 0;
+    let (mut status, mut lasts) = (0, false);
     'call: loop {
         while buffer.len() >= 5 {
             let length = u32::from_be_bytes(buffer[1..5].try_into().unwrap()) as usize;
@@ -90,6 +92,10 @@ async fn call(mut body: h2::RecvStream, mut answer: h2::server::SendResponse<Byt
                     status = code;
                     break 'call;
                 }
+                Reply::Ended(code) => {
+                    (status, lasts) = (code, true);
+                    break 'call;
+                }
                 Reply::Silence => std::future::pending().await,
                 Reply::Nothing => {}
             }
@@ -106,4 +112,7 @@ async fn call(mut body: h2::RecvStream, mut answer: h2::server::SendResponse<Byt
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", status.into());
     let _ = send.send_trailers(trailers);
+    if lasts {
+        tokio::time::sleep(2 * crate::support::WAIT).await;
+    }
 }
