@@ -7,6 +7,7 @@ pub use lateen_balance::config::OutlierSettings;
 use lateen_balance::host::{CheckedAt, FAILED_ACTIVE_HC, OVERPROVISIONING_PERCENT, PENDING_ACTIVE_HC};
 use lateen_balance::subset::Labels;
 use lateen_balance::{Breakers, HostSet, Limits, LocalCluster, Settings};
+use lateen_telemetry::istio::CatchAll;
 
 use crate::ClusterId;
 use crate::dns::DnsSettings;
@@ -87,8 +88,7 @@ pub struct ClusterConfig {
     pub close_on_host_set_change: bool,
     /// A host that fails ends the connections of TCP proxies to it.
     pub close_on_host_failure: bool,
-    /// Istio's description of the destination, from cluster metadata: (host, name, namespace).
-    pub istio_service: Option<IstioService>,
+    pub istio: IstioCluster,
 }
 
 impl ClusterConfig {
@@ -113,6 +113,27 @@ pub struct HeadLimits {
     /// Envoy `max_response_headers_kb`, by default 80 KiB over HTTP/1 and 60 KiB over HTTP/2.
     pub http1_bytes: u32,
     pub http2_bytes: u32,
+}
+
+/// What Istio says of a cluster in its metadata.
+#[derive(Debug, Clone)]
+pub struct IstioCluster {
+    pub destination: IstioDestination,
+}
+
+/// What its hosts serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IstioDestination {
+    Unknown,
+    Service(IstioService),
+    /// Whatever no service takes.
+    CatchAll(CatchAll),
+}
+
+impl IstioDestination {
+    pub fn catch_all(&self) -> Option<CatchAll> {
+        if let Self::CatchAll(one) = self { Some(*one) } else { None }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

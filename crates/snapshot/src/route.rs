@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, StatusCode};
 use lateen_balance::{Criteria, Omit};
+use lateen_telemetry::istio::CatchAll;
 use regex::Regex;
 
 use crate::header::HeaderMutations;
@@ -93,6 +94,8 @@ impl RequireTls {
 pub struct Route {
     /// `default` and the like; empty when unnamed.
     pub name: Arc<str>,
+    /// What Istio's metrics say in place of the service, by the name.
+    pub catch_all: Option<CatchAll>,
     pub matches: Arc<RouteMatch>,
     pub action: Action,
     pub headers: HeaderChanges,
@@ -123,6 +126,7 @@ impl Route {
         };
         Self {
             name: "".into(),
+            catch_all: None,
             matches: Arc::new(matches),
             action: Action::ToHttps,
             headers: HeaderChanges::default(),

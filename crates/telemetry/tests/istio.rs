@@ -135,7 +135,7 @@ fn catch_all_clusters_and_hosts_name_themselves() {
         local_principal: PrincipalId::default(),
     };
     shards[0].http(
-        stream(metrics.destination(Destination::catch_all("BlackHoleCluster", None))),
+        stream(metrics.destination(Destination::catch_all(CatchAll::BlackHole, ""))),
         &HttpOutcome { code: 502, ..HttpOutcome::default() },
     );
     shards[0].http(stream(shards[0].destination_of_host(b"example.org")), &HttpOutcome { code: 200, ..HttpOutcome::default() });

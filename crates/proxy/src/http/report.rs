@@ -9,6 +9,7 @@ use super::message::Version;
 use crate::filter::http::grpc_stats;
 use crate::upstream::ClusterState;
 use crate::worker::Worker;
+use lateen_snapshot::cluster::IstioDestination;
 use lateen_snapshot::http::HttpFilter;
 
 pub(crate) fn begin(exchange: &Exchange<'_>) {
@@ -47,18 +48,9 @@ pub(crate) fn end(exchange: &Exchange<'_>, ended: Instant) {
 fn istio(exchange: &Exchange<'_>, source: bool, no_fallback: bool, micros: u64) {
     let info = &exchange.info;
     let shard = &exchange.worker.istio;
-    let destination = match &info.cluster {
-        Some(cluster) => destination_of(exchange.worker, cluster),
-        None => DestinationId::default(),
-    };
-    let destination = if destination == DestinationId::default() && !no_fallback {
-        shard.destination_of_host(exchange.request.authority.as_bytes())
-    } else {
-        destination
-    };
     let labels = StreamLabels {
         reporter: if source { Reporter::Source } else { Reporter::Destination },
-        destination,
+        destination: destination(exchange, !no_fallback),
         peer: info.peer,
         peer_principal: if source { info.upstream_principal } else { exchange.conn.peer_principal },
         local_principal: exchange.conn.local_principal,
@@ -75,20 +67,34 @@ fn istio(exchange: &Exchange<'_>, source: bool, no_fallback: bool, micros: u64) 
     shard.http(labels, &outcome);
 }
 
-/// The service behind a cluster, interned once per worker.
+/// What the request was for: Istio's name where no service takes it, else the cluster's service, else the host that was asked for.
+fn destination(exchange: &Exchange<'_>, by_host: bool) -> DestinationId {
+    let shard = &exchange.worker.istio;
+    let host: &[u8] = if by_host { exchange.request.authority.as_bytes() } else { &[] };
+    let by_route = exchange.info.route.as_ref().and_then(|matched| matched.route.catch_all);
+    let cluster = exchange.info.cluster.as_ref();
+    if let Some(catch_all) = by_route.or_else(|| cluster?.cluster.config.istio.destination.catch_all()) {
+        return shard.destination_of_catch_all(catch_all, host);
+    }
+    match cluster.map_or(DestinationId::default(), |cluster| destination_of(exchange.worker, cluster)) {
+        unknown if unknown == DestinationId::default() => shard.destination_of_host(host),
+        known => known,
+    }
+}
+
+/// What is behind a cluster, interned once per worker.
 pub(crate) fn destination_of(worker: &Worker, cluster: &ClusterState) -> DestinationId {
     if let Some(id) = cluster.istio_destination.get() {
         return id;
     }
-    let config = &cluster.cluster.config;
-    let destination = match &config.istio_service {
-        Some(service) => Some(Destination::service(&service.host, Some(&service.name), Some(&service.namespace))),
-        None if matches!(&*config.name, "BlackHoleCluster" | "PassthroughCluster" | "InboundPassthroughCluster") => {
-            Some(Destination::catch_all(&config.name, None))
+    let id = match &cluster.cluster.config.istio.destination {
+        IstioDestination::Service(service) => {
+            let service = Destination::service(&service.host, Some(&service.name), Some(&service.namespace));
+            worker.istio.shared().destination(service)
         }
-        None => None,
+        IstioDestination::CatchAll(catch_all) => worker.istio.destination_of_catch_all(*catch_all, &[]),
+        IstioDestination::Unknown => DestinationId::default(),
     };
-    let id = destination.map_or(DestinationId::default(), |d| worker.istio.shared().destination(d));
     cluster.istio_destination.set(Some(id));
     id
 }

@@ -27,6 +27,7 @@ mod hot_restart;
 mod http1;
 mod http2;
 mod internal_redirects;
+mod istio;
 mod jwt;
 mod keepalive;
 mod listener_updates;

@@ -64,7 +64,10 @@ pub(crate) fn start_workers(count: usize, yaml: &str, snapshot: &Arc<Snapshot>, 
 
 fn start_draining(count: usize, yaml: &str, snapshot: &Arc<Snapshot>, wishes: &Wishes, drain: DrainTime) -> Vec<Proxy> {
     let (registry, shards) = Registry::new(count, TagStyle::Istio);
-    let (_, istio) = IstioMetrics::new(IstioConfig::new(PeerMetadata::default()), count);
+    let local = PeerMetadata { workload: "own".to_owned(), ..PeerMetadata::default() };
+    let node = Arc::new(NodeText { id: "own-id".to_owned(), metadata: local.encode(), ..NodeText::default() });
+    let (metrics, istio) = IstioMetrics::new(IstioConfig::new(local), count);
+    registry.add_source(metrics);
     let overload = Overload::new(lateen_snapshot::bootstrap::parse(yaml, "test.yaml").unwrap().overload.limits);
     let peers = Peers::default();
     let start = |(index, (shard, istio))| {
@@ -76,7 +79,7 @@ fn start_draining(count: usize, yaml: &str, snapshot: &Arc<Snapshot>, wishes: &W
             istio,
             logs: Arc::new(LogFiles::default()),
             upstream_mark: None,
-            node: Arc::new(NodeText::default()),
+            node: node.clone(),
             overload: overload.clone(),
             epoch: Instant::now(),
             wishes: wishes.clone(),

@@ -10,19 +10,20 @@ use lateen_proto::envoy::extensions::upstreams::http::generic::v3::GenericConnec
 
 use super::balance::{self, Fields};
 use super::circuit_breakers::thresholds;
-use super::common::{duration_or, struct_json};
+use super::common::duration_or;
 use super::context::Context;
 use super::discovery::{Kind, discovery, kind, original_dst};
 use super::dns;
 use super::endpoint::{Assignment, EndpointAddress, assignment};
 use super::health_check::active_check;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::istio_cluster::istio_cluster;
 use super::outlier::outlier;
 use super::transport::transports;
 use super::transport_choice::TransportChoice;
 use super::upstream_connection::{bind, connection_options};
 use super::upstream_http::{OldHttp, http_settings};
-use crate::cluster::{ClusterConfig, Discovery, IstioService};
+use crate::cluster::{ClusterConfig, Discovery};
 
 /// A cluster ready to be put to use.
 #[derive(Debug)]
@@ -193,7 +194,7 @@ pub(crate) fn cluster(value: proto::Cluster, context: &mut Context<'_>) -> Resul
         ignore_new_hosts_until_first_hc: balance.ignore_new_hosts_until_first_hc,
         close_on_host_set_change: balance.close_on_membership_change,
         close_on_host_failure: close_connections_on_host_health_failure,
-        istio_service: istio_service(metadata.as_ref()),
+        istio: istio_cluster(&name, metadata.as_ref()),
         name: name.into(),
     };
     let members = matches!(config.discovery, Discovery::Static).then_some(given);
@@ -236,13 +237,6 @@ fn upstream_filters(filters: Vec<proto::Filter>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn istio_service(metadata: Option<&core::Metadata>) -> Option<IstioService> {
-    let istio = struct_json(metadata?.filter_metadata.get("istio")?);
-    let service = istio.get("services")?.get(0)?;
-    let text = |key: &str| service.get(key).and_then(serde_json::Value::as_str).unwrap_or_default().into();
-    Some(IstioService { host: text("host"), name: text("name"), namespace: text("namespace") })
 }
 
 /// The empty assignment of a discovered cluster before its endpoints arrive.

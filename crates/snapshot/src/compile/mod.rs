@@ -38,6 +38,7 @@ mod http_version;
 mod internal_redirect;
 pub(crate) mod invalid;
 mod istio;
+mod istio_cluster;
 mod jwt_authn;
 mod kept_chains;
 mod lb_policy;

@@ -8,6 +8,7 @@ use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::route::v3::{self as proto, redirect_action, route, route_match, virtual_host};
 use lateen_proto::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use lateen_proto::{Any, any, wire};
+use lateen_telemetry::istio::CatchAll;
 use prost::Message;
 
 use super::common::{data, metadata_text, open, port, runtime_fraction};
@@ -347,6 +348,7 @@ fn one_route(value: proto::Route, inherited: &Inherited, context: &mut Context<'
     let decorator = (!operation.is_empty()).then(|| operation.into());
     let provenance = metadata_text(metadata.as_ref(), "istio", "config").map(Into::into);
     Ok(Route {
+        catch_all: CatchAll::of_route(&name),
         name: name.into(),
         matches,
         action,

@@ -1,4 +1,5 @@
 //! The values of Istio's 25 labels, by the rules of its stats filter.
+use super::catch_all::CatchAll;
 use super::peer::PeerMetadata;
 use super::series::{Kind, Series};
 use crate::ResponseFlags;
@@ -39,10 +40,9 @@ impl Destination {
         Self { host: host.to_owned(), name: name.to_owned(), namespace: namespace.unwrap_or_default().to_owned() }
     }
 
-    /// A cluster that stands for no service: `BlackHoleCluster`, `PassthroughCluster`, `InboundPassthroughCluster`.
-    /// `host` is what the caller asked for, if it may be trusted to be bounded.
-    pub fn catch_all(cluster: &str, host: Option<&str>) -> Self {
-        Self { host: host.unwrap_or_default().to_owned(), name: cluster.to_owned(), namespace: String::new() }
+    /// No service: only its name is known, and the host that the caller asked for, if any.
+    pub fn catch_all(catch_all: CatchAll, host: &str) -> Self {
+        Self { host: host.to_owned(), name: catch_all.name().to_owned(), namespace: String::new() }
     }
 
     /// Only a `Host` header is known: it names both.

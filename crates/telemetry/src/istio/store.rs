@@ -1,4 +1,5 @@
 //! The series themselves: one set of cells per series and worker, found by one hash lookup.
+use super::catch_all::CatchAll;
 use super::intern::{DestinationId, Interner, Origin, PeerId, PrincipalId, claimable};
 use super::labels::{Destination, Labels, Parts, Reporter, overflow_labels};
 use super::peer::{MAX_HEADER, MAX_NAME, PeerMetadata};
@@ -8,7 +9,7 @@ use crate::ResponseFlags;
 use crate::stats::cells::{Cells, bump_at, new_cells, record_at};
 use crate::stats::{Counter, ENVOY_BYTES, ENVOY_MS, Histogram, HistogramValue, MetricDef, Sample, Source, Value, cell_of, cells_of};
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -239,8 +240,12 @@ pub struct IstioShard {
     series: RefCell<HashMap<Series, Cells, NumberHash>>,
     peers: RefCell<Remembered<PeerId>>,
     last_peer: RefCell<(Vec<u8>, PeerId)>,
-    hosts: RefCell<Remembered<DestinationId>>,
+    hosts: RefCell<Remembered<Named>>,
+    catch_alls: [Cell<Option<DestinationId>>; CatchAll::COUNT],
 }
+
+/// What a host of callers stands for: a destination by itself, and one behind each catch-all.
+type Named = [Option<DestinationId>; CatchAll::COUNT + 1];
 
 impl IstioShard {
     fn new(shared: Arc<IstioMetrics>, worker: usize) -> Self {
@@ -251,6 +256,7 @@ impl IstioShard {
             peers: RefCell::default(),
             last_peer: RefCell::default(),
             hosts: RefCell::default(),
+            catch_alls: Default::default(),
         }
     }
 
@@ -309,15 +315,39 @@ impl IstioShard {
 
     /// The destination for a cluster without service metadata: the host that was asked for; unknown when that is no name.
     pub fn destination_of_host(&self, host: &[u8]) -> DestinationId {
+        self.claimed(CatchAll::COUNT, host, Destination::from_host)
+    }
+
+    /// The destination for what goes to no service: by its name alone where the host that was asked for is no name, or one too many.
+    pub fn destination_of_catch_all(&self, catch_all: CatchAll, host: &[u8]) -> DestinationId {
+        if !host.is_empty() {
+            let id = self.claimed(catch_all as usize, host, |host| Destination::catch_all(catch_all, host));
+            if id != DestinationId::default() {
+                return id;
+            }
+        }
+        let intern = || self.shared.destination(Destination::catch_all(catch_all, ""));
+        let Some(known) = self.catch_alls.get(catch_all as usize) else { return intern() };
+        let id = known.get().unwrap_or_else(intern);
+        known.set(Some(id));
+        id
+    }
+
+    /// A destination that callers name, at its place among those of the host.
+    fn claimed(&self, place: usize, host: &[u8], make: impl FnOnce(&str) -> Destination) -> DestinationId {
         if host.len() > MAX_NAME {
             return DestinationId::default();
         }
-        if let Some(id) = self.hosts.borrow().get(host) {
-            return id;
+        let mut named = self.hosts.borrow().get(host).unwrap_or_default();
+        if let Some(Some(id)) = named.get(place) {
+            return *id;
         }
         let Ok(text) = std::str::from_utf8(host) else { return DestinationId::default() };
-        let id = DestinationId(self.shared.destinations.intern(Destination::from_host(text), Origin::Claimed));
-        self.hosts.borrow_mut().put(host, id);
+        let id = DestinationId(self.shared.destinations.intern(make(text), Origin::Claimed));
+        if let Some(slot) = named.get_mut(place) {
+            *slot = Some(id);
+        }
+        self.hosts.borrow_mut().put(host, named);
         id
     }
 
@@ -378,5 +408,30 @@ mod tests {
         assert_ne!(shard.destination_of_host("a".repeat(253).as_bytes()), DestinationId::default());
         assert_eq!(shard.destination_of_host("a".repeat(254).as_bytes()), DestinationId::default());
         assert_eq!(metrics.len(), 0);
+    }
+
+    #[test]
+    fn a_catch_all_keeps_its_name_when_there_is_no_room_for_hosts() {
+        let config = Config { max_names: 8, ..Config::new(PeerMetadata::default()) };
+        let (metrics, shards) = IstioMetrics::new(config, 1);
+        let shard = &shards[0];
+        let of = |catch_all, host: &str| {
+            let id = shard.destination_of_catch_all(catch_all, host.as_bytes());
+            let destination = metrics.destinations.get(id.0);
+            (destination.host.clone(), destination.name.clone())
+        };
+        let (black, pass) = (CatchAll::BlackHole, CatchAll::Passthrough);
+        for _ in 0..2 {
+            assert_eq!(of(black, "a"), ("a".into(), black.name().into()));
+            assert_eq!(of(pass, "a"), ("a".into(), pass.name().into()));
+        }
+        assert_ne!(shard.destination_of_host(b"a"), shard.destination_of_catch_all(black, b"a"));
+        for host in ["", &"x".repeat(300)] {
+            assert_eq!(of(pass, host), (String::new(), pass.name().into()));
+        }
+        for n in 0..20 {
+            of(pass, &format!("host{n}"));
+        }
+        assert_eq!(of(pass, "another"), (String::new(), pass.name().into()));
     }
 }

@@ -1,0 +1,80 @@
+//! Istio's metrics and its exchange of workload metadata.
+use std::io::{Read, Write};
+
+use lateen_proxy::PeerMetadata;
+use lateen_telemetry::stats::Value;
+
+use crate::support::*;
+use crate::tls::Mesh;
+
+const STATS: &str = "- {name: istio.stats, typed_config: {\"@type\": type.googleapis.com/stats.PluginConfig}}\n";
+const REVIEWS: &str = "metadata: {filter_metadata: {istio: {workload: \"reviews-v1;shop;reviews;v1;Kubernetes\"}}}, ";
+
+fn exchange(fields: &str) -> String {
+    format!(
+        "- {{name: istio.peer_metadata, typed_config: {{\"@type\": type.googleapis.com/io.istio.http.peer_metadata.Config, {fields}}}}}\n"
+    )
+}
+
+/// A cluster with Istio's metadata, of itself and of its one endpoint.
+fn of_mesh(name: &str, port: u16, istio: &str, endpoint: &str) -> String {
+    format!(
+        "- name: {name}\n  type: STATIC\n  connect_timeout: 1s\n  metadata: {{filter_metadata: {{istio: {{{istio}}}}}}}\n  load_assignment: \
+         {{cluster_name: {name}, endpoints: [{{lb_endpoints: [{{{endpoint}endpoint: {{address: {{socket_address: {{address: 127.0.0.1, \
+         port_value: {port}}}}}}}}}]}}]}}"
+    )
+}
+
+fn reporting(port: u16, cluster: &str) -> Config {
+    let mut config = Config::to(&[port]);
+    config.filters = STATS.to_owned();
+    config.clusters = vec![cluster.to_owned()];
+    config
+}
+
+/// The series of a family: these labels of each, and its count.
+fn series<const N: usize>(proxy: &Proxy, family: &str, labels: [&str; N]) -> Vec<([String; N], u64)> {
+    let name = format!("istiocustom.{family}.");
+    let samples = proxy.registry.scrape(false, &|n| n.starts_with(&name));
+    let all = samples.iter().map(|sample| {
+        let of = |label: &str| sample.labels.iter().find(|(key, _)| key == label).map(|(_, value)| value.clone()).unwrap_or_default();
+        let Value::Counter(count) = sample.value else { panic!("{} counts", sample.name) };
+        (labels.map(of), count)
+    });
+    all.collect()
+}
+
+/// The labels of the one series that counts requests.
+fn request<const N: usize>(proxy: &Proxy, labels: [&str; N]) -> [String; N] {
+    eventually(|| !series(proxy, "istio_requests_total", labels).is_empty());
+    let mut all = series(proxy, "istio_requests_total", labels);
+    assert_eq!(all.len(), 1, "{all:?}");
+    all.remove(0).0
+}
+
+#[test]
+fn traffic_that_no_service_takes_is_reported_by_istios_names() {
+    let labels = ["destination_service", "destination_service_name"];
+    let upstream = Upstream::ok("x");
+    let blocked = Config::to(&[]).routes("- {name: block_all, match: {prefix: /}, direct_response: {status: 502}}");
+    let proxy = Config { filters: STATS.to_owned(), ..blocked }.start();
+    assert_eq!(proxy.get("/").status, 502);
+    assert_eq!(request(&proxy, labels), ["a", "BlackHoleCluster"]);
+
+    for name in ["PassthroughCluster", "InboundPassthroughCluster", "InboundPassthroughClusterIpv4", "InboundPassthroughClusterIpv6"] {
+        let routes = format!("- {{match: {{prefix: /}}, route: {{cluster: {name}}}}}");
+        let proxy = reporting(0, &of_mesh(name, upstream.port(), "", "")).routes(&routes).start();
+        assert_eq!(proxy.get("/").status, 200);
+        assert_eq!(request(&proxy, labels), ["a", name]);
+    }
+
+    let routes = "- {name: allow_any, match: {prefix: /}, route: {cluster: egress}}";
+    let service = "services: [{host: egress.shop, namespace: shop}]";
+    let proxy = reporting(0, &of_mesh("egress", upstream.port(), service, "")).routes(routes).start();
+    assert_eq!(proxy.get("/").status, 200);
+    assert_eq!(request(&proxy, labels), ["a", "PassthroughCluster"]);
+
+    let proxy = reporting(0, &of_mesh("c", upstream.port(), service, "")).start();
+    assert_eq!(proxy.get("/").status, 200);
+    assert_eq!(request(&proxy, labels), ["egress.shop", "egress"]);
+}
