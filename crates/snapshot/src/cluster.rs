@@ -119,6 +119,7 @@ pub struct HeadLimits {
 #[derive(Debug, Clone)]
 pub struct IstioCluster {
     pub destination: IstioDestination,
+    pub exchange: PeerExchange,
 }
 
 /// What its hosts serve.
@@ -133,6 +134,25 @@ pub enum IstioDestination {
 impl IstioDestination {
     pub fn catch_all(&self) -> Option<CatchAll> {
         if let Self::CatchAll(one) = self { Some(*one) } else { None }
+    }
+}
+
+/// Whether the other end may be told who we are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerExchange {
+    Always,
+    /// It is not of the mesh: only where nothing says that such are left out.
+    External,
+    Never,
+}
+
+impl PeerExchange {
+    pub fn allows(self, skip_external_clusters: bool) -> bool {
+        match self {
+            Self::Always => true,
+            Self::External => !skip_external_clusters,
+            Self::Never => false,
+        }
     }
 }
 

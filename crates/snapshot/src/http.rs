@@ -311,8 +311,15 @@ pub struct IstioStats {
 pub struct PeerMetadata {
     pub discover_downstream: bool,
     pub discover_upstream: bool,
-    pub propagate_downstream: bool,
-    pub propagate_upstream: bool,
+    pub propagate_downstream: Option<Propagation>,
+    pub propagate_upstream: Option<Propagation>,
+}
+
+/// To whom the own metadata is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Propagation {
+    /// Not where the cluster is outside of the mesh.
+    pub skip_external_clusters: bool,
 }
 
 /// Fault injection (Envoy `HTTPFault`).

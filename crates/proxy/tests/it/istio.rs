@@ -53,6 +53,37 @@ fn request<const N: usize>(proxy: &Proxy, labels: [&str; N]) -> [String; N] {
 }
 
 #[test]
+fn workload_metadata_stays_in_the_mesh_where_that_is_asked_for() {
+    let upstream = Upstream::ok("x");
+    let sent_to = |skip: bool| {
+        let port = upstream.port();
+        let (name, routes): (_, Vec<String>) = (
+            ["inside", "outside", "PassthroughCluster", "mute"],
+            ["inside", "outside", "PassthroughCluster", "mute"]
+                .map(|c| format!("- {{match: {{prefix: /{c}}}, route: {{cluster: {c}}}}}"))
+                .into(),
+        );
+        let mut config = Config::to(&[port]).routes(&routes.join("\n"));
+        config.filters = exchange(&format!("upstream_propagation: [{{istio_headers: {{skip_external_clusters: {skip}}}}}]"));
+        config.clusters = ["external: false", "external: true", "", "disable_mx: true"]
+            .iter()
+            .zip(name)
+            .map(|(istio, name)| of_mesh(name, port, istio, ""))
+            .collect();
+        let proxy = config.start();
+        name.map(|name| {
+            assert_eq!(proxy.get(&format!("/{name}")).status, 200);
+            let seen = upstream.seen().pop().unwrap();
+            let told = ["x-envoy-peer-metadata: ", "x-envoy-peer-metadata-id: "].map(|header| seen.contains(header));
+            assert_eq!(told[0], told[1], "{seen}");
+            told[0]
+        })
+    };
+    assert_eq!(sent_to(true), [true, false, false, false]);
+    assert_eq!(sent_to(false), [true, true, true, false]);
+}
+
+#[test]
 fn traffic_that_no_service_takes_is_reported_by_istios_names() {
     let labels = ["destination_service", "destination_service_name"];
     let upstream = Upstream::ok("x");

@@ -5,11 +5,11 @@ use lateen_proto::io::istio::http::peer_metadata::{
     self, config::discovery_method::MethodSpecifier as Discover, config::propagation_method,
 };
 use lateen_proto::{Any, any, stats, udpa, xds};
-use prost_types::{Struct, value::Kind};
+use prost_types::{Struct, Value, value::Kind};
 
 use super::common::open;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use crate::http::{HttpFilter, IstioStats, PeerMetadata};
+use crate::http::{HttpFilter, IstioStats, PeerMetadata, Propagation};
 
 const PEER_METADATA: &str = "io.istio.http.peer_metadata.Config";
 const STATS: &str = "stats.PluginConfig";
@@ -102,7 +102,9 @@ fn peer_metadata(config: &Any) -> Result<PeerMetadata> {
         methods.iter().any(|m| matches!(m.method_specifier, Some(Discover::IstioHeaders(_))))
     };
     let propagates = |methods: &[peer_metadata::config::PropagationMethod]| {
-        methods.iter().any(|m| matches!(m.method_specifier, Some(propagation_method::MethodSpecifier::IstioHeaders(_))))
+        propagation(methods.iter().filter_map(|m| match m.method_specifier.as_ref()? {
+            propagation_method::MethodSpecifier::IstioHeaders(headers) => Some(headers.skip_external_clusters),
+        }))
     };
     Ok(PeerMetadata {
         discover_downstream: discovers(&downstream_discovery),
@@ -112,15 +114,22 @@ fn peer_metadata(config: &Any) -> Result<PeerMetadata> {
     })
 }
 
+/// Every method puts the same headers: one that leaves nobody out is enough.
+fn propagation(mut skips: impl Iterator<Item = bool>) -> Option<Propagation> {
+    let first = skips.next()?;
+    Some(Propagation { skip_external_clusters: first && skips.all(|skip| skip) })
+}
+
 fn peer_metadata_struct(fields: &Struct) -> Result<PeerMetadata> {
     let mut result = PeerMetadata::default();
     for (name, value) in &fields.fields {
-        let uses_headers = || lists_method(value, &["istio_headers", "istioHeaders"]);
+        let uses_headers = || headers_methods(value).next().is_some();
+        let propagates = || propagation(headers_methods(value).map(skips_external));
         match name.as_str() {
             "downstream_discovery" | "downstreamDiscovery" => result.discover_downstream = uses_headers(),
             "upstream_discovery" | "upstreamDiscovery" => result.discover_upstream = uses_headers(),
-            "downstream_propagation" | "downstreamPropagation" => result.propagate_downstream = uses_headers(),
-            "upstream_propagation" | "upstreamPropagation" => result.propagate_upstream = uses_headers(),
+            "downstream_propagation" | "downstreamPropagation" => result.propagate_downstream = propagates(),
+            "upstream_propagation" | "upstreamPropagation" => result.propagate_upstream = propagates(),
             "shared_with_upstream" | "sharedWithUpstream" | "additional_labels" | "additionalLabels" => {}
             other => return Err(Invalid::unsupported(other)).within("typed_config.value"),
         }
@@ -128,12 +137,22 @@ fn peer_metadata_struct(fields: &Struct) -> Result<PeerMetadata> {
     Ok(result)
 }
 
-fn lists_method(value: &prost_types::Value, names: &[&str]) -> bool {
-    let Some(Kind::ListValue(list)) = &value.kind else { return false };
-    list.values.iter().any(|item| match &item.kind {
-        Some(Kind::StructValue(s)) => names.iter().any(|n| s.fields.contains_key(*n)),
-        _ => false,
-    })
+/// The settings of each method of a list that is by Istio's headers.
+fn headers_methods(value: &Value) -> impl Iterator<Item = &Value> {
+    let list = match &value.kind {
+        Some(Kind::ListValue(list)) => list.values.as_slice(),
+        _ => &[],
+    };
+    list.iter().filter_map(|item| field(item, &["istio_headers", "istioHeaders"]))
+}
+
+fn skips_external(headers: &Value) -> bool {
+    field(headers, &["skip_external_clusters", "skipExternalClusters"]).is_some_and(|v| v.kind == Some(Kind::BoolValue(true)))
+}
+
+fn field<'a>(value: &'a Value, names: &[&str]) -> Option<&'a Value> {
+    let Some(Kind::StructValue(fields)) = &value.kind else { return None };
+    names.iter().find_map(|name| fields.fields.get(*name))
 }
 
 #[cfg(test)]
@@ -149,5 +168,37 @@ mod tests {
         assert!(reporter(true, stats::Reporter::Unspecified));
         assert!(!reporter(false, stats::Reporter::Unspecified));
         assert!(!reporter(true, stats::Reporter::ServerGateway));
+    }
+
+    #[test]
+    fn external_clusters_are_left_out_where_every_method_says_so() {
+        use peer_metadata::config::{IstioHeaders, PropagationMethod};
+        let typed = |skips: &[bool]| {
+            let method = |skip: &bool| PropagationMethod {
+                method_specifier: Some(propagation_method::MethodSpecifier::IstioHeaders(IstioHeaders { skip_external_clusters: *skip })),
+            };
+            let config = peer_metadata::Config { upstream_propagation: skips.iter().map(method).collect(), ..Default::default() };
+            peer_metadata(&any::pack(&config)).unwrap().propagate_upstream
+        };
+        let of = |skip_external_clusters| Some(Propagation { skip_external_clusters });
+        assert_eq!([typed(&[]), typed(&[true]), typed(&[false]), typed(&[true, false])], [None, of(true), of(false), of(false)]);
+    }
+
+    #[test]
+    fn methods_of_a_struct_are_read_as_typed_ones() {
+        let object = |fields: &[(&str, Kind)]| {
+            let fields = fields.iter().map(|(k, v)| ((*k).to_owned(), Value { kind: Some(v.clone()) })).collect();
+            Struct { fields }
+        };
+        let config = |key, skip| {
+            let headers = object(&[(key, Kind::BoolValue(skip))]);
+            let method = object(&[("istio_headers", Kind::StructValue(headers))]);
+            let list = prost_types::ListValue { values: vec![Value { kind: Some(Kind::StructValue(method)) }] };
+            let read = peer_metadata_struct(&object(&[("upstream_propagation", Kind::ListValue(list))])).unwrap();
+            assert_eq!(read.propagate_downstream, None);
+            read.propagate_upstream.unwrap().skip_external_clusters
+        };
+        assert!(config("skip_external_clusters", true) && config("skipExternalClusters", true));
+        assert!(!config("skip_external_clusters", false) && !config("other", true));
     }
 }

@@ -3,15 +3,24 @@ use lateen_proto::envoy::config::core::v3::Metadata;
 use lateen_telemetry::istio::CatchAll;
 
 use super::common::struct_json;
-use crate::cluster::{IstioCluster, IstioDestination, IstioService};
+use crate::cluster::{IstioCluster, IstioDestination, IstioService, PeerExchange};
+
+/// Always outside of the mesh, whatever its metadata says.
+const PASSTHROUGH: &str = "PassthroughCluster";
 
 pub(super) fn istio_cluster(name: &str, metadata: Option<&Metadata>) -> IstioCluster {
     let fields = metadata.and_then(|m| m.filter_metadata.get("istio")).map(struct_json).unwrap_or_default();
+    let is = |key: &str| fields.get(key) == Some(&serde_json::Value::Bool(true));
+    let exchange = match (is("disable_mx"), name == PASSTHROUGH || is("external")) {
+        (true, _) => PeerExchange::Never,
+        (false, true) => PeerExchange::External,
+        (false, false) => PeerExchange::Always,
+    };
     let destination = match CatchAll::of_cluster(name) {
         Some(catch_all) => IstioDestination::CatchAll(catch_all),
         None => service(&fields).map_or(IstioDestination::Unknown, IstioDestination::Service),
     };
-    IstioCluster { destination }
+    IstioCluster { destination, exchange }
 }
 
 /// The first service; one without a name has its host's first label.
@@ -37,6 +46,16 @@ mod tests {
     fn compiled<const N: usize>(name: &str, all: [(&str, Kind); N]) -> IstioCluster {
         let filter_metadata = [("istio".to_owned(), fields(all))].into_iter().collect();
         istio_cluster(name, Some(&Metadata { filter_metadata, ..Default::default() }))
+    }
+
+    #[test]
+    fn a_cluster_outside_of_the_mesh_or_without_exchange_is_known_by_its_metadata() {
+        let (yes, no) = (|| Kind::BoolValue(true), || Kind::BoolValue(false));
+        assert_eq!(istio_cluster("a", None).exchange, PeerExchange::Always);
+        assert_eq!(istio_cluster("PassthroughCluster", None).exchange, PeerExchange::External);
+        assert_eq!(compiled("a", [("external", yes())]).exchange, PeerExchange::External);
+        assert_eq!(compiled("a", [("external", no()), ("disable_mx", no())]).exchange, PeerExchange::Always);
+        assert_eq!(compiled("a", [("external", yes()), ("disable_mx", yes())]).exchange, PeerExchange::Never);
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Istio's exchange of workload metadata in headers: each end tells who it is, so that metrics can name both.
 use http::header::{HeaderMap, HeaderValue};
-use lateen_snapshot::http::PeerMetadata;
+use lateen_snapshot::http::{PeerMetadata, Propagation};
 
 use crate::http::Exchange;
 use crate::http::headers::{PEER_METADATA, PEER_METADATA_ID};
 use crate::http::message::Response;
+use crate::router::lookup;
 
 pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &PeerMetadata) {
     if config.discover_downstream {
@@ -14,7 +15,7 @@ pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &PeerMetadata) {
         }
         exchange.info.peer_asked = id.is_some();
     }
-    if config.propagate_upstream {
+    if config.propagate_upstream.is_some_and(|to| allows(exchange, to)) {
         put(exchange.worker, &mut exchange.request.headers);
     }
 }
@@ -27,7 +28,7 @@ pub(super) fn on_response(exchange: &mut Exchange<'_>, config: &PeerMetadata, re
         }
     }
     // Only callers that told us who they are know what to do with our answer.
-    if config.propagate_downstream && exchange.info.peer_asked {
+    if exchange.info.peer_asked && config.propagate_downstream.is_some_and(|to| allows(exchange, to)) {
         put(exchange.worker, &mut response.headers);
     }
 }
@@ -35,6 +36,13 @@ pub(super) fn on_response(exchange: &mut Exchange<'_>, config: &PeerMetadata, re
 /// Takes both headers off: they are for this hop.
 fn take(map: &mut HeaderMap, may_be_there: bool) -> (Option<HeaderValue>, Option<HeaderValue>) {
     if may_be_there { (map.remove(PEER_METADATA_ID), map.remove(PEER_METADATA)) } else { (None, None) }
+}
+
+/// What the mesh knows of workloads is not for everybody: the request's cluster says who may be told.
+fn allows(exchange: &Exchange<'_>, to: Propagation) -> bool {
+    let id = exchange.info.route.as_ref().and_then(|m| lookup::cluster_of(m, &exchange.live.snapshot, &exchange.request));
+    let cluster = id.and_then(|id| exchange.live.snapshot.cluster(id));
+    cluster.is_none_or(|cluster| cluster.config.istio.exchange.allows(to.skip_external_clusters))
 }
 
 fn put(worker: &crate::worker::Worker, map: &mut HeaderMap) {
