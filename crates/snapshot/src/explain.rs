@@ -10,7 +10,7 @@ use lateen_identity::PeerIdentity;
 use crate::authorize::Facts;
 use crate::cluster::Discovery;
 use crate::http::{FilterOverrides, HttpConnectionManager, HttpFilter, RbacPerRoute, RouteSource};
-use crate::listener::{ConnectionInfo, Direction, FilterChain, Listener, NetworkFilter, TcpProxy, Terminal};
+use crate::listener::{ConnectionInfo, FilterChain, Listener, NetworkFilter, TcpProxy, Terminal};
 use crate::matching::Mismatch;
 use crate::normalize::{Normalized, normalize};
 use crate::route::{Action, ClusterChoice, Forward, NamedCluster, RequestHead, Route, RouteTable, VirtualHost};
@@ -201,8 +201,8 @@ impl Snapshot {
         if chain.tls.is_some() && !call.tls {
             return Err(closed("the chain expects TLS, the call is plaintext"));
         }
-        let outbound = listener.direction == Direction::Outbound;
-        let resolved = chain.discovered().next().map(|_| chain.resolve(|id| self.extension(id).map(|e| &**e), outbound));
+        let source = listener.direction.is_source();
+        let resolved = chain.discovered().next().map(|_| chain.resolve(|id| self.extension(id).map(|e| &**e), source));
         let chain = resolved.as_ref().unwrap_or(chain);
         self.network_filters(call, chain, steps)?;
         match &chain.terminal {

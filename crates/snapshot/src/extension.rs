@@ -23,39 +23,39 @@ pub struct Extension {
     pub inspection: Option<Inspection>,
 }
 
-/// One for listeners of inbound and one for those of outbound traffic.
+/// One for listeners of inbound traffic, which report as the destination, and one for all others.
 #[derive(Debug)]
 pub struct Sides<T> {
     pub inbound: T,
-    pub outbound: T,
+    pub source: T,
 }
 
 impl<T> Sides<T> {
-    fn of(&self, outbound: bool) -> &T {
-        if outbound { &self.outbound } else { &self.inbound }
+    fn of(&self, source: bool) -> &T {
+        if source { &self.source } else { &self.inbound }
     }
 }
 
 /// What a place can be filled with.
 pub trait Discoverable: Clone {
-    fn of(found: &Extension, outbound: bool) -> Option<&Self>;
+    fn of(found: &Extension, source: bool) -> Option<&Self>;
 }
 
 impl Discoverable for HttpFilter {
-    fn of(found: &Extension, outbound: bool) -> Option<&Self> {
-        Some(found.http.as_ref()?.of(outbound))
+    fn of(found: &Extension, source: bool) -> Option<&Self> {
+        Some(found.http.as_ref()?.of(source))
     }
 }
 
 impl Discoverable for NetworkFilter {
-    fn of(found: &Extension, outbound: bool) -> Option<&Self> {
-        Some(found.network.as_ref()?.of(outbound))
+    fn of(found: &Extension, source: bool) -> Option<&Self> {
+        Some(found.network.as_ref()?.of(source))
     }
 }
 
 impl Discoverable for Terminal {
-    fn of(found: &Extension, outbound: bool) -> Option<&Self> {
-        Some(found.terminal.as_ref()?.of(outbound))
+    fn of(found: &Extension, source: bool) -> Option<&Self> {
+        Some(found.terminal.as_ref()?.of(source))
     }
 }
 
@@ -67,8 +67,8 @@ impl Discoverable for Inspection {
 
 impl<T: Discoverable> DiscoveredFilter<T> {
     /// The filter of the moment; `None` when there is none, not even a default.
-    pub fn resolve(&self, found: Option<&Extension>, outbound: bool) -> Option<T> {
+    pub fn resolve(&self, found: Option<&Extension>, source: bool) -> Option<T> {
         let found = found.filter(|e| self.types.contains(&e.type_name));
-        found.and_then(|e| T::of(e, outbound)).or(self.default.as_ref()).cloned()
+        found.and_then(|e| T::of(e, source)).or(self.default.as_ref()).cloned()
     }
 }

@@ -29,6 +29,13 @@ pub enum Direction {
     Outbound,
 }
 
+impl Direction {
+    /// Whether its end of a call reports as the source: all but a server's, as in Istio.
+    pub fn is_source(self) -> bool {
+        self != Self::Inbound
+    }
+}
+
 /// A listener (Envoy listener.proto).
 #[derive(Debug)]
 pub struct Listener {
@@ -222,17 +229,17 @@ impl FilterChain {
     }
 
     /// The chain with filters in the places of those that are discovered, where there are any.
-    pub fn resolve<'a>(&self, found: impl Fn(ExtensionId) -> Option<&'a Extension>, outbound: bool) -> Self {
+    pub fn resolve<'a>(&self, found: impl Fn(ExtensionId) -> Option<&'a Extension>, source: bool) -> Self {
         let mut chain = self.clone();
         for filter in &mut chain.filters {
             if let NetworkFilter::Discovered(place) = filter
-                && let Some(now) = place.resolve(found(place.id), outbound)
+                && let Some(now) = place.resolve(found(place.id), source)
             {
                 *filter = now;
             }
         }
         if let Terminal::Discovered(place) = &chain.terminal
-            && let Some(now) = place.resolve(found(place.id), outbound)
+            && let Some(now) = place.resolve(found(place.id), source)
         {
             chain.terminal = now;
         }

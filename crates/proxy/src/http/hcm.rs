@@ -163,7 +163,7 @@ impl Hcm {
         let mut config = HttpConnectionManager::clone(&self.config);
         for filter in &mut config.filters {
             if let HttpFilter::Discovered(one) = filter
-                && let Some(now) = one.resolve(found.get(one.id), self.direction == Direction::Outbound)
+                && let Some(now) = one.resolve(found.get(one.id), self.direction.is_source())
             {
                 *filter = now;
             }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use lateen_snapshot::Listener;
-use lateen_snapshot::listener::{ConnectionRateLimit, Direction, FilterChain, Inspectors, Terminal};
+use lateen_snapshot::listener::{ConnectionRateLimit, FilterChain, Inspectors, Terminal};
 use lateen_telemetry::envoy_names::{connection_rate_limit, listener as names, ssl};
 use lateen_telemetry::{BlockName, Local};
 
@@ -211,7 +211,7 @@ impl ListenerState {
             return Kept { state: state(Arc::clone(chain)), _chain: Arc::clone(chain), found: None };
         }
         let found = Found::new(&worker.live().snapshot, chain.discovered());
-        let now = chain.resolve(|id| found.get(id), self.listener.direction == Direction::Outbound);
+        let now = chain.resolve(|id| found.get(id), self.listener.direction.is_source());
         Kept { state: state(Arc::new(now)), _chain: Arc::clone(chain), found: Some(found) }
     }
 }

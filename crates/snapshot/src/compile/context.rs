@@ -23,8 +23,8 @@ pub(crate) struct Context<'a> {
     pub(crate) dns_caches: &'a mut DnsCaches,
     /// What the resource refers to.
     pub(crate) uses: Uses,
-    /// Whether a listener for outbound traffic is compiled: its end of a call reports as the source.
-    pub(crate) outbound: bool,
+    /// Whether a listener is compiled whose end of a call reports as the source.
+    pub(crate) source: bool,
     pub(crate) shared: Shared,
 }
 
@@ -80,8 +80,8 @@ pub(crate) struct ExtensionUse {
 }
 
 impl<'a> Context<'a> {
-    pub(crate) fn new(names: &'a mut Names, secrets: &'a mut Secrets, dns_caches: &'a mut DnsCaches, outbound: bool) -> Self {
-        Self { names, secrets, dns_caches, uses: Uses::default(), outbound, shared: Shared::default() }
+    pub(crate) fn new(names: &'a mut Names, secrets: &'a mut Secrets, dns_caches: &'a mut DnsCaches, source: bool) -> Self {
+        Self { names, secrets, dns_caches, uses: Uses::default(), source, shared: Shared::default() }
     }
 
     pub(crate) fn cluster(&mut self, name: &str) -> ClusterId {

@@ -70,8 +70,8 @@ pub(crate) fn extension(
 }
 
 fn sides<T>(context: &mut Context<'_>, mut compile: impl FnMut(&mut Context<'_>) -> Result<T>) -> Result<Sides<T>> {
-    context.outbound = false;
+    context.source = false;
     let inbound = compile(context)?;
-    context.outbound = true;
-    Ok(Sides { inbound, outbound: compile(context)? })
+    context.source = true;
+    Ok(Sides { inbound, source: compile(context)? })
 }

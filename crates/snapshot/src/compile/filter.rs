@@ -148,7 +148,7 @@ fn typed(config: &Any, context: &mut Context<'_>) -> Result<Option<HttpFilter>> 
     } else if any::is::<istio_alpn::FilterConfig>(config) {
         alpn(open(config)?)?
     } else {
-        return istio::http_filter(config, context.outbound);
+        return istio::http_filter(config, context.source);
     }))
 }
 

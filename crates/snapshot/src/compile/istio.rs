@@ -16,10 +16,10 @@ const STATS: &str = "stats.PluginConfig";
 pub(crate) const METADATA_EXCHANGE: &str = "envoy.tcp.metadataexchange.config.MetadataExchange";
 
 /// An HTTP filter of Istio's, or `None` for any other.
-pub(crate) fn http_filter(config: &Any, outbound: bool) -> Result<Option<HttpFilter>> {
+pub(crate) fn http_filter(config: &Any, source: bool) -> Result<Option<HttpFilter>> {
     match type_name(config).as_str() {
         PEER_METADATA => Ok(Some(HttpFilter::PeerMetadata(Arc::new(peer_metadata(config)?)))),
-        STATS => Ok(Some(HttpFilter::IstioStats(Arc::new(istio_stats(config, outbound)?)))),
+        STATS => Ok(Some(HttpFilter::IstioStats(Arc::new(istio_stats(config, source)?)))),
         _ => Ok(None),
     }
 }
@@ -42,9 +42,10 @@ fn typed_struct(config: &Any) -> Option<(String, Struct)> {
     Some((any::name_of(&url).to_owned(), value.unwrap_or_default()))
 }
 
-pub(crate) fn istio_stats(config: &Any, outbound: bool) -> Result<IstioStats> {
+/// `source` is what the listener's direction says of who reports.
+pub(crate) fn istio_stats(config: &Any, source: bool) -> Result<IstioStats> {
     if let Some((_, fields)) = typed_struct(config) {
-        return stats_struct(&fields, outbound);
+        return stats_struct(&fields, source);
     }
     let stats::PluginConfig {
         debug,
@@ -63,22 +64,22 @@ pub(crate) fn istio_stats(config: &Any, outbound: bool) -> Result<IstioStats> {
     harmless!(debug, max_peer_cache_size, stat_prefix, field_separator, value_separator, tcp_reporting_duration);
     harmless!(rotation_interval, graceful_deletion_interval);
     refuse!(metrics, definitions);
-    // The listener's direction says whether this end reports as source; only gateways of services differ.
-    let reporter_source = outbound && reporter != stats::Reporter::ServerGateway as i32;
-    Ok(IstioStats { reporter_source, disable_host_header_fallback })
+    // A gateway of services reports as `waypoint`, with both ends as peers.
+    if reporter != stats::Reporter::Unspecified as i32 {
+        return Err(Invalid::unsupported("reporter"));
+    }
+    Ok(IstioStats { reporter_source: source, disable_host_header_fallback })
 }
 
-fn stats_struct(fields: &Struct, outbound: bool) -> Result<IstioStats> {
-    let mut result = IstioStats { reporter_source: outbound, disable_host_header_fallback: false };
+fn stats_struct(fields: &Struct, source: bool) -> Result<IstioStats> {
+    let mut result = IstioStats { reporter_source: source, disable_host_header_fallback: false };
     for (name, value) in &fields.fields {
         match name.as_str() {
             "disable_host_header_fallback" | "disableHostHeaderFallback" => {
                 result.disable_host_header_fallback = value.kind == Some(Kind::BoolValue(true));
             }
             "metrics" | "definitions" => return Err(Invalid::unsupported(name)),
-            "reporter" => {
-                result.reporter_source = outbound && value.kind != Some(Kind::StringValue("SERVER_GATEWAY".to_owned()));
-            }
+            "reporter" if value.kind != Some(Kind::StringValue("UNSPECIFIED".to_owned())) => return Err(Invalid::unsupported(name)),
             _ => {}
         }
     }
@@ -160,14 +161,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_outbound_listener_reports_as_the_source_unless_it_is_a_services_gateway() {
-        let reporter = |outbound, reporter: stats::Reporter| {
+    fn the_direction_says_who_reports_and_a_gateway_of_services_is_refused() {
+        let reporter = |source, reporter: stats::Reporter| {
             let config = stats::PluginConfig { reporter: reporter.into(), ..Default::default() };
-            istio_stats(&any::pack(&config), outbound).unwrap().reporter_source
+            istio_stats(&any::pack(&config), source)
         };
-        assert!(reporter(true, stats::Reporter::Unspecified));
-        assert!(!reporter(false, stats::Reporter::Unspecified));
-        assert!(!reporter(true, stats::Reporter::ServerGateway));
+        assert!(reporter(true, stats::Reporter::Unspecified).unwrap().reporter_source);
+        assert!(!reporter(false, stats::Reporter::Unspecified).unwrap().reporter_source);
+        let refused = reporter(true, stats::Reporter::ServerGateway).unwrap_err().to_string();
+        assert!(refused.contains("reporter"), "{refused}");
+        let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
+        let fields = |value| Struct { fields: [("reporter".to_owned(), text(value))].into_iter().collect() };
+        assert!(stats_struct(&fields("SERVER_GATEWAY"), true).is_err());
+        assert!(stats_struct(&fields("UNSPECIFIED"), true).unwrap().reporter_source);
     }
 
     #[test]

@@ -67,7 +67,7 @@ pub(crate) fn listener(value: proto::Listener, context: &mut Context<'_>) -> Res
     if name.is_empty() {
         return Err(Invalid::field("name", "is empty; every listener needs a name"));
     }
-    context.outbound = traffic_direction == core::TrafficDirection::Outbound as i32;
+    context.source = traffic_direction != core::TrafficDirection::Inbound as i32;
     let bind = bind_to_port.or(deprecated_v1.and_then(|d| d.bind_to_port)).unwrap_or(true);
     let (address, dual) = address_of(address).within("address")?;
     let (mut addresses, mut dual_stack) = (vec![address], Vec::from_iter(dual.then_some(address)));

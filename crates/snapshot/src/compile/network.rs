@@ -136,7 +136,7 @@ fn typed(name: &str, config: &Any, context: &mut Context<'_>) -> Result<Kind> {
                 }
                 Ok(Kind::Before(NetworkFilter::MetadataExchange))
             }
-            "stats.PluginConfig" => Ok(Kind::Before(NetworkFilter::IstioStats(Arc::new(istio::istio_stats(config, context.outbound)?)))),
+            "stats.PluginConfig" => Ok(Kind::Before(NetworkFilter::IstioStats(Arc::new(istio::istio_stats(config, context.source)?)))),
             other => Err(Invalid::new(format!("{name} ({other}) is not supported; supported are {SUPPORTED}"))),
         }
     }
