@@ -15,6 +15,7 @@ use lateen_snapshot::cluster::Discovery;
 use lateen_snapshot::dns::cache::DnsCache;
 use lateen_snapshot::route::{Connect, Forward, HostRewrite};
 use lateen_telemetry::envoy_names::cluster as names;
+use lateen_telemetry::istio::PeerId;
 use tokio::time::Instant;
 
 use super::finalize;
@@ -121,7 +122,7 @@ fn begin<'a>(
         return Ok(Err(failed(Failure::NoHealthyHost)));
     };
     let stats = &cluster.stats;
-    exchange.info.host = Some(Arc::clone(&host));
+    note_host(exchange, &cluster, &host);
     if let Some(HostRewrite::Auto) = forward.host_rewrite
         && !host.hostname.is_empty()
     {
@@ -260,11 +261,23 @@ pub(super) async fn run(
     Ok(Tried::Response(Box::new(Answered { response, lease, began })))
 }
 
+/// Where the try goes, and what configuration tells of the workload there: a failed request is reported with it, while a response
+/// may tell better.
+pub(super) fn note_host(exchange: &mut Exchange<'_>, cluster: &ClusterState, host: &Arc<Host>) {
+    exchange.info.host = Some(Arc::clone(host));
+    if !exchange.hcm.inbound {
+        exchange.info.peer = cluster.peer_of(exchange.worker, host);
+    }
+}
+
 /// Tells of a connection that did not come about.
 fn not_connected(exchange: &mut Exchange<'_>, cluster: &Rc<ClusterState>, target: &Target, why: Failed) -> Tried {
     if why.failure == Failure::Overflow {
         // The host was not even asked.
         exchange.info.host = None;
+        if !exchange.hcm.inbound {
+            exchange.info.peer = PeerId::default();
+        }
     }
     if why.failure.blames_host() {
         let outcome = if why.failure == Failure::ConnectionTimeout { Outcome::LocalTimeout } else { Outcome::LocalFailure };

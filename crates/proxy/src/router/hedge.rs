@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use lateen_telemetry::envoy_names::{cluster as names, count_upstream_code};
 use tokio::time::Instant;
 
-use super::attempt::{Answered, Began, Limits, Tried, note_failure, note_response};
+use super::attempt::{Answered, Began, Limits, Tried, note_failure, note_host, note_response};
 use super::forward::Forwarding;
 use super::outcome::Failed;
 use super::replay::{Body, Progress};
@@ -113,9 +113,9 @@ impl Answer {
     /// Makes it the answer of the request: what is known of the upstream is of this try.
     pub(super) fn settle(self, exchange: &mut Exchange<'_>, forwarding: &mut Forwarding) -> Box<Answered> {
         let Self { response, of: Late { lease, began, progress } } = self;
+        note_host(exchange, &began.cluster, began.active.host());
         let info = &mut exchange.info;
         info.moment = Instant::now();
-        info.host = Some(began.active.host().clone());
         info.upstream_local = lease.local_address();
         info.upstream_protocol = lease.protocol();
         info.upstream_principal = lease.principal();

@@ -40,9 +40,6 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding
     exchange.info.response_at = Some(arrived.saturating_duration_since(exchange.info.start));
     exchange.info.details = Cow::Borrowed(details::VIA_UPSTREAM);
     let upgraded = response.upgrade.is_some() && exchange.request.upgrade.is_some();
-    if exchange.info.peer == Default::default() && !exchange.hcm.inbound {
-        exchange.info.peer = began.cluster.peer_of(exchange.worker, began.active.host());
-    }
     let suppress = exchange.hcm.router.suppress_envoy_headers || exchange.hcm.config.suppress_envoy_headers;
     // Before the request is complete the time would say how long the caller took.
     if !suppress && forwarding.body.complete() && exchange.request.upgrade.is_none() {

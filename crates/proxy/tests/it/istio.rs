@@ -84,6 +84,35 @@ fn workload_metadata_stays_in_the_mesh_where_that_is_asked_for() {
 }
 
 #[test]
+fn a_request_that_failed_names_the_workload_it_was_for() {
+    let labels = ["reporter", "destination_workload", "destination_workload_namespace", "destination_canonical_revision", "response_flags"];
+    let proxy = reporting(0, &of_mesh("c", dead_port(), "", REVIEWS)).start();
+    assert_eq!(proxy.get("/").status, 503);
+    assert_eq!(request(&proxy, labels), ["source", "reviews-v1", "shop", "v1", "UF"]);
+
+    let closing = Upstream::start(|_, _, _| false);
+    let proxy = reporting(0, &of_mesh("c", closing.port(), "", REVIEWS)).start();
+    assert_eq!(proxy.get("/").status, 503);
+    assert_eq!(request(&proxy, labels), ["source", "reviews-v1", "shop", "v1", "UC"]);
+}
+
+#[test]
+fn what_a_response_tells_of_its_workload_counts_only_if_it_can_be_read() {
+    let named = PeerMetadata { workload: "ratings-v2".to_owned(), ..PeerMetadata::default() }.encode();
+    for (header, workload) in [(named, "ratings-v2"), ("%%%".to_owned(), "reviews-v1")] {
+        let upstream = Upstream::start(move |_, _, stream| {
+            write!(stream, "HTTP/1.1 200 OK\r\nx-envoy-peer-metadata: {header}\r\ncontent-length: 0\r\n\r\n").is_ok()
+        });
+        let mut config = reporting(0, &of_mesh("c", upstream.port(), "", REVIEWS));
+        config.filters = exchange("upstream_discovery: [{istio_headers: {}}]") + STATS;
+        let proxy = config.start();
+        let answer = proxy.get("/");
+        assert!(answer.status == 200 && answer.header("x-envoy-peer-metadata").is_none(), "{}", answer.head);
+        assert_eq!(request(&proxy, ["destination_workload"]), [workload]);
+    }
+}
+
+#[test]
 fn traffic_that_no_service_takes_is_reported_by_istios_names() {
     let labels = ["destination_service", "destination_service_name"];
     let upstream = Upstream::ok("x");

@@ -1,6 +1,7 @@
 //! Istio's exchange of workload metadata in headers: each end tells who it is, so that metrics can name both.
 use http::header::{HeaderMap, HeaderValue};
 use lateen_snapshot::http::{PeerMetadata, Propagation};
+use lateen_telemetry::istio::PeerId;
 
 use crate::http::Exchange;
 use crate::http::headers::{PEER_METADATA, PEER_METADATA_ID};
@@ -23,8 +24,10 @@ pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &PeerMetadata) {
 pub(super) fn on_response(exchange: &mut Exchange<'_>, config: &PeerMetadata, response: &mut Response) {
     if config.discover_upstream {
         let (_, metadata) = take(&mut response.headers, true);
-        if let Some(metadata) = metadata {
-            exchange.info.peer = exchange.worker.istio.peer_of_header(metadata.as_bytes());
+        let told = metadata.map_or(PeerId::default(), |metadata| exchange.worker.istio.peer_of_header(metadata.as_bytes()));
+        // One that cannot be read tells less than the endpoint's own metadata.
+        if told != PeerId::default() && !exchange.hcm.inbound {
+            exchange.info.peer = told;
         }
     }
     // Only callers that told us who they are know what to do with our answer.
