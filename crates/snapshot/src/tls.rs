@@ -38,6 +38,8 @@ pub struct ServerTls {
 #[derive(Debug)]
 pub struct ClientTls {
     pub config: Slot<ClientConfigs>,
+    /// The URI SAN of the certificate that hosts are shown. `None` when it has none.
+    pub uri: Slot<String>,
     /// Fixed name (SNI).
     pub sni: Option<Arc<str>>,
     /// The name is that of the host which was chosen, where it has one.

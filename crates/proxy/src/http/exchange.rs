@@ -15,7 +15,7 @@ use lateen_snapshot::bootstrap::overload::Action;
 use lateen_snapshot::metadata::Metadata;
 use lateen_snapshot::ratelimit::TokenBucket;
 use lateen_snapshot::route::{Route, VirtualHost};
-use lateen_telemetry::istio::{PeerId, PrincipalId};
+use lateen_telemetry::istio::PeerId;
 use lateen_telemetry::{ResponseFlags, details};
 use tokio::time::Instant;
 
@@ -31,7 +31,7 @@ use crate::io::Timer;
 use crate::listener::Conn;
 use crate::router::{self, Redirects};
 use crate::spans::{self, Active};
-use crate::upstream::ClusterState;
+use crate::upstream::{ClusterState, Principals};
 use crate::worker::{Live, Worker};
 
 /// Why an exchange did not simply complete.
@@ -98,8 +98,7 @@ pub(crate) struct Info {
     pub(crate) host: Option<Arc<Host>>,
     pub(crate) upstream_local: Option<SocketAddr>,
     pub(crate) upstream_protocol: Option<Version>,
-    /// The host's verified identity.
-    pub(crate) upstream_principal: PrincipalId,
+    pub(crate) upstream_principals: Principals,
     pub(crate) attempts: u32,
     pub(crate) transport_failure: String,
     pub(crate) request_done: Option<Duration>,
@@ -175,7 +174,7 @@ impl Info {
             host: None,
             upstream_local: None,
             upstream_protocol: None,
-            upstream_principal: PrincipalId::default(),
+            upstream_principals: Principals::default(),
             attempts: 0,
             transport_failure: String::new(),
             request_done: None,

@@ -52,8 +52,8 @@ fn istio(exchange: &Exchange<'_>, source: bool, no_fallback: bool, micros: u64) 
         reporter: if source { Reporter::Source } else { Reporter::Destination },
         destination: destination(exchange, !no_fallback),
         peer: info.peer,
-        peer_principal: if source { info.upstream_principal } else { exchange.conn.peer_principal },
-        local_principal: exchange.conn.local_principal,
+        peer_principal: if source { info.upstream_principals.host } else { exchange.conn.peer_principal },
+        local_principal: if source { info.upstream_principals.own } else { exchange.conn.local_principal },
     };
     let outcome = HttpOutcome {
         code: info.status,

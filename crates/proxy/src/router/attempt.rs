@@ -213,7 +213,7 @@ pub(super) async fn run(
     }
     exchange.info.upstream_local = lease.local_address();
     exchange.info.upstream_protocol = lease.protocol();
-    exchange.info.upstream_principal = lease.principal();
+    exchange.info.upstream_principals = lease.principals();
     stats.inc(names::UPSTREAM_RQ_TOTAL);
     target.host.counters.rq_total.fetch_add(1, Relaxed);
     let sent = exchange.info.moment;

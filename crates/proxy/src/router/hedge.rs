@@ -118,7 +118,7 @@ impl Answer {
         info.moment = Instant::now();
         info.upstream_local = lease.local_address();
         info.upstream_protocol = lease.protocol();
-        info.upstream_principal = lease.principal();
+        info.upstream_principals = lease.principals();
         forwarding.body.resume(progress);
         note_response(exchange, &began.cluster, &began, &response);
         Box::new(Answered { response, lease, began })

@@ -3,10 +3,9 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use lateen_http2::shell::Sender;
-use lateen_telemetry::istio::PrincipalId;
 use tokio::time::Instant;
 
-use super::open::Open;
+use super::open::{Open, Principals};
 use super::pool::{Idle, Pool};
 use super::shared::Shared;
 use crate::http::h2::H2Client;
@@ -79,9 +78,9 @@ impl Lease {
         }
     }
 
-    /// The host's verified identity.
-    pub(crate) fn principal(&self) -> PrincipalId {
-        self.held.open().principal
+    /// Who its ends are.
+    pub(crate) fn principals(&self) -> Principals {
+        self.held.open().principals
     }
 
     /// It served no exchange after all, and waits for the next one.

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use lateen_balance::Host;
 use lateen_balance::breaker::Permit;
 use lateen_identity::tls::PeerIdentity;
+use lateen_snapshot::cluster::Transport;
 use lateen_telemetry::envoy_names::cluster as names;
 use lateen_telemetry::istio::PrincipalId;
 use lateen_telemetry::stats::Held;
@@ -32,8 +33,29 @@ pub(crate) struct Open {
     /// The host's failures at that time.
     failures: u32,
     pub(crate) local: Option<SocketAddr>,
-    /// The host's verified identity, for Istio's metrics.
-    pub(crate) principal: PrincipalId,
+    pub(crate) principals: Principals,
+}
+
+/// Who the ends of a connection to a host are by their certificates, for Istio's metrics.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Principals {
+    /// Verified.
+    pub(crate) host: PrincipalId,
+    pub(crate) own: PrincipalId,
+}
+
+impl Principals {
+    /// Once per connection.
+    pub(crate) fn of(io: &Io, transport: Option<&Transport>, worker: &Worker) -> Self {
+        let Some(tls) = io.tls() else { return Self::default() };
+        let id = |uri: Option<&str>| uri.map_or(PrincipalId::default(), |uri| worker.istio.shared().principal(uri));
+        let host = PeerIdentity::of_connection(tls);
+        let own = transport.and_then(|transport| transport.tls.as_ref()?.uri.get());
+        Self {
+            host: id(host.as_ref().and_then(|peer| peer.uri_sans.first()).map(String::as_str)),
+            own: id(own.as_deref().map(String::as_str)),
+        }
+    }
 }
 
 impl Drop for Open {
@@ -63,11 +85,9 @@ impl Open {
     }
 
     /// The connection is there.
-    pub(super) fn made(&mut self, io: &Io, worker: &Worker) {
+    pub(super) fn made(&mut self, io: &Io, transport: Option<&Transport>, worker: &Worker) {
         self.local = io.socket().local_address();
-        if let Some(uri) = io.tls().and_then(PeerIdentity::of_connection).and_then(|p| p.uri_sans.first().cloned()) {
-            self.principal = worker.istio.shared().principal(&uri);
-        }
+        self.principals = Principals::of(io, transport, worker);
         self.stats.record(names::UPSTREAM_CX_CONNECT_MS, self.since.elapsed().as_micros() as u64);
     }
 }
@@ -98,7 +118,7 @@ impl Dial {
             round: pool.round(),
             failures: host.failures(),
             local: None,
-            principal: PrincipalId::default(),
+            principals: Principals::default(),
         };
         Self { open, dialling: pool.count_dial() }
     }

@@ -293,7 +293,7 @@ impl Pool {
         let transport = config.transports.get(host.transport as usize);
         let result = worker.dialer.connect(config, transport, host, plan).await;
         match &result {
-            Ok(io) => open.made(io, worker),
+            Ok(io) => open.made(io, transport, worker),
             Err(failure) => {
                 state.stats.inc(names::UPSTREAM_CX_CONNECT_FAIL);
                 if *failure == ConnectFailure::Timeout {

@@ -113,6 +113,20 @@ fn what_a_response_tells_of_its_workload_counts_only_if_it_can_be_read() {
 }
 
 #[test]
+fn a_caller_reports_the_certificate_that_it_showed_to_the_host() {
+    let (mesh, upstream) = (Mesh::new(), Upstream::ok("x"));
+    let server = mesh.server(upstream.port());
+    let mut config = mesh.client_config(&[server.address.port()], "server", "", "http/1.1");
+    config.filters = STATS.to_owned();
+    let proxy = config.start();
+    assert_eq!(proxy.get("/").status, 200);
+    let [source, destination, security] = request(&proxy, ["source_principal", "destination_principal", "connection_security_policy"]);
+    assert_eq!(source, "spiffe://cluster.local/ns/default/sa/client");
+    assert_eq!(destination, "spiffe://cluster.local/ns/default/sa/server");
+    assert_eq!(security, "unknown");
+}
+
+#[test]
 fn traffic_that_no_service_takes_is_reported_by_istios_names() {
     let labels = ["destination_service", "destination_service_name"];
     let upstream = Upstream::ok("x");

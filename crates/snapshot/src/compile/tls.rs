@@ -116,6 +116,9 @@ impl Waiting {
             Self::Client(context, plan) => {
                 let (Some(context), Some(config)) = (context.upgrade(), plan.client(secrets)?) else { return Ok(false) };
                 context.config.set(config);
+                if let Some(uri) = plan.own_uri(secrets) {
+                    context.uri.set(Arc::new(uri));
+                }
             }
         }
         Ok(true)
@@ -275,6 +278,7 @@ pub(crate) fn client(
     }
     let tls = Arc::new(ClientTls {
         config: crate::tls::Slot::empty(),
+        uri: crate::tls::Slot::empty(),
         sni: (!sni.is_empty()).then(|| sni.into()),
         auto_host_sni,
         checks_sni: auto_sni_san_validation,

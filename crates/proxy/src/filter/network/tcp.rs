@@ -10,14 +10,13 @@ use bytes::BytesMut;
 use http::{HeaderMap, StatusCode};
 use lateen_balance::breaker::Permit;
 use lateen_balance::{Context, Criteria, Host};
-use lateen_identity::tls::PeerIdentity;
 use lateen_snapshot::cluster::{ClusterConfig, Discovery, Transport};
 use lateen_snapshot::compile::Wish;
 use lateen_snapshot::listener::{TcpCluster, TcpProxy};
 use lateen_snapshot::route::HashSource;
 use lateen_snapshot::tls::ClientTls;
 use lateen_telemetry::envoy_names::{cluster as cluster_names, tcp as names, tcp_on_demand as on_demand};
-use lateen_telemetry::istio::{DestinationId, PrincipalId, Reporter, StreamLabels, TcpSeries};
+use lateen_telemetry::istio::{DestinationId, Reporter, StreamLabels, TcpSeries};
 use lateen_telemetry::{BlockName, Local, ResponseFlags, details};
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
@@ -31,7 +30,7 @@ use crate::http::{ConnectionRecord, LogSet};
 use crate::io::Io;
 use crate::listener::{Conn, TerminalState};
 use crate::router::lookup;
-use crate::upstream::{Caller, ClusterState, ConnectPlan, Proxied, Sought, Watched, choose};
+use crate::upstream::{Caller, ClusterState, ConnectPlan, Principals, Proxied, Sought, Watched, choose};
 use crate::worker::{Discovered, Worker};
 
 /// A TCP proxy bound to one worker's counters and logs.
@@ -79,8 +78,7 @@ pub(super) struct Outcome {
     pub(super) flags: ResponseFlags,
     pub(super) failure: String,
     pub(super) attempts: u32,
-    /// The host's verified identity.
-    pub(super) principal: PrincipalId,
+    pub(super) principals: Principals,
     /// Istio's metrics of the connection, once it is open on both sides.
     series: Option<TcpSeries>,
     /// What a tunnel was answered, where that is kept.
@@ -161,8 +159,8 @@ fn series(worker: &Worker, conn: &Conn, outcome: &Outcome, source: bool) -> TcpS
         reporter: if source { Reporter::Source } else { Reporter::Destination },
         destination,
         peer,
-        peer_principal: if source { outcome.principal } else { conn.peer_principal },
-        local_principal: conn.local_principal,
+        peer_principal: if source { outcome.principals.host } else { conn.peer_principal },
+        local_principal: if source { outcome.principals.own } else { conn.local_principal },
     };
     worker.istio.tcp(labels, outcome.flags)
 }
@@ -270,9 +268,8 @@ impl Session<'_> {
         let _request = host.begin_request();
         self.watched = cluster.watch(&host);
         self.outcome.upstream_local = upstream.socket().local_address();
-        if let Some(uri) = upstream.tls().and_then(PeerIdentity::of_connection).and_then(|p| p.uri_sans.first().cloned()) {
-            self.outcome.principal = self.worker.istio.shared().principal(&uri);
-        }
+        let transport = cluster.cluster.config.transports.get(host.transport as usize);
+        self.outcome.principals = Principals::of(&upstream, transport, self.worker);
         self.connected();
         let start = Instant::now();
         let ended = relay::run(self, &mut io, &mut upstream, first, clock).await;

@@ -151,7 +151,7 @@ pub(super) async fn serve(
     };
     let Some((mut lease, cluster, host)) = opened else { return Ok(()) };
     session.outcome.upstream_local = lease.local_address();
-    session.outcome.principal = lease.principal();
+    session.outcome.principals = lease.principals();
     session.connected();
     let _request = host.begin_request();
     let _active = cluster.stats.hold(names::UPSTREAM_RQ_ACTIVE);
