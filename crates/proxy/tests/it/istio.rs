@@ -127,6 +127,38 @@ fn a_caller_reports_the_certificate_that_it_showed_to_the_host() {
 }
 
 #[test]
+fn bytes_of_an_open_connection_are_counted_as_they_move() {
+    let filters = format!("{STATS}{}", tcp_proxy("cluster: c"));
+    let proxy = start(&connections("", &filters, &cluster("c", &[tcp_echo()], "")));
+    let counts = || {
+        let istio = |family| series(&proxy, family, []).iter().map(|(_, count)| count).sum::<u64>();
+        let [received, sent] = ["istio_tcp_received_bytes_total", "istio_tcp_sent_bytes_total"].map(istio);
+        let names = ["tcp.t.downstream_cx_rx_bytes_total", "cluster.c.upstream_cx_tx_bytes_total", "cluster.c.upstream_cx_rx_bytes_total"];
+        let [down, up, back] = names.map(|name| proxy.stat(name));
+        [received, sent, down, up, back, proxy.stat("tcp.t.downstream_cx_tx_bytes_total")]
+    };
+    let mut stream = proxy.connect();
+    let mut total = 0;
+    // The last goes by way of the kernel alone.
+    for size in [1000, 50_000, 4_000_000] {
+        let mut writer = stream.try_clone().unwrap();
+        let sending = std::thread::spawn(move || writer.write_all(&vec![7; size]).unwrap());
+        stream.read_exact(&mut vec![0; size]).unwrap();
+        sending.join().unwrap();
+        total += size as u64;
+        eventually(|| counts() == [total; 6]);
+        assert_eq!(series(&proxy, "istio_tcp_connections_closed_total", [])[0].1, 0);
+    }
+    half_close(&stream);
+    let mut end = String::new();
+    stream.read_to_string(&mut end).unwrap();
+    assert_eq!(end, "<end>");
+    eventually(|| series(&proxy, "istio_tcp_connections_closed_total", [])[0].1 == 1);
+    let (received, sent) = (total, total + end.len() as u64);
+    assert_eq!(counts(), [received, sent, received, received, sent, sent]);
+}
+
+#[test]
 fn traffic_that_no_service_takes_is_reported_by_istios_names() {
     let labels = ["destination_service", "destination_service_name"];
     let upstream = Upstream::ok("x");

@@ -48,6 +48,7 @@ pub(super) async fn run(session: &mut Session<'_>, down: &mut Io, up: &mut Io, f
         let ends = (request.poll(cx, down, up), response.poll(cx, up, down));
         session.outcome.received = request.moved;
         session.outcome.sent = response.moved;
+        session.count();
         match ends {
             (None, None) => {}
             (Some(End::Sink), Some(End::Whole)) => return Poll::Ready(Ended::Cut),

@@ -115,23 +115,34 @@ pub(super) struct Session<'a> {
     criteria: Option<Arc<Criteria>>,
     /// Where the connection ends when its host fails.
     pub(super) watched: Option<Rc<Watched>>,
+    /// The host's cluster, where its bytes are the caller's.
+    carrier: Option<Local>,
     pub(super) outcome: Outcome,
+    /// What was received and sent when it was last counted.
+    counted: (u64, u64),
 }
 
 pub(crate) async fn run(worker: &Rc<Worker>, state: &Rc<TcpState>, conn: &Rc<Conn>, io: Io, passed: Passed) {
     state.stats.inc(names::DOWNSTREAM_CX_TOTAL);
-    let mut session = Session { worker, state, conn, passed: &passed, criteria: None, watched: None, outcome: Outcome::default() };
+    let mut session = Session {
+        worker,
+        state,
+        conn,
+        passed: &passed,
+        criteria: None,
+        watched: None,
+        carrier: None,
+        outcome: Outcome::default(),
+        counted: (0, 0),
+    };
     if state.config.log_times.on_start {
         state.log(conn, &session.outcome);
     }
     session.serve(io).await;
+    session.count();
     let mut outcome = session.outcome;
-    state.stats.add(names::DOWNSTREAM_CX_RX_BYTES_TOTAL, outcome.received);
-    state.stats.add(names::DOWNSTREAM_CX_TX_BYTES_TOTAL, outcome.sent);
     if let Some(stats) = &passed.stats {
         let series = outcome.series.take().unwrap_or_else(|| series(worker, conn, &outcome, stats.reporter_source));
-        series.received(outcome.received);
-        series.sent(outcome.sent);
         series.closed();
     }
     state.log(conn, &outcome);
@@ -267,17 +278,16 @@ impl Session<'_> {
         let _active = cluster.stats.hold(cluster_names::UPSTREAM_CX_ACTIVE);
         let _request = host.begin_request();
         self.watched = cluster.watch(&host);
+        self.carrier = Some(cluster.stats.clone());
         self.outcome.upstream_local = upstream.socket().local_address();
         let transport = cluster.cluster.config.transports.get(host.transport as usize);
         self.outcome.principals = Principals::of(&upstream, transport, self.worker);
         self.connected();
         let start = Instant::now();
         let ended = relay::run(self, &mut io, &mut upstream, first, clock).await;
-        let outcome = &self.outcome;
+        self.count();
         cluster.stats.inc(cluster_names::UPSTREAM_CX_DESTROY);
         cluster.stats.record(cluster_names::UPSTREAM_CX_LENGTH_MS, start.elapsed().as_micros() as u64);
-        cluster.stats.add(cluster_names::UPSTREAM_CX_TX_BYTES_TOTAL, outcome.received);
-        cluster.stats.add(cluster_names::UPSTREAM_CX_RX_BYTES_TOTAL, outcome.sent);
         host.counters.cx_active.fetch_sub(1, Relaxed);
         ended
     }
@@ -288,6 +298,24 @@ impl Session<'_> {
         outcome.series = self.passed.stats.as_ref().map(|stats| series(worker, conn, outcome, stats.reporter_source));
         if self.state.config.log_times.on_connected {
             self.state.log(conn, outcome);
+        }
+    }
+
+    /// Counts the bytes that moved since the last time: whoever looks at a long connection is to see them.
+    pub(super) fn count(&mut self) {
+        let outcome = &self.outcome;
+        let now = (outcome.received, outcome.sent);
+        let (received, sent) = (now.0 - self.counted.0, now.1 - self.counted.1);
+        self.counted = now;
+        if received > 0 {
+            self.state.stats.add(names::DOWNSTREAM_CX_RX_BYTES_TOTAL, received);
+            self.carrier.iter().for_each(|stats| stats.add(cluster_names::UPSTREAM_CX_TX_BYTES_TOTAL, received));
+            outcome.series.iter().for_each(|series| series.received(received));
+        }
+        if sent > 0 {
+            self.state.stats.add(names::DOWNSTREAM_CX_TX_BYTES_TOTAL, sent);
+            self.carrier.iter().for_each(|stats| stats.add(cluster_names::UPSTREAM_CX_RX_BYTES_TOTAL, sent));
+            outcome.series.iter().for_each(|series| series.sent(sent));
         }
     }
 

@@ -333,6 +333,7 @@ impl Pump {
             _ => {}
         }
         if (session.outcome.received, session.outcome.sent) != before {
+            session.count();
             clock.touch();
             if session.outcome.sent != before.1 && delivered && drains(session) {
                 return Poll::Ready(Err(Broken::Leaving));
