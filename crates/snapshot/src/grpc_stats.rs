@@ -7,6 +7,8 @@ pub struct GrpcStats {
     pub methods: GrpcMethods,
     /// `a.b.Service` is counted as `a_b_Service`, so that dots only divide parts of a metric's name.
     pub replace_dots: bool,
+    /// Other filters may read the counts of a call (Envoy `emit_filter_state`).
+    pub emits: bool,
 }
 
 /// Methods with counters of their own; all others share those of the cluster.
@@ -40,13 +42,13 @@ mod tests {
 
     #[test]
     fn methods_are_named_by_path_and_list() {
-        let all = GrpcStats { methods: GrpcMethods::All, replace_dots: false };
+        let all = GrpcStats { methods: GrpcMethods::All, ..GrpcStats::default() };
         assert_eq!(all.names("/a.B/C?x"), Some(("a.B", "C")));
         for bad in ["", "/", "/a", "/a/", "//c", "/a/b/c", "a/b"] {
             assert_eq!(all.names(bad), None, "{bad}");
         }
         let listed = HashMap::from([("a.B".into(), HashSet::from(["C".into()]))]);
-        let listed = GrpcStats { methods: GrpcMethods::Listed(listed), replace_dots: false };
+        let listed = GrpcStats { methods: GrpcMethods::Listed(listed), ..GrpcStats::default() };
         assert_eq!((listed.names("/a.B/C"), listed.names("/a.B/D"), listed.names("/b/C")), (Some(("a.B", "C")), None, None));
         assert_eq!(GrpcStats::default().names("/a.B/C"), None);
     }

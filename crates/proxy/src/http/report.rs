@@ -65,6 +65,10 @@ fn istio(exchange: &Exchange<'_>, source: bool, no_fallback: bool, micros: u64) 
         response_bytes: info.head_sent + info.body_sent,
     };
     shard.http(labels, &outcome);
+    if let Some(call) = info.grpc_call.as_ref().filter(|call| call.emitted) {
+        let (requests, responses) = call.counts();
+        shard.grpc_messages(labels, requests, responses);
+    }
 }
 
 /// What the request was for: Istio's name where no service takes it, else the cluster's service, else the host that was asked for.

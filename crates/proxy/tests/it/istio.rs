@@ -159,6 +159,31 @@ fn bytes_of_an_open_connection_are_counted_as_they_move() {
 }
 
 #[test]
+fn messages_of_grpc_calls_are_counted_with_the_workloads() {
+    let upstream = Upstream::start(|_, _, stream| {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ngrpc-status: 0\r\ncontent-length: 6\r\n\r\n";
+        stream.write_all(head.as_bytes()).is_ok() && stream.write_all(b"\0\0\0\0\x01x").is_ok()
+    });
+    let counted = |emits: bool| {
+        let mut config = reporting(0, &of_mesh("c", upstream.port(), "", REVIEWS));
+        config.filters = format!(
+            "- {{name: g, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.http.grpc_stats.v3.FilterConfig, \
+             emit_filter_state: {emits}}}}}\n{STATS}"
+        );
+        let proxy = config.start();
+        let body = "\0\0\0\0\x02ab\0\0\0\0\x01c";
+        let head = format!("POST /a.B/C HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\ncontent-length: {}\r\n", body.len());
+        assert_eq!(proxy.call(&format!("{head}\r\n{body}")).status, 200);
+        assert_eq!(request(&proxy, ["request_protocol"]), ["grpc"]);
+        ["istio_request_messages_total", "istio_response_messages_total"]
+            .map(|family| series(&proxy, family, ["destination_workload", "request_protocol"]))
+    };
+    let labels = || ["reviews-v1".to_owned(), String::new()];
+    assert_eq!(counted(true), [vec![(labels(), 2)], vec![(labels(), 1)]]);
+    assert_eq!(counted(false), [vec![], vec![]]);
+}
+
+#[test]
 fn traffic_that_no_service_takes_is_reported_by_istios_names() {
     let labels = ["destination_service", "destination_service_name"];
     let upstream = Upstream::ok("x");

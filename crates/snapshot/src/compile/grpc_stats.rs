@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::extensions::filters::http::grpc_stats::v3 as proto;
 
-use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::invalid::{Invalid, Result, Within, refuse};
 use crate::grpc_stats::{GrpcMethods, GrpcStats};
 use crate::http::HttpFilter;
 
@@ -13,15 +13,13 @@ pub(crate) fn filter(value: proto::FilterConfig) -> Result<HttpFilter> {
     use proto::filter_config::PerMethodStatSpecifier as Spec;
     let proto::FilterConfig { emit_filter_state, enable_upstream_stats, replace_dots_in_grpc_service_name, per_method_stat_specifier } =
         value;
-    // No filter or log here reads the state.
-    harmless!(emit_filter_state);
     refuse!(enable_upstream_stats);
     let methods = match per_method_stat_specifier {
         None | Some(Spec::StatsForAllMethods(false)) => GrpcMethods::None,
         Some(Spec::StatsForAllMethods(true)) => GrpcMethods::All,
         Some(Spec::IndividualMethodStatsAllowlist(list)) => listed(list).within("individual_method_stats_allowlist")?,
     };
-    Ok(HttpFilter::GrpcStats(Arc::new(GrpcStats { methods, replace_dots: replace_dots_in_grpc_service_name })))
+    Ok(HttpFilter::GrpcStats(Arc::new(GrpcStats { methods, replace_dots: replace_dots_in_grpc_service_name, emits: emit_filter_state })))
 }
 
 fn listed(value: core::GrpcMethodList) -> Result<GrpcMethods> {

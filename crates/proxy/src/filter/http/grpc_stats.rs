@@ -51,6 +51,15 @@ impl Messages {
 pub(crate) struct Call {
     pub(crate) request: Messages,
     pub(crate) response: Messages,
+    /// Istio's metrics count them too.
+    pub(crate) emitted: bool,
+}
+
+impl Call {
+    /// Messages sent and received by the caller.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        (self.request.count, self.response.count)
+    }
 }
 
 /// One worker's counters of one cluster.

@@ -132,8 +132,9 @@ pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
                 peer_metadata::on_request(exchange, config);
                 Step::Continue
             }
-            HttpFilter::GrpcStats(_) => {
-                exchange.info.grpc_call = exchange.info.grpc.then(Box::default);
+            HttpFilter::GrpcStats(config) => {
+                let call = || Box::new(grpc_stats::Call { emitted: config.emits, ..Default::default() });
+                exchange.info.grpc_call = exchange.info.grpc.then(call);
                 Step::Continue
             }
             HttpFilter::Discovered(_) => Step::Reply(Reply::new(500, "", "", ResponseFlags::NO_FILTER_CONFIG_FOUND)),
