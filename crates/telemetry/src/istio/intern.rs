@@ -1,6 +1,7 @@
 //! Small numbers for large label values, given out once and kept.
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// An interned peer; the default is an unknown one.
@@ -40,11 +41,13 @@ pub(super) const fn claimable(limit: usize) -> usize {
 pub(super) struct Interner<T> {
     inner: Mutex<Inner<T>>,
     limit: usize,
+    /// A bit for each value that callers alone have named: changed with the lock held, and read without.
+    claims: Box<[AtomicU64]>,
 }
 
 struct Inner<T> {
     ids: HashMap<Arc<T>, u32>,
-    values: Vec<(Arc<T>, Origin)>,
+    values: Vec<Arc<T>>,
     /// How many values are claimed.
     claimed: usize,
 }
@@ -52,8 +55,9 @@ struct Inner<T> {
 impl<T: Eq + Hash + Default> Interner<T> {
     pub(super) fn new(limit: usize) -> Self {
         let unknown = Arc::new(T::default());
-        let inner = Inner { ids: HashMap::from([(unknown.clone(), 0)]), values: vec![(unknown, Origin::Known)], claimed: 0 };
-        Self { inner: Mutex::new(inner), limit }
+        let inner = Inner { ids: HashMap::from([(unknown.clone(), 0)]), values: vec![unknown], claimed: 0 };
+        let claims = (0..limit.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        Self { inner: Mutex::new(inner), limit, claims }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner<T>> {
@@ -63,8 +67,10 @@ impl<T: Eq + Hash + Default> Interner<T> {
     pub(super) fn intern(&self, value: T, origin: Origin) -> u32 {
         let mut inner = self.inner();
         if let Some(id) = inner.ids.get(&value).copied() {
-            if origin == Origin::Known {
-                inner.confirm(id);
+            // A caller has named it first, and now it is known.
+            if origin == Origin::Known && self.is_claimed(id) {
+                self.mark(id, false);
+                inner.claimed -= 1;
             }
             return id;
         }
@@ -72,32 +78,39 @@ impl<T: Eq + Hash + Default> Interner<T> {
         if id >= self.limit || origin == Origin::Claimed && inner.claimed >= claimable(self.limit) {
             return 0;
         }
-        inner.claimed += usize::from(origin == Origin::Claimed);
+        if origin == Origin::Claimed {
+            inner.claimed += 1;
+            self.mark(id as u32, true);
+        }
         let value = Arc::new(value);
-        inner.values.push((value.clone(), origin));
+        inner.values.push(value.clone());
         inner.ids.insert(value, id as u32);
         id as u32
     }
 
     pub(super) fn get(&self, id: u32) -> Arc<T> {
         let inner = self.inner();
-        inner.values.get(id as usize).or(inner.values.first()).map(|(value, _)| value.clone()).unwrap_or_default()
+        inner.values.get(id as usize).or(inner.values.first()).cloned().unwrap_or_default()
     }
 
     /// Whether callers alone have named it.
     pub(super) fn is_claimed(&self, id: u32) -> bool {
-        self.inner().values.get(id as usize).is_some_and(|(_, origin)| *origin == Origin::Claimed)
+        self.claims.get(id as usize / 64).is_some_and(|bits| bits.load(Relaxed) & bit(id) != 0)
+    }
+
+    fn mark(&self, id: u32, claimed: bool) {
+        if let Some(bits) = self.claims.get(id as usize / 64) {
+            if claimed {
+                bits.fetch_or(bit(id), Relaxed)
+            } else {
+                bits.fetch_and(!bit(id), Relaxed)
+            };
+        }
     }
 }
 
-impl<T> Inner<T> {
-    /// A caller has named it first, and now it is known.
-    fn confirm(&mut self, id: u32) {
-        if let Some((_, origin @ Origin::Claimed)) = self.values.get_mut(id as usize) {
-            *origin = Origin::Known;
-            self.claimed -= 1;
-        }
-    }
+fn bit(id: u32) -> u64 {
+    1 << (id % 64)
 }
 
 #[cfg(test)]

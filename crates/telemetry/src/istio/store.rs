@@ -9,10 +9,10 @@ use crate::ResponseFlags;
 use crate::stats::cells::{Cells, bump_at, new_cells, record_at};
 use crate::stats::{Counter, ENVOY_BYTES, ENVOY_MS, Histogram, HistogramValue, MetricDef, Sample, Source, Value, cell_of, cells_of};
 use std::borrow::Cow;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const fn counter(name: &'static str) -> MetricDef {
@@ -68,6 +68,12 @@ impl Config {
     }
 }
 
+/// A worker that met a full store asks again so often: another worker may have made the series while there was room.
+const ASKS: u32 = 64;
+
+/// How many series a scrape looks at with the lock held.
+const AT_ONCE: usize = 128;
+
 /// One series' cells, by worker; a worker that never counted has none.
 type PerWorker = Vec<Option<Cells>>;
 
@@ -86,6 +92,9 @@ pub struct IstioMetrics {
     principals: Interner<String>,
     destinations: Interner<Destination>,
     series: Mutex<AllSeries>,
+    /// Whether a series was refused, and whether one of callers' making was: for good, since series do not go.
+    full: AtomicBool,
+    full_of_claims: AtomicBool,
     overflow: Mutex<HashMap<(u8, u8), (Series, PerWorker)>>,
     overflowed: AtomicU64,
 }
@@ -100,6 +109,8 @@ impl IstioMetrics {
             config,
             workers,
             series: Mutex::default(),
+            full: AtomicBool::new(false),
+            full_of_claims: AtomicBool::new(false),
             overflow: Mutex::default(),
             overflowed: AtomicU64::new(0),
         });
@@ -150,13 +161,21 @@ impl IstioMetrics {
         self.destinations.is_claimed(series.stream.destination.0) || self.peers.is_claimed(series.stream.peer.0)
     }
 
+    /// Whether the series would be refused if it is new; takes no lock.
+    fn refuses(&self, series: &Series) -> bool {
+        self.full.load(Relaxed) || self.full_of_claims.load(Relaxed) && self.is_claimed(series)
+    }
+
     /// The worker's cells of a series, made on first sight; `None` when the series is new and the store full.
     fn cells(&self, series: Series, worker: usize) -> Option<Cells> {
         let mut all = self.all_series();
         if !all.by_key.contains_key(&series) {
             let claimed = self.is_claimed(&series);
             let max = self.config.max_series;
-            if all.by_key.len() >= max || claimed && all.claimed >= claimable(max) {
+            let full = all.by_key.len() >= max;
+            if full || claimed && all.claimed >= claimable(max) {
+                let mark = if full { &self.full } else { &self.full_of_claims };
+                mark.store(true, Relaxed);
                 return None;
             }
             all.claimed += usize::from(claimed);
@@ -188,12 +207,15 @@ impl IstioMetrics {
 
 impl Source for IstioMetrics {
     fn collect(&self, emit: &mut dyn FnMut(Sample)) {
-        let all: Vec<(Series, PerWorker)> = {
-            let all = self.all_series();
-            all.by_key.iter().map(|(series, cells)| (*series, cells.clone())).collect()
-        };
-        for (series, cells) in all {
-            emit_series(&series, &self.labels(&series), &cells, emit);
+        let keys: Vec<Series> = self.all_series().by_key.keys().copied().collect();
+        for some in keys.chunks(AT_ONCE) {
+            let cells: Vec<PerWorker> = {
+                let all = self.all_series();
+                some.iter().map(|series| all.by_key.get(series).cloned().unwrap_or_default()).collect()
+            };
+            for (series, cells) in some.iter().zip(cells) {
+                emit_series(series, &self.labels(series), &cells, emit);
+            }
         }
         let overflow = self.overflow.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (series, cells) in overflow.values() {
@@ -242,6 +264,10 @@ pub struct IstioShard {
     last_peer: RefCell<(Vec<u8>, PeerId)>,
     hosts: RefCell<Remembered<Named>>,
     catch_alls: [Cell<Option<DestinationId>>; CatchAll::COUNT],
+    /// What is counted where there is no room for a series of its own, by kind and reporter.
+    overflow: [[OnceCell<Cells>; 2]; 3],
+    /// How many series were refused without asking.
+    refused: Cell<u32>,
 }
 
 /// What a host of callers stands for: a destination by itself, and one behind each catch-all.
@@ -257,6 +283,8 @@ impl IstioShard {
             last_peer: RefCell::default(),
             hosts: RefCell::default(),
             catch_alls: Default::default(),
+            overflow: Default::default(),
+            refused: Cell::new(0),
         }
     }
 
@@ -355,11 +383,26 @@ impl IstioShard {
         if let Some(cells) = self.series.borrow().get(&series) {
             return then(cells);
         }
-        if let Some(cells) = self.shared.cells(series, self.worker) {
+        if self.asks(&series)
+            && let Some(cells) = self.shared.cells(series, self.worker)
+        {
             return then(self.series.borrow_mut().entry(series).or_insert(cells));
         }
         self.shared.overflowed.fetch_add(1, Relaxed);
-        then(&self.shared.overflow_cells(series, self.worker))
+        let make = || self.shared.overflow_cells(series, self.worker);
+        match self.overflow.get(series.kind as usize).and_then(|kind| kind.get(series.stream.reporter as usize)) {
+            Some(cells) => then(cells.get_or_init(make)),
+            None => then(&make()),
+        }
+    }
+
+    /// Whether there may be room for the series: what all workers share is locked only then.
+    fn asks(&self, series: &Series) -> bool {
+        if !self.shared.refuses(series) {
+            return true;
+        }
+        self.refused.set(self.refused.get().wrapping_add(1));
+        self.refused.get() % ASKS == 0
     }
 }
 
@@ -433,5 +476,39 @@ mod tests {
             of(pass, &format!("host{n}"));
         }
         assert_eq!(of(pass, "another"), (String::new(), pass.name().into()));
+    }
+
+    fn request(destination: DestinationId, code: u16) -> (StreamLabels, HttpOutcome) {
+        let (peer, nobody) = (PeerId::default(), PrincipalId::default());
+        let labels = StreamLabels { reporter: Reporter::Source, destination, peer, peer_principal: nobody, local_principal: nobody };
+        (labels, HttpOutcome { code, ..HttpOutcome::default() })
+    }
+
+    #[test]
+    fn a_full_store_is_not_asked_by_every_request() {
+        let config = Config { max_series: 8, ..Config::new(PeerMetadata::default()) };
+        let (metrics, shards) = IstioMetrics::new(config, 2);
+        let count = |shard: &IstioShard, (labels, outcome): (StreamLabels, HttpOutcome)| shard.http(labels, &outcome);
+        let claimed = shards[0].destination_of_host(b"claimed");
+        (200..207).for_each(|code| count(&shards[0], request(claimed, code)));
+        assert_eq!((metrics.len(), metrics.overflowed()), (6, 1));
+        // Others still find room.
+        (200..203).for_each(|code| count(&shards[0], request(DestinationId::default(), code)));
+        assert_eq!((metrics.len(), metrics.overflowed()), (8, 2));
+        let (one, other) = (metrics.all_series(), metrics.overflow.lock().unwrap());
+        let (done, told) = std::sync::mpsc::channel();
+        let worker = std::thread::spawn(move || {
+            (300..310).for_each(|code| count(&shards[0], request(claimed, code)));
+            done.send(()).unwrap();
+            shards
+        });
+        told.recv_timeout(std::time::Duration::from_secs(10)).expect("no lock is taken");
+        drop((one, other));
+        let shards = worker.join().unwrap();
+        assert_eq!(metrics.overflowed(), 12);
+        // What the first worker has made is found by the second.
+        (0..ASKS).for_each(|_| count(&shards[1], request(claimed, 200)));
+        let taken = shards[1].series.borrow().len();
+        assert_eq!((taken, metrics.overflowed()), (1, 12 + u64::from(ASKS) - 1));
     }
 }
