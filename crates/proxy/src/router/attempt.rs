@@ -27,9 +27,8 @@ use super::retry::Retries;
 use crate::filter::http::body::{Caller, Halt};
 use crate::filter::http::{dynamic_forward_proxy, stateful_session};
 use crate::http::message::{Response, Version};
-use crate::http::reply::Reply;
 use crate::http::stream::{StreamError, Upstream};
-use crate::http::{End, Exchange};
+use crate::http::{End, Exchange, Info, reply};
 use crate::io::Text;
 use crate::listener::proxy_header;
 use crate::upstream::{ClusterState, Lease, NoConnection, Proxied, Sought, Target, TargetWish, choose, grpc};
@@ -228,22 +227,14 @@ pub(super) async fn run(
     let result = await_response(exchange, forwarding, &mut lease, retries).await;
     let response = match result {
         Ok(response) => response,
-        Err(Stop::Gone) => {
+        Err(Stop::End(end)) => {
             stats.inc(names::UPSTREAM_RQ_CANCELLED);
-            return Err(End::Gone);
-        }
-        Err(Stop::Malformed) => {
-            stats.inc(names::UPSTREAM_RQ_CANCELLED);
-            return Err(crate::http::reply::malformed_body().into());
+            return Err(end);
         }
         Err(Stop::Overtaken(answer)) => return Ok(Tried::Response(answer.settle(exchange, forwarding))),
         Err(Stop::Late(progress)) => {
             cluster.report(exchange.worker, &target.host, Outcome::LocalTimeout);
             return Ok(Tried::Late(Box::new(Late { lease, began, progress })));
-        }
-        Err(Stop::Reply(reply)) => {
-            stats.inc(names::UPSTREAM_RQ_CANCELLED);
-            return Err(End::Reply(reply));
         }
         Err(Stop::Failed(why)) => {
             note_failure(exchange, &cluster, &target.host, &why);
@@ -343,7 +334,15 @@ fn start_deadline(forwarding: &mut Forwarding, now: Instant) {
     }
 }
 
-/// Connects within the request's limits.
+/// All of the request is here: its time begins (Envoy `Filter::onRequestComplete`).
+pub(super) fn note_received(forwarding: &mut Forwarding, info: &mut Info, limits: &mut Limits, now: Instant) {
+    info.request_done = Some(now.saturating_duration_since(info.start));
+    start_deadline(forwarding, now);
+    limits.deadline = forwarding.deadline;
+    limits.request = None;
+}
+
+/// Connects within the request's limits. Meanwhile the rest of the request is taken, so that it is known when that is over.
 async fn connect(
     exchange: &mut Exchange<'_>,
     forwarding: &mut Forwarding,
@@ -352,23 +351,35 @@ async fn connect(
     retries: &Retries,
 ) -> Result<Connecting, End> {
     // A connection has a limit of its own: that of a try starts when it is there.
-    let limits = Limits { try_ends: None, ..Limits::new(forwarding, exchange.info.moment) };
+    let mut limits = Limits { try_ends: None, ..Limits::new(forwarding, exchange.info.moment) };
     exchange.timer.set(limits.next());
     let worker = exchange.worker;
     let mut acquire = pin!(target.pool.acquire(worker, cluster, &target.host, forwarding.high_priority, &target.plan));
-    let (timer, down, request) = (&mut exchange.timer, &mut exchange.down, &exchange.request);
-    let Forwarding { late, body, .. } = forwarding;
+    let (down, timer, info, request) = (&mut *exchange.down, &mut *exchange.timer, &mut exchange.info, &exchange.request);
+    let mut caller = Caller { down, timer, chain: exchange.bodies.as_mut().map(|b| &mut b.request) };
     let result = poll_fn(|cx| {
         if let Poll::Ready(result) = acquire.as_mut().poll(cx) {
             return Poll::Ready(Ok(Connecting::Done(result.map_err(|e: NoConnection| Failed::from(e)))));
         }
-        if down.request_done() && down.poll_gone(cx).is_ready() {
+        let was_complete = forwarding.body.complete();
+        let moved = match forwarding.body.pull_ahead(cx, info, &mut caller) {
+            Ok(moved) => moved,
+            Err(halt) => return Poll::Ready(Err(halted(halt, request.version))),
+        };
+        if forwarding.body.complete() && !was_complete {
+            note_received(forwarding, info, &mut limits, Instant::now());
+        }
+        if moved {
+            limits.touch();
+            caller.timer.set(limits.next());
+        }
+        if (forwarding.body.complete() || request.version == Version::Http2) && caller.down.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(End::Gone));
         }
-        if let Poll::Ready(answer) = late.poll(cx, body, request, retries) {
+        if let Poll::Ready(answer) = forwarding.late.poll(cx, &forwarding.body, request, retries) {
             return Poll::Ready(Ok(Connecting::Overtaken(answer)));
         }
-        timer.poll(cx).map(|()| Ok(Connecting::Done(Err(limits.expired(Instant::now()).into()))))
+        caller.timer.poll(cx).map(|()| Ok(Connecting::Done(Err(limits.expired(Instant::now()).into()))))
     })
     .await;
     exchange.info.moment = Instant::now();
@@ -402,15 +413,12 @@ enum Connecting {
 }
 
 enum Stop {
-    Gone,
+    /// The caller is gone, or its request is not one to be answered by an upstream.
+    End(End),
     /// A slower try has answered.
     Overtaken(Box<Answer>),
     /// This try is too slow, and goes on.
     Late(Progress),
-    /// The caller's body is not framed as its head says.
-    Malformed,
-    /// A filter does not like the body.
-    Reply(Box<Reply>),
     Failed(Failed),
 }
 
@@ -420,12 +428,22 @@ async fn await_response(
     lease: &mut Lease,
     retries: &Retries,
 ) -> Result<Response, Stop> {
-    let (start, mut now) = (exchange.info.start, Some(exchange.info.moment));
+    let mut now = Some(exchange.info.moment);
     let mut limits = Limits::new(forwarding, exchange.info.moment);
     exchange.timer.set(limits.next());
+/// Why the rest of a request does not come.
+fn halted(halt: Halt, version: Version) -> End {
+    match halt {
+        // The body is not framed as its head says.
+        Halt::Stream(StreamError::Protocol) if version != Version::Http2 => reply::malformed_body().into(),
+        Halt::Stream(_) => End::Gone,
+        // A filter does not like it.
+        Halt::Reply(reply) => End::Reply(reply),
+    }
+}
+
     let (down, timer, info, request) = (&mut *exchange.down, &mut *exchange.timer, &mut exchange.info, &exchange.request);
     let mut caller = Caller { down, timer, chain: exchange.bodies.as_mut().map(|b| &mut b.request) };
-    let http2 = exchange.request.version == Version::Http2;
     let mut informational = 0u32;
     poll_fn(|cx| {
         let was_complete = forwarding.body.complete();
@@ -436,16 +454,11 @@ async fn await_response(
                     caller.timer.set(limits.next());
                 }
             }
-            Err(Halt::Stream(StreamError::Protocol)) if !http2 => return Poll::Ready(Err(Stop::Malformed)),
-            Err(Halt::Stream(_)) => return Poll::Ready(Err(Stop::Gone)),
-            Err(Halt::Reply(reply)) => return Poll::Ready(Err(Stop::Reply(reply))),
+            Err(halt) => return Poll::Ready(Err(Stop::End(halted(halt, request.version)))),
         }
         if forwarding.body.complete() && !was_complete {
             let now = now.unwrap_or_else(Instant::now);
-            info.request_done = Some(now.saturating_duration_since(start));
-            start_deadline(forwarding, now);
-            limits.deadline = forwarding.deadline;
-            limits.request = None;
+            note_received(forwarding, info, &mut limits, now);
             limits.try_ends = forwarding.timeouts.per_try.and_then(|limit| now.checked_add(limit));
             caller.timer.set(limits.next());
         }
@@ -468,8 +481,8 @@ async fn await_response(
                 Poll::Pending => break,
             }
         }
-        if (forwarding.body.complete() || http2) && caller.down.poll_gone(cx).is_ready() {
-            return Poll::Ready(Err(Stop::Gone));
+        if (forwarding.body.complete() || request.version == Version::Http2) && caller.down.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(Stop::End(End::Gone)));
         }
         if let Poll::Ready(answer) = forwarding.late.poll(cx, &forwarding.body, request, retries) {
             return Poll::Ready(Err(Stop::Overtaken(answer)));

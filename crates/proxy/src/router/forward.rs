@@ -20,6 +20,7 @@ use super::retry::{Decision, Retries};
 use super::timeouts::{Inherited, ListenerLimits, Timeouts};
 use super::{finalize, hash, hedge, internal_redirect, lookup, mirror, relay};
 use crate::http::headers as header_names;
+use crate::http::message::Version;
 use crate::http::reply::Reply;
 use crate::http::{End, Exchange, Matched};
 use crate::spans;
@@ -326,7 +327,8 @@ async fn back_off(
     let (timer, down, request) = (&mut exchange.timer, &mut exchange.down, &exchange.request);
     let Forwarding { late, body, .. } = &mut *forwarding;
     let answer = poll_fn(|cx| {
-        if down.request_done() && down.poll_gone(cx).is_ready() {
+        // What comes on an HTTP/1 connection before the request is complete is the request.
+        if (body.complete() || request.version == Version::Http2) && down.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(End::Gone));
         }
         if let Poll::Ready(answer) = late.poll(cx, body, request, retries) {

@@ -9,11 +9,10 @@ use lateen_telemetry::details;
 use lateen_telemetry::envoy_names::{cluster as cluster_names, http as names};
 use tokio::time::Instant;
 
-use super::attempt::{Answered, Limits};
+use super::attempt::{Answered, Limits, note_received};
 use super::finalize;
 use super::forward::Forwarding;
 use super::outcome::{Failed, Failure};
-use super::replay::Body;
 use crate::filter;
 use crate::filter::http::body::{Caller, Halt, Origin, Piece, Source};
 use crate::http::headers::{SERVICE_TIME, numeric};
@@ -134,7 +133,7 @@ fn note_late(exchange: &Exchange<'_>, forwarding: &Forwarding, failed: &Failed) 
 async fn held(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, response: &mut Response, lease: &mut Lease) -> Result<(), End> {
     let limits = Limits::while_relaying(forwarding, exchange.info.moment);
     exchange.timer.set(limits.next());
-    let mut coming = Coming { body: &mut forwarding.body, upstream: &mut lease.upstream, limits, ended: false, broken: None };
+    let mut coming = Coming { forwarding: &mut *forwarding, upstream: &mut lease.upstream, limits, ended: false, broken: None };
     let Err(end) = filter::http::on_response_held(exchange, response, &mut coming).await else { return Ok(()) };
     match (coming.broken, end) {
         (Some(Broken::Upstream(failed)), _) => Err(End::Reply(Box::new(in_place(exchange, forwarding, &failed)))),
@@ -162,9 +161,40 @@ fn in_place(exchange: &Exchange<'_>, forwarding: &Forwarding, failed: &Failed) -
     reply
 }
 
+/// The request's body goes on up while the response comes; says whether anything moved. When that was the end of it the time for
+/// the response begins, in these limits where it matters still.
+fn send_on(
+    forwarding: &mut Forwarding,
+    cx: &mut Context<'_>,
+    info: &mut Info,
+    caller: &mut Caller<'_>,
+    upstream: &mut Upstream,
+    limits: Option<&mut Limits>,
+) -> Result<bool, Broken> {
+    if forwarding.body.sent() {
+        return Ok(false);
+    }
+    let was_complete = forwarding.body.complete();
+    let moved = forwarding.body.poll(cx, info, caller, upstream).map_err(|halt| match halt {
+        Halt::Stream(_) => Broken::Caller,
+        Halt::Reply(reply) => Broken::Filter(reply),
+    })?;
+    if forwarding.body.broken() {
+        caller.let_go();
+    }
+    if let Some(limits) = limits
+        && forwarding.body.complete()
+        && !was_complete
+    {
+        note_received(forwarding, info, limits, Instant::now());
+        caller.timer.set(limits.next());
+    }
+    Ok(moved)
+}
+
 /// A response whose head is held back: while its body is waited for the request's goes on up.
 struct Coming<'a> {
-    body: &'a mut Body,
+    forwarding: &'a mut Forwarding,
     upstream: &'a mut Upstream,
     limits: Limits,
     ended: bool,
@@ -174,23 +204,12 @@ struct Coming<'a> {
 impl Coming<'_> {
     /// The request's body goes on up.
     fn send(&mut self, cx: &mut Context<'_>, info: &mut Info, caller: &mut Caller<'_>) -> Result<(), Broken> {
-        if self.body.sent() {
-            return Ok(());
-        }
-        match self.body.poll(cx, info, caller, self.upstream) {
-            Ok(_) => {
-                if self.body.broken() {
-                    caller.let_go();
-                }
-                Ok(())
-            }
-            Err(Halt::Stream(_)) => Err(Broken::Caller),
-            Err(Halt::Reply(reply)) => Err(Broken::Filter(reply)),
-        }
+        let limits = Some(&mut self.limits).filter(|_| !self.ended);
+        send_on(self.forwarding, cx, info, caller, self.upstream, limits).map(|_| ())
     }
 
     fn poll_over(&mut self, cx: &mut Context<'_>, caller: &mut Caller<'_>) -> Poll<Broken> {
-        if self.body.complete() && caller.down.poll_gone(cx).is_ready() {
+        if self.forwarding.body.complete() && caller.down.poll_gone(cx).is_ready() {
             return Poll::Ready(Broken::Caller);
         }
         caller.timer.poll(cx).map(|()| Broken::Upstream(self.limits.expired(Instant::now()).into()))
@@ -288,17 +307,9 @@ async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &
     let mut turns = 0u32;
     poll_fn(|cx| {
         turns = turns.saturating_add(1);
-        let mut moved = false;
-        if !forwarding.body.sent() {
-            match forwarding.body.poll(cx, info, &mut caller, &mut lease.upstream) {
-                Ok(some) => moved |= some,
-                Err(Halt::Stream(_)) => return Poll::Ready(Err(Broken::Caller)),
-                Err(Halt::Reply(reply)) => return Poll::Ready(Err(Broken::Filter(reply))),
-            }
-            if forwarding.body.broken() {
-                caller.let_go();
-            }
-        }
+        // Of a tunnel, and of a response that only waits for its caller to take it, the end of the request changes nothing.
+        let of_request = Some(&mut limits).filter(|_| !upgraded && !flushing);
+        let mut moved = send_on(forwarding, cx, info, &mut caller, &mut lease.upstream, of_request)?;
         // What is still on its way up when all has been handed over.
         let up_flushed = upgraded && lease.upstream.poll_flush(cx).is_ready();
         while !answered {

@@ -1,4 +1,5 @@
 //! The request's body on its way up: pulled from the caller once, kept as long as it may have to be sent again.
+use std::collections::VecDeque;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -11,12 +12,25 @@ use crate::http::Info;
 use crate::http::message::Frame;
 use crate::http::stream::Upstream;
 
-/// The body. Memory is bounded by the cap: a body that outgrows it can no longer be sent again.
+/// How much is pulled of a body that cannot go up yet. A request's time begins when it is all here, whether or not the upstream
+/// takes it (Envoy holds as much as its buffer limits let it).
+const MOST_AHEAD: usize = 256 * 1024;
+
+/// The body. Memory is bounded by the cap and [`MOST_AHEAD`]: a body that outgrows the cap can no longer be sent again once some
+/// of it was sent.
 pub(super) struct Body {
-    kept: Vec<Bytes>,
+    /// What may have to be sent again, and what was not sent yet.
+    kept: VecDeque<Bytes>,
     kept_bytes: usize,
+    /// How many of them were not sent in this try.
+    ahead: usize,
     cap: usize,
+    /// Sent pieces are kept.
     keeps: bool,
+    /// A sent piece was not kept.
+    dropped: bool,
+    /// Whether it is pulled before it can go up.
+    pulls_ahead: bool,
     /// The next kept piece to send in this try.
     next: usize,
     trailers: Option<Box<HeaderMap>>,
@@ -44,7 +58,7 @@ pub(super) struct Progress {
 /// All of a body.
 #[derive(Default)]
 pub(crate) struct Kept {
-    pieces: Vec<Bytes>,
+    pieces: VecDeque<Bytes>,
     trailers: Option<Box<HeaderMap>>,
 }
 
@@ -57,10 +71,14 @@ impl Kept {
 impl Body {
     pub(super) fn new(has_body: bool, upgrade: bool, cap: usize, mirrors: Mirrors) -> Self {
         Self {
-            kept: Vec::new(),
+            kept: VecDeque::new(),
             kept_bytes: 0,
+            ahead: 0,
             cap,
             keeps: cap > 0,
+            dropped: false,
+            // What follows a switch of protocols is held back by who takes it, and so is what stands before.
+            pulls_ahead: !upgrade,
             next: 0,
             trailers: None,
             complete: !has_body,
@@ -86,7 +104,7 @@ impl Body {
 
     /// Whether a new try could send everything that was sent so far.
     pub(super) fn repeatable(&self) -> bool {
-        self.keeps || self.received == 0
+        self.keeps || !self.dropped
     }
 
     pub(super) fn complete(&self) -> bool {
@@ -104,9 +122,7 @@ impl Body {
 
     /// For raw bytes after a switch of protocols.
     pub(super) fn start_raw(&mut self) {
-        self.keeps = false;
-        self.kept.clear();
-        self.next = 0;
+        self.forget();
         self.complete = false;
         self.sent = false;
     }
@@ -119,6 +135,7 @@ impl Body {
     /// Goes on where a slower try stands.
     pub(super) fn resume(&mut self, progress: Progress) {
         Progress { next: self.next, sent: self.sent } = progress;
+        self.ahead = self.kept.iter().skip(self.next).map(Bytes::len).sum();
     }
 
     /// Sends what a slower try has not sent yet. `false` when its connection takes no more.
@@ -142,6 +159,7 @@ impl Body {
     /// Starts over for the next try.
     pub(super) fn rewind(&mut self) {
         self.next = 0;
+        self.ahead = self.kept_bytes;
         self.sent = self.upgrade;
         self.broken = false;
     }
@@ -149,9 +167,16 @@ impl Body {
     /// Nothing will be sent again: the memory may go.
     pub(super) fn forget(&mut self) {
         self.keeps = false;
-        if self.next >= self.kept.len() {
-            self.kept = Vec::new();
-            self.next = 0;
+        self.drop_sent();
+    }
+
+    fn drop_sent(&mut self) {
+        self.dropped |= self.next > 0;
+        self.kept.drain(..self.next.min(self.kept.len()));
+        self.next = 0;
+        self.kept_bytes = self.ahead;
+        if self.kept.is_empty() {
+            self.kept = VecDeque::new();
         }
     }
 
@@ -165,11 +190,13 @@ impl Body {
                     self.broken = true;
                     break;
                 }
-                Poll::Pending => break,
+                Poll::Pending => {
+                    moved |= self.pull_ahead(cx, info, caller)?;
+                    break;
+                }
             }
-            if let Some(piece) = self.kept.get(self.next) {
-                self.next += 1;
-                up.send_data(piece.clone());
+            if let Some(piece) = self.next_kept() {
+                up.send_data(piece);
                 moved = true;
                 continue;
             }
@@ -178,21 +205,14 @@ impl Body {
                 up.send_end(self.trailers.clone());
                 break;
             }
-            match caller.poll_piece(cx, info) {
-                Poll::Ready(Some(Ok(Frame::Data(data)))) => {
+            match self.pull(cx, info, caller)? {
+                Pulled::Data(data) => {
                     moved = true;
-                    self.received += data.len() as u64;
-                    if let Some(messages) = &mut self.messages {
-                        messages.push(&data);
-                    }
                     self.keep(&data);
-                    self.mirrors.push(&data);
                     up.send_data(data);
                 }
-                Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => self.end(Some(trailers)),
-                Poll::Ready(None) => self.end(None),
-                Poll::Ready(Some(Err(e))) => return Err(e),
-                Poll::Pending => break,
+                Pulled::End => {}
+                Pulled::Nothing => break,
             }
         }
         if !self.broken && matches!(up.poll_flush(cx), Poll::Ready(Err(_))) {
@@ -201,26 +221,98 @@ impl Body {
         Ok(moved)
     }
 
-    fn end(&mut self, trailers: Option<Box<HeaderMap>>) {
+    /// Takes what has come of a body that cannot go up yet; says whether there was any. An error is the caller's, or a filter's.
+    pub(super) fn pull_ahead(&mut self, cx: &mut Context<'_>, info: &mut Info, caller: &mut Caller<'_>) -> Result<bool, Halt> {
+        let mut moved = false;
+        while self.pulls_ahead && !self.complete && self.ahead < MOST_AHEAD {
+            match self.pull(cx, info, caller)? {
+                Pulled::Data(data) => {
+                    moved = true;
+                    self.hold(data);
+                }
+                Pulled::End => moved = true,
+                Pulled::Nothing => break,
+            }
+        }
+        Ok(moved)
+    }
+
+    /// The next piece from the caller.
+    fn pull(&mut self, cx: &mut Context<'_>, info: &mut Info, caller: &mut Caller<'_>) -> Result<Pulled, Halt> {
+        let trailers = match caller.poll_piece(cx, info) {
+            Poll::Ready(Some(Ok(Frame::Data(data)))) => {
+                self.received += data.len() as u64;
+                if let Some(messages) = &mut self.messages {
+                    messages.push(&data);
+                }
+                self.mirrors.push(&data);
+                return Ok(Pulled::Data(data));
+            }
+            Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => Some(trailers),
+            Poll::Ready(None) => None,
+            Poll::Ready(Some(Err(e))) => return Err(e),
+            Poll::Pending => return Ok(Pulled::Nothing),
+        };
         self.complete = true;
         self.trailers = trailers;
         self.mirrors.end();
+        Ok(Pulled::End)
     }
 
+    /// What was kept and not sent in this try.
+    fn next_kept(&mut self) -> Option<Bytes> {
+        let piece = if self.keeps {
+            let piece = self.kept.get(self.next)?.clone();
+            self.next += 1;
+            piece
+        } else {
+            let piece = self.kept.pop_front()?;
+            self.dropped = true;
+            self.kept_bytes -= piece.len();
+            piece
+        };
+        self.ahead -= piece.len();
+        Some(piece)
+    }
+
+    /// Keeps what is sent at once.
     fn keep(&mut self, data: &Bytes) {
-        if !self.keeps {
-            return;
-        }
-        self.kept_bytes += data.len();
-        if self.kept_bytes > self.cap {
-            self.keeps = false;
-            self.kept = Vec::new();
-            self.next = 0;
-        } else if !small::join(self.kept.last_mut(), data) {
-            self.kept.push(data.clone());
+        if self.keeps {
+            self.kept_bytes += data.len();
+            if !small::join(self.kept.back_mut(), data) {
+                self.kept.push_back(data.clone());
+            }
             self.next = self.kept.len();
+            self.check_cap();
+        } else {
+            self.dropped = true;
         }
     }
+
+    /// Keeps what cannot be sent yet.
+    fn hold(&mut self, data: Bytes) {
+        self.kept_bytes += data.len();
+        self.ahead += data.len();
+        // One that was sent is whole.
+        let last = if self.kept.len() > self.next { self.kept.back_mut() } else { None };
+        if !small::join(last, &data) {
+            self.kept.push_back(data);
+        }
+        self.check_cap();
+    }
+
+    fn check_cap(&mut self) {
+        if self.keeps && self.kept_bytes > self.cap {
+            self.forget();
+        }
+    }
+}
+
+/// What came of the caller.
+enum Pulled {
+    Data(Bytes),
+    End,
+    Nothing,
 }
 
 #[cfg(test)]
@@ -234,6 +326,27 @@ mod tests {
         (0..10_000).for_each(|at| body.keep(&read.slice(at..=at)));
         assert_eq!((body.kept.len(), body.next, body.kept_bytes), (3, 3, 10_000));
         let Kept { pieces, .. } = body.take();
-        assert_eq!(pieces.concat(), read);
+        assert_eq!(pieces.into_iter().collect::<Vec<_>>().concat(), read);
+    }
+
+    #[test]
+    fn what_was_not_sent_can_be_sent_however_much_may_be_kept() {
+        let (read, mut sent) = (Bytes::from_iter((0..=255).cycle().take(10_000)), Vec::new());
+        let mut body = Body::new(true, false, 100, Mirrors::default());
+        body.keep(&read.slice(..10));
+        sent.extend_from_slice(&read[..10]);
+        (10..80).for_each(|at| body.hold(read.slice(at..=at)));
+        assert!(body.repeatable());
+        body.rewind();
+        assert_eq!((body.ahead, body.next_kept()), (80, Some(read.slice(..10))));
+        body.hold(read.slice(80..));
+        assert!(!body.repeatable(), "more than may be kept, and some of it was sent");
+        std::iter::from_fn(|| body.next_kept()).for_each(|piece| sent.extend_from_slice(&piece));
+        assert_eq!((&sent[..], body.ahead, body.kept_bytes), (&read[..], 0, 0));
+
+        let mut body = Body::new(true, false, 100, Mirrors::default());
+        body.hold(read.clone());
+        assert!(body.repeatable(), "nothing was sent");
+        assert_eq!((body.next_kept(), body.repeatable()), (Some(read), false));
     }
 }

@@ -4,6 +4,7 @@ mod support;
 
 mod ages;
 mod aggregate;
+mod arrivals;
 mod asked_connections;
 mod balance;
 mod bodies;
