@@ -136,7 +136,8 @@ impl Connection {
             out: Output::default(),
             streams: Streams::default(),
             unread: HashMap::default(),
-            peer: Peer { max_concurrent_streams: 100, initial_window: FIRST_WINDOW, extended_connect: false },
+            // Before its SETTINGS say otherwise a peer has no limit (RFC 9113, section 6.5.2).
+            peer: Peer { max_concurrent_streams: u32::MAX, initial_window: FIRST_WINDOW, extended_connect: false },
             send_window: i64::from(FIRST_WINDOW),
             receive_window: i64::from(window),
             released: 0,
@@ -208,6 +209,11 @@ impl Connection {
     /// Whether the peer's SETTINGS have come.
     pub fn is_ready(&self) -> bool {
         self.settings_seen
+    /// How many streams the peer takes at once.
+    pub fn peer_limit(&self) -> u32 {
+        self.peer.max_concurrent_streams
+    }
+
     }
 
     /// Whether the peer takes extended CONNECT.

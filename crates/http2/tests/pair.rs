@@ -178,6 +178,14 @@ fn streams_beyond_the_limit_are_refused_before_they_are_sent() {
 }
 
 #[test]
+fn a_peer_that_has_not_said_how_many_streams_it_takes_takes_any_number() {
+    let mut client = Connection::client(Config::default());
+    for _ in 0..1_000 {
+        assert!(client.send_request(get("/").as_ref(), true).is_ok());
+    }
+}
+
+#[test]
 fn going_away_finishes_what_is_open_and_refuses_what_came_too_late() {
     let mut pair = Pair::new(Config::default());
     let open = pair.client.send_request(get("/").as_ref(), true).unwrap();

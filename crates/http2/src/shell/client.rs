@@ -70,6 +70,11 @@ impl Sender {
         if inner.closed { Err(Refused::Closing) } else { inner.connection.can_open() }
     }
 
+    /// How many streams the peer takes at once.
+    pub fn peer_limit(&self) -> u32 {
+        self.0.0.borrow().connection.peer_limit()
+    }
+
     /// Streams open now.
     pub fn open_streams(&self) -> usize {
         self.0.0.borrow().connection.open_streams()

@@ -217,7 +217,8 @@ pub(super) async fn run(
     target.host.counters.rq_total.fetch_add(1, Relaxed);
     let sent = exchange.info.moment;
     if let Err(e) = lease.upstream.send_request(&exchange.request) {
-        return Ok(Tried::Failed { failed: e.into(), stale: lease.reused, sent_any: false });
+        // A connection that took the request took no more when it was to be sent: that says nothing of the host.
+        return Ok(Tried::Failed { failed: e.into(), stale: true, sent_any: false });
     }
     if let Some(config) = tunnel.and_then(|connect| connect.proxy_protocol.as_ref()) {
         let caller = Proxied { source: exchange.conn.remote, destination: exchange.conn.local, tlvs: Vec::new() };

@@ -96,19 +96,27 @@ impl Call {
         let target = cluster.target(host, &wish);
         let active = target.host.begin_request();
         let gauge = stats.hold(names::UPSTREAM_RQ_ACTIVE);
-        let acquired = target.pool.acquire(worker, &cluster, &target.host, false, &target.plan).await;
-        let mut lease = match acquired {
-            Ok(lease) => lease,
-            Err(NoConnection::Overflow) => return Err(Lost::Overflow),
-            Err(NoConnection::Failed(why)) => {
-                let outcome = if why == ConnectFailure::Timeout { Outcome::LocalTimeout } else { Outcome::LocalFailure };
-                blame(worker, &cluster, &target.host, outcome);
-                return Err(Lost::NoConnection);
+        let mut repeats = FREE_REPEATS;
+        let lease = loop {
+            let acquired = target.pool.acquire(worker, &cluster, &target.host, false, &target.plan).await;
+            let mut lease = match acquired {
+                Ok(lease) => lease,
+                Err(NoConnection::Overflow) => return Err(Lost::Overflow),
+                Err(NoConnection::Failed(why)) => {
+                    let outcome = if why == ConnectFailure::Timeout { Outcome::LocalTimeout } else { Outcome::LocalFailure };
+                    blame(worker, &cluster, &target.host, outcome);
+                    return Err(Lost::NoConnection);
+                }
+            };
+            match lease.upstream.send_request(request) {
+                Ok(()) => break lease,
+                // Its connection took it, and before it was opened takes no more.
+                Err(_) if repeats > 0 => repeats -= 1,
+                Err(why) => return Err(Lost::Broken(why)),
             }
         };
         stats.inc(names::UPSTREAM_RQ_TOTAL);
         target.host.counters.rq_total.fetch_add(1, Relaxed);
-        lease.upstream.send_request(request).map_err(Lost::Broken)?;
         let (began, grpc) = (Instant::now(), request.is_grpc());
         Ok(Self { lease, cluster, active, _permit: permit, _gauge: gauge, began, grpc })
     }

@@ -328,7 +328,7 @@ impl Pool {
         // Not the cluster itself, which has the pool, which has the connection.
         let (of_task, stats) = (Rc::clone(worker), state.stats.clone());
         crate::worker::spawn(worker, async move {
-            shared::drive(&of_task, &stats, driver, &weak).await;
+            shared::drive(&of_task, &stats, driver, &weak, &pool).await;
             if let Some(pool) = pool.upgrade() {
                 pool.shared.borrow_mut().retain(|s| !Weak::ptr_eq(&Rc::downgrade(s), &weak));
                 pool.waiting.wake_all();

@@ -33,6 +33,8 @@ pub(crate) struct Shared {
     /// How many streams it may carry at once, and how many in all.
     limit: u32,
     most: u32,
+    /// How many the peer took at once when somebody looked last.
+    peer_limit: Cell<u32>,
     keepalive: Option<RefCell<Keepalive>>,
     pub(crate) open: Open,
 }
@@ -65,6 +67,7 @@ impl Shared {
             last_used: Cell::new(Instant::now()),
             limit: options.max_concurrent_streams.max(1),
             most: config.max_requests_per_connection.unwrap_or(u32::MAX),
+            peer_limit: Cell::new(u32::MAX),
             keepalive,
             open,
         };
@@ -77,7 +80,8 @@ impl Shared {
     /// When it does not, now or ever.
     pub(super) fn can_lend(&self) -> Result<(), Refused> {
         self.sender.can_open()?;
-        if self.active.get() < self.limit { Ok(()) } else { Err(Refused::Full) }
+        // Who was lent a stream may not have opened it yet.
+        if self.active.get() < self.limit.min(self.sender.peer_limit()) { Ok(()) } else { Err(Refused::Full) }
     }
 
     /// One more stream.
@@ -90,6 +94,12 @@ impl Shared {
         Lease::of_stream(Rc::clone(self), self.sender.clone(), pool, reused)
     }
 
+    /// Whether the peer takes more streams than it did.
+    fn has_more_room(&self) -> bool {
+        let now = self.sender.peer_limit();
+        self.peer_limit.replace(now) < now
+    }
+
     /// Whether it has carried as many streams as it may.
     pub(super) fn is_used_up(&self) -> bool {
         self.served.get() >= self.most
@@ -97,13 +107,18 @@ impl Shared {
 }
 
 /// Moves a shared connection's bytes until it has ended, does not answer PINGs, or was given up and has had its time.
-pub(super) async fn drive(worker: &Worker, stats: &Local, mut driver: Driver<Io>, shared: &Weak<Shared>) {
+pub(super) async fn drive(worker: &Worker, stats: &Local, mut driver: Driver<Io>, shared: &Weak<Shared>, pool: &Weak<Pool>) {
     let ended = poll_fn(|cx| {
         if Pin::new(&mut driver).poll(cx).is_ready() {
             return Poll::Ready(true);
         }
         // Giving it up wakes the driver.
         let Some(shared) = shared.upgrade() else { return Poll::Ready(false) };
+        if shared.has_more_room()
+            && let Some(pool) = pool.upgrade()
+        {
+            pool.waiting.wake_all();
+        }
         let Some(keepalive) = &shared.keepalive else { return Poll::Pending };
         keepalive.borrow_mut().poll(cx, worker).map(|()| {
             stats.inc(names::HTTP2_KEEPALIVE_TIMEOUT);

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use lateen_http2::{Config as H2Config, Connection, Event};
 
 use crate::grpc::HTTP2;
+use crate::http2::{connect, runtime};
 use crate::support::*;
 use crate::tls::Mesh;
 
@@ -151,6 +153,55 @@ fn a_peer_that_does_not_read_keeps_no_connection() {
 }
 
 /// What a TLS handshake takes behind [`Slow`].
+#[test]
+fn a_peer_that_names_no_limit_of_streams_takes_all_over_one_connection() {
+    let server = Server::start();
+    let proxy = to(&[server.address.port()], "").start();
+    runtime().block_on(async {
+        let mut sender = connect(proxy.address).await;
+        let mut get = || sender.send_request(http::Request::get("http://a/slow").body(()).unwrap(), true).unwrap().0;
+        let all: Vec<_> = (0..150).map(|_| get()).collect();
+        for response in all {
+            assert_eq!(response.await.unwrap().status(), 200);
+        }
+    });
+    assert_eq!(server.made.load(SeqCst), 1);
+}
+
+/// Reads until so many requests have come; or what came in a moment, where that is less.
+fn requests(stream: &mut TcpStream, codec: &mut Connection, bytes: &mut BytesMut, seen: &mut usize, wanted: usize) -> usize {
+    let deadline = Instant::now() + WAIT;
+    while *seen < wanted && Instant::now() < deadline {
+        let mut buffer = [0; 4096];
+        let Ok(n @ 1..) = stream.read(&mut buffer) else { break };
+        bytes.extend_from_slice(&buffer[..n]);
+        let mut events = Vec::new();
+        codec.receive(bytes, &mut events).unwrap();
+        *seen += events.iter().filter(|e| matches!(e, Event::Request { .. })).count();
+    }
+    *seen
+}
+
+#[test]
+fn a_peer_that_takes_more_streams_than_before_gets_those_that_wait() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxy = to(&[listener.local_addr().unwrap().port()], "circuit_breakers: {thresholds: [{max_connections: 1}]}").start();
+    let mut callers: Vec<_> = (0..2).map(|_| proxy.connect()).collect();
+    callers[0].write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    let (mut stream, _) = listener.accept().unwrap();
+    // Its greeting is ours.
+    let mut codec = Connection::server(H2Config::default());
+    let (mut bytes, mut seen) = (BytesMut::new(), 0);
+    stream.set_read_timeout(Some(WAIT)).unwrap();
+    stream.write_all(b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x01").unwrap();
+    assert_eq!(requests(&mut stream, &mut codec, &mut bytes, &mut seen, 1), 1);
+    std::thread::sleep(Duration::from_millis(200));
+    callers[1].write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    eventually(|| proxy.stat("cluster.c.upstream_rq_pending_active") == 1);
+    stream.write_all(b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x02").unwrap();
+    assert_eq!(requests(&mut stream, &mut codec, &mut bytes, &mut seen, 2), 2);
+}
+
 const HANDSHAKE: Duration = Duration::from_millis(600);
 
 /// Stands before a server and passes nothing on for a while.
