@@ -65,6 +65,14 @@ pub(super) struct Answered {
     pub(super) began: Began,
 }
 
+impl Answered {
+    /// Nobody gets what is left of it. Where nothing is its connection serves the next.
+    pub(super) fn leave(self, now: Instant) -> Response {
+        self.lease.finish(self.began.cluster.cluster.config.max_requests_per_connection, now);
+        self.response
+    }
+}
+
 /// What an exchange holds of a host while it lasts.
 pub(super) struct Began {
     pub(super) active: ActiveRequest,
@@ -423,15 +431,6 @@ enum Stop {
     Failed(Failed),
 }
 
-async fn await_response(
-    exchange: &mut Exchange<'_>,
-    forwarding: &mut Forwarding,
-    lease: &mut Lease,
-    retries: &Retries,
-) -> Result<Response, Stop> {
-    let mut now = Some(exchange.info.moment);
-    let mut limits = Limits::new(forwarding, exchange.info.moment);
-    exchange.timer.set(limits.next());
 /// Why the rest of a request does not come.
 fn halted(halt: Halt, version: Version) -> End {
     match halt {
@@ -443,6 +442,15 @@ fn halted(halt: Halt, version: Version) -> End {
     }
 }
 
+async fn await_response(
+    exchange: &mut Exchange<'_>,
+    forwarding: &mut Forwarding,
+    lease: &mut Lease,
+    retries: &Retries,
+) -> Result<Response, Stop> {
+    let mut now = Some(exchange.info.moment);
+    let mut limits = Limits::new(forwarding, exchange.info.moment);
+    exchange.timer.set(limits.next());
     let (down, timer, info, request) = (&mut *exchange.down, &mut *exchange.timer, &mut exchange.info, &exchange.request);
     let mut caller = Caller { down, timer, chain: exchange.bodies.as_mut().map(|b| &mut b.request) };
     let mut informational = 0u32;

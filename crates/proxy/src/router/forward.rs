@@ -249,7 +249,11 @@ async fn prepare_retry(
             true
         }
         Tried::Failed { failed, .. } => failed.failure.is_timeout(),
-        Tried::Response(..) => false,
+        Tried::Response(answered) => {
+            // Others may have its place while this request waits.
+            answered.leave(exchange.info.moment);
+            false
+        }
     };
     forwarding.tried.extend(exchange.info.host.clone());
     let wait = retries.take(exchange.worker.roll64());
@@ -290,7 +294,7 @@ async fn conclude(
             if let Some(policy) = &forward.internal_redirect
                 && internal_redirect::follow(exchange, matched, policy, forwarding, response)
             {
-                return internal_redirect::leave(exchange, forwarding, *answered);
+                return internal_redirect::leave(exchange, *answered);
             }
             // What was tried again or leads elsewhere is no response of the cluster that the route names.
             count_upstream_code(&forwarding.cluster.stats, answered.response.status.as_u16());

@@ -75,15 +75,12 @@ pub(super) fn follow(
 }
 
 /// Leaves the response that was followed: the log tells of it, and nobody gets it.
-pub(super) fn leave(exchange: &mut Exchange<'_>, forwarding: &Forwarding, answered: Answered) -> Result<(), End> {
-    let Answered { response, lease, began } = answered;
+pub(super) fn leave(exchange: &mut Exchange<'_>, answered: Answered) -> Result<(), End> {
     let info = &mut exchange.info;
+    let response = answered.leave(info.moment);
     info.response_at = Some(info.moment.saturating_duration_since(info.start));
     info.status = response.status.as_u16();
     info.details = Cow::Borrowed(details::INTERNAL_REDIRECT);
-    if matches!(response.length, Length::None | Length::Known(0)) && forwarding.body.sent() {
-        lease.finish(began.cluster.cluster.config.max_requests_per_connection, info.moment);
-    }
     if exchange.hcm.logs.wants_headers() || exchange.info.span.is_some() {
         exchange.info.response_headers = Some(response.headers);
     }

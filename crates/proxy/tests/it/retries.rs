@@ -124,7 +124,15 @@ fn a_server_says_how_long_to_wait() {
     let policy = "{retry_on: 5xx, num_retries: 1, rate_limited_retry_back_off: {reset_headers: [{name: retry-after, format: SECONDS}]}}";
     let proxy = with_policy(&[upstream.port()], policy);
     let began = std::time::Instant::now();
-    assert_eq!(proxy.get("/").body, "later");
+    std::thread::scope(|scope| {
+        let caller = scope.spawn(|| proxy.get("/"));
+        eventually(|| proxy.stat("cluster.c.upstream_rq_total") == 1);
+        // Meanwhile nobody waits for the host, and its connection is free.
+        eventually(|| proxy.stat("cluster.c.upstream_rq_active") == 0);
+        assert_eq!(proxy.stat("http.t.downstream_rq_active"), 1);
+        assert_eq!(caller.join().unwrap().body, "later");
+    });
+    assert_eq!(upstream.connections.load(std::sync::atomic::Ordering::SeqCst), 1);
     assert!(began.elapsed() >= std::time::Duration::from_secs(1), "{:?}", began.elapsed());
     assert_eq!(proxy.stat("cluster.c.upstream_rq_retry_backoff_ratelimited"), 1);
     assert_eq!(proxy.stat("cluster.c.upstream_rq_retry_backoff_exponential"), 0);
