@@ -92,7 +92,7 @@ pub enum Event {
     /// A client opened a stream.
     Request { id: StreamId, head: Box<RequestHead>, end: bool },
     /// A request's headers were over the limit: answer 431 and reset the stream.
-    HeadersTooLarge { id: StreamId },
+    HeadersTooLarge { id: StreamId, end: bool },
     /// The final response's head; its `content-length` is `length` and not among the headers.
     Response { id: StreamId, status: StatusCode, length: Option<u64>, headers: HeaderMap, end: bool, size: usize },
     /// A 1xx response; 101 does not exist in HTTP/2.

@@ -214,7 +214,7 @@ impl Connection {
         stream.receiving = !end;
         if block.too_large {
             self.streams.insert(id, stream);
-            events.push(Event::HeadersTooLarge { id });
+            events.push(Event::HeadersTooLarge { id, end });
             return Ok(());
         }
         let mut head = RequestHead::spare();

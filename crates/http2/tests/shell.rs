@@ -174,6 +174,27 @@ fn when_the_connection_ends_waiting_streams_fail_and_new_ones_are_refused() {
 }
 
 #[test]
+fn a_request_with_too_large_a_head_leaves_nothing_behind_once_it_is_answered() {
+    run(async {
+        let (a, b) = tokio::io::duplex(10_000);
+        let (sender, driver) = connect(a, Config::default());
+        spawn_local(driver);
+        let mut server = Server::new(b, Config { max_header_bytes: 100, ..Config::default() }, BytesMut::new());
+        let mut head = post();
+        head.headers.insert("x-large", "x".repeat(200).parse().unwrap());
+        let mut stream = sender.send(head.as_ref(), false).unwrap();
+        let mut accepted = poll_fn(|cx| server.poll_accept(cx)).await.unwrap();
+        assert!(accepted.head.is_none() && !accepted.end);
+        accepted.stream.send_response(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &HeaderMap::new(), true);
+        drop(accepted);
+        assert_eq!(server.open_streams(), 0);
+        server.go_away(Reason::NO_ERROR);
+        assert!(poll_fn(|cx| server.poll_accept(cx)).await.is_none());
+        assert_eq!(poll_fn(|cx| stream.poll_response(cx)).await.unwrap().status, 431);
+    });
+}
+
+#[test]
 fn a_server_that_goes_away_lets_open_streams_finish() {
     run(async {
         let (a, b) = tokio::io::duplex(10_000);

@@ -49,7 +49,9 @@ fn react(connection: &mut Connection, event: Event) {
         Event::Capacity { id } => {
             connection.send_data(id, &mut Bytes::from_static(b"more"), false);
         }
-        Event::HeadersTooLarge { id } => connection.send_response(id, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &HeaderMap::new(), true),
+        Event::HeadersTooLarge { id, .. } => {
+            connection.send_response(id, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, &HeaderMap::new(), true)
+        }
         _ => {}
     }
 }

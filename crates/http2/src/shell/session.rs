@@ -143,9 +143,9 @@ impl Inner {
                     self.slots.insert(id, Slot { ended: end, ..Slot::default() });
                     self.incoming.push_back((id, Some(head), end));
                 }
-                Event::HeadersTooLarge { id } => {
-                    self.slots.insert(id, Slot { ended: true, ..Slot::default() });
-                    self.incoming.push_back((id, None, true));
+                Event::HeadersTooLarge { id, end } => {
+                    self.slots.insert(id, Slot { ended: end, ..Slot::default() });
+                    self.incoming.push_back((id, None, end));
                 }
                 Event::Response { id, status, length, headers, end, size } => {
                     let Some(slot) = self.slots.get_mut(&id) else { continue };

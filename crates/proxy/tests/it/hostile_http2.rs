@@ -507,3 +507,19 @@ fn an_upstream_that_sends_nonsense_is_503_and_no_more() {
         assert!(matches!(status, 502 | 503), "{} gave {status}", Bytes::copy_from_slice(answer).escape_ascii());
     }
 }
+
+#[test]
+fn a_connection_ends_though_its_caller_reads_nothing() {
+    let upstream = Upstream::ok(Box::leak("x".repeat(32 << 20).into_boxed_str()));
+    let mut config = Config::to(&[upstream.port()]);
+    config.hcm =
+        "stream_idle_timeout: 0.3s\ncommon_http_protocol_options: {idle_timeout: 0.2s}\ndrain_timeout: 0.1s\ndelayed_close_timeout: 0.2s"
+            .to_owned();
+    let proxy = config.start();
+    let mut caller = Caller::new(proxy.address);
+    // As much as may be on a stream, and on the connection.
+    caller.stream.write_all(b"\0\0\x06\x04\0\0\0\0\0\0\x04\x7f\xff\xff\xff\0\0\x04\x08\0\0\0\0\0\x7f\xe0\0\0").unwrap();
+    caller.open(&BLOCK, 5);
+    eventually(|| proxy.stat("http.t.downstream_rq_total") == 1);
+    eventually(|| proxy.stat("http.t.downstream_cx_active") == 0);
+}

@@ -112,7 +112,7 @@ struct End {
     refusing: bool,
     /// After the announcement of a shutdown, how long streams that are on their way may still arrive.
     late_streams: Duration,
-    /// The connection is broken, and dropped then at the latest.
+    /// The connection is broken or has ended but for what its caller has to read, and is dropped then at the latest.
     drop_at: Option<Instant>,
 }
 
@@ -179,6 +179,13 @@ impl End {
             cx.waker().wake_by_ref();
             true
         })
+        if self.refusing && active == 0 {
+            let patience = hcm.config.delayed_close_timeout;
+            let patience = if patience.is_zero() { LAST_WORDS } else { patience };
+            let drop_at = *self.drop_at.get_or_insert(now.checked_add(patience).unwrap_or(now));
+            self.timer.set(Some(drop_at));
+            return self.timer.poll(cx).map(|()| false);
+        }
     }
 }
 
