@@ -109,6 +109,8 @@ pub struct Connection {
     pub(crate) peer_going_away: bool,
     pub(crate) dead: bool,
     pub(crate) flood: Flood,
+    /// The shell's time in milliseconds, from any beginning and any number of times around.
+    pub(crate) moment: u32,
     pub(crate) waiting: Queue,
     /// Scratch for header blocks: they are framed after they are encoded.
     block: Vec<u8>,
@@ -150,6 +152,7 @@ impl Connection {
             peer_going_away: false,
             dead: false,
             flood: Flood::default(),
+            moment: 0,
             waiting: Queue::default(),
             block: Vec::new(),
             config,
@@ -193,12 +196,22 @@ impl Connection {
         }
     }
 
+    /// Tells a server the time, in milliseconds from any beginning: streams that are reset are judged by how long they lasted.
+    pub fn set_moment(&mut self, millis: u32) {
+        self.moment = millis;
+    }
+
     /// Whether a stream could be opened now.
     pub fn can_open(&self) -> Result<(), Refused> {
         if self.dead || self.peer_going_away || self.going_away.is_some() || self.next_id > i32::MAX as u32 - 2 {
             return Err(Refused::Closing);
         }
         if self.streams.len() >= self.peer.max_concurrent_streams as usize { Err(Refused::Full) } else { Ok(()) }
+    }
+
+    /// How many streams the peer takes at once.
+    pub fn peer_limit(&self) -> u32 {
+        self.peer.max_concurrent_streams
     }
 
     /// Streams open now.
@@ -209,11 +222,6 @@ impl Connection {
     /// Whether the peer's SETTINGS have come.
     pub fn is_ready(&self) -> bool {
         self.settings_seen
-    /// How many streams the peer takes at once.
-    pub fn peer_limit(&self) -> u32 {
-        self.peer.max_concurrent_streams
-    }
-
     }
 
     /// Whether the peer takes extended CONNECT.

@@ -1,6 +1,6 @@
 //! Limits on what a peer may provoke with cheap frames.
 //!
-//! All are ratios to useful work, so that no clock is needed; numbers are Envoy's defaults
+//! All are ratios to useful work, so that hardly a clock is needed; numbers are Envoy's defaults
 //! (protocol.proto `max_outbound_control_frames`, `max_inbound_window_update_frames_per_data_frame_sent`,
 //! `max_inbound_priority_frames_per_stream`; runtime `overload.premature_reset_total_stream_count`).
 use crate::event::ConnectionError;
@@ -51,7 +51,7 @@ impl Flood {
         allow(self.updates <= limit, "too many WINDOW_UPDATE frames")
     }
 
-    /// A stream was reset before it was answered, by the peer or by its fault (rapid reset, MadeYouReset).
+    /// A stream was reset before it could be answered, by the peer or by its fault (rapid reset, MadeYouReset).
     pub(crate) fn premature_reset(&mut self) -> Result<(), ConnectionError> {
         self.premature_resets += 1;
         let flood = self.premature_resets > PREMATURE_RESETS && self.premature_resets * 2 > self.streams;

@@ -13,6 +13,9 @@ use crate::stream::Stream;
 const MAX_CONTINUATIONS: usize = 16;
 /// 1xx responses of one stream: each may hold a whole block of headers, and somebody keeps them.
 const MAX_INFORMATIONAL: u8 = 32;
+/// A reset says nothing of a client whose stream has lasted so many milliseconds (Envoy
+/// `ConnectionManagerImpl::isPrematureRstStream`).
+const PREMATURE: u32 = 1_000;
 const MAX_WINDOW: i64 = i32::MAX as i64;
 
 type Outcome = Result<(), ConnectionError>;
@@ -210,6 +213,7 @@ impl Connection {
             return self.flood.control_frame();
         }
         let mut stream = Stream::new(self.peer.initial_window, self.config.stream_window);
+        stream.born = self.moment;
         stream.head_received = true;
         stream.receiving = !end;
         if block.too_large {
@@ -372,11 +376,11 @@ impl Connection {
         if head.stream == 0 || self.is_idle(head.stream) {
             return Err(ConnectionError::protocol("RST_STREAM on an idle stream"));
         }
-        let unanswered = self.streams.get(&head.stream).is_some_and(|s| !s.answered);
+        let premature = self.is_premature(head.stream);
         if self.forget(head.stream) {
             events.push(Event::Reset { id: head.stream, reason });
         }
-        if unanswered && self.role == Role::Server { self.flood.premature_reset() } else { Ok(()) }
+        if premature { self.flood.premature_reset() } else { Ok(()) }
     }
 
     fn ping_frame(&mut self, head: Head, payload: &[u8], events: &mut Vec<Event>) -> Outcome {
@@ -416,15 +420,21 @@ impl Connection {
 
     /// The peer broke a rule on one stream: it ends, the connection goes on.
     fn stream_error(&mut self, id: StreamId, reason: Reason, events: &mut Vec<Event>) -> Outcome {
-        let unanswered = self.streams.get(&id).is_some_and(|s| !s.answered);
+        let premature = self.is_premature(id);
         if self.forget(id) {
             events.push(Event::Reset { id, reason });
         }
         frame::put_reset(self.out.buffer(), id, reason);
-        if unanswered && self.role == Role::Server {
+        if premature {
             self.flood.premature_reset()?;
         }
         self.flood.control_frame()
+    }
+
+    /// Whether a client's stream has neither been answered nor had the time to be.
+    fn is_premature(&self, id: StreamId) -> bool {
+        let young = |born| self.moment.wrapping_sub(born) < PREMATURE;
+        self.role == Role::Server && self.streams.get(&id).is_some_and(|s| !s.answered && young(s.born))
     }
 
     fn finish_receiving(&mut self, id: StreamId) {

@@ -19,6 +19,8 @@ pub(crate) struct Stream {
     pub(crate) sending: bool,
     /// The request's head (server), or the final response's (client), has arrived.
     pub(crate) head_received: bool,
+    /// [`crate::Connection::moment`] when a client opened it (server).
+    pub(crate) born: u32,
     /// 1xx responses that have come (client).
     pub(crate) informational: u8,
     /// A final response's head was sent (server).
@@ -46,6 +48,7 @@ impl Stream {
             receiving: true,
             sending: true,
             head_received: false,
+            born: 0,
             informational: 0,
             answered: false,
             wanted: 0,

@@ -186,6 +186,21 @@ fn a_peer_that_has_not_said_how_many_streams_it_takes_takes_any_number() {
 }
 
 #[test]
+fn calls_that_are_given_up_after_a_second_are_no_flood() {
+    let mut pair = Pair::new(Config::default());
+    let mut millis = u32::MAX - 5_000;
+    for _ in 0..1_000 {
+        let id = pair.client.send_request(get("/").as_ref(), true).unwrap();
+        pair.exchange();
+        millis = millis.wrapping_add(1_000);
+        pair.server.set_moment(millis);
+        pair.client.reset(id, Reason::CANCEL);
+        pair.exchange();
+    }
+    assert!(!pair.server.is_broken());
+}
+
+#[test]
 fn going_away_finishes_what_is_open_and_refuses_what_came_too_late() {
     let mut pair = Pair::new(Config::default());
     let open = pair.client.send_request(get("/").as_ref(), true).unwrap();

@@ -30,6 +30,11 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Server<Io> {
         Self(Pump::new(io, Session::new(Connection::server(config)), ahead))
     }
 
+    /// See [`Connection::set_moment`].
+    pub fn set_moment(&self, millis: u32) {
+        self.0.session.0.borrow_mut().connection.set_moment(millis);
+    }
+
     /// The next request; `None` when the connection is over. Also reads, and writes what handles sent.
     pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted>> {
         if let Some(accepted) = self.take() {

@@ -28,13 +28,21 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Serves the connection to its end; `ahead` holds bytes already read from it.
 pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, ahead: BytesMut) {
     let mut server = Server::new(io, config(hcm), ahead);
-    let mut end = End::new(hcm, conn);
+    let begin = Instant::now();
+    let mut end = End::new(hcm, conn, begin);
     let mut keepalive = hcm.config.http2.keepalive.map(|config| Box::new(Keepalive::new(worker, config, server.pulse())));
     let mut streams = Streams::default();
     let mut served = 0u32;
     let mut drain = None;
+    // The time of this turn.
+    let mut moment = None;
     loop {
         let accepted = poll_fn(|cx| {
+            let now = *moment.get_or_insert_with(|| {
+                let now = Instant::now();
+                server.set_moment(now.saturating_duration_since(begin).as_millis() as u32);
+                now
+            });
             streams.attend(cx);
             if drain.is_none() {
                 drain = Some((conn.chain.drain.register(cx), worker.drain.register(cx)));
@@ -50,7 +58,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, i
             if server.poll_written(cx).is_ready() {
                 return Poll::Ready(None);
             }
-            let next = match end.poll(cx, hcm, &server, streams.active()) {
+            let next = match end.poll(cx, now, hcm, &server, streams.active()) {
                 // What is said goes out with the next turn; without one there would be nobody to write it.
                 Poll::Ready(true) => server.poll_accept(cx),
                 Poll::Ready(false) => Poll::Ready(None),
@@ -64,6 +72,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, i
                     return Poll::Ready(None);
                 }
                 streams.rest(cx);
+                moment = None;
             }
             next
         })
@@ -117,11 +126,11 @@ struct End {
 }
 
 impl End {
-    fn new(hcm: &Hcm, conn: &Conn) -> Self {
+    fn new(hcm: &Hcm, conn: &Conn, now: Instant) -> Self {
         Self {
             timer: Timer::default(),
-            handshake_by: Instant::now() + HANDSHAKE,
-            active_at: Instant::now(),
+            handshake_by: now + HANDSHAKE,
+            active_at: now,
             used: false,
             old_at: conn.old_at.get(),
             refuse_at: None,
@@ -142,8 +151,7 @@ impl End {
     }
 
     /// Ready with true when something was said to the caller, with false when the connection is to be dropped.
-    fn poll(&mut self, cx: &mut Context<'_>, hcm: &Hcm, server: &Server<Io>, active: u32) -> Poll<bool> {
-        let now = Instant::now();
+    fn poll(&mut self, cx: &mut Context<'_>, now: Instant, hcm: &Hcm, server: &Server<Io>, active: u32) -> Poll<bool> {
         if active > 0 || std::mem::take(&mut self.used) {
             self.active_at = now;
         }
@@ -171,6 +179,13 @@ impl End {
             hcm.stats.inc(if old { names::DOWNSTREAM_CX_MAX_DURATION_REACHED } else { names::DOWNSTREAM_CX_IDLE_TIMEOUT });
             return Poll::Ready(true);
         }
+        if self.refusing && active == 0 {
+            let patience = hcm.config.delayed_close_timeout;
+            let patience = if patience.is_zero() { LAST_WORDS } else { patience };
+            let drop_at = *self.drop_at.get_or_insert(now.checked_add(patience).unwrap_or(now));
+            self.timer.set(Some(drop_at));
+            return self.timer.poll(cx).map(|()| false);
+        }
         let handshake = (!server.is_ready()).then_some(self.handshake_by);
         let refuse = self.refuse_at.filter(|_| !self.refusing);
         let (idle_at, old_at) = if self.refuse_at.is_some() { (None, None) } else { (idle_at, self.old_at) };
@@ -179,13 +194,6 @@ impl End {
             cx.waker().wake_by_ref();
             true
         })
-        if self.refusing && active == 0 {
-            let patience = hcm.config.delayed_close_timeout;
-            let patience = if patience.is_zero() { LAST_WORDS } else { patience };
-            let drop_at = *self.drop_at.get_or_insert(now.checked_add(patience).unwrap_or(now));
-            self.timer.set(Some(drop_at));
-            return self.timer.poll(cx).map(|()| false);
-        }
     }
 }
 
