@@ -6,7 +6,7 @@ use lateen_telemetry::access_log::TextFormat;
 
 use super::invalid::{Invalid, Result, Within, each};
 use super::matcher::header_name;
-use crate::header::{AppendAction, HeaderAddition, HeaderMutations, HeaderTemplate};
+use crate::header::{AppendAction, HeaderAddition, HeaderMutations, HeaderTemplate, is_framing};
 
 pub(crate) fn mutations(add: Vec<core::HeaderValueOption>, remove: Vec<String>, direction: &str) -> Result<HeaderMutations> {
     let HeaderMutations { add, .. } = additions(add, &format!("{direction}_headers_to_add"))?;
@@ -45,8 +45,17 @@ pub(crate) fn mutation_list(values: Vec<HeaderMutation>, field: &str) -> Result<
 pub(crate) fn removal(name: &str) -> Result<HeaderName> {
     match name {
         _ if name.starts_with(':') || name.eq_ignore_ascii_case("host") => Err(Invalid::new(format!("`{name}` cannot be removed"))),
-        _ => header_name(name),
+        _ => changeable(name),
     }
+}
+
+/// The framing of a message is the codec's: a second `content-length` would have its reader and us disagree on where it ends.
+fn changeable(name: &str) -> Result<HeaderName> {
+    let name = header_name(name)?;
+    if is_framing(&name) {
+        return Err(Invalid::new(format!("`{name}` is set by how the message is sent, and cannot be changed")));
+    }
+    Ok(name)
 }
 
 pub(crate) fn addition(option: core::HeaderValueOption) -> Result<HeaderAddition> {
@@ -64,7 +73,7 @@ pub(crate) fn addition(option: core::HeaderValueOption) -> Result<HeaderAddition
         (_, Err(_)) => return Err(Invalid::field("append_action", format!("{append_action} is not known"))),
     };
     let value = if raw_value.is_empty() { template(&value) } else { fixed(&raw_value) }.within("header.value")?;
-    Ok(HeaderAddition { name: header_name(&key).within("header.key")?, value, action, keep_empty: keep_empty_value })
+    Ok(HeaderAddition { name: changeable(&key).within("header.key")?, value, action, keep_empty: keep_empty_value })
 }
 
 /// `%%` is a literal percent sign; any other `%` starts a command.
@@ -80,4 +89,21 @@ fn fixed(value: &[u8]) -> Result<HeaderTemplate> {
     HeaderValue::from_bytes(value)
         .map(HeaderTemplate::Fixed)
         .map_err(|_| Invalid::new("holds a character that a header value must not have"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_framing_of_a_message_is_not_configured() {
+        for name in ["Content-Length", "transfer-encoding", "connection", "te", "upgrade", "keep-alive", "proxy-connection"] {
+            let header = Some(core::HeaderValue { key: name.to_owned(), value: "1".to_owned(), ..Default::default() });
+            let added = mutations(vec![core::HeaderValueOption { header, ..Default::default() }], Vec::new(), "request").unwrap_err();
+            let removed = mutations(Vec::new(), vec!["x-a".to_owned(), name.to_owned()], "response").unwrap_err();
+            let why = format!("`{}` is set by how the message is sent, and cannot be changed", name.to_ascii_lowercase());
+            assert_eq!(added.to_string(), format!("request_headers_to_add[0].header.key: {why}"));
+            assert_eq!(removed.to_string(), format!("response_headers_to_remove[1]: {why}"));
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Heads as other servers see and change them: pseudo headers by name, and nothing of the framing.
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use lateen_snapshot::header::AppendAction;
+use lateen_snapshot::header::{AppendAction, is_framing};
 
 use crate::http::message::{Length, Request, Response, Version};
 use crate::http::{Exchange, Info};
@@ -59,12 +59,6 @@ pub(crate) enum Target {
     Status,
 }
 
-/// Names that say where a message ends or how its connection goes on: these are the codec's.
-fn is_framing(name: &HeaderName) -> bool {
-    const FRAMING: [HeaderName; 5] = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION, header::UPGRADE, header::TE];
-    FRAMING.contains(name) || matches!(name.as_str(), "keep-alive" | "proxy-connection" | "trailer")
-}
-
 /// Which part of a head a name means; `Err` for one that no header has, `None` for the framing.
 pub(super) fn target(name: &str) -> Result<Option<Target>, ()> {
     Ok(Some(match name {
@@ -76,7 +70,7 @@ pub(super) fn target(name: &str) -> Result<Option<Target>, ()> {
         _ if name.eq_ignore_ascii_case("host") => Target::Authority,
         _ => {
             let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| ())?;
-            if is_framing(&name) {
+            if is_framing(&name) || name == header::TRAILER {
                 return Ok(None);
             }
             Target::Header(name)
