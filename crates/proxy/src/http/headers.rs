@@ -68,6 +68,14 @@ pub(crate) fn append_list(map: &mut HeaderMap, name: HeaderName, item: &str) {
     append_list_with(map, name, ",", item);
 }
 
+/// [`append_list`], unless the item stands there last already (Envoy `Utility::updateAuthority`).
+pub(crate) fn append_list_once(map: &mut HeaderMap, name: HeaderName, item: &str) {
+    let last = map.get(&name).and_then(|value| value.as_bytes().rsplit(|b| *b == b',').next());
+    if last != Some(item.as_bytes()) {
+        append_list(map, name, item);
+    }
+}
+
 /// [`append_list`] with what stands between two items.
 pub(crate) fn append_list_with(map: &mut HeaderMap, name: HeaderName, separator: &str, item: &str) {
     let value = match map.get(&name) {
@@ -101,6 +109,15 @@ pub(crate) fn text<'a>(map: &'a HeaderMap, name: &HeaderName) -> Option<&'a str>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_item_that_stands_last_is_not_repeated() {
+        let mut map = HeaderMap::new();
+        for (item, list) in [("a", "a"), ("a", "a"), ("b", "a,b"), ("a", "a,b,a"), ("a", "a,b,a")] {
+            append_list_once(&mut map, FORWARDED_HOST, item);
+            assert_eq!(map[FORWARDED_HOST], list);
+        }
+    }
 
     #[test]
     fn numbers_are_written_as_such() {

@@ -101,7 +101,7 @@ pub(super) fn rewrite_host(exchange: &mut Exchange<'_>, forward: &Forward, host:
         request.headers.insert(names::ORIGINAL_HOST, original);
     }
     if forward.append_x_forwarded_host {
-        names::append_list(&mut request.headers, names::FORWARDED_HOST, &before);
+        names::append_list_once(&mut request.headers, names::FORWARDED_HOST, &before);
     }
 }
 
