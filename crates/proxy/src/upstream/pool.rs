@@ -377,9 +377,14 @@ impl Pool {
         let mut idle = std::mem::take(&mut *self.idle.borrow_mut());
         idle.retain_mut(keep);
         self.idle.borrow_mut().extend(idle);
-        let (keep, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut *self.shared.borrow_mut())
-            .into_iter()
-            .partition(|s| (s.active.get() > 0 || !expired(s.last_used.get())) && !s.open.is_spent(now));
+        let keep = |shared: &Rc<Shared>| {
+            let timed_out = shared.active.get() == 0 && expired(shared.last_used.get());
+            if timed_out {
+                stats.inc(names::UPSTREAM_CX_IDLE_TIMEOUT);
+            }
+            !timed_out && !shared.open.is_spent(now)
+        };
+        let (keep, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut *self.shared.borrow_mut()).into_iter().partition(keep);
         self.shared.borrow_mut().extend(keep);
         drop(gone);
         self.open.get() == 0 && self.waiting.is_empty()

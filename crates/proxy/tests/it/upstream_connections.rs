@@ -93,12 +93,13 @@ fn a_shared_connection_ends_with_its_last_request() {
 
 #[test]
 fn a_shared_connection_ends_when_it_is_idle_for_too_long_or_too_old() {
-    for common in ["idle_timeout: 0.2s", "max_connection_duration: 0.2s"] {
+    for (common, idle) in [("idle_timeout: 0.2s", 1), ("max_connection_duration: 0.2s", 0)] {
         let server = Server::start();
         let proxy = with_common(&server, common);
         assert_eq!(proxy.get("/").status, 200);
         assert_eq!(server.open(), 1);
         all_gone(&server, &proxy);
+        assert_eq!(proxy.stat("cluster.c.upstream_cx_idle_timeout"), idle);
     }
 }
 
@@ -152,7 +153,6 @@ fn a_peer_that_does_not_read_keeps_no_connection() {
     eventually(|| established(port) == 0);
 }
 
-/// What a TLS handshake takes behind [`Slow`].
 #[test]
 fn a_peer_that_names_no_limit_of_streams_takes_all_over_one_connection() {
     let server = Server::start();
@@ -202,6 +202,7 @@ fn a_peer_that_takes_more_streams_than_before_gets_those_that_wait() {
     assert_eq!(requests(&mut stream, &mut codec, &mut bytes, &mut seen, 2), 2);
 }
 
+/// What a TLS handshake takes behind [`Slow`].
 const HANDSHAKE: Duration = Duration::from_millis(600);
 
 /// Stands before a server and passes nothing on for a while.
