@@ -38,12 +38,20 @@ pub(crate) enum Wanted {
 pub(crate) struct PoolKey {
     /// The TLS context, by address; 0 for plaintext.
     pub(crate) tls: usize,
-    /// The ALPN override, by address; 0 for none.
-    pub(crate) alpn: usize,
+    /// The ALPN override.
+    pub(crate) alpn: Option<Arc<Vec<Vec<u8>>>>,
     pub(crate) server_name: Option<Arc<str>>,
     pub(crate) wanted: Wanted,
     /// What connections take over from the caller's, where that matters.
     pub(crate) caller: Option<Rc<Caller>>,
+}
+
+impl PoolKey {
+    /// Whether more exchanges are likely to agree on it: each caller or name has its own, and few come back; a TLS context that is
+    /// no longer configured never does.
+    pub(super) fn recurs(&self, is_configured: impl Fn(usize) -> bool) -> bool {
+        self.caller.is_none() && self.server_name.is_none() && (self.tls == 0 || is_configured(self.tls))
+    }
 }
 
 /// Why an exchange got no connection.
@@ -431,4 +439,25 @@ fn head_limits(config: &ClusterConfig) -> h1::HeadLimits {
 /// The TLS context's address, for [`PoolKey`].
 pub(crate) fn tls_id(transport: Option<&Transport>) -> usize {
     transport.and_then(|t| t.tls.as_ref()).map_or(0, |tls| Arc::as_ptr(tls) as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_is_found_again_while_its_context_and_what_it_offers_are_the_same() {
+        let key = |tls, alpn: &str| PoolKey {
+            tls,
+            alpn: Some(Arc::new(vec![alpn.into()])),
+            server_name: None,
+            wanted: Wanted::Http1,
+            caller: None,
+        };
+        // The same words of another listener, or of the same after an update.
+        assert_eq!(key(1, "istio"), key(1, "istio"));
+        assert_ne!(key(1, "istio"), key(1, "h2"));
+        assert!(key(1, "istio").recurs(|tls| tls == 1) && key(0, "istio").recurs(|_| false));
+        assert!(!key(1, "istio").recurs(|tls| tls == 2));
+    }
 }

@@ -60,7 +60,7 @@ impl ClusterState {
         let Some(tls) = transport.and_then(|t| t.tls.as_ref()) else {
             let named = matches!(config.discovery, Discovery::DynamicForwardProxy(_)).then(|| Arc::clone(&host.hostname));
             if caller.is_some() || named.is_some() {
-                let key = PoolKey { tls: 0, alpn: 0, server_name: named, wanted, caller: caller.clone() };
+                let key = PoolKey { tls: 0, alpn: None, server_name: named, wanted, caller: caller.clone() };
                 let pool = self.host_pools(&host).pool(key);
                 return Target { host, pool, plan: ConnectPlan { caller, ..ConnectPlan::default() } };
             }
@@ -70,15 +70,16 @@ impl ClusterState {
             {
                 return Target { host, pool: Rc::clone(&last.pool), plan: ConnectPlan::default() };
             }
-            let key = PoolKey { tls: 0, alpn: 0, server_name: None, wanted, caller: None };
+            let key = PoolKey { tls: 0, alpn: None, server_name: None, wanted, caller: None };
             let pool = self.host_pools(&host).pool(key);
             let dynamic = self.is_dynamic().then(|| Arc::clone(&host));
             *self.last.borrow_mut() = Some(Last { host: Arc::as_ptr(&host), wanted, pool: Rc::clone(&pool), _dynamic: dynamic });
             return Target { host, pool, plan: ConnectPlan::default() };
         };
         let server_name = wish.authority.filter(|_| tls.auto_sni).map(Arc::from);
-        let (alpn_id, alpn) = alpn_offer(wish, wanted, &tls.alpn);
-        let key = PoolKey { tls: tls_id(transport), alpn: alpn_id, server_name: server_name.clone(), wanted, caller: caller.clone() };
+        let own = alpn_override(wish, wanted);
+        let alpn = own.or_else(|| alpn_fallback(wanted, &tls.alpn)).cloned();
+        let key = PoolKey { tls: tls_id(transport), alpn: own.cloned(), server_name: server_name.clone(), wanted, caller: caller.clone() };
         let pool = self.host_pools(&host).pool(key);
         Target { host, pool, plan: ConnectPlan { alpn, server_name, check_name: tls.auto_san, caller } }
     }
@@ -88,25 +89,26 @@ static HTTP1: LazyLock<Arc<Vec<Vec<u8>>>> = LazyLock::new(|| Arc::new(vec![b"htt
 static HTTP2: LazyLock<Arc<Vec<Vec<u8>>>> = LazyLock::new(|| Arc::new(vec![b"h2".to_vec()]));
 static EITHER: LazyLock<Arc<Vec<Vec<u8>>>> = LazyLock::new(|| Arc::new(vec![b"h2".to_vec(), b"http/1.1".to_vec()]));
 
-/// The ALPN to offer: the filter's override by upstream protocol, else what the context says, else the protocol's own.
-fn alpn_offer(wish: &TargetWish<'_>, wanted: Wanted, configured: &[Vec<u8>]) -> (usize, Option<Arc<Vec<Vec<u8>>>>) {
-    if let Some(overrides) = wish.alpn.filter(|_| wanted != Wanted::Tcp) {
-        let list = match (wanted, wish.downstream) {
-            (Wanted::Http2, _) => &overrides.http2,
-            (_, Version::Http10) if !overrides.http10.is_empty() => &overrides.http10,
-            _ => &overrides.http11,
-        };
-        if !list.is_empty() {
-            return (Arc::as_ptr(list) as usize, Some(Arc::clone(list)));
-        }
-    }
-    if !configured.is_empty() || wanted == Wanted::Tcp {
-        return (0, None);
-    }
-    let fallback = match wanted {
-        Wanted::Http1 => &HTTP1,
-        Wanted::Http2 => &HTTP2,
-        Wanted::Auto | Wanted::Tcp => &EITHER,
+/// The ALPN that the filter wants to be offered, by upstream protocol.
+fn alpn_override<'a>(wish: &TargetWish<'a>, wanted: Wanted) -> Option<&'a Arc<Vec<Vec<u8>>>> {
+    let overrides = wish.alpn.filter(|_| wanted != Wanted::Tcp)?;
+    let list = match (wanted, wish.downstream) {
+        (Wanted::Http2, _) => &overrides.http2,
+        (_, Version::Http10) if !overrides.http10.is_empty() => &overrides.http10,
+        _ => &overrides.http11,
     };
-    (0, Some(Arc::clone(fallback)))
+    Some(list).filter(|list| !list.is_empty())
+}
+
+/// The protocol's own where the context says nothing.
+fn alpn_fallback(wanted: Wanted, configured: &[Vec<u8>]) -> Option<&'static Arc<Vec<Vec<u8>>>> {
+    if !configured.is_empty() {
+        return None;
+    }
+    match wanted {
+        Wanted::Http1 => Some(&HTTP1),
+        Wanted::Http2 => Some(&HTTP2),
+        Wanted::Auto => Some(&EITHER),
+        Wanted::Tcp => None,
+    }
 }

@@ -36,6 +36,7 @@ impl ClusterState {
         self.named.sweep();
         self.pools.watched.sweep();
         let config = &self.cluster.config;
+        let is_configured = |tls| config.transports.iter().any(|t| tls_id(Some(t)) == tls);
         let (mut empty, mut members) = (Vec::new(), None);
         let all: Vec<(Address, Rc<HostPools>)> =
             self.pools.by_address.borrow().iter().map(|(address, pools)| (address.clone(), Rc::clone(pools))).collect();
@@ -49,8 +50,8 @@ impl ClusterState {
                 }
                 let empty = pool.sweep(config, &self.stats, now);
                 unused &= empty;
-                // Each caller or name has its own here, and few come back. One that an exchange still holds stays.
-                if empty && (pool.key.caller.is_some() || pool.key.server_name.is_some()) && Rc::strong_count(pool) <= 2 {
+                // One that an exchange still holds stays.
+                if empty && !pool.key.recurs(is_configured) && Rc::strong_count(pool) <= 2 {
                     host_pools.0.borrow_mut().retain(|other| !Rc::ptr_eq(other, pool));
                 }
             }
