@@ -14,8 +14,8 @@ pub(super) fn page(main: &Main) -> Reply {
     let compiler = main.compiler();
     let mut entries: Vec<(String, Value)> = compiler
         .secrets()
-        .map(|(key, value)| {
-            let entry = match value {
+        .map(|(key, known)| {
+            let entry = match &known.value {
                 SecretValue::Certificate(c) => json!({"ca_cert": [], "cert_chain": chain(&c.key.cert, &key.name)}),
                 SecretValue::Validation(v) => json!({"ca_cert": chain(v.trusted(), &key.name), "cert_chain": []}),
             };

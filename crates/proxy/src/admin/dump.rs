@@ -6,7 +6,7 @@ use http::StatusCode;
 use lateen_identity::pem;
 use lateen_proto::json::Codec;
 use lateen_proto::{Any, any};
-use lateen_snapshot::compile::{Failure, Kind, Listed, Origin, Record, SecretKey, SecretSource, SecretValue};
+use lateen_snapshot::compile::{Failure, Kind, KnownSecret, Listed, Origin, Record, SecretKey, SecretSource, SecretValue};
 use serde_json::{Map, Value, json};
 
 use super::endpoints;
@@ -355,14 +355,17 @@ impl Dumper {
     fn secrets(&self, main: &Main) -> Value {
         let compiler = main.compiler();
         let (mut fixed, mut active) = (Vec::new(), Vec::new());
-        let mut all: Vec<(&SecretKey, &SecretValue)> = compiler.secrets().collect();
+        let mut all: Vec<(&SecretKey, &KnownSecret)> = compiler.secrets().collect();
         all.sort_by_key(|(key, _)| *key);
-        for (key, value) in all {
+        for (key, known) in all {
             // Files are part of the TLS contexts that name them.
             if key.source == SecretSource::Files || self.names.as_ref().is_some_and(|n| !n.is_match(&key.name)) {
                 continue;
             }
-            let entry = json!({"name": *key.name, "last_updated": self.started, "secret": secret(&key.name, value)});
+            let mut entry = json!({"name": *key.name, "last_updated": timestamp(known.updated), "secret": secret(&key.name, &known.value)});
+            if !known.version.is_empty() {
+                entry["version_info"] = json!(*known.version);
+            }
             let fields = if key.source == SecretSource::Static { &mut fixed } else { &mut active };
             fields.push(entry);
         }
@@ -596,6 +599,30 @@ mod tests {
         assert_eq!((&inline["name"], &inline["scoped_route_configs"][0]["name"]), (&json!("one"), &json!("a")), "{shown:#}");
         assert_eq!((&dynamic["name"], &dynamic["version_info"]), (&json!("two"), &json!("7")), "{shown:#}");
         assert_eq!(dynamic["scoped_route_configs"], json!([typed(SCOPE, scope("b"))]));
+    }
+
+    #[test]
+    fn secrets_are_shown_with_when_they_came() {
+        use lateen_xds::types::{CLUSTER, SECRET};
+        let main = with_listeners(&[]);
+        let context = json!({
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            "common_tls_context": {"validation_context_sds_secret_config": {"name": "roots", "sds_config": {"ads": {}}}}
+        });
+        discover(
+            &main,
+            CLUSTER,
+            "c",
+            &json!({"name": "c", "type": "STATIC", "transport_socket": {"name": "tls", "typed_config": context}}),
+        );
+        let key = rcgen::KeyPair::generate().unwrap();
+        let root = rcgen::CertificateParams::new(vec!["a".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
+        let before = SystemTime::now();
+        discover(&main, SECRET, "roots", &json!({"name": "roots", "validation_context": {"trusted_ca": {"inline_string": root}}}));
+        let shown = dumper().secrets(&main);
+        let secret = &shown["dynamic_active_secrets"][0];
+        assert_eq!((&secret["name"], &secret["version_info"]), (&json!("roots"), &json!("7")), "{shown:#}");
+        assert!(secret["last_updated"].as_str().unwrap() >= &*timestamp(before), "{shown:#}");
     }
 
     #[test]

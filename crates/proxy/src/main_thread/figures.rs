@@ -80,7 +80,7 @@ impl Pages {
 /// Envoy shows the largest 32-bit number when there is no certificate.
 fn days_left(main: &Main) -> u64 {
     let compiler = main.compiler();
-    let leaves = compiler.secrets().filter_map(|(_, value)| match value {
+    let leaves = compiler.secrets().filter_map(|(_, known)| match &known.value {
         SecretValue::Certificate(certificate) => certificate.key.cert.first(),
         SecretValue::Validation(_) => None,
     });

@@ -84,6 +84,6 @@ pub use compiler::{Compiler, Outcome, Rejected, Reload, Since, Turn, Update, Wan
 pub use file_stamp::FileStamp;
 pub use invalid::Invalid;
 pub use record::{Failure, Kind, Listed, Origin, Record};
-pub use secret::{Certificate, SecretKey, SecretValue, Validation};
+pub use secret::{Certificate, KnownSecret, SecretKey, SecretValue, Validation};
 pub use source::{ApiSource, SecretSource};
 pub use warming::FetchTimeout;

@@ -2,6 +2,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use lateen_identity::tls::params::{certificate_pin, key_pin};
 use lateen_identity::tls::{ClientAuth, SanKind, SanMatcher, Trust, Verification};
@@ -107,10 +108,25 @@ pub enum SecretValue {
     Validation(Arc<Validation>),
 }
 
+/// A secret that is known, and since when.
+#[derive(Debug)]
+pub struct KnownSecret {
+    pub value: SecretValue,
+    /// Empty for one that nobody numbered.
+    pub version: Arc<str>,
+    pub updated: SystemTime,
+}
+
+impl KnownSecret {
+    fn now(value: SecretValue, version: Arc<str>) -> Self {
+        Self { value, version, updated: SystemTime::now() }
+    }
+}
+
 /// All secrets known, and those that were read from files and can be read again.
 #[derive(Debug, Default)]
 pub(crate) struct Secrets {
-    values: HashMap<SecretKey, SecretValue>,
+    values: HashMap<SecretKey, KnownSecret>,
     from_files: HashMap<SecretKey, FromFiles>,
     /// Contents in files that TLS contexts brought so far: the number of one that is gone is never that of another.
     numbered: u64,
@@ -121,22 +137,23 @@ pub(crate) struct Secrets {
 /// A secret, and the files that it came from, if it did.
 #[derive(Debug)]
 pub(crate) struct Kept {
-    value: SecretValue,
+    known: KnownSecret,
     from_files: Option<FromFiles>,
 }
 
 impl Kept {
     /// Of a message, whose files are read.
-    pub(crate) fn of(secret: proto::Secret) -> Result<Self> {
+    pub(crate) fn of(secret: proto::Secret, version: Arc<str>) -> Result<Self> {
         let (value, files) = open(secret.clone())?;
-        Ok(Self { value, from_files: (!files.is_empty()).then_some(FromFiles { secret, files }) })
+        Ok(Self { known: KnownSecret::now(value, version), from_files: (!files.is_empty()).then_some(FromFiles { secret, files }) })
     }
 
     /// The workload's own certificate and roots, by their names.
     pub(crate) fn of_identity(identity: &WorkloadSecrets) -> [(&'static str, Self); 2] {
         let certificate = SecretValue::Certificate(Arc::new(Certificate { key: identity.certified_key() }));
         let roots = SecretValue::Validation(Arc::new(Validation::roots(identity.roots().to_vec())));
-        [("default", certificate), ("ROOTCA", roots)].map(|(name, value)| (name, Self { value, from_files: None }))
+        [("default", certificate), ("ROOTCA", roots)]
+            .map(|(name, value)| (name, Self { known: KnownSecret::now(value, Arc::default()), from_files: None }))
     }
 }
 
@@ -152,20 +169,20 @@ type ReadFile = (PathBuf, FileStamp);
 
 impl Secrets {
     pub(crate) fn certificate(&self, key: &SecretKey) -> Option<Arc<Certificate>> {
-        match self.values.get(key)? {
+        match &self.values.get(key)?.value {
             SecretValue::Certificate(certificate) => Some(certificate.clone()),
             SecretValue::Validation(_) => None,
         }
     }
 
     pub(crate) fn validation(&self, key: &SecretKey) -> Option<Arc<Validation>> {
-        match self.values.get(key)? {
+        match &self.values.get(key)?.value {
             SecretValue::Validation(validation) => Some(validation.clone()),
             SecretValue::Certificate(_) => None,
         }
     }
 
-    pub(crate) fn all(&self) -> impl Iterator<Item = (&SecretKey, &SecretValue)> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&SecretKey, &KnownSecret)> {
         self.values.iter()
     }
 
@@ -192,8 +209,8 @@ impl Secrets {
             Some(from_files) => self.from_files.insert(key.clone(), from_files),
             None => self.from_files.remove(key),
         };
-        let value = self.values.insert(key.clone(), secret.value)?;
-        Some(Kept { value, from_files: files_before })
+        let known = self.values.insert(key.clone(), secret.known)?;
+        Some(Kept { known, from_files: files_before })
     }
 
     /// This source gives its secrets unasked.
@@ -234,7 +251,7 @@ impl Secrets {
                 key
             }
         };
-        self.values.insert(key.clone(), value);
+        self.values.insert(key.clone(), KnownSecret::now(value, Arc::default()));
         Ok(Given::Discovered(key))
     }
 
@@ -249,7 +266,8 @@ impl Secrets {
         for (key, from) in self.from_files.iter_mut().filter(|(_, from)| from.files.iter().any(|(file, _)| changed(file))) {
             // What cannot be used is not read again either until it changes.
             from.files.iter_mut().for_each(|(file, stamp)| *stamp = FileStamp::of(file));
-            results.push((key.clone(), Kept::of(from.secret.clone())));
+            let version = self.values.get(key).map(|known| Arc::clone(&known.version)).unwrap_or_default();
+            results.push((key.clone(), Kept::of(from.secret.clone(), version)));
         }
         results
     }

@@ -9,7 +9,7 @@ use super::entry::{decode, same_name};
 use super::{Compiler, Rejected, SecretProto, Update};
 use crate::compile::file_stamp::FileStamp;
 use crate::compile::invalid::{Invalid, Result};
-use crate::compile::secret::{Kept, SecretKey, SecretValue};
+use crate::compile::secret::{Kept, KnownSecret, SecretKey};
 use crate::compile::source::SecretSource;
 use crate::compile::tls::Waiting;
 
@@ -28,7 +28,7 @@ impl Compiler {
         let proto: SecretProto = decode(&update.body)?;
         same_name(&proto.name, &update.name)?;
         let key = SecretKey { source: source.clone(), name: update.name.as_str().into() };
-        self.put_secret(&key, Kept::of(proto)?)
+        self.put_secret(&key, Kept::of(proto, update.version.as_str().into())?)
     }
 
     /// Puts a secret to use. One that is of no use where the one before was is not kept: what comes next would be put together
@@ -95,7 +95,7 @@ impl Compiler {
     }
 
     /// The secrets known, for the admin pages.
-    pub fn secrets(&self) -> impl Iterator<Item = (&SecretKey, &SecretValue)> {
+    pub fn secrets(&self) -> impl Iterator<Item = (&SecretKey, &KnownSecret)> {
         self.secrets.all()
     }
 
