@@ -278,7 +278,7 @@ fn a_connection_that_comes_late_to_a_chain_of_before_is_closed_when_its_time_is_
         let chain = format!("- filters:\n  {}", tcp_proxy(&format!("cluster: c{more}")));
         with_cluster(port, &yaml(&format!("{inspector}{fields}"), &[chain]))
     };
-    let mut changing = Changing::start(&yaml("", ""), DrainTime { over: Duration::from_secs(1), gradually: true });
+    let mut changing = Changing::start(&yaml("", ""), DrainTime { over: Duration::from_secs(3), gradually: true });
     let mut stream = changing.connect(1);
     // As TLS begins.
     stream.write_all(b"\x16").unwrap();
@@ -286,6 +286,8 @@ fn a_connection_that_comes_late_to_a_chain_of_before_is_closed_when_its_time_is_
     // Chains alone, and then the listener itself.
     changing.change(&yaml("", ", max_connect_attempts: 2"));
     changing.change(&yaml("    listener_filters_timeout: 20s\n", ", max_connect_attempts: 2"));
+    // The worker looks once a second whom it still has to ask.
+    std::thread::sleep(Duration::from_millis(1300));
     stream.write_all(b"hello").unwrap();
     let mut back = [0; 6];
     stream.read_exact(&mut back).unwrap();
