@@ -85,3 +85,18 @@ fn what_begins_like_http2_has_no_longer_than_any_other_head() {
     assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
     assert_eq!((proxy.stat("http.t.downstream_rq_header_timeout"), closed(&proxy)), (1, [0, 0, 0, 1]));
 }
+
+#[test]
+fn an_old_connection_of_http2_is_told_to_leave_and_counts_as_old() {
+    let proxy = with("common_http_protocol_options: {max_connection_duration: 0.3s}\ndrain_timeout: 0.2s");
+    let mut stream = proxy.connect();
+    // The preface, and SETTINGS without any.
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).unwrap();
+    // GOAWAY, which names the last stream of all that may come, and then the last that came.
+    let goaway = |last: [u8; 4]| [&[0, 0, 8, 7, 0, 0, 0, 0, 0][..], &last, &[0; 4]].concat();
+    let told = [goaway([0x7f, 0xff, 0xff, 0xff]), goaway([0; 4])].concat();
+    assert!(all.ends_with(&told), "{all:x?}");
+    assert_eq!(closed(&proxy), [1, 0, 0, 0]);
+}
