@@ -206,8 +206,7 @@ async fn open(session: &mut Session<'_>, template: &Template, of: &Rc<ClusterSta
             }
         }
     }
-    of.stats.inc(names::UPSTREAM_CX_CONNECT_ATTEMPTS_EXCEEDED);
-    session.outcome.flags.insert(ResponseFlags::CONNECT_ATTEMPTS_EXCEEDED);
+    session.gave_up(of);
     None
 }
 
