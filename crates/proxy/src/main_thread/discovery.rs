@@ -41,6 +41,10 @@ impl Handler for Applier {
         rejected.into_iter().map(|r| Rejected { name: r.name, reason: r.reason }).collect()
     }
 
+    fn refused(&mut self, type_url: &str, names: &[String]) {
+        self.main.change(|compiler, now| compiler.refuse(&self.source, type_url, names, now));
+    }
+
     fn connection(&mut self, event: ConnectionEvent) {
         match event {
             ConnectionEvent::Connected => tracing::info!(cluster = self.name, "discovery stream is up"),

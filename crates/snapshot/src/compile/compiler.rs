@@ -189,6 +189,13 @@ impl Compiler {
         self.apply_from(&SecretSource::Ads, type_url, updates, removed, now)
     }
 
+    /// Of these resources came what could not be used at all: who waits for them goes on.
+    pub fn refuse(&mut self, source: &SecretSource, type_url: &str, names: &[String], now: Instant) {
+        names.iter().for_each(|name| self.refused.note(any::name_of(type_url), name, source, true));
+        self.settled = false;
+        self.settle(now);
+    }
+
     /// [`Compiler::apply`], for secrets that come from elsewhere than the aggregated stream.
     pub fn apply_from(
         &mut self,

@@ -27,6 +27,9 @@ pub trait Handler {
     /// not exist, and those whose time to live is over. Call [`Subscriptions`] from here freely.
     fn apply(&mut self, type_url: &str, updates: Vec<Resource>, removed: Vec<String>) -> Vec<Rejected>;
 
+    /// Resources that could not even be handed over, of another type for example. Who waits for the first word of them has it.
+    fn refused(&mut self, _type_url: &str, _names: &[String]) {}
+
     /// The stream came up or went down. What was applied stays valid in both cases.
     fn connection(&mut self, _event: ConnectionEvent) {}
 }

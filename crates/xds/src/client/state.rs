@@ -267,6 +267,7 @@ impl ClientState {
             }
         }
         let removed: Vec<String> = removed.into_iter().filter(|n| state.wants(n) && !seen.contains(n)).collect();
+        state.tell_refused(&rejected, handler);
         rejected.extend(state.hand_over(updates, removed, handler, now));
         state.feedback.push_back(Feedback { nonce: response.nonce, error: nack(&state.type_url, &rejected) });
     }
@@ -321,6 +322,7 @@ impl ClientState {
             }
         }
         let removed = if is_full_state(&state.type_url) && is_complete && !only_renews { state.beside(&seen) } else { Vec::new() };
+        state.tell_refused(&rejected, handler);
         if !updates.is_empty() || !removed.is_empty() || state.version.is_empty() {
             rejected.extend(state.hand_over(updates, removed, handler, now));
         }
@@ -375,6 +377,14 @@ impl TypeState {
             Ok(ttl) if self.accepted.contains_key(&name) => self.ends.set(&name, ttl, now),
             Ok(_) => {}
             Err(reason) => rejected.push(Rejected { name, reason }),
+        }
+    }
+
+    /// Tells the handler of what it is not handed.
+    fn tell_refused(&self, rejected: &[Rejected], handler: &mut (impl Handler + ?Sized)) {
+        let names: Vec<String> = rejected.iter().filter(|r| !r.name.is_empty() && self.wants(&r.name)).map(|r| r.name.clone()).collect();
+        if !names.is_empty() {
+            handler.refused(&self.type_url, &names);
         }
     }
 

@@ -11,6 +11,7 @@ use lateen_proto::envoy::service::discovery::v3::Resource as WireResource;
 struct Recorder {
     updates: Vec<String>,
     removed: Vec<String>,
+    refused: Vec<String>,
 }
 
 impl Handler for Recorder {
@@ -19,6 +20,10 @@ impl Handler for Recorder {
         let (bad, good): (Vec<_>, Vec<_>) = updates.into_iter().partition(|r| r.name.starts_with("bad"));
         self.updates.extend(good.into_iter().map(|r| format!("{}@{}", r.name, r.version)));
         bad.into_iter().map(|r| Rejected { name: r.name, reason: "unknown filter".into() }).collect()
+    }
+
+    fn refused(&mut self, _: &str, names: &[String]) {
+        self.refused.extend_from_slice(names);
     }
 }
 
@@ -173,7 +178,10 @@ fn malformed_resources_are_rejected_by_name_before_the_handler_sees_them() {
     response.resources[1].resource.as_mut().unwrap().type_url = LISTENER.into();
     let mut recorder = Recorder::default();
     state.on_response(response, &mut recorder, now());
-    assert_eq!(recorder.updates, ["twice@1"]);
+    assert_eq!(
+        (recorder.updates.as_slice(), recorder.refused.as_slice()),
+        (&names(&["twice@1"])[..], &names(&["empty", "wrong", "twice"])[..])
+    );
     let message = next_delta(&mut state).error_detail.unwrap().message;
     for part in ["empty: the resource has no content", "wrong: is a ", "twice: the name occurs twice"] {
         assert!(message.contains(part), "{message}");
@@ -318,6 +326,7 @@ fn a_state_of_the_world_that_is_not_all_read_removes_nothing() {
         let error = next_sotw(&mut state).error_detail.unwrap().message;
         assert!(error.contains(reason), "{error}");
         assert_eq!((recorder.updates.len(), recorder.removed.len()), (3, 0), "the good one applies");
+        assert_eq!(recorder.refused, if error.contains("cds b") { names(&["b"]) } else { names(&[]) });
         state.on_response(sotw("n3", "v3", vec![cluster("c", "")]), &mut recorder, now());
         assert_eq!(recorder.removed, ["a", "b"]);
     }

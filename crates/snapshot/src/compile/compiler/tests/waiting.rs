@@ -2,6 +2,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::compile::source::SecretSource;
 use crate::compile::warming::FETCH_TIMEOUT;
 use crate::explain::{Call, Outcome};
 
@@ -167,6 +168,8 @@ fn a_refused_first_answer_ends_the_wait_for_routes() {
     accepted(compiler.apply(LISTENER, Vec::new(), &["l".to_owned()], now));
     accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&fetched_within(&rds_listener(), "0s"))], &[], now));
     assert_eq!(compiler.snapshot().listeners.len(), 0);
+    compiler.refuse(&SecretSource::Ads, ROUTE, &["r".to_owned()], now);
+    assert_eq!(compiler.snapshot().listeners.len(), 1, "nothing more is known of it than its name");
 }
 
 #[test]
