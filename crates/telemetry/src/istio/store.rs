@@ -402,7 +402,7 @@ impl IstioShard {
             return true;
         }
         self.refused.set(self.refused.get().wrapping_add(1));
-        self.refused.get() % ASKS == 0
+        self.refused.get().is_multiple_of(ASKS)
     }
 }
 
