@@ -73,7 +73,7 @@ async fn call(mut body: h2::RecvStream, mut answer: h2::server::SendResponse<Byt
     let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
     let Ok(mut send) = answer.send_response(head, false) else { return };
     let mut buffer = BytesMut::new();
-    let (mut status, mut lasts) = (0, false);
+    let (mut status, mut lasts, mut taken) = (0, false, 0);
     'call: loop {
         while buffer.len() >= 5 {
             let length = u32::from_be_bytes(buffer[1..5].try_into().unwrap()) as usize;
@@ -100,9 +100,11 @@ async fn call(mut body: h2::RecvStream, mut answer: h2::server::SendResponse<Byt
                 Reply::Nothing => {}
             }
         }
+        // Room for more is made when what has come is done with.
+        let _ = body.flow_control().release_capacity(taken);
         match body.data().await {
             Some(Ok(data)) => {
-                let _ = body.flow_control().release_capacity(data.len());
+                taken = data.len();
                 buffer.extend_from_slice(&data);
             }
             Some(Err(_)) => return,
