@@ -162,7 +162,7 @@ fn redirects_leave_out_the_port_that_the_scheme_implies() {
 #[test]
 fn headers_are_set_added_removed_and_host_is_a_rewrite() {
     let routes = reviews_routes(
-        "- headers:\n    request: {set: {x-a: '1', Host: other}, add: {x-b: '2'}, remove: [x-c]}\n  route: [{destination: {host: reviews}, headers: {request: {add: {x-e: '5'}}}}]",
+        "- headers:\n    request: {set: {x-a: '1', Host: other}, add: {x-b: '2', Connection: close}, remove: [x-c, content-length]}\n  route: [{destination: {host: reviews}, headers: {request: {add: {x-e: '5'}}}}]",
     );
     let added: Vec<(String, i32)> =
         routes[0].request_headers_to_add.iter().map(|option| (option.header.clone().unwrap().key, option.append_action)).collect();

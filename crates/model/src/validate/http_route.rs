@@ -5,6 +5,7 @@ use super::virtual_service::{destination, weights};
 use super::{text, traffic_policy};
 use crate::kinds::common::{Percent, StringMatch};
 use crate::kinds::virtual_service::*;
+use crate::names::is_framing;
 use crate::schema::path::join;
 
 /// Longest body of a direct response, in bytes: Istio's limit.
@@ -142,11 +143,21 @@ fn headers(headers: Option<&Headers>, path: &str, check: &mut Checker<'_>) {
                 let at = join(&join(&at, field), name);
                 check.expect(&at, text::header_in_operation(name, is_request));
                 check.expect(&at, text::header_value(value));
+                of_the_codec(name, &at, check);
             }
         }
         for (index, name) in operations.remove.iter().enumerate() {
-            check.expect(&format!("{at}.remove[{index}]"), text::header_in_operation(name, false));
+            let at = format!("{at}.remove[{index}]");
+            check.expect(&at, text::header_in_operation(name, false));
+            of_the_codec(name, &at, check);
         }
+    }
+}
+
+/// Such a change is left out: a proxy that made it would say two things of where a message ends.
+fn of_the_codec(name: &str, path: &str, check: &mut Checker<'_>) {
+    if is_framing(name) {
+        check.warning(path, format!("{name:?} is set by how a message is sent; changing it has no effect"));
     }
 }
 

@@ -215,3 +215,19 @@ fn peer_authentication_and_deployment() {
     assert_eq!((deployment.replicas(), deployment.template.spec.containers[0].ports[0].container_port), (1, 8080));
     assert_eq!(deployment.template.spec.service_account(), "default");
 }
+
+#[test]
+fn a_change_of_what_frames_a_message_is_told_to_be_none() {
+    let text = virtual_service(
+        "  hosts: [reviews]
+  http:
+  - headers: {request: {set: {Connection: close, x-a: '1'}}, response: {remove: [content-length, x-b]}}
+    route: [{destination: {host: reviews}}]
+",
+    );
+    let told = |name: &str| format!("{name:?} is set by how a message is sent; changing it has no effect");
+    let found = messages(&text);
+    assert!(found.iter().any(|m| m.contains("request.set.Connection") && m.contains(&told("Connection"))), "{found:?}");
+    assert!(found.iter().any(|m| m.contains("response.remove[0]") && m.contains(&told("content-length"))), "{found:?}");
+    assert_eq!(found.len(), 2, "{found:?}");
+}

@@ -10,12 +10,8 @@ use crate::header::{AppendAction, HeaderAddition, HeaderMutations, HeaderTemplat
 
 pub(crate) fn mutations(add: Vec<core::HeaderValueOption>, remove: Vec<String>, direction: &str) -> Result<HeaderMutations> {
     let HeaderMutations { add, .. } = additions(add, &format!("{direction}_headers_to_add"))?;
-    let remove = remove
-        .into_iter()
-        .enumerate()
-        .map(|(i, v)| removal(&v).within_item(&format!("{direction}_headers_to_remove"), i))
-        .collect::<Result<_>>()?;
-    Ok(HeaderMutations { remove, add })
+    let remove = each(remove, &format!("{direction}_headers_to_remove"), |name| removal(&name))?;
+    Ok(HeaderMutations { remove: remove.into_iter().flatten().collect(), add })
 }
 
 pub(crate) fn additions(values: Vec<core::HeaderValueOption>, field: &str) -> Result<HeaderMutations> {
@@ -30,7 +26,7 @@ pub(crate) fn mutation_list(values: Vec<HeaderMutation>, field: &str) -> Result<
             Some(header_mutation::Action::Remove(_)) if !result.add.is_empty() => {
                 return Err(Invalid::field("remove", "must stand before everything that adds")).within_item(field, index);
             }
-            Some(header_mutation::Action::Remove(name)) => result.remove.push(removal(&name).within("remove").within_item(field, index)?),
+            Some(header_mutation::Action::Remove(name)) => result.remove.extend(removal(&name).within("remove").within_item(field, index)?),
             Some(header_mutation::Action::Append(option)) => result.add.push(addition(option).within("append").within_item(field, index)?),
             Some(header_mutation::Action::RemoveOnMatch(_)) => {
                 return Err(Invalid::unsupported("remove_on_match")).within_item(field, index);
@@ -41,12 +37,14 @@ pub(crate) fn mutation_list(values: Vec<HeaderMutation>, field: &str) -> Result<
     Ok(result)
 }
 
-/// Envoy refuses to remove `host` and pseudo headers, which would make the request malformed.
-pub(crate) fn removal(name: &str) -> Result<HeaderName> {
-    match name {
-        _ if name.starts_with(':') || name.eq_ignore_ascii_case("host") => Err(Invalid::new(format!("`{name}` cannot be removed"))),
-        _ => changeable(name),
+/// Envoy refuses to remove `host` and pseudo headers, which would make the request malformed. `None` for what no message brings
+/// here: the headers of one hop end with it, whether their removal is asked for or not.
+pub(crate) fn removal(name: &str) -> Result<Option<HeaderName>> {
+    if name.starts_with(':') || name.eq_ignore_ascii_case("host") {
+        return Err(Invalid::new(format!("`{name}` cannot be removed")));
     }
+    let of_one_hop = ["transfer-encoding", "connection", "keep-alive", "proxy-connection"];
+    if of_one_hop.iter().any(|hop| name.eq_ignore_ascii_case(hop)) { Ok(None) } else { changeable(name).map(Some) }
 }
 
 /// The framing of a message is the codec's: a second `content-length` would have its reader and us disagree on where it ends.
@@ -100,10 +98,15 @@ mod tests {
         for name in ["Content-Length", "transfer-encoding", "connection", "te", "upgrade", "keep-alive", "proxy-connection"] {
             let header = Some(core::HeaderValue { key: name.to_owned(), value: "1".to_owned(), ..Default::default() });
             let added = mutations(vec![core::HeaderValueOption { header, ..Default::default() }], Vec::new(), "request").unwrap_err();
-            let removed = mutations(Vec::new(), vec!["x-a".to_owned(), name.to_owned()], "response").unwrap_err();
             let why = format!("`{}` is set by how the message is sent, and cannot be changed", name.to_ascii_lowercase());
             assert_eq!(added.to_string(), format!("request_headers_to_add[0].header.key: {why}"));
-            assert_eq!(removed.to_string(), format!("response_headers_to_remove[1]: {why}"));
+            let removed = mutations(Vec::new(), vec!["x-a".to_owned(), name.to_owned()], "response");
+            match name {
+                "Content-Length" | "te" | "upgrade" => {
+                    assert_eq!(removed.unwrap_err().to_string(), format!("response_headers_to_remove[1]: {why}"));
+                }
+                _ => assert_eq!(removed.unwrap().remove, ["x-a"], "{name}"),
+            }
         }
     }
 }

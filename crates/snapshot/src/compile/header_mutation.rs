@@ -48,7 +48,7 @@ fn edit(value: rules::HeaderMutation, fixed: bool) -> Result<Edit> {
     use rules::header_mutation::Action;
     match value.action {
         Some(Action::Remove(name)) => {
-            let remove = vec![removal(&name).within("remove")?];
+            let remove = removal(&name).within("remove")?.into_iter().collect();
             Ok(Edit::Change(HeaderMutations { remove, add: Vec::new() }))
         }
         Some(Action::Append(option)) => {

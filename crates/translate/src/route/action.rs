@@ -7,6 +7,7 @@ use lateen_model::kinds::virtual_service::{
     CorsPolicy, Destination, FaultAbort, FaultDelay, HeaderOperations, Headers, HttpDirectResponse, HttpFaultInjection, HttpMirrorPolicy,
     HttpRedirect, HttpRetry, HttpRewrite, HttpRoute, RedirectPortSelection, UnmatchedPreflights,
 };
+use lateen_model::names::is_framing;
 use lateen_proto::envoy::extensions::filters::common::fault::v3 as fault_common_v3;
 use lateen_proto::envoy::extensions::filters::http::cors::v3 as cors_v3;
 use lateen_proto::envoy::extensions::filters::http::fault::v3 as fault_v3;
@@ -68,9 +69,9 @@ fn is_authority(name: &str) -> bool {
     name.eq_ignore_ascii_case(":authority") || name.eq_ignore_ascii_case("host")
 }
 
-/// Names that Envoy refuses to change as headers.
+/// Names that a proxy refuses to change as headers; whoever wrote such a rule was warned.
 fn is_internal(name: &str) -> bool {
-    name.starts_with(':') || name.eq_ignore_ascii_case("host")
+    name.starts_with(':') || name.eq_ignore_ascii_case("host") || is_framing(name)
 }
 
 fn authority(headers: &BTreeMap<String, String>) -> Option<String> {
