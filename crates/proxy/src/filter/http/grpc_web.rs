@@ -42,12 +42,13 @@ pub(super) fn on_request(exchange: &mut Exchange<'_>, index: usize) {
     request.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     request.accepts_trailers = true;
     crate::http::headers::insert_if_absent(&mut request.headers, GRPC_ACCEPT_ENCODING, || HeaderValue::from_static("identity"));
-    let has_body = request.has_body();
-    if has_body {
+    if request.has_body() {
         request.length = Length::Unknown;
     }
+    // A body of no bytes is decoded as any other, and has a length as little.
+    let is_decoded = text && request.length != Length::None;
     exchange.bodies().note(index, Caller { text: wants_text });
-    if text && has_body {
+    if is_decoded {
         exchange.change_request_body(Piecewise::new(FromText::default()), true);
     }
 }
