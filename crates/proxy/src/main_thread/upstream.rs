@@ -7,6 +7,7 @@ use std::time::Duration;
 use lateen_balance::Address;
 use lateen_snapshot::Cluster;
 use lateen_snapshot::cluster::ClusterConfig;
+use lateen_snapshot::tls::ClientTls;
 use lateen_xds::client::Io;
 use rustls_pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
@@ -39,7 +40,7 @@ impl Main {
         let Some((cluster, host)) = picked else {
             return Err(io::Error::new(io::ErrorKind::NotFound, format!("cluster {cluster} has no host")));
         };
-        let destination = Destination { address: &host.address, transport: host.transport, hostname: &host.hostname };
+        let destination = Destination { address: &host.address, transport: host.transport, hostname: &host.hostname, as_request: true };
         connect_to(&cluster, &destination, self.upstream_mark, None).await
     }
 }
@@ -49,6 +50,25 @@ pub(super) struct Destination<'a> {
     pub(super) address: &'a Address,
     pub(super) transport: u32,
     pub(super) hostname: &'a str,
+    /// What the cluster says of requests (`auto_sni`, `auto_san_validation`) holds, as it does not for health checks.
+    pub(super) as_request: bool,
+}
+
+impl Destination<'_> {
+    /// The name to ask for, and whether the certificate must have it.
+    fn server_name(&self, tls: &ClientTls) -> (Option<String>, bool) {
+        if !self.as_request || !tls.auto_sni {
+            let name = tls.own_name(self.hostname).map(str::to_owned);
+            let check = name.is_some() && tls.checks_sni;
+            return (name, check);
+        }
+        let name = match self.address {
+            _ if !self.hostname.is_empty() => self.hostname.to_owned(),
+            Address::Socket(address) => address.ip().to_string(),
+            Address::Pipe(_) => "localhost".to_owned(),
+        };
+        (Some(name), tls.auto_san || tls.checks_sni)
+    }
 }
 
 /// Connects as the transport socket demands. `alpn` replaces the protocols offered.
@@ -71,8 +91,8 @@ pub(super) async fn connect_to(
         }
         let Some(tls) = transport.and_then(|t| t.tls.as_ref()) else { return Ok(stream.plain()) };
         let missing = || io::Error::new(io::ErrorKind::NotFound, "a certificate of its TLS context has not arrived");
-        let name = tls.own_name(to.hostname);
-        let config = tls.with_alpn(alpn, name.is_some() && tls.checks_sni).ok_or_else(missing)?;
+        let (name, check_name) = to.server_name(tls);
+        let config = tls.with_alpn(alpn, check_name).ok_or_else(missing)?;
         let connector = tokio_rustls::TlsConnector::from(config);
         let name = server_name(name)?;
         Ok(match stream {
@@ -113,10 +133,40 @@ async fn tcp(config: &ClusterConfig, address: SocketAddr, mark: Option<u32>) -> 
     Dialer { mark }.socket(config, address, None)?.connect(address).await
 }
 
-fn server_name(name: Option<&str>) -> io::Result<ServerName<'static>> {
+fn server_name(name: Option<String>) -> io::Result<ServerName<'static>> {
     match name {
-        Some(name) => ServerName::try_from(name.to_owned()).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e)),
+        Some(name) => ServerName::try_from(name).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e)),
         // An address is never sent.
         None => Ok(ServerName::IpAddress(std::net::IpAddr::from([127, 0, 0, 1]).into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lateen_snapshot::tls::Slot;
+
+    use super::*;
+
+    #[test]
+    fn a_discovery_service_is_checked_like_any_request_and_a_health_check_is_none() {
+        let tls = |auto_sni, checks_sni| ClientTls {
+            config: Slot::empty(),
+            uri: Slot::empty(),
+            sni: None,
+            auto_host_sni: false,
+            checks_sni,
+            auto_sni,
+            auto_san: auto_sni,
+            alpn: Vec::new(),
+        };
+        let address = Address::Socket("10.0.0.1:15012".parse().unwrap());
+        let asked = |hostname, as_request, tls: &ClientTls| {
+            let (name, check) = Destination { address: &address, transport: 0, hostname, as_request }.server_name(tls);
+            (name.unwrap_or_default(), check)
+        };
+        assert_eq!(asked("istiod", true, &tls(true, false)), ("istiod".to_owned(), true));
+        assert_eq!(asked("", true, &tls(true, false)), ("10.0.0.1".to_owned(), true));
+        assert_eq!(asked("istiod", false, &tls(true, false)), (String::new(), false));
+        assert_eq!(asked("istiod", true, &tls(false, true)), (String::new(), false));
     }
 }
