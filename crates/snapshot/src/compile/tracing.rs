@@ -74,7 +74,6 @@ pub(crate) fn tracing(value: inner::Tracing, context: &mut Context<'_>) -> Resul
         custom_tags: self::custom_tags(custom_tags)?,
         spawn_upstream_span: spawn_upstream_span.unwrap_or(false),
         propagates: !no_context_propagation,
-
         provider: provider.map(|p| self::provider(p, context)).transpose().within("provider")?,
     })
 }

@@ -285,7 +285,6 @@ impl Session<'_> {
         self.connected();
         let start = Instant::now();
         let ended = relay::run(self, &mut io, &mut upstream, first, clock).await;
-        self.count();
         cluster.stats.inc(cluster_names::UPSTREAM_CX_DESTROY);
         cluster.stats.record(cluster_names::UPSTREAM_CX_LENGTH_MS, start.elapsed().as_micros() as u64);
         host.counters.cx_active.fetch_sub(1, Relaxed);
