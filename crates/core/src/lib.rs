@@ -1,5 +1,6 @@
 //! Folders that change as one, memory, SPIFFE ids, labels, names others gave: what every stage of the path shares.
 pub mod access_log;
+pub mod framing;
 pub mod generation;
 pub mod grpc;
 pub mod memory;

@@ -72,12 +72,6 @@ impl fmt::Display for Host {
     }
 }
 
-/// Whether a header says where a message ends or how its connection goes on. It is the sender's to say, and no rule changes it.
-pub fn is_framing(header: &str) -> bool {
-    const FRAMING: [&str; 7] = ["connection", "content-length", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"];
-    FRAMING.iter().any(|name| name.eq_ignore_ascii_case(header))
-}
-
 /// Whether a host is a bare service name, to be completed with a namespace.
 pub fn is_short(host: &str) -> bool {
     !host.is_empty() && !host.contains(['.', '*', ':'])

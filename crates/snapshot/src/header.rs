@@ -1,11 +1,5 @@
 //! Header mutations whose values may hold `%COMMAND%` substitutions, parsed once.
-use http::{HeaderName, HeaderValue, header};
-
-/// Whether a header says where a message ends or how its connection goes on: that is the codec's.
-pub fn is_framing(name: &HeaderName) -> bool {
-    const FRAMING: [HeaderName; 5] = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION, header::UPGRADE, header::TE];
-    FRAMING.contains(name) || matches!(name.as_str(), "keep-alive" | "proxy-connection")
-}
+use http::{HeaderName, HeaderValue};
 
 /// Changes to apply to a header map, in order: removals first, then additions (as Envoy does).
 #[derive(Debug, Clone, Default)]

@@ -1,11 +1,12 @@
 //! HTTP routes of a VirtualService: the action, the match, and what is done on the way.
+use lateen_core::framing::is_framing;
+
 use super::checker::Checker;
 use super::pattern::check_pattern;
 use super::virtual_service::{destination, weights};
 use super::{text, traffic_policy};
 use crate::kinds::common::{Percent, StringMatch};
 use crate::kinds::virtual_service::*;
-use crate::names::is_framing;
 use crate::schema::path::join;
 
 /// Longest body of a direct response, in bytes: Istio's limit.

@@ -1,12 +1,13 @@
 //! Header additions and removals.
 use http::{HeaderName, HeaderValue};
+use lateen_core::framing::is_framing;
 use lateen_proto::envoy::config::common::mutation_rules::v3::{HeaderMutation, header_mutation};
 use lateen_proto::envoy::config::core::v3::{self as core, header_value_option::HeaderAppendAction};
 use lateen_telemetry::access_log::TextFormat;
 
 use super::invalid::{Invalid, Result, Within, each};
 use super::matcher::header_name;
-use crate::header::{AppendAction, HeaderAddition, HeaderMutations, HeaderTemplate, is_framing};
+use crate::header::{AppendAction, HeaderAddition, HeaderMutations, HeaderTemplate};
 
 pub(crate) fn mutations(add: Vec<core::HeaderValueOption>, remove: Vec<String>, direction: &str) -> Result<HeaderMutations> {
     let HeaderMutations { add, .. } = additions(add, &format!("{direction}_headers_to_add"))?;
@@ -50,7 +51,7 @@ pub(crate) fn removal(name: &str) -> Result<Option<HeaderName>> {
 /// The framing of a message is the codec's: a second `content-length` would have its reader and us disagree on where it ends.
 fn changeable(name: &str) -> Result<HeaderName> {
     let name = header_name(name)?;
-    if is_framing(&name) {
+    if is_framing(name.as_str()) {
         return Err(Invalid::new(format!("`{name}` is set by how the message is sent, and cannot be changed")));
     }
     Ok(name)

@@ -2,12 +2,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use lateen_core::framing::is_framing;
 use lateen_model::kinds::destination_rule::ConsistentHashLb;
 use lateen_model::kinds::virtual_service::{
     CorsPolicy, Destination, FaultAbort, FaultDelay, HeaderOperations, Headers, HttpDirectResponse, HttpFaultInjection, HttpMirrorPolicy,
     HttpRedirect, HttpRetry, HttpRewrite, HttpRoute, RedirectPortSelection, UnmatchedPreflights,
 };
-use lateen_model::names::is_framing;
 use lateen_proto::envoy::extensions::filters::common::fault::v3 as fault_common_v3;
 use lateen_proto::envoy::extensions::filters::http::cors::v3 as cors_v3;
 use lateen_proto::envoy::extensions::filters::http::fault::v3 as fault_v3;

@@ -1,6 +1,7 @@
 //! Heads as other servers see and change them: pseudo headers by name, and nothing of the framing.
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use lateen_snapshot::header::{AppendAction, is_framing};
+use lateen_core::framing::is_framing;
+use lateen_snapshot::header::AppendAction;
 
 use crate::http::message::{Length, Request, Response, Version};
 use crate::http::{Exchange, Info};
@@ -70,7 +71,7 @@ pub(super) fn target(name: &str) -> Result<Option<Target>, ()> {
         _ if name.eq_ignore_ascii_case("host") => Target::Authority,
         _ => {
             let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| ())?;
-            if is_framing(&name) || name == header::TRAILER {
+            if is_framing(name.as_str()) || name == header::TRAILER {
                 return Ok(None);
             }
             Target::Header(name)

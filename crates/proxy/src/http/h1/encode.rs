@@ -1,6 +1,7 @@
 //! Heads and chunk framing as bytes.
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, StatusCode};
+use lateen_core::framing::is_framing;
 
 use crate::http::message::{Length, Request};
 
@@ -37,9 +38,7 @@ pub(super) fn headers(out: &mut BytesMut, map: &HeaderMap) {
 /// Names that have no business behind a body: whoever merges trailers into the head would be deceived about the message's end,
 /// its host or its connection (RFC 9110, section 6.5.1).
 pub(super) fn is_of_the_head(name: &HeaderName) -> bool {
-    const NAMES: [&str; 9] =
-        ["connection", "content-length", "host", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
-    NAMES.contains(&name.as_str())
+    matches!(name.as_str(), "host" | "trailer") || is_framing(name.as_str())
 }
 
 /// The last chunk, and what follows it.
