@@ -26,7 +26,7 @@ def full_speed(scenario, seconds):
         done, good = re.search(r"requests: \d+ total, \d+ started, (\d+) done, (\d+) succeeded", out).groups()
         done, bad = int(done), int(done) - int(good)
     else:
-        hosts = ["--", HOSTS] if scenario.shape == "routing" else []
+        hosts = ["--", HOSTS] if scenario.hosts else []
         out = on_load_core(["wrk", "-t", 1, "-c", 64, "-d", f"{seconds:g}s", "-s", BENCH / "wrk.lua", url, *hosts], seconds + 30)
         result = json.loads(re.search(r"^RESULT (.*)$", out, re.M)[1])
         done, bad = result["requests"], result["bad"]
@@ -38,7 +38,7 @@ def full_speed(scenario, seconds):
 def paced(lateen, scenario, rate, seconds):
     """p50 and p99 in milliseconds at a fixed rate, from when a request was due."""
     http2 = scenario.shape == "h2c"
-    host = "svc7.ns7.svc.cluster.local" if scenario.shape == "routing" else REVIEWS
+    host = "svc7.ns7.svc.cluster.local" if scenario.hosts else REVIEWS
     argv = [lateen, "app", "load", "--url", f"http://127.0.0.1:{ENTRY}/bytes/1024", "--rps", rate, "--duration", f"{seconds:g}s",
             "--connections", 4 if http2 else 16, "--header", f"Host: {host}", "--json"]
     report = json.loads(on_load_core(argv + (["--http2"] if http2 else []), seconds + 30))

@@ -37,6 +37,8 @@ class Scenario:
     shape: str
     roles: tuple
     measure: object
+    # Requests are spread among many hosts.
+    hosts: bool = False
 
 
 THROUGHPUT = [("cpu_us", "CPU µs/request", "{:.1f}"), ("rps", "requests/s", "{:.0f}"), ("p50_ms", "p50 ms", "{:.2f}"),
@@ -91,7 +93,8 @@ PAIR = ("server", "client")
 SCENARIOS = {
     "http1": Scenario("http1", ("proxy",), throughput),
     "h2c": Scenario("h2c", ("proxy",), throughput),
-    "routing": Scenario("routing", ("proxy",), throughput),
+    "http1-hosts": Scenario("http1", ("proxy",), throughput, hosts=True),
+    "routing": Scenario("routing", ("proxy",), throughput, hosts=True),
     "pair-h1": Scenario("pair-h1", PAIR, throughput),
     "pair-h2": Scenario("pair-h2", PAIR, throughput),
     "handshake": Scenario("pair-h1", ("server",), handshake),
