@@ -1,4 +1,4 @@
-//! Folders that change as one, memory, SPIFFE ids, labels, names others gave: what every stage of the path shares.
+//! Folders that change as one, memory, SPIFFE ids, labels, names others gave, the calendar: what every stage of the path shares.
 pub mod access_log;
 pub mod framing;
 pub mod generation;
@@ -7,6 +7,7 @@ pub mod memory;
 pub mod recycle;
 pub mod similar;
 pub mod spiffe;
+pub mod utc;
 
 /// Labels of a workload, a resource or a selector, ordered so that equal sets print alike.
 pub type Labels = std::collections::BTreeMap<String, String>;

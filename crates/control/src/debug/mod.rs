@@ -4,7 +4,6 @@
 //! unless opened in the [`crate::Config`]; readiness, version and metrics are for everybody.
 mod dump;
 mod pages;
-mod time;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::StatusCode;
+use lateen_core::utc::rfc3339_millis;
 use lateen_model::Kind;
 use lateen_translate::world::services::{Health, Service};
 use lateen_xds::client::Mode;
@@ -11,7 +12,6 @@ use lateen_xds::server::{Connection, TypeStatus};
 use lateen_xds::types::{CLUSTER, ENDPOINT, EXTENSION, LISTENER, ROUTE, short_name};
 use serde_json::{Value, json};
 
-use super::time::rfc3339;
 use super::{Context, Page, dump};
 use crate::backend::Client;
 use crate::metrics::Gauges;
@@ -159,7 +159,7 @@ fn state(status: &TypeStatus) -> &'static str {
 }
 
 fn type_status(status: &TypeStatus) -> Value {
-    let entry = |s: &lateen_xds::server::Sent| json!({"nonce": s.nonce, "at": rfc3339(s.at)});
+    let entry = |s: &lateen_xds::server::Sent| json!({"nonce": s.nonce, "at": rfc3339_millis(s.at)});
     json!({
         "type": short_name(&status.type_url),
         "type_url": status.type_url,
@@ -169,7 +169,7 @@ fn type_status(status: &TypeStatus) -> Value {
         "held": status.holds,
         "sent": status.sent.as_ref().map(entry),
         "acked": status.acked.as_ref().map(entry),
-        "rejected": status.nacked.as_ref().map(|n| json!({"nonce": n.nonce, "at": rfc3339(n.at), "message": n.message})),
+        "rejected": status.nacked.as_ref().map(|n| json!({"nonce": n.nonce, "at": rfc3339_millis(n.at), "message": n.message})),
     })
 }
 
@@ -187,7 +187,7 @@ fn ads(context: &Context) -> Value {
                 .collect();
             json!({
                 "connectionId": format!("{}-{}", stream.node_id, stream.id),
-                "connectedAt": rfc3339(stream.since),
+                "connectedAt": rfc3339_millis(stream.since),
                 "address": stream.proxy.remote.map(|r| r.to_string()),
                 "identity": stream.proxy.identity.as_ref().map(ToString::to_string),
                 "mode": match stream.mode { Mode::Delta => "delta", Mode::Sotw => "state of the world" },
@@ -244,7 +244,7 @@ fn configuration(resource: &lateen_model::AnyResource) -> Value {
 
 fn push_status(snapshot: &Snapshot) -> Value {
     let problems: Vec<String> = snapshot.world.diagnostics.iter().map(ToString::to_string).collect();
-    json!({"world": snapshot.number, "builtAt": rfc3339(snapshot.built_at), "problems": problems})
+    json!({"world": snapshot.number, "builtAt": rfc3339_millis(snapshot.built_at), "problems": problems})
 }
 
 fn diagnostics(snapshot: &Snapshot) -> Value {

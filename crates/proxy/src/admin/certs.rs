@@ -1,12 +1,12 @@
 //! `/certs`: what certificates are in use and until when.
 use std::time::SystemTime;
 
+use lateen_core::utc::rfc3339_millis;
 use lateen_identity::PeerIdentity;
 use lateen_snapshot::compile::SecretValue;
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
 
-use super::dump::timestamp;
 use super::server::Reply;
 use crate::main_thread::Main;
 
@@ -41,7 +41,7 @@ fn details(certificate: &PeerIdentity, name: &str) -> Value {
         "serial_number": certificate.serial,
         "subject_alt_names": uris.chain(names).chain(addresses).collect::<Vec<_>>(),
         "days_until_expiration": (left.as_secs() / 86_400).to_string(),
-        "valid_from": timestamp(certificate.not_before),
-        "expiration_time": timestamp(certificate.not_after),
+        "valid_from": rfc3339_millis(certificate.not_before),
+        "expiration_time": rfc3339_millis(certificate.not_after),
     })
 }

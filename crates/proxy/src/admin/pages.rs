@@ -1,11 +1,11 @@
 //! The small pages.
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::StatusCode;
 use lateen_telemetry::stats::{Format, Query};
 use serde_json::{Value, json};
 
-use super::dump::duration;
 use super::server::{AdminOptions, Ask, Reply};
 use crate::main_thread::{Main, Pages, Phase};
 
@@ -225,4 +225,9 @@ pub(super) fn health_check(main: &Main, failing: bool) -> Reply {
 /// Names in a row, or a word for none.
 pub(super) fn listed(names: &[String]) -> String {
     if names.is_empty() { "the workers".to_owned() } else { names.join(", ") }
+}
+
+/// Protobuf's JSON form of a duration.
+fn duration(value: Duration) -> String {
+    format!("{}s", value.as_secs())
 }

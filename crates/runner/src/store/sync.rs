@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use lateen_core::utc::rfc3339;
 use lateen_model::resource::ORIGIN_ANNOTATION;
 use lateen_model::set::ResourceKey;
 use lateen_model::{AnyResource, Kind};
@@ -182,30 +183,13 @@ fn file_name(key: &ResourceKey) -> String {
     format!("{}_{}_{}.json", key.kind.as_str().to_ascii_lowercase(), key.namespace, key.name)
 }
 
-/// RFC 3339, in seconds, as Kubernetes writes times.
-pub fn timestamp(time: SystemTime) -> String {
-    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let (days, rest) = (seconds / 86400, seconds % 86400);
-    // Civil date of a day number, after Hinnant's days_from_civil.
-    let z = days as i64 + 719_468;
-    let era = z.div_euclid(146_097);
-    let day_of_era = z.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_index = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_index + 2) / 5 + 1;
-    let month = if month_index < 10 { month_index + 3 } else { month_index - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
-}
-
 /// A resource with what the API server would add.
 pub fn document(state: &State, resource: &AnyResource) -> Json {
     let key = resource.key();
     let mut doc = resource.raw();
     let created = state.created.get(&key).copied().unwrap_or_else(SystemTime::now);
     if let Some(metadata) = doc.get_mut("metadata").and_then(Json::as_object_mut) {
-        metadata.insert("creationTimestamp".into(), timestamp(created).into());
+        metadata.insert("creationTimestamp".into(), rfc3339(created).into());
         metadata.entry("uid").or_insert_with(|| format!("{:08x}-0000-4000-8000-000000000000", fnv(file_name(&key).as_bytes())).into());
         if key.kind == Kind::Namespace
             && let Some(labels) = metadata.entry("labels").or_insert_with(|| json!({})).as_object_mut()
@@ -258,7 +242,7 @@ pub fn pod_document(key: &ResourceKey, pod: &Pod) -> Json {
     let truth = |b: bool| if b { "True" } else { "False" };
     let mut metadata = json!({
         "name": key.name, "namespace": key.namespace, "uid": pod.uid,
-        "labels": pod.plan.labels, "annotations": pod.plan.annotations, "creationTimestamp": timestamp(pod.created),
+        "labels": pod.plan.labels, "annotations": pod.plan.annotations, "creationTimestamp": rfc3339(pod.created),
     });
     if let Some(metadata) = metadata.as_object_mut() {
         if pod.owner.kind == Kind::Deployment {
@@ -268,7 +252,7 @@ pub fn pod_document(key: &ResourceKey, pod: &Pod) -> Json {
             );
         }
         if pod.terminating {
-            metadata.insert("deletionTimestamp".into(), timestamp(pod.created).into());
+            metadata.insert("deletionTimestamp".into(), rfc3339(pod.created).into());
         }
     }
     let mut spec = json!({"nodeName": NODE_NAME, "serviceAccountName": pod.plan.service_account, "containers": containers});
@@ -291,7 +275,7 @@ pub fn pod_document(key: &ResourceKey, pod: &Pod) -> Json {
             "phase": phase(pod),
             "podIP": pod.addresses.first(), "hostIP": super::addresses::GATEWAY,
             "podIPs": pod.addresses.iter().map(|ip| json!({"ip": ip})).collect::<Vec<_>>(),
-            "startTime": timestamp(pod.created),
+            "startTime": rfc3339(pod.created),
             "conditions": [
                 {"type": "Initialized", "status": truth(pod.is_initialized())},
                 {"type": "Ready", "status": truth(ready)},
@@ -333,13 +317,5 @@ mod tests {
             assert_eq!(copies[0].origin().annotation(), "shop/web.yaml:2");
             assert_eq!(copies[0].meta().annotations.contains_key("a"), annotations.contains("a: b"));
         }
-    }
-
-    #[test]
-    fn times_are_written_as_kubernetes_does() {
-        let at = |s: u64| timestamp(SystemTime::UNIX_EPOCH + Duration::from_secs(s));
-        assert_eq!(at(0), "1970-01-01T00:00:00Z");
-        assert_eq!(at(951_827_696), "2000-02-29T12:34:56Z");
-        assert_eq!(at(1_798_761_599), "2026-12-31T23:59:59Z");
     }
 }

@@ -2,6 +2,8 @@
 use std::cell::Cell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use lateen_core::utc::Civil;
+
 const MONTHS: [&str; 12] =
     ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"];
 const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
@@ -24,20 +26,6 @@ enum Part {
     OffsetColon,
     /// Envoy's default as one piece: nearly every line of every log has it.
     Iso8601,
-}
-
-/// A moment in the UTC calendar.
-struct Civil {
-    year: i64,
-    month: u32,
-    day: u32,
-    /// From 0.
-    day_of_year: u32,
-    /// Sunday is 0.
-    weekday: u32,
-    hour: u32,
-    minute: u32,
-    second: u32,
 }
 
 impl TimeFormat {
@@ -81,7 +69,7 @@ impl TimeFormat {
         if let [Part::Iso8601] = self.0[..] {
             return write_iso8601(since, out);
         }
-        let civil = civil(since.as_secs());
+        let civil = Civil::at(since.as_secs());
         for part in &self.0 {
             match part {
                 Part::Literal(text) => out.extend_from_slice(text.as_bytes()),
@@ -130,26 +118,6 @@ fn conversion(rest: &str) -> Result<(Part, usize), String> {
     }
 }
 
-/// Days and seconds since 1970 turned into a date, by the 400-year cycle of the Gregorian calendar.
-fn civil(seconds: u64) -> Civil {
-    let (days, of_day) = ((seconds / 86_400) as i64, (seconds % 86_400) as u32);
-    // Count from 1 March of year 0, so that leap days end a year.
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let from_march = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let march_month = (5 * from_march + 2) / 153;
-    let day = (from_march - (153 * march_month + 2) / 5 + 1) as u32;
-    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 } as u32;
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    let before_month = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334][(month - 1) as usize];
-    let day_of_year = before_month + day - 1 + u32::from(leap && month > 2);
-    let weekday = (days + 4).rem_euclid(7) as u32;
-    Civil { year, month, day, day_of_year, weekday, hour: of_day / 3600, minute: of_day / 60 % 60, second: of_day % 60 }
-}
-
 type Iso8601 = [u8; 24];
 
 thread_local! {
@@ -160,7 +128,7 @@ thread_local! {
 fn write_iso8601(since: Duration, out: &mut Vec<u8>) {
     let (second, mut text) = LAST.get();
     if second != since.as_secs() {
-        text = iso8601(&civil(since.as_secs()));
+        text = iso8601(&Civil::at(since.as_secs()));
         LAST.set((since.as_secs(), text));
     }
     put_digits(&mut text[20..23], since.subsec_millis());

@@ -1,0 +1,114 @@
+//! What the dumps show.
+use std::time::SystemTime;
+
+use base64::Engine;
+
+use super::*;
+
+#[test]
+fn inline_keys_are_withheld_and_file_names_are_not() {
+    let value = redact(json!({"a": [{"private_key": {"inline_string": "KEY"}}, {"private_key": {"filename": "/k"}}]}));
+    assert_eq!(value, json!({"a": [{"private_key": {"inline_string": "[redacted]"}}, {"private_key": {"filename": "/k"}}]}));
+}
+
+#[test]
+fn what_a_refused_listener_holds_of_keys_is_withheld() {
+    let redacted = json!({"inline_string": "[redacted]"});
+    let bytes = |text: &str| json!({"inline_bytes": base64::engine::general_purpose::STANDARD.encode(text)});
+    let provider = |config: &Value| json!({"provider_name": "p", "typed_config": config});
+    let tls = |key: &Value, config: &Value| {
+        json!({"@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+               "session_ticket_keys": {"keys": [key, {"filename": "/k"}]},
+               "common_tls_context": {"tls_certificates": [{"private_key_provider": provider(config), "password": key}]}})
+    };
+    let any = |text: &str| json!({"@type": "type.googleapis.com/google.protobuf.StringValue", "value": text});
+    let listener = |key: &Value, config: &Value| {
+        let socket = json!({"name": "tls", "typed_config": tls(key, config)});
+        json!({"name": "l", "filter_chains": [{"transport_socket": socket}]})
+    };
+    let url = lateen_xds::types::LISTENER;
+    let value = Codec::new().encode(any::name_of(url), &(&listener(&bytes("KEY"), &any("KEY"))).into()).unwrap();
+    let shown = dumper().body(&Any { type_url: url.to_owned(), value });
+    assert_eq!(shown, typed(url, listener(&redacted, &any("[redacted]"))), "{shown:#}");
+    let sent =
+        |key: &Value, text: &str| json!({"generic_secret": {"secret": key, "secrets": {"a": key}}, "context_extensions": {"a": text}});
+    assert_eq!(redact(sent(&bytes("KEY"), "KEY")), sent(&redacted, "[redacted]"));
+}
+
+const MANAGER: &str = "'@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, \
+                       stat_prefix: t, http_filters: [{name: r, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]";
+const KEY: &str = "scope_key_builder: {fragments: [{header_value_extractor: {name: x, index: 0}}]}";
+
+/// A main thread whose listeners have each of these settings, where discovery is incremental.
+fn with_listeners(settings: &[&str]) -> std::sync::Arc<Main> {
+    let listener = |(index, more): (usize, &&str)| {
+        format!(
+            "{{name: l{index}, address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}, \
+             filter_chains: [{{filters: [{{name: h, typed_config: {{{MANAGER}, {more}}}}}]}}]}}",
+            index + 1
+        )
+    };
+    let listeners: Vec<String> = settings.iter().enumerate().map(listener).collect();
+    crate::main_thread::test_support::main(&format!(
+        "{{node: {{id: n, cluster: c}}, \
+         dynamic_resources: {{ads_config: {{api_type: DELTA_GRPC, grpc_services: [{{envoy_grpc: {{cluster_name: x}}}}]}}}}, \
+         static_resources: {{clusters: [{{name: x, type: STATIC, load_assignment: {{cluster_name: x}}}}], listeners: [{}]}}}}",
+        listeners.join(", ")
+    ))
+}
+
+fn discover(main: &Main, type_url: &str, name: &str, json: &Value) {
+    let value = Codec::new().encode(any::name_of(type_url), &json.into()).unwrap();
+    let body = Any { type_url: type_url.to_owned(), value };
+    let update = lateen_snapshot::compile::Update { name: name.to_owned(), version: "7".to_owned(), body };
+    assert_eq!(main.apply(&SecretSource::Ads, type_url, vec![update], &[]), []);
+}
+
+fn dumper() -> Dumper {
+    Dumper { codec: Codec::new(), names: None, started: String::new() }
+}
+
+#[test]
+fn routes_are_shown_with_the_virtual_hosts_that_were_discovered() {
+    use lateen_xds::types::{ROUTE, VIRTUAL_HOST};
+    let main = with_listeners(&["rds: {route_config_name: r, config_source: {ads: {}}}"]);
+    discover(&main, ROUTE, "r", &json!({"name": "r", "vhds": {"config_source": {"ads": {}}}}));
+    discover(&main, VIRTUAL_HOST, "r/a", &json!({"name": "r/a", "domains": ["a.test"]}));
+    let shown = dumper().routes(&main);
+    let config = &shown["dynamic_route_configs"][0]["route_config"];
+    assert_eq!(config["virtual_hosts"], json!([{"name": "r/a", "domains": ["a.test"]}]), "{shown:#}");
+}
+
+#[test]
+fn scopes_are_shown_as_listed_and_as_discovered() {
+    let scope = |name: &str| json!({"name": name, "key": {"fragments": [{"string_key": name}]}, "route_configuration": {"name": "r"}});
+    let listed =
+        format!("scoped_routes: {{name: one, {KEY}, scoped_route_configurations_list: {{scoped_route_configurations: [{}]}}}}", scope("a"));
+    let found = format!("scoped_routes: {{name: two, {KEY}, scoped_rds: {{scoped_rds_config_source: {{ads: {{}}}}}}}}");
+    let main = with_listeners(&[&listed, &found]);
+    discover(&main, SCOPE, "b", &scope("b"));
+    let shown = dumper().scopes(&main);
+    let (inline, dynamic) = (&shown["inline_scoped_route_configs"][0], &shown["dynamic_scoped_route_configs"][0]);
+    assert_eq!((&inline["name"], &inline["scoped_route_configs"][0]["name"]), (&json!("one"), &json!("a")), "{shown:#}");
+    assert_eq!((&dynamic["name"], &dynamic["version_info"]), (&json!("two"), &json!("7")), "{shown:#}");
+    assert_eq!(dynamic["scoped_route_configs"], json!([typed(SCOPE, scope("b"))]));
+}
+
+#[test]
+fn secrets_are_shown_with_when_they_came() {
+    use lateen_xds::types::{CLUSTER, SECRET};
+    let main = with_listeners(&[]);
+    let context = json!({
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        "common_tls_context": {"validation_context_sds_secret_config": {"name": "roots", "sds_config": {"ads": {}}}}
+    });
+    discover(&main, CLUSTER, "c", &json!({"name": "c", "type": "STATIC", "transport_socket": {"name": "tls", "typed_config": context}}));
+    let key = rcgen::KeyPair::generate().unwrap();
+    let root = rcgen::CertificateParams::new(vec!["a".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
+    let before = SystemTime::now();
+    discover(&main, SECRET, "roots", &json!({"name": "roots", "validation_context": {"trusted_ca": {"inline_string": root}}}));
+    let shown = dumper().secrets(&main);
+    let secret = &shown["dynamic_active_secrets"][0];
+    assert_eq!((&secret["name"], &secret["version_info"]), (&json!("roots"), &json!("7")), "{shown:#}");
+    assert!(secret["last_updated"].as_str().unwrap() >= &*rfc3339_millis(before), "{shown:#}");
+}
