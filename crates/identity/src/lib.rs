@@ -15,6 +15,7 @@ pub mod authenticate;
 pub mod ca;
 pub mod csr_client;
 pub mod csr_service;
+pub mod file_secret;
 pub mod jwks;
 pub mod pem;
 pub mod rotation;

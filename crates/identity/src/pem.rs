@@ -2,6 +2,7 @@
 use base64::Engine;
 use rustls_pki_types::pem::{PemObject, SectionKind};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use std::io::Read as _;
 use std::path::Path;
 
 /// PEM files larger than this are refused: the largest public trust bundles are below 1 MiB.
@@ -39,6 +40,38 @@ pub fn certificates(pem: &[u8], origin: &str) -> Result<Vec<CertificateDer<'stat
     Ok(found)
 }
 
+/// Certificates to trust, of which some may be unusable.
+#[derive(Debug)]
+pub struct Roots {
+    pub usable: Vec<CertificateDer<'static>>,
+    /// How many are not.
+    pub unusable: usize,
+}
+
+/// The certificates of `pem` that can be trusted. What is after a damaged section is not looked at.
+///
+/// # Errors
+/// When there is none. `origin` is named in the error.
+pub fn roots(pem: &[u8], origin: &str) -> Result<Roots, InvalidPem> {
+    let (mut usable, mut unusable) = (Vec::new(), 0);
+    for section in CertificateDer::pem_slice_iter(pem) {
+        match section {
+            Ok(root) if x509_parser::parse_x509_certificate(&root).is_ok() && webpki::anchor_from_trusted_cert(&root).is_ok() => {
+                usable.push(root);
+            }
+            Ok(_) => unusable += 1,
+            Err(_) => {
+                unusable += 1;
+                break;
+            }
+        }
+    }
+    if usable.is_empty() {
+        return Err(InvalidPem::new(origin, format!("holds no usable CERTIFICATE section{}", instead(pem))));
+    }
+    Ok(Roots { usable, unusable })
+}
+
 /// All certificate revocation lists of `pem`.
 ///
 /// # Errors
@@ -65,18 +98,26 @@ pub fn private_key(pem: &[u8], origin: &str) -> Result<PrivateKeyDer<'static>, I
     }
 }
 
-/// Reads a file for one of the functions above, refusing oversized ones.
+/// Reads a file for one of the functions above. What is no file is refused, as a pipe or a device has no end, and so is an
+/// oversized one.
 ///
 /// # Errors
 /// When it cannot be read or exceeds [`MAX_PEM_BYTES`].
 pub fn read_file(path: &Path) -> Result<Vec<u8>, InvalidPem> {
     let origin = path.display().to_string();
     let failed = |cause: std::io::Error| InvalidPem::new(&origin, format!("cannot be read: {cause}"));
-    let size = std::fs::metadata(path).map_err(failed)?.len();
-    if size > MAX_PEM_BYTES {
-        return Err(InvalidPem::new(&origin, format!("is {size} bytes large; at most {MAX_PEM_BYTES} are read")));
+    let found = std::fs::metadata(path).map_err(failed)?;
+    if !found.is_file() {
+        return Err(InvalidPem::new(&origin, "is no file"));
     }
-    std::fs::read(path).map_err(failed)
+    let too_large = |size: u64| InvalidPem::new(&origin, format!("is {size} bytes large; at most {MAX_PEM_BYTES} are read"));
+    if found.len() > MAX_PEM_BYTES {
+        return Err(too_large(found.len()));
+    }
+    let mut content = Vec::new();
+    // It may grow meanwhile.
+    let read = std::fs::File::open(path).and_then(|file| file.take(MAX_PEM_BYTES + 1).read_to_end(&mut content)).map_err(failed)?;
+    if read as u64 > MAX_PEM_BYTES { Err(too_large(read as u64)) } else { Ok(content) }
 }
 
 /// One PEM section with 64-column lines and a final line feed.

@@ -1,15 +1,15 @@
 //! Serving the workload's identity to a local Envoy, as Istio's agent does: `default` is the
-//! certificate with its key, `ROOTCA` the roots to trust. State of the world and delta.
+//! certificate with its key, `ROOTCA` the roots to trust; and what is in files that a name says
+//! ([`crate::file_secret`]). State of the world and delta.
 //!
 //! [`Subscription`] is the protocol without a socket; [`SdsServer`] puts it on a unix socket and
-//! pushes whenever the rotation publishes.
+//! pushes whenever the rotation publishes or a file changes.
 use crate::secrets::WorkloadSecrets;
-use bytes::Bytes;
+use crate::tls::peer::sha256_hex;
 
 use futures_util::stream::BoxStream;
 use lateen_proto::any::{pack, url};
-use lateen_proto::envoy::config::core::v3::{DataSource, data_source};
-use lateen_proto::envoy::extensions::transport_sockets::tls::v3::{CertificateValidationContext, Secret, TlsCertificate, secret};
+use lateen_proto::envoy::extensions::transport_sockets::tls::v3::Secret;
 use lateen_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
 };
@@ -19,12 +19,20 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::{Interval, MissedTickBehavior};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::{Request, Response, Status, Streaming};
+
+mod served;
+#[cfg(test)]
+mod tests;
+
+pub use served::{Files, Served};
 
 /// Name of the workload's certificate and key.
 pub const DEFAULT_SECRET: &str = "default";
@@ -32,6 +40,8 @@ pub const DEFAULT_SECRET: &str = "default";
 pub const ROOT_SECRET: &str = "ROOTCA";
 /// Names one stream may ask for; a proxy asks for two.
 const MAX_NAMES: usize = 64;
+/// How often files are looked at that a client's secrets are in.
+const INTERVAL: Duration = Duration::from_secs(1);
 
 type Secrets = watch::Receiver<Option<Arc<WorkloadSecrets>>>;
 
@@ -143,31 +153,42 @@ impl Subscription {
         }
     }
 
+    /// What the client wants.
+    pub fn names(&self) -> &BTreeSet<String> {
+        &self.names
+    }
+
     /// The resources that the client wants and does not have in this version, marked as sent.
-    fn due(&mut self, secrets: &WorkloadSecrets) -> Vec<(String, Secret)> {
+    fn due(&mut self, served: Served<'_>) -> Vec<(String, Secret)> {
         let mut due = Vec::new();
         for name in &self.names {
-            let Some((version, secret)) = resource(name, secrets) else {
-                tracing::debug!(%name, "a secret that is not served here was asked for");
+            let Some(found) = served.secret(name) else {
+                tracing::debug!(%name, "a secret that is not served here, or not yet, was asked for");
                 continue;
             };
-            if self.sent.get(name) != Some(&version) {
-                self.sent.insert(name.clone(), version);
-                due.push((name.clone(), secret));
+            if self.sent.get(name) != Some(&found.version) {
+                self.sent.insert(name.clone(), found.version);
+                due.push((name.clone(), found.secret));
             }
         }
         due
     }
 
+    /// Of all that the client has.
+    fn version(&self) -> String {
+        let all: String = self.sent.iter().map(|(name, version)| format!("{name} {version}\n")).collect();
+        sha256_hex(all.as_bytes())
+    }
+
     /// The next state-of-the-world response, if one is due.
-    pub fn response(&mut self, secrets: &WorkloadSecrets) -> Option<DiscoveryResponse> {
-        let due = self.due(secrets);
+    pub fn response(&mut self, served: Served<'_>) -> Option<DiscoveryResponse> {
+        let due = self.due(served);
         if due.is_empty() {
             return None;
         }
         self.nonce += 1;
         Some(DiscoveryResponse {
-            version_info: version(secrets),
+            version_info: self.version(),
             type_url: url::<Secret>(),
             nonce: self.nonce.to_string(),
             resources: due.iter().map(|(_, secret)| pack(secret)).collect(),
@@ -176,8 +197,8 @@ impl Subscription {
     }
 
     /// The next delta response, if one is due.
-    pub fn delta_response(&mut self, secrets: &WorkloadSecrets) -> Option<DeltaDiscoveryResponse> {
-        let due = self.due(secrets);
+    pub fn delta_response(&mut self, served: Served<'_>) -> Option<DeltaDiscoveryResponse> {
+        let due = self.due(served);
         if due.is_empty() {
             return None;
         }
@@ -189,7 +210,7 @@ impl Subscription {
             ..Resource::default()
         };
         Some(DeltaDiscoveryResponse {
-            system_version_info: version(secrets),
+            system_version_info: self.version(),
             type_url: url::<Secret>(),
             nonce: self.nonce.to_string(),
             resources: due.iter().map(resource).collect(),
@@ -203,35 +224,6 @@ fn check_type(type_url: &str) -> Result<(), Status> {
         return Ok(());
     }
     Err(Status::invalid_argument(format!("this socket serves {}, not {type_url}", url::<Secret>())))
-}
-
-/// The leaf's fingerprint: changes with every certificate, and says nothing about the key.
-fn version(secrets: &WorkloadSecrets) -> String {
-    secrets.leaf().fingerprint.clone()
-}
-
-fn resource(name: &str, secrets: &WorkloadSecrets) -> Option<(String, Secret)> {
-    let inline = |text: String| {
-        Some(DataSource { specifier: Some(data_source::Specifier::InlineBytes(Bytes::from(text))), ..DataSource::default() })
-    };
-    let (version, content) = match name {
-        DEFAULT_SECRET => {
-            let certificate = TlsCertificate {
-                certificate_chain: inline(secrets.chain_pem()),
-                private_key: inline(secrets.key().to_pem()),
-                ..TlsCertificate::default()
-            };
-            (version(secrets), secret::Type::TlsCertificate(certificate))
-        }
-        ROOT_SECRET => {
-            let roots = secrets.roots_pem();
-            // Its own version: a new leaf must not make proxies rebuild their trust.
-            let version = crate::tls::peer::sha256_hex(roots.as_bytes());
-            (version, secret::Type::ValidationContext(CertificateValidationContext { trusted_ca: inline(roots), ..Default::default() }))
-        }
-        _ => return None,
-    };
-    Some((version, Secret { name: name.to_owned(), r#type: Some(content) }))
 }
 
 /// The gRPC service, for a router of one's own.
@@ -304,17 +296,25 @@ impl Drop for SdsServer {
     }
 }
 
-/// What happens to a stream: the client speaks, or the rotation publishes.
+/// What happens to a stream: the client speaks, the rotation publishes, or files are due to be looked at.
 enum Event<R> {
     Request(Result<R, Status>),
     Rotated,
+    Files,
     Closed,
 }
 
-async fn next_event<R>(requests: &mut Streaming<R>, secrets: &mut Secrets) -> Event<R> {
+async fn next_event<R>(requests: &mut Streaming<R>, secrets: &mut Secrets, looks: Option<&mut Interval>) -> Event<R> {
+    let due = async {
+        match looks {
+            Some(looks) => drop(looks.tick().await),
+            None => std::future::pending().await,
+        }
+    };
     tokio::select! {
         request = requests.next() => request.map_or(Event::Closed, Event::Request),
         changed = secrets.changed() => if changed.is_ok() { Event::Rotated } else { Event::Closed },
+        () = due => Event::Files,
     }
 }
 
@@ -325,13 +325,17 @@ async fn run<R, A>(
     acknowledgements: Arc<Acknowledgements>,
     answers: mpsc::Sender<Result<A, Status>>,
     on_request: fn(&mut Subscription, &R) -> Result<Vec<Reaction>, Status>,
-    respond: fn(&mut Subscription, &WorkloadSecrets) -> Option<A>,
+    respond: fn(&mut Subscription, Served<'_>) -> Option<A>,
 ) {
-    let mut subscription = Subscription::default();
+    let (mut subscription, mut files) = (Subscription::default(), Files::default());
+    let mut looks = tokio::time::interval(INTERVAL);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let send = match next_event(&mut requests, &mut secrets).await {
+        let looks = (!files.is_empty()).then_some(&mut looks);
+        match next_event(&mut requests, &mut secrets, looks).await {
             Event::Closed | Event::Request(Err(_)) => return,
-            Event::Rotated => true,
+            Event::Rotated => {}
+            Event::Files => files.look_again(),
             Event::Request(Ok(request)) => match on_request(&mut subscription, &request) {
                 Ok(reactions) => {
                     for reaction in &reactions {
@@ -339,17 +343,19 @@ async fn run<R, A>(
                             acknowledgements.note(rejection.as_deref());
                         }
                     }
-                    reactions.contains(&Reaction::Send)
+                    files.follow(subscription.names());
+                    if !reactions.contains(&Reaction::Send) {
+                        continue;
+                    }
                 }
                 Err(status) => {
                     let _ = answers.send(Err(status)).await;
                     return;
                 }
             },
-        };
-        let current = secrets.borrow_and_update().clone();
-        let answer = current.filter(|_| send).and_then(|current| respond(&mut subscription, &current));
-        if let Some(answer) = answer
+        }
+        let identity = secrets.borrow_and_update().clone();
+        if let Some(answer) = respond(&mut subscription, Served { identity: identity.as_deref(), files: &files })
             && answers.send(Ok(answer)).await.is_err()
         {
             return;
@@ -383,139 +389,15 @@ impl SecretDiscoveryService for SdsService {
     async fn fetch_secrets(&self, request: Request<DiscoveryRequest>) -> Result<Response<DiscoveryResponse>, Status> {
         let mut subscription = Subscription::default();
         subscription.on_request(request.get_ref())?;
-        let current = self.secrets.borrow().clone().ok_or_else(|| Status::unavailable("there is no certificate yet"))?;
-        let response = subscription.response(&current).ok_or_else(|| Status::not_found("no such secret"))?;
-        Ok(Response::new(response))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ca::CertificateAuthority;
-    use hyper_util::rt::TokioIo;
-    use lateen_proto::any::open;
-    use lateen_proto::envoy::service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient;
-    use lateen_proto::google::rpc;
-    use std::time::{Duration, SystemTime};
-    use tokio::net::UnixStream;
-    use tonic::transport::{Channel, Endpoint};
-
-    const HOUR: Duration = Duration::from_secs(3600);
-
-    fn issue(ca: &CertificateAuthority) -> Arc<WorkloadSecrets> {
-        Arc::new(ca.issue_workload(&"spiffe://td/ns/a/sa/b".parse().unwrap(), HOUR, SystemTime::now()).unwrap())
-    }
-
-    async fn connect(path: &Path) -> SecretDiscoveryServiceClient<Channel> {
-        let path = path.to_owned();
-        let connector = tower::service_fn(move |_: http::Uri| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        SecretDiscoveryServiceClient::new(Endpoint::from_static("http://sds").connect_with_connector(connector).await.unwrap())
-    }
-
-    fn ask(names: &[&str], nonce: &str) -> DiscoveryRequest {
-        DiscoveryRequest {
-            resource_names: names.iter().map(|n| (*n).to_owned()).collect(),
-            type_url: url::<Secret>(),
-            response_nonce: nonce.to_owned(),
-            ..DiscoveryRequest::default()
-        }
-    }
-
-    async fn within<T>(future: impl Future<Output = T>) -> T {
-        tokio::time::timeout(Duration::from_secs(10), future).await.expect("an answer in time")
-    }
-
-    fn inline(source: Option<&DataSource>) -> Vec<u8> {
-        match &source.unwrap().specifier {
-            Some(data_source::Specifier::InlineBytes(bytes)) => bytes.to_vec(),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[tokio::test]
-    async fn a_proxy_gets_its_certificate_and_each_renewal() {
-        let ca = CertificateAuthority::in_memory("td", SystemTime::now()).unwrap();
-        let (publish, secrets) = watch::channel(None);
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("workload/socket");
-        let server = SdsServer::start(&path, secrets.clone()).unwrap();
-        assert_eq!(SdsServer::start(&path, secrets).err().map(|e| e.kind()), Some(std::io::ErrorKind::AddrInUse));
-
-        let (requests, stream) = mpsc::channel(8);
-        let mut client = connect(&path).await;
-        requests.send(ask(&[DEFAULT_SECRET, ROOT_SECRET], "")).await.unwrap();
-        let mut answers = within(client.stream_secrets(ReceiverStream::new(stream))).await.unwrap().into_inner();
-        // Asked before there was a certificate: answered as soon as there is one.
-        let first = issue(&ca);
-        publish.send_replace(Some(first.clone()));
-        let answer = within(answers.message()).await.unwrap().unwrap();
-        let served: Vec<Secret> = answer.resources.iter().map(|r| open(r).unwrap()).collect();
-        assert_eq!(served.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), [ROOT_SECRET, DEFAULT_SECRET]);
-        let Some(secret::Type::ValidationContext(trust)) = &served[0].r#type else { panic!() };
-        let Some(secret::Type::TlsCertificate(certificate)) = &served[1].r#type else { panic!() };
-        let chain = inline(certificate.certificate_chain.as_ref());
-        let read =
-            WorkloadSecrets::from_pem(&chain, &inline(certificate.private_key.as_ref()), &inline(trust.trusted_ca.as_ref())).unwrap();
-        assert_eq!(read.leaf(), first.leaf());
-
-        requests.send(ask(&[DEFAULT_SECRET, ROOT_SECRET], &answer.nonce)).await.unwrap();
-        publish.send_replace(Some(issue(&ca)));
-        let renewal = within(answers.message()).await.unwrap().unwrap();
-        // The roots are the same and not pushed again.
-        assert_eq!(renewal.resources.len(), 1);
-        assert_ne!(renewal.version_info, answer.version_info);
-
-        let mut nack = ask(&[DEFAULT_SECRET, ROOT_SECRET], &renewal.nonce);
-        nack.error_detail = Some(rpc::Status { message: "no".into(), ..Default::default() });
-        requests.send(nack).await.unwrap();
-        publish.send_replace(Some(issue(&ca)));
-        within(answers.message()).await.unwrap().unwrap();
-        let counts = || (server.acknowledgements().accepted(), server.acknowledgements().rejected());
-        within(async {
-            while counts() != (1, 1) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        })
-        .await;
-        drop(server);
-        assert!(!path.exists());
-    }
-
-    #[tokio::test]
-    async fn delta_streams_and_single_fetches_are_served_too() {
-        let ca = CertificateAuthority::in_memory("td", SystemTime::now()).unwrap();
-        let (publish, secrets) = watch::channel(Some(issue(&ca)));
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
-        let _server = SdsServer::start(&path, secrets).unwrap();
-        let mut client = connect(&path).await;
-        let (requests, stream) = mpsc::channel(8);
-        let subscribe = DeltaDiscoveryRequest { resource_names_subscribe: vec![DEFAULT_SECRET.into()], ..Default::default() };
-        requests.send(subscribe).await.unwrap();
-        let mut answers = within(client.delta_secrets(ReceiverStream::new(stream))).await.unwrap().into_inner();
-        let first = within(answers.message()).await.unwrap().unwrap();
-        assert_eq!(first.resources[0].name, DEFAULT_SECRET);
-        publish.send_replace(Some(issue(&ca)));
-        let second = within(answers.message()).await.unwrap().unwrap();
-        assert_ne!(first.resources[0].version, second.resources[0].version);
-
-        let fetched = within(client.fetch_secrets(ask(&[ROOT_SECRET], ""))).await.unwrap().into_inner();
-        assert_eq!(open::<Secret>(&fetched.resources[0]).unwrap().name, ROOT_SECRET);
-        assert_eq!(within(client.fetch_secrets(ask(&["other"], ""))).await.unwrap_err().code(), tonic::Code::NotFound);
-    }
-
-    #[test]
-    fn other_types_and_floods_of_names_are_refused() {
-        let mut subscription = Subscription::default();
-        let wrong = DiscoveryRequest { type_url: "type.googleapis.com/envoy.config.cluster.v3.Cluster".into(), ..Default::default() };
-        assert!(subscription.on_request(&wrong).is_err());
-        let names: Vec<String> = (0..=MAX_NAMES).map(|n| n.to_string()).collect();
-        assert!(subscription.on_request(&DiscoveryRequest { resource_names: names, ..Default::default() }).is_err());
-        let stale = DiscoveryRequest { response_nonce: "7".into(), ..Default::default() };
-        assert_eq!(subscription.on_request(&stale).unwrap(), [Reaction::Stale]);
+        let mut files = Files::default();
+        files.follow(subscription.names());
+        let identity = self.secrets.borrow().clone();
+        let response = subscription.response(Served { identity: identity.as_deref(), files: &files });
+        let missing = || match subscription.names().iter().find_map(|name| files.unusable(name)) {
+            Some(unusable) => Status::unavailable(unusable.to_string()),
+            None if identity.is_none() => Status::unavailable("there is no certificate yet"),
+            None => Status::not_found("no such secret"),
+        };
+        response.map(Response::new).ok_or_else(missing)
     }
 }

@@ -83,7 +83,7 @@ fn assert_accepted(name: &str, world: &World, view: &ProxyView, first_port: u32)
     assert!(output.status.success(), "Envoy refuses {} ({}):\n{said}", name, kept.display());
 }
 
-const RULES: &str = include_str!("data/everything.yaml");
+const RULES: &str = concat!(include_str!("data/everything.yaml"), "\n---\n", include_str!("data/files.yaml"));
 
 #[test]
 fn a_sidecar_that_calls() {

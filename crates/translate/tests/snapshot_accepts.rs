@@ -2,14 +2,19 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
-use lateen_snapshot::compile::{Compiler, Update};
+use lateen_identity::file_secret::FileSecret;
+use lateen_identity::{CertificateAuthority, WorkloadSecrets};
+use lateen_snapshot::compile::{Compiler, SecretSource, Update};
 use lateen_translate::{Names, ProxyView, World, generate, type_url};
 
 use common::{all, books, client, gateway, stock};
 
 const EVERYTHING: &str = include_str!("data/everything.yaml");
+/// Rules that name certificates in files below `/FILES`.
+const FILES: &str = include_str!("data/files.yaml");
 
 /// A data plane that was given everything; nothing may be refused.
 fn compiled(world: &World, view: &ProxyView) -> Compiler {
@@ -24,6 +29,44 @@ fn compiled(world: &World, view: &ProxyView) -> Compiler {
         assert!(rejected.is_empty(), "{url} of {}: {rejected:#?}", view.id);
     }
     compiler
+}
+
+/// Whatever is asked of the agent is had of it, as by the proxy itself: the workload's identity, and what is in files.
+fn serve_secrets(compiler: &mut Compiler, identity: &WorkloadSecrets, now: Instant) {
+    let wanted = compiler.wanted();
+    let agent = wanted.secrets.iter().find(|key| matches!(&key.source, SecretSource::Api(source) if source.cluster == "sds-grpc"));
+    let Some(agent) = agent.map(|key| key.source.clone()) else { return };
+    compiler.set_identity(&agent, identity, now).unwrap();
+    let names: Vec<Arc<str>> = wanted.secrets.iter().filter(|key| key.source == agent).map(|key| key.name.clone()).collect();
+    assert_eq!(compiler.read_files(&agent, &names, now), []);
+}
+
+#[test]
+fn everything_settles() {
+    if FileSecret::SystemRoots.read().is_err() {
+        return eprintln!("skipped: this machine has no roots to trust, which some of the rules need");
+    }
+    let authority = CertificateAuthority::in_memory("cluster.local", SystemTime::now()).unwrap();
+    let id = "spiffe://cluster.local/ns/books/sa/client".parse().unwrap();
+    let identity = authority.issue_workload(&id, Duration::from_secs(60), SystemTime::now()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (chain, key, roots) = (identity.chain_pem(), identity.key().to_pem(), identity.roots_pem());
+    let content = [("cert.pem", &chain), ("server.pem", &chain), ("key.pem", &key), ("server-key.pem", &key)];
+    for (name, text) in content.into_iter().chain([("ca.pem", &roots), ("clients.pem", &roots)]) {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    let files = FILES.replace("/FILES", &folder.path().display().to_string());
+    let world = books(&format!("{EVERYTHING}\n---\n{files}"));
+    for (view, in_files) in [(client(), 3), (stock("ratings", "10.0.0.4", &[("app", "ratings")]), 3), (gateway(), 5)] {
+        let mut compiler = compiled(&world, &view);
+        let now = Instant::now();
+        serve_secrets(&mut compiler, &identity, now);
+        // Names that DNS has no answer for and secrets that the control plane does not have are waited for so long.
+        compiler.settle(now + Duration::from_secs(60));
+        assert_eq!(compiler.waiting(), Vec::<String>::new(), "{}", view.id);
+        let served = compiler.secrets().filter(|(key, _)| key.name.starts_with("file-")).count();
+        assert_eq!(served, in_files, "{}", view.id);
+    }
 }
 
 #[test]
@@ -68,7 +111,6 @@ fn all_routes_are_those_that_listeners_refer_to() {
 
 #[test]
 fn nothing_refers_to_a_cluster_that_is_not_there() {
-    use std::time::Duration;
     let world = books(EVERYTHING);
     for view in [client(), stock("ratings", "10.0.0.4", &[("app", "ratings")]), gateway()] {
         let mut compiler = compiled(&world, &view);

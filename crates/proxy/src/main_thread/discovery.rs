@@ -169,8 +169,8 @@ fn name_from(key: &SecretKey, source: &SecretSource) -> Option<String> {
 /// The workload's own identity, as it is renewed.
 type Identity = watch::Receiver<Option<Arc<WorkloadSecrets>>>;
 
-/// Serves secrets from wherever the configuration says: the workload's own identity for Istio's local
-/// secret service, a stream for every other.
+/// Serves secrets from wherever the configuration says: the workload's own identity and files for Istio's
+/// local secret service, a stream for every other.
 pub(super) async fn secrets(main: Arc<Main>, identity: Option<Identity>, token: Option<TokenSource>) {
     let mut wanted = main.wanted();
     let mut services = SecretServices { main, identity, token, running: HashMap::new() };
@@ -206,7 +206,7 @@ impl SecretServices {
         for service in services {
             if !running.contains_key(service) {
                 let tasks = match own(service) {
-                    Some(identity) => own_identity(main, identity.clone(), service),
+                    Some(identity) => own_secrets(main, identity.clone(), service),
                     None => secret_stream(main, service, token.clone()),
                 };
                 running.insert(service.clone(), tasks);
@@ -215,11 +215,12 @@ impl SecretServices {
     }
 }
 
-fn own_identity(main: &Arc<Main>, identity: Identity, service: &ApiSource) -> JoinSet<()> {
+/// What Istio's agent serves: the workload's identity, and what is in files that the names of secrets say.
+fn own_secrets(main: &Arc<Main>, identity: Identity, service: &ApiSource) -> JoinSet<()> {
     let source = SecretSource::Api(service.clone());
-    let handing = main.clone();
+    let (handing, of) = (main.clone(), source.clone());
     let hand_out = move || {
-        let (main, source, mut identity) = (handing.clone(), source.clone(), identity.clone());
+        let (main, source, mut identity) = (handing.clone(), of.clone(), identity.clone());
         async move {
             loop {
                 let current = identity.borrow_and_update().clone();
@@ -232,9 +233,30 @@ fn own_identity(main: &Arc<Main>, identity: Identity, service: &ApiSource) -> Jo
             }
         }
     };
+    let reading = main.clone();
+    let read = move || own_files(reading.clone(), source.clone());
     let mut tasks = JoinSet::new();
     tasks.spawn(main.supervisor.clone().run("the workload's certificate", hand_out));
+    tasks.spawn(main.supervisor.clone().run("certificate files", read));
     tasks
+}
+
+/// Has files read when they come to be wanted; `files` looks after them from then on.
+async fn own_files(main: Arc<Main>, source: SecretSource) {
+    let mut wanted = main.wanted();
+    let mut before = Arc::<Wanted>::default();
+    loop {
+        let now = wanted.borrow_and_update().clone();
+        let new = now.secrets.beside(&before.secrets).filter(|key| key.source == source);
+        let new: Vec<Arc<str>> = new.map(|key| Arc::clone(&key.name)).collect();
+        if !new.is_empty() {
+            main.read_files(&source, &new);
+        }
+        before = now;
+        if wanted.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 fn secret_stream(main: &Arc<Main>, service: &ApiSource, token: Option<TokenSource>) -> JoinSet<()> {
@@ -270,11 +292,16 @@ mod tests {
 
     /// A listener whose certificate is at the secret service of this cluster.
     fn listener(cluster: &str) -> Update {
+        listener_with(cluster, "default")
+    }
+
+    /// And has this name there.
+    fn listener_with(cluster: &str, secret: &str) -> Update {
         let text = format!(
             "{{static_resources: {{listeners: [{{name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: 9}}}}, filter_chains: [{{\
                transport_socket: {{name: tls, typed_config: {{'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, \
-                 common_tls_context: {{tls_certificate_sds_secret_configs: [{{name: default, \
-                   sds_config: {{api_config_source: {{api_type: GRPC, grpc_services: [{{envoy_grpc: {{cluster_name: {cluster}}}}}]}}}}}}]}}}}}}, \
+                 common_tls_context: {{tls_certificate_sds_secret_configs: [{{name: '{secret}', \
+                   sds_config: {{initial_fetch_timeout: 0s, api_config_source: {{api_type: GRPC, grpc_services: [{{envoy_grpc: {{cluster_name: {cluster}}}}}]}}}}}}]}}}}}}, \
                filters: [{{name: t, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, \
                  stat_prefix: t, cluster: c}}}}]}}]}}]}}}}"
         );
@@ -301,7 +328,7 @@ mod tests {
             running.sort();
             running
         };
-        let (own, one, two) = ((OWN_SECRETS.to_owned(), 1), ("one".to_owned(), 2), ("two".to_owned(), 2));
+        let (own, one, two) = ((OWN_SECRETS.to_owned(), 2), ("one".to_owned(), 2), ("two".to_owned(), 2));
         assert_eq!(with(vec![listener("one")], &[]), std::slice::from_ref(&one));
         assert_eq!(with(vec![listener(OWN_SECRETS)], &[]), std::slice::from_ref(&own));
         assert_eq!(with(vec![listener("two")], &[]), [own.clone(), two]);
@@ -328,5 +355,48 @@ mod tests {
         };
         tokio::time::timeout(Duration::from_secs(10), taken).await.unwrap();
         task.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn certificate_files_are_taken_when_they_come_and_when_they_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let write = |identity: &WorkloadSecrets| {
+            std::fs::write(path("crt"), identity.chain_pem()).unwrap();
+            std::fs::write(path("key"), identity.key().to_pem()).unwrap();
+        };
+        let main = test_support::main("{node: {id: n, cluster: c}}");
+        let name = format!("file-cert:{}~{}", path("crt").display(), path("key").display());
+        assert_eq!(main.apply(&SecretSource::Ads, types::LISTENER, vec![listener_with(OWN_SECRETS, &name)], &[]), []);
+        // The workload's own identity may come later, or never.
+        let (_publish, none) = watch::channel(None);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(secrets(main.clone(), Some(none), None));
+        tasks.spawn(super::super::files::run(main.clone()));
+        let told = async {
+            while main.waiting() == ["listener l"] {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), told).await.unwrap();
+        let why = format!("listener l ({}: cannot be read: No such file", path("crt").display());
+        assert!(main.waiting()[0].starts_with(&why) && main.phase() == crate::main_thread::Phase::Initializing, "{:?}", main.waiting());
+
+        let identities = [identity(), identity()];
+        write(&identities[0]);
+        let mut snapshots = main.snapshots();
+        let there = snapshots.wait_for(|snapshot| !snapshot.listeners.is_empty());
+        let snapshot = tokio::time::timeout(Duration::from_secs(10), there).await.unwrap().unwrap().clone();
+        assert_eq!(main.phase(), crate::main_thread::Phase::Live);
+        let slot = snapshot.listeners[0].chains[0].tls.clone().unwrap();
+        let first = slot.config.get().unwrap();
+        write(&identities[1]);
+        let taken = async {
+            while Arc::ptr_eq(&first, &slot.config.get().unwrap()) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), taken).await.unwrap();
+        tasks.shutdown().await;
     }
 }

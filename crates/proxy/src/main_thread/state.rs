@@ -246,10 +246,17 @@ impl Main {
         }
     }
 
+    /// Reads the files that names of secrets of the workload's own agent say.
+    pub(super) fn read_files(&self, source: &SecretSource, names: &[Arc<str>]) {
+        for Rejected { name, reason } in self.change(|compiler, now| compiler.read_files(source, names, now)) {
+            tracing::error!(name, reason, "a certificate file cannot be used; what needs it waits for it");
+        }
+    }
+
     /// Reads changed certificate files again.
     pub(crate) fn reload_files(&self, changed: impl Fn(&Path) -> bool) {
         for Rejected { name, reason } in self.change(|compiler, now| compiler.reload_files(changed, now)) {
-            tracing::error!(name, reason, "a changed certificate file cannot be used; the last one stays in use");
+            tracing::error!(name, reason, "a changed certificate file cannot be used; the last one stays in use, if there was one");
         }
     }
 

@@ -26,7 +26,6 @@ mod ext_authz;
 mod ext_proc;
 mod extension;
 mod fault;
-mod file_stamp;
 mod filter;
 mod global_ratelimit;
 mod grpc_stats;
@@ -81,8 +80,8 @@ mod warming;
 
 pub(crate) use common::value_json;
 pub use compiler::{Compiler, Outcome, Rejected, Reload, Since, Turn, Update, Wanted, Wish};
-pub use file_stamp::FileStamp;
 pub use invalid::Invalid;
+pub use lateen_core::file_stamp::FileStamp;
 pub use record::{Failure, Kind, Listed, Origin, Record};
 pub use secret::{Certificate, KnownSecret, SecretKey, SecretValue, Validation};
 pub use source::{ApiSource, SecretSource};

@@ -41,7 +41,7 @@ pub enum Kind {
 }
 
 /// One resource as it arrived, in the versions there are.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Listed<'a> {
     pub name: &'a str,
     pub origin: Origin,
@@ -51,4 +51,6 @@ pub struct Listed<'a> {
     pub warming: Option<&'a Record>,
     /// The last refusal, if nothing was accepted since.
     pub failure: Option<&'a Failure>,
+    /// Files of its certificates that cannot be used as they are: those before are, or it waits.
+    pub unusable_files: Option<Failure>,
 }

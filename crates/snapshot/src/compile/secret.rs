@@ -4,19 +4,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use lateen_identity::tls::params::{certificate_pin, key_pin};
-use lateen_identity::tls::{ClientAuth, SanKind, SanMatcher, Trust, Verification};
-use lateen_identity::{PrivateKey, WorkloadSecrets, pem};
-use lateen_proto::envoy::config::core::v3 as core;
+use lateen_core::file_stamp::FileStamp;
+use lateen_identity::file_secret::{self, FileSecret};
+use lateen_identity::tls::{ClientAuth, SanMatcher, Trust, Verification};
+use lateen_identity::{PrivateKey, WorkloadSecrets};
 use lateen_proto::envoy::extensions::transport_sockets::tls::v3 as proto;
-use proto::certificate_validation_context::TrustChainVerification;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 
-use super::common::data;
-use super::file_stamp::FileStamp;
-use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use self::message::open;
+use super::invalid::{Invalid, Result};
 use super::source::SecretSource;
-use super::tls::{Given, san, san_of};
+use super::tls::Given;
+
+mod message;
 
 /// A secret by where it comes from and its name there.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,6 +29,13 @@ pub struct SecretKey {
 #[derive(Debug)]
 pub struct Certificate {
     pub key: Arc<rustls::sign::CertifiedKey>,
+}
+
+impl Certificate {
+    fn new(chain: Vec<CertificateDer<'static>>, key: &PrivateKey) -> Result<Self> {
+        let key = lateen_identity::secrets::certified_key(chain, key).map_err(|e| Invalid::new(e.to_string()))?;
+        Ok(Self { key: Arc::new(key) })
+    }
 }
 
 /// What is demanded of a peer, as one message says it.
@@ -127,11 +134,21 @@ impl KnownSecret {
 #[derive(Debug, Default)]
 pub(crate) struct Secrets {
     values: HashMap<SecretKey, KnownSecret>,
+    /// Also those that could not be read yet.
     from_files: HashMap<SecretKey, FromFiles>,
+    /// Why files could not be used as they were when they were read last.
+    unusable: HashMap<SecretKey, Unusable>,
     /// Contents in files that TLS contexts brought so far: the number of one that is gone is never that of another.
     numbered: u64,
     /// Where the workload's own identity is.
     identities: BTreeSet<SecretSource>,
+}
+
+/// Why a secret in files is as it was before, or is not there.
+#[derive(Debug)]
+pub(crate) struct Unusable {
+    pub(crate) reason: String,
+    pub(crate) at: SystemTime,
 }
 
 /// A secret, and the files that it came from, if it did.
@@ -145,7 +162,19 @@ impl Kept {
     /// Of a message, whose files are read.
     pub(crate) fn of(secret: proto::Secret, version: Arc<str>) -> Result<Self> {
         let (value, files) = open(secret.clone())?;
-        Ok(Self { known: KnownSecret::now(value, version), from_files: (!files.is_empty()).then_some(FromFiles { secret, files }) })
+        let from_files = (!files.is_empty()).then_some(FromFiles { content: Content::Message(secret), files });
+        Ok(Self { known: KnownSecret::now(value, version), from_files })
+    }
+
+    /// Of files that a name of the workload's own agent says.
+    fn of_named(secret: FileSecret, files: Vec<ReadFile>) -> Result<Self> {
+        let content = secret.read().map_err(|e| Invalid::new(e.to_string()))?;
+        let value = match content {
+            file_secret::Content::Certificate(chain, key) => SecretValue::Certificate(Arc::new(Certificate::new(chain, &key)?)),
+            file_secret::Content::Roots(roots) => SecretValue::Validation(Arc::new(Validation::roots(roots))),
+        };
+        let from_files = Some(FromFiles { content: Content::Named(secret), files });
+        Ok(Self { known: KnownSecret::now(value, Arc::default()), from_files })
     }
 
     /// The workload's own certificate and roots, by their names.
@@ -160,8 +189,17 @@ impl Kept {
 /// A secret whose content is in files.
 #[derive(Debug)]
 struct FromFiles {
-    secret: proto::Secret,
+    content: Content,
+    /// As they were when they were read last, be it to any use or not.
     files: Vec<ReadFile>,
+}
+
+/// What says which files.
+#[derive(Clone, Debug)]
+enum Content {
+    Message(proto::Secret),
+    /// The name of the secret.
+    Named(FileSecret),
 }
 
 /// A file, and how it was when it was read.
@@ -192,15 +230,42 @@ impl Secrets {
 
     /// Forgets everything that is neither wanted nor of a source that gives it unasked: who wants that later is not told again.
     pub(crate) fn keep(&mut self, wanted: impl Fn(&SecretKey) -> bool) {
-        let unasked = |source: &SecretSource| *source == SecretSource::Static || self.identities.contains(source);
-        let keep = |key: &SecretKey| unasked(&key.source) || wanted(key);
+        let own = |key: &SecretKey| self.identities.contains(&key.source) && !file_secret::is_name_of_files(&key.name);
+        let keep = |key: &SecretKey| key.source == SecretSource::Static || own(key) || wanted(key);
         self.values.retain(|key, _| keep(key));
         self.from_files.retain(|key, _| keep(key));
+        self.unusable.retain(|key, _| keep(key));
     }
 
     pub(crate) fn remove(&mut self, key: &SecretKey) {
         self.values.remove(key);
         self.from_files.remove(key);
+        self.unusable.remove(key);
+    }
+
+    /// Reads the files that the name of a secret says, and reads them again from now on when they change or come to be there;
+    /// `None` for a name that is not of files.
+    pub(crate) fn read_named(&mut self, key: &SecretKey) -> Option<Result<Kept>> {
+        let secret = match FileSecret::named(&key.name)? {
+            Ok(secret) => secret,
+            Err(e) => return Some(Err(Invalid::new(e.to_string()))),
+        };
+        let files = secret.files();
+        let read = Kept::of_named(secret.clone(), files.clone());
+        if read.is_err() {
+            self.from_files.insert(key.clone(), FromFiles { content: Content::Named(secret), files });
+        }
+        Some(read)
+    }
+
+    /// A secret in files could not be read, or nothing be made with it.
+    pub(crate) fn note_unusable(&mut self, key: &SecretKey, invalid: &Invalid) {
+        let unusable = Unusable { reason: invalid.to_string(), at: SystemTime::now() };
+        self.unusable.insert(key.clone(), unusable);
+    }
+
+    pub(crate) fn unusable(&self, key: &SecretKey) -> Option<&Unusable> {
+        self.unusable.get(key)
     }
 
     /// Keeps a secret; back comes the one before.
@@ -209,6 +274,7 @@ impl Secrets {
             Some(from_files) => self.from_files.insert(key.clone(), from_files),
             None => self.from_files.remove(key),
         };
+        self.unusable.remove(key);
         let known = self.values.insert(key.clone(), secret.known)?;
         Some(Kept { known, from_files: files_before })
     }
@@ -240,22 +306,24 @@ impl Secrets {
         if files.is_empty() {
             return pick(value).map(Given::Inline).ok_or_else(|| Invalid::new("is of the wrong kind"));
         }
-        let known = self.from_files.iter().find(|(k, f)| matches!(k.source, SecretSource::Files) && f.secret == secret);
+        let is_same = |from: &FromFiles| matches!(&from.content, Content::Message(other) if *other == secret);
+        let known = self.from_files.iter().find(|(k, f)| matches!(k.source, SecretSource::Files) && is_same(f));
         let key = match known {
             Some((key, _)) => key.clone(),
             None => {
                 let names: Vec<String> = files.iter().map(|(file, _)| file.display().to_string()).collect();
                 let key = SecretKey { source: SecretSource::Files, name: format!("{}#{}", names.join(","), self.numbered).into() };
                 self.numbered += 1;
-                self.from_files.insert(key.clone(), FromFiles { secret, files });
+                self.from_files.insert(key.clone(), FromFiles { content: Content::Message(secret), files });
                 key
             }
         };
+        self.unusable.remove(&key);
         self.values.insert(key.clone(), KnownSecret::now(value, Arc::default()));
         Ok(Given::Discovered(key))
     }
 
-    /// Every file that a secret was read from, as it was then.
+    /// Every file that a secret is read from, as it was then.
     pub(crate) fn files(&self) -> impl Iterator<Item = &ReadFile> {
         self.from_files.values().flat_map(|from| &from.files)
     }
@@ -265,119 +333,19 @@ impl Secrets {
         let mut results = Vec::new();
         for (key, from) in self.from_files.iter_mut().filter(|(_, from)| from.files.iter().any(|(file, _)| changed(file))) {
             // What cannot be used is not read again either until it changes.
-            from.files.iter_mut().for_each(|(file, stamp)| *stamp = FileStamp::of(file));
-            let version = self.values.get(key).map(|known| Arc::clone(&known.version)).unwrap_or_default();
-            results.push((key.clone(), Kept::of(from.secret.clone(), version)));
+            let result = match &from.content {
+                Content::Message(secret) => {
+                    from.files.iter_mut().for_each(|(file, stamp)| *stamp = FileStamp::of(file));
+                    let version = self.values.get(key).map(|known| Arc::clone(&known.version)).unwrap_or_default();
+                    Kept::of(secret.clone(), version)
+                }
+                Content::Named(secret) => {
+                    from.files = secret.files();
+                    Kept::of_named(secret.clone(), from.files.clone())
+                }
+            };
+            results.push((key.clone(), result));
         }
         results
     }
-}
-
-/// What a secret holds, and the files that it came from.
-fn open(secret: proto::Secret) -> Result<(SecretValue, Vec<ReadFile>)> {
-    let mut files = Vec::new();
-    let value = match secret.r#type {
-        Some(proto::secret::Type::TlsCertificate(c)) => {
-            SecretValue::Certificate(Arc::new(certificate(c, &mut files).within("tls_certificate")?))
-        }
-        Some(proto::secret::Type::ValidationContext(v)) => {
-            SecretValue::Validation(Arc::new(validation(v, &mut files).within("validation_context")?))
-        }
-        Some(proto::secret::Type::SessionTicketKeys(_)) => return Err(Invalid::unsupported("session_ticket_keys")),
-        Some(proto::secret::Type::GenericSecret(_)) => return Err(Invalid::unsupported("generic_secret")),
-        None => return Err(Invalid::new("is empty; give tls_certificate or validation_context")),
-    };
-    Ok((value, files))
-}
-
-/// The bytes of a source, remembering a file.
-fn read(source: Option<core::DataSource>, files: &mut Vec<ReadFile>, field: &str) -> Result<Vec<u8>> {
-    let source = source.ok_or_else(|| Invalid::new("is missing")).within(field)?;
-    if let Some(core::data_source::Specifier::Filename(name)) = &source.specifier {
-        let path = PathBuf::from(name);
-        files.push((path.clone(), FileStamp::of(&path)));
-    }
-    data(source).within(field)
-}
-
-fn certificate(value: proto::TlsCertificate, files: &mut Vec<ReadFile>) -> Result<Certificate> {
-    let proto::TlsCertificate {
-        certificate_chain,
-        private_key,
-        pkcs12,
-        watched_directory,
-        private_key_provider,
-        password,
-        ocsp_staple,
-        signed_certificate_timestamp,
-        tls_params,
-    } = value;
-    harmless!(watched_directory, signed_certificate_timestamp);
-    refuse!(pkcs12, private_key_provider, password, ocsp_staple, tls_params);
-    let chain = read(certificate_chain, files, "certificate_chain")?;
-    let key = read(private_key, files, "private_key")?;
-    let chain = pem::certificates(&chain, "certificate_chain").map_err(|e| Invalid::new(e.to_string()))?;
-    let key = PrivateKey::from_pem(&key, "private_key").map_err(|e| Invalid::new(e.to_string()))?;
-    let key = lateen_identity::secrets::certified_key(chain, &key).map_err(|e| Invalid::new(e.to_string()))?;
-    Ok(Certificate { key: Arc::new(key) })
-}
-
-fn validation(value: proto::CertificateValidationContext, files: &mut Vec<ReadFile>) -> Result<Validation> {
-    let proto::CertificateValidationContext {
-        trusted_ca,
-        ca_certificate_provider_instance,
-        system_root_certs,
-        watched_directory,
-        verify_certificate_spki,
-        verify_certificate_hash,
-        match_typed_subject_alt_names,
-        match_subject_alt_names,
-        require_signed_certificate_timestamp,
-        crl,
-        allow_expired_certificate,
-        trust_chain_verification,
-        custom_validator_config,
-        only_verify_leaf_cert_crl,
-        max_verify_depth,
-        suppress_client_ca_list,
-    } = value;
-    harmless!(watched_directory, suppress_client_ca_list);
-    refuse!(ca_certificate_provider_instance, require_signed_certificate_timestamp, allow_expired_certificate, max_verify_depth);
-    refuse!(system_root_certs);
-    if let Some(config) = &custom_validator_config {
-        // Istio's SPIFFE validator maps trust domains to roots; with one of them the plain check is not the same.
-        return Err(Invalid::field("custom_validator_config", format!("{} is not supported", config.name)));
-    }
-    let roots = trusted_ca.map(|ca| read(Some(ca), files, "trusted_ca")).transpose()?;
-    let roots = roots.map(|r| pem::certificates(&r, "trusted_ca").map_err(|e| Invalid::new(e.to_string()))).transpose()?;
-    let lists = crl.map(|c| read(Some(c), files, "crl")).transpose()?;
-    let lists = lists.map(|l| pem::revocation_lists(&l, "crl").map_err(|e| Invalid::new(e.to_string()))).transpose()?;
-    let mut sans = Vec::new();
-    for (index, matcher) in match_typed_subject_alt_names.into_iter().enumerate() {
-        sans.push(san(matcher).within_item("match_typed_subject_alt_names", index)?);
-    }
-    for (index, matcher) in match_subject_alt_names.into_iter().enumerate() {
-        // The older form looks at every kind of name.
-        for kind in [SanKind::Uri, SanKind::Dns, SanKind::Email, SanKind::Ip] {
-            sans.push(san_of(kind, matcher.clone()).within_item("match_subject_alt_names", index)?);
-        }
-    }
-    let pins =
-        |texts: Vec<String>, read: fn(&str) -> std::result::Result<[u8; 32], lateen_identity::tls::InvalidTlsParams>, field: &str| {
-            texts
-                .iter()
-                .enumerate()
-                .map(|(i, t)| read(t).map_err(|e| Invalid::new(e.to_string())).within_item(field, i))
-                .collect::<Result<Vec<_>>>()
-        };
-    let accept_untrusted = trust_chain_verification == TrustChainVerification::AcceptUntrusted as i32;
-    Ok(Validation {
-        roots,
-        sans,
-        key_pins: pins(verify_certificate_spki, key_pin, "verify_certificate_spki")?,
-        certificate_pins: pins(verify_certificate_hash, certificate_pin, "verify_certificate_hash")?,
-        revocation_lists: lists.unwrap_or_default(),
-        leaf_only: only_verify_leaf_cert_crl,
-        accept_untrusted,
-    })
 }

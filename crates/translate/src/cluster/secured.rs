@@ -122,7 +122,7 @@ fn originate(draft: &mut Draft, input: &ClusterInput<'_>, settings: &ClientTlsSe
     if !skip {
         let roots = match &credential {
             Some(name) => tls::credential_secret(&format!("{name}-cacert")),
-            None => tls::agent_secret(&tls::file_roots(settings.ca_certificates.as_deref().unwrap_or("system"))),
+            None => tls::agent_secret(&tls::file_roots(text(&settings.ca_certificates).as_deref().unwrap_or("system"))),
         };
         common.validation_context_type = Some(tls::combined(subjects, roots));
     }

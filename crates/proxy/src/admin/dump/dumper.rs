@@ -73,6 +73,13 @@ impl Dumper {
         }
     }
 
+    /// What was refused was told the control plane, which is the graver; files are no matter of its.
+    fn files(&self, fields: &mut Map<String, Value>, unusable: Option<&Failure>) {
+        if let Some(failure) = unusable {
+            fields.entry("error_state").or_insert_with(|| self.failure(failure));
+        }
+    }
+
     pub(super) fn bootstrap(&self, main: &Main) -> Value {
         let encoded = &main.bootstrap.encoded;
         let mut body = self.codec.write_bytes(any::name_of(&encoded.type_url), &encoded.value).unwrap_or_default();
@@ -110,6 +117,7 @@ impl Dumper {
                 }
                 version = &record.version;
                 self.status(&mut fields, entry.failure);
+                self.files(&mut fields, entry.unusable_files.as_ref());
                 to.push(Value::Object(fields));
             }
             if let (None, None, Some(failure)) = (entry.active, entry.warming, entry.failure) {
@@ -140,6 +148,7 @@ impl Dumper {
                 }
             }
             self.status(&mut fields, entry.failure);
+            self.files(&mut fields, entry.unusable_files.as_ref());
             dynamic.push(Value::Object(fields));
         }
         dump("ListenersConfigDump", version, [("static_listeners", fixed), ("dynamic_listeners", dynamic)])

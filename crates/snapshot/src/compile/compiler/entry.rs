@@ -31,6 +31,7 @@ impl<T> Entry<T> {
             active: self.versions.active.as_ref().map(|v| &v.record),
             warming: self.versions.warming.as_ref().map(|v| &v.record),
             failure: self.failure.as_deref(),
+            unusable_files: None,
         }
     }
 

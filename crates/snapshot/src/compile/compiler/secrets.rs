@@ -1,15 +1,16 @@
 //! Secrets: taken, made from the workload's identity, read from files, and put into what uses them.
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
+use lateen_core::file_stamp::FileStamp;
 use lateen_identity::WorkloadSecrets;
 
 use super::entry::{decode, same_name};
 use super::{Compiler, Rejected, SecretProto, Update};
-use crate::compile::file_stamp::FileStamp;
 use crate::compile::invalid::{Invalid, Result};
-use crate::compile::secret::{Kept, KnownSecret, SecretKey};
+use crate::compile::secret::{Kept, KnownSecret, SecretKey, Unusable};
 use crate::compile::source::SecretSource;
 use crate::compile::tls::Waiting;
 
@@ -76,22 +77,41 @@ impl Compiler {
         results.into_iter().collect()
     }
 
-    /// The files that secrets were read from, as they were then.
+    /// Secrets of the workload's own agent: of those whose names are of files, the files are read, and again when they change or
+    /// come to be there (Istio `security/pkg/nodeagent/cache/secretcache.go`). Returns those that failed, which are waited for.
+    pub fn read_files(&mut self, source: &SecretSource, names: &[Arc<str>], now: Instant) -> Vec<Rejected> {
+        let keys = names.iter().map(|name| SecretKey { source: source.clone(), name: Arc::clone(name) });
+        let read: Vec<_> = keys.filter_map(|key| self.secrets.read_named(&key).map(|read| (key, read))).collect();
+        self.put_read(read, now)
+    }
+
+    /// The files that secrets are read from, as they were then.
     pub fn files(&self) -> BTreeSet<(PathBuf, FileStamp)> {
         self.secrets.files().cloned().collect()
     }
 
     /// Reads secrets in changed files again. Returns those that failed, which keep their last value.
     pub fn reload_files(&mut self, changed: impl Fn(&Path) -> bool, now: Instant) -> Vec<Rejected> {
+        let read = self.secrets.reload(changed);
+        self.put_read(read, now)
+    }
+
+    fn put_read(&mut self, read: Vec<(SecretKey, Result<Kept>)>, now: Instant) -> Vec<Rejected> {
         let mut rejected = Vec::new();
         self.settled = false;
-        for (key, result) in self.secrets.reload(changed) {
-            if let Err(invalid) = result.and_then(|secret| self.put_secret(&key, secret)) {
+        for (key, read) in read {
+            if let Err(invalid) = read.and_then(|secret| self.put_secret(&key, secret)) {
+                self.secrets.note_unusable(&key, &invalid);
                 rejected.push(Rejected { name: key.name.to_string(), reason: invalid.to_string() });
             }
         }
         self.settle(now);
         rejected
+    }
+
+    /// Why the files that one of these is read from cannot be used, if they cannot.
+    pub(super) fn unusable<'a>(&self, mut tls: impl Iterator<Item = &'a Waiting>) -> Option<&Unusable> {
+        tls.find_map(|waiting| waiting.secrets().find_map(|key| self.secrets.unusable(key)))
     }
 
     /// The secrets known, for the admin pages.

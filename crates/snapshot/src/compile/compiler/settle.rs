@@ -8,7 +8,7 @@ use super::{Compiler, ListenerVersion, Wanted};
 use crate::cluster::Discovery;
 use crate::compile::context::Uses;
 use crate::compile::record::Origin;
-use crate::compile::secret::SecretKey;
+use crate::compile::secret::{SecretKey, Unusable};
 use crate::compile::tls::Waiting;
 use crate::compile::warming::{FetchTimeout, Wait};
 use crate::{ClusterId, RouteTableId};
@@ -176,10 +176,14 @@ impl Compiler {
             || self.scopes.values().any(|e| e.versions.warming.is_some())
     }
 
-    /// Names of listeners that wait, with what for, for the operator.
+    /// Listeners, clusters and routes that wait, and why where it is files that cannot be used, for the operator.
     pub fn waiting(&self) -> Vec<String> {
-        let listeners = self.listeners.iter().filter(|(_, e)| e.versions.warming.is_some()).map(|(n, _)| format!("listener {n}"));
-        let clusters = self.clusters.iter().filter(|(_, e)| e.versions.warming.is_some()).map(|(n, _)| format!("cluster {n}"));
+        let shown = |kind: &str, name: &str, tls: &[Waiting]| match self.unusable(tls.iter()) {
+            Some(Unusable { reason, .. }) => format!("{kind} {name} ({reason})"),
+            None => format!("{kind} {name}"),
+        };
+        let listeners = self.listeners.iter().filter_map(|(n, e)| Some(shown("listener", n, &e.versions.warming.as_ref()?.value.uses.tls)));
+        let clusters = self.clusters.iter().filter_map(|(n, e)| Some(shown("cluster", n, &e.versions.warming.as_ref()?.value.uses.tls)));
         let routes = self.routes.iter().filter(|(_, e)| e.versions.warming.is_some()).map(|(n, _)| format!("routes {n}"));
         listeners.chain(clusters).chain(routes).collect()
     }

@@ -11,6 +11,7 @@ use crate::compile::record::Kind;
 use crate::test_support::{ANY_80, CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, manager, rds_listener, tcp, update};
 
 mod addresses;
+mod agent_files;
 mod any_bytes;
 mod balancing;
 mod certificates;

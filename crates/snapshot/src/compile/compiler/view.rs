@@ -2,7 +2,10 @@
 use std::sync::Arc;
 
 use super::Compiler;
-use crate::compile::record::{Kind, Listed, Origin};
+use super::entry::Entry;
+use crate::compile::context::Uses;
+use crate::compile::record::{Failure, Kind, Listed, Origin, Record};
+use crate::compile::secret::Unusable;
 use crate::dns::cache::DnsCache;
 use crate::{ClusterId, Snapshot};
 
@@ -65,12 +68,22 @@ impl Compiler {
     /// The resources of a kind as they arrived, for the admin pages.
     pub fn list(&self, kind: Kind) -> Vec<Listed<'_>> {
         match kind {
-            Kind::Listener => self.listeners.iter().map(|(n, e)| e.listed(n)).collect(),
+            Kind::Listener => self.listeners.iter().map(|(n, e)| self.listed(n, e, |version| &version.uses)).collect(),
             Kind::Route => self.routes.iter().map(|(n, e)| e.listed(n)).collect(),
-            Kind::Cluster => self.clusters.iter().map(|(n, e)| e.listed(n)).collect(),
+            Kind::Cluster => self.clusters.iter().map(|(n, e)| self.listed(n, e, |version| &version.uses)).collect(),
             Kind::Endpoint => self.endpoints.iter().map(|(n, e)| e.listed(n)).collect(),
             Kind::Extension => self.extensions.iter().map(|(n, e)| e.listed(n)).collect(),
             Kind::Scope => self.scopes.iter().map(|(n, e)| e.listed(n)).collect(),
         }
+    }
+
+    /// One that has certificates.
+    fn listed<'a, T>(&self, name: &'a str, entry: &'a Entry<T>, uses: fn(&T) -> &Uses) -> Listed<'a> {
+        let tls = entry.versions.all().flat_map(|version| &uses(&version.value).tls);
+        let failed = |Unusable { reason, at }: &Unusable| {
+            let Record { body, version, .. } = entry.versions.newest()?.record.clone();
+            Some(Failure { body, version, at: *at, reason: reason.clone() })
+        };
+        Listed { unusable_files: self.unusable(tls).and_then(failed), ..entry.listed(name) }
     }
 }

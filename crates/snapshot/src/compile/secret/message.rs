@@ -1,0 +1,124 @@
+//! Secrets as messages: what they hold, read from the files that they name.
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use lateen_core::file_stamp::FileStamp;
+use lateen_identity::tls::SanKind;
+use lateen_identity::tls::params::{certificate_pin, key_pin};
+use lateen_identity::{PrivateKey, pem};
+use lateen_proto::envoy::config::core::v3 as core;
+use lateen_proto::envoy::extensions::transport_sockets::tls::v3 as proto;
+use proto::certificate_validation_context::TrustChainVerification;
+
+use super::super::common::data;
+use super::super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::super::tls::{san, san_of};
+use super::{Certificate, ReadFile, SecretValue, Validation};
+
+/// What a secret holds, and the files that it came from.
+pub(super) fn open(secret: proto::Secret) -> Result<(SecretValue, Vec<ReadFile>)> {
+    let mut files = Vec::new();
+    let value = match secret.r#type {
+        Some(proto::secret::Type::TlsCertificate(c)) => {
+            SecretValue::Certificate(Arc::new(certificate(c, &mut files).within("tls_certificate")?))
+        }
+        Some(proto::secret::Type::ValidationContext(v)) => {
+            SecretValue::Validation(Arc::new(validation(v, &mut files).within("validation_context")?))
+        }
+        Some(proto::secret::Type::SessionTicketKeys(_)) => return Err(Invalid::unsupported("session_ticket_keys")),
+        Some(proto::secret::Type::GenericSecret(_)) => return Err(Invalid::unsupported("generic_secret")),
+        None => return Err(Invalid::new("is empty; give tls_certificate or validation_context")),
+    };
+    Ok((value, files))
+}
+
+/// The bytes of a source, remembering a file.
+fn read(source: Option<core::DataSource>, files: &mut Vec<ReadFile>, field: &str) -> Result<Vec<u8>> {
+    let source = source.ok_or_else(|| Invalid::new("is missing")).within(field)?;
+    if let Some(core::data_source::Specifier::Filename(name)) = &source.specifier {
+        let path = PathBuf::from(name);
+        files.push((path.clone(), FileStamp::of(&path)));
+    }
+    data(source).within(field)
+}
+
+fn certificate(value: proto::TlsCertificate, files: &mut Vec<ReadFile>) -> Result<Certificate> {
+    let proto::TlsCertificate {
+        certificate_chain,
+        private_key,
+        pkcs12,
+        watched_directory,
+        private_key_provider,
+        password,
+        ocsp_staple,
+        signed_certificate_timestamp,
+        tls_params,
+    } = value;
+    harmless!(watched_directory, signed_certificate_timestamp);
+    refuse!(pkcs12, private_key_provider, password, ocsp_staple, tls_params);
+    let chain = read(certificate_chain, files, "certificate_chain")?;
+    let key = read(private_key, files, "private_key")?;
+    let chain = pem::certificates(&chain, "certificate_chain").map_err(|e| Invalid::new(e.to_string()))?;
+    let key = PrivateKey::from_pem(&key, "private_key").map_err(|e| Invalid::new(e.to_string()))?;
+    Certificate::new(chain, &key)
+}
+
+fn validation(value: proto::CertificateValidationContext, files: &mut Vec<ReadFile>) -> Result<Validation> {
+    let proto::CertificateValidationContext {
+        trusted_ca,
+        ca_certificate_provider_instance,
+        system_root_certs,
+        watched_directory,
+        verify_certificate_spki,
+        verify_certificate_hash,
+        match_typed_subject_alt_names,
+        match_subject_alt_names,
+        require_signed_certificate_timestamp,
+        crl,
+        allow_expired_certificate,
+        trust_chain_verification,
+        custom_validator_config,
+        only_verify_leaf_cert_crl,
+        max_verify_depth,
+        suppress_client_ca_list,
+    } = value;
+    harmless!(watched_directory, suppress_client_ca_list);
+    refuse!(ca_certificate_provider_instance, require_signed_certificate_timestamp, allow_expired_certificate, max_verify_depth);
+    refuse!(system_root_certs);
+    if let Some(config) = &custom_validator_config {
+        // Istio's SPIFFE validator maps trust domains to roots; with one of them the plain check is not the same.
+        return Err(Invalid::field("custom_validator_config", format!("{} is not supported", config.name)));
+    }
+    let roots = trusted_ca.map(|ca| read(Some(ca), files, "trusted_ca")).transpose()?;
+    let roots = roots.map(|r| pem::certificates(&r, "trusted_ca").map_err(|e| Invalid::new(e.to_string()))).transpose()?;
+    let lists = crl.map(|c| read(Some(c), files, "crl")).transpose()?;
+    let lists = lists.map(|l| pem::revocation_lists(&l, "crl").map_err(|e| Invalid::new(e.to_string()))).transpose()?;
+    let mut sans = Vec::new();
+    for (index, matcher) in match_typed_subject_alt_names.into_iter().enumerate() {
+        sans.push(san(matcher).within_item("match_typed_subject_alt_names", index)?);
+    }
+    for (index, matcher) in match_subject_alt_names.into_iter().enumerate() {
+        // The older form looks at every kind of name.
+        for kind in [SanKind::Uri, SanKind::Dns, SanKind::Email, SanKind::Ip] {
+            sans.push(san_of(kind, matcher.clone()).within_item("match_subject_alt_names", index)?);
+        }
+    }
+    let pins =
+        |texts: Vec<String>, read: fn(&str) -> std::result::Result<[u8; 32], lateen_identity::tls::InvalidTlsParams>, field: &str| {
+            texts
+                .iter()
+                .enumerate()
+                .map(|(i, t)| read(t).map_err(|e| Invalid::new(e.to_string())).within_item(field, i))
+                .collect::<Result<Vec<_>>>()
+        };
+    let accept_untrusted = trust_chain_verification == TrustChainVerification::AcceptUntrusted as i32;
+    Ok(Validation {
+        roots,
+        sans,
+        key_pins: pins(verify_certificate_spki, key_pin, "verify_certificate_spki")?,
+        certificate_pins: pins(verify_certificate_hash, certificate_pin, "verify_certificate_hash")?,
+        revocation_lists: lists.unwrap_or_default(),
+        leaf_only: only_verify_leaf_cert_crl,
+        accept_untrusted,
+    })
+}
