@@ -20,7 +20,9 @@ use prost::{Message, Name};
 
 pub use stats::StatsMatcher;
 
-use crate::compile::parts::{Place, Within, api_source, dns_resolver, fetch_timeout, harmless, place, refuse, refuse_admin_logs};
+use crate::compile::parts::{
+    Place, Within, api_source, dns_resolver, fetch_timeout, harmless, place, refuse, refuse_admin_logs, watched_path,
+};
 use crate::compile::{ApiSource, FetchTimeout, Invalid};
 use crate::dns::DnsResolver;
 
@@ -156,7 +158,7 @@ pub fn judge(mut value: proto::Bootstrap) -> Result<Bootstrap> {
     let mut resources = Vec::new();
     if let Some(fixed) = &mut value.static_resources {
         // Secrets stay: they are taken with the rest, before others refer to them.
-        let bootstrap::StaticResources { listeners, clusters, secrets: _ } = fixed;
+        let bootstrap::StaticResources { listeners, clusters, secrets: _taken } = fixed;
         resources.extend(std::mem::take(clusters).iter().map(any::pack));
         resources.extend(std::mem::take(listeners).iter().map(any::pack));
     }
@@ -279,7 +281,7 @@ fn source(value: core::ConfigSource, has_ads: bool) -> Result<(DynamicSource, Fe
         }
         // A file is there, or will be.
         Some(ConfigSourceSpecifier::Path(path)) => Ok((DynamicSource::Path(path), FetchTimeout::Never)),
-        Some(ConfigSourceSpecifier::PathConfigSource(source)) => Ok((DynamicSource::Path(source.path), FetchTimeout::Never)),
+        Some(ConfigSourceSpecifier::PathConfigSource(source)) => Ok((DynamicSource::Path(watched_path(source)), FetchTimeout::Never)),
         Some(ConfigSourceSpecifier::ApiConfigSource(source)) => {
             Ok((DynamicSource::Api(api_source(source).within("api_config_source")?), timeout))
         }
@@ -306,8 +308,9 @@ fn extensions(values: Vec<core::TypedExtensionConfig>) -> Result<()> {
 /// of routes and filters, whose keys have no values here.
 fn runtime(value: Option<proto::LayeredRuntime>) -> Result<overload::Limits> {
     let mut limits = overload::Limits::default();
-    for (index, layer) in value.unwrap_or_default().layers.into_iter().enumerate() {
-        match layer.layer_specifier {
+    let proto::LayeredRuntime { layers } = value.unwrap_or_default();
+    for (index, proto::RuntimeLayer { name: _, layer_specifier }) in layers.into_iter().enumerate() {
+        match layer_specifier {
             None | Some(runtime_layer::LayerSpecifier::AdminLayer(_)) => {}
             Some(runtime_layer::LayerSpecifier::StaticLayer(values)) => {
                 static_layer(&values).within_item("layers", index)?;

@@ -99,15 +99,11 @@ fn monitor(value: proto::ResourceMonitor, overload: &mut Overload) -> Result<()>
     };
     let open = |e: any::InvalidAny| Invalid::field("typed_config", e.to_string());
     if any::is::<FixedHeapConfig>(&config) {
-        let most = any::open::<FixedHeapConfig>(&config).map_err(open)?.max_heap_size_bytes;
-        if most == 0 {
-            return Err(Invalid::field("typed_config.max_heap_size_bytes", "is zero; give a number of bytes"));
-        }
-        overload.heap = Some(most);
+        overload.heap = Some(any::open(&config).map_err(open).and_then(|config| heap(config).within("typed_config"))?);
         return Ok(());
     }
     if any::is::<DownstreamConnectionsConfig>(&config) {
-        let most = any::open::<DownstreamConnectionsConfig>(&config).map_err(open)?.max_active_downstream_connections;
+        let DownstreamConnectionsConfig { max_active_downstream_connections: most } = any::open(&config).map_err(open)?;
         let most = u64::try_from(most).ok().filter(|n| *n > 0);
         overload.limits.connections = Some(most.ok_or_else(|| {
             Invalid::field("typed_config.max_active_downstream_connections", "is not above zero; give a number of connections")
@@ -118,6 +114,15 @@ fn monitor(value: proto::ResourceMonitor, overload: &mut Overload) -> Result<()>
         "name",
         format!("{name} is not supported; there are {HEAP} and envoy.resource_monitors.global_downstream_max_connections"),
     ))
+}
+
+fn heap(value: FixedHeapConfig) -> Result<u64> {
+    let FixedHeapConfig { max_heap_size_bytes, max_heap_size_bytes_runtime } = value;
+    refuse!(max_heap_size_bytes_runtime);
+    match max_heap_size_bytes {
+        0 => Err(Invalid::field("max_heap_size_bytes", "is zero; give a number of bytes")),
+        most => Ok(most),
+    }
 }
 
 fn action(value: proto::OverloadAction, measured: bool) -> Result<(Action, f64)> {
@@ -221,6 +226,11 @@ mod tests {
                 "triggers[0].scaled",
             ),
             ("", action("stop_accepting_requests", at), "triggers[0].name"),
+            (
+                &HEAP.replace("1000", "1000, max_heap_size_bytes_runtime: {default_value: 5, runtime_key: k}"),
+                String::new(),
+                "resource_monitors[0].typed_config.max_heap_size_bytes_runtime",
+            ),
             (HEAP, action("stop_accepting_requests", ""), "actions[0].triggers"),
             (
                 HEAP,

@@ -22,7 +22,7 @@ impl StatsMatcher {
         // Tags are extracted where a metric is defined, in the names of Envoy's default extractors and Istio's.
         harmless!(stats_tags, use_all_default_tags, allow_default_tag_overrides);
         refuse!(histogram_bucket_settings);
-        let checked = match stats_matcher.and_then(|m| m.stats_matcher) {
+        let checked = match stats_matcher.and_then(|proto::StatsMatcher { stats_matcher }| stats_matcher) {
             None | Some(stats_matcher::StatsMatcher::RejectAll(false)) => Ok(Self::All),
             Some(stats_matcher::StatsMatcher::RejectAll(true)) => Ok(Self::None),
             Some(stats_matcher::StatsMatcher::InclusionList(list)) => strings(list.patterns, "inclusion_list.patterns").map(Self::Only),

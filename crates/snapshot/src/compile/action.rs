@@ -339,28 +339,30 @@ pub(super) fn hash_policies(values: Vec<route_action::HashPolicy>) -> Result<Vec
 fn hash(value: route_action::HashPolicy) -> Result<HashPolicy> {
     use hash_policy::PolicySpecifier;
     let route_action::HashPolicy { terminal, policy_specifier } = value;
-    let source = match policy_specifier {
-        Some(PolicySpecifier::Header(hash_policy::Header { header_name, regex_rewrite })) => HashSource::Header {
-            name: matcher::header_name(&header_name).within("header.header_name")?,
-            rewrite: regex_rewrite.map(matcher::substitution).transpose().within("header.regex_rewrite")?,
-        },
-        Some(PolicySpecifier::Cookie(hash_policy::Cookie { name, ttl, path, attributes })) => {
-            let attributes: String = attributes.iter().fold(String::new(), |text, a| match a.value.as_str() {
-                "" => text + "; " + &a.name,
-                value => text + "; " + &a.name + "=" + value,
-            });
-            HashSource::Cookie {
-                name: clean(name, "cookie.name")?,
-                ttl: ttl.map(|d| duration(&d)).transpose().within("cookie.ttl")?,
-                path: clean(path, "cookie.path")?,
-                attributes: clean(attributes, "cookie.attributes")?,
+    let source =
+        match policy_specifier {
+            Some(PolicySpecifier::Header(hash_policy::Header { header_name, regex_rewrite })) => HashSource::Header {
+                name: matcher::header_name(&header_name).within("header.header_name")?,
+                rewrite: regex_rewrite.map(matcher::substitution).transpose().within("header.regex_rewrite")?,
+            },
+            Some(PolicySpecifier::Cookie(hash_policy::Cookie { name, ttl, path, attributes })) => {
+                let attributes: String = attributes.iter().fold(String::new(), |text, hash_policy::CookieAttribute { name, value }| {
+                    if value.is_empty() { text + "; " + name } else { text + "; " + name + "=" + value }
+                });
+                HashSource::Cookie {
+                    name: clean(name, "cookie.name")?,
+                    ttl: ttl.map(|d| duration(&d)).transpose().within("cookie.ttl")?,
+                    path: clean(path, "cookie.path")?,
+                    attributes: clean(attributes, "cookie.attributes")?,
+                }
             }
-        }
-        Some(PolicySpecifier::ConnectionProperties(p)) if p.source_ip => HashSource::SourceIp,
-        Some(PolicySpecifier::QueryParameter(p)) => HashSource::QueryParameter(p.name.into()),
-        Some(PolicySpecifier::ConnectionProperties(_)) => return Err(Invalid::field("connection_properties.source_ip", "must be true")),
-        Some(PolicySpecifier::FilterState(_)) => return Err(Invalid::unsupported("filter_state")),
-        None => return Err(Invalid::new("has no source to hash")),
-    };
+            Some(PolicySpecifier::ConnectionProperties(p)) if p.source_ip => HashSource::SourceIp,
+            Some(PolicySpecifier::QueryParameter(p)) => HashSource::QueryParameter(p.name.into()),
+            Some(PolicySpecifier::ConnectionProperties(_)) => {
+                return Err(Invalid::field("connection_properties.source_ip", "must be true"));
+            }
+            Some(PolicySpecifier::FilterState(_)) => return Err(Invalid::unsupported("filter_state")),
+            None => return Err(Invalid::new("has no source to hash")),
+        };
     Ok(HashPolicy { source, terminal })
 }

@@ -231,7 +231,10 @@ fn socket_option(option: core::SocketOption) -> Result<Option<SocketOption>> {
 
 /// The value of a text key inside `filter_metadata[namespace]`.
 pub(crate) fn metadata_text(metadata: Option<&core::Metadata>, namespace: &str, key: &str) -> Option<String> {
-    match metadata?.filter_metadata.get(namespace)?.fields.get(key)?.kind.as_ref()? {
+    let core::Metadata { filter_metadata, typed_filter_metadata } = metadata?;
+    // Extensions of Envoy's read the typed form, and none of those there are.
+    harmless!(typed_filter_metadata);
+    match filter_metadata.get(namespace)?.fields.get(key)?.kind.as_ref()? {
         prost_types::value::Kind::StringValue(text) => Some(text.clone()),
         _ => None,
     }

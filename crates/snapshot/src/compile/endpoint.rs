@@ -66,7 +66,7 @@ pub(crate) enum EndpointAddress {
 }
 
 pub(crate) fn assignment(value: proto::ClusterLoadAssignment) -> Result<Assignment> {
-    let proto::ClusterLoadAssignment { cluster_name: _, endpoints, named_endpoints, policy } = value;
+    let proto::ClusterLoadAssignment { cluster_name: _taken, endpoints, named_endpoints, policy } = value;
     refuse!(named_endpoints);
     let policy = policy.map(self::policy).transpose().within("policy")?.unwrap_or_default();
     let localities = each(endpoints, "endpoints", locality)?;

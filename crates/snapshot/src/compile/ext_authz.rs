@@ -162,7 +162,7 @@ fn http_authorizer(value: proto::HttpService, context: &mut Context<'_>) -> Resu
 }
 
 fn list(value: Option<matcher::ListStringMatcher>, field: &str) -> Result<Option<Vec<StringMatcher>>> {
-    value.map(|list| strings(list.patterns, "patterns").within(field)).transpose()
+    value.map(|matcher::ListStringMatcher { patterns }| strings(patterns, "patterns").within(field)).transpose()
 }
 
 fn body(value: proto::BufferSettings) -> Result<BodyRules> {
@@ -174,7 +174,7 @@ fn body(value: proto::BufferSettings) -> Result<BodyRules> {
 }
 
 fn status(value: Option<types::HttpStatus>) -> Result<u16> {
-    match value.map(|s| s.code) {
+    match value.map(|types::HttpStatus { code }| code) {
         None => Ok(403),
         Some(code) => match u16::try_from(code) {
             Ok(code @ 100..600) => Ok(code),

@@ -5,6 +5,7 @@ use lateen_proto::envoy::config::common::mutation_rules::v3 as mutation;
 use lateen_proto::envoy::extensions::filters::http::ext_proc::v3::{
     self as proto, ext_proc_per_route, external_processor, processing_mode,
 };
+use lateen_proto::envoy::r#type::matcher::v3::ListStringMatcher;
 use lateen_proto::envoy::r#type::v3 as types;
 
 use super::attribute;
@@ -115,7 +116,7 @@ fn full_duplex(mode: &ProcessingMode, failure_mode_allow: bool) -> Result<()> {
 }
 
 fn status(value: Option<types::HttpStatus>) -> Result<u16> {
-    match value.map(|s| s.code) {
+    match value.map(|types::HttpStatus { code }| code) {
         None => Ok(500),
         Some(code) => match u16::try_from(code) {
             Ok(code @ 200..600) => Ok(code),
@@ -200,8 +201,9 @@ fn rules(value: mutation::HeaderMutationRules) -> Result<MutationRules> {
 
 fn forwarding(value: proto::HeaderForwardingRules) -> Result<AllowedHeaders> {
     let proto::HeaderForwardingRules { allowed_headers, disallowed_headers } = value;
-    let allowed = allowed_headers.map(|list| strings(list.patterns, "allowed_headers.patterns")).transpose()?;
-    let disallowed = disallowed_headers.map(|list| strings(list.patterns, "disallowed_headers.patterns")).transpose()?;
+    let allowed = allowed_headers.map(|ListStringMatcher { patterns }| strings(patterns, "allowed_headers.patterns")).transpose()?;
+    let disallowed =
+        disallowed_headers.map(|ListStringMatcher { patterns }| strings(patterns, "disallowed_headers.patterns")).transpose()?;
     Ok(AllowedHeaders { allowed: allowed.filter(|list| !list.is_empty()), disallowed: disallowed.unwrap_or_default() })
 }
 

@@ -200,8 +200,9 @@ fn alpn(value: istio_alpn::FilterConfig) -> Result<HttpFilter> {
     use istio_alpn::filter_config::Protocol;
     let mut overrides = AlpnOverrides::default();
     for (index, entry) in value.alpn_override.into_iter().enumerate() {
-        let list = Arc::new(entry.alpn_override.into_iter().map(String::into_bytes).collect());
-        match Protocol::try_from(entry.upstream_protocol) {
+        let istio_alpn::filter_config::AlpnOverride { upstream_protocol, alpn_override } = entry;
+        let list = Arc::new(alpn_override.into_iter().map(String::into_bytes).collect());
+        match Protocol::try_from(upstream_protocol) {
             Ok(Protocol::Http10) => overrides.http10 = list,
             Ok(Protocol::Http11) => overrides.http11 = list,
             Ok(Protocol::Http2) => overrides.http2 = list,

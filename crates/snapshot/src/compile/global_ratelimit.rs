@@ -90,7 +90,7 @@ pub(crate) fn service(value: Option<RateLimitServiceConfig>, context: &mut Conte
 
 /// Anything that is no error is answered as `default`.
 fn error(value: Option<types::HttpStatus>, default: u16, field: &str) -> Result<u16> {
-    let code = value.map_or(0, |s| s.code);
+    let code = value.map_or(0, |types::HttpStatus { code }| code);
     match u16::try_from(code) {
         Ok(code @ 400..600) => Ok(code),
         Ok(0..400) => Ok(default),

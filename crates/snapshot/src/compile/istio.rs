@@ -2,7 +2,8 @@
 use std::sync::Arc;
 
 use lateen_proto::io::istio::http::peer_metadata::{
-    self, config::discovery_method::MethodSpecifier as Discover, config::propagation_method,
+    self, config::DiscoveryMethod, config::PropagationMethod, config::discovery_method::MethodSpecifier as Discover,
+    config::propagation_method,
 };
 use lateen_proto::{Any, any, stats, udpa, xds};
 use prost_types::{Struct, Value, value::Kind};
@@ -63,11 +64,8 @@ pub(crate) fn istio_stats(config: &Any, source: bool) -> Result<IstioStats> {
     } = open(config)?;
     harmless!(debug, max_peer_cache_size, stat_prefix, field_separator, value_separator, tcp_reporting_duration);
     harmless!(rotation_interval, graceful_deletion_interval);
-    refuse!(metrics, definitions);
     // A gateway of services reports as `waypoint`, with both ends as peers.
-    if reporter != stats::Reporter::Unspecified as i32 {
-        return Err(Invalid::unsupported("reporter"));
-    }
+    refuse!(metrics, definitions, reporter);
     Ok(IstioStats { reporter_source: source, disable_host_header_fallback })
 }
 
@@ -99,11 +97,23 @@ fn peer_metadata(config: &Any) -> Result<PeerMetadata> {
         additional_labels,
     } = open(config)?;
     harmless!(shared_with_upstream, additional_labels);
-    let discovers = |methods: &[peer_metadata::config::DiscoveryMethod]| {
-        methods.iter().any(|m| matches!(m.method_specifier, Some(Discover::IstioHeaders(_))))
+    let discovers = |methods: &[DiscoveryMethod]| {
+        methods.iter().any(|DiscoveryMethod { method_specifier }| match method_specifier {
+            Some(Discover::IstioHeaders(_)) => true,
+            // What a peer of ambient mode says of itself; istiod names it beside the headers for every sidecar.
+            Some(Discover::Baggage(baggage)) => {
+                harmless!(baggage);
+                false
+            }
+            Some(Discover::WorkloadDiscovery(workloads)) => {
+                harmless!(workloads);
+                false
+            }
+            None => false,
+        })
     };
-    let propagates = |methods: &[peer_metadata::config::PropagationMethod]| {
-        propagation(methods.iter().filter_map(|m| match m.method_specifier.as_ref()? {
+    let propagates = |methods: &[PropagationMethod]| {
+        propagation(methods.iter().filter_map(|PropagationMethod { method_specifier }| match method_specifier.as_ref()? {
             propagation_method::MethodSpecifier::IstioHeaders(headers) => Some(headers.skip_external_clusters),
         }))
     };

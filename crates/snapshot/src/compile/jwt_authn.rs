@@ -169,6 +169,7 @@ fn provider(value: proto::JwtProvider, context: &mut Context<'_>) -> Result<Prov
         claim_to_headers,
         clear_route_cache,
     } = value;
+    let proto::jwt_provider::NormalizePayload { space_delimited_claims } = normalize_payload_in_metadata.unwrap_or_default();
     // The cache saves work and changes no answer.
     harmless!(jwt_cache_config);
     refuse!(subjects, require_expiration, max_lifetime, failed_status_in_metadata);
@@ -190,7 +191,7 @@ fn provider(value: proto::JwtProvider, context: &mut Context<'_>) -> Result<Prov
         pad_payload_header: pad_forward_payload_header,
         payload_key: some(payload_in_metadata),
         header_key: some(header_in_metadata),
-        space_delimited: boxed(normalize_payload_in_metadata.unwrap_or_default().space_delimited_claims),
+        space_delimited: boxed(space_delimited_claims),
         clock_skew: if clock_skew_seconds == 0 { CLOCK_SKEW } else { clock_skew_seconds.into() },
         claim_headers: claim_to_headers
             .into_iter()
@@ -276,7 +277,7 @@ fn claim_header(value: proto::JwtClaimToHeader) -> Result<ClaimHeader> {
     let path: Vec<Box<str>> = if claim_path.is_empty() {
         claim_name.split('.').map(Into::into).collect()
     } else {
-        claim_path.into_iter().map(|segment| segment.key.into()).collect()
+        claim_path.into_iter().map(|proto::jwt_claim_to_header::PathSegment { key }| key.into()).collect()
     };
     if path.iter().any(|segment| segment.is_empty()) {
         return Err(Invalid::field("claim_name", "is empty or has an empty part"));

@@ -27,7 +27,8 @@ pub(super) fn typed(value: proto::LoadBalancingPolicy, balance: &mut Balance, de
     }
     let mut names = Vec::new();
     for (index, policy) in value.policies.into_iter().enumerate() {
-        let Some(core::TypedExtensionConfig { name, typed_config: Some(config) }) = policy.typed_extension_config else {
+        let proto::load_balancing_policy::Policy { typed_extension_config } = policy;
+        let Some(core::TypedExtensionConfig { name, typed_config: Some(config) }) = typed_extension_config else {
             return Err(Invalid::field("typed_extension_config", "is missing")).within_item("policies", index);
         };
         match one_typed(&config, balance, depth).within_item("policies", index)? {
@@ -210,8 +211,11 @@ fn consistent_hashing(value: common::ConsistentHashingLbConfig, balance: &mut Ba
 }
 
 fn locality(value: Option<common::LocalityLbConfig>, settings: &mut Settings) -> Result<()> {
-    use common::locality_lb_config::{ZoneAwareLbConfig, zone_aware_lb_config::LocalityBasis};
-    match value.and_then(|v| v.locality_config_specifier) {
+    use common::locality_lb_config::{
+        ZoneAwareLbConfig,
+        zone_aware_lb_config::{ForceLocalZone, LocalityBasis},
+    };
+    match value.and_then(|common::LocalityLbConfig { locality_config_specifier }| locality_config_specifier) {
         Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => settings.locality_weighted = true,
         Some(LocalityConfigSpecifier::ZoneAwareLbConfig(zone)) => {
             let ZoneAwareLbConfig {
@@ -230,7 +234,7 @@ fn locality(value: Option<common::LocalityLbConfig>, settings: &mut Settings) ->
                 };
                 Ok(ZoneAware {
                     force_locality_direct_routing,
-                    force_local_zone_min_size: force_local_zone.map(|z| z.min_size.unwrap_or(1)),
+                    force_local_zone_min_size: force_local_zone.map(|ForceLocalZone { min_size }| min_size.unwrap_or(1)),
                     by_weight,
                     ..zone_aware(routing_enabled, min_cluster_size, fail_traffic_on_panic)?
                 })

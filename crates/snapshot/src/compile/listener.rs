@@ -68,7 +68,7 @@ pub(crate) fn listener(value: proto::Listener, context: &mut Context<'_>) -> Res
         return Err(Invalid::field("name", "is empty; every listener needs a name"));
     }
     context.source = traffic_direction != core::TrafficDirection::Inbound as i32;
-    let bind = bind_to_port.or(deprecated_v1.and_then(|d| d.bind_to_port)).unwrap_or(true);
+    let bind = bind_to_port.or(deprecated_v1.and_then(|proto::listener::DeprecatedV1 { bind_to_port }| bind_to_port)).unwrap_or(true);
     let (address, dual) = address_of(address).within("address")?;
     let (mut addresses, mut dual_stack) = (vec![address], Vec::from_iter(dual.then_some(address)));
     let mut own_options = Vec::new();

@@ -97,7 +97,7 @@ pub(crate) fn connections(
 
 /// Anything that is no error is answered as 429.
 fn refusal(value: Option<types::HttpStatus>) -> Result<u16> {
-    let code = value.map_or(0, |s| s.code);
+    let code = value.map_or(0, |types::HttpStatus { code }| code);
     match u16::try_from(code) {
         Ok(code @ 400..600) => Ok(code),
         Ok(0..400) => Ok(429),

@@ -174,9 +174,12 @@ fn connection_input(config: &Any) -> Option<Result<Input>> {
 }
 
 fn metadata(value: network::DynamicMetadataInput) -> Input {
-    use network::dynamic_metadata_input::path_segment::Segment;
+    use network::dynamic_metadata_input::{PathSegment, path_segment::Segment};
     let network::DynamicMetadataInput { filter, path } = value;
-    Input::Metadata { namespace: filter.into(), path: path.into_iter().filter_map(|p| p.segment).map(|Segment::Key(k)| k.into()).collect() }
+    Input::Metadata {
+        namespace: filter.into(),
+        path: path.into_iter().filter_map(|PathSegment { segment }| segment).map(|Segment::Key(k)| k.into()).collect(),
+    }
 }
 
 fn by_value<A, I>(value: matcher::MatcherTree, leaves: &Leaves<'_, A, I>, depth: u32) -> Result<Branch<A, I>> {

@@ -3,6 +3,7 @@ use lateen_proto::any;
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::extensions::http::original_ip_detection::custom_header::v3::CustomHeaderConfig;
 use lateen_proto::envoy::extensions::http::original_ip_detection::xff::v3 as xff;
+use lateen_proto::envoy::r#type::v3::HttpStatus;
 
 use super::common::{cidrs, open};
 use super::invalid::{Invalid, Result, Within};
@@ -28,7 +29,8 @@ fn detection(value: core::TypedExtensionConfig) -> Result<OriginalIp> {
 
 fn header(value: CustomHeaderConfig) -> Result<OriginalIp> {
     let CustomHeaderConfig { header_name: name, allow_extension_to_set_address_as_trusted: trusted, reject_with_status } = value;
-    let reject = reject_with_status.map(|status| u16::try_from(status.code).ok().filter(|code| (400..=511).contains(code)).unwrap_or(403));
+    let reject =
+        reject_with_status.map(|HttpStatus { code }| u16::try_from(code).ok().filter(|code| (400..=511).contains(code)).unwrap_or(403));
     Ok(OriginalIp::Header { name: header_name(&name).within("header_name")?, trusted, reject })
 }
 

@@ -72,13 +72,10 @@ pub(crate) fn policy(value: proto::RetryPolicy) -> Result<RetryPolicy> {
 pub(crate) fn hedge(value: proto::HedgePolicy) -> Result<bool> {
     let proto::HedgePolicy { initial_requests, additional_request_chance, hedge_on_per_try_timeout } = value;
     // Envoy has never had more than one first request either.
-    if initial_requests.is_some_and(|n| n != 1) {
-        return Err(Invalid::unsupported("initial_requests"));
-    }
-    let chance = additional_request_chance.map(fraction).transpose().within("additional_request_chance")?;
-    if chance.is_some_and(|c| c.numerator > 0) {
-        return Err(Invalid::unsupported("additional_request_chance"));
-    }
+    let initial_requests = initial_requests.filter(|n| *n != 1);
+    let additional_request_chance = additional_request_chance.map(fraction).transpose().within("additional_request_chance")?;
+    let additional_request_chance = additional_request_chance.filter(|chance| chance.numerator > 0);
+    refuse!(initial_requests, additional_request_chance);
     Ok(hedge_on_per_try_timeout)
 }
 

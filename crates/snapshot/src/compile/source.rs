@@ -44,7 +44,9 @@ pub(crate) fn ads_only(value: Option<core::ConfigSource>) -> Result<FetchTimeout
     let timeout = fetch_timeout(initial_fetch_timeout)?;
     match config_source_specifier {
         // `self` means "the stream that this message came on", which is the aggregated one.
-        Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => Ok(timeout),
+        Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(core::SelfConfigSource { transport_api_version: _ })) => {
+            Ok(timeout)
+        }
         _ => Err(Invalid::new("is not supported; use `ads: {}`")),
     }
 }
@@ -66,11 +68,18 @@ pub(crate) fn secret_source(value: Option<core::ConfigSource>) -> Result<(Secret
     let source = match config_source_specifier {
         Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => SecretSource::Ads,
         Some(ConfigSourceSpecifier::Path(path)) => SecretSource::Path(path),
-        Some(ConfigSourceSpecifier::PathConfigSource(source)) => SecretSource::Path(source.path),
+        Some(ConfigSourceSpecifier::PathConfigSource(source)) => SecretSource::Path(watched_path(source)),
         Some(ConfigSourceSpecifier::ApiConfigSource(source)) => SecretSource::Api(api_source(source).within("api_config_source")?),
         None => return Err(Invalid::new("names no source; use `ads: {}`")),
     };
     Ok((source, timeout))
+}
+
+/// The file itself is looked at, however it changes.
+pub(crate) fn watched_path(value: core::PathConfigSource) -> String {
+    let core::PathConfigSource { path, watched_directory, poll_interval } = value;
+    harmless!(watched_directory, poll_interval);
+    path
 }
 
 /// How a gRPC discovery service is asked.

@@ -7,7 +7,7 @@ use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::route::v3 as route;
 use lateen_proto::envoy::config::trace::v3::{self as trace, zipkin_config};
 use lateen_proto::envoy::extensions::filters::network::http_connection_manager::v3::{self as proto, http_connection_manager as inner};
-use lateen_proto::envoy::r#type::metadata::v3::{MetadataKey, metadata_key, metadata_kind};
+use lateen_proto::envoy::r#type::metadata::v3::{MetadataKey, MetadataKind, metadata_key, metadata_kind};
 use lateen_proto::envoy::r#type::tracing::v3::{self as tags, custom_tag};
 
 use super::common::{duration_or, fraction, open, percent_fraction};
@@ -38,7 +38,9 @@ struct UuidRequestIdConfig {
 
 /// UUIDs are the only request ids.
 pub(crate) fn request_ids(value: Option<proto::RequestIdExtension>) -> Result<RequestIdRules> {
-    let Some(config) = value.and_then(|r| r.typed_config) else { return Ok(RequestIdRules::default()) };
+    let Some(config) = value.and_then(|proto::RequestIdExtension { typed_config }| typed_config) else {
+        return Ok(RequestIdRules::default());
+    };
     if any::name_of(&config.type_url) != "envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig" {
         return Err(Invalid::new(format!("{} is not supported", any::name_of(&config.type_url))));
     }
@@ -122,8 +124,9 @@ fn custom_tag(value: tags::CustomTag) -> Result<Option<CustomTag>> {
 
 fn metadata(value: custom_tag::Metadata) -> Result<TagValue> {
     let custom_tag::Metadata { kind, metadata_key, default_value } = value;
-    if !matches!(kind.and_then(|k| k.kind), None | Some(metadata_kind::Kind::Request(_))) {
-        return Err(Invalid::field("kind", "is not supported; request is"));
+    match kind.and_then(|MetadataKind { kind }| kind) {
+        None | Some(metadata_kind::Kind::Request(_)) => {}
+        Some(_) => return Err(Invalid::field("kind", "is not supported; request is")),
     }
     let MetadataKey { key, path } = metadata_key.ok_or_else(|| Invalid::field("metadata_key", "is missing"))?;
     let segment = |(index, s): (usize, metadata_key::PathSegment)| match s.segment {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use lateen_proto::envoy::config::cluster::v3::cluster;
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::extensions::upstreams::http::v3::{self as http, http_protocol_options as http_options};
+use lateen_proto::envoy::extensions::upstreams::tcp::v3::TcpProtocolOptions;
 use lateen_proto::{Any, any};
 
 use super::common::{headers_count, limit, open, percent};
@@ -14,7 +15,6 @@ use crate::cluster::{HeadLimits, UpstreamHttp};
 use crate::http::NameCase;
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
-const TCP_OPTIONS: &str = "envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions";
 
 /// The HTTP settings of older messages, which the typed options replace.
 pub(crate) struct OldHttp {
@@ -42,18 +42,27 @@ pub(crate) struct Http {
 pub(crate) fn http_settings(options: HashMap<String, Any>, old: OldHttp, max_requests: Option<u32>) -> Result<Http> {
     let mut typed = None;
     for (key, config) in options {
-        match any::name_of(&config.type_url) {
-            HTTP_OPTIONS => typed = Some(open::<http::HttpProtocolOptions>(&config)?),
-            TCP_OPTIONS => {}
-            other => {
-                return Err(Invalid::field(&format!("typed_extension_protocol_options[\"{key}\"]"), format!("{other} is not supported")));
-            }
+        let field = format!("typed_extension_protocol_options[\"{key}\"]");
+        if any::is::<http::HttpProtocolOptions>(&config) {
+            typed = Some(open::<http::HttpProtocolOptions>(&config).within(&field)?);
+        } else if any::is::<TcpProtocolOptions>(&config) {
+            tcp(open(&config).within(&field)?).within(&field)?;
+        } else {
+            return Err(Invalid::field(&field, format!("{} is not supported", any::name_of(&config.type_url))));
         }
     }
     match typed {
         Some(options) => typed_http(options, max_requests).within(&format!("typed_extension_protocol_options[\"{HTTP_OPTIONS}\"]")),
         None => old_http(old, max_requests),
     }
+}
+
+/// How long a connection is kept that no caller has: none is, since each is made for its caller and ends with it.
+fn tcp(value: TcpProtocolOptions) -> Result<()> {
+    let TcpProtocolOptions { idle_timeout } = value;
+    limit(idle_timeout.as_ref(), None, "idle_timeout")?;
+    harmless!(idle_timeout);
+    Ok(())
 }
 
 fn typed_http(value: http::HttpProtocolOptions, max_requests: Option<u32>) -> Result<Http> {

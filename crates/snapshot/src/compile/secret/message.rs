@@ -18,7 +18,9 @@ use super::{Certificate, ReadFile, SecretValue, Validation};
 /// What a secret holds, and the files that it came from.
 pub(super) fn open(secret: proto::Secret) -> Result<(SecretValue, Vec<ReadFile>)> {
     let mut files = Vec::new();
-    let value = match secret.r#type {
+    // Whoever brings it has compared the name.
+    let proto::Secret { name: _, r#type } = secret;
+    let value = match r#type {
         Some(proto::secret::Type::TlsCertificate(c)) => {
             SecretValue::Certificate(Arc::new(certificate(c, &mut files).within("tls_certificate")?))
         }
