@@ -156,7 +156,7 @@ fn rules_that_are_counted_one_by_one_are_one_family_with_labels() {
     let proxy = config.start();
     assert_eq!(proxy.get("/admin").status, 403);
     let page = Query::parse("format=prometheus&usedonly&filter=rbac").unwrap().render(&proxy.registry);
-    let line = "envoy_http_rbac_policy_denied{rbac_policy_name=\"ns[default]-policy[deny]-rule[0]\",http_conn_manager_prefix=\"t\"} 1\n";
+    let line = "envoy_http_t_rbac_policy_ns_default__policy_deny__rule_0__denied{} 1\n";
     assert!(page.contains(line), "{page}");
 }
 

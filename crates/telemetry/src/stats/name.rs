@@ -1,45 +1,39 @@
-//! What blocks of metrics are called, in Envoy's dotted form and in Prometheus' form.
+//! What blocks of metrics are called, in Envoy's dotted form; `family` makes Prometheus' form of it.
 
-/// A label that Envoy's tag extraction takes out of a name: `cluster_name`, without the `envoy_` that the
+/// A label that tag extraction takes out of a name: `cluster_name`, without the `envoy_` that the
 /// Prometheus output may put in front.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Tag {
-    pub key: &'static str,
-    pub value: String,
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Tag {
+    pub(super) key: &'static str,
+    pub(super) value: String,
 }
 
-/// The name of a block: what stands before the metric's own name, in Envoy's dotted form and in Prometheus' form.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// The name of a block: what stands before the metric's own name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockName {
     /// `cluster.outbound|80||x.`, with the dot; empty for names that stand alone.
-    pub(crate) dotted: String,
-    /// `cluster_`: the same with the tags taken out, sanitised. What differs only in other characters is one family.
-    pub(crate) flat: String,
-    pub(crate) tags: Vec<Tag>,
+    pub(super) dotted: String,
+    parts: Vec<Part>,
+}
+
+/// What was added to a name at once; it may have dots of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Part {
+    /// Where its dot stands.
+    end: usize,
+    /// The label that Envoy's default extraction makes of it.
+    key: Option<&'static str>,
 }
 
 impl BlockName {
-    /// Any name: `dotted` (without the last dot) with `tags` being the parts of it that become labels.
-    /// `flat` is the rest of the name.
-    pub fn new(dotted: impl Into<String>, flat: impl Into<String>, tags: Vec<Tag>) -> Self {
-        let (mut dotted, mut flat) = (dotted.into(), sanitized(&flat.into()));
-        if !dotted.is_empty() {
-            dotted.push('.');
-        }
-        if !flat.is_empty() {
-            flat.push('_');
-        }
-        Self { dotted, flat, tags }
-    }
-
     /// `cluster.<name>.`: `name` is the cluster's `alt_stat_name` if it has one.
     pub fn cluster(name: &str) -> Self {
-        Self::new(format!("cluster.{name}"), "cluster", vec![Tag { key: "cluster_name", value: name.to_owned() }])
+        Self::plain("cluster").tagged("cluster_name", name)
     }
 
     /// `http.<stat prefix>.` of an HTTP connection manager.
     pub fn http(stat_prefix: &str) -> Self {
-        Self::new(format!("http.{stat_prefix}"), "http", vec![Tag { key: "http_conn_manager_prefix", value: stat_prefix.to_owned() }])
+        Self::plain("http").tagged("http_conn_manager_prefix", stat_prefix)
     }
 
     /// `http.<stat prefix>.<filter>.`: a filter's metrics under its connection manager (`fault`, `rbac`, `jwt_authn`).
@@ -85,58 +79,62 @@ impl BlockName {
         Self::plain("").tagged("local_http_ratelimit_prefix", stat_prefix)
     }
 
-    /// The same name, one part longer.
-    #[must_use]
-    pub fn below(mut self, part: &str) -> Self {
-        self.dotted.push_str(part);
-        self.dotted.push('.');
-        self.flat.push_str(&sanitized(part));
-        self.flat.push('_');
-        self
+    /// `connection_limit.<stat prefix>.` of a limit of open connections.
+    pub fn connection_limit(stat_prefix: &str) -> Self {
+        Self::plain("connection_limit").tagged("connection_limit_prefix", stat_prefix)
     }
 
-    /// The same name, one part longer, which is a label and so no part of a family's name.
+    /// The same name, one part longer.
     #[must_use]
-    pub fn tagged(mut self, key: &'static str, value: &str) -> Self {
-        self.dotted.push_str(value);
+    pub fn below(self, part: &str) -> Self {
+        self.longer(part, None)
+    }
+
+    /// The same name, one part longer, which is a label where Envoy's default tags are extracted.
+    #[must_use]
+    pub fn tagged(self, key: &'static str, value: &str) -> Self {
+        self.longer(value, Some(key))
+    }
+
+    fn longer(mut self, part: &str, key: Option<&'static str>) -> Self {
+        self.dotted.push_str(part);
+        self.parts.push(Part { end: self.dotted.len(), key });
         self.dotted.push('.');
-        self.tags.insert(0, Tag { key, value: value.to_owned() });
         self
     }
 
     /// `listener.<address>.`: `0.0.0.0_15001`, or the listener's `stat_prefix`.
     pub fn listener(address: &str) -> Self {
-        let address = address.replace(':', "_");
-        Self::new(format!("listener.{address}"), "listener", vec![Tag { key: "listener_address", value: address }])
+        Self::plain("listener").tagged("listener_address", &address.replace(':', "_"))
     }
 
     /// `listener.<address>.http.<stat prefix>.`: the response classes of one connection manager on one listener.
     pub fn listener_http(address: &str, stat_prefix: &str) -> Self {
-        let address = address.replace(':', "_");
-        let tags = vec![
-            Tag { key: "http_conn_manager_prefix", value: stat_prefix.to_owned() },
-            Tag { key: "listener_address", value: address.clone() },
-        ];
-        Self::new(format!("listener.{address}.http.{stat_prefix}"), "listener_http", tags)
+        Self::listener(address).below("http").tagged("http_conn_manager_prefix", stat_prefix)
     }
 
     /// `tcp.<stat prefix>.` of a TCP proxy.
     pub fn tcp(stat_prefix: &str) -> Self {
-        Self::new(format!("tcp.{stat_prefix}"), "tcp", vec![Tag { key: "tcp_prefix", value: stat_prefix.to_owned() }])
+        Self::plain("tcp").tagged("tcp_prefix", stat_prefix)
     }
 
     /// A name without labels: `server`, `cluster_manager`, `listener_manager`, or empty for none.
     pub fn plain(name: &str) -> Self {
-        Self::new(name, name, Vec::new())
+        if name.is_empty() { Self::default() } else { Self::default().below(name) }
     }
 
     /// The dotted prefix, with its dot.
     pub fn dotted(&self) -> &str {
         &self.dotted
     }
-}
 
-/// Prometheus allows letters, digits and `_` in names; Envoy turns all else into `_`.
-pub(super) fn sanitized(name: &str) -> String {
-    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
+    /// Its parts in order, with the label each is.
+    pub(super) fn parts(&self) -> impl Iterator<Item = (&str, Option<&'static str>)> {
+        let mut start = 0;
+        self.parts.iter().map(move |part| {
+            let text = self.dotted.get(start..part.end).unwrap_or_default();
+            start = part.end + 1;
+            (text, part.key)
+        })
+    }
 }

@@ -3,11 +3,12 @@
 //! A proxy may have a thousand clusters of a hundred metrics: rows are read from the blocks family by family, so that
 //! a scrape needs little more memory than the page itself.
 use super::block::Inner;
+use super::family::Form;
 use super::histogram::{HistogramValue, trim};
 use super::metric::{Kind, MetricDef};
-use super::name::{Tag, sanitized};
+use super::name::Tag;
 use super::registry::{Keep, Registry};
-use super::sample::{Sample, TagStyle, Value, label_key, split_code};
+use super::sample::{Sample, TagStyle, Value, label_key};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,19 +16,19 @@ use std::sync::Arc;
 
 /// Blocks of one table whose names differ only in their tags: they fill the same families.
 struct Group {
-    defs: &'static [MetricDef],
-    flat: String,
-    blocks: Vec<Arc<Inner>>,
+    form: Form,
+    /// With the labels of each.
+    blocks: Vec<(Arc<Inner>, String)>,
 }
 
 /// What a family's rows come from.
 enum Rows {
-    /// One metric of every block of a group, with the response code that was part of the metric's name.
+    /// One metric of every block of a group, with the label that was part of the metric's name.
     Blocks {
         group: usize,
         def: &'static MetricDef,
         cell: u16,
-        code: Option<Tag>,
+        tag: Option<Tag>,
     },
     Sample(Sample),
 }
@@ -60,14 +61,13 @@ pub(super) struct Choice<'a> {
 /// The whole page. Texts have no form here and are left out.
 pub(super) fn page(registry: &Registry, choice: &Choice<'_>) -> String {
     let style = registry.tag_style();
-    let groups = groups(registry.living());
+    let groups = groups(registry.living(), style);
     let mut families: BTreeMap<String, Vec<Rows>> = BTreeMap::new();
     for (index, group) in groups.iter().enumerate() {
-        let Some(first) = group.blocks.first() else { continue };
+        let Some((first, _)) = group.blocks.first() else { continue };
         for (def, cell) in first.metrics() {
-            let (stem, code) = split_code(def.name, style);
-            let family = format!("envoy_{}{}", group.flat, sanitized(&stem));
-            families.entry(family).or_default().push(Rows::Blocks { group: index, def, cell, code });
+            let (family, tag) = group.form.family(def.name, style);
+            families.entry(family).or_default().push(Rows::Blocks { group: index, def, cell, tag });
         }
     }
     registry.collect(&mut |sample| {
@@ -83,14 +83,16 @@ pub(super) fn page(registry: &Registry, choice: &Choice<'_>) -> String {
     out
 }
 
-fn groups(blocks: Vec<Arc<Inner>>) -> Vec<Group> {
-    let mut groups: BTreeMap<(String, usize), Group> = BTreeMap::new();
-    for block in blocks {
-        let key = (block.name.flat.clone(), block.defs.as_ptr() as usize);
-        let group = groups.entry(key).or_insert_with(|| Group { defs: block.defs, flat: block.name.flat.clone(), blocks: Vec::new() });
-        group.blocks.push(block);
+fn groups(blocks: Vec<Arc<Inner>>, style: TagStyle) -> Vec<Group> {
+    let mut groups: BTreeMap<(String, bool, usize), Group> = BTreeMap::new();
+    for block in blocks.into_iter().filter(|block| !block.defs.is_empty()) {
+        let form = Form::new(&block.name, style);
+        let labels = label_list(form.tags.iter().map(|tag| (label_key(tag, style), tag.value.as_str())));
+        let key = (form.flat.clone(), form.of_rules, block.defs.as_ptr() as usize);
+        let group = groups.entry(key).or_insert_with(|| Group { form, blocks: Vec::new() });
+        group.blocks.push((block, labels));
     }
-    groups.into_values().filter(|group| !group.defs.is_empty()).collect()
+    groups.into_values().collect()
 }
 
 /// One family. Its type stands once above it: should two sources disagree about it, only the first is shown,
@@ -106,9 +108,10 @@ fn write_family(out: &mut String, family: &str, rows: &[Rows], groups: &[Group],
                 let labels = label_list(sample.labels.iter().map(|(key, value)| (key.clone(), value.as_str())));
                 lines.push((labels, sample.value.clone()));
             }
-            Rows::Blocks { group, def, cell, code } => {
+            Rows::Blocks { group, def, cell, tag } => {
                 let blocks = groups.get(*group).map_or(&[][..], |group| &group.blocks);
-                lines.extend(blocks.iter().filter_map(|block| line(block, (def, *cell, code.as_ref()), choice, style)));
+                let own = label_list(tag.iter().map(|tag| (label_key(tag, style), tag.value.as_str())));
+                lines.extend(blocks.iter().filter_map(|block| line(block, (def, *cell, &own), choice)));
             }
         }
     }
@@ -130,12 +133,7 @@ fn write_family(out: &mut String, family: &str, rows: &[Rows], groups: &[Group],
 }
 
 /// What one block has to a family: labels and value, if it is to be shown.
-fn line(
-    block: &Inner,
-    (def, cell, code): (&MetricDef, u16, Option<&Tag>),
-    choice: &Choice<'_>,
-    style: TagStyle,
-) -> Option<(String, Value)> {
+fn line((block, labels): &(Arc<Inner>, String), (def, cell, own): (&MetricDef, u16, &str), choice: &Choice<'_>) -> Option<(String, Value)> {
     let value = block.value(def, cell);
     if !(choice.wants)(&value) || (def.hide_zero && value.is_unused()) {
         return None;
@@ -143,8 +141,8 @@ fn line(
     if !(choice.keep)(&format!("{}{}", block.name.dotted, def.name)) {
         return None;
     }
-    let tags = code.into_iter().chain(&block.name.tags);
-    Some((label_list(tags.map(|tag| (label_key(tag, style), tag.value.as_str()))), value))
+    let comma = if own.is_empty() || labels.is_empty() { "" } else { "," };
+    Some((format!("{own}{comma}{labels}"), value))
 }
 
 fn write_value(out: &mut String, family: &str, labels: &str, value: &Value) {

@@ -1,10 +1,11 @@
 //! The registry: knows every living block, and adds the shards up when somebody asks.
 use super::block::{Block, Inner, Shard};
 use super::carry::Carried;
+use super::family::Form;
 use super::metric::MetricDef;
-use super::name::{BlockName, sanitized};
+use super::name::BlockName;
 use super::prometheus::{self, Choice};
-use super::sample::{Sample, Value, label_key, split_code};
+use super::sample::{Sample, Value, label_key};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -160,6 +161,7 @@ impl Registry {
         if used_only && !block.touched() {
             return;
         }
+        let form = Form::new(&block.name, self.style);
         for (def, cell) in block.metrics() {
             let value = block.value(def, cell);
             if (def.hide_zero || used_only) && value.is_unused() {
@@ -167,15 +169,14 @@ impl Registry {
             }
             let name = format!("{}{}", block.name.dotted, def.name);
             if keep(&name) {
-                out.push(self.sample(block, def, name, value));
+                out.push(self.sample(&form, def, name, value));
             }
         }
     }
 
-    fn sample(&self, block: &Inner, def: &MetricDef, name: String, value: Value) -> Sample {
-        let (stem, code) = split_code(def.name, self.style);
-        let family = format!("envoy_{}{}", block.name.flat, sanitized(&stem));
-        let tags = code.iter().chain(&block.name.tags);
+    fn sample(&self, form: &Form, def: &MetricDef, name: String, value: Value) -> Sample {
+        let (family, tag) = form.family(def.name, self.style);
+        let tags = tag.iter().chain(&form.tags);
         let labels = tags.map(|tag| (label_key(tag, self.style), tag.value.clone())).collect();
         Sample { name, family, labels, value }
     }

@@ -66,7 +66,7 @@ pub enum TagStyle {
 
 /// Splits the response code or class off a metric's name, as Envoy's tag extraction does:
 /// `upstream_rq_503` is `upstream_rq` with a code, `upstream_rq_5xx` is `upstream_rq_xx` with a class.
-pub(crate) fn split_code(name: &str, style: TagStyle) -> (Cow<'_, str>, Option<Tag>) {
+pub(super) fn split_code(name: &str, style: TagStyle) -> (Cow<'_, str>, Option<Tag>) {
     let Some((stem, last)) = name.rsplit_once('_') else { return (Cow::Borrowed(name), None) };
     if !(stem.ends_with("_rq") && last.len() == 3 && last.as_bytes()[0].is_ascii_digit()) {
         return (Cow::Borrowed(name), None);
@@ -83,7 +83,7 @@ pub(crate) fn split_code(name: &str, style: TagStyle) -> (Cow<'_, str>, Option<T
     }
 }
 
-pub(crate) fn label_key(tag: &Tag, style: TagStyle) -> Cow<'static, str> {
+pub(super) fn label_key(tag: &Tag, style: TagStyle) -> Cow<'static, str> {
     match style {
         TagStyle::Envoy => Cow::Owned(format!("envoy_{}", tag.key)),
         TagStyle::Istio => Cow::Borrowed(tag.key),

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use lateen_snapshot::grpc_stats::GrpcStats;
 use lateen_telemetry::envoy_names::{count_grpc_status, grpc as names};
-use lateen_telemetry::stats::Tag;
 use lateen_telemetry::{BlockName, Local};
 
 use crate::http::{Exchange, headers};
@@ -90,14 +89,12 @@ impl Counters {
 }
 
 fn local(worker: &Worker, cluster: &str, method: Option<(&str, &str)>) -> Local {
-    let mut dotted = format!("cluster.{cluster}.grpc");
-    let mut tags = vec![Tag { key: "cluster_name", value: cluster.to_owned() }];
-    if let Some((service, method)) = method {
-        dotted.push_str(&format!(".{service}.{method}"));
-        tags.push(Tag { key: "grpc_bridge_method", value: method.to_owned() });
-        tags.push(Tag { key: "grpc_bridge_service", value: service.to_owned() });
-    }
-    worker.shard.local(&worker.registry.block(names::DEFS, BlockName::new(dotted, "cluster_grpc", tags)))
+    let calls = BlockName::cluster(cluster).below("grpc");
+    let name = match method {
+        Some((service, method)) => calls.tagged("grpc_bridge_service", service).tagged("grpc_bridge_method", method),
+        None => calls,
+    };
+    worker.shard.local(&worker.registry.block(names::DEFS, name))
 }
 
 /// Counts a call that is over.

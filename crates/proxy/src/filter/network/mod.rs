@@ -122,8 +122,8 @@ impl NetworkFilters {
         });
         let open = chain.filters.iter().filter_map(|f| match f {
             NetworkFilter::ConnectionLimit(limit) => {
-                let name = format!("connection_limit.{}", limit.stat_prefix);
-                Some(worker.shard.local(&worker.registry.block(connection_limit::DEFS, BlockName::plain(&name))))
+                let name = BlockName::connection_limit(&limit.stat_prefix);
+                Some(worker.shard.local(&worker.registry.block(connection_limit::DEFS, name)))
             }
             _ => None,
         });
