@@ -87,15 +87,16 @@ pub(super) fn single(main: &Arc<Main>, token: Option<TokenSource>, tasks: &mut J
 }
 
 fn client(main: &Arc<Main>, service: Service, source: &ApiSource, token: Option<TokenSource>) -> Client {
-    let mut options = Options::new(main.bootstrap.node.clone(), http_authority(source.authority.clone()));
+    let authority = http_authority(source.authority.clone());
+    let mut options = Options::new(main.bootstrap.node.clone(), authority.clone());
     options.service = service;
     options.mode = if source.delta { Mode::Delta } else { Mode::Sotw };
     options.token = token;
     options.metadata = metadata(source);
     let (dialing, name) = (main.clone(), source.cluster.clone());
     let connector = Connector::new(move || {
-        let (main, cluster) = (dialing.clone(), name.clone());
-        async move { main.connect(&cluster).await }
+        let (main, cluster, authority) = (dialing.clone(), name.clone(), authority.clone());
+        async move { main.connect(&cluster, &authority).await }
     });
     Client::new(options, connector)
 }

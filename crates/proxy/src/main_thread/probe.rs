@@ -71,7 +71,7 @@ pub(super) async fn probe(main: &Main, cluster: &Arc<Cluster>, host: &Arc<Host>,
     let alpn = check.alpn.as_deref().or(fallback.as_deref());
     let address = address(host, check);
     let transport = check.transport.unwrap_or(host.transport);
-    let destination = Destination { address: &address, transport, hostname: &host.hostname, as_request: false };
+    let destination = Destination { address: &address, transport, hostname: &host.hostname, authority: None };
     let Ok(stream) = connect_to(cluster, &destination, main.upstream_mark, alpn).await else { return Answer::NONE };
     let is_tls = cluster.config.transports.get(transport as usize).is_some_and(|t| t.tls.is_some());
     let scheme = if is_tls { Scheme::HTTPS } else { Scheme::HTTP };

@@ -21,11 +21,11 @@ use crate::upstream::Dialer;
 const WAIT_FOR_HOST: Duration = Duration::from_secs(5);
 
 impl Main {
-    /// Connects to a host of a static cluster, another one each time.
+    /// Connects to a host of a static cluster, another one each time, for requests with this authority.
     ///
     /// # Errors
     /// When there is no such cluster, it has no host, or the host cannot be reached.
-    pub(crate) async fn connect(&self, cluster: &str) -> io::Result<Box<dyn Io>> {
+    pub(crate) async fn connect(&self, cluster: &str, authority: &str) -> io::Result<Box<dyn Io>> {
         let mut snapshots = self.snapshots();
         let turn = self.next_turn();
         let pick = |snapshot: &lateen_snapshot::Snapshot| {
@@ -40,7 +40,8 @@ impl Main {
         let Some((cluster, host)) = picked else {
             return Err(io::Error::new(io::ErrorKind::NotFound, format!("cluster {cluster} has no host")));
         };
-        let destination = Destination { address: &host.address, transport: host.transport, hostname: &host.hostname, as_request: true };
+        let (transport, hostname) = (host.transport, &*host.hostname);
+        let destination = Destination { address: &host.address, transport, hostname, authority: Some(authority) };
         connect_to(&cluster, &destination, self.upstream_mark, None).await
     }
 }
@@ -50,25 +51,35 @@ pub(super) struct Destination<'a> {
     pub(super) address: &'a Address,
     pub(super) transport: u32,
     pub(super) hostname: &'a str,
-    /// What the cluster says of requests (`auto_sni`, `auto_san_validation`) holds, as it does not for health checks.
-    pub(super) as_request: bool,
+    /// Of the requests to be sent: what the cluster says of requests (`auto_sni`, `auto_san_validation`) holds, as it does
+    /// not for health checks.
+    pub(super) authority: Option<&'a str>,
 }
 
-impl Destination<'_> {
-    /// The name to ask for, and whether the certificate must have it.
-    fn server_name(&self, tls: &ClientTls) -> (Option<String>, bool) {
-        if !self.as_request || !tls.auto_sni {
-            let name = tls.own_name(self.hostname).map(str::to_owned);
-            let check = name.is_some() && tls.checks_sni;
-            return (name, check);
+impl<'a> Destination<'a> {
+    /// The name to ask for, and whether the certificate must have it. That of an authority precedes the context's own,
+    /// but an address is never sent (Envoy `Router::Filter`, `ClientContextImpl::newSsl`).
+    fn server_name(&self, tls: &'a ClientTls) -> (Option<&'a str>, bool) {
+        let asked = self.authority.filter(|_| tls.auto_sni).map(host_of);
+        let is_address = |host: &str| host.parse::<std::net::IpAddr>().is_ok();
+        match asked {
+            Some(host) if tls.auto_san || !is_address(host) => (Some(host), tls.auto_san || tls.checks_sni),
+            _ => {
+                let name = tls.own_name(self.hostname);
+                (name, name.is_some() && tls.checks_sni)
+            }
         }
-        let name = match self.address {
-            _ if !self.hostname.is_empty() => self.hostname.to_owned(),
-            Address::Socket(address) => address.ip().to_string(),
-            Address::Pipe(_) => "localhost".to_owned(),
-        };
-        (Some(name), tls.auto_san || tls.checks_sni)
     }
+}
+
+/// An authority without its port.
+fn host_of(authority: &str) -> &str {
+    let is_port = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+    let host = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => return address,
+        None => authority,
+    };
+    host.rsplit_once(':').filter(|(_, port)| is_port(port)).map_or(host, |(host, _)| host)
 }
 
 /// Connects as the transport socket demands. `alpn` replaces the protocols offered.
@@ -133,9 +144,9 @@ async fn tcp(config: &ClusterConfig, address: SocketAddr, mark: Option<u32>) -> 
     Dialer { mark }.socket(config, address, None)?.connect(address).await
 }
 
-fn server_name(name: Option<String>) -> io::Result<ServerName<'static>> {
+fn server_name(name: Option<&str>) -> io::Result<ServerName<'static>> {
     match name {
-        Some(name) => ServerName::try_from(name).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e)),
+        Some(name) => ServerName::try_from(name.to_owned()).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e)),
         // An address is never sent.
         None => Ok(ServerName::IpAddress(std::net::IpAddr::from([127, 0, 0, 1]).into())),
     }
@@ -147,26 +158,46 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_discovery_service_is_checked_like_any_request_and_a_health_check_is_none() {
-        let tls = |auto_sni, checks_sni| ClientTls {
+    fn tls(sni: Option<&str>) -> ClientTls {
+        ClientTls {
             config: Slot::empty(),
             uri: Slot::empty(),
-            sni: None,
+            sni: sni.map(Into::into),
             auto_host_sni: false,
-            checks_sni,
-            auto_sni,
-            auto_san: auto_sni,
+            checks_sni: false,
+            auto_sni: true,
+            auto_san: false,
             alpn: Vec::new(),
-        };
+        }
+    }
+
+    fn asked(authority: Option<&str>, tls: &ClientTls) -> (String, bool) {
         let address = Address::Socket("10.0.0.1:15012".parse().unwrap());
-        let asked = |hostname, as_request, tls: &ClientTls| {
-            let (name, check) = Destination { address: &address, transport: 0, hostname, as_request }.server_name(tls);
-            (name.unwrap_or_default(), check)
-        };
-        assert_eq!(asked("istiod", true, &tls(true, false)), ("istiod".to_owned(), true));
-        assert_eq!(asked("", true, &tls(true, false)), ("10.0.0.1".to_owned(), true));
-        assert_eq!(asked("istiod", false, &tls(true, false)), (String::new(), false));
-        assert_eq!(asked("istiod", true, &tls(false, true)), (String::new(), false));
+        let (name, check) = Destination { address: &address, transport: 0, hostname: "host", authority }.server_name(tls);
+        (name.unwrap_or_default().to_owned(), check)
+    }
+
+    #[test]
+    fn a_discovery_service_is_asked_for_the_name_in_the_authority() {
+        let (own, none) = (tls(Some("fixed")), tls(None));
+        let names = [("istiod:15012", "istiod"), ("xds", "xds"), ("10.1.2.3:99", "fixed"), ("[::1]:99", "fixed"), ("[::1]", "fixed")];
+        for (authority, name) in names {
+            assert_eq!(asked(Some(authority), &own), (name.to_owned(), false), "{authority}");
+        }
+        assert_eq!(asked(Some("10.1.2.3"), &none), (String::new(), false), "an address is never sent");
+        assert_eq!(asked(None, &own), ("fixed".to_owned(), false), "a health check is no request");
+        assert_eq!(asked(Some("istiod"), &ClientTls { auto_sni: false, ..tls(Some("fixed")) }), ("fixed".to_owned(), false));
+    }
+
+    #[test]
+    fn a_discovery_services_certificate_must_have_the_name_in_the_authority_where_requests_ask_for_it() {
+        let checked = |sni, checks_sni| ClientTls { auto_san: true, checks_sni, ..tls(sni) };
+        assert_eq!(asked(Some("istiod:15012"), &checked(Some("fixed"), false)), ("istiod".to_owned(), true));
+        assert_eq!(asked(Some("10.1.2.3:99"), &checked(None, false)), ("10.1.2.3".to_owned(), true));
+        let by_sni = |sni| ClientTls { checks_sni: true, ..tls(sni) };
+        assert_eq!(asked(Some("istiod"), &by_sni(None)), ("istiod".to_owned(), true));
+        assert_eq!(asked(Some("10.1.2.3"), &by_sni(Some("fixed"))), ("fixed".to_owned(), true));
+        assert_eq!(asked(Some("10.1.2.3"), &by_sni(None)), (String::new(), false));
+        assert_eq!(asked(None, &checked(None, false)), (String::new(), false));
     }
 }
