@@ -3,7 +3,7 @@
 //! Limits are global numbers, so they are relaxed atomics; an unlimited resource (Istio's default,
 //! 2^32-1) is not counted at all, so that the common case touches no shared line.
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use crate::budget::{self, RetryBudget};
 
@@ -50,11 +50,12 @@ impl Limits {
 pub struct Gate {
     limit: AtomicU32,
     used: AtomicU32,
+    was_used: AtomicBool,
 }
 
 impl Gate {
     pub fn new(limit: u32) -> Arc<Self> {
-        Arc::new(Self { limit: AtomicU32::new(limit), used: AtomicU32::new(0) })
+        Arc::new(Self { limit: AtomicU32::new(limit), used: AtomicU32::new(0), was_used: AtomicBool::new(false) })
     }
 
     /// Takes one, or `None` when the limit is reached.
@@ -63,6 +64,7 @@ impl Gate {
     pub fn take(self: &Arc<Self>) -> Option<Permit> {
         let limit = self.limit.load(Relaxed);
         if limit == u32::MAX {
+            self.note_use();
             return Some(Permit(None));
         }
         self.take_below(limit)
@@ -73,12 +75,25 @@ impl Gate {
             self.used.fetch_sub(1, Relaxed);
             return None;
         }
+        self.note_use();
         Some(Permit(Some(Arc::clone(self))))
+    }
+
+    /// Written once, so that workers go on sharing the line.
+    fn note_use(&self) {
+        if !self.was_used.load(Relaxed) {
+            self.was_used.store(true, Relaxed);
+        }
     }
 
     /// Whether one more could be taken now.
     pub fn is_open(&self) -> bool {
         self.used.load(Relaxed) < self.limit.load(Relaxed)
+    }
+
+    /// Whether one was ever taken.
+    pub fn was_used(&self) -> bool {
+        self.was_used.load(Relaxed)
     }
 
     pub fn used(&self) -> u32 {
@@ -186,6 +201,18 @@ mod tests {
             ..Limits::UNLIMITED
         });
         assert!(breakers.take_retry(|| 0).is_none());
+    }
+
+    #[test]
+    fn a_gate_knows_whether_one_was_ever_taken() {
+        let breakers = Breakers::new(Limits { max_requests: 1, max_pending_requests: 0, ..Limits::UNLIMITED });
+        let used = || [&breakers.connections, &breakers.pending, &breakers.requests, &breakers.retries].map(|gate| gate.was_used());
+        assert_eq!(used(), [false; 4]);
+        assert!(breakers.pending.take().is_none());
+        drop((breakers.connections.take(), breakers.requests.take()));
+        assert_eq!(used(), [true, false, true, false]);
+        drop(breakers.take_retry(|| 0));
+        assert_eq!(used(), [true, false, true, true]);
     }
 
     #[test]

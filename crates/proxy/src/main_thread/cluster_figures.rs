@@ -90,7 +90,7 @@ impl Figures {
 impl Known {
     fn end_outlier(&mut self) {
         if let Some(block) = self.outlier.take() {
-            block.set(outlier::EJECTIONS_ACTIVE, 0);
+            count_ejected(&block, 0);
         }
     }
 
@@ -142,7 +142,7 @@ impl BlockSource for Figures {
             breakers(cluster, &mut made);
             let count = |test: fn(&Host) -> bool| cluster.hosts.hosts().filter(|h| test(h)).count() as u64;
             if let Some(block) = known.outlier.as_ref().filter(|_| cluster.config.outlier.is_some()) {
-                block.set(outlier::EJECTIONS_ACTIVE, count(|h| h.flags() & FAILED_OUTLIER != 0));
+                count_ejected(block, count(|h| h.flags() & FAILED_OUTLIER != 0));
             }
             if let Some(block) = known.checks.as_ref().filter(|_| cluster.config.health_check.is_some()) {
                 block.set(health_check::HEALTHY, count(|h| h.flags() & FAILED_ACTIVE_HC == 0));
@@ -150,6 +150,14 @@ impl BlockSource for Figures {
             }
         }
         made.0.into_values().collect()
+    }
+}
+
+/// A gauge is used since the first ejection (Envoy `EjectionsActiveHelper`).
+fn count_ejected(block: &Block, active: u64) {
+    let were_some = || block.gauge(outlier::EJECTIONS_ACTIVE) > 0 || block.counter(outlier::EJECTIONS_ENFORCED_TOTAL) > 0;
+    if active > 0 || were_some() {
+        block.set(outlier::EJECTIONS_ACTIVE, active);
     }
 }
 
@@ -181,16 +189,18 @@ fn membership(state: &Block, hosts: &HostSet) {
     state.set(names::MEMBERSHIP_EXCLUDED, excluded);
 }
 
-/// Which breakers are open, and what is left below their limits where that is tracked.
+/// Which breakers are open, and what is left below their limits where that is tracked. Of what nobody ever took the first is not
+/// told, as it is not in Envoy (`ManagedResourceImpl`).
 fn breakers(cluster: &Cluster, made: &mut Made) {
     let [normal, high] = &cluster.live.breakers;
     use names as n;
     let state = made.block(n::DEFS, cluster);
     let gauges = [n::CIRCUIT_CX_OPEN, n::CIRCUIT_RQ_PENDING_OPEN, n::CIRCUIT_RQ_OPEN, n::CIRCUIT_RQ_RETRY_OPEN];
-    set_each(state, gauges, normal, |gate| u64::from(!gate.is_open()));
+    let is_shut = |gate: &Gate| gate.was_used().then(|| u64::from(!gate.is_open()));
+    set_each(state, gauges, normal, is_shut);
     let gauges = [n::CIRCUIT_HIGH_CX_OPEN, n::CIRCUIT_HIGH_RQ_PENDING_OPEN, n::CIRCUIT_HIGH_RQ_OPEN, n::CIRCUIT_HIGH_RQ_RETRY_OPEN];
-    set_each(state, gauges, high, |gate| u64::from(!gate.is_open()));
-    let left = |gate: &Gate| u64::from(gate.limit().saturating_sub(gate.used()));
+    set_each(state, gauges, high, is_shut);
+    let left = |gate: &Gate| Some(u64::from(gate.limit().saturating_sub(gate.used())));
     let [track, track_high] = cluster.config.track_remaining;
     if track {
         use remaining as r;
@@ -205,10 +215,12 @@ fn breakers(cluster: &Cluster, made: &mut Made) {
 }
 
 /// Sets the gauges of connections, pending requests, requests and retries, in this order.
-fn set_each(block: &Block, gauges: [Gauge; 4], breakers: &Breakers, value: impl Fn(&Gate) -> u64) {
+fn set_each(block: &Block, gauges: [Gauge; 4], breakers: &Breakers, value: impl Fn(&Gate) -> Option<u64>) {
     let gates = [&breakers.connections, &breakers.pending, &breakers.requests, &breakers.retries];
     for (gauge, gate) in gauges.into_iter().zip(gates) {
-        block.set(gauge, value(gate));
+        if let Some(value) = value(gate) {
+            block.set(gauge, value);
+        }
     }
 }
 
@@ -238,6 +250,36 @@ mod tests {
         let (url, update) = (body.type_url.clone(), Update { name: "c".to_owned(), version: String::new(), body });
         assert_eq!(main.change(|compiler, now| compiler.apply(&url, vec![update], &[], now)), []);
         main.snapshot()
+    }
+
+    #[test]
+    fn what_was_never_taken_and_never_ejected_is_not_used() {
+        let main = test_support::main("node: {id: t, cluster: t}\n");
+        let figures = Arc::new(Figures { main: Arc::downgrade(&main), known: Mutex::default() });
+        main.registry.add_blocks(figures.clone());
+        let snapshot =
+            publish(&main, ", outlier_detection: {}, circuit_breakers: {thresholds: [{max_requests: 1, track_remaining: true}]}");
+        figures.follow(&main.registry, &Snapshot::default(), &snapshot);
+        let (_, cluster) = snapshot.cluster_named("c").unwrap();
+        let used = |of: &str| {
+            let mut used = main.registry.scrape(true, &|name| name.contains(of));
+            used.sort_by(|a, b| a.name.cmp(&b.name));
+            used.into_iter().map(|s| (s.name.trim_start_matches("cluster.c.").to_owned(), s.value)).collect::<Vec<_>>()
+        };
+        let gauge = |name: &str, value| (name.to_owned(), lateen_telemetry::stats::Value::Gauge { value, used: true });
+        assert_eq!((used("_open"), used("ejections")), (Vec::new(), Vec::new()));
+        assert_eq!(used("remaining").len(), 4, "what is left is told from the start");
+        let request = cluster.live.breakers[0].requests.take();
+        drop(cluster.live.breakers[1].connections.take());
+        let opened = |rq| [gauge("circuit_breakers.default.rq_open", rq), gauge("circuit_breakers.high.cx_open", 0)];
+        assert_eq!(used("_open"), opened(1));
+        drop(request);
+        assert_eq!(used("_open"), opened(0));
+        let host = cluster.hosts.hosts().next().unwrap();
+        host.set_flag(FAILED_OUTLIER, true);
+        assert_eq!(used("ejections"), [gauge("outlier_detection.ejections_active", 1)]);
+        host.set_flag(FAILED_OUTLIER, false);
+        assert_eq!(used("ejections"), [gauge("outlier_detection.ejections_active", 0)]);
     }
 
     #[test]
