@@ -191,6 +191,7 @@ impl Compiler {
 
     /// Of these resources came what could not be used at all: who waits for them goes on.
     pub fn refuse(&mut self, source: &SecretSource, type_url: &str, names: &[String], now: Instant) {
+        self.note_answer(type_url, &[], names);
         names.iter().for_each(|name| self.refused.note(any::name_of(type_url), name, source, true));
         self.settled = false;
         self.settle(now);

@@ -237,7 +237,7 @@ impl ClientState {
             return;
         };
         let mut rejected = Vec::new();
-        let mut seen = HashSet::new();
+        let mut seen = BTreeSet::new();
         let mut updates = Vec::with_capacity(response.resources.len());
         let mut removed = response.removed_resources;
         for resource in response.resources {
@@ -267,7 +267,7 @@ impl ClientState {
             }
         }
         let removed: Vec<String> = removed.into_iter().filter(|n| state.wants(n) && !seen.contains(n)).collect();
-        state.tell_refused(&rejected, handler);
+        state.tell_refused(&rejected, &seen, handler);
         rejected.extend(state.hand_over(updates, removed, handler, now));
         state.feedback.push_back(Feedback { nonce: response.nonce, error: nack(&state.type_url, &rejected) });
     }
@@ -322,7 +322,7 @@ impl ClientState {
             }
         }
         let removed = if is_full_state(&state.type_url) && is_complete && !only_renews { state.beside(&seen) } else { Vec::new() };
-        state.tell_refused(&rejected, handler);
+        state.tell_refused(&rejected, &seen, handler);
         if !updates.is_empty() || !removed.is_empty() || state.version.is_empty() {
             rejected.extend(state.hand_over(updates, removed, handler, now));
         }
@@ -380,9 +380,15 @@ impl TypeState {
         }
     }
 
-    /// Tells the handler of what it is not handed.
-    fn tell_refused(&self, rejected: &[Rejected], handler: &mut (impl Handler + ?Sized)) {
-        let names: Vec<String> = rejected.iter().filter(|r| !r.name.is_empty() && self.wants(&r.name)).map(|r| r.name.clone()).collect();
+    /// Tells the handler of what it is not handed. What could not even be read may be any that was asked for and has not come.
+    fn tell_refused(&self, rejected: &[Rejected], seen: &BTreeSet<String>, handler: &mut (impl Handler + ?Sized)) {
+        let (named, nameless): (Vec<_>, Vec<_>) = rejected.iter().partition(|r| !r.name.is_empty());
+        let mut names: Vec<String> = named.iter().map(|r| r.name.clone()).filter(|name| self.wants(name)).collect();
+        if !nameless.is_empty() {
+            let is_told = |name: &str| named.iter().any(|r| r.name == name);
+            let missing = |name: &&String| !seen.contains(*name) && !self.accepted.contains_key(*name) && !is_told(name);
+            names.extend(self.names.iter().filter(missing).cloned());
+        }
         if !names.is_empty() {
             handler.refused(&self.type_url, &names);
         }

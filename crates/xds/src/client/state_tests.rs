@@ -333,6 +333,22 @@ fn a_state_of_the_world_that_is_not_all_read_removes_nothing() {
 }
 
 #[test]
+fn what_cannot_be_read_may_be_any_that_was_asked_for_and_has_not_come() {
+    let mut state = client(Mode::Sotw);
+    state.subscribe(CLUSTER, names(&["a", "b", "c", "d"]));
+    next_sotw(&mut state);
+    let mut recorder = Recorder::default();
+    state.on_response(sotw("n1", "v1", vec![cluster("a", "")]), &mut recorder, now());
+    assert_eq!(recorder.refused, names(&[]));
+    next_sotw(&mut state);
+    let unread = lateen_proto::Any { type_url: CLUSTER.into(), value: vec![0xff; 3] };
+    let wrong = lateen_proto::Any { type_url: LISTENER.into(), ..cluster("c", "") };
+    state.on_response(sotw("n2", "v2", vec![unread, cluster("b", ""), wrong]), &mut recorder, now());
+    assert_eq!(recorder.updates.len(), 2, "{:?}", recorder.updates);
+    assert_eq!(recorder.refused, names(&["c", "d"]));
+}
+
+#[test]
 fn a_refusal_is_over_when_the_state_of_the_world_has_what_is_in_use_or_nothing() {
     struct Picky(Vec<String>);
     impl Handler for Picky {

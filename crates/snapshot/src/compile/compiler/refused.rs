@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use prost::Name;
 
-use super::{ExtensionProto, RouteProto, SecretProto, Wanted};
+use super::{EndpointProto, ExtensionProto, RouteProto, SecretProto, Wanted};
 use crate::compile::secret::SecretKey;
 use crate::compile::source::SecretSource;
 
@@ -12,6 +12,7 @@ use crate::compile::source::SecretSource;
 #[derive(Debug, Default)]
 pub(super) struct Refused {
     pub(super) routes: HashSet<Arc<str>>,
+    pub(super) endpoints: HashSet<Arc<str>>,
     pub(super) extensions: HashSet<Arc<str>>,
     pub(super) secrets: HashSet<SecretKey>,
 }
@@ -21,6 +22,8 @@ impl Refused {
     pub(super) fn note(&mut self, type_name: &str, name: &str, source: &SecretSource, is_refused: bool) {
         if type_name == RouteProto::full_name() {
             put(&mut self.routes, name, is_refused);
+        } else if type_name == EndpointProto::full_name() {
+            put(&mut self.endpoints, name, is_refused);
         } else if type_name == ExtensionProto::full_name() {
             put(&mut self.extensions, name, is_refused);
         } else if type_name == SecretProto::full_name() {
@@ -36,6 +39,7 @@ impl Refused {
     /// Of what is wanted again later another answer is waited for.
     pub(super) fn keep(&mut self, wanted: &Wanted) {
         self.routes.retain(|name| wanted.routes.contains(name));
+        self.endpoints.retain(|name| wanted.endpoints.contains(name));
         self.extensions.retain(|name| wanted.extensions.contains(name));
         self.secrets.retain(|key| wanted.secrets.contains(key));
     }

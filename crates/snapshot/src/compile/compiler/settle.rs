@@ -67,6 +67,7 @@ impl Compiler {
     fn settle_clusters(&mut self, now: Instant) {
         let Self { clusters, endpoints, no_endpoints, resolved, secrets, refused, .. } = self;
         let has_secret = |key: &SecretKey| secrets.knows(key) || refused.secrets.contains(key);
+        let answered = |name: &Arc<str>| endpoints.contains_key(name) || no_endpoints.contains(name) || refused.endpoints.contains(name);
         let mut promoted = Vec::new();
         for (name, entry) in clusters.iter_mut() {
             // The hosts of the version before live on in the next.
@@ -74,7 +75,7 @@ impl Compiler {
             let is_promoted = entry.versions.promote(now, |version, wait| {
                 match &version.compiled.config.discovery {
                     Discovery::Eds(service) => {
-                        wait.on(endpoints.contains_key(service) || no_endpoints.contains(service), version.uses.endpoints);
+                        wait.on(answered(service), version.uses.endpoints);
                     }
                     Discovery::StrictDns(_) | Discovery::LogicalDns(_) => {
                         wait.on(is_resolved(&version.compiled.config, resolved), FetchTimeout::default());

@@ -135,6 +135,34 @@ fn a_refused_first_answer_ends_the_wait_for_certificates() {
 }
 
 #[test]
+fn refused_endpoints_end_the_wait_for_the_first() {
+    let now = Instant::now();
+    let waiting = || {
+        let mut compiler = Compiler::new();
+        accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(&fetched_within(EDS, "0s"))], &[], now));
+        assert!(!compiler.is_settled());
+        compiler
+    };
+    let goes_on = |compiler: &mut Compiler| compiler.is_settled() && compiler.snapshot().cluster_named("c").is_some();
+    let mut told = waiting();
+    told.refuse(&SecretSource::Ads, ENDPOINT, &["s".to_owned()], now);
+    assert!(goes_on(&mut told), "nothing more is known of them than their name");
+    let mut large = endpoints(&["10.0.0.1"]);
+    large.body.value.resize(crate::compile::compiler::MAX_RESOURCE_BYTES + 1, 0);
+    let mut filled = waiting();
+    assert_eq!(filled.apply(ENDPOINT, vec![large], &[], now).len(), 1);
+    assert!(goes_on(&mut filled), "more than is read");
+    accepted(told.apply(ENDPOINT, vec![endpoints(&["10.0.0.1"])], &[], now));
+    assert_eq!(hosts(&mut told, "c").len(), 1);
+    told.refuse(&SecretSource::Ads, ENDPOINT, &["s".to_owned()], now);
+    assert_eq!(hosts(&mut told, "c").len(), 1, "the last good ones serve on");
+    // Who comes again waits again.
+    accepted(told.apply(CLUSTER, Vec::new(), &["c".to_owned()], now));
+    accepted(told.apply(CLUSTER, vec![update::<ClusterProto>(&fetched_within(EDS, "0s"))], &[], now));
+    assert!(!told.is_settled());
+}
+
+#[test]
 fn what_was_given_up_and_is_wanted_again_is_to_be_asked_for_anew() {
     let (mut compiler, now) = (Compiler::new(), Instant::now());
     let other = EDS.replace("name: c,", "name: d,").replace("service_name: s", "service_name: t");
