@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
+use lateen_telemetry::ResponseFlags;
 
 use crate::admission::AdmissionControl;
 use crate::bandwidth::BandwidthLimit;
@@ -515,8 +516,8 @@ pub enum LogFormat {
 pub enum LogFilter {
     StatusCode(ValueMatcher),
     Duration(ValueMatcher),
-    /// Only requests with one of these short flags; empty means any flag.
-    ResponseFlags(Vec<Arc<str>>),
+    /// Only requests with one of these.
+    ResponseFlags(ResponseFlags),
     And(Vec<LogFilter>),
     Or(Vec<LogFilter>),
     NotHealthCheck,

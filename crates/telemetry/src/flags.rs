@@ -114,6 +114,11 @@ impl ResponseFlags {
         self.0
     }
 
+    /// All there are.
+    pub fn every() -> Self {
+        ALL.iter().fold(Self::NONE, |all, (flag, ..)| all | *flag)
+    }
+
     /// The flags with this short name (`UH`), if Envoy has it.
     pub fn from_short(name: &str) -> Option<Self> {
         ALL.iter().filter(|(_, short, _)| *short == name).map(|(flag, ..)| *flag).reduce(|a, b| a | b)
@@ -190,6 +195,7 @@ mod tests {
             assert_eq!(flag.bits().count_ones(), 1);
         }
         assert_eq!(ResponseFlags::from_short("ZZ"), None);
+        assert!(ALL.iter().all(|(flag, ..)| ResponseFlags::every().contains(*flag)));
     }
 
     #[test]

@@ -105,10 +105,7 @@ pub(super) fn passes<R: Record>(filter: &LogFilter, record: &R, request: Option<
     match filter {
         LogFilter::StatusCode(matcher) => value(matcher, u64::from(record.response_code())),
         LogFilter::Duration(matcher) => value(matcher, record.span(Span::Whole).map_or(0, |d| d.as_millis() as u64)),
-        LogFilter::ResponseFlags(names) if names.is_empty() => !record.flags().is_empty(),
-        LogFilter::ResponseFlags(names) => {
-            names.iter().filter_map(|n| ResponseFlags::from_short(n)).any(|flag| record.flags().intersects(flag))
-        }
+        LogFilter::ResponseFlags(flags) => record.flags().intersects(*flags),
         LogFilter::And(all) => all.iter().all(|f| passes(f, record, request)),
         LogFilter::Or(any) => any.iter().any(|f| passes(f, record, request)),
         LogFilter::NotHealthCheck => !request.is_some_and(|r| r.info.health_check),

@@ -103,6 +103,17 @@ fn log_filters(values: Vec<proto::AccessLogFilter>, field: &str, depth: u32) -> 
     each(values, field, |v| log_filter(v, depth + 1))
 }
 
+/// None at all stand for any.
+fn response_flags(names: &[String]) -> Result<ResponseFlags> {
+    if names.is_empty() {
+        return Ok(ResponseFlags::every());
+    }
+    names.iter().try_fold(ResponseFlags::NONE, |all, name| {
+        let flag = ResponseFlags::from_short(name).ok_or_else(|| Invalid::new(format!("`{name}` is no response flag")))?;
+        Ok(all | flag)
+    })
+}
+
 fn log_filter(value: proto::AccessLogFilter, depth: u32) -> Result<LogFilter> {
     if depth > 16 {
         return Err(Invalid::new("is nested more than 16 deep"));
@@ -116,10 +127,7 @@ fn log_filter(value: proto::AccessLogFilter, depth: u32) -> Result<LogFilter> {
         Some(FilterSpecifier::AndFilter(f)) => LogFilter::And(log_filters(f.filters, "and_filter.filters", depth)?),
         Some(FilterSpecifier::OrFilter(f)) => LogFilter::Or(log_filters(f.filters, "or_filter.filters", depth)?),
         Some(FilterSpecifier::ResponseFlagFilter(f)) => {
-            if let Some(flag) = f.flags.iter().find(|flag| ResponseFlags::from_short(flag).is_none()) {
-                return Err(Invalid::field("response_flag_filter.flags", format!("`{flag}` is no response flag")));
-            }
-            LogFilter::ResponseFlags(f.flags.into_iter().map(Into::into).collect())
+            LogFilter::ResponseFlags(response_flags(&f.flags).within("response_flag_filter.flags")?)
         }
         Some(FilterSpecifier::HeaderFilter(f)) => {
             let matcher = f.header.ok_or_else(|| Invalid::field("header_filter.header", "is missing"))?;
@@ -157,4 +165,17 @@ pub(crate) fn refuse_admin_logs(values: &[proto::AccessLog]) -> Result<()> {
         None => true,
     };
     if values.iter().all(is_null) { Ok(()) } else { Err(Invalid::unsupported("access_log")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn response_flags_are_one_set_settled_beforehand() {
+        let settled = |names: &[&str]| response_flags(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        assert_eq!(settled(&["UH", "NR"]).unwrap(), ResponseFlags::NO_HEALTHY_UPSTREAM | ResponseFlags::NO_ROUTE_FOUND);
+        assert_eq!(settled(&[]).unwrap(), ResponseFlags::every(), "any");
+        assert!(settled(&["UH", "XX"]).unwrap_err().to_string().contains("`XX`"));
+    }
 }
