@@ -175,9 +175,14 @@ type Identity = watch::Receiver<Option<Arc<WorkloadSecrets>>>;
 pub(super) async fn secrets(main: Arc<Main>, identity: Option<Identity>, token: Option<TokenSource>) {
     let mut wanted = main.wanted();
     let mut services = SecretServices { main, identity, token, running: HashMap::new() };
+    let mut before = Since::default();
     loop {
-        let now = wanted.borrow_and_update().clone();
-        services.follow(&now);
+        let now = wanted.borrow_and_update().secrets.clone();
+        // Mostly something else changed, and there may be thousands.
+        if !now.is_same(&before) {
+            services.follow(&now);
+            before = now;
+        }
         if wanted.changed().await.is_err() {
             return;
         }
@@ -194,8 +199,8 @@ struct SecretServices {
 }
 
 impl SecretServices {
-    fn follow(&mut self, wanted: &Wanted) {
-        let sources = wanted.secrets.iter().filter_map(|key| match &key.source {
+    fn follow(&mut self, wanted: &Since<SecretKey>) {
+        let sources = wanted.iter().filter_map(|key| match &key.source {
             SecretSource::Api(service) => Some(service),
             _ => None,
         });
@@ -324,7 +329,7 @@ mod tests {
         let mut with = |updates: Vec<Update>, removed: &[String]| {
             assert_eq!(main.apply(&SecretSource::Ads, types::LISTENER, updates, removed), []);
             let wanted = main.wanted().borrow().clone();
-            services.follow(&wanted);
+            services.follow(&wanted.secrets);
             let mut running: Vec<_> = services.running.iter().map(|(service, tasks)| (service.cluster.clone(), tasks.len())).collect();
             running.sort();
             running

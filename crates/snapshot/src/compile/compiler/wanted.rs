@@ -56,9 +56,14 @@ impl<K: Ord + Clone> Since<K> {
         self.0.keys()
     }
 
+    /// Whether nothing changed between the two, seen without a look at the names.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// The names that are not in `other`, or there since another turn.
     pub fn beside<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a K> {
-        let differs = (!Arc::ptr_eq(&self.0, &other.0)).then_some(&*self.0);
+        let differs = (!self.is_same(other)).then_some(&*self.0);
         differs.into_iter().flatten().filter(|(name, turn)| other.0.get(*name) != Some(*turn)).map(|(name, _)| name)
     }
 
@@ -143,11 +148,12 @@ mod tests {
         let after = compiler.wanted();
         assert!(after.clusters.beside(&before.clusters).map(|name| &**name).eq(["b"]));
         assert!(after.routes.iter().map(|name| &**name).eq(["r"]));
-        assert!(Arc::ptr_eq(&after.endpoints.0, &before.endpoints.0) && Arc::ptr_eq(&after.secrets.0, &before.secrets.0));
+        assert!(after.endpoints.is_same(&before.endpoints) && after.secrets.is_same(&before.secrets));
+        assert!(!after.clusters.is_same(&before.clusters));
         // Nothing else comes of it than of looking through everything.
         compiler.refresh_wanted();
         assert!(Arc::ptr_eq(&after, &compiler.wanted()));
         compiler.unwant(&[wish("a"), wish("b")]);
-        assert!(compiler.wanted().clusters.is_empty() && Arc::ptr_eq(&compiler.wanted().routes.0, &after.routes.0));
+        assert!(compiler.wanted().clusters.is_empty() && compiler.wanted().routes.is_same(&after.routes));
     }
 }
