@@ -1,9 +1,11 @@
 //! Sends finished spans to the collector in batches, over the mesh's cluster, in a task beside the requests.
+use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use lateen_snapshot::trace::{Collector, Provider, ProviderKind, Tracing};
 use lateen_telemetry::Local;
@@ -37,26 +39,44 @@ enum Lost {
 }
 
 /// Runs until the tracer is gone and everything it handed over is sent.
-pub(super) async fn run(worker: Rc<Worker>, config: Arc<Tracing>, stats: Local, mut spans: mpsc::Receiver<Span>) {
+pub(super) async fn run(worker: Rc<Worker>, config: Arc<Tracing>, stats: Local, spans: mpsc::Receiver<Span>) {
     let Some(provider) = &config.provider else { return };
+    let report = async |batch: &[Span]| {
+        let body = encode(&worker, provider, batch);
+        Box::pin(send(&worker, &provider.collector, body)).await
+    };
+    report_all(spans, &stats, report, || worker.panicked("a report of spans was interrupted")).await;
+}
+
+/// Reports in batches; one that panics is lost, and the next goes its way.
+async fn report_all(
+    mut spans: mpsc::Receiver<Span>,
+    stats: &Local,
+    report: impl AsyncFn(&[Span]) -> Result<(), Lost>,
+    panicked: impl Fn(),
+) {
     let mut batch = Vec::new();
     while spans.recv_many(&mut batch, MOST).await > 0 {
         let more = async { while batch.len() < ENOUGH && spans.recv_many(&mut batch, MOST).await > 0 {} };
         if tokio::time::timeout(PATIENCE, more).await.is_err() {
             stats.inc(names::TIMER_FLUSHED);
         }
-        let body = encode(&worker, provider, &batch);
-        match Box::pin(send(&worker, &provider.collector, body)).await {
-            Ok(()) => {
+        match AssertUnwindSafe(report(&batch)).catch_unwind().await {
+            Ok(Ok(())) => {
                 stats.inc(names::REPORTS_SENT);
                 stats.add(names::SPANS_SENT, batch.len() as u64);
             }
-            Err(lost) => {
+            Ok(Err(lost)) => {
                 stats.inc(match lost {
                     Lost::NoCluster => names::REPORTS_SKIPPED_NO_CLUSTER,
                     Lost::Failed => names::REPORTS_FAILED,
                     Lost::Refused => names::REPORTS_DROPPED,
                 });
+                stats.add(names::SPANS_DROPPED, batch.len() as u64);
+            }
+            Err(_) => {
+                panicked();
+                stats.inc(names::REPORTS_FAILED);
                 stats.add(names::SPANS_DROPPED, batch.len() as u64);
             }
         }
@@ -109,4 +129,51 @@ async fn send(worker: &Rc<Worker>, collector: &Collector, body: Bytes) -> Result
         answer.status.is_success()
     };
     if accepted { Ok(()) } else { Err(Lost::Refused) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::time::SystemTime;
+
+    use lateen_telemetry::{BlockName, Registry};
+
+    use super::super::context::Ids;
+    use super::super::span::Kind;
+    use super::*;
+
+    fn span(name: &str) -> Span {
+        Span {
+            ids: Ids { trace: 1, span: 1, parent: None },
+            kind: Kind::Server,
+            shared: false,
+            name: name.to_owned(),
+            start: SystemTime::UNIX_EPOCH,
+            duration: Duration::ZERO,
+            tags: Vec::new(),
+            trace_state: None,
+            status: 200,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_report_that_panics_is_told_and_lost_alone() {
+        let (registry, shards) = Registry::new(1, Default::default());
+        let block = registry.block(names::DEFS, BlockName::plain("tracing.zipkin"));
+        let (finished, spans) = mpsc::channel(2 * MOST);
+        for number in 0..2 * MOST {
+            finished.send(span(if number < MOST { "bad" } else { "good" })).await.unwrap();
+        }
+        drop(finished);
+        let (told, reported) = (Cell::new(0), Cell::new(0));
+        let report = async |batch: &[Span]| {
+            assert!(batch.iter().all(|span| span.name == "good"), "injected");
+            reported.set(reported.get() + batch.len());
+            Ok(())
+        };
+        report_all(spans, &shards[0].local(&block), report, || told.set(told.get() + 1)).await;
+        assert_eq!((told.get(), reported.get()), (1, MOST));
+        let counted = [names::SPANS_DROPPED, names::SPANS_SENT, names::REPORTS_FAILED, names::REPORTS_SENT].map(|c| block.counter(c));
+        assert_eq!(counted, [MOST as u64, MOST as u64, 1, 1]);
+    }
 }

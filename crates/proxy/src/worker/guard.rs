@@ -67,7 +67,8 @@ pub(crate) fn poll_guarded<T>(worker: &Worker, poll: impl FnOnce() -> T) -> Opti
 }
 
 impl Worker {
-    pub(super) fn panicked(&self, what: &str) {
+    /// Counts a panic, and tells each place once.
+    pub(crate) fn panicked(&self, what: &str) {
         self.server.inc(server::PANICS);
         let words = last_words();
         TOLD.with_borrow_mut(|told| {
