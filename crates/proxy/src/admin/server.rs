@@ -260,7 +260,7 @@ const MUTATIONS: [&str; 8] = [
 
 /// Pages of Envoy that show or change what this program has not.
 const NOT_HERE: [(&str, &str); 10] = [
-    ("/contention", "no request waits for a lock here, so there is no contention to trace"),
+    ("/contention", "locks are held for a few instructions and none of them is traced"),
     ("/cpuprofiler", "profile the process with perf"),
     ("/heapprofiler", "there is no heap profiler inside"),
     ("/allocprofiler", "there is no allocation profiler inside"),
