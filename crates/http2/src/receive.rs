@@ -13,9 +13,9 @@ use crate::stream::Stream;
 const MAX_CONTINUATIONS: usize = 16;
 /// 1xx responses of one stream: each may hold a whole block of headers, and somebody keeps them.
 const MAX_INFORMATIONAL: u8 = 32;
-/// A reset says nothing of a client whose stream has lasted so many milliseconds (Envoy
+/// A reset says nothing of a client whose stream has lasted so many milliseconds: more than one second in whole ones (Envoy
 /// `ConnectionManagerImpl::isPrematureRstStream`).
-const PREMATURE: u32 = 1_000;
+const PREMATURE: u32 = 2_000;
 const MAX_WINDOW: i64 = i32::MAX as i64;
 
 type Outcome = Result<(), ConnectionError>;
