@@ -30,6 +30,16 @@ impl<Io: AsyncRead + AsyncWrite + Unpin> Server<Io> {
         Self(Pump::new(io, Session::new(Connection::server(config)), ahead))
     }
 
+    /// The byte stream: its own end, once the connection is over, is for who holds it.
+    pub fn io(&mut self) -> &mut Io {
+        &mut self.0.io
+    }
+
+    /// Lets streams that are open yet know that the connection is over.
+    pub fn close(&self) {
+        self.0.session.0.borrow_mut().close();
+    }
+
     /// See [`Connection::set_moment`].
     pub fn set_moment(&self, millis: u32) {
         self.0.session.0.borrow_mut().connection.set_moment(millis);

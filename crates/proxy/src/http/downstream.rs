@@ -20,7 +20,7 @@ use super::reply::{self, Reply};
 use super::stream::Downstream;
 use super::{Exchange, Hcm};
 use crate::http::h1::NoRequest;
-use crate::io::{Io, Timer, Wire, longer};
+use crate::io::{Io, Timer, Wire, last_words, leave, longer};
 use crate::listener::Conn;
 use crate::worker::Worker;
 
@@ -179,7 +179,7 @@ async fn serve_h1(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, a
         patience.note_age(hcm, conn);
         let Downstream::H1(h1) = &mut down else { return };
         if !h1.next() {
-            return close(h1, config.delayed_close_timeout).await;
+            return Box::pin(close(h1, config.delayed_close_timeout)).await;
         }
     }
 }
@@ -187,20 +187,10 @@ async fn serve_h1(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, a
 /// Ends a connection such that the caller gets what was sent: bytes of its that are still under way would
 /// otherwise turn the close into a reset, which may overtake the response.
 async fn close(h1: &mut H1Server, patience: Duration) {
-    let lingering = async {
-        poll_fn(|cx| h1.wire.poll_flush(cx)).await?;
-        poll_fn(|cx| h1.wire.poll_shutdown(cx)).await?;
-        while !patience.is_zero() {
-            h1.wire.input.clear();
-            if poll_fn(|cx| h1.wire.poll_fill(cx)).await? == 0 {
-                break;
-            }
-        }
-        std::io::Result::Ok(())
-    };
-    // What was sent has its time to go out even where nobody waits for the caller.
-    let limit = if patience.is_zero() { Duration::from_secs(1) } else { patience };
-    let _ = tokio::time::timeout(limit, lingering).await;
+    let flushed = tokio::time::timeout(last_words(patience), poll_fn(|cx| h1.wire.poll_flush(cx))).await;
+    if matches!(flushed, Ok(Ok(()))) {
+        leave(&mut h1.wire.io, patience).await;
+    }
 }
 
 /// Answers what never became a request, and ends the connection.

@@ -1,8 +1,10 @@
 //! Byte streams of both sides: plain or TLS, with bytes that were read ahead put back in front.
+mod linger;
 mod text;
 mod timer;
 mod wire;
 
+pub(crate) use linger::{last_words, leave, linger};
 pub(crate) use text::Text;
 pub(crate) use timer::{Timer, longer};
 pub(crate) use wire::Wire;
@@ -29,11 +31,13 @@ pub(crate) enum Raw {
 pub(crate) struct Socket {
     pub(crate) ahead: Bytes,
     pub(crate) raw: Raw,
+    /// Bytes that the kernel took.
+    pub(crate) sent: u64,
 }
 
 impl Socket {
     pub(crate) fn new(raw: Raw) -> Self {
-        Self { ahead: Bytes::new(), raw }
+        Self { ahead: Bytes::new(), raw, sent: 0 }
     }
 
     pub(crate) fn local_address(&self) -> Option<SocketAddr> {
@@ -62,7 +66,7 @@ impl Io {
     /// The socket itself, when its bytes are the application's: plaintext over TCP with nothing read ahead.
     pub(crate) fn tcp(&self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(Socket { ahead, raw: Raw::Tcp(tcp) }) if ahead.is_empty() => Some(tcp),
+            Self::Plain(Socket { ahead, raw: Raw::Tcp(tcp), .. }) if ahead.is_empty() => Some(tcp),
             _ => None,
         }
     }
@@ -136,11 +140,15 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.raw).poll_write(cx, buf)
+        let written = ready!(Pin::new(&mut self.raw).poll_write(cx, buf))?;
+        self.sent += written as u64;
+        Poll::Ready(Ok(written))
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.raw).poll_write_vectored(cx, bufs)
+        let written = ready!(Pin::new(&mut self.raw).poll_write_vectored(cx, bufs))?;
+        self.sent += written as u64;
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -161,7 +161,7 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
     };
     let active = Active::new(&listener);
     let chain = listener.chain(&worker, &chain);
-    let socket = Socket { ahead: ahead.freeze(), raw: Raw::Tcp(stream) };
+    let socket = Socket { ahead: ahead.freeze(), ..Socket::new(Raw::Tcp(stream)) };
     let io = match &chain.chain.tls {
         None => Io::Plain(socket),
         Some(server) => {

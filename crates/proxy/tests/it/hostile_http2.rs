@@ -57,7 +57,18 @@ struct Caller {
 
 impl Caller {
     fn new(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
+        Self::on(TcpStream::connect(address).unwrap())
+    }
+
+    /// For whom next to nothing can be under way.
+    fn narrow(address: SocketAddr) -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(16 << 10).unwrap();
+        socket.connect(&address.into()).unwrap();
+        Self::on(socket.into())
+    }
+
+    fn on(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         let hello = drain(&mut Connection::client(H2Config::default()));
         // It does not hear of windows that are opened by hand, and is not to miss them.
@@ -522,4 +533,50 @@ fn a_connection_ends_though_its_caller_reads_nothing() {
     caller.open(&BLOCK, 5);
     eventually(|| proxy.stat("http.t.downstream_rq_total") == 1);
     eventually(|| proxy.stat("http.t.downstream_cx_active") == 0);
+}
+
+/// A proxy whose connections end with their first request, and whose kernel takes so many bytes of an answer before they are read.
+fn short_connections(upstream: &Upstream, delayed_close: &str, send_buffer: usize) -> Proxy {
+    let mut config = Config::to(&[upstream.port()]);
+    config.listener = format!("socket_options: [{{level: 1, name: 7, int_value: {send_buffer}}}]\n");
+    config.hcm = format!(
+        "common_http_protocol_options: {{max_requests_per_connection: 1}}\ndrain_timeout: 0s\ndelayed_close_timeout: {delayed_close}"
+    );
+    config.start()
+}
+
+#[test]
+fn an_ending_connection_is_kept_while_its_caller_reads_however_slowly() {
+    const BODY: usize = 240 << 10;
+    let upstream = Upstream::ok(Box::leak("x".repeat(BODY).into_boxed_str()));
+    let proxy = short_connections(&upstream, "1s", 4096);
+    let mut caller = Caller::narrow(proxy.address);
+    let id = caller.open(&BLOCK, 5);
+    let begun = Instant::now();
+    while !caller.closed {
+        if caller.body(id) < BODY {
+            // It reads 16 KiB, and then is busy with something else.
+            std::thread::sleep(Duration::from_millis(150));
+        }
+        caller.read();
+    }
+    assert_eq!(caller.body(id), BODY);
+    assert!(begun.elapsed() > Duration::from_secs(2), "{:?} is no test", begun.elapsed());
+}
+
+#[test]
+fn what_a_caller_still_says_costs_it_nothing_of_the_last_answer() {
+    const BODY: usize = 150 << 10;
+    let upstream = Upstream::ok(Box::leak("x".repeat(BODY).into_boxed_str()));
+    let proxy = short_connections(&upstream, "10s", 400 << 10);
+    let mut caller = Caller::narrow(proxy.address);
+    let id = caller.open(&BLOCK, 5);
+    eventually(|| proxy.stat("http.t.downstream_rq_2xx") == 1);
+    let mut ping = Vec::new();
+    frame(&mut ping, 6, 0, 0, &[7; 8]);
+    while !caller.closed {
+        let _ = caller.stream.write_all(&ping);
+        caller.read();
+    }
+    assert_eq!(caller.body(id), BODY);
 }

@@ -4,16 +4,15 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::AsyncReadExt;
 
 use super::clock::{Clock, Due};
 use super::copy::{Direction, End};
 use super::peer_exchange;
 use super::tcp::Session;
-use crate::io::Io;
+use crate::io::{Io, linger};
 
 /// How long a caller may take to end after it was told that nobody listens any more.
-const LINGER: Duration = Duration::from_secs(1);
+pub(super) const LINGER: Duration = Duration::from_secs(1);
 
 /// Whether a connection whose caller was just sent something is to end for a drain (Envoy `check_drain_close`).
 pub(super) fn drains(session: &Session<'_>) -> bool {
@@ -76,24 +75,9 @@ pub(super) async fn run(session: &mut Session<'_>, down: &mut Io, up: &mut Io, f
     match ended {
         Ended::Whole | Ended::Gone => Ok(()),
         Ended::Cut => {
-            Box::pin(linger(down)).await;
+            Box::pin(linger(down, LINGER)).await;
             Ok(())
         }
         Ended::Over(due) => Err(due),
     }
-}
-
-/// Takes for a moment what a caller still sends that has been told the end: it would otherwise turn the close into a reset, which may
-/// overtake what it was sent.
-pub(super) async fn linger(down: &mut Io) {
-    let mut rest = lateen_core::recycle::buffers::take();
-    let until_the_end = async {
-        loop {
-            rest.clear();
-            if !matches!(down.read_buf(&mut rest).await, Ok(1..)) {
-                break;
-            }
-        }
-    };
-    let _ = tokio::time::timeout(LINGER, until_the_end).await;
 }

@@ -20,13 +20,13 @@ use super::clock::{Clock, Due};
 use super::dial;
 use super::leaving::leaves_within;
 use super::peer_exchange::{self, Stripped, Stripper};
-use super::relay::{drains, linger};
+use super::relay::{LINGER, drains};
 use super::tcp::Session;
 use crate::http::ConnectionRecord;
 use crate::http::headers;
 use crate::http::message::{Frame, Length, Request, Version};
 use crate::http::stream::{StreamError, Upstream};
-use crate::io::{Io, Text, Wire};
+use crate::io::{Io, Text, Wire, linger};
 use crate::upstream::{ClusterState, Lease, NoConnection, TargetWish};
 
 /// Text that may hold facts of the connection.
@@ -178,7 +178,7 @@ pub(super) async fn serve(
     }
     drop(lease);
     if pump.down == Way::Over {
-        Box::pin(linger(&mut wire.io)).await;
+        Box::pin(linger(&mut wire.io, LINGER)).await;
     }
     if let Err(Broken::Time(due)) = ended { Err(due) } else { Ok(()) }
 }

@@ -16,14 +16,12 @@ use crate::http::h1::InvalidHead;
 use crate::http::message::{Request, Version};
 use crate::http::stream::Downstream;
 use crate::http::{Exchange, Hcm, reply};
-use crate::io::{Io, Timer};
+use crate::io::{Io, Timer, last_words, leave};
 use crate::listener::Conn;
 use crate::worker::Worker;
 
 /// A connection whose client does not even send its SETTINGS is closed.
 const HANDSHAKE: Duration = Duration::from_secs(60);
-/// How long the reason for ending a broken connection may take to be written.
-const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Serves the connection to its end; `ahead` holds bytes already read from it.
 pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, ahead: BytesMut) {
@@ -36,6 +34,8 @@ pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, i
     let mut drain = None;
     // The time of this turn.
     let mut moment = None;
+    // The connection ends though it is not over.
+    let mut given_up = false;
     loop {
         let accepted = poll_fn(|cx| {
             let now = *moment.get_or_insert_with(|| {
@@ -58,10 +58,13 @@ pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, i
             if server.poll_written(cx).is_ready() {
                 return Poll::Ready(None);
             }
-            let next = match end.poll(cx, now, hcm, &server, streams.active()) {
+            let next = match end.poll(cx, now, hcm, &mut server, streams.active()) {
                 // What is said goes out with the next turn; without one there would be nobody to write it.
                 Poll::Ready(true) => server.poll_accept(cx),
-                Poll::Ready(false) => Poll::Ready(None),
+                Poll::Ready(false) => {
+                    given_up = true;
+                    Poll::Ready(None)
+                }
                 Poll::Pending => Poll::Pending,
             };
             if next.is_pending() {
@@ -69,6 +72,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, i
                     && keepalive.poll(cx, worker).is_ready()
                 {
                     worker.http2.inc(codec::KEEPALIVE_TIMEOUT);
+                    given_up = true;
                     return Poll::Ready(None);
                 }
                 streams.rest(cx);
@@ -88,9 +92,12 @@ pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, i
         streams.start(Job { worker: Rc::clone(worker), hcm: Rc::clone(hcm), conn: Rc::clone(conn), accepted });
     }
     // Streams notice that their connection is gone, and end as they do then.
-    drop(server);
+    server.close();
     if streams.active() > 0 {
         crate::worker::spawn(worker, streams.finish(Rc::clone(worker)));
+    }
+    if !given_up {
+        Box::pin(leave(server.io(), hcm.config.delayed_close_timeout)).await;
     }
 }
 
@@ -121,8 +128,11 @@ struct End {
     refusing: bool,
     /// After the announcement of a shutdown, how long streams that are on their way may still arrive.
     late_streams: Duration,
-    /// The connection is broken or has ended but for what its caller has to read, and is dropped then at the latest.
+    broken: bool,
+    /// The connection is broken or has ended but for what its caller has to read, and is dropped then unless it reads.
     drop_at: Option<Instant>,
+    /// What was written when that was settled.
+    sent: u64,
 }
 
 impl End {
@@ -136,7 +146,9 @@ impl End {
             refuse_at: None,
             refusing: false,
             late_streams: hcm.config.drain_timeout,
+            broken: false,
             drop_at: None,
+            sent: 0,
         }
     }
 
@@ -151,19 +163,17 @@ impl End {
     }
 
     /// Ready with true when something was said to the caller, with false when the connection is to be dropped.
-    fn poll(&mut self, cx: &mut Context<'_>, now: Instant, hcm: &Hcm, server: &Server<Io>, active: u32) -> Poll<bool> {
+    fn poll(&mut self, cx: &mut Context<'_>, now: Instant, hcm: &Hcm, server: &mut Server<Io>, active: u32) -> Poll<bool> {
         if active > 0 || std::mem::take(&mut self.used) {
             self.active_at = now;
         }
         let idle_at = if active == 0 { hcm.config.idle_timeout.and_then(|limit| self.active_at.checked_add(limit)) } else { None };
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if server.is_broken() {
-            let drop_at = *self.drop_at.get_or_insert_with(|| {
+            if !std::mem::replace(&mut self.broken, true) {
                 hcm.stats.inc(names::DOWNSTREAM_CX_PROTOCOL_ERROR);
-                now + LAST_WORDS
-            });
-            self.timer.set(Some(drop_at));
-            return self.timer.poll(cx).map(|()| false);
+            }
+            return self.poll_drop(cx, now, hcm, server);
         }
         if !server.is_ready() && self.handshake_by <= now {
             hcm.stats.inc(names::DOWNSTREAM_CX_PROTOCOL_ERROR);
@@ -180,11 +190,7 @@ impl End {
             return Poll::Ready(true);
         }
         if self.refusing && active == 0 {
-            let patience = hcm.config.delayed_close_timeout;
-            let patience = if patience.is_zero() { LAST_WORDS } else { patience };
-            let drop_at = *self.drop_at.get_or_insert(now.checked_add(patience).unwrap_or(now));
-            self.timer.set(Some(drop_at));
-            return self.timer.poll(cx).map(|()| false);
+            return self.poll_drop(cx, now, hcm, server);
         }
         let handshake = (!server.is_ready()).then_some(self.handshake_by);
         let refuse = self.refuse_at.filter(|_| !self.refusing);
@@ -194,6 +200,19 @@ impl End {
             cx.waker().wake_by_ref();
             true
         })
+    }
+
+    /// Ready when the caller has taken nothing for so long that what is left to write is not worth waiting for: each byte
+    /// that it takes begins the wait anew (Envoy `ConnectionImpl::onWriteReady`).
+    fn poll_drop(&mut self, cx: &mut Context<'_>, now: Instant, hcm: &Hcm, server: &mut Server<Io>) -> Poll<bool> {
+        let sent = server.io().socket().sent;
+        if self.drop_at.is_none() || sent != self.sent {
+            self.sent = sent;
+            let patience = last_words(hcm.config.delayed_close_timeout);
+            self.drop_at = Some(now.checked_add(patience).unwrap_or(now));
+        }
+        self.timer.set(self.drop_at);
+        self.timer.poll(cx).map(|()| false)
     }
 }
 
