@@ -31,7 +31,7 @@ use crate::http::stream::{StreamError, Upstream};
 use crate::http::{End, Exchange, Info, reply};
 use crate::io::Text;
 use crate::listener::proxy_header;
-use crate::upstream::{ClusterState, Lease, NoConnection, Proxied, Sought, Target, TargetWish, choose, grpc};
+use crate::upstream::{ClusterState, Lease, NoConnection, Principals, Proxied, Sought, Target, TargetWish, choose, grpc};
 
 /// 1xx responses that a try may have: they are written for a caller who need not be reading.
 const MOST_INFORMATIONAL: u32 = 32;
@@ -262,9 +262,12 @@ pub(super) async fn run(
 }
 
 /// Where the try goes, and what configuration tells of the workload there: a failed request is reported with it, while a response
-/// may tell better.
+/// may tell better. The connection of a try before is not this one's (Envoy makes an `UpstreamInfo` for each).
 pub(super) fn note_host(exchange: &mut Exchange<'_>, cluster: &ClusterState, host: &Arc<Host>) {
     exchange.info.host = Some(Arc::clone(host));
+    exchange.info.upstream_local = None;
+    exchange.info.upstream_protocol = None;
+    exchange.info.upstream_principals = Principals::default();
     if !exchange.hcm.inbound {
         exchange.info.peer = cluster.peer_of(exchange.worker, host);
     }

@@ -74,6 +74,35 @@ fn connect_failures_are_retried_and_a_reply_says_that_they_were() {
 }
 
 #[test]
+fn a_try_without_a_connection_is_not_reported_with_that_of_the_try_before() {
+    let answering = Upstream::start(|_, _, stream| write_status(stream, 503));
+    let dead = dead_port();
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let policy = "{retry_on: 5xx, num_retries: 1, retry_priority: {name: envoy.retry_priorities.previous_priorities, typed_config: {\"@type\": \
+                  type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig, update_frequency: 1}}}";
+    let mut config = Config::to(&[]).routes(&format!("- {{match: {{prefix: /}}, route: {{cluster: c, retry_policy: {policy}}}}}"));
+    let level = |priority: usize, port: u16| {
+        format!(
+            "{{priority: {priority}, lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}"
+        )
+    };
+    let endpoints = [level(0, answering.port()), level(1, dead)].join(", ");
+    config.clusters = vec![format!("- name: c\n  type: STATIC\n  load_assignment: {{cluster_name: c, endpoints: [{endpoints}]}}")];
+    config.hcm = format!(
+        "access_log: [{{name: f, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, \
+         path: {}, log_format: {{text_format_source: {{inline_string: \
+         \"%UPSTREAM_HOST% %UPSTREAM_LOCAL_ADDRESS% %UPSTREAM_PROTOCOL% %UPSTREAM_REQUEST_ATTEMPT_COUNT%\\n\"}}}}}}}}]",
+        log.display()
+    );
+    let proxy = config.start();
+    assert_eq!(proxy.get("/").status, 503);
+    let read = || std::fs::read_to_string(&log).unwrap_or_default();
+    eventually(|| read().ends_with('\n'));
+    assert_eq!(read(), format!("127.0.0.1:{dead} - - 2\n"));
+}
+
+#[test]
 fn a_body_beyond_the_buffer_is_not_repeated() {
     let upstream = Upstream::start(|n, _, stream| if n == 1 { write_status(stream, 503) } else { write_ok(stream, "") });
     let proxy = with_policy(&[upstream.port()], "{retry_on: 5xx, num_retries: 2}");
