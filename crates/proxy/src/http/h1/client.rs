@@ -164,7 +164,7 @@ impl H1Client {
     pub(crate) fn send_end(&mut self, trailers: Option<&HeaderMap>) {
         self.request_done = true;
         if self.framing == Framing::Chunked {
-            self.wire.push_slice(&encode::trailers(trailers));
+            self.wire.push(encode::trailers(trailers));
         }
         self.close_write = self.raw;
     }

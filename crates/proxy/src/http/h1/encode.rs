@@ -1,5 +1,5 @@
 //! Heads and chunk framing as bytes.
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, StatusCode};
 use lateen_core::framing::is_framing;
 
@@ -41,14 +41,15 @@ pub(super) fn is_of_the_head(name: &HeaderName) -> bool {
     matches!(name.as_str(), "host" | "trailer") || is_framing(name.as_str())
 }
 
-/// The last chunk, and what follows it.
-pub(super) fn trailers(map: Option<&HeaderMap>) -> BytesMut {
+/// The last chunk, and what follows it: almost always nothing.
+pub(super) fn trailers(map: Option<&HeaderMap>) -> Bytes {
+    let Some(map) = map.filter(|map| !map.is_empty()) else { return Bytes::from_static(b"0\r\n\r\n") };
     let mut out = BytesMut::from(&b"0\r\n"[..]);
-    for (name, value) in map.into_iter().flatten().filter(|(name, _)| !is_of_the_head(name)) {
+    for (name, value) in map.iter().filter(|(name, _)| !is_of_the_head(name)) {
         header(&mut out, name.as_str().as_bytes(), value.as_bytes());
     }
     out.extend_from_slice(b"\r\n");
-    out
+    out.freeze()
 }
 
 /// How a message's body is framed.
@@ -150,7 +151,11 @@ mod tests {
         let mut lines: Vec<_> = std::str::from_utf8(&trailers(Some(&map))).unwrap().lines().map(str::to_owned).collect();
         lines.sort();
         assert_eq!(lines, ["", "0", "grpc-status: 0", "x-sum: 1"]);
-        assert_eq!(&trailers(None)[..], b"0\r\n\r\n");
+        for none in [None, Some(&HeaderMap::new())] {
+            let end = trailers(none);
+            assert_eq!(end, "0\r\n\r\n");
+            assert!(!end.is_unique(), "it is made for nobody");
+        }
     }
 
     #[test]

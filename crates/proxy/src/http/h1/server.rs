@@ -228,7 +228,7 @@ impl H1Server {
     /// Ends the body; trailers go out where chunks allow them.
     pub(crate) fn send_end(&mut self, trailers: Option<&HeaderMap>) {
         match self.framing {
-            Framing::Chunked => self.wire.push_slice(&encode::trailers(trailers)),
+            Framing::Chunked => self.wire.push(encode::trailers(trailers)),
             // The announced length was not reached: only closing tells the caller.
             Framing::Length(left) if left > 0 => self.keep_alive = false,
             Framing::UntilClose => self.write_closed = true,
