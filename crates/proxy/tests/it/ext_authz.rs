@@ -73,11 +73,28 @@ fn an_answer_with_more_headers_than_a_head_may_have_is_invalid() {
     let many = |count: usize| (0..count).map(|i| header(&format!("x-{i}"), "v", None, Action::AppendIfExistsOrAdd)).collect::<Vec<_>>();
     let request = |count| allowed(auth::OkHttpResponse { headers: many(count), ..Default::default() });
     let response = |count| allowed(auth::OkHttpResponse { response_headers_to_add: many(count), ..Default::default() });
+    let sized = |bytes: usize, remove: &[&str]| {
+        let headers = vec![header("x-large", &"v".repeat(bytes), None, Action::AppendIfExistsOrAdd)];
+        allowed(auth::OkHttpResponse {
+            headers,
+            headers_to_remove: remove.iter().map(|name| name.to_string()).collect(),
+            ..Default::default()
+        })
+    };
+    let removing = |count: usize| {
+        let headers_to_remove = (0..count).map(|i| format!("x-{i}")).collect();
+        allowed(auth::OkHttpResponse { headers: many(count), headers_to_remove, ..Default::default() })
+    };
     let refusal = |count| denied(auth::DeniedHttpResponse { headers: many(count), ..Default::default() });
     let cases = [
         (request(50), 200),
         (request(100), 500),
         (request(30_000), 500),
+        // What counts is what goes on.
+        (removing(100), 200),
+        (sized(50 << 10, &[]), 200),
+        (sized(60 << 10, &[]), 500),
+        (sized(60 << 10, &["x-large"]), 200),
         (response(1001), 500),
         (refusal(50), 403),
         (refusal(30_000), 500),
@@ -86,6 +103,7 @@ fn an_answer_with_more_headers_than_a_head_may_have_is_invalid() {
         let (server, _) = authorizer(answer);
         let proxy = over_grpc(upstream.port(), server.port(), "").start();
         assert_eq!(proxy.get("/").status, expected, "case {number}");
+        assert_eq!(stats(&proxy, "http.t")[0], u64::from(expected == 200), "case {number}");
     }
 }
 

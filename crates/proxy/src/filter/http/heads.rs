@@ -79,6 +79,17 @@ pub(super) fn target(name: &str) -> Result<Option<Target>, ()> {
     }))
 }
 
+/// Whether a request's head is not larger than it may come.
+pub(super) fn is_allowed(exchange: &Exchange<'_>) -> bool {
+    const PSEUDO: [&str; 4] = [":authority", ":path", ":method", ":scheme"];
+    let (request, config) = (&exchange.request, &exchange.hcm.config);
+    let values = [&*request.authority, &*request.path, request.method.as_str(), &*request.scheme];
+    let pseudo: usize = PSEUDO.iter().chain(&values).map(|text| text.len()).sum();
+    let headers: usize = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    let limit = (config.max_request_headers_kb as usize).saturating_mul(1024);
+    request.headers.len() + PSEUDO.len() <= config.max_headers_count as usize && pseudo + headers <= limit
+}
+
 /// Headers that another server may add to one head.
 pub(super) const MOST_ADDED: usize = 1000;
 

@@ -59,8 +59,11 @@ pub(super) async fn on_request(exchange: &mut Exchange<'_>, config: &Arc<ExtAuth
     Ok(match verdict.decision {
         Decision::Allowed(changes) if changes.invalid && config.validate_mutations => verdict::invalid(&stats.filter),
         Decision::Allowed(changes) => {
-            stats.inc(names::OK);
-            verdict::apply(exchange, config, &stats.filter, *changes)?
+            let step = verdict::apply(exchange, config, &stats.filter, *changes)?;
+            if matches!(step, Step::Continue) {
+                stats.inc(names::OK);
+            }
+            step
         }
         Decision::Denied(refusal) if refusal.invalid && config.validate_mutations => verdict::invalid(&stats.filter),
         Decision::Denied(refusal) => {

@@ -12,9 +12,6 @@ use crate::http::reply::Reply;
 use crate::http::{End, Exchange};
 use crate::io::Text;
 
-/// Pseudo headers of a request, which count as headers.
-const PSEUDO: usize = 4;
-
 /// The answer in words of ours.
 #[derive(Debug)]
 pub(super) struct Verdict {
@@ -110,15 +107,12 @@ pub(super) fn note_metadata(
     }
 }
 
-/// Changes an allowed request as the authorizer wants it. One that would have more headers than it may come with is refused.
+/// Changes an allowed request as the authorizer wants it. One whose head is then larger than it may come is refused.
 pub(super) fn apply(exchange: &mut Exchange<'_>, config: &ExtAuthz, stats: &Local, changes: Changes) -> Result<Step, End> {
     let changed =
         !changes.request.is_empty() || !changes.remove.is_empty() || !changes.set_query.is_empty() || !changes.remove_query.is_empty();
     for mutation in &changes.request {
         heads::change_request(exchange, mutation);
-        if exchange.request.headers.len() + PSEUDO > exchange.hcm.config.max_headers_count as usize {
-            return Ok(invalid(stats));
-        }
     }
     for name in &changes.remove {
         // What makes a request one is not removed.
@@ -129,6 +123,9 @@ pub(super) fn apply(exchange: &mut Exchange<'_>, config: &ExtAuthz, stats: &Loca
     if !changes.set_query.is_empty() || !changes.remove_query.is_empty() {
         let path = heads::change_query(&exchange.request.path, &changes.set_query, &changes.remove_query);
         exchange.request.path = Text::from(path);
+    }
+    if !heads::is_allowed(exchange) {
+        return Ok(invalid(stats));
     }
     exchange.info.add_response_mutations(changes.response);
     if config.clear_route_cache && changed {
