@@ -113,6 +113,22 @@ fn what_a_response_tells_of_its_workload_counts_only_if_it_can_be_read() {
 }
 
 #[test]
+fn what_a_caller_says_of_itself_does_not_name_the_workload_that_its_request_was_for() {
+    let forged = PeerMetadata { workload: "forged".to_owned(), ..PeerMetadata::default() }.encode();
+    // The second has no endpoint whose metadata would count instead.
+    for (cluster, workload) in [(of_mesh("c", dead_port(), "", REVIEWS), "reviews-v1"), ("- {name: c, type: STATIC}".to_owned(), "unknown")]
+    {
+        let mut config = reporting(0, &cluster);
+        config.filters = exchange("downstream_discovery: [{istio_headers: {}}]") + STATS;
+        let proxy = config.start();
+        let answer =
+            proxy.call(&format!("GET / HTTP/1.1\r\nhost: a\r\nx-envoy-peer-metadata-id: f\r\nx-envoy-peer-metadata: {forged}\r\n\r\n"));
+        assert_eq!(answer.status, 503);
+        assert_eq!(request(&proxy, ["reporter", "destination_workload"]), ["source", workload]);
+    }
+}
+
+#[test]
 fn a_caller_reports_the_certificate_that_it_showed_to_the_host() {
     let (mesh, upstream) = (Mesh::new(), Upstream::ok("x"));
     let server = mesh.server(upstream.port());

@@ -11,10 +11,11 @@ use crate::router::lookup;
 pub(super) fn on_request(exchange: &mut Exchange<'_>, config: &PeerMetadata) {
     if config.discover_downstream {
         let (id, metadata) = take(&mut exchange.request.headers, exchange.request.hints.peer);
-        if let Some(metadata) = metadata {
+        // What a caller says of itself is nothing of the workload that an outbound request is for.
+        if let Some(metadata) = metadata.filter(|_| exchange.hcm.inbound) {
             exchange.info.peer = exchange.worker.istio.peer_of_header(metadata.as_bytes());
         }
-        exchange.info.peer_asked = id.is_some();
+        exchange.info.peer_asked |= id.is_some();
     }
     if config.propagate_upstream.is_some_and(|to| allows(exchange, to)) {
         put(exchange.worker, &mut exchange.request.headers);
