@@ -180,7 +180,7 @@ fn send_on(
         Halt::Reply(reply) => Broken::Filter(reply),
     })?;
     if forwarding.body.broken() {
-        caller.let_go();
+        caller.let_go(cx);
     }
     if let Some(limits) = limits
         && forwarding.body.complete()

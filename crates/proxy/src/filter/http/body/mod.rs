@@ -244,12 +244,14 @@ pub(crate) struct Caller<'a> {
 }
 
 impl Caller<'_> {
-    /// Nobody takes the request's body any more: what filters wait for to make of it is waited for no more.
-    pub(crate) fn let_go(&mut self) {
+    /// Nobody takes the request's body any more: what filters wait for to make of it is waited for no more. Whoever waited behind
+    /// it, as a response does that shares a processor's attention, is asked again.
+    pub(crate) fn let_go(&mut self, cx: &mut Context<'_>) {
         if let Some(chain) = &mut self.chain
             && !chain.is_empty()
         {
             **chain = Chain::default();
+            cx.waker().wake_by_ref();
         }
     }
 
@@ -278,5 +280,47 @@ impl Origin for Whole {
 
     fn poll_meanwhile(&mut self, cx: &mut Context<'_>, _: &mut Info, caller: &mut Caller<'_>) -> Poll<Halt> {
         caller.timer.poll(cx).map(|()| Halt::Stream(StreamError::Closed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::task::{Wake, Waker};
+
+    use lateen_snapshot::http::NameCase;
+    use tokio::net::UnixStream;
+
+    use super::hold::Held;
+    use super::*;
+    use crate::http::h1::{H1Server, HeadLimits};
+    use crate::io::{Io, Raw, Socket, Wire};
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_behind_a_request_that_nobody_takes_is_asked_again() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let limits = HeadLimits { bytes: 1024, count: 10, accept_http_10: false, allow_chunked_length: false, names: NameCase::default() };
+        let server = H1Server::new(Wire::new(Io::Plain(Socket::new(Raw::Unix(ours)))), limits, false);
+        let (mut down, mut timer, mut chain) = (Downstream::H1(Box::new(server)), Timer::default(), Chain::default());
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let cx = &mut Context::from_waker(&waker);
+        chain.push(Held::default());
+        let mut caller = Caller { down: &mut down, timer: &mut timer, chain: Some(&mut chain) };
+        caller.let_go(cx);
+        assert_eq!(woken.0.load(SeqCst), 1);
+        caller.let_go(cx);
+        assert_eq!(woken.0.load(SeqCst), 1, "nothing was let go of");
+        assert!(chain.is_empty());
     }
 }
