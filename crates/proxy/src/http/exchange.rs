@@ -45,8 +45,8 @@ pub(crate) enum End {
     Cut,
     /// The upstream redirected, and the request begins anew where that leads.
     Redirected,
-    /// The request is an upgrade's and meets the filters of those instead, from the first.
-    OtherFilters,
+    /// The request meets filters from the first on: those of an upgrade, or the same with a route that was found late.
+    FiltersAnew,
 }
 
 impl From<Reply> for End {
@@ -226,7 +226,7 @@ impl<'a> Exchange<'a> {
             }
         };
         match outcome {
-            Ok(()) | Err(End::Redirected | End::OtherFilters) => {}
+            Ok(()) | Err(End::Redirected | End::FiltersAnew) => {}
             Err(End::Reply(reply)) => reply::send(self, *reply).await,
             Err(End::Gone) => {
                 self.note_gone();
@@ -311,7 +311,7 @@ impl<'a> Exchange<'a> {
                 .await
             };
             match passed {
-                Err(End::OtherFilters) => self.forget_filters(),
+                Err(End::FiltersAnew) => self.forget_filters(),
                 passed => break passed?,
             }
         }
@@ -326,7 +326,8 @@ impl<'a> Exchange<'a> {
         self.info.response_mutations = None;
         self.info.session = None;
         self.info.quotas.clear();
-        self.bodies = self.bodies.take().filter(|b| !b.request.is_empty()).map(|b| Box::new(Bodies::with_request(b.request)));
+        let body = self.request.has_body() || self.request.upgrade.is_some();
+        self.bodies = self.bodies.take().filter(|b| body && !b.request.is_empty()).map(|b| Box::new(Bodies::with_request(b.request)));
     }
 
     /// Envoy `ConnectionManagerImpl::ActiveStream::decodeHeaders`: an overloaded process answers, and does no more.

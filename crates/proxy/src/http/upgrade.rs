@@ -48,7 +48,7 @@ pub(crate) fn admit_late(exchange: &mut Exchange<'_>) -> Result<(), End> {
         return Ok(());
     }
     exchange.hcm = offer.hcm;
-    Err(End::OtherFilters)
+    Err(End::FiltersAnew)
 }
 
 fn offer<'a>(hcm: &'a Rc<Hcm>, wanted: &str) -> Offer<'a> {

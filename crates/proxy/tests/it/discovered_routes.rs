@@ -189,6 +189,38 @@ fn the_routes_of_a_scope_may_be_discovered_on_demand() {
 }
 
 #[test]
+fn filters_begin_anew_with_a_virtual_host_that_comes_late() {
+    const RBAC: &str = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3";
+    let rbac = format!("{{name: envoy.filters.http.rbac, typed_config: {{'@type': {RBAC}.RBAC}}}},");
+    let denies = format!(
+        "typed_per_filter_config: {{envoy.filters.http.rbac: {{'@type': {RBAC}.RBACPerRoute, rbac: {{rules: {{action: DENY, policies: \
+         {{all: {{permissions: [{{any: true}}], principals: [{{any: true}}]}}}}}}}}}}}}"
+    );
+    let yaml = config(RDS, &format!("{rbac}{}", ON_DEMAND.replace("LIMIT", "4s")));
+    for (more, status) in [("", 403), ("content-length: 0\r\n", 403), ("content-length: 1\r\n\r\nx", 200)] {
+        let mut compiler = incremental(&yaml);
+        apply::<RouteConfiguration>(&mut compiler, "r", &answering("r", ", vhds: {config_source: {ads: {}}}"));
+        compiler.snapshot();
+        assert_eq!(compiler.apply(&url::<VirtualHost>(), Vec::new(), &[], Instant::now()), []);
+        let (wishes, mut asked) = channel();
+        let proxy = start_asking(&yaml, compiler.snapshot(), wishes);
+        let (got, _) = wished(&proxy, &mut asked, ("late", more), |wish| {
+            assert!(compiler.want(wish));
+            apply::<VirtualHost>(
+                &mut compiler,
+                "r/late",
+                &format!("{{name: late, domains: [late], routes: [{}], {denies}}}", says("late")),
+            );
+            compiler.snapshot()
+        });
+        assert_eq!(got, status, "{more:?}");
+        assert!(asked.try_recv().is_err(), "what is there is not asked for");
+        // Both runs are one request.
+        assert_eq!(proxy.stat("http.t.downstream_rq_total"), 1);
+    }
+}
+
+#[test]
 fn a_virtual_host_that_comes_late_is_asked_whether_it_allows_an_upgrade() {
     let own = "upgrade_configs: [{upgrade_type: websocket, enabled: false, filters: [{name: envoy.filters.http.fault, typed_config: \
                {'@type': type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault, abort: {http_status: 555, percentage: {numerator: 100}}}}, \

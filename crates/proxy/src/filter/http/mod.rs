@@ -79,7 +79,7 @@ pub(crate) async fn on_request(exchange: &mut Exchange<'_>) -> Result<(), End> {
                 let unknown = exchange.info.route.is_none();
                 let step = Box::pin(on_demand::on_request(exchange, config)).await?;
                 if unknown {
-                    // The route may be known only now, and Envoy begins anew with it.
+                    // The route may be known only now.
                     off = switches::settle(exchange);
                 }
                 step

@@ -15,6 +15,7 @@ use crate::router::lookup;
 const ROUTES_LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) async fn on_request(exchange: &mut Exchange<'_>, config: &Arc<OnDemand>) -> Result<Step, End> {
+    let unknown = exchange.info.route.is_none();
     // The routes of a scope may discover virtual hosts in turn. Nothing is asked for twice.
     let mut asked = None;
     for _ in 0..2 {
@@ -22,6 +23,11 @@ pub(super) async fn on_request(exchange: &mut Exchange<'_>, config: &Arc<OnDeman
         asked = Some(wish.clone());
         wait(exchange, wish, config.clusters.unwrap_or(ROUTES_LIMIT)).await?;
         exchange.find_late_route()?;
+    }
+    // Those before have not seen what the route says of them. A body may have gone through them already (Envoy recreates a stream
+    // only where it holds none of one).
+    if unknown && exchange.info.route.is_some() && !exchange.request.has_body() {
+        return Err(End::FiltersAnew);
     }
     let config = per_route(exchange, |p| p.on_demand.as_ref()).unwrap_or_else(|| Arc::clone(config));
     let Some(limit) = config.clusters else { return Ok(Step::Continue) };
