@@ -6,6 +6,7 @@ use lateen_proto::envoy::config::core::v3::{self as core, header_value_option::H
 use lateen_telemetry::access_log::TextFormat;
 
 use super::invalid::{Invalid, Result, Within, each};
+use super::left_out;
 use super::matcher::header_name;
 use crate::header::{AppendAction, HeaderAddition, HeaderMutations, HeaderTemplate};
 
@@ -16,24 +17,29 @@ pub(crate) fn mutations(add: Vec<core::HeaderValueOption>, remove: Vec<String>, 
 }
 
 pub(crate) fn additions(values: Vec<core::HeaderValueOption>, field: &str) -> Result<HeaderMutations> {
-    Ok(HeaderMutations { remove: Vec::new(), add: each(values, field, addition)? })
+    let add = each(values, field, addition)?;
+    Ok(HeaderMutations { remove: Vec::new(), add: add.into_iter().flatten().collect() })
 }
 
 /// Changes as a list of single steps, taken as all removals and then all additions.
 pub(crate) fn mutation_list(values: Vec<HeaderMutation>, field: &str) -> Result<HeaderMutations> {
     let mut result = HeaderMutations::default();
     for (index, value) in values.into_iter().enumerate() {
+        let noted = left_out::count();
         match value.action {
             Some(header_mutation::Action::Remove(_)) if !result.add.is_empty() => {
                 return Err(Invalid::field("remove", "must stand before everything that adds")).within_item(field, index);
             }
             Some(header_mutation::Action::Remove(name)) => result.remove.extend(removal(&name).within("remove").within_item(field, index)?),
-            Some(header_mutation::Action::Append(option)) => result.add.push(addition(option).within("append").within_item(field, index)?),
+            Some(header_mutation::Action::Append(option)) => {
+                result.add.extend(addition(option).within("append").within_item(field, index)?)
+            }
             Some(header_mutation::Action::RemoveOnMatch(_)) => {
                 return Err(Invalid::unsupported("remove_on_match")).within_item(field, index);
             }
             None => return Err(Invalid::new("does nothing")).within_item(field, index),
         }
+        left_out::within_item(noted, field, index);
     }
     Ok(result)
 }
@@ -45,19 +51,22 @@ pub(crate) fn removal(name: &str) -> Result<Option<HeaderName>> {
         return Err(Invalid::new(format!("`{name}` cannot be removed")));
     }
     let of_one_hop = ["transfer-encoding", "connection", "keep-alive", "proxy-connection"];
-    if of_one_hop.iter().any(|hop| name.eq_ignore_ascii_case(hop)) { Ok(None) } else { changeable(name).map(Some) }
+    if of_one_hop.iter().any(|hop| name.eq_ignore_ascii_case(hop)) { Ok(None) } else { Ok(changeable(header_name(name)?, "")) }
 }
 
 /// The framing of a message is the codec's: a second `content-length` would have its reader and us disagree on where it ends.
-fn changeable(name: &str) -> Result<HeaderName> {
-    let name = header_name(name)?;
-    if is_framing(name.as_str()) {
-        return Err(Invalid::new(format!("`{name}` is set by how the message is sent, and cannot be changed")));
+/// Envoy takes such changes, so that one which is refused would keep all of the routes around it from being used.
+fn changeable(name: HeaderName, field: &str) -> Option<HeaderName> {
+    if !is_framing(name.as_str()) {
+        return Some(name);
     }
-    Ok(name)
+    let what = Invalid::new(format!("`{name}` is set by how the message is sent, and its change is left out"));
+    left_out::note(if field.is_empty() { what } else { what.inside(field) });
+    None
 }
 
-pub(crate) fn addition(option: core::HeaderValueOption) -> Result<HeaderAddition> {
+/// `None` for one that is left out.
+pub(crate) fn addition(option: core::HeaderValueOption) -> Result<Option<HeaderAddition>> {
     let core::HeaderValueOption { header, append, append_action, keep_empty_value } = option;
     let core::HeaderValue { key, value, raw_value } = header.ok_or_else(|| Invalid::field("header", "is missing"))?;
     if key.starts_with(':') || key.eq_ignore_ascii_case("host") {
@@ -72,7 +81,8 @@ pub(crate) fn addition(option: core::HeaderValueOption) -> Result<HeaderAddition
         (_, Err(_)) => return Err(Invalid::field("append_action", format!("{append_action} is not known"))),
     };
     let value = if raw_value.is_empty() { template(&value) } else { fixed(&raw_value) }.within("header.value")?;
-    Ok(HeaderAddition { name: changeable(&key).within("header.key")?, value, action, keep_empty: keep_empty_value })
+    let name = changeable(header_name(&key).within("header.key")?, "header.key");
+    Ok(name.map(|name| HeaderAddition { name, value, action, keep_empty: keep_empty_value }))
 }
 
 /// `%%` is a literal percent sign; any other `%` starts a command.
@@ -92,22 +102,36 @@ fn fixed(value: &[u8]) -> Result<HeaderTemplate> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::context::Context;
     use super::*;
 
     #[test]
     fn the_framing_of_a_message_is_not_configured() {
         for name in ["Content-Length", "transfer-encoding", "connection", "te", "upgrade", "keep-alive", "proxy-connection"] {
-            let header = Some(core::HeaderValue { key: name.to_owned(), value: "1".to_owned(), ..Default::default() });
-            let added = mutations(vec![core::HeaderValueOption { header, ..Default::default() }], Vec::new(), "request").unwrap_err();
-            let why = format!("`{}` is set by how the message is sent, and cannot be changed", name.to_ascii_lowercase());
-            assert_eq!(added.to_string(), format!("request_headers_to_add[0].header.key: {why}"));
-            let removed = mutations(Vec::new(), vec!["x-a".to_owned(), name.to_owned()], "response");
-            match name {
-                "Content-Length" | "te" | "upgrade" => {
-                    assert_eq!(removed.unwrap_err().to_string(), format!("response_headers_to_remove[1]: {why}"));
-                }
-                _ => assert_eq!(removed.unwrap().remove, ["x-a"], "{name}"),
+            let header = |key: &str| Some(core::HeaderValue { key: key.to_owned(), value: "1".to_owned(), ..Default::default() });
+            let add = |key: &str| core::HeaderValueOption { header: header(key), ..Default::default() };
+            let made = mutations(vec![add("x-a"), add(name)], vec!["x-b".to_owned(), name.to_owned()], "request").unwrap();
+            assert!(made.add.iter().map(|addition| &addition.name).eq(["x-a"]) && made.remove == ["x-b"], "{name}");
+            let why = format!("`{}` is set by how the message is sent, and its change is left out", name.to_ascii_lowercase());
+            let mut told = vec![format!("request_headers_to_add[1].header.key: {why}")];
+            // Nobody has others removed.
+            if ["Content-Length", "te", "upgrade"].contains(&name) {
+                told.push(format!("request_headers_to_remove[1]: {why}"));
             }
+            assert_eq!(left_out::take().iter().map(ToString::to_string).collect::<Vec<_>>(), told);
         }
+    }
+
+    #[test]
+    fn routes_that_change_what_frames_a_message_are_taken_without_that_change() {
+        let value = crate::test_support::message(
+            "{name: r, virtual_hosts: [{name: a, domains: [a]}, {name: b, domains: ['*'], routes: [{match: {prefix: /a}, redirect: {}}, \
+             {match: {prefix: /}, redirect: {}, response_headers_to_add: [{header: {key: x-a, value: b}}, {header: {key: connection, value: close}}]}]}]}",
+        );
+        let (mut names, mut secrets, mut caches) = Default::default();
+        let table = super::super::route::table(value, &mut Context::new(&mut names, &mut secrets, &mut caches, false)).unwrap();
+        assert_eq!(table.virtual_hosts[1].routes.len(), 2);
+        let told: Vec<_> = left_out::take().into_iter().map(|what| what.path).collect();
+        assert_eq!(told, ["virtual_hosts[1].routes[1].response_headers_to_add[1].header.key"]);
     }
 }

@@ -5,7 +5,7 @@ use lateen_proto::envoy::config::common::mutation_rules::v3 as rules;
 use lateen_proto::envoy::extensions::filters::http::header_mutation::v3 as proto;
 
 use super::header::{addition, removal};
-use super::invalid::{Invalid, Result, Within, refuse};
+use super::invalid::{Invalid, Result, Within, each, refuse};
 use super::matcher::string;
 use crate::header::{HeaderMutations, HeaderTemplate};
 use crate::header_mutation::{Edit, HeaderMutation, Mutations};
@@ -32,9 +32,7 @@ fn mutations(value: proto::Mutations) -> Result<Mutations> {
         request_trailers_mutations,
     } = value;
     refuse!(query_parameter_mutations);
-    let list = |all: Vec<rules::HeaderMutation>, field: &str, fixed: bool| {
-        all.into_iter().enumerate().map(|(i, m)| edit(m, fixed).within_item(field, i)).collect::<Result<Vec<_>>>()
-    };
+    let list = |all: Vec<rules::HeaderMutation>, field: &str, fixed: bool| each(all, field, |m| edit(m, fixed));
     Ok(Mutations {
         request: list(request_mutations, "request_mutations", false)?,
         response: list(response_mutations, "response_mutations", false)?,
@@ -53,10 +51,10 @@ fn edit(value: rules::HeaderMutation, fixed: bool) -> Result<Edit> {
         }
         Some(Action::Append(option)) => {
             let add = addition(option).within("append")?;
-            if fixed && matches!(add.value, HeaderTemplate::Format(_)) {
+            if fixed && add.as_ref().is_some_and(|add| matches!(add.value, HeaderTemplate::Format(_))) {
                 return Err(Invalid::field("append.header.value", "commands are not supported in trailers"));
             }
-            Ok(Edit::Change(HeaderMutations { remove: Vec::new(), add: vec![add] }))
+            Ok(Edit::Change(HeaderMutations { remove: Vec::new(), add: add.into_iter().collect() }))
         }
         Some(Action::RemoveOnMatch(remove)) => {
             let rules::header_mutation::RemoveOnMatch { key_matcher } = remove;

@@ -1,6 +1,8 @@
 //! Why a resource cannot be taken in use: the field path, and what to do about it.
 use std::fmt;
 
+use super::left_out;
+
 /// A refusal. The path grows as the error travels outwards, so that compiling without errors pays nothing for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invalid {
@@ -73,7 +75,9 @@ impl<T> Within<T> for Result<T> {
 pub(crate) fn each<P, T>(values: Vec<P>, field: &str, mut compile: impl FnMut(P) -> Result<T>) -> Result<Vec<T>> {
     let mut made = Vec::with_capacity(values.len());
     for (index, value) in values.into_iter().enumerate() {
+        let noted = left_out::count();
         made.push(compile(value).within_item(field, index)?);
+        left_out::within_item(noted, field, index);
     }
     Ok(made)
 }

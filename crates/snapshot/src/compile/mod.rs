@@ -41,6 +41,7 @@ mod istio_cluster;
 mod jwt_authn;
 mod kept_chains;
 mod lb_policy;
+mod left_out;
 mod listener;
 mod listener_filter;
 mod local_ratelimit;

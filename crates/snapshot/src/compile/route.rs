@@ -14,7 +14,7 @@ use prost::Message;
 use super::common::{data, metadata_text, open, port, runtime_fraction};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, each, harmless, refuse};
-use super::{action, filter, header, matcher, metadata, retry, shared, tracing};
+use super::{action, filter, header, left_out, matcher, metadata, retry, shared, tracing};
 use crate::http::HeaderChanges;
 use crate::path_template::PathTemplate;
 use crate::route::{
@@ -140,7 +140,9 @@ fn build(
         let domains = std::mem::take(&mut host.domains);
         let id = u32::try_from(index).unwrap_or(u32::MAX);
         add_domains(&mut table, domains, id).within_item("virtual_hosts", index)?;
+        let noted = left_out::count();
         let host = one_virtual_host(host, &inherited, context).within_item("virtual_hosts", index)?;
+        left_out::within_item(noted, "virtual_hosts", index);
         table.virtual_hosts.push(host);
     }
     table.exact.shrink_to_fit();

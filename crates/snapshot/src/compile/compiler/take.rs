@@ -17,7 +17,7 @@ use crate::compile::invalid::{Invalid, Result};
 use crate::compile::record::Origin;
 use crate::compile::secret::SecretKey;
 use crate::compile::source::SecretSource;
-use crate::compile::{cluster, extension, kept_chains, listener, route};
+use crate::compile::{cluster, extension, kept_chains, left_out, listener, route};
 
 impl Compiler {
     pub(super) fn take(
@@ -41,6 +41,7 @@ impl Compiler {
         self.has_scopes |= type_name == ScopeProto::full_name();
         for update in updates {
             let name = update.name.clone();
+            left_out::take();
             let result = if update.body.value.len() > MAX_RESOURCE_BYTES {
                 Err(Invalid::new(format!("has {} bytes, more than {MAX_RESOURCE_BYTES}; split it", update.body.value.len())))
             } else if !seen.insert(name.clone()) {
@@ -72,6 +73,9 @@ impl Compiler {
                 Err(Invalid::new(format!("resources of type {type_name} are not supported")))
             };
             self.refused.note(&type_name, &name, source, result.is_err());
+            if result.is_ok() {
+                left_out::tell(&type_name, &name);
+            }
             if let Err(invalid) = result {
                 rejected.push(Rejected { name, reason: invalid.to_string() });
             }

@@ -12,7 +12,7 @@ use super::{Compiler, MAX_RESOURCE_BYTES, Origin, Rejected, Update, VirtualHostP
 use crate::compile::context::Context;
 use crate::compile::invalid::{Invalid, Result, Within};
 use crate::compile::warming::FetchTimeout;
-use crate::compile::{route, source};
+use crate::compile::{left_out, route, source};
 use crate::route::VirtualHost;
 use crate::{ClusterId, RouteTable, RouteTableId};
 
@@ -214,8 +214,12 @@ impl Compiler {
         let mut context = Context::new(names, secrets, dns_caches, false);
         let mut changed = false;
         for Update { name, body, .. } in updates {
+            left_out::take();
             match hosts.take(base, &name.as_str().into(), body, &mut context) {
-                Ok(is_new) => changed |= is_new,
+                Ok(is_new) => {
+                    left_out::tell(VirtualHostProto::NAME, &name);
+                    changed |= is_new;
+                }
                 Err(invalid) => rejected.push(Rejected { name, reason: invalid.to_string() }),
             }
         }
