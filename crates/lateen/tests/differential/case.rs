@@ -23,7 +23,7 @@ pub(crate) struct Case {
     #[serde(default)]
     pub(crate) listeners: BTreeMap<String, Listener>,
     /// Fields of each cluster over a static one. Besides Envoy's: `endpoints`, names of upstreams (default: the
-    /// cluster's name; `dead` refuses connections, `echo` sends back bytes), `http2: true`, and `fresh_connections: true` for one request on each. Without any there is `a`.
+    /// cluster's name; `dead` refuses connections, `echo` sends back bytes, over TLS `http1` offers no other version and `no_alpn` none), `http2: true`, and `fresh_connections: true` for one request on each. Without any there is `a`.
     #[serde(default)]
     pub(crate) clusters: BTreeMap<String, Map<String, Value>>,
     /// Merged over the whole bootstrap.
@@ -102,6 +102,8 @@ pub(crate) struct Step {
     pub(crate) tls: Option<Tls>,
     /// So many times; only how often which answer came and which endpoint was asked is compared.
     pub(crate) repeat: Option<usize>,
+    /// With `repeat`: all at the same time, and how many connections to which endpoint were made is compared too.
+    pub(crate) at_once: bool,
     /// By how much these counts may differ.
     pub(crate) tolerance: u64,
     /// What upstreams answer, one after the other; afterwards the plain answer.

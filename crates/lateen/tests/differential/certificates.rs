@@ -52,11 +52,11 @@ impl Certificates {
         Some((chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).ok()?))
     }
 
-    /// What upstreams answer with when a proxy speaks TLS to them.
-    pub(crate) fn upstream(&self) -> TlsAcceptor {
+    /// What an upstream answers with when a proxy speaks TLS to it, and the protocols that it offers.
+    pub(crate) fn upstream(&self, offers: &[&[u8]]) -> TlsAcceptor {
         let (chain, key) = self.identity("upstream.example").expect("was made");
         let mut config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).expect("a fitting key");
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = offers.iter().map(|p| p.to_vec()).collect();
         TlsAcceptor::from(Arc::new(config))
     }
 

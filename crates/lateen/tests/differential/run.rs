@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::case::{Case, Step};
@@ -137,14 +138,29 @@ async fn repeat(
     certificates: &Certificates,
 ) -> BTreeMap<String, u64> {
     let mut counts = BTreeMap::new();
+    if step.at_once {
+        upstreams.prepare(step);
+        let answers = join_all((0..times).map(|_| client::ask(step, index, places, certificates))).await;
+        answers.iter().for_each(|answer| count_answer(&mut counts, answer));
+        count_requests(&mut counts, &upstreams.seen().await);
+        counts.extend(upstreams.connections().into_iter().map(|(name, made)| (format!("connections to {name}"), made)));
+        return counts;
+    }
     for _ in 0..times {
         let seen = ask(step, index, upstreams, places, certificates).await;
-        let answer = &seen["answer"];
-        let status = answer["line"].as_str().map(str::to_owned).or_else(|| answer["status"].as_u64().map(|s| s.to_string()));
-        *counts.entry(format!("answer {}", status.unwrap_or_default())).or_default() += 1;
-        for request in seen["upstream"].as_array().into_iter().flatten() {
-            *counts.entry(format!("upstream {}", request["upstream"])).or_default() += 1;
-        }
+        count_answer(&mut counts, &seen["answer"]);
+        count_requests(&mut counts, seen["upstream"].as_array().map_or(&[], Vec::as_slice));
     }
     counts
+}
+
+fn count_answer(counts: &mut BTreeMap<String, u64>, answer: &Value) {
+    let status = answer["line"].as_str().map(str::to_owned).or_else(|| answer["status"].as_u64().map(|s| s.to_string()));
+    *counts.entry(format!("answer {}", status.unwrap_or_default())).or_default() += 1;
+}
+
+fn count_requests(counts: &mut BTreeMap<String, u64>, seen: &[Value]) {
+    for request in seen {
+        *counts.entry(format!("upstream {}", request["upstream"])).or_default() += 1;
+    }
 }

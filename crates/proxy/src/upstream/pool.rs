@@ -125,7 +125,9 @@ impl Pool {
         match self.key.wanted {
             Wanted::Http1 | Wanted::Tcp => false,
             Wanted::Http2 => true,
-            Wanted::Auto => self.known_http2.get().unwrap_or(false),
+            // Expected until a peer says otherwise, as in Envoy (`HttpConnPoolImplMixed`): or all who come before the first
+            // connection is there would make one each.
+            Wanted::Auto => self.known_http2.get().unwrap_or(true),
         }
     }
 

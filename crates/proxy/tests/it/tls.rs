@@ -38,9 +38,13 @@ impl Mesh {
     }
 
     pub(crate) fn server(&self, upstream: u16) -> Proxy {
+        self.server_offering(upstream, "h2, http/1.1")
+    }
+
+    pub(crate) fn server_offering(&self, upstream: u16, alpn: &str) -> Proxy {
         let tls = format!(
             "      transport_socket:\n        name: tls\n        typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, require_client_certificate: true, {}}}\n",
-            self.common("server", "client", "h2, http/1.1")
+            self.common("server", "client", alpn)
         );
         let mut config = Config::to(&[upstream]);
         config.hcm = "forward_client_cert_details: APPEND_FORWARD\nset_current_client_cert_details: {subject: true, dns: true, uri: true}"

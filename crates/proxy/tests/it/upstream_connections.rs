@@ -297,6 +297,22 @@ fn as_many_connections_are_made_at_once_as_those_who_wait_need() {
 }
 
 #[test]
+fn where_alpn_settles_the_version_one_connection_is_made_until_the_peer_turns_out_to_speak_http1() {
+    let (mesh, upstream) = (Mesh::new(), Upstream::ok("x"));
+    let auto = HTTP2.replace("explicit_http_config: {http2_protocol_options: {}}", "auto_config: {}");
+    // Those who find out that one connection is not enough make theirs at the same time.
+    for (offered, expected, handshakes) in [("h2, http/1.1", 1, 1), ("http/1.1", 5, 2)] {
+        let server = mesh.server_offering(upstream.port(), offered);
+        let slow = Slow::before(server.address);
+        let proxy = mesh.client(slow.port, "server", &auto, "h2, http/1.1");
+        let (answers, took) = at_once(&proxy, 5);
+        assert!(answers.iter().all(|a| a.body == "x"), "{offered}: {answers:?}");
+        assert!(took < (handshakes + 1) * HANDSHAKE, "{offered}: {took:?}");
+        assert_eq!(slow.made.load(SeqCst), expected, "{offered}");
+    }
+}
+
+#[test]
 fn a_connection_to_a_host_that_leaves_meanwhile_serves_only_whom_it_was_made_for() {
     let (mesh, upstream) = (Mesh::new(), Upstream::ok("x"));
     let server = mesh.server(upstream.port());

@@ -41,6 +41,8 @@ struct State {
     /// By the upstream's name, afterwards.
     answer_of: BTreeMap<String, Answer>,
     seen: Vec<Value>,
+    /// How many connections were made to whom.
+    connections: BTreeMap<String, u64>,
     /// Requests before those, so that what is late is not noted of another.
     before: usize,
     /// Bodies that are being read: what comes of them is not noted yet.
@@ -99,10 +101,11 @@ impl Upstreams {
                 continue;
             }
             let listener = socket.listen(128)?;
-            let (name, script, tls) = (name.clone(), Arc::clone(&script), certificates.upstream());
+            let (name, script, tls) = (name.clone(), Arc::clone(&script), certificates.upstream(offers(name)));
             accepting.spawn(async move {
                 let mut open = JoinSet::new();
                 while let Ok((stream, _)) = listener.accept().await {
+                    *script.state().connections.entry(name.clone()).or_default() += 1;
                     open.spawn(serve(stream, name.clone(), Arc::clone(&script), tls.clone()));
                 }
             });
@@ -115,6 +118,7 @@ impl Upstreams {
         let mut state = self.script.state();
         state.before += state.seen.len();
         state.seen.clear();
+        state.connections.clear();
         state.answers = step.answers.iter().cloned().collect();
         state.answer_of.clone_from(&step.answer_of);
     }
@@ -126,6 +130,20 @@ impl Upstreams {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         self.script.state().seen.clone()
+    }
+
+    /// How many connections were made since, by upstream.
+    pub(crate) fn connections(&self) -> BTreeMap<String, u64> {
+        self.script.state().connections.clone()
+    }
+}
+
+/// What an upstream of that name speaks over TLS.
+fn offers(name: &str) -> &'static [&'static [u8]] {
+    match name {
+        _ if name.starts_with("http1") => &[b"http/1.1"],
+        _ if name.starts_with("no_alpn") => &[],
+        _ => &[b"h2", b"http/1.1"],
     }
 }
 
