@@ -10,6 +10,8 @@ use crate::config::Places;
 static PORT: LazyLock<Regex> = LazyLock::new(|| Regex::new(r":(\d{4,5})\b").expect("a pattern"));
 static UUID: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"\b[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}\b").expect("a pattern"));
+/// A cookie's value that is made of the ports of a connection.
+static MADE: LazyLock<Regex> = LazyLock::new(|| Regex::new(r#"="[0-9a-f]{16}""#).expect("a pattern"));
 const TIMED: [&str; 2] = ["date", "x-envoy-upstream-service-time"];
 
 /// Gives names to what differs from run to run.
@@ -29,7 +31,8 @@ fn named(value: &mut Value, ports: &BTreeMap<u16, &str>, folder: &str) {
                 format!(":<{}>", known.unwrap_or("port"))
             };
             let with_ports = PORT.replace_all(text, port);
-            *text = UUID.replace_all(&with_ports, "<uuid>").replace(folder, "<folder>");
+            let without_cookies = MADE.replace_all(&with_ports, "=\"<made>\"");
+            *text = UUID.replace_all(&without_cookies, "<uuid>").replace(folder, "<folder>");
         }
         Value::Array(all) => all.iter_mut().for_each(|v| named(v, ports, folder)),
         Value::Object(map) => {

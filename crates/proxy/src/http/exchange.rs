@@ -114,8 +114,8 @@ pub(crate) struct Info {
     pub(crate) remote: SocketAddr,
     pub(crate) internal: bool,
     pub(crate) reply_body: Option<Cow<'static, str>>,
-    /// Value for `set-cookie` that makes later requests go to the same host.
-    pub(crate) affinity_cookie: Option<http::HeaderValue>,
+    /// Values for `set-cookie` that make later requests go to the same host.
+    pub(crate) affinity_cookies: Vec<http::HeaderValue>,
     pub(crate) cors: Option<Box<filter::http::cors::Marks>>,
     /// The caller sent its own metadata and expects ours.
     pub(crate) peer_asked: bool,
@@ -188,7 +188,7 @@ impl Info {
             remote,
             internal: false,
             reply_body: None,
-            affinity_cookie: None,
+            affinity_cookies: Vec::new(),
             cors: None,
             peer_asked: false,
             grpc_call: None,

@@ -105,6 +105,14 @@ pub(super) fn rewrite_host(exchange: &mut Exchange<'_>, forward: &Forward, host:
     }
 }
 
+/// Adds the cookies that were made for the request to its upstream's response.
+pub(super) fn affinity_cookies(exchange: &mut Exchange<'_>, map: &mut HeaderMap) {
+    for cookie in exchange.info.affinity_cookies.drain(..) {
+        // More than a map holds, which nobody means, are left out.
+        let _ = map.try_append(http::header::SET_COOKIE, cookie);
+    }
+}
+
 /// The configured changes to a response, ours or the upstream's.
 pub(crate) fn response_headers(exchange: &mut Exchange<'_>, status: http::StatusCode, map: &mut HeaderMap) {
     // Values may name the status.
@@ -114,9 +122,6 @@ pub(crate) fn response_headers(exchange: &mut Exchange<'_>, status: http::Status
     levels.for_each(|level| changes::of_response(exchange, &level.response, map));
     if matched.virtual_host().is_some_and(|h| h.include_attempt_count_in_response) && exchange.info.attempts > 0 {
         map.insert(names::ATTEMPT_COUNT, exchange.info.attempts.into());
-    }
-    if let Some(cookie) = exchange.info.affinity_cookie.take() {
-        map.append(http::header::SET_COOKIE, cookie);
     }
     if let Some(active) = &mut exchange.info.span {
         crate::spans::on_response(active, map);

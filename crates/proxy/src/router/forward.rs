@@ -96,6 +96,8 @@ fn begin(exchange: &mut Exchange<'_>, matched: &Matched, forward: &Forward) -> R
     };
     let timeouts = Timeouts::new(&exchange.request, forward, policy.as_deref(), inherited);
     let retries = Retries::new(policy, &exchange.request);
+    // Those of a redirect that was followed are over.
+    exchange.info.affinity_cookies.clear();
     let own = &cluster.cluster.config.hash;
     let mut hash = if forward.hash.is_empty() || !own.is_empty() { None } else { hash::of(exchange, &forward.hash) };
     let criteria = if cluster.is_divided() { lookup::criteria(exchange, matched, forward) } else { None };

@@ -7,32 +7,38 @@ use lateen_snapshot::stateful_session::set_cookie;
 use xxhash_rust::xxh64::xxh64;
 
 use crate::http::Exchange;
+use crate::listener::Conn;
 
-/// The hash of a request; `None` when no policy yields one. A cookie that is to be made is noted in the exchange.
+/// The hash of a request; `None` when no policy yields one. Cookies that are to be made are noted in the exchange.
 pub(super) fn of(exchange: &mut Exchange<'_>, policies: &[HashPolicy]) -> Option<u64> {
-    let (hash, cookie) = combined(exchange, policies, true);
-    if cookie.is_some() {
-        exchange.info.affinity_cookie = cookie;
-    }
+    let mut cookies = Vec::new();
+    let hash = combined(exchange, policies, Some(&mut cookies));
+    exchange.info.affinity_cookies = cookies;
     hash
 }
 
 /// The hash of what the caller brought.
 pub(super) fn brought(exchange: &Exchange<'_>, policies: &[HashPolicy]) -> Option<u64> {
-    combined(exchange, policies, false).0
+    combined(exchange, policies, None)
 }
 
-fn combined(exchange: &Exchange<'_>, policies: &[HashPolicy], makes_cookies: bool) -> (Option<u64>, Option<HeaderValue>) {
-    let (mut hash, mut cookie): (Option<u64>, _) = (None, None);
+fn combined(exchange: &Exchange<'_>, policies: &[HashPolicy], mut cookies: Option<&mut Vec<HeaderValue>>) -> Option<u64> {
+    let mut hash: Option<u64> = None;
     for policy in policies {
-        let Some(new) = one(exchange, &policy.source, makes_cookies.then_some(&mut cookie)) else { continue };
+        let Some(new) = one(exchange, &policy.source, cookies.as_deref_mut()) else { continue };
         // Rotating keeps two equal parts from cancelling each other out.
         hash = Some(hash.map_or(new, |old| old.rotate_left(1) ^ new));
         if policy.terminal {
             break;
         }
     }
-    (hash, cookie)
+    hash
+}
+
+/// The value of a cookie that is made: all requests of a connection that come before the first answer get the same, and so the
+/// same host (Envoy `addDownstreamSetCookie`).
+fn of_connection(conn: &Conn) -> String {
+    format!("{:016x}", xxh64(format!("{}{}", conn.remote, conn.local).as_bytes(), 0))
 }
 
 /// The hash of a caller's address, without its port.
@@ -40,7 +46,7 @@ pub(crate) fn of_address(address: IpAddr) -> u64 {
     xxh64(address.to_string().as_bytes(), 0)
 }
 
-fn one(exchange: &Exchange<'_>, source: &HashSource, new_cookie: Option<&mut Option<HeaderValue>>) -> Option<u64> {
+fn one(exchange: &Exchange<'_>, source: &HashSource, cookies: Option<&mut Vec<HeaderValue>>) -> Option<u64> {
     match source {
         HashSource::Header { name, rewrite } => {
             let hashed = |value: &[u8], seed| match rewrite {
@@ -67,13 +73,12 @@ fn one(exchange: &Exchange<'_>, source: &HashSource, new_cookie: Option<&mut Opt
             found.map(|(_, value)| xxh64(value.as_bytes(), 0))
         }
         HashSource::Cookie { name, ttl, path, attributes } => {
-            if let Some(value) = lateen_snapshot::matching::cookie(&exchange.request.headers, name) {
+            if let Some(value) = lateen_snapshot::matching::cookie(&exchange.request.headers, name).filter(|value| !value.is_empty()) {
                 return Some(xxh64(value.as_bytes(), 0));
             }
-            let (new_cookie, ttl) = (new_cookie?, (*ttl)?);
-            let value = format!("{:016x}", exchange.worker.roll64());
-            let set = set_cookie(name, &value, ttl, path, attributes);
-            *new_cookie = HeaderValue::from_str(&set).ok();
+            let (cookies, ttl) = (cookies?, (*ttl)?);
+            let value = of_connection(exchange.conn);
+            cookies.extend(HeaderValue::from_str(&set_cookie(name, &value, ttl, path, attributes)));
             Some(xxh64(value.as_bytes(), 0))
         }
     }

@@ -45,6 +45,7 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding
         let millis = arrived.saturating_duration_since(began.at).as_millis();
         response.headers.insert(SERVICE_TIME, numeric(u64::try_from(millis).unwrap_or(u64::MAX)));
     }
+    finalize::affinity_cookies(exchange, &mut response.headers);
     finalize::response_headers(exchange, response.status, &mut response.headers);
     if exchange.hcm.holds_responses {
         Box::pin(held(exchange, forwarding, response, lease)).await?;

@@ -181,3 +181,36 @@ fn hosts_get_requests_by_the_load_that_they_report() {
     // Weights are computed again and again meanwhile, and turns begin anew.
     assert!((140..=160).contains(&calm), "three to one: {calm} {busy}");
 }
+
+/// What was said to set, as a caller sends it back.
+fn brought(set: &str) -> String {
+    format!("cookie: {}\r\n", set.split(';').next().unwrap().replace('"', ""))
+}
+
+#[test]
+fn a_cookie_that_is_made_leads_back_and_is_one_for_all_requests_of_a_connection() {
+    let upstreams = [Upstream::ok("one"), Upstream::ok("two"), Upstream::ok("three")];
+    let route = "- {match: {prefix: /}, route: {cluster: c, hash_policy: [{cookie: {name: to, ttl: 60s}}]}}";
+    let mut config = Config::to(&[]).routes(route);
+    config.clusters = vec![cluster("c", &upstreams.each_ref().map(Upstream::port), "lb_policy: RING_HASH")];
+    let proxy = config.start();
+    let ask = |stream: &mut std::net::TcpStream, more: &str| {
+        stream.write_all(format!("GET / HTTP/1.1\r\nhost: a\r\n{more}\r\n").as_bytes()).unwrap();
+        Answer::read(stream)
+    };
+    let mut met = std::collections::BTreeSet::new();
+    for _ in 0..30 {
+        let mut caller = proxy.connect();
+        let first = ask(&mut caller, "");
+        let set = first.header("set-cookie").unwrap();
+        // An empty one is none.
+        for none in ["", "cookie: to=\r\n", "cookie: too=x\r\n"] {
+            let again = ask(&mut caller, none);
+            assert_eq!((again.header("set-cookie"), &again.body), (Some(set), &first.body), "{none}");
+        }
+        let elsewhere = ask(&mut proxy.connect(), &brought(set));
+        assert_eq!((elsewhere.header("set-cookie"), &elsewhere.body), (None, &first.body));
+        met.insert(first.body);
+    }
+    assert_eq!(met.len(), 3, "connections have cookies of their own: {met:?}");
+}
