@@ -158,6 +158,7 @@ pub enum ForwardClientCert {
 pub struct CurrentClientCert {
     pub subject: bool,
     pub cert: bool,
+    pub chain: bool,
     pub dns: bool,
     pub uri: bool,
 }

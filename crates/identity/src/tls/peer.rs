@@ -35,6 +35,8 @@ pub struct PeerIdentity {
     pub not_before: SystemTime,
     pub not_after: SystemTime,
     pub der: CertificateDer<'static>,
+    /// What the holder sent behind it: its issuer, that one's, and so on, as far as they came.
+    pub issuers: Vec<CertificateDer<'static>>,
 }
 
 /// Peers that a thread remembers.
@@ -52,22 +54,24 @@ pub struct InvalidCertificate(String);
 impl PeerIdentity {
     /// The peer of an established connection; `None` when it presented no certificate.
     pub fn of_connection(connection: &CommonState) -> Option<Arc<Self>> {
-        Self::shared(connection.peer_certificates()?.first()?).ok()
+        let (leaf, issuers) = connection.peer_certificates()?.split_first()?;
+        Self::shared(leaf, issuers).ok()
     }
 
-    /// As [`Self::from_der`], but connections of the same peer share what was read the first time.
+    /// As [`Self::from_der`], with what was sent behind it; but connections of the same peer share what was read the first time.
     ///
     /// # Errors
     /// As [`Self::from_der`].
-    pub fn shared(der: &CertificateDer<'_>) -> Result<Arc<Self>, InvalidCertificate> {
+    pub fn shared(der: &CertificateDer<'_>, issuers: &[CertificateDer<'_>]) -> Result<Arc<Self>, InvalidCertificate> {
         RECENT.with_borrow_mut(|recent| {
-            if let Some(at) = recent.iter().position(|known| known.der.as_ref() == der.as_ref()) {
+            if let Some(at) = recent.iter().position(|known| known.der.as_ref() == der.as_ref() && known.issuers == issuers) {
                 recent.swap(0, at);
                 if let Some(known) = recent.first() {
                     return Ok(Arc::clone(known));
                 }
             }
-            let identity = Arc::new(Self::from_der(der)?);
+            let issuers = issuers.iter().map(|issuer| issuer.clone().into_owned()).collect();
+            let identity = Arc::new(Self { issuers, ..Self::from_der(der)? });
             recent.truncate(RECENT_MOST - 1);
             recent.insert(0, Arc::clone(&identity));
             Ok(identity)
@@ -103,6 +107,11 @@ impl PeerIdentity {
     /// The certificate as PEM: `Cert=` of `x-forwarded-client-cert` is this text, percent-encoded.
     pub fn pem(&self) -> String {
         crate::pem::encode("CERTIFICATE", &self.der)
+    }
+
+    /// The certificate and all that were sent behind it: `Chain=`.
+    pub fn chain_pem(&self) -> String {
+        crate::pem::encode_certificates([&self.der].into_iter().chain(&self.issuers))
     }
 
     /// The names by which a server shows it: the DNS names, or the common name of one that has no alternative names at all.
@@ -150,6 +159,7 @@ impl PeerIdentity {
             not_before: UNIX_EPOCH,
             not_after: UNIX_EPOCH,
             der: CertificateDer::from(Vec::new()),
+            issuers: Vec::new(),
         }
     }
 }

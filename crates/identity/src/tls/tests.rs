@@ -528,8 +528,13 @@ fn a_chain_seen_before_is_still_asked_for_its_time_its_usage_and_its_issuer() {
 fn connections_of_one_peer_share_its_identity() {
     let forge = Forge::new("Root");
     let (one, two) = (forge.leaf(&["spiffe://td/ns/a/sa/b"], |_| {}), forge.leaf(&["spiffe://td/ns/a/sa/c"], |_| {}));
-    let first = PeerIdentity::shared(&one.cert[0]).unwrap();
-    let second = PeerIdentity::shared(&two.cert[0]).unwrap();
+    let first = PeerIdentity::shared(&one.cert[0], &[]).unwrap();
+    let second = PeerIdentity::shared(&two.cert[0], &[]).unwrap();
     assert_eq!(second.uri_sans, ["spiffe://td/ns/a/sa/c"]);
-    assert!(Arc::ptr_eq(&first, &PeerIdentity::shared(&one.cert[0]).unwrap()));
+    assert!(Arc::ptr_eq(&first, &PeerIdentity::shared(&one.cert[0], &[]).unwrap()));
+    // What came behind the certificate is of the connection.
+    let chained = PeerIdentity::shared(&one.cert[0], &two.cert[..1]).unwrap();
+    assert_eq!((first.issuers.len(), &chained.issuers[..]), (0, &two.cert[..1]));
+    assert!(Arc::ptr_eq(&chained, &PeerIdentity::shared(&one.cert[0], &two.cert[..1]).unwrap()));
+    assert_eq!(chained.chain_pem(), first.pem() + &second.pem());
 }

@@ -327,7 +327,7 @@ impl PeerPolicy {
         if let Some(chain) = &self.chain {
             chain.verify(leaf, rest, usage, now)?;
         }
-        let identity = PeerIdentity::shared(leaf).map_err(|e| PeerRefused::Malformed(e.to_string()))?;
+        let identity = PeerIdentity::shared(leaf, rest).map_err(|e| PeerRefused::Malformed(e.to_string()))?;
         self.check_pins(leaf)?;
         self.check_names(&identity)?;
         Ok(identity)

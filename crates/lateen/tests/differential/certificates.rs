@@ -13,7 +13,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::case::Tls;
 
-/// Files NAME.pem and NAME.key of each, beside ca.pem; `client` is for callers.
+/// Files NAME.pem and NAME.key of each, beside ca.pem; `client` is for callers, and `client_and_issuer` the same with its issuer.
 const NAMES: [&str; 4] = ["a.example", "b.example", "upstream.example", "client"];
 
 pub(crate) struct Certificates {
@@ -42,6 +42,9 @@ impl Certificates {
             std::fs::write(folder.join(format!("{name}.pem")), &text)?;
             std::fs::write(folder.join(format!("{name}.key")), key.serialize_pem())?;
             pem.insert(name, (text, key.serialize_pem()));
+        }
+        if let Some((certificate, key)) = pem.get("client").cloned() {
+            pem.insert("client_and_issuer", (certificate + &ca.pem(), key));
         }
         Ok(Self { pem, roots: Arc::new(roots) })
     }

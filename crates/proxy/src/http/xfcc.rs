@@ -66,6 +66,9 @@ fn element(peer: &PeerIdentity, want: CurrentClientCert, by: Option<&str>) -> St
     if want.cert {
         let _ = write!(out, ";Cert=\"{}\"", utf8_percent_encode(&peer.pem(), PEM));
     }
+    if want.chain {
+        let _ = write!(out, ";Chain=\"{}\"", utf8_percent_encode(&peer.chain_pem(), PEM));
+    }
     if want.subject {
         let _ = write!(out, ";Subject=\"{}\"", peer.subject.replace('\\', "\\\\").replace('"', "\\\""));
     }

@@ -255,8 +255,8 @@ fn current_client_cert(value: Option<inner::SetCurrentClientCertDetails>) -> Res
     let Some(inner::SetCurrentClientCertDetails { subject, cert, chain, dns, uri, issuer, format }) = value else {
         return Ok(CurrentClientCert::default());
     };
-    refuse!(issuer, format, chain);
-    Ok(CurrentClientCert { subject: subject.unwrap_or(false), cert, dns, uri })
+    refuse!(issuer, format);
+    Ok(CurrentClientCert { subject: subject.unwrap_or(false), cert, chain, dns, uri })
 }
 
 fn escaped_slashes(value: i32) -> Result<EscapedSlashes> {
