@@ -48,6 +48,7 @@ mod sources;
 mod swap;
 mod tcp;
 mod tcp_endings;
+mod tcp_keepalive;
 mod tcp_times;
 mod tcp_tunnels;
 mod tls;

@@ -118,7 +118,7 @@ pub(crate) fn listener(value: proto::Listener, context: &mut Context<'_>) -> Res
         chain_matcher,
         socket_options: socket_options(options, "socket_options")?,
         own_options,
-        tcp_keepalive: tcp_keepalive.map(upstream_connection::keepalive),
+        tcp_keepalive: tcp_keepalive.map(upstream_connection::keepalive).transpose().within("tcp_keepalive")?.flatten(),
         balance: connection_balance_config.map(balance).transpose().within("connection_balance_config")?,
         tcp_backlog: tcp_backlog_size.unwrap_or(128),
         per_connection_buffer_limit: buffer_limit(per_connection_buffer_limit_bytes),

@@ -12,17 +12,34 @@ use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use crate::cluster::{AddressOrder, TcpKeepalive};
 use crate::socket::{Bind, BindSource};
 
+/// Linux's `MAX_TCP_KEEPCNT`.
+const MOST_PROBES: u32 = 127;
+/// Linux's `MAX_TCP_KEEPIDLE` and `MAX_TCP_KEEPINTVL`.
+const MOST_SECONDS: u32 = 32_767;
+
 pub(crate) fn connection_options(value: proto::UpstreamConnectionOptions) -> Result<(Option<TcpKeepalive>, AddressOrder)> {
     let proto::UpstreamConnectionOptions { tcp_keepalive, set_local_interface_name_on_upstream_connections, happy_eyeballs_config } = value;
     harmless!(set_local_interface_name_on_upstream_connections);
     let order = happy_eyeballs_config.map(address_order).transpose().within("happy_eyeballs_config")?;
-    Ok((tcp_keepalive.map(keepalive), order.unwrap_or_default()))
+    let keepalive = tcp_keepalive.map(keepalive).transpose().within("tcp_keepalive")?.flatten();
+    Ok((keepalive, order.unwrap_or_default()))
 }
 
-pub(crate) fn keepalive(value: core::TcpKeepalive) -> TcpKeepalive {
+/// `None` where any of it is nought, which turns it off. What the kernel would not take would fail each connection.
+pub(crate) fn keepalive(value: core::TcpKeepalive) -> Result<Option<TcpKeepalive>> {
     let core::TcpKeepalive { keepalive_probes, keepalive_time, keepalive_interval } = value;
+    let limited = |field: &'static str, value: Option<u32>, most: u32| match value {
+        Some(n) if n > most => Err(Invalid::field(field, format!("is at most {most}"))),
+        _ => Ok(value),
+    };
+    let probes = limited("keepalive_probes", keepalive_probes, MOST_PROBES)?;
+    let time = limited("keepalive_time", keepalive_time, MOST_SECONDS)?;
+    let interval = limited("keepalive_interval", keepalive_interval, MOST_SECONDS)?;
+    if [probes, time, interval].contains(&Some(0)) {
+        return Ok(None);
+    }
     let seconds = |n: Option<u32>| n.map(|s| Duration::from_secs(s.into()));
-    TcpKeepalive { probes: keepalive_probes, time: seconds(keepalive_time), interval: seconds(keepalive_interval) }
+    Ok(Some(TcpKeepalive { probes, time: seconds(time), interval: seconds(interval) }))
 }
 
 fn address_order(value: HappyEyeballsConfig) -> Result<AddressOrder> {
@@ -77,4 +94,30 @@ fn extra_source(extra: core::ExtraSourceAddress) -> Result<BindSource> {
     let core::ExtraSourceAddress { address, socket_options: instead } = extra;
     let options = instead.map(|core::SocketOptionsOverride { socket_options: o }| socket_options(o, "socket_options"));
     Ok(BindSource { address: socket(address).within("address")?, options: options.transpose().within("socket_options")? })
+}
+
+#[cfg(test)]
+mod keepalive_tests {
+    use super::*;
+
+    #[test]
+    fn nought_turns_keepalive_off_and_what_the_kernel_would_not_take_is_refused() {
+        let said = |probes, time, interval| {
+            keepalive(core::TcpKeepalive { keepalive_probes: probes, keepalive_time: time, keepalive_interval: interval })
+        };
+        let most = TcpKeepalive { probes: Some(127), time: Some(Duration::from_secs(32_767)), interval: Some(Duration::from_secs(32_767)) };
+        assert_eq!(said(Some(127), Some(32_767), Some(32_767)), Ok(Some(most)));
+        assert_eq!(said(None, None, None), Ok(Some(TcpKeepalive { probes: None, time: None, interval: None })));
+        for off in [said(Some(0), Some(1), Some(1)), said(Some(1), Some(0), None), said(None, None, Some(0))] {
+            assert_eq!(off, Ok(None));
+        }
+        for (bad, field) in [
+            (said(Some(128), None, None), "keepalive_probes"),
+            (said(None, Some(32_768), Some(0)), "keepalive_time"),
+            (said(None, None, Some(u32::MAX)), "keepalive_interval"),
+        ] {
+            let error = bad.unwrap_err().to_string();
+            assert!(error.contains(field), "{error}");
+        }
+    }
 }
