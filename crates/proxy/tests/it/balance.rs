@@ -2,9 +2,10 @@
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::*;
+use crate::swap::discover;
 
 /// A cluster whose hosts have one `envoy.lb` label each.
 fn labelled(name: &str, key: &str, hosts: &[(u16, &str)], more: &str) -> String {
@@ -213,4 +214,30 @@ fn a_cookie_that_is_made_leads_back_and_is_one_for_all_requests_of_a_connection(
         met.insert(first.body);
     }
     assert_eq!(met.len(), 3, "connections have cookies of their own: {met:?}");
+}
+
+#[test]
+fn a_new_host_is_slow_to_get_its_share() {
+    let (old, new) = (Upstream::ok("old"), Upstream::ok("new"));
+    let slow = "round_robin_lb_config: {slow_start_config: {slow_start_window: 2s, min_weight_percent: {value: 5}}}";
+    let mut config = Config::to(&[]);
+    config.clusters.clear();
+    let yaml = config.yaml();
+    let mut compiler = compiler(&yaml);
+    let proxy = start_with(&yaml, discover(&mut compiler, &[old.port()], slow, 1));
+    assert_eq!(proxy.get("/").body, "old");
+    // Until the old one is new no more.
+    let window = Duration::from_millis(2_100);
+    std::thread::sleep(window);
+    publish(&proxy.worker, discover(&mut compiler, &[old.port(), new.port()], slow, 2));
+    let share = |count: usize| (0..count).filter(|_| proxy.get("/").body == "new").count();
+    let begin = Instant::now();
+    let early = share(40);
+    let took = begin.elapsed();
+    // Its weight is that part of the whole which the time is of the window.
+    let most = (40.0 * (took.as_secs_f64() / 2.0).max(0.05) + 2.0).min(19.0);
+    assert!((early as f64) < most, "{early} of 40 within {took:?}, where less than {most} are due");
+    std::thread::sleep(window.saturating_sub(took));
+    let late = share(40);
+    assert!((19..=21).contains(&late), "{late} of 40 afterwards");
 }

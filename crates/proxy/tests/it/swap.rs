@@ -62,11 +62,10 @@ fn a_host_that_keeps_failing_is_ejected() {
     assert_eq!(proxy.get("/").body, "good");
 }
 
-/// The cluster `c` as discovery would bring it.
-fn discover(compiler: &mut Compiler, ports: &[u16], version: u64) -> Arc<Snapshot> {
+/// The cluster `c` as discovery would bring it: hosts that were known before are the same ones.
+pub(crate) fn discover(compiler: &mut Compiler, ports: &[u16], more: &str, version: u64) -> Arc<Snapshot> {
     let mut config = Config::to(&[]);
-    config.clusters =
-        vec![cluster("c", ports, "outlier_detection: {consecutive_5xx: 1, base_ejection_time: 60s, max_ejection_percent: 100}")];
+    config.clusters = vec![cluster("c", ports, more)];
     let mut resources = lateen_snapshot::bootstrap::parse(&config.yaml(), "test.yaml").unwrap().resources.into_iter();
     let body = resources.find(|r| r.type_url.ends_with(".Cluster")).unwrap();
     let (url, update) = (body.type_url.clone(), Update { name: "c".to_owned(), version: version.to_string(), body });
@@ -76,6 +75,7 @@ fn discover(compiler: &mut Compiler, ports: &[u16], version: u64) -> Arc<Snapsho
 
 #[test]
 fn a_request_from_before_an_update_ejects_its_host_for_those_after_it() {
+    let detects = "outlier_detection: {consecutive_5xx: 1, base_ejection_time: 60s, max_ejection_percent: 100}";
     let open = Arc::new(AtomicBool::new(false));
     let gate = open.clone();
     let failing = Upstream::start(move |_, request, stream| {
@@ -90,11 +90,11 @@ fn a_request_from_before_an_update_ejects_its_host_for_those_after_it() {
     config.clusters = Vec::new();
     let yaml = config.yaml();
     let mut compiler = compiler(&yaml);
-    let proxy = start_with(&yaml, discover(&mut compiler, &[failing.port()], 1));
+    let proxy = start_with(&yaml, discover(&mut compiler, &[failing.port()], detects, 1));
     let mut held = proxy.connect();
     std::io::Write::write_all(&mut held, b"GET /held HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
     eventually(|| failing.seen().len() == 1);
-    publish(&proxy.worker, discover(&mut compiler, &[failing.port(), good.port()], 2));
+    publish(&proxy.worker, discover(&mut compiler, &[failing.port(), good.port()], detects, 2));
     // The worker has its plan of the new members.
     for name in ["failing", "good"] {
         eventually(|| proxy.get("/").body == name);
