@@ -236,3 +236,16 @@ fn hosts_that_come_with_requests_are_not_checked() {
         assert_eq!(of(checks), "health_checks: has no meaning here: the hosts come with requests");
     }
 }
+
+#[test]
+fn options_of_tcp_connections_are_looked_at() {
+    let with = |options: &str| {
+        let typed = format!("{{'@type': type.googleapis.com/envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions, {options}}}");
+        refused_cluster(&format!(
+            "{{name: c, type: STATIC, load_assignment: {{cluster_name: c}}, typed_extension_protocol_options: {{tcp: {typed}}}}}"
+        ))
+    };
+    assert_eq!(with("idle_timeout: 5s"), "");
+    let refused = with("idle_timeout: -5s");
+    assert!(refused.starts_with("typed_extension_protocol_options[\"tcp\"].idle_timeout: is not a valid duration"), "{refused}");
+}
