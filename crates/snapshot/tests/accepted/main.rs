@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::{env, fs};
 
 use names::{Names, members, real_oneofs, rust_fields};
@@ -22,11 +23,19 @@ const PASSED_ON: &str = "envoy.config.core.v3.Node";
 
 type Table = BTreeMap<String, BTreeMap<String, Fate>>;
 
+/// What is there to be taken apart, and what the source says of it.
+static COMPILER: LazyLock<(DescriptorPool, Read)> = LazyLock::new(|| {
+    let pool = DescriptorPool::decode(lateen_proto::DESCRIPTORS).unwrap();
+    let names = Names::new(&pool);
+    let mut read = Read::default();
+    sources(Path::new("src")).iter().for_each(|source| reading::read(source, &names, &mut read));
+    (pool, read)
+});
+
 #[test]
 fn the_page_lists_what_becomes_of_every_field() {
-    let pool = DescriptorPool::decode(lateen_proto::DESCRIPTORS).unwrap();
-    let read = read_compiler(&pool);
-    let page = page(&pool, &table(&pool, &read));
+    let (pool, read) = &*COMPILER;
+    let page = page(pool, &table(pool, read));
     if env::var_os("UPDATE_DOCS").is_some() {
         fs::write(PAGE, &page).unwrap();
     }
@@ -36,10 +45,9 @@ fn the_page_lists_what_becomes_of_every_field() {
 
 #[test]
 fn every_message_that_is_opened_or_reached_is_taken_apart_whole() {
-    let pool = DescriptorPool::decode(lateen_proto::DESCRIPTORS).unwrap();
-    let read = read_compiler(&pool);
+    let (pool, read) = &*COMPILER;
     assert!(read.opened.len() > 100, "only {} extensions found; has the way of opening changed?", read.opened.len());
-    let table = table(&pool, &read);
+    let table = table(pool, read);
     let opened = read.opened.iter().filter(|name| !table.contains_key(*name));
     let mut missing: Vec<String> = opened.map(|name| format!("{name} is opened")).collect();
     for (name, fields) in &table {
@@ -57,15 +65,6 @@ fn every_message_that_is_opened_or_reached_is_taken_apart_whole() {
         }
     }
     assert!(missing.is_empty(), "{} to be named field by field in a pattern:\n{}", missing.len(), missing.join("\n"));
-}
-
-fn read_compiler(pool: &DescriptorPool) -> Read {
-    let names = Names::new(pool);
-    let mut read = Read::default();
-    for source in sources(Path::new("src")) {
-        reading::read(&source, &names, &mut read);
-    }
-    read
 }
 
 /// All but tests.
