@@ -2,21 +2,23 @@
 //!
 //! Envoy's jwt_authn filter. A pure function of the request and the time; statuses have Envoy's texts.
 mod extract;
+mod fault;
 mod payload;
 mod remote;
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use lateen_identity::jwks::{KeySet, Unverified};
-use serde_json::Value;
+use lateen_identity::jwks::KeySet;
+use serde_json::{Value, json};
 
+use crate::matcher::StringMatcher;
 use crate::metadata::Metadata;
 use crate::route::RouteMatch;
 use extract::{Place, Token};
+pub use fault::JwtFault;
 pub use remote::{Fetching, KeySource, RemoteKeys};
 
 /// The namespace of what this filter writes.
@@ -73,6 +75,10 @@ pub struct Provider {
     pub issuer: Option<Box<str>>,
     /// Without the scheme and the last slash; empty takes every audience.
     pub audiences: Vec<Box<str>>,
+    /// Whom tokens may be about; `None` takes everyone.
+    pub subjects: Option<StringMatcher>,
+    /// How long a token may still be good; one without an end is refused where there is a limit.
+    pub max_lifetime: Option<Duration>,
     pub keys: Keys,
     /// The token goes on to the upstream.
     pub forward: bool,
@@ -83,6 +89,10 @@ pub struct Provider {
     pub pad_payload_header: bool,
     pub payload_key: Option<Box<str>>,
     pub header_key: Option<Box<str>>,
+    /// Where metadata tells why a token was refused.
+    pub failure_key: Option<Box<str>>,
+    /// There is no other provider: what is wrong with a token of nobody's, or that there is none, is told for it.
+    pub alone: bool,
     /// Claims that become lists in metadata, split at spaces.
     pub space_delimited: Vec<Box<str>>,
     /// Seconds.
@@ -119,80 +129,6 @@ pub struct TokenHeader {
 pub struct ClaimHeader {
     pub name: HeaderName,
     pub path: Vec<Box<str>>,
-}
-
-/// Why a request's tokens do not do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum JwtFault {
-    Missing,
-    BadFormat,
-    HeaderBase64,
-    HeaderJson,
-    PayloadBase64,
-    PayloadJson,
-    /// A claim of the wrong type: one that is a text,
-    NotText(&'static str),
-    /// a time,
-    NotInteger(&'static str),
-    /// a time that can be,
-    OutOfRange(&'static str),
-    /// a text or a list of texts.
-    AudienceType,
-    SignatureBase64,
-    Algorithm,
-    AlgorithmMissing,
-    /// `kid` is no text.
-    KeyId,
-    NotYetValid,
-    Expired,
-    UnknownIssuer,
-    Audience,
-    NoKey,
-    Signature,
-    /// The keys could not be fetched.
-    Fetch,
-}
-
-impl JwtFault {
-    /// The text in Envoy's answer.
-    pub fn text(self) -> Cow<'static, str> {
-        Cow::Borrowed(match self {
-            Self::NotText(name) => return format!("Jwt payload [{name}] field is not a string").into(),
-            Self::NotInteger(name) => return format!("Jwt payload [{name}] field is not an integer").into(),
-            Self::OutOfRange(name) => return format!("Jwt payload [{name}] field is not a positive 64 bit integer").into(),
-            Self::Missing => "Jwt is missing",
-            Self::BadFormat => "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections",
-            Self::HeaderBase64 => "Jwt header is an invalid Base64url encoded",
-            Self::HeaderJson => "Jwt header is an invalid JSON",
-            Self::PayloadBase64 => "Jwt payload is an invalid Base64url encoded",
-            Self::PayloadJson => "Jwt payload is an invalid JSON",
-            Self::AudienceType => "Jwt payload [aud] field is not a string or string list",
-            Self::SignatureBase64 => "Jwt signature is an invalid Base64url encoded",
-            Self::AlgorithmMissing => "Jwt header [alg] field is required and must be a string",
-            Self::KeyId => "Jwt header [kid] field is not a string",
-            Self::Algorithm => "Jwt header [alg] is not supported",
-            Self::NotYetValid => "Jwt not yet valid",
-            Self::Expired => "Jwt is expired",
-            Self::UnknownIssuer => "Jwt issuer is not configured",
-            Self::Audience => "Audiences in Jwt are not allowed",
-            Self::NoKey => "Jwks doesn't have key to match kid or alg from Jwt",
-            Self::Signature => "Jwt verification fails",
-            Self::Fetch => "Jwks remote fetch is failed",
-        })
-    }
-}
-
-impl From<Unverified> for JwtFault {
-    fn from(why: Unverified) -> Self {
-        match why {
-            Unverified::Format => Self::BadFormat,
-            Unverified::HeaderBase64 => Self::HeaderBase64,
-            Unverified::HeaderJson => Self::HeaderJson,
-            Unverified::Critical | Unverified::Signature(_) => Self::Signature,
-            // What no algorithm is was told before; no key here is of another one, or a secret that caller and issuer share.
-            Unverified::Algorithm(_) | Unverified::Symmetric(_) | Unverified::NoKey(_) => Self::NoKey,
-        }
-    }
 }
 
 /// The parts of a request that the filter reads and changes.
@@ -284,6 +220,9 @@ fn check_any(providers: &[Arc<Provider>], request: &mut JwtRequest<'_>, failures
                 continue;
             }
             let result = provider.check_one(&token, &[], request);
+            if let Err(fault) = result {
+                provider.tell(fault, fault.is_of_an_issuer(), request);
+            }
             match known.and_then(|index| seen.get_mut(index)) {
                 // Another provider's issuer says nothing about what this token's own said.
                 Some((_, before)) if result.is_ok() || *before == Err(JwtFault::UnknownIssuer) => *before = result,
@@ -291,6 +230,9 @@ fn check_any(providers: &[Arc<Provider>], request: &mut JwtRequest<'_>, failures
                 None => seen.push((token, result)),
             }
         }
+    }
+    if let ([provider], true) = (providers, seen.is_empty()) {
+        provider.tell(JwtFault::Missing, false, request);
     }
     if failures { Ok(()) } else { seen.into_iter().try_for_each(|(_, result)| result) }
 }
@@ -304,11 +246,30 @@ impl Provider {
 
     fn check_all(&self, audiences: &[Box<str>], request: &mut JwtRequest<'_>) -> Result<(), JwtFault> {
         let tokens = self.tokens(request.headers, request.path);
-        if tokens.is_empty() {
-            return Err(JwtFault::Missing);
-        }
         // All must be right: else a bad token could travel in a good one's company.
-        tokens.iter().try_for_each(|token| self.check_one(token, audiences, request))
+        let mut result = if tokens.is_empty() { Err(JwtFault::Missing) } else { Ok(()) };
+        for token in &tokens {
+            result = result.and_then(|()| self.check_one(token, audiences, request));
+        }
+        if let Err(fault) = result {
+            self.tell(fault, fault != JwtFault::Missing, request);
+        }
+        result
+    }
+
+    /// Writes down why tokens do not do, as Envoy's `failed_status_in_metadata`: of a token that is `ours`, and where there is no
+    /// other provider of any, and of none.
+    fn tell(&self, fault: JwtFault, ours: bool, request: &mut JwtRequest<'_>) {
+        if let Some(key) = self.failure_key.as_deref().filter(|_| self.alone || ours) {
+            request.metadata.set(&NAMESPACE.into(), key, json!({"code": fault.code(), "message": fault.text()}));
+        }
+    }
+
+    /// Whether this provider may say so much about a subject, for so long.
+    fn vouches(&self, parsed: &payload::Parsed<'_>, now: u64) -> bool {
+        let subject = parsed.claims.get("sub").and_then(Value::as_str).unwrap_or_default();
+        let ends_in_time = |most: Duration| parsed.end().is_some_and(|end| Duration::from_secs(end.saturating_sub(now)) <= most);
+        self.subjects.as_ref().is_none_or(|subjects| subjects.matches(subject)) && self.max_lifetime.is_none_or(ends_in_time)
     }
 
     fn check_one(&self, token: &Token, audiences: &[Box<str>], request: &mut JwtRequest<'_>) -> Result<(), JwtFault> {
@@ -322,6 +283,9 @@ impl Provider {
         let wanted = if audiences.is_empty() { &self.audiences[..] } else { audiences };
         if !wanted.is_empty() && !parsed.audiences().any(|a| wanted.iter().any(|w| **w == *audience(a))) {
             return Err(JwtFault::Audience);
+        }
+        if !self.vouches(&parsed, request.now) {
+            return Err(JwtFault::Signature);
         }
         self.keys.verify(&token.text)?;
         self.pass_on(token, &parsed, request);

@@ -9,10 +9,10 @@ use lateen_proto::envoy::extensions::filters::http::jwt_authn::v3::{
     self as proto, jwt_provider::JwksSourceSpecifier as Jwks, jwt_requirement::RequiresType, per_route_config, requirement_rule,
 };
 
-use super::common::{data, duration_or};
+use super::common::{data, duration, duration_or};
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::matcher::header_name;
+use super::matcher::{self, header_name};
 use super::route::route_match;
 use super::service;
 use crate::jwt::{ClaimHeader, JwtAuthn, JwtPerRoute, JwtRule, KeySource, Keys, Provider, Requirement, TokenHeader, audience};
@@ -48,8 +48,9 @@ pub(crate) fn filter(value: proto::JwtAuthentication, context: &mut Context<'_>)
     // In the order of names, so that the same configuration always gives the same error.
     sorted.sort_by(|(a, _), (b, _)| a.cmp(b));
     let mut providers = Providers::new();
+    let alone = sorted.len() == 1;
     for (name, value) in sorted {
-        let made = provider(value, context).within(&format!("providers[\"{name}\"]"))?;
+        let made = provider(value, alone, context).within(&format!("providers[\"{name}\"]"))?;
         providers.insert(name, Arc::new(made));
     }
     let mut sorted: Vec<_> = requirement_map.into_iter().collect();
@@ -146,7 +147,7 @@ fn known(name: &str, providers: &Providers) -> Result<Arc<Provider>> {
     providers.get(name).cloned().ok_or_else(|| Invalid::new(format!("`{name}` is not among the providers")))
 }
 
-fn provider(value: proto::JwtProvider, context: &mut Context<'_>) -> Result<Provider> {
+fn provider(value: proto::JwtProvider, alone: bool, context: &mut Context<'_>) -> Result<Provider> {
     let proto::JwtProvider {
         issuer,
         audiences,
@@ -172,12 +173,16 @@ fn provider(value: proto::JwtProvider, context: &mut Context<'_>) -> Result<Prov
     let proto::jwt_provider::NormalizePayload { space_delimited_claims } = normalize_payload_in_metadata.unwrap_or_default();
     // The cache saves work and changes no answer.
     harmless!(jwt_cache_config);
-    refuse!(subjects, require_expiration, max_lifetime, failed_status_in_metadata);
+    // To demand an end is to allow one at any time.
+    let any_end = require_expiration.then_some(Duration::MAX);
+    let most = max_lifetime.as_ref().map(duration).transpose().within("max_lifetime")?.or(any_end);
     let boxed = |values: Vec<String>| values.into_iter().map(Into::into).collect();
     let some = |text: String| (!text.is_empty()).then(|| text.into_boxed_str());
     Ok(Provider {
         issuer: some(issuer),
         audiences: self::audiences(&audiences),
+        subjects: subjects.map(matcher::string).transpose().within("subjects")?,
+        max_lifetime: most,
         keys: keys(jwks_source_specifier, context)?,
         forward,
         headers: from_headers
@@ -191,6 +196,8 @@ fn provider(value: proto::JwtProvider, context: &mut Context<'_>) -> Result<Prov
         pad_payload_header: pad_forward_payload_header,
         payload_key: some(payload_in_metadata),
         header_key: some(header_in_metadata),
+        failure_key: some(failed_status_in_metadata),
+        alone,
         space_delimited: boxed(space_delimited_claims),
         clock_skew: if clock_skew_seconds == 0 { CLOCK_SKEW } else { clock_skew_seconds.into() },
         claim_headers: claim_to_headers

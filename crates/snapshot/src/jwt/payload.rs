@@ -69,11 +69,16 @@ impl<'a> Parsed<'a> {
         value.as_u64().or_else(|| value.as_f64().map(|n| n as u64)).filter(|n| *n > 0)
     }
 
+    /// When it ends, in seconds since 1970, if ever.
+    pub(super) fn end(&self) -> Option<u64> {
+        self.time("exp")
+    }
+
     pub(super) fn check_times(&self, now: u64, skew: u64) -> Result<(), JwtFault> {
         if self.time("nbf").is_some_and(|start| now.saturating_add(skew) < start) {
             return Err(JwtFault::NotYetValid);
         }
-        if self.time("exp").is_some_and(|end| now > end.saturating_add(skew)) {
+        if self.end().is_some_and(|end| now > end.saturating_add(skew)) {
             return Err(JwtFault::Expired);
         }
         Ok(())

@@ -21,6 +21,8 @@ fn provider(issuer: &TokenIssuer) -> Provider {
     Provider {
         issuer: Some(issuer.issuer().into()),
         audiences: vec!["api".into()],
+        subjects: None,
+        max_lifetime: None,
         keys: Keys::Local(KeySet::parse(&issuer.jwks()).unwrap()),
         forward: false,
         headers: Vec::new(),
@@ -30,6 +32,8 @@ fn provider(issuer: &TokenIssuer) -> Provider {
         pad_payload_header: false,
         payload_key: Some("payload".into()),
         header_key: None,
+        failure_key: None,
+        alone: true,
         space_delimited: vec!["sub".into()],
         clock_skew: 60,
         claim_headers: vec![ClaimHeader { name: HeaderName::from_static("x-sub"), path: vec!["sub".into()] }],
@@ -135,6 +139,66 @@ fn unsigned_symmetric_and_changed_tokens_are_refused() {
     let kid = b64(r#"{"alg":"ES256","kid":"../../dev/null"}"#);
     assert_eq!(outcome(&requirement, &format!("{kid}.{}.{}", parts[1], parts[2])), Err(JwtFault::NoKey));
     assert_eq!(outcome(&requirement, &"x".repeat(MAX_TOKEN_BYTES + 1)), Err(JwtFault::BadFormat));
+}
+
+#[test]
+fn what_is_nested_without_end_is_no_json() {
+    let issuer = issuer("me");
+    let requirement = one(provider(&issuer));
+    let good = issuer.issue("ns", "app", "api", HOUR, at(NOW)).unwrap();
+    let parts: Vec<&str> = good.split('.').collect();
+    for (open, close) in [("[", "]"), (r#"{"a":"#, "}")] {
+        // As deep as the largest token that is read can be.
+        let depth = MAX_TOKEN_BYTES * 3 / 4 / (open.len() + close.len() + 1) - 20;
+        let deep = format!("{}0{}", open.repeat(depth), close.repeat(depth));
+        let header = URL_SAFE_NO_PAD.encode(format!(r#"{{"alg":"ES256","a":{deep}}}"#));
+        let claims = URL_SAFE_NO_PAD.encode(format!(r#"{{"iss":"me","a":{deep}}}"#));
+        let in_header = format!("{header}.{}.AAAA", parts[1]);
+        let in_claims = format!("{}.{claims}.AAAA", parts[0]);
+        assert!(in_claims.len() <= MAX_TOKEN_BYTES && in_header.len() <= MAX_TOKEN_BYTES);
+        assert_eq!(outcome(&requirement, &in_header), Err(JwtFault::HeaderJson), "{depth}");
+        assert_eq!(outcome(&requirement, &in_claims), Err(JwtFault::PayloadJson), "{depth}");
+        // Keys come from a server, and may be larger.
+        let keys = format!("{}0{}", open.repeat(200_000), close.repeat(200_000));
+        for text in [keys.clone(), format!(r#"{{"keys":{keys}}}"#), format!(r#"{{"keys":[{keys}]}}"#)] {
+            assert!(KeySet::parse(&text).is_err());
+        }
+    }
+}
+
+#[test]
+fn why_a_token_was_refused_is_told_by_the_provider_that_it_was_for() {
+    let (a, b) = (issuer("a"), issuer("b"));
+    let told = |requirement: &Requirement, token: Option<&str>, key: &str| {
+        let bearer = token.map(|t| format!("Bearer {t}"));
+        let headers: Vec<(&'static str, &str)> = bearer.iter().map(|b| ("authorization", b.as_str())).collect();
+        let (_, _, metadata, _) = check(requirement, "/", &headers);
+        metadata.get(NAMESPACE, &[key.into()]).map(|told| told.to_string())
+    };
+    let telling = |issuer: &TokenIssuer, key: &str, alone| Provider { failure_key: Some(key.into()), alone, ..provider(issuer) };
+    let token = |issuer: &TokenIssuer, second| issuer.issue("ns", "app", "api", HOUR, at(second)).unwrap();
+    let only = one(telling(&a, "a", true));
+    let text = |code: u32, message: &str| Some(format!(r#"{{"code":{code},"message":"{message}"}}"#));
+    assert_eq!(told(&only, Some(&token(&a, NOW)), "a"), None);
+    assert_eq!(told(&only, Some(&token(&a, NOW - 7200)), "a"), text(3, "Jwt is expired"));
+    assert_eq!(told(&only, Some(&token(&b, NOW)), "a"), text(24, "Jwt issuer is not configured"));
+    assert_eq!(told(&only, None, "a"), text(1, "Jwt is missing"));
+    let both = Requirement::AllowMissingOrFailed(vec![Arc::new(telling(&a, "a", false)), Arc::new(telling(&b, "b", false))]);
+    let old = token(&b, NOW - 7200);
+    assert_eq!((told(&both, Some(&old), "a"), told(&both, Some(&old), "b")), (None, text(3, "Jwt is expired")));
+    assert_eq!((told(&both, None, "a"), told(&both, None, "b")), (None, None));
+}
+
+#[test]
+fn a_provider_vouches_for_some_subjects_and_for_a_while() {
+    let issuer = issuer("me");
+    let token = |ttl: u64| issuer.issue("ns", "app", "api", Duration::from_secs(ttl), at(NOW)).unwrap();
+    let within = |most| one(Provider { max_lifetime: Some(Duration::from_secs(most)), ..provider(&issuer) });
+    assert_eq!((outcome(&within(3600), &token(3600)), outcome(&within(3600), &token(3601))), (Ok(()), Err(JwtFault::Signature)));
+    let prefix = |text: &str| Some(StringMatcher::Prefix { text: text.into(), ignore_case: false });
+    let about = |text: &str| one(Provider { subjects: prefix(text), ..provider(&issuer) });
+    assert_eq!(outcome(&about("system:serviceaccount:ns:"), &token(60)), Ok(()));
+    assert_eq!(outcome(&about("system:serviceaccount:other:"), &token(60)), Err(JwtFault::Signature));
 }
 
 #[test]
