@@ -53,6 +53,8 @@ pub struct Verification {
     pub revocation_lists: Vec<CertificateRevocationListDer<'static>>,
     /// Check only the peer's own certificate against the lists, not its issuers.
     pub revocation_leaf_only: bool,
+    /// So many certificates may be above the peer's own, the root among them.
+    pub most_above: Option<usize>,
     /// Clients only: the server name must be covered by the certificate's DNS or IP names.
     pub check_host: bool,
 }
@@ -77,13 +79,17 @@ impl Verification {
             certificate_pins: Vec::new(),
             revocation_lists: Vec::new(),
             revocation_leaf_only: false,
+            most_above: None,
             check_host: false,
         }
     }
 
     fn policy(&self) -> Result<PeerPolicy, InvalidTlsParams> {
         let chain = match &self.trust {
-            Trust::Roots(roots) => Some(ChainVerifier::new(roots)?.with_revocation(&self.revocation_lists, self.revocation_leaf_only)?),
+            Trust::Roots(roots) => {
+                let chain = ChainVerifier::new(roots)?.with_revocation(&self.revocation_lists, self.revocation_leaf_only)?;
+                Some(chain.with_most_above(self.most_above))
+            }
             // A name in a certificate that anybody can make proves nothing; Envoy refuses this too.
             Trust::Anyone if !self.san_matchers.is_empty() || self.check_host => return Err(InvalidTlsParams::NamesWithoutRoots),
             Trust::Anyone if !self.revocation_lists.is_empty() => return Err(InvalidTlsParams::RevocationWithoutRoots),

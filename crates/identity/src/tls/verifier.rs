@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 use webpki::{
     CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList, RevocationCheckDepth, RevocationOptionsBuilder,
-    UnknownStatusPolicy, anchor_from_trusted_cert,
+    UnknownStatusPolicy, VerifiedPath, anchor_from_trusted_cert,
 };
 
 /// Why a peer's certificate was not accepted.
@@ -133,6 +133,8 @@ pub struct ChainVerifier {
     anchors: Vec<TrustAnchor<'static>>,
     revocation: Vec<CertRevocationList<'static>>,
     leaf_only: bool,
+    /// Certificates above the leaf, the root among them.
+    most_above: Option<usize>,
     known: KnownChains,
 }
 
@@ -162,7 +164,14 @@ impl ChainVerifier {
                 .map_err(|e| InvalidTrust::Root { position: index + 1, reason: e.to_string() })
         };
         let anchors = roots.iter().enumerate().map(anchor).collect::<Result<_, _>>()?;
-        Ok(Self { roots: roots.to_vec(), anchors, revocation: Vec::new(), leaf_only: false, known: KnownChains::default() })
+        Ok(Self {
+            roots: roots.to_vec(),
+            anchors,
+            revocation: Vec::new(),
+            leaf_only: false,
+            most_above: None,
+            known: KnownChains::default(),
+        })
     }
 
     /// Checks every certificate of the chain, or only the leaf, against `lists`. As in Envoy, a
@@ -179,6 +188,14 @@ impl ChainVerifier {
         self.revocation = lists.iter().enumerate().map(parse).collect::<Result<_, _>>()?;
         self.leaf_only = leaf_only;
         Ok(self)
+    }
+
+    /// Takes only chains with that many certificates above the leaf, the root among them (Envoy's `max_verify_depth`). With or
+    /// without it, no more than six stand between leaf and root.
+    #[must_use]
+    pub fn with_most_above(mut self, most: Option<usize>) -> Self {
+        self.most_above = most;
+        self
     }
 
     /// Whether `leaf` chains to a root, is valid at `now`, not revoked, and allowed for `usage`.
@@ -241,9 +258,14 @@ impl ChainVerifier {
             Usage::Client => KeyUsage::client_auth(),
             Usage::Server => KeyUsage::server_auth(),
         };
+        // A longer one is passed over: another way to a root may be shorter.
+        let short_enough = |path: &VerifiedPath<'_>| match self.most_above {
+            Some(most) if path.intermediate_certificates().count() >= most => Err(webpki::Error::MaximumPathDepthExceeded),
+            _ => Ok(()),
+        };
         let algorithms = provider().signature_verification_algorithms.all;
         parsed
-            .verify_for_usage(algorithms, &self.anchors, intermediates, now, wanted, revocation, None)
+            .verify_for_usage(algorithms, &self.anchors, intermediates, now, wanted, revocation, Some(&short_enough))
             .map(|_| ())
             .map_err(|e| explain(&e, leaf, usage))
     }

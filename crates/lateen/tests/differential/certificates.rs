@@ -3,10 +3,16 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, IsCa, Issuer, KeyIdMethod, KeyPair, PublicKeyData as _,
+    RevokedCertParams, SanType, SerialNumber, date_time_ymd,
+};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use sha2::{Digest as _, Sha256};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -14,10 +20,16 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use crate::case::Tls;
 
 /// Files NAME.pem and NAME.key of each, beside ca.pem; `client` is for callers, and `client_and_issuer` the same with its issuer.
-const NAMES: [&str; 4] = ["a.example", "b.example", "upstream.example", "client"];
+const NAMES: [&str; 6] = ["a.example", "b.example", "upstream.example", "client", REVOKED, FAR];
+/// What the list revoked.crl has.
+const REVOKED: &str = "revoked.example";
+/// Signed by an authority between, which its file has too.
+const FAR: &str = "far.example";
 
 pub(crate) struct Certificates {
     pem: HashMap<&'static str, (String, String)>,
+    /// What a certificate or its key is known by: `hash NAME` and `spki NAME`, as Envoy's pins are written.
+    pub(crate) pins: HashMap<String, String>,
     roots: Arc<RootCertStore>,
 }
 
@@ -31,14 +43,26 @@ impl Certificates {
         let mut roots = RootCertStore::empty();
         roots.add(ca.der().clone())?;
         let issuer = Issuer::new(params, ca_key);
-        let mut pem = HashMap::new();
+        let middle_key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, "middle");
+        let middle_pem = params.signed_by(&middle_key, &issuer)?.pem();
+        let middle = Issuer::new(params, middle_key);
+        std::fs::write(folder.join("revoked.crl"), list(&serial_of(REVOKED)).signed_by(&issuer)?.pem()?)?;
+        let (mut pem, mut pins) = (HashMap::new(), HashMap::new());
         for name in NAMES {
             let key = KeyPair::generate()?;
             let mut params = CertificateParams::default();
             let uri = format!("spiffe://cluster.local/ns/default/sa/{name}");
             params.subject_alt_names = vec![SanType::DnsName(name.try_into()?), SanType::URI(uri.as_str().try_into()?)];
             params.distinguished_name.push(rcgen::DnType::CommonName, name);
-            let text = params.signed_by(&key, &issuer)?.pem();
+            params.serial_number = Some(serial_of(name));
+            let certificate = params.signed_by(&key, if name == FAR { &middle } else { &issuer })?;
+            let hash: String = Sha256::digest(certificate.der()).iter().map(|byte| format!("{byte:02x}")).collect();
+            pins.insert(format!("hash {name}"), hash);
+            pins.insert(format!("spki {name}"), STANDARD.encode(Sha256::digest(key.subject_public_key_info())));
+            let text = certificate.pem() + if name == FAR { &middle_pem } else { "" };
             std::fs::write(folder.join(format!("{name}.pem")), &text)?;
             std::fs::write(folder.join(format!("{name}.key")), key.serialize_pem())?;
             pem.insert(name, (text, key.serialize_pem()));
@@ -46,7 +70,7 @@ impl Certificates {
         if let Some((certificate, key)) = pem.get("client").cloned() {
             pem.insert("client_and_issuer", (certificate + &ca.pem(), key));
         }
-        Ok(Self { pem, roots: Arc::new(roots) })
+        Ok(Self { pem, pins, roots: Arc::new(roots) })
     }
 
     fn identity(&self, name: &str) -> Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
@@ -81,6 +105,27 @@ impl Certificates {
         let alpn = stream.get_ref().1.alpn_protocol().map(|p| String::from_utf8_lossy(p).into_owned());
         let told = format!("{} {}", owner.unwrap_or("unknown"), alpn.unwrap_or_default());
         Ok((stream, told.trim_end().to_owned()))
+    }
+}
+
+fn serial_of(name: &str) -> SerialNumber {
+    SerialNumber::from_slice(name.as_bytes())
+}
+
+/// A list that revokes one certificate and is never out of date.
+fn list(serial: &SerialNumber) -> CertificateRevocationListParams {
+    CertificateRevocationListParams {
+        this_update: date_time_ymd(2020, 1, 1),
+        next_update: date_time_ymd(2100, 1, 1),
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: vec![RevokedCertParams {
+            serial_number: serial.clone(),
+            revocation_time: date_time_ymd(2020, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        }],
+        key_identifier_method: KeyIdMethod::Sha256,
     }
 }
 

@@ -1,5 +1,5 @@
 //! The bootstrap of a case: what the case says, over plain listeners and clusters.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value, json};
 
@@ -19,6 +19,8 @@ pub(crate) struct Places {
     pub(crate) upstreams: BTreeMap<String, u16>,
     /// Where the certificates are.
     pub(crate) folder: String,
+    /// By what they pin.
+    pub(crate) pins: HashMap<String, String>,
     pub(crate) log: String,
 }
 
@@ -28,10 +30,11 @@ impl Places {
         self.listeners.iter().chain(&self.upstreams).map(|(name, port)| (*port, name.as_str())).collect()
     }
 
-    /// Fills `{main}`, `{folder}` and the like.
+    /// Fills `{main}`, `{folder}`, `{hash client}` and the like.
     pub(crate) fn fill(&self, text: &str) -> String {
         let ports = self.listeners.iter().chain(&self.upstreams);
         let filled = ports.fold(text.to_owned(), |text, (name, port)| text.replace(&format!("{{{name}}}"), &port.to_string()));
+        let filled = self.pins.iter().fold(filled, |text, (pin, value)| text.replace(&format!("{{{pin}}}"), value));
         filled.replace("{folder}", &self.folder).replace("{log}", &self.log)
     }
 }

@@ -76,6 +76,7 @@ async fn one(kind: Kind, case: &Case, folder: &Path, certificates: &Certificates
         listeners: case.all_listeners().keys().map(|name| ((*name).to_owned(), free_port())).collect(),
         upstreams: ports,
         folder: folder.parent().unwrap_or(folder).display().to_string(),
+        pins: certificates.pins.clone(),
         log: folder.join(format!("{}.log", kind.name())).display().to_string(),
     };
     if let (Some(server), Some(given)) = (&mut discovery, &case.discovered) {

@@ -2,6 +2,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lateen_identity::tls::suites::openssl_name;
 use lateen_identity::tls::{PeerIdentity, PeerRefused};
 use lateen_snapshot::tls::ServerTls;
 use lateen_telemetry::envoy_names::{listener as names, ssl};
@@ -78,6 +79,6 @@ pub(crate) fn describe(session: &CommonState) -> TlsInfo {
             Some(rustls::ProtocolVersion::TLSv1_2) => "TLSv1.2",
             _ => "",
         },
-        cipher: session.negotiated_cipher_suite().and_then(|s| s.suite().as_str()).unwrap_or(""),
+        cipher: session.negotiated_cipher_suite().map_or("", |s| openssl_name(s.suite())),
     }
 }

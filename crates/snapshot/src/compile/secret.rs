@@ -47,6 +47,7 @@ pub struct Validation {
     certificate_pins: Vec<[u8; 32]>,
     revocation_lists: Vec<CertificateRevocationListDer<'static>>,
     leaf_only: bool,
+    most_above: Option<usize>,
     accept_untrusted: bool,
 }
 
@@ -72,6 +73,7 @@ impl Validation {
             all.certificate_pins.extend(&part.certificate_pins);
             all.revocation_lists.extend(part.revocation_lists.iter().cloned());
             all.leaf_only |= part.leaf_only;
+            all.most_above = part.most_above.or(all.most_above);
             all.accept_untrusted |= part.accept_untrusted;
             all
         })
@@ -103,6 +105,7 @@ impl Validation {
             certificate_pins: self.certificate_pins,
             revocation_lists: self.revocation_lists,
             revocation_leaf_only: self.leaf_only,
+            most_above: self.most_above,
             check_host,
         }
     }

@@ -226,7 +226,7 @@ pub(crate) fn server(value: Option<core::TransportSocket>, context: &mut Context
         Some(SessionTicketKeysType::DisableStatelessSessionResumption(true)) => false,
         Some(_) => return Err(Invalid::unsupported("session_ticket_keys")),
     };
-    let mut plan = common(common_tls_context.unwrap_or_default(), context.secrets).within("common_tls_context")?;
+    let mut plan = common(common_tls_context.unwrap_or_default(), End::Server, context.secrets).within("common_tls_context")?;
     if require_client_certificate.unwrap_or(false) {
         plan.client_auth = ClientAuth::Required;
     }
@@ -264,7 +264,7 @@ pub(crate) fn client(
     } = value;
     // Renegotiation does not exist in the versions spoken.
     harmless!(allow_renegotiation, enforce_rsa_key_usage);
-    let mut plan = common(common_tls_context.unwrap_or_default(), context.secrets).within("common_tls_context")?;
+    let mut plan = common(common_tls_context.unwrap_or_default(), End::Client, context.secrets).within("common_tls_context")?;
     // Which to show is asked nowhere.
     if plan.certificates.len() > 1 {
         return Err(Invalid::field("common_tls_context", "has several certificates; towards an upstream there is one at most"));
@@ -302,7 +302,14 @@ pub(crate) fn socket_config(value: Option<core::TransportSocket>) -> Result<Opti
     }
 }
 
-fn common(value: proto::CommonTlsContext, secrets: &mut Secrets) -> Result<Plan> {
+/// Whose TLS it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Server,
+    Client,
+}
+
+fn common(value: proto::CommonTlsContext, end: End, secrets: &mut Secrets) -> Result<Plan> {
     let proto::CommonTlsContext {
         tls_params,
         tls_certificates,
@@ -333,7 +340,7 @@ fn common(value: proto::CommonTlsContext, secrets: &mut Secrets) -> Result<Plan>
     timeouts.extend(discovered.clone());
     let discovered_validation = discovered.map(|(key, _)| key);
     let params = tls_params.unwrap_or_default();
-    let (min_version, max_version) = versions(&params).within("tls_params")?;
+    let (min_version, max_version) = versions(&params, end).within("tls_params")?;
     let proto::TlsParameters {
         tls_minimum_protocol_version: _,
         tls_maximum_protocol_version: _,
@@ -416,8 +423,9 @@ fn secret_key(value: proto::SdsSecretConfig) -> Result<(SecretKey, FetchTimeout)
     Ok((SecretKey { source, name: name.into() }, timeout))
 }
 
-/// The default is 1.2 to 1.3 for both ends, as Envoy's; older versions are not spoken at all.
-pub(crate) fn versions(params: &proto::TlsParameters) -> Result<(TlsVersion, TlsVersion)> {
+/// The default is 1.2 to 1.3 for listeners and 1.2 for clusters, as Envoy's; older versions are not spoken at all. A cluster that
+/// wants 1.3 at least speaks it.
+pub(crate) fn versions(params: &proto::TlsParameters, end: End) -> Result<(TlsVersion, TlsVersion)> {
     let min = match TlsProtocol::try_from(params.tls_minimum_protocol_version) {
         // A lower minimum would only let in peers that nothing here can talk to.
         Ok(TlsProtocol::TlsAuto | TlsProtocol::TlSv10 | TlsProtocol::TlSv11 | TlsProtocol::TlSv12) => TlsVersion::V1_2,
@@ -425,6 +433,7 @@ pub(crate) fn versions(params: &proto::TlsParameters) -> Result<(TlsVersion, Tls
         Err(_) => return Err(Invalid::field("tls_minimum_protocol_version", "is not known")),
     };
     let max = match TlsProtocol::try_from(params.tls_maximum_protocol_version) {
+        Ok(TlsProtocol::TlsAuto) if end == End::Client => min,
         Ok(TlsProtocol::TlsAuto | TlsProtocol::TlSv13) => TlsVersion::V1_3,
         Ok(TlsProtocol::TlSv12) => TlsVersion::V1_2,
         Ok(TlsProtocol::TlSv10 | TlsProtocol::TlSv11) => {

@@ -15,6 +15,9 @@ use super::super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::super::tls::{san, san_of};
 use super::{Certificate, ReadFile, SecretValue, Validation};
 
+/// The most that `max_verify_depth` may be, and what it is by default.
+const MOST_ABOVE: u32 = 100;
+
 /// What a secret holds, and the files that it came from.
 pub(super) fn open(secret: proto::Secret) -> Result<(SecretValue, Vec<ReadFile>)> {
     let mut files = Vec::new();
@@ -85,11 +88,14 @@ fn validation(value: proto::CertificateValidationContext, files: &mut Vec<ReadFi
         suppress_client_ca_list,
     } = value;
     harmless!(watched_directory, suppress_client_ca_list);
-    refuse!(ca_certificate_provider_instance, require_signed_certificate_timestamp, allow_expired_certificate, max_verify_depth);
+    refuse!(ca_certificate_provider_instance, require_signed_certificate_timestamp, allow_expired_certificate);
     refuse!(system_root_certs);
     if let Some(config) = &custom_validator_config {
         // Istio's SPIFFE validator maps trust domains to roots; with one of them the plain check is not the same.
         return Err(Invalid::field("custom_validator_config", format!("{} is not supported", config.name)));
+    }
+    if max_verify_depth.is_some_and(|most| most > MOST_ABOVE) {
+        return Err(Invalid::field("max_verify_depth", format!("is more than {MOST_ABOVE}")));
     }
     let roots = trusted_ca.map(|ca| read(Some(ca), files, "trusted_ca")).transpose()?;
     let roots = roots.map(|r| pem::certificates(&r, "trusted_ca").map_err(|e| Invalid::new(e.to_string()))).transpose()?;
@@ -121,6 +127,8 @@ fn validation(value: proto::CertificateValidationContext, files: &mut Vec<ReadFi
         certificate_pins: pins(verify_certificate_hash, certificate_pin, "verify_certificate_hash")?,
         revocation_lists: lists.unwrap_or_default(),
         leaf_only: only_verify_leaf_cert_crl,
+        // With none at all nobody could be trusted but the roots: it means one, as in Envoy.
+        most_above: max_verify_depth.map(|most| most.max(1) as usize),
         accept_untrusted,
     })
 }
