@@ -158,5 +158,28 @@ fn concerns_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted | HostUnreachable | NetworkDown | NetworkUnreachable
-    ) || matches!(error.raw_os_error(), Some(libc::EPROTO | libc::ENOPROTOOPT | libc::EPERM))
+    ) || matches!(error.raw_os_error(), Some(libc::EPROTO | libc::ENOPROTOOPT | libc::EPERM | libc::EHOSTDOWN | libc::ENONET))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn concerns_one(code: i32) -> bool {
+        concerns_one_connection(&io::Error::from_raw_os_error(code))
+    }
+
+    #[test]
+    fn what_accept_tells_of_one_connection_stops_no_other() {
+        // All that Linux hands on from a connection that broke while it waited (accept(2)), a firewall, and a signal.
+        let of_one = [libc::ECONNABORTED, libc::EPROTO, libc::ENOPROTOOPT, libc::EPERM, libc::EINTR, libc::ECONNRESET];
+        let of_its_way = [libc::ENETDOWN, libc::ENETUNREACH, libc::EHOSTDOWN, libc::EHOSTUNREACH, libc::ENONET];
+        for code in of_one.into_iter().chain(of_its_way) {
+            assert!(concerns_one(code), "{}", io::Error::from_raw_os_error(code));
+        }
+        // What every connection would meet is waited out, and told.
+        for code in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EBADF, libc::EINVAL] {
+            assert!(!concerns_one(code), "{}", io::Error::from_raw_os_error(code));
+        }
+    }
 }

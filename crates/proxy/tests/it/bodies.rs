@@ -1,6 +1,7 @@
 //! Filters that look at bodies or change them.
 use std::io::{Read, Write};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use crate::support::*;
@@ -159,6 +160,59 @@ fn a_bomb_and_nonsense_are_refused() {
         let answer =
             proxy.call(&format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-encoding: {coding}\r\ncontent-length: 12\r\n\r\nno such thing"));
         assert_eq!(answer.status, 400, "{coding}");
+    }
+}
+
+/// Counts the bytes that come to it, and the requests that end.
+fn counting_upstream() -> (u16, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+    let (bytes, ends) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (count, ended) = (bytes.clone(), ends.clone());
+    let port = tcp_server(move |mut stream| {
+        let (mut buffer, mut last) = (vec![0; 1 << 16], Vec::new());
+        while let Ok(n @ 1..) = stream.read(&mut buffer) {
+            count.fetch_add(n, SeqCst);
+            last.extend_from_slice(&buffer[..n]);
+            last.drain(..last.len().saturating_sub(5));
+            if last.ends_with(b"0\r\n\r\n") {
+                ended.fetch_add(1, SeqCst);
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+            }
+        }
+    });
+    (port, bytes, ends)
+}
+
+#[test]
+fn a_bomb_in_a_request_is_refused_and_reaches_no_upstream_whole() {
+    const SIZE: usize = 20 << 20;
+    for (coding, compress, decompress) in LIBRARIES {
+        for buffer in ["", BUFFER] {
+            let (port, bytes, ends) = counting_upstream();
+            let mut config = Config::to(&[port]);
+            config.filters = format!("{buffer}\n{}", decompressor(decompress));
+            let near = config.start();
+            // The bomb is made by a compressor of our own.
+            let mut config = Config::to(&[near.address.port()]);
+            config.filters = compressor("co", compress, "    request_direction_config: {}");
+            let far = config.start();
+            let mut stream = far.connect();
+            let head = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-type: text/plain\r\ncontent-length: {SIZE}\r\n\r\n");
+            stream.write_all(head.as_bytes()).unwrap();
+            // It may be refused while it is still coming.
+            let mut reading = stream.try_clone().unwrap();
+            let answer = std::thread::spawn(move || Answer::read(&mut reading));
+            let _ = (0..SIZE >> 20).try_for_each(|_| stream.write_all(&vec![0; 1 << 20]));
+            let answer = answer.join().unwrap();
+            assert_eq!(answer.status, 400, "{coding} {answer:?}");
+            eventually(|| near.stat("http.t.downstream_rq_active") == 0);
+            let name = if coding == "br" { "brotli" } else { coding };
+            let made = near.stat(&format!("http.t.decompressor.lib.{name}.request.total_uncompressed_bytes"));
+            assert!(made < SIZE as u64 / 2, "{coding}: {made} bytes were made of it");
+            // An upstream that saw some of it saw no end.
+            let (seen, ends) = (bytes.load(SeqCst), ends.load(SeqCst));
+            assert_eq!(ends, 0, "{coding}: it went on as if it were whole");
+            assert!(seen < SIZE / 2, "{coding}: {seen} bytes went on");
+        }
     }
 }
 

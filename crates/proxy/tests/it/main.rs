@@ -22,6 +22,7 @@ mod health_events;
 mod held_responses;
 mod hostile_connections;
 mod hostile_discovery;
+mod hostile_heads;
 mod hostile_http1;
 mod hostile_http2;
 mod hot_restart;

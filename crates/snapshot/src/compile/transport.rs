@@ -53,6 +53,12 @@ fn transport(name: Arc<str>, value: Option<core::TransportSocket>, http: &Http, 
     }
 }
 
+fn is_proxy_protocol(socket: Option<&core::TransportSocket>) -> bool {
+    use core::transport_socket::ConfigType::TypedConfig;
+    let config = socket.and_then(|socket| socket.config_type.as_ref());
+    config.is_some_and(|TypedConfig(config)| any::is::<sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport>(config))
+}
+
 fn proxy_protocol(
     name: Arc<str>,
     value: sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport,
@@ -67,9 +73,10 @@ fn proxy_protocol(
     } = value;
     harmless!(allow_unspecified_address, tlv_as_pool_key);
     let config = super::proxy_protocol::upstream(config.unwrap_or_default()).within("config")?;
-    let inner = transport(name, transport_socket, http, context).within("transport_socket")?;
-    if inner.proxy_protocol.is_some() {
+    // Said before it is looked into: there could be any number within each other.
+    if is_proxy_protocol(transport_socket.as_ref()) {
         return Err(Invalid::field("transport_socket", "must not be another PROXY protocol socket"));
     }
+    let inner = transport(name, transport_socket, http, context).within("transport_socket")?;
     Ok(Transport { proxy_protocol: Some(Arc::new(config)), ..inner })
 }

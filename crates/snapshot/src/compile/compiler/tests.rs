@@ -19,6 +19,7 @@ mod extensions;
 mod filters;
 mod kept_chains;
 mod members;
+mod nesting;
 mod refusals;
 mod resolved;
 mod transport_sockets;
