@@ -85,6 +85,6 @@ message! {
     pub struct TlsCertificate "TLSCertificate" {
         server_certificate: Option<String> = honoured,
         private_key: Option<String> = honoured,
-        ca_certificates: Option<String> = honoured,
+        ca_certificates: Option<String> = warned("is ignored, as by Istio; the server's own caCertificates counts for all"),
     }
 }
