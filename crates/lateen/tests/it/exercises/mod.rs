@@ -2,6 +2,7 @@
 mod breaking;
 mod egress;
 mod faults;
+mod files;
 mod gateway;
 mod identity;
 mod mirror;
@@ -40,6 +41,7 @@ pub(crate) fn all() -> Vec<Exercise> {
         breaking::ALL,
         protocols::ALL,
         egress::ALL,
+        files::ALL,
         identity::ALL,
     ];
     lists.concat()
