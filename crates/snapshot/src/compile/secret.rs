@@ -165,7 +165,7 @@ impl Kept {
     /// Of a message, whose files are read.
     pub(crate) fn of(secret: proto::Secret, version: Arc<str>) -> Result<Self> {
         let (value, files) = open(secret.clone())?;
-        let from_files = (!files.is_empty()).then_some(FromFiles { content: Content::Message(secret), files });
+        let from_files = (!files.is_empty()).then_some(FromFiles { content: Content::Message(Box::new(secret)), files });
         Ok(Self { known: KnownSecret::now(value, version), from_files })
     }
 
@@ -200,7 +200,7 @@ struct FromFiles {
 /// What says which files.
 #[derive(Clone, Debug)]
 enum Content {
-    Message(proto::Secret),
+    Message(Box<proto::Secret>),
     /// The name of the secret.
     Named(FileSecret),
 }
@@ -309,7 +309,7 @@ impl Secrets {
         if files.is_empty() {
             return pick(value).map(Given::Inline).ok_or_else(|| Invalid::new("is of the wrong kind"));
         }
-        let is_same = |from: &FromFiles| matches!(&from.content, Content::Message(other) if *other == secret);
+        let is_same = |from: &FromFiles| matches!(&from.content, Content::Message(other) if **other == secret);
         let known = self.from_files.iter().find(|(k, f)| matches!(k.source, SecretSource::Files) && is_same(f));
         let key = match known {
             Some((key, _)) => key.clone(),
@@ -317,7 +317,7 @@ impl Secrets {
                 let names: Vec<String> = files.iter().map(|(file, _)| file.display().to_string()).collect();
                 let key = SecretKey { source: SecretSource::Files, name: format!("{}#{}", names.join(","), self.numbered).into() };
                 self.numbered += 1;
-                self.from_files.insert(key.clone(), FromFiles { content: Content::Message(secret), files });
+                self.from_files.insert(key.clone(), FromFiles { content: Content::Message(Box::new(secret)), files });
                 key
             }
         };
@@ -340,7 +340,7 @@ impl Secrets {
                 Content::Message(secret) => {
                     from.files.iter_mut().for_each(|(file, stamp)| *stamp = FileStamp::of(file));
                     let version = self.values.get(key).map(|known| Arc::clone(&known.version)).unwrap_or_default();
-                    Kept::of(secret.clone(), version)
+                    Kept::of((**secret).clone(), version)
                 }
                 Content::Named(secret) => {
                     from.files = secret.files();
