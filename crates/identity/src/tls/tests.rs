@@ -292,13 +292,15 @@ fn a_leaf_that_is_trusted_by_itself_is_still_looked_up_in_the_lists_of_its_issue
     let serial = SerialNumber::from_slice(&[0x42; 8]);
     let revoked = forge.leaf(&["spiffe://td/ns/a/sa/b"], |p| p.serial_number = Some(serial.clone()));
     let good = forge.leaf(&["spiffe://td/ns/a/sa/b"], |_| {});
-    let list = forge.list(&serial, 2090);
-    let accepts = |leaf: &Arc<CertifiedKey>| {
-        let roots = vec![forge.root.clone(), leaf.cert[0].clone().into_owned()];
-        let verifier = ChainVerifier::new(&roots).unwrap().with_revocation(std::slice::from_ref(&list), true).unwrap();
+    let accepts = |leaf: &Arc<CertifiedKey>, until, issuer: Option<&CertificateDer<'static>>| {
+        let roots: Vec<_> = issuer.cloned().into_iter().chain([leaf.cert[0].clone().into_owned()]).collect();
+        let verifier = ChainVerifier::new(&roots).unwrap().with_revocation(&[forge.list(&serial, until)], true).unwrap();
         verifier.verify(&leaf.cert[0], &[], Usage::Client, verifier::unix_time(SystemTime::now()))
     };
-    assert_eq!((accepts(&good), accepts(&revoked)), (Ok(()), Err(PeerRefused::Revoked)));
+    let root = Some(&forge.root);
+    assert_eq!((accepts(&good, 2090, root), accepts(&revoked, 2090, root)), (Ok(()), Err(PeerRefused::Revoked)));
+    assert_eq!(accepts(&good, 2021, root), Err(PeerRefused::RevocationUnknown), "the list is of the past");
+    assert_eq!(accepts(&good, 2090, None), Err(PeerRefused::RevocationUnknown), "nobody knows whose the list is");
 }
 
 #[test]

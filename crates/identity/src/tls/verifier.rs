@@ -210,8 +210,15 @@ impl ChainVerifier {
         now: UnixTime,
     ) -> Result<(), PeerRefused> {
         if self.roots.iter().any(|root| root.as_ref() == leaf.as_ref()) {
-            verify_trusted_leaf(leaf, usage, now)?;
-            return self.verify_not_listed(leaf);
+            if self.revocation.is_empty() || is_self_issued(leaf)? {
+                verify_trusted_leaf(leaf, usage, now)?;
+                return self.verify_not_listed(leaf);
+            }
+            // A list counts only with its issuer's word, so that one whose issuer is unknown is covered by none (as in OpenSSL).
+            return self.verify_chain(leaf, intermediates, usage, now).map_err(|why| match why {
+                PeerRefused::UnknownIssuer { .. } => PeerRefused::RevocationUnknown,
+                other => other,
+            });
         }
         // Revocation lists expire by themselves: with any, every chain is looked at anew.
         let chain = self.revocation.is_empty().then(|| ChainId::of(leaf, intermediates, usage));
@@ -278,6 +285,11 @@ impl ChainVerifier {
     fn subjects(&self) -> Vec<DistinguishedName> {
         self.anchors.iter().map(|a| DistinguishedName::in_sequence(a.subject.as_ref())).collect()
     }
+}
+
+fn is_self_issued(leaf: &CertificateDer<'_>) -> Result<bool, PeerRefused> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(leaf).map_err(|e| PeerRefused::Malformed(e.to_string()))?;
+    Ok(certificate.issuer().as_raw() == certificate.subject().as_raw())
 }
 
 /// A leaf that itself stands among the trusted certificates needs no issuer (as in OpenSSL): the
