@@ -15,7 +15,12 @@ impl<T> Slot<T> {
     }
 
     pub fn set(&self, value: Arc<T>) {
-        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(value);
+        self.replace(Some(value));
+    }
+
+    /// Fills the slot, or makes it empty.
+    pub fn replace(&self, value: Option<Arc<T>>) {
+        *self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = value;
     }
 }
 

@@ -12,8 +12,11 @@ use tokio::sync::watch;
 
 /// Certificates of one listener. For a server name, those that have it before those whose wildcard covers it; of equals, one of
 /// an elliptic curve before others, as far as the client's algorithms allow (Envoy `DefaultTlsCertificateSelector`).
-/// For a name that none has, the first that fits the algorithms.
-pub struct CertificateSet(Vec<Candidate>);
+/// For a name that none has, the first that fits the algorithms, or where all are looked at then, one as without a name.
+pub struct CertificateSet {
+    all: Vec<Candidate>,
+    scans_all: bool,
+}
 
 struct Candidate {
     exact: Vec<String>,
@@ -32,27 +35,28 @@ impl Candidate {
 }
 
 impl CertificateSet {
-    /// `keys` in order of preference.
-    pub fn new(keys: impl IntoIterator<Item = Arc<CertifiedKey>>) -> Self {
-        Self(keys.into_iter().map(Candidate::new).collect())
+    /// `keys` in order of preference; `scans_all` is Envoy's `full_scan_certs_on_sni_mismatch`.
+    pub fn new(keys: impl IntoIterator<Item = Arc<CertifiedKey>>, scans_all: bool) -> Self {
+        Self { all: keys.into_iter().map(Candidate::new).collect(), scans_all }
     }
 
     pub(super) fn choose(&self, host: Option<&str>, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        let fitting = || self.0.iter().filter(|c| c.key.key.choose_scheme(schemes).is_some());
+        let fitting = || self.all.iter().filter(|c| c.key.key.choose_scheme(schemes).is_some());
         let covers = |names: &[String]| host.is_some_and(|host| names.iter().any(|name| dns_name_covers(name, host)));
         let best =
             |named: &dyn Fn(&Candidate) -> bool| fitting().find(|c| c.is_elliptic && named(c)).or_else(|| fitting().find(|c| named(c)));
         let found = match host {
             Some(_) => best(&|c| covers(&c.exact)).or_else(|| best(&|c| covers(&c.wildcards))),
-            None => best(&|_| true),
+            None => None,
         };
+        let found = found.or_else(|| if host.is_none() || self.scans_all { best(&|_| true) } else { None });
         found.or_else(|| fitting().next()).map(|c| c.key.clone())
     }
 }
 
 impl fmt::Debug for CertificateSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.iter().flat_map(|c| c.exact.iter().chain(&c.wildcards))).finish()
+        f.debug_list().entries(self.all.iter().flat_map(|c| c.exact.iter().chain(&c.wildcards))).finish()
     }
 }
 

@@ -137,6 +137,8 @@ impl<R: ?Sized> Clone for Presented<R> {
 #[derive(Clone, Debug)]
 pub struct ServerParams {
     pub presented: Presented<dyn ResolvesServerCert>,
+    /// Whether all keys are looked at for a server name that none of them has, or the first is shown.
+    pub scans_all: bool,
     pub client_auth: ClientAuth,
     /// Used unless `client_auth` is [`ClientAuth::None`].
     pub verification: Verification,
@@ -165,6 +167,7 @@ impl ServerParams {
     fn with(presented: Presented<dyn ResolvesServerCert>) -> Self {
         Self {
             presented,
+            scans_all: false,
             client_auth: ClientAuth::None,
             verification: Verification::anyone(),
             alpn: Vec::new(),
@@ -192,7 +195,7 @@ impl ServerParams {
         };
         let mut config = builder.with_cert_resolver(match &self.presented {
             Presented::Keys(keys) if keys.is_empty() => return Err(InvalidTlsParams::NoCertificate),
-            Presented::Keys(keys) => Arc::new(CertificateSet::new(keys.iter().cloned())),
+            Presented::Keys(keys) => Arc::new(CertificateSet::new(keys.iter().cloned(), self.scans_all)),
             Presented::Resolver(resolver) => resolver.clone(),
         });
         config.alpn_protocols.clone_from(&self.alpn);

@@ -322,7 +322,7 @@ fn the_certificate_of_a_name_is_the_one_that_has_it_before_any_wildcard() {
     };
     let common = forge.leaf(&[], |p| p.distinguished_name.push(DnType::CommonName, "common.example"));
     let (wild, exact, other) = (of(&["*.a.test"]), of(&["api.a.test", "b.test"]), of(&["other.test"]));
-    let set = CertificateSet::new([&other, &wild, &exact, &common].map(Arc::clone));
+    let set = CertificateSet::new([&other, &wild, &exact, &common].map(Arc::clone), false);
     let chosen = |host: Option<&str>| set.choose(host, &[SignatureScheme::ECDSA_NISTP256_SHA256]).unwrap();
     for (host, expected) in [
         (Some("api.a.test"), &exact),
@@ -335,8 +335,22 @@ fn the_certificate_of_a_name_is_the_one_that_has_it_before_any_wildcard() {
     }
     // A common name counts only where there are no alternative names.
     let both = forge.leaf(&["spiffe://td/ns/a/sa/b"], |p| p.distinguished_name.push(DnType::CommonName, "common.example"));
-    let set = CertificateSet::new([&other, &both].map(Arc::clone));
+    let set = CertificateSet::new([&other, &both].map(Arc::clone), false);
     assert!(Arc::ptr_eq(&set.choose(Some("common.example"), &[SignatureScheme::ECDSA_NISTP256_SHA256]).unwrap(), &other));
+}
+
+#[test]
+fn a_name_that_no_certificate_has_gets_the_first_or_one_of_an_elliptic_curve_of_all() {
+    let forge = Forge::new("Root");
+    let key = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+    let params = CertificateParams::new(vec!["edwards.test".to_owned()]).unwrap();
+    let certificate = params.signed_by(&key, &Issuer::from_params(&forge.params, &forge.key)).unwrap();
+    let (edwards, elliptic) = (assemble(vec![certificate.der().clone()], &key), forge.leaf(&[], |_| {}));
+    let chosen = |scans_all| {
+        let set = CertificateSet::new([&edwards, &elliptic].map(Arc::clone), scans_all);
+        set.choose(Some("nobody.test"), &[SignatureScheme::ED25519, SignatureScheme::ECDSA_NISTP256_SHA256]).unwrap()
+    };
+    assert!(Arc::ptr_eq(&chosen(false), &edwards) && Arc::ptr_eq(&chosen(true), &elliptic));
 }
 
 #[test]

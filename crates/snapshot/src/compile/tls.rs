@@ -54,6 +54,8 @@ pub(crate) struct Plan {
     cipher_suites: Vec<String>,
     groups: Vec<String>,
     client_auth: ClientAuth,
+    /// Servers: a name that no certificate has is no reason to show the first.
+    scans_all: bool,
     resumption: Resumption,
     /// Clients: some connections check the name that they ask for.
     check_name: bool,
@@ -109,16 +111,12 @@ impl Waiting {
             Self::Server(context, plan) => {
                 let (Some(context), Some(config)) = (context.upgrade(), plan.server(secrets)?) else { return Ok(false) };
                 context.config.set(config);
-                if let Some(uri) = plan.own_uri(secrets) {
-                    context.uri.set(Arc::new(uri));
-                }
+                context.uri.replace(plan.own_uri(secrets).map(Arc::new));
             }
             Self::Client(context, plan) => {
                 let (Some(context), Some(config)) = (context.upgrade(), plan.client(secrets)?) else { return Ok(false) };
                 context.config.set(config);
-                if let Some(uri) = plan.own_uri(secrets) {
-                    context.uri.set(Arc::new(uri));
-                }
+                context.uri.replace(plan.own_uri(secrets).map(Arc::new));
             }
         }
         Ok(true)
@@ -173,6 +171,7 @@ impl Plan {
         params.cipher_suites.clone_from(&self.cipher_suites);
         params.groups.clone_from(&self.groups);
         params.resumption = self.resumption;
+        params.scans_all = self.scans_all;
         params.build().map(Some).map_err(|e| Invalid::new(e.to_string()))
     }
 
@@ -219,7 +218,7 @@ pub(crate) fn server(value: Option<core::TransportSocket>, context: &mut Context
         prefer_client_ciphers,
         session_ticket_keys_type,
     } = open(&config)?;
-    harmless!(session_timeout, full_scan_certs_on_sni_mismatch, prefer_client_ciphers);
+    harmless!(session_timeout, prefer_client_ciphers);
     refuse!(require_sni, ocsp_staple_policy);
     let stateless = match session_ticket_keys_type {
         None | Some(SessionTicketKeysType::DisableStatelessSessionResumption(false)) => true,
@@ -234,6 +233,7 @@ pub(crate) fn server(value: Option<core::TransportSocket>, context: &mut Context
         plan.resumption = Resumption::Off;
     }
     if plan.certificates.is_empty() {
+    plan.scans_all = full_scan_certs_on_sni_mismatch.unwrap_or(false);
         return Err(Invalid::field(
             "common_tls_context",
             "has no certificate; give tls_certificates or tls_certificate_sds_secret_configs",
@@ -370,6 +370,7 @@ fn common(value: proto::CommonTlsContext, end: End, secrets: &mut Secrets) -> Re
 
 /// Envoy lets an entry hold equal alternatives: `[ECDHE-ECDSA-AES128-GCM-SHA256|ECDHE-ECDSA-CHACHA20-POLY1305]`.
 fn alternatives(entry: &str) -> Vec<String> {
+        scans_all: false,
     entry.trim_matches(['[', ']']).split('|').map(str::to_owned).collect()
 }
 

@@ -47,6 +47,29 @@ fn a_listener_waits_for_its_certificates_and_takes_rotated_ones() {
 }
 
 #[test]
+fn a_certificate_without_an_identity_takes_that_of_the_one_before_away() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let context = "{'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, \
+         common_tls_context: {tls_certificate_sds_secret_configs: [{name: own, sds_config: {ads: {}}}]}}";
+    let text = format!("{{name: c, type: STATIC, transport_socket: {{name: tls, typed_config: {context}}}}}");
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(&text)], &[], now));
+    let mut uri = |names: Vec<rcgen::SanType>| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.subject_alt_names = names;
+        let pem = |text: String| serde_json::Value::from(text);
+        let (chain, key) = (pem(params.self_signed(&key).unwrap().pem()), pem(key.serialize_pem()));
+        let content = format!("{{certificate_chain: {{inline_string: {chain}}}, private_key: {{inline_string: {key}}}}}");
+        accepted(compiler.apply(SECRET, vec![update::<SecretProto>(&format!("{{name: own, tls_certificate: {content}}}"))], &[], now));
+        let snapshot = compiler.snapshot();
+        let transport = &snapshot.cluster_named("c").unwrap().1.config.transports[0];
+        transport.tls.as_ref().unwrap().uri.get().map(|uri| uri.to_string())
+    };
+    assert_eq!(uri(vec![rcgen::SanType::URI("spiffe://td/a".try_into().unwrap())]).as_deref(), Some("spiffe://td/a"));
+    assert_eq!(uri(Vec::new()), None);
+}
+
+#[test]
 fn the_workloads_own_certificate_is_there_for_who_comes_when_nobody_used_it() {
     let (mut compiler, now) = (Compiler::new(), Instant::now());
     let text = format!("{{name: l, address: {ANY_80}, filter_chains: [{{{MTLS}, filters: [{}]}}]}}", tcp("c"));
