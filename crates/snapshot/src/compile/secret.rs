@@ -118,6 +118,32 @@ pub enum SecretValue {
     Validation(Arc<Validation>),
 }
 
+impl SecretValue {
+    pub(crate) fn kind(&self) -> SecretKind {
+        match self {
+            Self::Certificate(_) => SecretKind::Certificate,
+            Self::Validation(_) => SecretKind::Validation,
+        }
+    }
+}
+
+/// What a secret is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SecretKind {
+    Certificate,
+    Validation,
+}
+
+impl SecretKind {
+    /// As the field of the message that has it.
+    pub(crate) fn field(self) -> &'static str {
+        match self {
+            Self::Certificate => "tls_certificate",
+            Self::Validation => "validation_context",
+        }
+    }
+}
+
 /// A secret that is known, and since when.
 #[derive(Debug)]
 pub struct KnownSecret {
@@ -162,6 +188,10 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
+    pub(crate) fn kind(&self) -> SecretKind {
+        self.known.value.kind()
+    }
+
     /// Of a message, whose files are read.
     pub(crate) fn of(secret: proto::Secret, version: Arc<str>) -> Result<Self> {
         let (value, files) = open(secret.clone())?;

@@ -17,7 +17,7 @@ use rustls::sign::CertifiedKey;
 use super::common::open;
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::secret::{Certificate, SecretKey, Secrets, Validation};
+use super::secret::{Certificate, SecretKey, SecretKind, Secrets, Validation};
 use super::source;
 use super::warming::{FetchTimeout, Wait};
 use crate::tls::{ClientConfigs, ClientTls, ServerTls};
@@ -105,6 +105,13 @@ impl Waiting {
         self.secrets().any(|k| k == key)
     }
 
+    /// What it takes the secret for, where it needs it.
+    pub(crate) fn takes(&self, key: &SecretKey) -> Option<SecretKind> {
+        let plan = self.plan();
+        let as_certificate = plan.certificates.iter().filter_map(Given::key).any(|k| k == key);
+        if as_certificate { Some(SecretKind::Certificate) } else { self.needs(key).then_some(SecretKind::Validation) }
+    }
+
     /// Makes the configuration from the secrets of the moment; `false` while one is missing.
     pub(crate) fn refresh(&self, secrets: &Secrets) -> Result<bool> {
         match self {
@@ -164,6 +171,7 @@ impl Plan {
             ClientAuth::None => validation.asks(),
             other => other,
         };
+        params.scans_all = self.scans_all;
         params.verification = validation.verification(false);
         params.alpn.clone_from(&self.alpn);
         params.min_version = self.min_version;
@@ -171,7 +179,6 @@ impl Plan {
         params.cipher_suites.clone_from(&self.cipher_suites);
         params.groups.clone_from(&self.groups);
         params.resumption = self.resumption;
-        params.scans_all = self.scans_all;
         params.build().map(Some).map_err(|e| Invalid::new(e.to_string()))
     }
 
@@ -226,6 +233,7 @@ pub(crate) fn server(value: Option<core::TransportSocket>, context: &mut Context
         Some(_) => return Err(Invalid::unsupported("session_ticket_keys")),
     };
     let mut plan = common(common_tls_context.unwrap_or_default(), End::Server, context.secrets).within("common_tls_context")?;
+    plan.scans_all = full_scan_certs_on_sni_mismatch.unwrap_or(false);
     if require_client_certificate.unwrap_or(false) {
         plan.client_auth = ClientAuth::Required;
     }
@@ -233,7 +241,6 @@ pub(crate) fn server(value: Option<core::TransportSocket>, context: &mut Context
         plan.resumption = Resumption::Off;
     }
     if plan.certificates.is_empty() {
-    plan.scans_all = full_scan_certs_on_sni_mismatch.unwrap_or(false);
         return Err(Invalid::field(
             "common_tls_context",
             "has no certificate; give tls_certificates or tls_certificate_sds_secret_configs",
@@ -363,6 +370,7 @@ fn common(value: proto::CommonTlsContext, end: End, secrets: &mut Secrets) -> Re
         cipher_suites: cipher_suites.iter().flat_map(|s| alternatives(s)).collect(),
         groups: ecdh_curves,
         client_auth: ClientAuth::None,
+        scans_all: false,
         resumption: Resumption::Auto,
         check_name: false,
     })
@@ -370,7 +378,6 @@ fn common(value: proto::CommonTlsContext, end: End, secrets: &mut Secrets) -> Re
 
 /// Envoy lets an entry hold equal alternatives: `[ECDHE-ECDSA-AES128-GCM-SHA256|ECDHE-ECDSA-CHACHA20-POLY1305]`.
 fn alternatives(entry: &str) -> Vec<String> {
-        scans_all: false,
     entry.trim_matches(['[', ']']).split('|').map(str::to_owned).collect()
 }
 

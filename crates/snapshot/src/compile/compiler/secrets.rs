@@ -10,7 +10,7 @@ use lateen_identity::WorkloadSecrets;
 use super::entry::{decode, same_name};
 use super::{Compiler, Rejected, SecretProto, Update};
 use crate::compile::invalid::{Invalid, Result};
-use crate::compile::secret::{Kept, KnownSecret, SecretKey, Unusable};
+use crate::compile::secret::{Kept, KnownSecret, SecretKey, SecretKind, Unusable};
 use crate::compile::source::SecretSource;
 use crate::compile::tls::Waiting;
 
@@ -35,6 +35,13 @@ impl Compiler {
     /// Puts a secret to use. One that is of no use where the one before was is not kept: what comes next would be put together
     /// with it, and be of no use either.
     fn put_secret(&mut self, key: &SecretKey, secret: Kept) -> Result<()> {
+        let kind = secret.kind();
+        let taken_for: Vec<SecretKind> = self.all_tls().filter_map(|w| w.takes(key)).collect();
+        if let [other, ..] = taken_for[..]
+            && !taken_for.contains(&kind)
+        {
+            return Err(Invalid::field(kind.field(), format!("is of no use: the secret is wanted as {}", other.field())));
+        }
         let before = self.secrets.put(key, secret);
         let Refreshed { result, is_of_use, was_of_use } = self.refresh_tls(key);
         if let Some(before) = before.filter(|_| was_of_use && !is_of_use) {

@@ -182,6 +182,10 @@ fn a_secret_that_nothing_can_be_made_with_leaves_the_one_before() {
     let rejected = apply(update::<SecretProto>("{name: ROOTCA, validation_context: {}}"));
     assert_eq!(rejected.len(), 1);
     accepted(apply(certificate(&identity("b"))));
-    let key = SecretKey { source: sds_grpc(), name: "ROOTCA".into() };
-    assert_eq!(compiler.secrets.validation(&key).unwrap().trusted().len(), 1);
+    // Nor is one that is something else than what is wanted by that name.
+    let rejected = apply(update::<SecretProto>(&roots.replace("ROOTCA", "default")));
+    assert_eq!(rejected[0].reason, "validation_context: is of no use: the secret is wanted as tls_certificate");
+    let key = |name: &str| SecretKey { source: sds_grpc(), name: name.into() };
+    assert!(compiler.secrets.certificate(&key("default")).is_some());
+    assert_eq!(compiler.secrets.validation(&key("ROOTCA")).unwrap().trusted().len(), 1);
 }
