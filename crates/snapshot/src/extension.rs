@@ -1,4 +1,6 @@
 //! Filters whose configuration is discovered (Envoy `config_discovery`): what stands in their place, and what was discovered.
+use std::sync::{Arc, Mutex, PoisonError};
+
 use crate::ExtensionId;
 use crate::http::HttpFilter;
 use crate::listener::{Inspection, NetworkFilter, Terminal};
@@ -11,6 +13,14 @@ pub struct DiscoveredFilter<T> {
     pub types: Vec<Box<str>>,
     /// Until something was discovered.
     pub default: Option<T>,
+    counting: Mutex<Option<Counting<T>>>,
+}
+
+/// What was discovered last of what counts, and what stands in the place instead, where each place counts for itself.
+#[derive(Debug)]
+struct Counting<T> {
+    found: T,
+    own: T,
 }
 
 /// A discovered configuration, as each kind of place that it was wanted for takes it.
@@ -39,6 +49,16 @@ impl<T> Sides<T> {
 /// What a place can be filled with.
 pub trait Discoverable: Clone {
     fn of(found: &Extension, source: bool) -> Option<&Self>;
+
+    /// The same with counts of its own, where it counts anything.
+    fn anew(&self) -> Option<Self> {
+        None
+    }
+
+    /// Whether both count together.
+    fn counts_with(&self, _: &Self) -> bool {
+        false
+    }
 }
 
 impl Discoverable for HttpFilter {
@@ -50,6 +70,14 @@ impl Discoverable for HttpFilter {
 impl Discoverable for NetworkFilter {
     fn of(found: &Extension, source: bool) -> Option<&Self> {
         Some(found.network.as_ref()?.of(source))
+    }
+
+    fn anew(&self) -> Option<Self> {
+        if let Self::ConnectionLimit(limit) = self { Some(Self::ConnectionLimit(Arc::new(limit.anew()))) } else { None }
+    }
+
+    fn counts_with(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::ConnectionLimit(one), Self::ConnectionLimit(other)) if Arc::ptr_eq(one, other))
     }
 }
 
@@ -65,10 +93,33 @@ impl Discoverable for Inspection {
     }
 }
 
+impl<T> DiscoveredFilter<T> {
+    pub(crate) fn new(id: ExtensionId, types: Vec<Box<str>>, default: Option<T>) -> Self {
+        Self { id, types, default, counting: Mutex::default() }
+    }
+}
+
 impl<T: Discoverable> DiscoveredFilter<T> {
     /// The filter of the moment; `None` when there is none, not even a default.
     pub fn resolve(&self, found: Option<&Extension>, source: bool) -> Option<T> {
         let found = found.filter(|e| self.types.contains(&e.type_name));
-        found.and_then(|e| T::of(e, source)).or(self.default.as_ref()).cloned()
+        match found.and_then(|e| T::of(e, source)) {
+            Some(found) => Some(self.own(found)),
+            None => self.default.clone(),
+        }
+    }
+
+    /// What was discovered may be in many places, each of which counts for itself, and for all workers (Envoy makes a filter's
+    /// configuration for each chain).
+    fn own(&self, found: &T) -> T {
+        let Some(own) = found.anew() else { return found.clone() };
+        let mut counting = self.counting.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*counting {
+            Some(known) if known.found.counts_with(found) => known.own.clone(),
+            _ => {
+                *counting = Some(Counting { found: found.clone(), own: own.clone() });
+                own
+            }
+        }
     }
 }

@@ -304,6 +304,11 @@ impl ConnectionLimit {
         Self { stat_prefix, max, open: AtomicU64::new(0) }
     }
 
+    /// The same limit of other connections.
+    pub(crate) fn anew(&self) -> Self {
+        Self::new(Arc::clone(&self.stat_prefix), self.max)
+    }
+
     /// Counts a connection, till [`Self::release`]; false where there are as many as there may be.
     pub fn take(&self) -> bool {
         self.open.fetch_update(Relaxed, Relaxed, |open| (open < self.max).then_some(open + 1)).is_ok()

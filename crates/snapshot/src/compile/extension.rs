@@ -32,7 +32,7 @@ pub(crate) fn place<T>(
     let id = context.names.extension(name);
     let waits = (!apply_default_config_without_warming).then_some(timeout);
     context.uses.extensions.push(ExtensionUse { name: name.into(), types: types.clone(), place, waits });
-    Ok(DiscoveredFilter { id, types, default })
+    Ok(DiscoveredFilter::new(id, types, default))
 }
 
 fn check_type(name: &str, config: &Any, types: &[Box<str>]) -> Result<()> {

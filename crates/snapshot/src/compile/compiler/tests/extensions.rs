@@ -143,6 +143,32 @@ fn filters_of_connections_are_waited_for_and_put_in_their_places() {
 }
 
 #[test]
+fn a_discovered_limit_of_connections_counts_for_each_chain_and_for_all_who_serve_it() {
+    const LIMIT: &str = "type.googleapis.com/envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit";
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let chain = |port: u16| {
+        format!("{{filter_chain_match: {{destination_port: {port}}}, filters: [{}, {}]}}", place("limit", &[LIMIT], ""), tcp("c"))
+    };
+    let listener = format!("{{name: l, address: {ANY_80}, filter_chains: [{}, {}]}}", chain(1), chain(2));
+    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&listener)], &[], now));
+    let mut limits = |max: u64| {
+        let text = format!("{{name: limit, typed_config: {{'@type': {LIMIT}, stat_prefix: l, max_connections: {max}}}}}");
+        accepted(compiler.apply(EXTENSION, vec![update::<TypedExtensionConfig>(&text)], &[], now));
+        let snapshot = compiler.snapshot();
+        [0, 0, 1].map(|at| {
+            let chain = snapshot.listeners[0].chains[at].resolve(|id| snapshot.extension(id).map(|e| &**e), false);
+            let NetworkFilter::ConnectionLimit(limit) = &chain.filters[0] else { panic!("{chain:?}") };
+            Arc::clone(limit)
+        })
+    };
+    let [one, same, other] = limits(1);
+    assert!(Arc::ptr_eq(&one, &same) && !Arc::ptr_eq(&one, &other));
+    assert!(one.take() && !same.take() && other.take());
+    let [next, ..] = limits(2);
+    assert!(next.take() && next.take() && !next.take(), "another limit");
+}
+
+#[test]
 fn a_filter_of_connections_that_does_not_fit_its_place_is_refused() {
     let refused = |listener_filters: &str, filters: &str| refused_listener(&connections(listener_filters, filters));
     let direct = place("x", &[DIRECT], &format!("default_config: {{'@type': {DIRECT}}},"));
