@@ -16,7 +16,7 @@ pub use key::{CertificateSet, RotatingKey};
 pub use params::{ClientAuth, ClientParams, InvalidTlsParams, Resumption, ServerParams, TlsVersion, Trust, Verification};
 pub use peer::PeerIdentity;
 pub use san::{InvalidSanMatcher, SanKind, SanMatcher, SanPattern};
-pub use verifier::{ChainVerifier, PeerRefused, Usage, refusal};
+pub use verifier::{ChainVerifier, PeerRefused, Usage, check_name, refusal};
 
 use rustls::crypto::CryptoProvider;
 use std::sync::{Arc, LazyLock};

@@ -511,6 +511,16 @@ impl ClientCertVerifier for PeerVerifier {
     signature_checks!();
 }
 
+/// Whether the certificate of a peer that passed all else has a name that it was not asked for.
+///
+/// # Errors
+/// [`PeerRefused::WrongHost`] when it has not.
+pub fn check_name(peer: Option<&[CertificateDer<'_>]>, name: &ServerName<'_>) -> Result<(), PeerRefused> {
+    let identity = peer.and_then(<[_]>::first).and_then(|leaf| PeerIdentity::shared(leaf).ok());
+    let covered = identity.is_some_and(|identity| covers(&identity, name));
+    if covered { Ok(()) } else { Err(PeerRefused::WrongHost(name.to_str().into_owned())) }
+}
+
 fn covers(identity: &PeerIdentity, name: &ServerName<'_>) -> bool {
     match name {
         ServerName::DnsName(host) => identity.dns_sans.iter().any(|san| dns_name_covers(san, host.as_ref())),

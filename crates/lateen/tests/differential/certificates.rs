@@ -56,6 +56,9 @@ impl Certificates {
             let mut params = CertificateParams::default();
             let uri = format!("spiffe://cluster.local/ns/default/sa/{name}");
             params.subject_alt_names = vec![SanType::DnsName(name.try_into()?), SanType::URI(uri.as_str().try_into()?)];
+            if name == "upstream.example" {
+                params.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into()));
+            }
             params.distinguished_name.push(rcgen::DnType::CommonName, name);
             params.serial_number = Some(serial_of(name));
             let certificate = params.signed_by(&key, if name == FAR { &middle } else { &issuer })?;

@@ -30,12 +30,38 @@ pub(crate) struct Dialer {
 pub(crate) struct ConnectPlan {
     /// ALPN to offer instead of the context's own.
     pub(crate) alpn: Option<Arc<Vec<Vec<u8>>>>,
-    /// The name to ask for, where a request or a filter settles it.
-    pub(crate) server_name: Option<Arc<str>>,
-    /// The certificate must have that name.
-    pub(crate) check_name: bool,
+    /// What a request or a filter settles of its names.
+    pub(crate) names: Names,
     /// What is taken over from the caller's connection.
     pub(crate) caller: Option<Rc<Caller>>,
+}
+
+/// The names of a connection over TLS, where a request or a filter settles them instead of the context.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Names {
+    /// The one to ask for.
+    pub(crate) sent: Option<Arc<str>>,
+    /// The one that the certificate must have.
+    pub(crate) checked: Option<Arc<str>>,
+}
+
+impl Names {
+    /// Those of a request for `authority`. An address is never asked for, so that the context's own name stands, and yet it is what
+    /// the certificate must have (Envoy's router).
+    pub(crate) fn asked(authority: Option<&str>, checks: bool) -> Self {
+        let Some(host) = authority.map(host_of) else { return Self::default() };
+        let name: Arc<str> = host.into();
+        Self { sent: host.parse::<IpAddr>().is_err().then(|| Arc::clone(&name)), checked: checks.then_some(name) }
+    }
+}
+
+/// Without port and brackets.
+fn host_of(authority: &str) -> &str {
+    let host = authority
+        .rsplit_once(':')
+        .filter(|(host, port)| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) && (!host.contains(':') || host.ends_with(']')))
+        .map_or(authority, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 /// Why there is no connection; the text is what operators see as the transport failure reason.
@@ -117,11 +143,17 @@ impl Dialer {
         }
         let Some(tls) = &transport.tls else { return Ok(Io::Plain(socket)) };
         let alpn = plan.alpn.as_ref().map(|a| a.as_slice());
-        let name = plan.server_name.as_deref().or_else(|| tls.own_name(&host.hostname));
-        let check_name = name.is_some() && (plan.check_name || tls.checks_sni);
-        let client = tls.with_alpn(alpn, check_name).ok_or(ConnectFailure::NotReady)?;
-        let name = name.map_or_else(|| Ok(no_server_name()), server_name)?;
+        let sent = plan.names.sent.as_deref().or_else(|| tls.own_name(&host.hostname));
+        let checked = plan.names.checked.as_deref().or(sent.filter(|_| tls.checks_sni));
+        // The library checks for the name that it is told to send; for another one the certificate is looked at once it is here.
+        let as_sent = checked.is_some() && (sent.is_none() || sent == checked);
+        let client = tls.with_alpn(alpn, as_sent).ok_or(ConnectFailure::NotReady)?;
+        let name = sent.or(checked).map_or_else(|| Ok(no_server_name()), server_name)?;
         let stream = TlsConnector::from(client).connect(name, socket).await.map_err(|e| ConnectFailure::Tls(handshake_error(&e)))?;
+        if let Some(checked) = checked.filter(|_| !as_sent) {
+            lateen_identity::tls::check_name(stream.get_ref().1.peer_certificates(), &server_name(checked)?)
+                .map_err(|e| ConnectFailure::Tls(e.to_string()))?;
+        }
         Ok(Io::Tls(Box::new(TlsStream::Client(stream))))
     }
 
@@ -172,12 +204,7 @@ fn no_server_name() -> ServerName<'static> {
 }
 
 fn server_name(name: &str) -> Result<ServerName<'static>, ConnectFailure> {
-    let host = name
-        .rsplit_once(':')
-        .filter(|(_, port)| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
-        .map_or(name, |(host, _)| host);
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    ServerName::try_from(host.to_owned()).map_err(|_| ConnectFailure::Tls(format!("`{name}` cannot be a server name")))
+    ServerName::try_from(host_of(name).to_owned()).map_err(|_| ConnectFailure::Tls(format!("`{name}` cannot be a server name")))
 }
 
 fn keepalive_of(settings: &TcpKeepalive) -> socket2::TcpKeepalive {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::caller::Caller;
 use super::cluster::ClusterState;
-use super::connect::{ConnectFailure, ConnectPlan};
+use super::connect::{ConnectFailure, ConnectPlan, Names};
 use super::lease::Lease;
 use super::open::{Dial, Open};
 use super::shared::{self, Shared};
@@ -40,17 +40,25 @@ pub(crate) struct PoolKey {
     pub(crate) tls: usize,
     /// The ALPN override.
     pub(crate) alpn: Option<Arc<Vec<Vec<u8>>>>,
-    pub(crate) server_name: Option<Arc<str>>,
+    /// The host's name, where another host at the same address is not the same to a connection.
+    pub(crate) hostname: Option<Arc<str>>,
+    /// What the request that made it settles.
+    pub(crate) names: Names,
     pub(crate) wanted: Wanted,
     /// What connections take over from the caller's, where that matters.
     pub(crate) caller: Option<Rc<Caller>>,
 }
 
 impl PoolKey {
+    /// Of connections in the clear.
+    pub(crate) fn plain(wanted: Wanted) -> Self {
+        Self { tls: 0, alpn: None, hostname: None, names: Names::default(), wanted, caller: None }
+    }
+
     /// Whether more exchanges are likely to agree on it: each caller or name has its own, and few come back; a TLS context that is
     /// no longer configured never does.
     pub(super) fn recurs(&self, is_configured: impl Fn(usize) -> bool) -> bool {
-        self.caller.is_none() && self.server_name.is_none() && (self.tls == 0 || is_configured(self.tls))
+        self.caller.is_none() && self.hostname.is_none() && self.names == Names::default() && (self.tls == 0 || is_configured(self.tls))
     }
 }
 
@@ -449,13 +457,7 @@ mod tests {
 
     #[test]
     fn a_pool_is_found_again_while_its_context_and_what_it_offers_are_the_same() {
-        let key = |tls, alpn: &str| PoolKey {
-            tls,
-            alpn: Some(Arc::new(vec![alpn.into()])),
-            server_name: None,
-            wanted: Wanted::Http1,
-            caller: None,
-        };
+        let key = |tls, alpn: &str| PoolKey { tls, alpn: Some(Arc::new(vec![alpn.into()])), ..PoolKey::plain(Wanted::Http1) };
         // The same words of another listener, or of the same after an update.
         assert_eq!(key(1, "istio"), key(1, "istio"));
         assert_ne!(key(1, "istio"), key(1, "h2"));

@@ -9,6 +9,7 @@ use std::time::Duration;
 use lateen_proxy::main_thread::Process;
 
 use crate::support::*;
+use crate::tls::Mesh;
 
 /// What the server says to each name: addresses and their time to live. Other names do not exist; with `None` it fails.
 type Zone = HashMap<&'static str, Option<(Vec<Ipv4Addr>, u32)>>;
@@ -299,6 +300,26 @@ fn refused_addresses_are_no_addresses() {
     let whole = Whole::start(&forward_proxy(&dns, filter).yaml());
     assert_eq!(whole.get("inside.test", "/", "").status, 503);
     assert_eq!(whole.get("127.0.0.1", "/", "").status, 503);
+}
+
+#[test]
+fn names_at_one_address_share_no_tls_connection_whatever_settles_their_server_name() {
+    let (mesh, upstream) = (Mesh::new(), Upstream::ok("x"));
+    let server = mesh.server(upstream.port());
+    let dns = Dns::start(&[("a.test", &[1], 60), ("b.test", &[1], 60)]);
+    for (at, name) in [(0, "auto_host_sni: true"), (1, "sni: fixed.test"), (2, "sni: fixed.test, auto_host_sni: true")] {
+        let mut config = forward_proxy(&dns, "max_hosts: 100");
+        let cluster = config.clusters[0].replace("dns_cache_config:", "allow_insecure_cluster_options: true, dns_cache_config:");
+        let options = "typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: \
+             {'@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {http_protocol_options: {}}}}";
+        let transport = mesh.transport("server", name, "http/1.1");
+        config.clusters = vec![format!("{}, {options}, {transport}}}", &cluster[..cluster.len() - 1])];
+        let whole = Whole::start(&config.yaml());
+        for host in ["a.test", "b.test", "a.test", "b.test"] {
+            assert_eq!(whole.get(&format!("{host}:{}", server.address.port()), "/", "").body, "x");
+        }
+        assert_eq!(server.stat("http.t.downstream_cx_ssl_total"), 2 * (at + 1), "{name}");
+    }
 }
 
 #[test]

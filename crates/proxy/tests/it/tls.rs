@@ -61,11 +61,16 @@ impl Mesh {
         self.client_config(&[server], expected, options, alpn).start()
     }
 
-    pub(crate) fn client_config(&self, servers: &[u16], expected: &str, options: &str, alpn: &str) -> Config {
-        let tls = format!(
-            "transport_socket:\n  name: tls\n  typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, sni: outbound_.80_._.a, {}}}\n{options}",
+    /// The transport socket of a cluster whose hosts are to be `expected`; `name` is what settles the server name.
+    pub(crate) fn transport(&self, expected: &str, name: &str, alpn: &str) -> String {
+        format!(
+            "transport_socket: {{name: tls, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, {name}, {}}}}}",
             self.common("client", expected, alpn)
-        );
+        )
+    }
+
+    pub(crate) fn client_config(&self, servers: &[u16], expected: &str, options: &str, alpn: &str) -> Config {
+        let tls = format!("{}\n{options}", self.transport(expected, "sni: outbound_.80_._.a", alpn));
         let mut config = Config::to(&[]);
         config.hcm = "forward_client_cert_details: ALWAYS_FORWARD_ONLY".to_owned();
         config.clusters = vec![cluster("c", servers, &tls)];

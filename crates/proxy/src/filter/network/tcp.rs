@@ -30,7 +30,7 @@ use crate::http::{ConnectionRecord, LogSet};
 use crate::io::Io;
 use crate::listener::{Conn, TerminalState};
 use crate::router::lookup;
-use crate::upstream::{Caller, ClusterState, ConnectPlan, Principals, Proxied, Sought, Watched, choose};
+use crate::upstream::{Caller, ClusterState, ConnectPlan, Names, Principals, Proxied, Sought, Watched, choose};
 use crate::worker::{Discovered, Worker};
 
 /// A TCP proxy bound to one worker's counters and logs.
@@ -343,10 +343,11 @@ impl Session<'_> {
 
     /// The server name that a filter gave, or that of a host that was found by its name: whose certificate must have it then, where
     /// requests to it are checked. A cluster's options for requests do not mean connections otherwise, as in Envoy.
-    fn server_name(&self, config: &ClusterConfig, tls: Option<&ClientTls>, host: &Host) -> (Option<Arc<str>>, bool) {
+    fn names(&self, config: &ClusterConfig, tls: Option<&ClientTls>, host: &Host) -> Names {
         let named = matches!(config.discovery, Discovery::DynamicForwardProxy(_)) && tls.is_some_and(|tls| tls.auto_sni);
-        let name = self.passed.server_name.clone().or_else(|| named.then(|| Arc::clone(&host.hostname)));
-        (name, named && tls.is_some_and(|tls| tls.auto_san))
+        let sent = self.passed.server_name.clone().or_else(|| named.then(|| Arc::clone(&host.hostname)));
+        let checked = sent.clone().filter(|_| named && tls.is_some_and(|tls| tls.auto_san));
+        Names { sent, checked }
     }
 
     async fn connect(&mut self, of: &Rc<ClusterState>) -> Option<Connected> {
@@ -370,8 +371,8 @@ impl Session<'_> {
             host.counters.cx_total.fetch_add(1, Relaxed);
             let conn = self.conn;
             let transport = config.transports.get(host.transport as usize);
-            let (server_name, check_name) = self.server_name(config, transport.and_then(|t| t.tls.as_deref()), &host);
-            let plan = ConnectPlan { alpn: None, server_name, check_name, caller: caller(self.state, conn, transport) };
+            let names = self.names(config, transport.and_then(|t| t.tls.as_deref()), &host);
+            let plan = ConnectPlan { alpn: None, names, caller: caller(self.state, conn, transport) };
             let started = Instant::now();
             match self.worker.dialer.connect(config, transport, &host, &plan).await {
                 Ok(upstream) => {

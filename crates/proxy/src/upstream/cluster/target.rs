@@ -10,7 +10,7 @@ use super::{ClusterState, Last};
 use crate::http::message::Version;
 use crate::listener::Conn;
 use crate::upstream::caller::{Caller, Needs};
-use crate::upstream::connect::ConnectPlan;
+use crate::upstream::connect::{ConnectPlan, Names};
 use crate::upstream::pool::{Pool, PoolKey, Wanted, tls_id};
 
 /// Where an exchange goes.
@@ -58,9 +58,9 @@ impl ClusterState {
         let needs = Needs { proxied: transport.is_some_and(|t| t.proxy_protocol.is_some()), own_pool: config.pool_per_downstream };
         let caller = Caller::of(wish.conn, needs);
         let Some(tls) = transport.and_then(|t| t.tls.as_ref()) else {
-            let named = matches!(config.discovery, Discovery::DynamicForwardProxy(_)).then(|| Arc::clone(&host.hostname));
-            if caller.is_some() || named.is_some() {
-                let key = PoolKey { tls: 0, alpn: None, server_name: named, wanted, caller: caller.clone() };
+            let hostname = self.own_pools(&host, false);
+            if caller.is_some() || hostname.is_some() {
+                let key = PoolKey { hostname, caller: caller.clone(), ..PoolKey::plain(wanted) };
                 let pool = self.host_pools(&host).pool(key);
                 return Target { host, pool, plan: ConnectPlan { caller, ..ConnectPlan::default() } };
             }
@@ -70,18 +70,25 @@ impl ClusterState {
             {
                 return Target { host, pool: Rc::clone(&last.pool), plan: ConnectPlan::default() };
             }
-            let key = PoolKey { tls: 0, alpn: None, server_name: None, wanted, caller: None };
-            let pool = self.host_pools(&host).pool(key);
+            let pool = self.host_pools(&host).pool(PoolKey::plain(wanted));
             let dynamic = self.is_dynamic().then(|| Arc::clone(&host));
             *self.last.borrow_mut() = Some(Last { host: Arc::as_ptr(&host), wanted, pool: Rc::clone(&pool), _dynamic: dynamic });
             return Target { host, pool, plan: ConnectPlan::default() };
         };
-        let server_name = wish.authority.filter(|_| tls.auto_sni).map(Arc::from);
+        let names = Names::asked(wish.authority.filter(|_| tls.auto_sni), tls.auto_san);
         let own = alpn_override(wish, wanted);
         let alpn = own.or_else(|| alpn_fallback(wanted, &tls.alpn)).cloned();
-        let key = PoolKey { tls: tls_id(transport), alpn: own.cloned(), server_name: server_name.clone(), wanted, caller: caller.clone() };
+        let hostname = self.own_pools(&host, tls.auto_host_sni);
+        let key = PoolKey { tls: tls_id(transport), alpn: own.cloned(), hostname, names: names.clone(), wanted, caller: caller.clone() };
         let pool = self.host_pools(&host).pool(key);
-        Target { host, pool, plan: ConnectPlan { alpn, server_name, check_name: tls.auto_san, caller } }
+        Target { host, pool, plan: ConnectPlan { alpn, names, caller } }
+    }
+
+    /// The name of a host that shares no connections with hosts of other names at its address: one that a request named, or whose
+    /// connections ask for it.
+    fn own_pools(&self, host: &Host, asks_for_it: bool) -> Option<Arc<str>> {
+        let named = asks_for_it || matches!(self.cluster.config.discovery, Discovery::DynamicForwardProxy(_));
+        (named && !host.hostname.is_empty()).then(|| Arc::clone(&host.hostname))
     }
 }
 
