@@ -53,6 +53,8 @@ pub(crate) struct Conn {
     pub(crate) client_cert: OnceCell<Option<HeaderValue>>,
     pub(crate) start: Instant,
     pub(crate) start_time: SystemTime,
+    /// What its requests hold of bodies that cannot go up yet.
+    pub(crate) ahead: Rc<Cell<usize>>,
     /// From when on it has lasted too long, and each answer is its last (`max_connection_duration`).
     pub(crate) old_at: Cell<Option<Instant>>,
     /// The caller's identity among the principals of Istio's metrics.
@@ -195,6 +197,7 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
         tls,
         start,
         start_time: SystemTime::now(),
+        ahead: Rc::default(),
         old_at: Cell::default(),
         chain: Rc::clone(&chain),
         listener: Rc::clone(&listener),

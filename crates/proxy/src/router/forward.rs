@@ -15,7 +15,7 @@ use super::attempt::{self, Answered, Tried};
 use super::hedge::LateTries;
 use super::outcome::{Failed, Failure};
 use super::passed::Passed;
-use super::replay::Body;
+use super::replay::{Ahead, Body};
 use super::retry::{Decision, Retries};
 use super::timeouts::{Inherited, ListenerLimits, Timeouts};
 use super::{finalize, hash, hedge, internal_redirect, lookup, mirror, relay};
@@ -111,7 +111,8 @@ fn begin(exchange: &mut Exchange<'_>, matched: &Matched, forward: &Forward) -> R
     let mirrors = if mirrored { mirror::start(exchange, &forward.mirrors) } else { mirror::Mirrors::default() };
     let limit = exchange.bodies.as_ref().and_then(|b| b.kept);
     let cap = if upgrade { 0 } else { limit.unwrap_or_else(|| kept_body(exchange, matched)) };
-    let body = Body::new(exchange.request.has_body(), upgrade, cap, mirrors);
+    let ahead = Ahead::new(&exchange.conn.ahead, exchange.conn.listener.listener.per_connection_buffer_limit as usize);
+    let body = Body::new(exchange.request.has_body(), upgrade, cap, ahead, mirrors);
     let start = exchange.info.start;
     let mut forwarding = Forwarding {
         body,

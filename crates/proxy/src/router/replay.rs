@@ -1,5 +1,7 @@
 //! The request's body on its way up: pulled from the caller once, kept as long as it may have to be sent again.
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -16,14 +18,46 @@ use crate::http::stream::Upstream;
 /// takes it (Envoy holds as much as its buffer limits let it).
 const MOST_AHEAD: usize = 256 * 1024;
 
-/// The body. Memory is bounded by the cap and [`MOST_AHEAD`]: a body that outgrows the cap can no longer be sent again once some
+/// So many times as much as one request of a connection may hold, all of them together do.
+const REQUESTS_AHEAD: usize = 16;
+
+/// What the bodies of one connection's requests hold that cannot go up yet.
+pub(super) struct Ahead {
+    all: Rc<Cell<usize>>,
+    own: usize,
+    most: usize,
+}
+
+impl Ahead {
+    /// `limit` is that of the listener.
+    pub(super) fn new(all: &Rc<Cell<usize>>, limit: usize) -> Self {
+        Self { all: Rc::clone(all), own: 0, most: MOST_AHEAD.min(limit) }
+    }
+
+    fn set(&mut self, bytes: usize) {
+        self.all.set((self.all.get() + bytes).saturating_sub(self.own));
+        self.own = bytes;
+    }
+
+    fn has_room(&self) -> bool {
+        self.own < self.most && self.all.get() < self.most.saturating_mul(REQUESTS_AHEAD)
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
+/// The body. Memory is bounded by the cap and [`Ahead`]: a body that outgrows the cap can no longer be sent again once some
 /// of it was sent.
 pub(super) struct Body {
     /// What may have to be sent again, and what was not sent yet.
     kept: VecDeque<Bytes>,
     kept_bytes: usize,
     /// How many of them were not sent in this try.
-    ahead: usize,
+    ahead: Ahead,
     cap: usize,
     /// Sent pieces are kept.
     keeps: bool,
@@ -69,11 +103,11 @@ impl Kept {
 }
 
 impl Body {
-    pub(super) fn new(has_body: bool, upgrade: bool, cap: usize, mirrors: Mirrors) -> Self {
+    pub(super) fn new(has_body: bool, upgrade: bool, cap: usize, ahead: Ahead, mirrors: Mirrors) -> Self {
         Self {
             kept: VecDeque::new(),
             kept_bytes: 0,
-            ahead: 0,
+            ahead,
             cap,
             keeps: cap > 0,
             dropped: false,
@@ -135,7 +169,7 @@ impl Body {
     /// Goes on where a slower try stands.
     pub(super) fn resume(&mut self, progress: Progress) {
         Progress { next: self.next, sent: self.sent } = progress;
-        self.ahead = self.kept.iter().skip(self.next).map(Bytes::len).sum();
+        self.ahead.set(self.kept.iter().skip(self.next).map(Bytes::len).sum());
     }
 
     /// Sends what a slower try has not sent yet. `false` when its connection takes no more.
@@ -159,7 +193,7 @@ impl Body {
     /// Starts over for the next try.
     pub(super) fn rewind(&mut self) {
         self.next = 0;
-        self.ahead = self.kept_bytes;
+        self.ahead.set(self.kept_bytes);
         self.sent = self.upgrade;
         self.broken = false;
     }
@@ -174,7 +208,7 @@ impl Body {
         self.dropped |= self.next > 0;
         self.kept.drain(..self.next.min(self.kept.len()));
         self.next = 0;
-        self.kept_bytes = self.ahead;
+        self.kept_bytes = self.ahead.own;
         if self.kept.is_empty() {
             self.kept = VecDeque::new();
         }
@@ -224,7 +258,7 @@ impl Body {
     /// Takes what has come of a body that cannot go up yet; says whether there was any. An error is the caller's, or a filter's.
     pub(super) fn pull_ahead(&mut self, cx: &mut Context<'_>, info: &mut Info, caller: &mut Caller<'_>) -> Result<bool, Halt> {
         let mut moved = false;
-        while self.pulls_ahead && !self.complete && self.ahead < MOST_AHEAD {
+        while self.pulls_ahead && !self.complete && self.ahead.has_room() {
             match self.pull(cx, info, caller)? {
                 Pulled::Data(data) => {
                     moved = true;
@@ -271,7 +305,7 @@ impl Body {
             self.kept_bytes -= piece.len();
             piece
         };
-        self.ahead -= piece.len();
+        self.ahead.set(self.ahead.own - piece.len());
         Some(piece)
     }
 
@@ -292,7 +326,7 @@ impl Body {
     /// Keeps what cannot be sent yet.
     fn hold(&mut self, data: Bytes) {
         self.kept_bytes += data.len();
-        self.ahead += data.len();
+        self.ahead.set(self.ahead.own + data.len());
         // One that was sent is whole.
         let last = if self.kept.len() > self.next { self.kept.back_mut() } else { None };
         if !small::join(last, &data) {
@@ -319,10 +353,31 @@ enum Pulled {
 mod tests {
     use super::*;
 
+    fn keeping(cap: usize) -> Body {
+        Body::new(true, false, cap, Ahead::new(&Rc::default(), MOST_AHEAD), Mirrors::default())
+    }
+
+    #[test]
+    fn a_request_holds_no_more_than_a_connection_may_and_all_of_one_no_more_than_some_do() {
+        let all = Rc::default();
+        let start = || Body::new(true, false, 0, Ahead::new(&all, 1000), Mirrors::default());
+        let mut bodies: Vec<Body> = (0..REQUESTS_AHEAD).map(|_| start()).collect();
+        for body in &mut bodies {
+            assert!(body.ahead.has_room());
+            body.hold(Bytes::from_static(&[0; 1000]));
+            assert!(!body.ahead.has_room());
+        }
+        assert!(!start().ahead.has_room(), "the connection holds as much as it may");
+        assert!(bodies[0].next_kept().is_some());
+        assert!(start().ahead.has_room());
+        drop(bodies);
+        assert_eq!(all.get(), 0);
+    }
+
     #[test]
     fn small_pieces_are_kept_together() {
         let read = Bytes::from(vec![b'a'; 10_000]);
-        let mut body = Body::new(true, false, 10_000, Mirrors::default());
+        let mut body = keeping(10_000);
         (0..10_000).for_each(|at| body.keep(&read.slice(at..=at)));
         assert_eq!((body.kept.len(), body.next, body.kept_bytes), (3, 3, 10_000));
         let Kept { pieces, .. } = body.take();
@@ -332,19 +387,19 @@ mod tests {
     #[test]
     fn what_was_not_sent_can_be_sent_however_much_may_be_kept() {
         let (read, mut sent) = (Bytes::from_iter((0..=255).cycle().take(10_000)), Vec::new());
-        let mut body = Body::new(true, false, 100, Mirrors::default());
+        let mut body = keeping(100);
         body.keep(&read.slice(..10));
         sent.extend_from_slice(&read[..10]);
         (10..80).for_each(|at| body.hold(read.slice(at..=at)));
         assert!(body.repeatable());
         body.rewind();
-        assert_eq!((body.ahead, body.next_kept()), (80, Some(read.slice(..10))));
+        assert_eq!((body.ahead.own, body.next_kept()), (80, Some(read.slice(..10))));
         body.hold(read.slice(80..));
         assert!(!body.repeatable(), "more than may be kept, and some of it was sent");
         std::iter::from_fn(|| body.next_kept()).for_each(|piece| sent.extend_from_slice(&piece));
-        assert_eq!((&sent[..], body.ahead, body.kept_bytes), (&read[..], 0, 0));
+        assert_eq!((&sent[..], body.ahead.own, body.kept_bytes), (&read[..], 0, 0));
 
-        let mut body = Body::new(true, false, 100, Mirrors::default());
+        let mut body = keeping(100);
         body.hold(read.clone());
         assert!(body.repeatable(), "nothing was sent");
         assert_eq!((body.next_kept(), body.repeatable()), (Some(read), false));
