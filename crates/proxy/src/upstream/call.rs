@@ -67,6 +67,29 @@ pub(crate) fn tell_patience(headers: &mut HeaderMap, time: Option<Duration>) {
     }
 }
 
+/// Why no stream came about.
+pub(crate) enum NotOpened {
+    NoConnection(NoConnection),
+    Broken(StreamError),
+}
+
+/// Sends the request's head over a connection that takes it: one that was handed out may take no more when its stream is to be
+/// opened, which says nothing of the host.
+pub(crate) async fn open_stream<F>(acquire: impl Fn() -> F, request: &Request) -> Result<Lease, NotOpened>
+where
+    F: Future<Output = Result<Lease, NoConnection>>,
+{
+    let mut repeats = FREE_REPEATS;
+    loop {
+        let mut lease = acquire().await.map_err(NotOpened::NoConnection)?;
+        match lease.upstream.send_request(request) {
+            Ok(()) => return Ok(lease),
+            Err(_) if repeats > 0 => repeats -= 1,
+            Err(why) => return Err(NotOpened::Broken(why)),
+        }
+    }
+}
+
 /// A request under way. Dropped midway, its stream is reset or its connection closed.
 pub(crate) struct Call {
     lease: Lease,
@@ -96,25 +119,16 @@ impl Call {
         let target = cluster.target(host, &wish);
         let active = target.host.begin_request();
         let gauge = stats.hold(names::UPSTREAM_RQ_ACTIVE);
-        let mut repeats = FREE_REPEATS;
-        let lease = loop {
-            let acquired = target.pool.acquire(worker, &cluster, &target.host, false, &target.plan).await;
-            let mut lease = match acquired {
-                Ok(lease) => lease,
-                Err(NoConnection::Overflow) => return Err(Lost::Overflow),
-                Err(NoConnection::Failed(why)) => {
-                    let outcome = if why == ConnectFailure::Timeout { Outcome::LocalTimeout } else { Outcome::LocalFailure };
-                    blame(worker, &cluster, &target.host, outcome);
-                    return Err(Lost::NoConnection);
-                }
-            };
-            match lease.upstream.send_request(request) {
-                Ok(()) => break lease,
-                // Its connection took it, and before it was opened takes no more.
-                Err(_) if repeats > 0 => repeats -= 1,
-                Err(why) => return Err(Lost::Broken(why)),
+        let acquire = || target.pool.acquire(worker, &cluster, &target.host, false, &target.plan);
+        let lease = open_stream(acquire, request).await.map_err(|none| match none {
+            NotOpened::NoConnection(NoConnection::Overflow) => Lost::Overflow,
+            NotOpened::NoConnection(NoConnection::Failed(why)) => {
+                let outcome = if why == ConnectFailure::Timeout { Outcome::LocalTimeout } else { Outcome::LocalFailure };
+                blame(worker, &cluster, &target.host, outcome);
+                Lost::NoConnection
             }
-        };
+            NotOpened::Broken(why) => Lost::Broken(why),
+        })?;
         stats.inc(names::UPSTREAM_RQ_TOTAL);
         target.host.counters.rq_total.fetch_add(1, Relaxed);
         let (began, grpc) = (Instant::now(), request.is_grpc());

@@ -27,6 +27,7 @@ use crate::http::headers;
 use crate::http::message::{Frame, Length, Request, Version};
 use crate::http::stream::{StreamError, Upstream};
 use crate::io::{Io, Text, Wire, linger};
+use crate::upstream::call::{NotOpened, open_stream};
 use crate::upstream::{ClusterState, Lease, NoConnection, TargetWish};
 
 /// Text that may hold facts of the connection.
@@ -223,14 +224,15 @@ async fn attempt(session: &mut Session<'_>, template: &Template, cluster: &Rc<Cl
     let request = request.ok_or_else(|| Refused::Failed("the tunnel's hostname is no text".to_owned()))?;
     let wish = TargetWish { downstream: Version::Http2, alpn: None, authority: None, upgrade: false, conn: Some(conn) };
     let target = cluster.target(Arc::clone(host), &wish);
-    let mut lease = target.pool.acquire(worker, cluster, host, false, &target.plan).await.map_err(|none| match none {
-        NoConnection::Overflow => Refused::Full,
-        NoConnection::Failed(failure) => Refused::Failed(failure.reason()),
+    let failed = |_: StreamError| Refused::Failed(String::new());
+    let acquire = || target.pool.acquire(worker, cluster, host, false, &target.plan);
+    let mut lease = open_stream(acquire, &request).await.map_err(|none| match none {
+        NotOpened::NoConnection(NoConnection::Overflow) => Refused::Full,
+        NotOpened::NoConnection(NoConnection::Failed(failure)) => Refused::Failed(failure.reason()),
+        NotOpened::Broken(why) => failed(why),
     })?;
     cluster.stats.inc(names::UPSTREAM_RQ_TOTAL);
     host.counters.rq_total.fetch_add(1, Relaxed);
-    let failed = |_: StreamError| Refused::Failed(String::new());
-    lease.upstream.send_request(&request).map_err(failed)?;
     let (status, headers) = answer(&mut lease.upstream).await.map_err(failed)?;
     if template.keeps_headers {
         session.outcome.tunnel_headers = Some((status, headers));
