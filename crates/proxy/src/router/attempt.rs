@@ -221,13 +221,13 @@ pub(super) async fn run(
     exchange.info.upstream_local = lease.local_address();
     exchange.info.upstream_protocol = lease.protocol();
     exchange.info.upstream_principals = lease.principals();
-    stats.inc(names::UPSTREAM_RQ_TOTAL);
-    target.host.counters.rq_total.fetch_add(1, Relaxed);
     let sent = exchange.info.moment;
     if let Err(e) = lease.upstream.send_request(&exchange.request) {
         // A connection that took the request took no more when it was to be sent: that says nothing of the host.
         return Ok(Tried::Failed { failed: e.into(), stale: true, sent_any: false });
     }
+    stats.inc(names::UPSTREAM_RQ_TOTAL);
+    target.host.counters.rq_total.fetch_add(1, Relaxed);
     if let Some(config) = tunnel.and_then(|connect| connect.proxy_protocol.as_ref()) {
         let caller = Proxied { source: exchange.conn.remote, destination: exchange.conn.local, tlvs: Vec::new() };
         let header = proxy_header::encode(config, Some(&caller));
