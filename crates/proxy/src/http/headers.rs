@@ -70,7 +70,7 @@ pub(crate) fn append_list(map: &mut HeaderMap, name: HeaderName, item: &str) {
 
 /// [`append_list`], unless the item stands there last already (Envoy `Utility::updateAuthority`).
 pub(crate) fn append_list_once(map: &mut HeaderMap, name: HeaderName, item: &str) {
-    let last = map.get(&name).and_then(|value| value.as_bytes().rsplit(|b| *b == b',').next());
+    let last = map.get_all(&name).iter().next_back().and_then(|value| value.as_bytes().rsplit(|b| *b == b',').next());
     if last != Some(item.as_bytes()) {
         append_list(map, name, item);
     }
@@ -78,10 +78,10 @@ pub(crate) fn append_list_once(map: &mut HeaderMap, name: HeaderName, item: &str
 
 /// [`append_list`] with what stands between two items.
 pub(crate) fn append_list_with(map: &mut HeaderMap, name: HeaderName, separator: &str, item: &str) {
-    let value = match map.get(&name) {
-        Some(before) if !before.is_empty() => [before.as_bytes(), separator.as_bytes(), item.as_bytes()].concat(),
-        _ => item.as_bytes().to_vec(),
-    };
+    // Lines of one name are one list.
+    let lines: Vec<&[u8]> = map.get_all(&name).iter().map(HeaderValue::as_bytes).filter(|line| !line.is_empty()).collect();
+    let value =
+        if lines.is_empty() { item.as_bytes().to_vec() } else { [&lines.join(&b','), separator.as_bytes(), item.as_bytes()].concat() };
     if let Ok(value) = HeaderValue::from_bytes(&value) {
         map.insert(name, value);
     }
@@ -117,6 +117,19 @@ mod tests {
             append_list_once(&mut map, FORWARDED_HOST, item);
             assert_eq!(map[FORWARDED_HOST], list);
         }
+    }
+
+    #[test]
+    fn lines_before_an_item_are_one_list() {
+        let mut map = HeaderMap::new();
+        for line in ["a", "", "b, c"] {
+            map.append(FORWARDED_HOST, HeaderValue::from_static(line));
+        }
+        append_list_with(&mut map, FORWARDED_HOST, ", ", "d");
+        assert_eq!(map.get_all(FORWARDED_HOST).iter().collect::<Vec<_>>(), ["a,b, c, d"]);
+        map.append(FORWARDED_HOST, HeaderValue::from_static("e"));
+        append_list_once(&mut map, FORWARDED_HOST, "e");
+        assert_eq!(map.get_all(FORWARDED_HOST).iter().collect::<Vec<_>>(), ["a,b, c, d", "e"]);
     }
 
     #[test]

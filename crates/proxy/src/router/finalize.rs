@@ -89,9 +89,6 @@ pub(super) fn expected_timeout(exchange: &mut Exchange<'_>, forwarding: &super::
 /// Sends the request to another host name.
 pub(super) fn rewrite_host(exchange: &mut Exchange<'_>, forward: &Forward, host: Text) {
     let request = &mut exchange.request;
-    if host == request.authority {
-        return;
-    }
     let before = std::mem::replace(&mut request.authority, host);
     // The rewrite of a weighted cluster goes without it, as in Envoy.
     if forward.host_rewrite.is_some()
