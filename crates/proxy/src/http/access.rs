@@ -291,6 +291,8 @@ pub(crate) struct ConnectionRecord<'a> {
     pub(crate) sent: u64,
     pub(crate) flags: ResponseFlags,
     pub(crate) transport_failure: &'a str,
+    /// What a filter says of why.
+    pub(crate) details: &'a str,
     /// Why a filter ended the connection.
     pub(crate) termination: Option<&'a str>,
     pub(crate) attempts: u32,
@@ -311,6 +313,7 @@ impl<'a> ConnectionRecord<'a> {
             sent: 0,
             flags: ResponseFlags::NONE,
             transport_failure: "",
+            details: "",
             termination: None,
             attempts: 0,
             tunnel_headers: None,
@@ -336,6 +339,7 @@ impl Record for ConnectionRecord<'_> {
         match of {
             Text::FilterChainName => non_empty(&self.conn.chain.chain.name),
             Text::UpstreamTransportFailureReason => non_empty(self.transport_failure),
+            Text::ResponseCodeDetails => non_empty(self.details),
             Text::ConnectionTerminationDetails => self.termination,
             Text::UpstreamCluster | Text::UpstreamClusterRaw => cluster_text(self.cluster, of),
             Text::RequestedServerName => self.conn.server_name.as_deref(),

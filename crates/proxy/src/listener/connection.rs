@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::inspect::{self, Inspected, Told};
 use super::{ChainState, ListenerState, TerminalState, socket};
-use crate::filter::network::{self, Verdict};
+use crate::filter::network::{self, Closed, Verdict};
 use crate::io::{Io, Raw, Socket};
 use crate::upstream::{Caller, Needs, Source};
 use crate::worker::{Connected, Worker};
@@ -239,12 +239,13 @@ async fn dispatch(worker: &Rc<Worker>, conn: &Rc<Conn>, io: Io) -> bool {
     let passed = match network::run(worker, conn).await {
         Verdict::Continue(passed) => passed,
         Verdict::Close(why) => {
-            network::log_closed(conn, why.as_deref());
+            network::log_closed(conn, &why);
             return true;
         }
     };
     if passed.resolve.is_some() && !Box::pin(network::resolve(conn, &passed)).await {
-        return false;
+        network::log_closed(conn, &Closed::default());
+        return true;
     }
     match &conn.chain.terminal {
         TerminalState::Http(hcm) => Box::pin(http::serve(worker, hcm, conn, io)).await,

@@ -26,7 +26,7 @@ use lateen_snapshot::listener::{ConnectionLimit, FilterChain, NetworkFilter, Sta
 use lateen_telemetry::access_log::TextFormat;
 use lateen_telemetry::envoy_names::{connection_limit, connection_rate_limit, listener, rbac as names, rbac_shadow as shadow_names};
 use lateen_telemetry::stats::Held;
-use lateen_telemetry::{BlockName, Local, details};
+use lateen_telemetry::{BlockName, Local, ResponseFlags, details};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::io::Io;
@@ -48,8 +48,21 @@ pub(crate) struct NetworkFilters {
 /// What the filters decided.
 pub(crate) enum Verdict {
     Continue(Passed),
-    /// With what logs tell of it.
-    Close(Option<String>),
+    Close(Closed),
+}
+
+/// What logs tell of a connection that a filter closed.
+#[derive(Default)]
+pub(crate) struct Closed {
+    pub(crate) flags: ResponseFlags,
+    pub(crate) details: &'static str,
+    pub(crate) termination: Option<String>,
+}
+
+impl Closed {
+    fn flagged(flags: ResponseFlags) -> Self {
+        Self { flags, ..Self::default() }
+    }
 }
 
 /// What the terminal filter gets from the ones before it.
@@ -183,7 +196,10 @@ pub(crate) async fn run(worker: &Rc<Worker>, conn: &Conn) -> Verdict {
                 }
                 if !verdict.allowed {
                     tracing::debug!("connection from {} denied by {:?}", conn.remote, verdict.policy);
-                    return Verdict::Close(Some(details::rbac_denied(verdict.policy.as_deref())));
+                    return Verdict::Close(Closed {
+                        termination: Some(details::rbac_denied(verdict.policy.as_deref())),
+                        ..Closed::default()
+                    });
                 }
             }
             NetworkFilter::LocalRateLimit(limit) => {
@@ -192,7 +208,7 @@ pub(crate) async fn run(worker: &Rc<Worker>, conn: &Conn) -> Verdict {
                     if let Some(stats) = stats {
                         stats.inc(connection_rate_limit::RATE_LIMITED);
                     }
-                    return Verdict::Close(None);
+                    return Verdict::Close(Closed::flagged(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED));
                 }
             }
             NetworkFilter::SetState(values) => {
@@ -203,26 +219,26 @@ pub(crate) async fn run(worker: &Rc<Worker>, conn: &Conn) -> Verdict {
             }
             // On the heap while it lasts, as its state would otherwise be part of every connection's.
             NetworkFilter::ExtAuthz(config) => {
-                let Some(bound) = asking.next() else { return Verdict::Close(None) };
-                if !Box::pin(services::authorized(worker, conn, config, bound)).await {
-                    return Verdict::Close(None);
+                let Some(bound) = asking.next() else { return Verdict::Close(Closed::default()) };
+                if let Err(details) = Box::pin(services::authorized(worker, conn, config, bound)).await {
+                    return Verdict::Close(Closed { details, ..Closed::flagged(ResponseFlags::UNAUTHORIZED_EXTERNAL_SERVICE) });
                 }
             }
             NetworkFilter::RateLimit(config) => {
-                let Some(bound) = asking.next() else { return Verdict::Close(None) };
+                let Some(bound) = asking.next() else { return Verdict::Close(Closed::default()) };
                 if !Box::pin(services::within_quota(worker, conn, config, bound)).await {
-                    return Verdict::Close(None);
+                    return Verdict::Close(Closed::default());
                 }
             }
             NetworkFilter::Discovered(_) => {
                 conn.listener.stats.inc(listener::NETWORK_EXTENSION_CONFIG_MISSING);
-                return Verdict::Close(None);
+                return Verdict::Close(Closed::default());
             }
             NetworkFilter::ConnectionLimit(limit) => {
-                let Some(stats) = open_stats.next() else { return Verdict::Close(None) };
+                let Some(stats) = open_stats.next() else { return Verdict::Close(Closed::default()) };
                 if !limit.take() {
                     stats.inc(connection_limit::LIMITED_CONNECTIONS);
-                    return Verdict::Close(None);
+                    return Verdict::Close(Closed::default());
                 }
                 let active = stats.hold(connection_limit::ACTIVE_CONNECTIONS);
                 passed._open.push(Open { limit: Arc::clone(limit), _active: active });

@@ -9,7 +9,7 @@ use lateen_snapshot::connection_services::{ConnectionAuthorization, ConnectionQu
 use lateen_snapshot::listener::NetworkFilter;
 use lateen_telemetry::access_log::TextFormat;
 use lateen_telemetry::envoy_names::{connection_authorization as authz, connection_quota as quota};
-use lateen_telemetry::{BlockName, Local};
+use lateen_telemetry::{BlockName, Local, details};
 
 use super::tcp;
 use crate::filter::authorizer;
@@ -45,8 +45,13 @@ impl Bound {
     }
 }
 
-/// Whether the authorizer lets the connection in.
-pub(super) async fn authorized(worker: &Rc<Worker>, conn: &Conn, config: &ConnectionAuthorization, bound: &Bound) -> bool {
+/// Whether the authorizer lets the connection in; else the details of why not.
+pub(super) async fn authorized(
+    worker: &Rc<Worker>,
+    conn: &Conn,
+    config: &ConnectionAuthorization,
+    bound: &Bound,
+) -> Result<(), &'static str> {
     let stats = &bound.stats;
     stats.inc(authz::TOTAL);
     let active = stats.hold(authz::ACTIVE);
@@ -58,11 +63,11 @@ pub(super) async fn authorized(worker: &Rc<Worker>, conn: &Conn, config: &Connec
     let allowed = match answer {
         Ok(answer) if answer.status.as_ref().is_none_or(|status| status.code == 0) => {
             stats.inc(authz::OK);
-            true
+            Ok(())
         }
         Ok(_) => {
             stats.inc(authz::DENIED);
-            false
+            Err(details::EXT_AUTHZ_DENIED)
         }
         Err(status) => {
             tracing::debug!(code = status.code, message = status.message, "authorization of a connection failed");
@@ -70,10 +75,10 @@ pub(super) async fn authorized(worker: &Rc<Worker>, conn: &Conn, config: &Connec
             if config.failure_mode_allow {
                 stats.inc(authz::FAILURE_MODE_ALLOWED);
             }
-            config.failure_mode_allow
+            if config.failure_mode_allow { Ok(()) } else { Err(details::EXT_AUTHZ_ERROR) }
         }
     };
-    if !allowed {
+    if allowed.is_err() {
         tracing::debug!("connection from {} refused by its authorizer", conn.remote);
         stats.inc(authz::CX_CLOSED);
     }

@@ -25,7 +25,7 @@ use super::clock::{Clock, Due};
 use super::leaving::leaves;
 use super::relay;
 use super::tunnel::{self, Template};
-use super::{Passed, dial};
+use super::{Closed, Passed, dial};
 use crate::http::{ConnectionRecord, LogSet};
 use crate::io::Io;
 use crate::listener::{Conn, TerminalState};
@@ -97,6 +97,7 @@ impl Outcome {
             sent: self.sent,
             flags: self.flags,
             transport_failure: &self.failure,
+            details: "",
             termination: None,
             attempts: self.attempts,
             tunnel_headers: self.tunnel_headers.as_ref(),
@@ -152,8 +153,9 @@ pub(crate) async fn run(worker: &Rc<Worker>, state: &Rc<TcpState>, conn: &Rc<Con
 }
 
 /// Tells of a connection that a filter closed before it was served: in the log of the TCP proxy behind it, and the listener's.
-pub(crate) fn log_closed(conn: &Conn, why: Option<&str>) {
-    let record = ConnectionRecord { termination: why, ..ConnectionRecord::of(conn) };
+pub(crate) fn log_closed(conn: &Conn, why: &Closed) {
+    let Closed { flags, details, termination } = why;
+    let record = ConnectionRecord { flags: *flags, details, termination: termination.as_deref(), ..ConnectionRecord::of(conn) };
     if let TerminalState::Tcp(state) = &conn.chain.terminal {
         state.logs.connection(&record);
     }
