@@ -43,10 +43,10 @@ fn a_connection_is_old_after_its_time_whatever_it_waits_for() {
 
 #[test]
 fn attempts_that_are_used_up_are_logged_behind_the_failure_of_the_last() {
-    for (attempts, flags) in [(1, "UF;"), (2, "UF,URX;")] {
+    for attempts in [1, 2] {
         let (log, proxy) = logged(&format!("max_connect_attempts: {attempts}"), dead_port());
-        assert_eq!((log.as_str(), proxy.stat("cluster.c.upstream_cx_connect_attempts_exceeded")), (flags, 1));
+        assert_eq!((log.as_str(), proxy.stat("cluster.c.upstream_cx_connect_attempts_exceeded")), ("UF,URX;", 1));
         let tunnel = format!("max_connect_attempts: {attempts}, tunneling_config: {{hostname: \"db:1\"}}");
-        assert_eq!(logged(&tunnel, dead_port()).0, flags);
+        assert_eq!(logged(&tunnel, dead_port()).0, "UF,URX;");
     }
 }

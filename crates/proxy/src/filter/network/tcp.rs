@@ -400,10 +400,7 @@ impl Session<'_> {
     /// All attempts were used up.
     pub(super) fn gave_up(&mut self, of: &ClusterState) {
         of.stats.inc(cluster_names::UPSTREAM_CX_CONNECT_ATTEMPTS_EXCEEDED);
-        // A connection that was tried once has not run out of tries.
-        if self.state.config.max_connect_attempts > 1 {
-            self.outcome.flags.insert(ResponseFlags::CONNECT_ATTEMPTS_EXCEEDED);
-        }
+        self.outcome.flags.insert(ResponseFlags::CONNECT_ATTEMPTS_EXCEEDED);
     }
 
     /// An attempt brought no connection.
