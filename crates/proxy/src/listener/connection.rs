@@ -239,12 +239,12 @@ async fn dispatch(worker: &Rc<Worker>, conn: &Rc<Conn>, io: Io) -> bool {
     let passed = match network::run(worker, conn).await {
         Verdict::Continue(passed) => passed,
         Verdict::Close(why) => {
-            network::log_closed(conn, &why);
+            network::log_closed(worker, conn, &why);
             return true;
         }
     };
     if passed.resolve.is_some() && !Box::pin(network::resolve(conn, &passed)).await {
-        network::log_closed(conn, &Closed::default());
+        network::log_closed(worker, conn, &Closed::default());
         return true;
     }
     match &conn.chain.terminal {

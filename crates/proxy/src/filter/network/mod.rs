@@ -57,6 +57,8 @@ pub(crate) struct Closed {
     pub(crate) flags: ResponseFlags,
     pub(crate) details: &'static str,
     pub(crate) termination: Option<String>,
+    /// Where the filter decides about bytes in Envoy: by then the TCP proxy behind it has its cluster.
+    pub(crate) passed: Option<Box<Passed>>,
 }
 
 impl Closed {
@@ -198,6 +200,7 @@ pub(crate) async fn run(worker: &Rc<Worker>, conn: &Conn) -> Verdict {
                     tracing::debug!("connection from {} denied by {:?}", conn.remote, verdict.policy);
                     return Verdict::Close(Closed {
                         termination: Some(details::rbac_denied(verdict.policy.as_deref())),
+                        passed: Some(Box::new(passed)),
                         ..Closed::default()
                     });
                 }
@@ -221,7 +224,8 @@ pub(crate) async fn run(worker: &Rc<Worker>, conn: &Conn) -> Verdict {
             NetworkFilter::ExtAuthz(config) => {
                 let Some(bound) = asking.next() else { return Verdict::Close(Closed::default()) };
                 if let Err(details) = Box::pin(services::authorized(worker, conn, config, bound)).await {
-                    return Verdict::Close(Closed { details, ..Closed::flagged(ResponseFlags::UNAUTHORIZED_EXTERNAL_SERVICE) });
+                    let flags = ResponseFlags::UNAUTHORIZED_EXTERNAL_SERVICE;
+                    return Verdict::Close(Closed { flags, details, passed: Some(Box::new(passed)), ..Closed::default() });
                 }
             }
             NetworkFilter::RateLimit(config) => {

@@ -153,9 +153,14 @@ pub(crate) async fn run(worker: &Rc<Worker>, state: &Rc<TcpState>, conn: &Rc<Con
 }
 
 /// Tells of a connection that a filter closed before it was served: in the log of the TCP proxy behind it, and the listener's.
-pub(crate) fn log_closed(conn: &Conn, why: &Closed) {
-    let Closed { flags, details, termination } = why;
-    let record = ConnectionRecord { flags: *flags, details, termination: termination.as_deref(), ..ConnectionRecord::of(conn) };
+pub(crate) fn log_closed(worker: &Worker, conn: &Conn, why: &Closed) {
+    let Closed { flags, details, termination, passed } = why;
+    let cluster = match (&conn.chain.terminal, passed) {
+        (TerminalState::Tcp(state), Some(passed)) => cluster(worker, passed, pick(worker, &state.config)),
+        _ => None,
+    };
+    let termination = termination.as_deref();
+    let record = ConnectionRecord { flags: *flags, details, termination, cluster: cluster.as_ref(), ..ConnectionRecord::of(conn) };
     if let TerminalState::Tcp(state) = &conn.chain.terminal {
         state.logs.connection(&record);
     }
@@ -178,6 +183,16 @@ fn series(worker: &Worker, conn: &Conn, outcome: &Outcome, source: bool) -> TcpS
     worker.istio.tcp(labels, outcome.flags)
 }
 
+/// The cluster that a filter named, or else the one picked, if it is there.
+fn cluster(worker: &Worker, passed: &Passed, picked: Option<&TcpCluster>) -> Option<Rc<ClusterState>> {
+    let live = worker.live();
+    let id = match &passed.cluster {
+        Some(name) => live.snapshot.cluster_named(name)?.0,
+        None => picked?.id,
+    };
+    live.cluster(worker, id)
+}
+
 impl Session<'_> {
     async fn serve(&mut self, io: Io) {
         let mut clock = Clock::new(self);
@@ -196,17 +211,17 @@ impl Session<'_> {
         clock.touch();
         let picked = pick(self.worker, &state.config);
         self.criteria = picked.and_then(|c| c.metadata_match.clone());
-        let mut cluster = self.cluster(picked);
-        if let (None, Some(waits)) = (&cluster, &state.on_demand) {
+        let mut found = cluster(self.worker, self.passed, picked);
+        if let (None, Some(waits)) = (&found, &state.on_demand) {
             // On the heap while it lasts: hardly a connection waits.
             let discovered = Box::pin(self.discover(picked, waits, &mut io, &mut first));
             if clock.wait(state, conn, discovered).await?.is_break() {
                 self.outcome.flags = ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION;
                 return Ok(());
             }
-            cluster = self.cluster(picked);
+            found = cluster(self.worker, self.passed, picked);
         }
-        let Some(cluster) = cluster else {
+        let Some(cluster) = found else {
             state.stats.inc(names::DOWNSTREAM_CX_NO_ROUTE);
             self.outcome.flags = ResponseFlags::NO_CLUSTER_FOUND;
             return Ok(());
@@ -216,16 +231,6 @@ impl Session<'_> {
             Some(template) => Box::pin(tunnel::serve(self, template, &cluster, io, first, clock)).await,
             None => self.forward(&cluster, io, first, clock).await,
         }
-    }
-
-    /// The cluster that a filter named, or else the one picked, if it is there.
-    fn cluster(&self, picked: Option<&TcpCluster>) -> Option<Rc<ClusterState>> {
-        let live = self.worker.live();
-        let id = match &self.passed.cluster {
-            Some(name) => live.snapshot.cluster_named(name)?.0,
-            None => picked?.id,
-        };
-        live.cluster(self.worker, id)
     }
 
     /// Waits for a cluster that nobody has told of yet, as long as the caller does.
