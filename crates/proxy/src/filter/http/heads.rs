@@ -83,8 +83,8 @@ pub(super) fn target(name: &str) -> Result<Option<Target>, ()> {
 pub(super) fn is_allowed(exchange: &Exchange<'_>) -> bool {
     const PSEUDO: [&str; 4] = [":authority", ":path", ":method", ":scheme"];
     let (request, config) = (&exchange.request, &exchange.hcm.config);
-    let values = [&*request.authority, &*request.path, request.method.as_str(), &*request.scheme];
-    let pseudo: usize = PSEUDO.iter().chain(&values).map(|text| text.len()).sum();
+    let values = request.authority.len() + request.path.len() + request.method.as_str().len() + request.scheme.len();
+    let pseudo = PSEUDO.iter().map(|name| name.len()).sum::<usize>() + values;
     let headers: usize = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     let limit = (config.max_request_headers_kb as usize).saturating_mul(1024);
     request.headers.len() + PSEUDO.len() <= config.max_headers_count as usize && pseudo + headers <= limit
