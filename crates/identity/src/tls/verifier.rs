@@ -516,7 +516,7 @@ impl ClientCertVerifier for PeerVerifier {
 /// # Errors
 /// [`PeerRefused::WrongHost`] when it has not.
 pub fn check_name(peer: Option<&[CertificateDer<'_>]>, name: &ServerName<'_>) -> Result<(), PeerRefused> {
-    let identity = peer.and_then(<[_]>::first).and_then(|leaf| PeerIdentity::shared(leaf).ok());
+    let identity = peer.and_then(<[_]>::split_first).and_then(|(leaf, issuers)| PeerIdentity::shared(leaf, issuers).ok());
     let covered = identity.is_some_and(|identity| covers(&identity, name));
     if covered { Ok(()) } else { Err(PeerRefused::WrongHost(name.to_str().into_owned())) }
 }
