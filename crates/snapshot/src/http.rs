@@ -18,7 +18,8 @@ use crate::header_metadata::HeaderToMetadata;
 use crate::header_mutation::{HeaderMutation, Mutations};
 use crate::jwt::{JwtAuthn, JwtPerRoute};
 use crate::local_reply::LocalReplies;
-use crate::matcher::{Fraction, Rbac, StringMatcher, ValueMatcher};
+use crate::log_filter::LogFilter;
+use crate::matcher::{Fraction, Rbac, StringMatcher};
 use crate::original_ip::OriginalIp;
 use crate::ratelimit::LocalRateLimit;
 use crate::scopes::ScopedRoutes;
@@ -509,20 +510,16 @@ pub struct AccessLog {
 pub enum LogFormat {
     /// Envoy's default text format.
     Default,
-    Text(Arc<str>),
-    Json(Arc<serde_json::Value>),
-}
-
-#[derive(Debug, Clone)]
-pub enum LogFilter {
-    StatusCode(ValueMatcher),
-    Duration(ValueMatcher),
-    /// Only requests with one of these.
-    ResponseFlags(ResponseFlags),
-    And(Vec<LogFilter>),
-    Or(Vec<LogFilter>),
-    NotHealthCheck,
-    Header(crate::matcher::HeaderMatcher),
+    Text {
+        format: Arc<str>,
+        /// Missing values print as nothing.
+        omit_missing: bool,
+    },
+    Json {
+        format: Arc<serde_json::Value>,
+        /// Missing values and their keys are left out.
+        omit_missing: bool,
+    },
 }
 
 /// Headers that a stage adds, sets or removes on the way up and down.

@@ -31,6 +31,7 @@ pub mod http;
 pub mod jwt;
 pub mod listener;
 pub mod local_reply;
+pub mod log_filter;
 pub mod lookup;
 pub mod matcher;
 pub mod matcher_tree;

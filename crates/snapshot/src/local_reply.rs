@@ -3,7 +3,8 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 
 use crate::header::HeaderMutations;
-use crate::http::{LogFilter, LogFormat};
+use crate::http::LogFormat;
+use crate::log_filter::LogFilter;
 
 #[derive(Debug)]
 pub struct LocalReplies {

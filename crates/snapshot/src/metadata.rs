@@ -127,7 +127,7 @@ impl MetadataMatcher {
 }
 
 impl MetadataValue {
-    fn matches(&self, value: &Value) -> bool {
+    pub fn matches(&self, value: &Value) -> bool {
         match self {
             Self::Null => value.is_null(),
             Self::Double(wanted) => value.as_f64() == Some(*wanted),

@@ -266,6 +266,20 @@ fn json_can_leave_missing_values_out() {
 }
 
 #[test]
+fn what_holds_only_missing_values_is_left_out_with_them_but_lists_stay() {
+    let line = |format: serde_json::Value| {
+        let mut out = Vec::new();
+        JsonFormat::compile(&format).unwrap().omit_missing().write(&request(), &mut out);
+        String::from_utf8(out).unwrap()
+    };
+    let nothing = "%REQ(NOPE)%";
+    let format = serde_json::json!({"a": {"b": nothing, "c": null}, "d": [nothing, 1.0, null, nothing, {"e": nothing}, 0.5], "f": [nothing],
+        "g": "<%REQ(NOPE)%>", "h": "%REQ(NOPE)%%REQ(NOPE)%", "i": null, "j": ""});
+    assert_eq!(line(format), "{\"d\":[1,0.5],\"f\":[],\"g\":\"<>\",\"h\":\"\",\"j\":\"\"}\n");
+    assert_eq!(line(serde_json::json!({"a": nothing, "b": {"c": nothing}})), "{}\n");
+}
+
+#[test]
 fn istios_json_has_its_24_keys() {
     let mut out = Vec::new();
     JsonFormat::from_pairs(ISTIO_JSON).unwrap().write(&request(), &mut out);

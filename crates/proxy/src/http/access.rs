@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, StatusCode};
-use lateen_snapshot::http::{AccessLog, LogFilter, LogFormat};
+use lateen_snapshot::http::{AccessLog, LogFormat};
 use lateen_snapshot::listener::ConnectionInfo;
-use lateen_snapshot::matcher::ValueMatcher;
+use lateen_snapshot::log_filter::LogType;
 use lateen_telemetry::access_log::{
     Address, AddressOf, Bytes, ENVOY_TEXT, FilterState, HeaderKey, HeadersOf, InvalidFormat, JsonFormat, LogWriter, Record, Span, Text,
     TextFormat,
@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::Exchange;
 use super::exchange::Info;
+use super::log_filter::passes;
 use super::message::{Request, Version};
 use crate::listener::{Conn, ListenerState};
 use crate::upstream::ClusterState;
@@ -32,8 +33,14 @@ impl Format {
     pub(super) fn compile(format: &LogFormat) -> Result<Self, InvalidFormat> {
         match format {
             LogFormat::Default => TextFormat::compile(ENVOY_TEXT).map(Self::Text),
-            LogFormat::Text(text) => TextFormat::compile(text).map(Self::Text),
-            LogFormat::Json(value) => JsonFormat::compile(value).map(Self::Json),
+            LogFormat::Text { format, omit_missing } => {
+                let format = TextFormat::compile(format)?;
+                Ok(Self::Text(if *omit_missing { format.omit_missing() } else { format }))
+            }
+            LogFormat::Json { format, omit_missing } => {
+                let format = JsonFormat::compile(format)?;
+                Ok(Self::Json(if *omit_missing { format.omit_missing() } else { format }))
+            }
         }
     }
 
@@ -77,39 +84,20 @@ impl LogSet {
 
     pub(crate) fn request(&self, exchange: &Exchange<'_>) {
         let record = RequestRecord::new(exchange, exchange.info.response_headers.as_ref());
-        self.write(&record, Some(&record));
+        self.write(&record, Some(&record), LogType::DownstreamEnd);
     }
 
-    pub(crate) fn connection(&self, record: &ConnectionRecord<'_>) {
-        self.write(record, None);
+    pub(crate) fn connection(&self, record: &ConnectionRecord<'_>, on: LogType) {
+        self.write(record, None, on);
     }
 
-    fn write<R: Record>(&self, record: &R, request: Option<&RequestRecord<'_>>) {
+    fn write<R: Record>(&self, record: &R, request: Option<&RequestRecord<'_>>, on: LogType) {
         for log in &self.0 {
-            if log.config.filter.as_ref().is_some_and(|f| !passes(f, record, request)) {
+            if log.config.filter.as_ref().is_some_and(|f| !passes(f, record, request, on)) {
                 continue;
             }
             log.writer.borrow_mut().line(|out| log.format.write(record, out));
         }
-    }
-}
-
-/// Whether a filter of logs lets through.
-pub(super) fn passes<R: Record>(filter: &LogFilter, record: &R, request: Option<&RequestRecord<'_>>) -> bool {
-    let value = |matcher: &ValueMatcher, value: u64| match matcher {
-        ValueMatcher::Equal(n) => value == *n,
-        ValueMatcher::GreaterOrEqual(n) => value >= *n,
-        ValueMatcher::LessOrEqual(n) => value <= *n,
-        ValueMatcher::NotEqual(n) => value != *n,
-    };
-    match filter {
-        LogFilter::StatusCode(matcher) => value(matcher, u64::from(record.response_code())),
-        LogFilter::Duration(matcher) => value(matcher, record.span(Span::Whole).map_or(0, |d| d.as_millis() as u64)),
-        LogFilter::ResponseFlags(flags) => record.flags().intersects(*flags),
-        LogFilter::And(all) => all.iter().all(|f| passes(f, record, request)),
-        LogFilter::Or(any) => any.iter().any(|f| passes(f, record, request)),
-        LogFilter::NotHealthCheck => !request.is_some_and(|r| r.info.health_check),
-        LogFilter::Header(matcher) => request.is_some_and(|r| crate::router::lookup::header_matches(matcher, r.request)),
     }
 }
 
@@ -451,6 +439,6 @@ impl Record for RefusedRecord<'_> {
 /// Logs a connection of a listener that came to none of its chain's filters.
 pub(crate) fn log_refused(listener: &ListenerState, info: &ConnectionInfo, start: Instant, flags: ResponseFlags) {
     if !listener.logs.is_empty() {
-        listener.logs.write(&RefusedRecord { info, start, flags }, None);
+        listener.logs.write(&RefusedRecord { info, start, flags }, None, LogType::NotSet);
     }
 }

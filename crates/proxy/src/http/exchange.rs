@@ -123,6 +123,8 @@ pub(crate) struct Info {
     pub(crate) grpc_call: Option<Box<grpc_stats::Call>>,
     /// The request's span, where it has one.
     pub(crate) span: Option<Box<Active>>,
+    /// Traced because a service's header asked for it.
+    pub(crate) trace_forced: bool,
     /// What filters found out.
     pub(crate) metadata: Metadata,
     /// A health check, as a filter found out.
@@ -193,6 +195,7 @@ impl Info {
             peer_asked: false,
             grpc_call: None,
             span: None,
+            trace_forced: false,
             metadata: Metadata::default(),
             health_check: false,
             quotas: Vec::new(),

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use lateen_snapshot::local_reply::{BodyFormat, LocalReplies};
+use lateen_snapshot::log_filter::LogType;
 
 use super::Exchange;
-use super::access::{Format, RequestRecord, passes};
+use super::access::{Format, RequestRecord};
+use super::log_filter::passes;
 use super::message::Response;
 use crate::router::changes;
 
@@ -37,7 +39,7 @@ impl Words {
         exchange.info.status = status.as_u16();
         let found = self.config.mappers.iter().zip(&self.own).find(|(mapper, _)| {
             let record = RequestRecord::new(exchange, Some(&response.headers));
-            passes(&mapper.filter, &record, Some(&record))
+            passes(&mapper.filter, &record, Some(&record), LogType::NotSet)
         });
         let original = body.clone();
         if let Some((mapper, _)) = found {

@@ -8,6 +8,7 @@ mod hcm;
 pub(crate) mod headers;
 mod host_port;
 mod local_reply;
+mod log_filter;
 pub(crate) mod message;
 mod normalize;
 mod original_ip;

@@ -9,6 +9,7 @@ use ::http::HeaderValue;
 use lateen_identity::tls::PeerIdentity;
 use lateen_snapshot::bootstrap::overload::Action;
 use lateen_snapshot::listener::ConnectionInfo;
+use lateen_snapshot::log_filter::LogType;
 use lateen_snapshot::metadata::Metadata;
 use lateen_snapshot::ratelimit::{Limiter, LocalRateLimit};
 use lateen_telemetry::ResponseFlags;
@@ -205,7 +206,7 @@ pub(super) async fn serve(worker: Rc<Worker>, listener: Rc<ListenerState>, strea
     });
     let is_logged = dispatch(&worker, &conn, io).await;
     if !is_logged && !conn.listener.logs.is_empty() {
-        conn.listener.logs.connection(&http::ConnectionRecord::of(&conn));
+        conn.listener.logs.connection(&http::ConnectionRecord::of(&conn), LogType::NotSet);
     }
     drop(active);
 }

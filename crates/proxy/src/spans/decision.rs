@@ -47,9 +47,9 @@ fn packed(id: &[u8]) -> Reason {
 }
 
 /// The part of an id that serves as the die: all proxies throw the same.
-fn die(id: &[u8]) -> Option<u64> {
+pub(crate) fn die_of(id: &[u8]) -> Option<u64> {
     let digits = std::str::from_utf8(id.get(..8)?).ok()?;
-    u64::from_str_radix(digits, 16).ok().map(|n| n % 10_000)
+    u64::from_str_radix(digits, 16).ok()
 }
 
 fn hits(fraction: Fraction, die: u64) -> bool {
@@ -63,7 +63,7 @@ pub(super) fn decide(map: &mut HeaderMap, rules: RequestIdRules, sampling: &Samp
     }
     let Some(id) = map.get(REQUEST_ID) else { return Reason::NotTraceable };
     let before = if rules.pack_reason { packed(id.as_bytes()) } else { Reason::NotTraceable };
-    let Some(die) = die(id.as_bytes()) else { return Reason::NotTraceable };
+    let Some(die) = die_of(id.as_bytes()).map(|n| n % 10_000) else { return Reason::NotTraceable };
     let mut reason = before;
     if reason == Reason::NotTraceable {
         if map.contains_key(CLIENT_TRACE_ID) && sampling.client.hits(roll) {

@@ -24,7 +24,7 @@ use crate::http::{Exchange, headers};
 use crate::worker::{NodeText, Worker};
 use context::{Ids, Incoming, Malformed};
 use decision::Reason;
-pub(crate) use decision::forget;
+pub(crate) use decision::{die_of, forget};
 use span::{Kind, Span};
 
 const TRACE_STATE: HeaderName = HeaderName::from_static("tracestate");
@@ -158,14 +158,17 @@ impl Active {
     }
 }
 
-/// Begins the request's span and tells the upstream of it. Called once the route is known.
+/// Decides whether the request is traced, begins its span where spans go anywhere, and tells the upstream of both. Called once
+/// the route is known.
 pub(crate) fn begin(exchange: &mut Exchange<'_>) {
-    let Some(tracer) = &exchange.hcm.tracer else { return };
+    let Some(config) = &exchange.hcm.config.tracing else { return };
     let roll = exchange.worker.roll();
     let of_route = exchange.info.route.as_ref().and_then(|m| m.route.tracing.as_deref());
     let map = &mut exchange.request.headers;
-    let sampling = of_route.map_or(&tracer.config.sampling, |t| &t.sampling);
+    let sampling = of_route.map_or(&config.sampling, |t| &t.sampling);
     let reason = decision::decide(map, exchange.hcm.config.request_ids, sampling, roll);
+    exchange.info.trace_forced = reason == Reason::ServiceForced;
+    let Some(tracer) = &exchange.hcm.tracer else { return };
     tracer.count(reason);
     let Ok(incoming) = tracer.read(map) else { return };
     let sampled = incoming.sampled.unwrap_or(reason != Reason::NotTraceable);

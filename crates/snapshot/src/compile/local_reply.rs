@@ -4,10 +4,10 @@ use http::{HeaderValue, StatusCode};
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::extensions::filters::network::http_connection_manager::v3 as proto;
 
-use super::access_log;
 use super::common::data;
 use super::header;
 use super::invalid::{Invalid, Result, Within};
+use super::{access_log, log_filter};
 use crate::http::LogFormat;
 use crate::local_reply::{BodyFormat, LocalReplies, ReplyMapper};
 
@@ -21,7 +21,7 @@ pub(crate) fn replies(value: proto::LocalReplyConfig) -> Result<LocalReplies> {
 
 fn mapper(value: proto::ResponseMapper) -> Result<ReplyMapper> {
     let proto::ResponseMapper { filter, status_code, body, body_format_override, headers_to_add } = value;
-    let filter = filter.ok_or_else(|| Invalid::new("is missing; say which replies are meant")).and_then(access_log::filter);
+    let filter = filter.ok_or_else(|| Invalid::new("is missing; say which replies are meant")).and_then(log_filter::filter);
     let status = |code: u32| {
         let known = u16::try_from(code).ok().filter(|c| (200..600).contains(c)).and_then(|c| StatusCode::from_u16(c).ok());
         known.ok_or_else(|| Invalid::field("status_code", format!("{code} is not a status from 200 to 599")))
@@ -41,7 +41,7 @@ fn format(value: core::SubstitutionFormatString) -> Result<BodyFormat> {
     let content_type = match (content_type.is_empty(), &format) {
         (false, _) => HeaderValue::from_str(&content_type)
             .map_err(|_| Invalid::field("content_type", "holds a character that a header value must not have"))?,
-        (true, LogFormat::Json(_)) => HeaderValue::from_static("application/json"),
+        (true, LogFormat::Json { .. }) => HeaderValue::from_static("application/json"),
         (true, _) => HeaderValue::from_static("text/plain"),
     };
     Ok(BodyFormat { format, content_type })

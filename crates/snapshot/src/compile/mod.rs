@@ -46,6 +46,7 @@ mod listener;
 mod listener_filter;
 mod local_ratelimit;
 mod local_reply;
+mod log_filter;
 mod matcher;
 mod matcher_tree;
 mod metadata;

@@ -44,15 +44,19 @@ impl JsonFormat {
         Self::compile(&serde_json::Value::Object(object))
     }
 
-    /// Leaves keys of missing values out, instead of printing null (`omit_empty_values` of Envoy).
+    /// Leaves missing values out, instead of printing null or `-`, and with them objects that hold nothing else
+    /// (`omit_empty_values` of Envoy).
     pub fn omit_missing(mut self) -> Self {
         self.omit_missing = true;
+        self.root.omit_missing();
         self
     }
 
     /// Appends the object and a line feed.
     pub fn write<R: Record + ?Sized>(&self, record: &R, out: &mut Vec<u8>) {
-        self.root.write(record, self.omit_missing, out);
+        if !self.root.write(record, self.omit_missing, out) {
+            out.extend_from_slice(b"{}");
+        }
         out.push(b'\n');
     }
 }
@@ -71,14 +75,33 @@ impl Node {
             }
             Value::Array(items) => Self::List(items.iter().map(|item| Self::compile(item, depth + 1)).collect::<Result<_, _>>()?),
             Value::String(format) => Self::Template(TextFormat::compile(format)?),
-            Value::Number(_) | Value::Bool(_) | Value::Null => Self::Fixed(value.to_string()),
+            Value::Number(number) => Self::Fixed(shown(number)),
+            Value::Bool(_) | Value::Null => Self::Fixed(value.to_string()),
         })
     }
 
-    /// Appends the value; false when it was missing and nothing was appended.
+    /// What prints as null always is left out too, and inside of a text what is missing prints as nothing.
+    fn omit_missing(&mut self) {
+        let is_null = |node: &Self| matches!(node, Self::Fixed(json) if json == "null");
+        match self {
+            Self::Object(fields) => {
+                fields.retain(|(_, node)| !is_null(node));
+                fields.iter_mut().for_each(|(_, node)| node.omit_missing());
+            }
+            Self::List(items) => {
+                items.retain(|node| !is_null(node));
+                items.iter_mut().for_each(Self::omit_missing);
+            }
+            Self::Template(format) => format.leave_missing_out(),
+            Self::Fixed(_) => {}
+        }
+    }
+
+    /// Appends the value; false when it was missing: the caller takes back what was appended.
     fn write<R: Record + ?Sized>(&self, record: &R, omit: bool, out: &mut Vec<u8>) -> bool {
         match self {
             Self::Object(fields) => {
+                let begin = out.len();
                 out.push(b'{');
                 let first = out.len();
                 for (key, value) in fields {
@@ -92,16 +115,24 @@ impl Node {
                         out.truncate(start);
                     }
                 }
+                if omit && out.len() == first {
+                    out.truncate(begin);
+                    return false;
+                }
                 out.push(b'}');
                 true
             }
             Self::List(items) => {
                 out.push(b'[');
-                for (index, item) in items.iter().enumerate() {
-                    if index > 0 {
+                let first = out.len();
+                for item in items {
+                    let start = out.len();
+                    if start > first {
                         out.push(b',');
                     }
-                    item.write(record, false, out);
+                    if !item.write(record, omit, out) {
+                        out.truncate(start);
+                    }
                 }
                 out.push(b']');
                 true
@@ -112,6 +143,15 @@ impl Node {
                 true
             }
         }
+    }
+}
+
+/// A number of protobuf's is a fraction always: one that is whole is written as such.
+fn shown(number: &serde_json::Number) -> String {
+    const EXACT: f64 = (1_u64 << f64::MANTISSA_DIGITS) as f64;
+    match number.as_f64().filter(|n| n.fract() == 0.0 && n.abs() < EXACT) {
+        Some(whole) => format!("{whole:.0}"),
+        None => number.to_string(),
     }
 }
 

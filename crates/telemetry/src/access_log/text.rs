@@ -21,8 +21,12 @@ impl TextFormat {
 
     /// Missing values print as nothing (`omit_empty_values` of Envoy, and headers made from a format).
     pub fn omit_missing(mut self) -> Self {
-        self.missing = b"";
+        self.leave_missing_out();
         self
+    }
+
+    pub(super) fn leave_missing_out(&mut self) {
+        self.missing = b"";
     }
 
     /// Whether nothing of it depends on the request.

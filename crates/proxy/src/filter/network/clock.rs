@@ -4,6 +4,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use lateen_snapshot::listener::TcpProxy;
+use lateen_snapshot::log_filter::LogType;
 use lateen_telemetry::envoy_names::tcp as names;
 use tokio::time::Instant;
 
@@ -110,7 +111,7 @@ impl Clock {
                 count(session.state, due);
                 return Poll::Ready(due);
             }
-            session.state.log(session.conn, &session.outcome);
+            session.state.log(session.conn, &session.outcome, LogType::TcpPeriodic);
             self.log_at = session.state.config.log_times.every.and_then(|every| Instant::now().checked_add(every));
         }
     }

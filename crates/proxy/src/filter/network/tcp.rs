@@ -13,6 +13,7 @@ use lateen_balance::{Context, Criteria, Host};
 use lateen_snapshot::cluster::{ClusterConfig, Discovery, Transport};
 use lateen_snapshot::compile::Wish;
 use lateen_snapshot::listener::{TcpCluster, TcpProxy};
+use lateen_snapshot::log_filter::LogType;
 use lateen_snapshot::route::HashSource;
 use lateen_snapshot::tls::ClientTls;
 use lateen_telemetry::envoy_names::{cluster as cluster_names, tcp as names, tcp_on_demand as on_demand};
@@ -60,9 +61,9 @@ impl TcpState {
         })
     }
 
-    pub(super) fn log(&self, conn: &Conn, outcome: &Outcome) {
+    pub(super) fn log(&self, conn: &Conn, outcome: &Outcome, on: LogType) {
         if !self.logs.is_empty() {
-            self.logs.connection(&outcome.record(conn));
+            self.logs.connection(&outcome.record(conn), on);
         }
     }
 }
@@ -137,7 +138,7 @@ pub(crate) async fn run(worker: &Rc<Worker>, state: &Rc<TcpState>, conn: &Rc<Con
         counted: (0, 0),
     };
     if state.config.log_times.on_start {
-        state.log(conn, &session.outcome);
+        state.log(conn, &session.outcome, LogType::TcpConnectionStart);
     }
     session.serve(io).await;
     session.count();
@@ -146,9 +147,9 @@ pub(crate) async fn run(worker: &Rc<Worker>, state: &Rc<TcpState>, conn: &Rc<Con
         let series = outcome.series.take().unwrap_or_else(|| series(worker, conn, &outcome, stats.reporter_source));
         series.closed();
     }
-    state.log(conn, &outcome);
+    state.log(conn, &outcome, LogType::TcpConnectionEnd);
     if !conn.listener.logs.is_empty() {
-        conn.listener.logs.connection(&outcome.record(conn));
+        conn.listener.logs.connection(&outcome.record(conn), LogType::NotSet);
     }
 }
 
@@ -162,9 +163,9 @@ pub(crate) fn log_closed(worker: &Worker, conn: &Conn, why: &Closed) {
     let termination = termination.as_deref();
     let record = ConnectionRecord { flags: *flags, details, termination, cluster: cluster.as_ref(), ..ConnectionRecord::of(conn) };
     if let TerminalState::Tcp(state) = &conn.chain.terminal {
-        state.logs.connection(&record);
+        state.logs.connection(&record, LogType::TcpConnectionEnd);
     }
-    conn.listener.logs.connection(&record);
+    conn.listener.logs.connection(&record, LogType::NotSet);
 }
 
 fn series(worker: &Worker, conn: &Conn, outcome: &Outcome, source: bool) -> TcpSeries {
@@ -303,7 +304,7 @@ impl Session<'_> {
         let (worker, conn, outcome) = (self.worker, self.conn, &mut self.outcome);
         outcome.series = self.passed.stats.as_ref().map(|stats| series(worker, conn, outcome, stats.reporter_source));
         if self.state.config.log_times.on_connected {
-            self.state.log(conn, outcome);
+            self.state.log(conn, outcome, LogType::TcpUpstreamConnected);
         }
     }
 
