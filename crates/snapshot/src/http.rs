@@ -3,7 +3,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
-use lateen_telemetry::ResponseFlags;
 
 use crate::admission::AdmissionControl;
 use crate::bandwidth::BandwidthLimit;

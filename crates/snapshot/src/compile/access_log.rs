@@ -10,7 +10,7 @@ use lateen_telemetry::access_log::{JsonFormat, TextFormat};
 
 use super::common::{data, open, struct_json};
 use super::invalid::{Invalid, Result, Within, each, harmless};
-use super::log_filter;
+use super::{log_filter, opaque};
 use crate::http::{AccessLog, LogFormat};
 
 pub(crate) fn logs(values: Vec<proto::AccessLog>, field: &str) -> Result<Vec<Arc<AccessLog>>> {
@@ -23,7 +23,7 @@ fn log(value: proto::AccessLog) -> Result<AccessLog> {
     let Some(access_log::ConfigType::TypedConfig(config)) = config_type else {
         return Err(Invalid::field("typed_config", "is missing"));
     };
-    let (path, format) = sink(&name, &config)?;
+    let (path, format) = sink(&name, &opaque::typed(config)?)?;
     can_be_written(&format).map_err(|why| Invalid::field("log_format", why))?;
     Ok(AccessLog { path: path.into(), format, filter })
 }
@@ -98,17 +98,4 @@ pub(crate) fn refuse_admin_logs(values: &[proto::AccessLog]) -> Result<()> {
         None => true,
     };
     if values.iter().all(is_null) { Ok(()) } else { Err(Invalid::unsupported("access_log")) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn response_flags_are_one_set_settled_beforehand() {
-        let settled = |names: &[&str]| response_flags(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
-        assert_eq!(settled(&["UH", "NR"]).unwrap(), ResponseFlags::NO_HEALTHY_UPSTREAM | ResponseFlags::NO_ROUTE_FOUND);
-        assert_eq!(settled(&[]).unwrap(), ResponseFlags::every(), "any");
-        assert!(settled(&["UH", "XX"]).unwrap_err().to_string().contains("`XX`"));
-    }
 }

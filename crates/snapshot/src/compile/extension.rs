@@ -4,7 +4,7 @@ use lateen_proto::{Any, any};
 
 use super::context::{Context, ExtensionUse, Place};
 use super::invalid::{Invalid, Result, Within};
-use super::{filter, listener_filter, network, source};
+use super::{filter, listener_filter, network, opaque, source};
 use crate::extension::{DiscoveredFilter, Extension, Sides};
 
 /// A filter that is discovered by its own name; `compile` takes a configuration of its kind.
@@ -24,7 +24,10 @@ pub(crate) fn place<T>(
         return Err(Invalid::field("type_urls", "is empty; name the types that the filter may have"));
     }
     let types: Vec<Box<str>> = type_urls.iter().map(|url| any::name_of(url).into()).collect();
-    let default = default_config.map(|config| check_type(name, &config, &types).and_then(|()| compile(name, &config, context)));
+    let default = default_config.map(|config| {
+        let config = opaque::typed(config)?;
+        check_type(name, &config, &types).and_then(|()| compile(name, &config, context))
+    });
     let default = default.transpose().within("default_config")?;
     if apply_default_config_without_warming && default.is_none() {
         return Err(Invalid::field("apply_default_config_without_warming", "needs a default_config"));
@@ -50,7 +53,7 @@ pub(crate) fn extension(
     context: &mut Context<'_>,
 ) -> Result<Extension> {
     let core::TypedExtensionConfig { name, typed_config } = value;
-    let config = typed_config.ok_or_else(|| Invalid::field("typed_config", "is missing"))?;
+    let config = opaque::typed(typed_config.ok_or_else(|| Invalid::field("typed_config", "is missing"))?)?;
     wanted.iter().try_for_each(|(_, types)| check_type(&name, &config, types))?;
     let is_for = |place: Place| wanted.iter().any(|(p, _)| *p == place);
     let mut made = Extension { type_name: any::name_of(&config.type_url).into(), ..Extension::default() };

@@ -15,7 +15,7 @@ use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::matcher::strings;
 use super::{
     admission, bandwidth, buffer, compressor, dns_cache, ext_authz, ext_proc, extension, fault, global_ratelimit, grpc_stats,
-    header_mutation, istio, jwt_authn, local_ratelimit, metadata, on_demand, rbac, small_filters, stateful_session,
+    header_mutation, istio, jwt_authn, local_ratelimit, metadata, on_demand, opaque, rbac, small_filters, stateful_session,
 };
 use crate::http::{AlpnOverrides, Cors, FilterOverrides, HttpFilter, PerRoute, RbacPerRoute, Router};
 
@@ -70,7 +70,7 @@ pub(crate) fn chain(values: Vec<hcm::HttpFilter>, field: &str, context: &mut Con
 fn filter(value: hcm::HttpFilter, context: &mut Context<'_>) -> Result<Option<HttpFilter>> {
     let hcm::HttpFilter { name, is_optional, disabled: _taken, config_type } = value;
     let config = match config_type {
-        Some(http_filter::ConfigType::TypedConfig(config)) if !config.type_url.is_empty() => config,
+        Some(http_filter::ConfigType::TypedConfig(config)) if !config.type_url.is_empty() => opaque::typed(config)?,
         Some(http_filter::ConfigType::ConfigDiscovery(source)) => {
             let place = extension::place(&name, source, Place::Http, context, discovered).within("config_discovery")?;
             return Ok(Some(HttpFilter::Discovered(Arc::new(place))));
@@ -226,6 +226,7 @@ pub(crate) fn per_route(values: HashMap<String, Any>) -> Result<FilterOverrides>
 
 fn per_filter(overrides: &mut FilterOverrides, name: &str, config: Any) -> Result<()> {
     if !any::is::<route::FilterConfig>(&config) {
+        let config = opaque::typed(config)?;
         let made = per_route_of(&config)?.ok_or_else(|| unsupported_per_route(name, &config))?;
         overrides.configs.push((name.into(), made));
         return Ok(());
@@ -239,6 +240,7 @@ fn per_filter(overrides: &mut FilterOverrides, name: &str, config: Any) -> Resul
     if config.type_url.is_empty() {
         return Ok(());
     }
+    let config = opaque::typed(config).within("config")?;
     match per_route_of(&config).within("config")? {
         Some(made) => overrides.configs.push((name.into(), made)),
         None if is_optional => {}

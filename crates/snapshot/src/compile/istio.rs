@@ -5,11 +5,12 @@ use lateen_proto::io::istio::http::peer_metadata::{
     self, config::DiscoveryMethod, config::PropagationMethod, config::discovery_method::MethodSpecifier as Discover,
     config::propagation_method,
 };
-use lateen_proto::{Any, any, stats, udpa, xds};
+use lateen_proto::{Any, any, stats};
 use prost_types::{Struct, Value, value::Kind};
 
 use super::common::open;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::opaque;
 use crate::http::{HttpFilter, IstioStats, PeerMetadata, Propagation};
 
 const PEER_METADATA: &str = "io.istio.http.peer_metadata.Config";
@@ -25,22 +26,19 @@ pub(crate) fn http_filter(config: &Any, source: bool) -> Result<Option<HttpFilte
     }
 }
 
+/// Whether Istio's own filters have this message.
+pub(crate) fn is_own(message_name: &str) -> bool {
+    [PEER_METADATA, STATS, METADATA_EXCHANGE].contains(&message_name)
+}
+
 /// The message name of a configuration, looking through a `TypedStruct`.
 pub(crate) fn type_name(config: &Any) -> String {
     typed_struct(config).map_or_else(|| any::name_of(&config.type_url).to_owned(), |(name, _)| name)
 }
 
 fn typed_struct(config: &Any) -> Option<(String, Struct)> {
-    let (url, value) = if any::is::<udpa::r#type::v1::TypedStruct>(config) {
-        let typed: udpa::r#type::v1::TypedStruct = any::open(config).ok()?;
-        (typed.type_url, typed.value)
-    } else if any::is::<xds::r#type::v3::TypedStruct>(config) {
-        let typed: xds::r#type::v3::TypedStruct = any::open(config).ok()?;
-        (typed.type_url, typed.value)
-    } else {
-        return None;
-    };
-    Some((any::name_of(&url).to_owned(), value.unwrap_or_default()))
+    let (url, value) = opaque::typed_struct(config).ok().flatten()?;
+    Some((any::name_of(&url).to_owned(), value))
 }
 
 /// `source` is what the listener's direction says of who reports.

@@ -9,7 +9,7 @@ use lateen_proto::{Any, any};
 use super::common::open;
 use super::context::{Context, Place};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::{extension, local_ratelimit, proxy_protocol};
+use super::{extension, local_ratelimit, opaque, proxy_protocol};
 use crate::listener::{Inspection, Inspectors, OriginalSrc, PortGate};
 
 const SUPPORTED: &str = "tls_inspector, http_inspector, original_dst, original_src, proxy_protocol and local_ratelimit";
@@ -27,7 +27,7 @@ fn inspector(result: &mut Inspectors, value: proto::ListenerFilter, context: &mu
     let disabled = filter_disabled.map_or_else(|| Ok(Vec::new()), |p| ports(p, 0)).within("filter_disabled")?;
     let gate = PortGate { disabled };
     match config_type {
-        Some(listener_filter::ConfigType::TypedConfig(config)) => result.add(inspection(&name, &config)?, gate),
+        Some(listener_filter::ConfigType::TypedConfig(config)) => result.add(inspection(&name, &opaque::typed(config)?)?, gate),
         Some(listener_filter::ConfigType::ConfigDiscovery(source)) => {
             let place = extension::place(&name, source, Place::Inspection, context, |name, config, _| inspection(name, config));
             result.discovered.push((gate, Arc::new(place.within("config_discovery")?)));

@@ -126,6 +126,14 @@ mod tests {
     }
 
     #[test]
+    fn response_flags_are_one_set_settled_beforehand() {
+        let settled = |names: &[&str]| response_flags(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+        assert_eq!(settled(&["UH", "NR"]).unwrap(), ResponseFlags::NO_HEALTHY_UPSTREAM | ResponseFlags::NO_ROUTE_FOUND);
+        assert_eq!(settled(&[]).unwrap(), ResponseFlags::every(), "any");
+        assert!(settled(&["UH", "XX"]).unwrap_err().to_string().contains("`XX`"));
+    }
+
+    #[test]
     fn a_share_without_a_default_is_nothing_and_needs_a_key() {
         let runtime = |key: &str, percent| {
             compiled(FilterSpecifier::RuntimeFilter(proto::RuntimeFilter {

@@ -53,6 +53,7 @@ mod metadata;
 mod names;
 mod network;
 mod on_demand;
+mod opaque;
 mod original_ip;
 mod outlier;
 pub(crate) mod parts;

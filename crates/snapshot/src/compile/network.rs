@@ -12,7 +12,7 @@ use proto::tcp_proxy::v3 as tcp;
 use super::common::{data, open};
 use super::context::{Context, Place};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::{connection_services, dns_cache, extension, hcm, istio, local_ratelimit, rbac, set_filter_state, tcp_proxy};
+use super::{connection_services, dns_cache, extension, hcm, istio, local_ratelimit, opaque, rbac, set_filter_state, tcp_proxy};
 use crate::listener::{ConnectionLimit, NetworkFilter, Terminal};
 
 const SUPPORTED: &str = "http_connection_manager, tcp_proxy, direct_response, rbac, sni_cluster, sni_dynamic_forward_proxy, connection_limit, local_ratelimit, ext_authz, ratelimit, set_filter_state, istio.metadata_exchange and istio.stats";
@@ -59,7 +59,7 @@ enum Kind {
 fn filter(value: listener::Filter, is_last: bool, context: &mut Context<'_>) -> Result<Kind> {
     let listener::Filter { name, config_type } = value;
     let config = match config_type {
-        Some(filter::ConfigType::TypedConfig(config)) if !config.type_url.is_empty() => config,
+        Some(filter::ConfigType::TypedConfig(config)) if !config.type_url.is_empty() => opaque::typed(config)?,
         Some(filter::ConfigType::ConfigDiscovery(source)) => return place(&name, source, is_last, context).within("config_discovery"),
         _ => return Err(Invalid::field("typed_config", format!("is missing for {name}"))),
     };

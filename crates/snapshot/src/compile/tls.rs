@@ -18,8 +18,8 @@ use super::common::open;
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::secret::{Certificate, SecretKey, SecretKind, Secrets, Validation};
-use super::source;
 use super::warming::{FetchTimeout, Wait};
+use super::{opaque, source};
 use crate::tls::{ClientConfigs, ClientTls, ServerTls};
 
 /// A certificate or validation context: given in the message, or to be discovered.
@@ -303,7 +303,7 @@ pub(crate) fn client(
 pub(crate) fn socket_config(value: Option<core::TransportSocket>) -> Result<Option<(String, lateen_proto::Any)>> {
     let Some(core::TransportSocket { name, config_type }) = value else { return Ok(None) };
     match config_type {
-        Some(transport_socket::ConfigType::TypedConfig(config)) => Ok(Some((name, config))),
+        Some(transport_socket::ConfigType::TypedConfig(config)) => Ok(Some((name, opaque::typed(config)?))),
         None if name == "envoy.transport_sockets.raw_buffer" => Ok(None),
         None => Err(Invalid::field("typed_config", format!("is missing for {name}"))),
     }

@@ -11,6 +11,7 @@ use lateen_proto::{Any, any};
 use super::common::{headers_count, limit, open, percent};
 use super::http_version::{http1, http2};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::opaque;
 use crate::cluster::{HeadLimits, UpstreamHttp};
 use crate::http::NameCase;
 
@@ -43,6 +44,7 @@ pub(crate) fn http_settings(options: HashMap<String, Any>, old: OldHttp, max_req
     let mut typed = None;
     for (key, config) in options {
         let field = format!("typed_extension_protocol_options[\"{key}\"]");
+        let config = opaque::typed(config).within(&field)?;
         if any::is::<http::HttpProtocolOptions>(&config) {
             typed = Some(open::<http::HttpProtocolOptions>(&config).within(&field)?);
         } else if any::is::<TcpProtocolOptions>(&config) {
