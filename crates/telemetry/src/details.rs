@@ -9,8 +9,6 @@ use std::borrow::Cow;
 pub const VIA_UPSTREAM: &str = "via_upstream";
 /// No route matched.
 pub const ROUTE_NOT_FOUND: &str = "route_not_found";
-/// The connection manager has no route configuration (yet).
-pub const ROUTE_CONFIGURATION_NOT_FOUND: &str = "route_configuration_not_found";
 /// The route's cluster is unknown.
 pub const CLUSTER_NOT_FOUND: &str = "cluster_not_found";
 /// The cluster has no usable endpoint.

@@ -32,6 +32,9 @@ pub(crate) struct Case {
     /// What a discovery server has for both proxies when they start. With it there is an aggregated stream, incremental.
     #[serde(default)]
     pub(crate) discovered: Option<Discovered>,
+    /// Resources in files, by the file's name; `{file:NAME}` is where it is.
+    #[serde(default)]
+    pub(crate) files: BTreeMap<String, Vec<Value>>,
     /// How many answers of the discovery server each proxy refuses.
     #[serde(default)]
     pub(crate) refuses: usize,

@@ -22,6 +22,8 @@ pub(crate) struct Places {
     /// By what they pin.
     pub(crate) pins: HashMap<String, String>,
     pub(crate) log: String,
+    /// Of files of resources, by name.
+    pub(crate) files: BTreeMap<String, String>,
 }
 
 impl Places {
@@ -35,8 +37,19 @@ impl Places {
         let ports = self.listeners.iter().chain(&self.upstreams);
         let filled = ports.fold(text.to_owned(), |text, (name, port)| text.replace(&format!("{{{name}}}"), &port.to_string()));
         let filled = self.pins.iter().fold(filled, |text, (pin, value)| text.replace(&format!("{{{pin}}}"), value));
+        let filled = self.files.iter().fold(filled, |text, (name, path)| text.replace(&format!("{{file:{name}}}"), path));
         filled.replace("{folder}", &self.folder).replace("{log}", &self.log)
     }
+}
+
+/// Writes the files of resources that a case has.
+pub(crate) fn write_files(case: &Case, places: &Places) -> anyhow::Result<()> {
+    for (name, resources) in &case.files {
+        let mut response = json!({"version_info": "1", "resources": resources});
+        fill(&mut response, places);
+        std::fs::write(places.fill(&format!("{{file:{name}}}")), response.to_string())?;
+    }
+    Ok(())
 }
 
 /// Endpoint names that the clusters use.
@@ -196,7 +209,7 @@ fn cluster(name: &str, fields: &Map<String, Value>, places: &Places) -> Value {
         plain.remove("type");
     }
     // Such a cluster has no members to name.
-    if let Some(plain) = value.as_object_mut().filter(|_| fields.get("type").is_some_and(|t| t == "ORIGINAL_DST")) {
+    if let Some(plain) = value.as_object_mut().filter(|_| fields.get("type").is_some_and(|t| t == "ORIGINAL_DST" || t == "EDS")) {
         plain.remove("load_assignment");
     }
     merge(&mut value, &Value::Object(fields));

@@ -11,7 +11,7 @@ use crate::case::{Case, Step};
 use crate::certificates::Certificates;
 use crate::client;
 use crate::compare::{Difference, counts, differences, normalise};
-use crate::config::{DISCOVERY, Places, bootstrap, upstreams};
+use crate::config::{DISCOVERY, Places, bootstrap, upstreams, write_files};
 use crate::discovery::Server;
 use crate::proxies::{Kind, Proxy, free_port};
 use crate::upstream::Upstreams;
@@ -78,7 +78,13 @@ async fn one(kind: Kind, case: &Case, folder: &Path, certificates: &Certificates
         folder: folder.parent().unwrap_or(folder).display().to_string(),
         pins: certificates.pins.clone(),
         log: folder.join(format!("{}.log", kind.name())).display().to_string(),
+        files: case
+            .files
+            .keys()
+            .map(|name| (name.clone(), folder.join(format!("{}-{name}.json", kind.name())).display().to_string()))
+            .collect(),
     };
+    write_files(case, &places)?;
     if let (Some(server), Some(given)) = (&mut discovery, &case.discovered) {
         server.have(given, &places)?;
     }

@@ -10,6 +10,7 @@ use lateen_balance::host::{
 use lateen_balance::{Address, Breakers, Host};
 use lateen_snapshot::Cluster;
 use lateen_snapshot::cluster::Discovery;
+use lateen_snapshot::compile::file_and_name;
 use serde_json::{Map, Value, json};
 
 use super::listeners;
@@ -73,7 +74,7 @@ fn lines(text: &mut String, cluster: &Cluster, dynamic: bool) {
     }
     let _ = writeln!(text, "{name}::added_via_api::{dynamic}");
     if let Discovery::Eds(service) = &cluster.config.discovery {
-        let _ = writeln!(text, "{name}::eds_service_name::{service}");
+        let _ = writeln!(text, "{name}::eds_service_name::{}", file_and_name(service).1);
     }
     for (priority, host) in hosts(cluster) {
         let at = format!("{name}::{}", host.address);
@@ -141,7 +142,7 @@ fn status(cluster: &Cluster, dynamic: bool) -> Value {
         value["added_via_api"] = json!(true);
     }
     if let Discovery::Eds(service) = &cluster.config.discovery {
-        value["eds_service_name"] = json!(**service);
+        value["eds_service_name"] = json!(file_and_name(service).1);
     }
     value
 }

@@ -3,9 +3,7 @@ use std::sync::Arc;
 
 use lateen_snapshot::RouteTable;
 use lateen_snapshot::http::RouteSource;
-use lateen_telemetry::{ResponseFlags, details};
 
-use super::reply::Reply;
 use super::{End, Exchange, upgrade};
 use crate::router::lookup;
 
@@ -18,16 +16,11 @@ impl Exchange<'_> {
             RouteSource::Scoped(scoped) => {
                 let snapshot = &self.live.snapshot;
                 let target = scoped.find(snapshot, &self.request.headers);
-                match target.and_then(|t| t.table(snapshot)).cloned() {
-                    Some(table) => Some(table),
-                    // In no scope there are no routes, as in Envoy.
-                    None => return Ok(()),
-                }
+                target.and_then(|t| t.table(snapshot)).cloned()
             }
         };
-        let Some(table) = table else {
-            return Err(Reply::new(404, "", details::ROUTE_CONFIGURATION_NOT_FOUND, ResponseFlags::NO_ROUTE_FOUND).into());
-        };
+        // In no scope, and before the first routes came, none matches, as in Envoy.
+        let Some(table) = table else { return Ok(()) };
         if !table.internal_only_headers.is_empty() && !self.info.internal {
             table.internal_only_headers.iter().for_each(|name| drop(self.request.headers.remove(name)));
         }

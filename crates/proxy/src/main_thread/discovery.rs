@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::header::{HeaderMap, HeaderName};
 use lateen_identity::WorkloadSecrets;
 use lateen_snapshot::bootstrap::DynamicSource;
-use lateen_snapshot::compile::{ApiSource, SecretKey, SecretSource, Since, Update, Wanted};
+use lateen_snapshot::compile::{ApiSource, SecretKey, SecretSource, Since, Update, Wanted, file_and_name};
 use lateen_telemetry::BlockName;
 use lateen_telemetry::envoy_names::server;
 use lateen_xds::client::{Service, TokenSource};
@@ -123,7 +123,9 @@ async fn follow(mut wanted: watch::Receiver<Arc<Wanted>>, subscriptions: Subscri
     let mut before = Arc::<Wanted>::default();
     loop {
         let now = wanted.borrow_and_update().clone();
-        let renewed = |type_url, before, now| renew(&subscriptions, type_url, before, now, |name: &Arc<str>| Some(name.to_string()));
+        // What is in a file is not asked for.
+        let on_stream = |name: &Arc<str>| file_and_name(name).0.is_none().then(|| name.to_string());
+        let renewed = |type_url, before, now| renew(&subscriptions, type_url, before, now, on_stream);
         renewed(types::ENDPOINT, &before.endpoints, &now.endpoints);
         renewed(types::ROUTE, &before.routes, &now.routes);
         renewed(types::CLUSTER, &before.clusters, &now.clusters);

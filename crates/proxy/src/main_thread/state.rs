@@ -223,14 +223,20 @@ impl Main {
 
     /// Resources from a discovery service.
     pub(crate) fn apply(&self, source: &SecretSource, type_url: &str, updates: Vec<Update>, removed: &[String]) -> Vec<Rejected> {
+        let rejected = self.take(source, type_url, updates, removed);
+        for Rejected { name, reason } in &rejected {
+            tracing::warn!(r#type = types::short_name(type_url), name, reason, "refused a resource; the version before stays in use");
+        }
+        rejected
+    }
+
+    /// [`Self::apply`], for who tells of what is refused.
+    pub(super) fn take(&self, source: &SecretSource, type_url: &str, updates: Vec<Update>, removed: &[String]) -> Vec<Rejected> {
         let bytes: usize = updates.iter().map(|update| update.body.value.len()).sum();
         let rejected = self.change(|compiler, now| compiler.apply_from(source, type_url, updates, removed, now));
         self.first_answers.note(type_url);
         if bytes >= LARGE_UPDATE {
             super::memory::trim();
-        }
-        for Rejected { name, reason } in &rejected {
-            tracing::warn!(r#type = types::short_name(type_url), name, reason, "refused a resource; the version before stays in use");
         }
         rejected
     }

@@ -1,5 +1,6 @@
 //! Bootstrap files: Envoy's YAML or JSON, judged field by field like any other message.
 #![allow(deprecated)] // Older fields still occur in files and must be judged like any other.
+mod discovered_file;
 pub mod overload;
 pub mod stats;
 pub mod yaml;
@@ -12,12 +13,12 @@ use lateen_proto::envoy::config::bootstrap::v3::{self as proto, bootstrap, runti
 use lateen_proto::envoy::config::cluster::v3::Cluster;
 use lateen_proto::envoy::config::core::v3::{self as core, config_source::ConfigSourceSpecifier};
 use lateen_proto::envoy::config::listener::v3::Listener;
-use lateen_proto::envoy::service::discovery::v3::DiscoveryResponse;
 use lateen_proto::json::{Codec, InvalidJson, Tree};
 use lateen_proto::wire::pieces;
 use lateen_proto::{Any, Struct};
 use prost::{Message, Name};
 
+pub use discovered_file::{Discovered, DiscoveredFile};
 pub use stats::StatsMatcher;
 
 use crate::compile::parts::{
@@ -94,15 +95,6 @@ pub fn parse(text: &str, origin: &str) -> std::result::Result<Bootstrap, Invalid
     let (rest, resources) = apart(&encode::<proto::Bootstrap>(text, origin)?);
     let value = proto::Bootstrap::decode(rest.as_slice()).map_err(|e| invalid(&e))?;
     judge_with(value, resources).map_err(|e| invalid(&e))
-}
-
-/// Reads a file of discovered resources (`path_config_source`), YAML or JSON.
-///
-/// # Errors
-/// When it cannot be read, or a field is unknown.
-pub fn discovery_response(path: &Path) -> std::result::Result<DiscoveryResponse, InvalidBootstrap> {
-    let text = std::fs::read_to_string(path).map_err(|e| InvalidBootstrap(format!("{}: {e}", path.display())))?;
-    message(&text, &path.display().to_string())
 }
 
 fn message<M: Message + Name + Default>(text: &str, origin: &str) -> std::result::Result<M, InvalidBootstrap> {

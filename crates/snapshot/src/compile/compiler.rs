@@ -193,6 +193,9 @@ impl Compiler {
     pub fn refuse(&mut self, source: &SecretSource, type_url: &str, names: &[String], now: Instant) {
         self.note_answer(type_url, &[], names);
         names.iter().for_each(|name| self.refused.note(any::name_of(type_url), name, source, true));
+        if any::name_of(type_url) == EndpointProto::full_name() {
+            self.no_endpoints.extend(names.iter().map(|name| Arc::from(name.as_str())));
+        }
         self.settled = false;
         self.settle(now);
     }

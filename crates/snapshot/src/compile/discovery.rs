@@ -13,8 +13,7 @@ use super::common::{open, port};
 use super::context::Context;
 use super::endpoint::EndpointAddress;
 use super::invalid::{Invalid, Result, Within};
-use super::source;
-use super::{dns, dns_cache};
+use super::{dns, dns_cache, file_names, source};
 use crate::ClusterId;
 use crate::cluster::{Discovery, DnsTarget, DnsTargets, OriginalDst};
 use crate::dns::DnsSettings;
@@ -110,8 +109,11 @@ pub(crate) fn discovery(
         Kind::Eds => {
             let cluster::EdsClusterConfig { eds_config, service_name } =
                 eds.ok_or_else(|| Invalid::field("eds_cluster_config", "is missing"))?;
-            context.uses.endpoints = source::ads_only(eds_config).within("eds_cluster_config.eds_config")?;
-            Ok(Discovery::Eds(if service_name.is_empty() { name.into() } else { service_name.into() }))
+            let service = if service_name.is_empty() { name } else { &service_name };
+            file_names::check(service).within("eds_cluster_config.service_name")?;
+            let (key, timeout) = source::ads_or_file(eds_config, service).within("eds_cluster_config.eds_config")?;
+            context.uses.endpoints = timeout;
+            Ok(Discovery::Eds(key.into()))
         }
         Kind::OriginalDst(settings) => Ok(Discovery::OriginalDst(Arc::new(settings))),
         Kind::StrictDns(settings) => Ok(Discovery::StrictDns(targets(given, settings)?)),

@@ -11,7 +11,7 @@ use super::common::{cidr, duration, duration_or, headers_count, limit, percent};
 use super::context::Context;
 use super::http_version::{http1, http2};
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
-use super::{access_log, filter, local_reply, original_ip, route, scoped_routes};
+use super::{access_log, file_names, filter, local_reply, original_ip, route, scoped_routes};
 use crate::http::{
     Codec, CurrentClientCert, EscapedSlashes, ForwardClientCert, HttpConnectionManager, PathNormalization, RouteSource, ServerHeader,
     Underscores, Upgrade,
@@ -203,8 +203,9 @@ fn routes(value: Option<inner::RouteSpecifier>, hosts: Vec<&[u8]>, context: &mut
             if route_config_name.is_empty() {
                 return Err(Invalid::field("rds.route_config_name", "is empty"));
             }
-            let timeout = super::source::ads_only(config_source).within("rds.config_source")?;
-            Ok(RouteSource::Discovered(context.route_table(&route_config_name, timeout)))
+            file_names::check(&route_config_name).within("rds.route_config_name")?;
+            let (key, timeout) = super::source::ads_or_file(config_source, &route_config_name).within("rds.config_source")?;
+            Ok(RouteSource::Discovered(context.route_table(&key, timeout)))
         }
         Some(inner::RouteSpecifier::ScopedRoutes(value)) => {
             Ok(RouteSource::Scoped(Arc::new(scoped_routes::routes(value, context).within("scoped_routes")?)))

@@ -26,6 +26,7 @@ mod ext_authz;
 mod ext_proc;
 mod extension;
 mod fault;
+mod file_names;
 mod filter;
 mod global_ratelimit;
 mod grpc_stats;
@@ -83,6 +84,7 @@ mod warming;
 
 pub(crate) use common::value_json;
 pub use compiler::{Compiler, Outcome, Rejected, Reload, Since, Turn, Update, Wanted, Wish};
+pub use file_names::{file_and_name, in_file};
 pub use invalid::Invalid;
 pub use lateen_core::file_stamp::FileStamp;
 pub use record::{Failure, Kind, Listed, Origin, Record};

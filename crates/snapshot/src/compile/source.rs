@@ -1,10 +1,13 @@
 //! Where a resource is discovered from, and how long it is waited for.
+use std::path::Path;
+
 use http::{HeaderName, HeaderValue};
 use lateen_proto::envoy::config::core::v3::{
     self as core, api_config_source::ApiType, config_source::ConfigSourceSpecifier, grpc_service::TargetSpecifier,
 };
 
 use super::common::limit;
+use super::file_names;
 use super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::service::fixed_header;
 use super::warming::{FETCH_TIMEOUT, FetchTimeout};
@@ -22,6 +25,13 @@ pub enum SecretSource {
     Path(String),
     /// Certificate files that a TLS context names.
     Files,
+}
+
+impl SecretSource {
+    /// Whether what comes from there has the names that it was given.
+    pub(crate) fn is_not_file(&self) -> bool {
+        !matches!(self, Self::Path(_))
+    }
 }
 
 /// A gRPC discovery service behind a static cluster.
@@ -49,6 +59,28 @@ pub(crate) fn ads_only(value: Option<core::ConfigSource>) -> Result<FetchTimeout
         }
         _ => Err(Invalid::new("is not supported; use `ads: {}`")),
     }
+}
+
+/// For routes and endpoints, which may also be in a file: what they are known as, and how long they are waited for.
+pub(crate) fn ads_or_file(value: Option<core::ConfigSource>, name: &str) -> Result<(String, FetchTimeout)> {
+    let path = match value.as_ref().and_then(|source| source.config_source_specifier.as_ref()) {
+        Some(ConfigSourceSpecifier::Path(path)) => existing(path, "path")?,
+        Some(ConfigSourceSpecifier::PathConfigSource(file)) => {
+            let core::PathConfigSource { path, watched_directory, poll_interval } = file;
+            // Files are looked at every second anyway.
+            harmless!(watched_directory, poll_interval);
+            existing(path, "path_config_source.path")?
+        }
+        _ => return Ok((name.to_owned(), ads_only(value)?)),
+    };
+    // A file is read at once, and what is not in it is not waited for.
+    Ok((file_names::in_file(path, name), FetchTimeout::Never))
+}
+
+/// As Envoy: a file that is not there now may never be.
+fn existing<'p>(path: &'p str, field: &str) -> Result<&'p str> {
+    file_names::check(path).within(field)?;
+    if Path::new(path).exists() { Ok(path) } else { Err(Invalid::field(field, format!("`{path}` does not exist"))) }
 }
 
 /// Zero is without end.

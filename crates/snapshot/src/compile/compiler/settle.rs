@@ -7,6 +7,7 @@ use super::resolved::is_resolved;
 use super::{Compiler, ListenerVersion, Wanted};
 use crate::cluster::Discovery;
 use crate::compile::context::Uses;
+use crate::compile::file_names::file_and_name;
 use crate::compile::record::Origin;
 use crate::compile::secret::{SecretKey, Unusable};
 use crate::compile::tls::Waiting;
@@ -185,7 +186,8 @@ impl Compiler {
         };
         let listeners = self.listeners.iter().filter_map(|(n, e)| Some(shown("listener", n, &e.versions.warming.as_ref()?.value.uses.tls)));
         let clusters = self.clusters.iter().filter_map(|(n, e)| Some(shown("cluster", n, &e.versions.warming.as_ref()?.value.uses.tls)));
-        let routes = self.routes.iter().filter(|(_, e)| e.versions.warming.is_some()).map(|(n, _)| format!("routes {n}"));
+        let routes =
+            self.routes.iter().filter(|(_, e)| e.versions.warming.is_some()).map(|(n, _)| format!("routes {}", file_and_name(n).1));
         listeners.chain(clusters).chain(routes).collect()
     }
 }

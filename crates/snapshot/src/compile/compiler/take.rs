@@ -13,6 +13,7 @@ use super::{
     Rejected, RouteProto, RouteVersion, ScopeProto, SecretProto, Update, VirtualHostProto, virtual_hosts,
 };
 use crate::compile::context::Context;
+use crate::compile::file_names::{self, file_and_name};
 use crate::compile::invalid::{Invalid, Result};
 use crate::compile::record::Origin;
 use crate::compile::secret::SecretKey;
@@ -46,6 +47,8 @@ impl Compiler {
                 Err(Invalid::new(format!("has {} bytes, more than {MAX_RESOURCE_BYTES}; split it", update.body.value.len())))
             } else if !seen.insert(name.clone()) {
                 Err(Invalid::new("occurs twice in one response; names must differ"))
+            } else if let Some(invalid) = source.is_not_file().then(|| file_names::check(&name).err()).flatten() {
+                Err(invalid.inside("name"))
             } else if is_listener {
                 let taken = self.take_listener(update, origin, &mut addresses, now);
                 if taken.is_ok() {
@@ -77,7 +80,7 @@ impl Compiler {
                 left_out::tell(&type_name, &name);
             }
             if let Err(invalid) = result {
-                rejected.push(Rejected { name, reason: invalid.to_string() });
+                rejected.push(Rejected { name: file_and_name(&name).1.to_owned(), reason: invalid.to_string() });
             }
         }
         changed.iter().for_each(|service| self.refresh_users(service));
@@ -120,13 +123,17 @@ impl Compiler {
         let entry = routes.entry(name).or_insert_with(|| Entry::new(origin));
         entry.take_sent(update, origin, now, |body, name| {
             let mut sent = route::Sent::open(body)?;
-            same_name(&sent.rest.name, name)?;
+            let (file, own_name) = file_and_name(name);
+            same_name(&sent.rest.name, own_name)?;
             let mut context = Context::new(names, secrets, dns_caches, false);
             let id = context.names.route_table(name);
             let Some(vhds) = sent.rest.vhds.take() else {
                 let table = Arc::new(sent.table(&mut context)?);
                 return Ok(RouteVersion { table, base: None, uses: context.uses });
             };
+            if file.is_some() {
+                return Err(Invalid::field("vhds", "is for routes of the aggregated stream; put the virtual hosts into the file"));
+            }
             let timeout = virtual_hosts::check(vhds, origin, *by_delta)?;
             let base = virtual_hosts::Base::new(sent, id, timeout, &mut context)?;
             let mut uses = std::mem::take(&mut context.uses);
@@ -155,7 +162,7 @@ impl Compiler {
         let name = update.name.clone();
         let entry = self.endpoints.entry(name.as_str().into()).or_insert_with(|| Entry::new(origin));
         entry.take(update, origin, now, |proto: EndpointProto, name| {
-            same_name(&proto.cluster_name, name)?;
+            same_name(&proto.cluster_name, file_and_name(name).1)?;
             cluster::load_assignment(proto).map(Arc::new)
         })?;
         self.no_endpoints.remove(name.as_str());

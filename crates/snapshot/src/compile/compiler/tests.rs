@@ -16,6 +16,7 @@ mod any_bytes;
 mod balancing;
 mod certificates;
 mod extensions;
+mod files;
 mod filters;
 mod kept_chains;
 mod members;

@@ -1,0 +1,183 @@
+//! What changing files do to what refers to them.
+use std::time::SystemTime;
+
+use lateen_snapshot::{Snapshot, bootstrap};
+
+use super::*;
+use crate::main_thread::test_support;
+
+/// A certificate of this name, with its key.
+fn pair(name: &str) -> [String; 2] {
+    let key = rcgen::KeyPair::generate().unwrap();
+    [rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap().self_signed(&key).unwrap().pem(), key.serialize_pem()]
+}
+
+/// A listener whose TLS context says this.
+fn listener(name: &str, tls: &str) -> Update {
+    let socket = format!(
+        "{{name: tls, typed_config: {{'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, common_tls_context: {{{tls}}}}}}}"
+    );
+    let filter = "{name: t, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: c}}";
+    let chain = format!("{{transport_socket: {socket}, filters: [{filter}]}}");
+    // Each has one of its own.
+    let port: u16 = name.bytes().map(u16::from).sum();
+    let address = format!("{{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}");
+    let text = format!("{{static_resources: {{listeners: [{{name: {name}, address: {address}, filter_chains: [{chain}]}}]}}}}");
+    let body = bootstrap::parse(&text, "test.yaml").unwrap().resources.remove(0);
+    Update { name: name.to_owned(), version: "1".to_owned(), body }
+}
+
+fn add(main: &Main, listener: Update) {
+    assert_eq!(main.apply(&SecretSource::Ads, types::LISTENER, vec![listener], &[]), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_is_wanted_after_its_file_was_read_is_read_too() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let secret = |name: &str| {
+        let [chain, key] = pair(name);
+        serde_json::json!({"@type": types::SECRET, "name": name,
+            "tls_certificate": {"certificate_chain": {"inline_string": chain}, "private_key": {"inline_string": key}}})
+    };
+    std::fs::write(file.path(), serde_json::json!({"resources": [secret("s1"), secret("s2")]}).to_string()).unwrap();
+    let wants = |name: &str| {
+        let source = format!("{{path_config_source: {{path: '{}'}}}}", file.path().display());
+        listener(&format!("l-{name}"), &format!("tls_certificate_sds_secret_configs: [{{name: {name}, sds_config: {source}}}]"))
+    };
+    let main = test_support::main("{node: {id: n, cluster: c}}");
+    let mut snapshots = main.snapshots();
+    let task = tokio::spawn(run(main.clone()));
+    for (name, count) in [("s1", 1), ("s2", 2)] {
+        add(&main, wants(name));
+        let waits = snapshots.wait_for(|snapshot: &Arc<Snapshot>| snapshot.listeners.len() == count);
+        tokio::time::timeout(INTERVAL * 5, waits).await.unwrap().unwrap();
+    }
+    // One that comes back is as new.
+    main.apply(&SecretSource::Ads, types::LISTENER, vec![], &["l-s1".to_owned()]);
+    add(&main, wants("s1"));
+    let waits = snapshots.wait_for(|snapshot: &Arc<Snapshot>| snapshot.listeners.len() == 2);
+    tokio::time::timeout(INTERVAL * 5, waits).await.unwrap().unwrap();
+    task.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_that_changes_before_its_file_is_looked_at_is_read_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let write = |later: Duration| {
+        for (name, text) in ["crt", "key"].into_iter().zip(pair("a")) {
+            std::fs::write(path(name), text).unwrap();
+            std::fs::File::options().write(true).open(path(name)).unwrap().set_modified(SystemTime::now() + later).unwrap();
+        }
+    };
+    write(Duration::ZERO);
+    let main = test_support::main("{node: {id: n, cluster: c}}");
+    let [chain, key] = ["crt", "key"].map(|name| format!("{{filename: '{}'}}", path(name).display()));
+    add(&main, listener("l", &format!("tls_certificates: [{{certificate_chain: {chain}, private_key: {key}}}]")));
+    let slot = main.snapshot().listeners[0].chains[0].tls.clone().unwrap();
+    let first = slot.config.get().unwrap();
+    write(Duration::from_secs(9));
+    let task = tokio::spawn(run(main.clone()));
+    tokio::time::sleep(INTERVAL * 3).await;
+    let second = slot.config.get().unwrap();
+    assert!(!Arc::ptr_eq(&first, &second));
+    tokio::time::sleep(INTERVAL * 3).await;
+    assert!(Arc::ptr_eq(&second, &slot.config.get().unwrap()), "it is read once");
+    task.abort();
+}
+
+/// A discovery response of these resources.
+fn response(resources: &serde_json::Value) -> String {
+    serde_json::json!({"resources": resources}).to_string()
+}
+
+/// As editors and Kubernetes do: the file is another.
+fn replace(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text).unwrap();
+    std::fs::rename(new, path).unwrap();
+}
+
+/// Routes whose one virtual host is called this.
+fn routes(host: &str) -> serde_json::Value {
+    serde_json::json!([{"@type": types::ROUTE, "name": "r", "virtual_hosts": [{"name": host, "domains": ["*"]}]}])
+}
+
+fn endpoints(port: u16) -> serde_json::Value {
+    let address = serde_json::json!({"socket_address": {"address": "127.0.0.1", "port_value": port}});
+    serde_json::json!([{"@type": types::ENDPOINT, "cluster_name": "c", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]}])
+}
+
+/// A listener `l` with the routes `r`, and a cluster `c`, of these files.
+fn static_resources(routes: &Path, endpoints: &Path) -> String {
+    let source = |path: &Path| format!("{{resource_api_version: V3, path_config_source: {{path: '{}'}}}}", path.display());
+    let router = "{name: r, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}";
+    let manager = format!(
+        "{{'@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: h, \
+           http_filters: [{router}], rds: {{route_config_name: r, config_source: {}}}}}",
+        source(routes)
+    );
+    format!(
+        "{{static_resources: {{listeners: [{{name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: 9}}}}, \
+           filter_chains: [{{filters: [{{name: h, typed_config: {manager}}}]}}]}}], \
+           clusters: [{{name: c, type: EDS, eds_cluster_config: {{eds_config: {}}}}}]}}}}",
+        source(endpoints)
+    )
+}
+
+/// The virtual host that serves, and the port of the host.
+fn serving(snapshot: &Snapshot) -> (Option<String>, Option<String>) {
+    let table = snapshot.routes.first().and_then(Option::as_ref);
+    let hosts = snapshot.cluster_named("c").map(|(_, cluster)| cluster.hosts.clone());
+    let address = hosts.and_then(|hosts| hosts.hosts().next().map(|host| host.address.to_string()));
+    (table.map(|table| table.virtual_hosts[0].name.to_string()), address)
+}
+
+#[tokio::test(start_paused = true)]
+async fn routes_and_endpoints_of_files_are_waited_for_and_follow_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let [routes_file, endpoints_file] = ["routes.json", "endpoints.json"].map(|name| folder.path().join(name));
+    replace(&routes_file, &response(&routes("first")));
+    replace(&endpoints_file, &response(&endpoints(1)));
+    let main = test_support::main(&static_resources(&routes_file, &endpoints_file));
+    assert!(main.snapshot().listeners.is_empty(), "it waits for its routes");
+    let mut snapshots = main.snapshots();
+    let task = tokio::spawn(run(main.clone()));
+    let mut becomes = async |listeners, host: &str, address: &str| {
+        let expected = (Some(host.to_owned()), Some(address.to_owned()));
+        let is = |snapshot: &Arc<Snapshot>| snapshot.listeners.len() == listeners && serving(snapshot) == expected;
+        tokio::time::timeout(INTERVAL * 5, snapshots.wait_for(is)).await.unwrap().unwrap();
+    };
+    becomes(1, "first", "127.0.0.1:1").await;
+    replace(&routes_file, &response(&routes("second")));
+    becomes(1, "second", "127.0.0.1:1").await;
+    replace(&endpoints_file, &response(&endpoints(2)));
+    becomes(1, "second", "127.0.0.1:2").await;
+    // What cannot be read, is refused, or is not there any more leaves the last in use.
+    replace(&routes_file, "{resources: [");
+    replace(&endpoints_file, &response(&serde_json::json!([{"@type": types::ENDPOINT, "cluster_name": "other"}])));
+    tokio::time::sleep(INTERVAL * 3).await;
+    assert_eq!(serving(&main.snapshot()), (Some("second".to_owned()), Some("127.0.0.1:2".to_owned())));
+    std::fs::remove_file(&endpoints_file).unwrap();
+    replace(&routes_file, &response(&routes("third")));
+    becomes(1, "third", "127.0.0.1:2").await;
+    task.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_what_a_file_does_not_have_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let [routes_file, endpoints_file] = ["routes.json", "endpoints.json"].map(|name| folder.path().join(name));
+    replace(&routes_file, "nonsense");
+    replace(&endpoints_file, &response(&serde_json::json!([])));
+    let main = test_support::main(&static_resources(&routes_file, &endpoints_file));
+    let mut snapshots = main.snapshots();
+    let task = tokio::spawn(run(main.clone()));
+    let has_begun = |snapshot: &Arc<Snapshot>| snapshot.listeners.len() == 1 && snapshot.cluster_named("c").is_some();
+    tokio::time::timeout(INTERVAL * 5, snapshots.wait_for(has_begun)).await.unwrap().unwrap();
+    assert_eq!(serving(&main.snapshot()), (None, None));
+    replace(&routes_file, &response(&routes("late")));
+    let is_there = |snapshot: &Arc<Snapshot>| serving(snapshot).0.as_deref() == Some("late");
+    tokio::time::timeout(INTERVAL * 5, snapshots.wait_for(is_there)).await.unwrap().unwrap();
+    task.abort();
+}

@@ -1,0 +1,112 @@
+//! Files of discovered resources (`path_config_source`), and where in them something stands.
+use std::path::Path;
+
+use lateen_proto::envoy::service::discovery::v3::{DiscoveryResponse, Resource};
+use lateen_proto::json::Step;
+use lateen_proto::{Any, any};
+
+use super::{InvalidBootstrap, message, yaml};
+
+/// What is in a file that holds a discovery response, YAML or JSON.
+#[derive(Debug)]
+pub struct DiscoveredFile {
+    pub resources: Vec<Discovered>,
+    text: String,
+}
+
+#[derive(Debug)]
+pub struct Discovered {
+    pub body: Any,
+    pub version: String,
+    is_wrapped: bool,
+}
+
+impl DiscoveredFile {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// When it cannot be read, a field is unknown, or a wrapped resource is empty.
+    pub fn read(path: &Path) -> Result<Self, InvalidBootstrap> {
+        let text = std::fs::read_to_string(path).map_err(|e| InvalidBootstrap(format!("{}: {e}", path.display())))?;
+        Self::parse(text, &path.display().to_string())
+    }
+
+    fn parse(text: String, origin: &str) -> Result<Self, InvalidBootstrap> {
+        let response: DiscoveryResponse = message(&text, origin)?;
+        let version = response.version_info;
+        let mut file = Self { resources: Vec::with_capacity(response.resources.len()), text };
+        for (index, body) in response.resources.into_iter().enumerate() {
+            let place = || {
+                let line = file.line_of(index, "").map(|line| format!("{line}:")).unwrap_or_default();
+                format!("{origin}:{line} resources[{index}]")
+            };
+            let discovered = if any::is::<Resource>(&body) {
+                let Resource { version, resource, .. } = any::open(&body).map_err(|e| InvalidBootstrap(format!("{}: {e}", place())))?;
+                let body = resource.ok_or_else(|| InvalidBootstrap(format!("{}: has no resource", place())))?;
+                Discovered { body, version, is_wrapped: true }
+            } else {
+                Discovered { body, version: version.clone(), is_wrapped: false }
+            };
+            file.resources.push(discovered);
+        }
+        Ok(file)
+    }
+
+    /// The line of what is wrong with a resource, or the nearest that is known: `reason` begins with the path of a field.
+    pub fn line_of(&self, index: usize, reason: &str) -> Option<usize> {
+        let mut path = vec![Step::Key("resources".to_owned()), Step::Item(index)];
+        if self.resources.get(index).is_some_and(|resource| resource.is_wrapped) {
+            path.push(Step::Key("resource".to_owned()));
+        }
+        let field = reason.split_once(": ").map_or("", |(field, _)| field);
+        field.split('.').filter(|segment| !segment.is_empty()).for_each(|segment| steps(segment, &mut path));
+        yaml::line_of(&self.text, &path)
+    }
+}
+
+/// `routes[2]` is a key and an item.
+fn steps(segment: &str, path: &mut Vec<Step>) {
+    let (key, items) = segment.split_once('[').unwrap_or((segment, ""));
+    path.push(Step::Key(key.to_owned()));
+    path.extend(items.split(['[', ']']).filter_map(|item| item.parse().ok()).map(Step::Item));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TWO: &str = "version_info: '7'
+resources:
+- '@type': type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment
+  cluster_name: a
+- '@type': type.googleapis.com/envoy.service.discovery.v3.Resource
+  name: b
+  version: '9'
+  resource:
+    '@type': type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment
+    cluster_name: b
+    endpoints:
+    - lb_endpoints:
+      - load_balancing_weight: 0
+";
+
+    #[test]
+    fn resources_may_be_wrapped_with_a_version_of_their_own() {
+        let file = DiscoveredFile::parse(TWO.to_owned(), "f.yaml").unwrap();
+        let shown: Vec<_> = file.resources.iter().map(|r| (any::name_of(&r.body.type_url), &*r.version)).collect();
+        assert_eq!(shown, ["7", "9"].map(|version| ("envoy.config.endpoint.v3.ClusterLoadAssignment", version)));
+        let json = serde_json::json!({"resources": [{"@type": "type.googleapis.com/envoy.service.discovery.v3.Resource", "name": "b"}]});
+        assert_eq!(DiscoveredFile::parse(json.to_string(), "f.json").unwrap_err().to_string(), "f.json:1: resources[0]: has no resource");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_resource_has_a_line() {
+        let file = DiscoveredFile::parse(TWO.to_owned(), "f.yaml").unwrap();
+        let line = |index, reason| file.line_of(index, reason);
+        assert_eq!(line(1, "endpoints[0].lb_endpoints[0].load_balancing_weight: is 0"), Some(13));
+        assert_eq!(line(1, "endpoints[0].lb_endpoints[0].health_status: is odd"), Some(13));
+        assert_eq!(line(0, "cluster_name: is odd"), Some(4));
+        assert_eq!(line(0, "odd"), Some(3));
+        assert_eq!(line(1, "odd"), Some(8));
+    }
+}
