@@ -6,6 +6,7 @@ use lateen_proto::json::Step;
 use lateen_proto::{Any, any};
 
 use super::{InvalidBootstrap, message, yaml};
+use crate::compile::parts::harmless;
 
 /// What is in a file that holds a discovery response, YAML or JSON.
 #[derive(Debug)]
@@ -32,20 +33,25 @@ impl DiscoveredFile {
     }
 
     fn parse(text: String, origin: &str) -> Result<Self, InvalidBootstrap> {
-        let response: DiscoveryResponse = message(&text, origin)?;
-        let version = response.version_info;
-        let mut file = Self { resources: Vec::with_capacity(response.resources.len()), text };
-        for (index, body) in response.resources.into_iter().enumerate() {
+        let DiscoveryResponse { version_info, resources, canary, type_url, nonce, control_plane, resource_errors } =
+            message(&text, origin)?;
+        // Of a stream's protocol, or for whoever reads the file.
+        harmless!(canary, type_url, nonce, control_plane, resource_errors);
+        let mut file = Self { resources: Vec::with_capacity(resources.len()), text };
+        for (index, body) in resources.into_iter().enumerate() {
             let place = || {
                 let line = file.line_of(index, "").map(|line| format!("{line}:")).unwrap_or_default();
                 format!("{origin}:{line} resources[{index}]")
             };
             let discovered = if any::is::<Resource>(&body) {
-                let Resource { version, resource, .. } = any::open(&body).map_err(|e| InvalidBootstrap(format!("{}: {e}", place())))?;
+                let Resource { name, resource_name, aliases, version, resource, ttl, cache_control, metadata } =
+                    any::open(&body).map_err(|e| InvalidBootstrap(format!("{}: {e}", place())))?;
+                // The name inside counts, and a file has no time to live, as with Envoy.
+                harmless!(name, resource_name, aliases, ttl, cache_control, metadata);
                 let body = resource.ok_or_else(|| InvalidBootstrap(format!("{}: has no resource", place())))?;
                 Discovered { body, version, is_wrapped: true }
             } else {
-                Discovered { body, version: version.clone(), is_wrapped: false }
+                Discovered { body, version: version_info.clone(), is_wrapped: false }
             };
             file.resources.push(discovered);
         }
