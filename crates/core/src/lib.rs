@@ -1,5 +1,6 @@
 //! Folders that change as one, memory, SPIFFE ids, labels, names others gave, the calendar: what every stage of the path shares.
 pub mod access_log;
+pub mod bounded_file;
 pub mod file_stamp;
 pub mod framing;
 pub mod generation;

@@ -1,8 +1,9 @@
 //! Reading and writing PEM with errors that name the source and say what was found instead.
 use base64::Engine;
+use lateen_core::bounded_file;
 use rustls_pki_types::pem::{PemObject, SectionKind};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
-use std::io::Read as _;
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// PEM files larger than this are refused: the largest public trust bundles are below 1 MiB.
@@ -105,19 +106,10 @@ pub fn private_key(pem: &[u8], origin: &str) -> Result<PrivateKeyDer<'static>, I
 /// When it cannot be read or exceeds [`MAX_PEM_BYTES`].
 pub fn read_file(path: &Path) -> Result<Vec<u8>, InvalidPem> {
     let origin = path.display().to_string();
-    let failed = |cause: std::io::Error| InvalidPem::new(&origin, format!("cannot be read: {cause}"));
-    let found = std::fs::metadata(path).map_err(failed)?;
-    if !found.is_file() {
-        return Err(InvalidPem::new(&origin, "is no file"));
-    }
-    let too_large = |size: u64| InvalidPem::new(&origin, format!("is {size} bytes large; at most {MAX_PEM_BYTES} are read"));
-    if found.len() > MAX_PEM_BYTES {
-        return Err(too_large(found.len()));
-    }
-    let mut content = Vec::new();
-    // It may grow meanwhile.
-    let read = std::fs::File::open(path).and_then(|file| file.take(MAX_PEM_BYTES + 1).read_to_end(&mut content)).map_err(failed)?;
-    if read as u64 > MAX_PEM_BYTES { Err(too_large(read as u64)) } else { Ok(content) }
+    bounded_file::read(path, MAX_PEM_BYTES).map_err(|cause| match cause.kind() {
+        ErrorKind::InvalidInput | ErrorKind::FileTooLarge => InvalidPem::new(&origin, cause.to_string()),
+        _ => InvalidPem::new(&origin, format!("cannot be read: {cause}")),
+    })
 }
 
 /// One PEM section with 64-column lines and a final line feed.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lateen_core::bounded_file;
 use lateen_proto::envoy::config::core::v3::{self as core, address, data_source, socket_address, socket_option};
 use lateen_proto::envoy::r#type::v3 as types;
 use lateen_proto::{Any, any};
@@ -187,12 +188,7 @@ pub(crate) fn data(source: core::DataSource) -> Result<Vec<u8>> {
 }
 
 pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
-    let failed = |cause: std::io::Error| Invalid::new(format!("`{}` cannot be read: {cause}", path.display()));
-    let size = std::fs::metadata(path).map_err(failed)?.len();
-    if size > MAX_FILE_BYTES {
-        return Err(Invalid::new(format!("`{}` has {size} bytes, more than {MAX_FILE_BYTES}", path.display())));
-    }
-    std::fs::read(path).map_err(failed)
+    bounded_file::read(path, MAX_FILE_BYTES).map_err(|cause| Invalid::new(format!("`{}` cannot be read: {cause}", path.display())))
 }
 
 /// Opens the typed configuration of an extension.
