@@ -20,8 +20,12 @@ fn within<T>(run: impl FnOnce() -> T) -> T {
         static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     }
     RUNTIME.with(|runtime| {
-        let _entered = runtime.enter();
-        run()
+        runtime.block_on(async {
+            let made = run();
+            // The sockets of the run are only let go of when their driver has had its turn.
+            tokio::task::yield_now().await;
+            made
+        })
     })
 }
 
