@@ -63,6 +63,7 @@ def tls(certs, own, peer, alpn, server):
     """A transport socket that presents `own` and accepts only `peer`."""
     context = {
         "alpn_protocols": [alpn],
+        "tls_params": {"tls_maximum_protocol_version": "TLSv1_3"},
         "tls_certificates": [{"certificate_chain": {"filename": f"{certs}/{own}.crt"}, "private_key": {"filename": f"{certs}/{own}.key"}}],
         "validation_context": {"trusted_ca": {"filename": f"{certs}/ca.crt"},
                                "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": f"spiffe://cluster.local/ns/default/sa/{peer}"}}]},

@@ -154,7 +154,7 @@ impl Mesh {
     fn common(&self, own: &str, peer: &str, alpn: &str) -> String {
         let path = self.folder.path().display();
         format!(
-            "common_tls_context: {{alpn_protocols: [{alpn}], tls_certificates: [{{certificate_chain: {{filename: {path}/{own}.crt}}, private_key: \
+            "common_tls_context: {{alpn_protocols: [{alpn}], tls_params: {{tls_maximum_protocol_version: TLSv1_3}}, tls_certificates: [{{certificate_chain: {{filename: {path}/{own}.crt}}, private_key: \
              {{filename: {path}/{own}.key}}}}], validation_context: {{trusted_ca: {{filename: {path}/ca.crt}}, match_typed_subject_alt_names: \
              [{{san_type: URI, matcher: {{exact: \"spiffe://cluster.local/ns/default/sa/{peer}\"}}}}]}}}}"
         )

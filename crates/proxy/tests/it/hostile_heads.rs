@@ -85,12 +85,17 @@ fn of_an_http2_head_no_more_is_read_than_it_may_have() {
         // A byte stands for 100.
         ("repetitions", frame(9, 0, 1, &[0xbe; 16_000])),
     ] {
-        let proxy = Config::to(&[upstream.port()]).start();
-        let (answer, taken) = pour(&proxy, &[&preface[..], &frame(1, 1, 1, &begin)].concat(), &again);
-        // A GOAWAY has the last words: eight bytes, and a reason that may be longer.
-        assert!(kinds(&answer).contains(&7), "{what}: {answer:?}");
-        assert!(taken < IN_BUFFERS, "{what}: {taken} bytes were taken");
-        assert_eq!(proxy.get("/").status, 200, "{what}");
+        // As with HTTP/1: either what still comes is thrown away for a while, or it is not read.
+        for waits in [true, false] {
+            let mut config = Config::to(&[upstream.port()]);
+            config.hcm = format!("delayed_close_timeout: {}", if waits { "1s" } else { "0s" });
+            let proxy = config.start();
+            let (answer, taken) = pour(&proxy, &[&preface[..], &frame(1, 1, 1, &begin)].concat(), &again);
+            // A GOAWAY has the last words: eight bytes, and a reason that may be longer.
+            assert!(!waits || kinds(&answer).contains(&7), "{what}: {answer:?}");
+            assert!(waits || taken < IN_BUFFERS, "{what}: {taken} bytes were taken");
+            assert_eq!(proxy.get("/").status, 200, "{what}");
+        }
     }
     assert!(upstream.seen().iter().all(|r| !r.contains("zzz")), "{:?}", upstream.seen());
 }
