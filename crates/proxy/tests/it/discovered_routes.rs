@@ -62,6 +62,15 @@ fn incremental(yaml: &str) -> Compiler {
     compiler
 }
 
+/// Routes have come whose virtual hosts are discovered, and the server has said that there are none yet.
+fn awaiting_hosts(yaml: &str) -> Compiler {
+    let mut compiler = incremental(yaml);
+    apply::<RouteConfiguration>(&mut compiler, "r", &answering("r", ", vhds: {config_source: {ads: {}}}"));
+    compiler.snapshot();
+    assert_eq!(compiler.apply(&url::<VirtualHost>(), Vec::new(), &[], Instant::now()), []);
+    compiler
+}
+
 fn get(proxy: &Proxy, host: &str, more: &str) -> (u16, String) {
     let answer = proxy.call(&format!("GET / HTTP/1.1\r\nhost: {host}\r\n{more}\r\n"));
     (answer.status, answer.body)
@@ -198,10 +207,7 @@ fn filters_begin_anew_with_a_virtual_host_that_comes_late() {
     );
     let yaml = config(RDS, &format!("{rbac}{}", ON_DEMAND.replace("LIMIT", "4s")));
     for (more, status) in [("", 403), ("content-length: 0\r\n", 403), ("content-length: 1\r\n\r\nx", 200)] {
-        let mut compiler = incremental(&yaml);
-        apply::<RouteConfiguration>(&mut compiler, "r", &answering("r", ", vhds: {config_source: {ads: {}}}"));
-        compiler.snapshot();
-        assert_eq!(compiler.apply(&url::<VirtualHost>(), Vec::new(), &[], Instant::now()), []);
+        let mut compiler = awaiting_hosts(&yaml);
         let (wishes, mut asked) = channel();
         let proxy = start_asking(&yaml, compiler.snapshot(), wishes);
         let (got, _) = wished(&proxy, &mut asked, ("late", more), |wish| {
@@ -228,10 +234,7 @@ fn a_virtual_host_that_comes_late_is_asked_whether_it_allows_an_upgrade() {
     let allowing = "{match: {prefix: /}, route: {cluster: none, upgrade_configs: [{upgrade_type: websocket}]}}";
     for (listener, route, status) in [("", &*says("late"), 403), (own, &says("late"), 403), (own, allowing, 555), ("", allowing, 503)] {
         let yaml = config(&format!("{RDS}\n          {listener}"), &ON_DEMAND.replace("LIMIT", "4s"));
-        let mut compiler = incremental(&yaml);
-        apply::<RouteConfiguration>(&mut compiler, "r", &answering("r", ", vhds: {config_source: {ads: {}}}"));
-        compiler.snapshot();
-        assert_eq!(compiler.apply(&url::<VirtualHost>(), Vec::new(), &[], Instant::now()), []);
+        let mut compiler = awaiting_hosts(&yaml);
         let (wishes, mut asked) = channel();
         let proxy = start_asking(&yaml, compiler.snapshot(), wishes);
         let (got, _) = wished(&proxy, &mut asked, ("late", "connection: upgrade\r\nupgrade: websocket\r\n"), |wish| {

@@ -44,9 +44,8 @@ fn a_retry_avoids_the_host_that_failed() {
     }
 }
 
-#[test]
-fn a_retry_goes_past_the_priorities_that_failed() {
-    let (bad, good) = (Upstream::start(|_, _, stream| write_status(stream, 503)), Upstream::ok("good"));
+/// One host in each of two priorities; a second try goes to the other.
+fn over_priorities(first: u16, second: u16) -> Config {
     let policy = "{retry_on: 5xx, num_retries: 1, retry_priority: {name: envoy.retry_priorities.previous_priorities, typed_config: {\"@type\": \
                   type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig, update_frequency: 1}}}";
     let mut config = Config::to(&[]).routes(&format!("- {{match: {{prefix: /}}, route: {{cluster: c, retry_policy: {policy}}}}}"));
@@ -55,9 +54,15 @@ fn a_retry_goes_past_the_priorities_that_failed() {
             "{{priority: {priority}, lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}"
         )
     };
-    let endpoints = [level(0, bad.port()), level(1, good.port())].join(", ");
+    let endpoints = [level(0, first), level(1, second)].join(", ");
     config.clusters = vec![format!("- name: c\n  type: STATIC\n  load_assignment: {{cluster_name: c, endpoints: [{endpoints}]}}")];
-    let proxy = config.start();
+    config
+}
+
+#[test]
+fn a_retry_goes_past_the_priorities_that_failed() {
+    let (bad, good) = (Upstream::start(|_, _, stream| write_status(stream, 503)), Upstream::ok("good"));
+    let proxy = over_priorities(bad.port(), good.port()).start();
     for _ in 0..10 {
         assert_eq!(proxy.get("/").body, "good");
     }
@@ -79,16 +84,7 @@ fn a_try_without_a_connection_is_not_reported_with_that_of_the_try_before() {
     let dead = dead_port();
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
-    let policy = "{retry_on: 5xx, num_retries: 1, retry_priority: {name: envoy.retry_priorities.previous_priorities, typed_config: {\"@type\": \
-                  type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig, update_frequency: 1}}}";
-    let mut config = Config::to(&[]).routes(&format!("- {{match: {{prefix: /}}, route: {{cluster: c, retry_policy: {policy}}}}}"));
-    let level = |priority: usize, port: u16| {
-        format!(
-            "{{priority: {priority}, lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}"
-        )
-    };
-    let endpoints = [level(0, answering.port()), level(1, dead)].join(", ");
-    config.clusters = vec![format!("- name: c\n  type: STATIC\n  load_assignment: {{cluster_name: c, endpoints: [{endpoints}]}}")];
+    let mut config = over_priorities(answering.port(), dead);
     config.hcm = format!(
         "access_log: [{{name: f, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, \
          path: {}, log_format: {{text_format_source: {{inline_string: \
