@@ -525,11 +525,11 @@ table! {
 table! {
     /// A local rate limiter, under `<stat prefix>.`.
     local_rate_limit {
-        counter ENABLED = "http_local_rate_limit.enabled";
-        counter ENFORCED = "http_local_rate_limit.enforced";
-        counter OK = "http_local_rate_limit.ok";
-        counter RATE_LIMITED = "http_local_rate_limit.rate_limited";
-        counter SHADOW_MODE = "http_local_rate_limit.shadow_mode";
+        counter ENABLED = "enabled";
+        counter ENFORCED = "enforced";
+        counter OK = "ok";
+        counter RATE_LIMITED = "rate_limited";
+        counter SHADOW_MODE = "shadow_mode";
     }
 }
 

@@ -1,8 +1,6 @@
 //! The sharded store against a plain model, and the exact text of what a scrape prints.
-use lateen_telemetry::envoy_names::{self, cluster, cluster_state, http};
-use lateen_telemetry::envoy_names::{bandwidth_limit, connection_limit, connection_quota, connection_rate_limit, dns_cache, ext_authz};
-use lateen_telemetry::envoy_names::{listener, local_rate_limit, rbac, rbac_shadow};
-use lateen_telemetry::stats::{BlockName, Counter, MetricDef, Query, Registry, TagStyle};
+use lateen_telemetry::envoy_names::{self, bandwidth_limit, cluster, cluster_state, http};
+use lateen_telemetry::stats::{BlockName, Query, Registry, TagStyle};
 use proptest::prelude::*;
 use std::collections::HashMap;
 
@@ -175,13 +173,13 @@ fn the_prometheus_form_extracts_tags_in_both_styles() {
 #[test]
 fn prometheus_histograms_are_cumulative_and_complete() {
     let (registry, shards) = Registry::new(1, TagStyle::Envoy);
-    let block = registry.block(http::DEFS, BlockName::http("inbound_0.0.0.0_8080"));
+    let block = registry.block(http::DEFS, BlockName::http("inbound_8080"));
     let local = shards[0].local(&block);
     for micros in [300, 4_000, 4_000, 7_200_000_000] {
         local.record(http::DOWNSTREAM_RQ_TIME, micros);
     }
     let page = answer(&registry, "format=prometheus&filter=downstream_rq_time$");
-    let label = "envoy_http_conn_manager_prefix=\"inbound_0.0.0.0_8080\"";
+    let label = "envoy_http_conn_manager_prefix=\"inbound_8080\"";
     assert!(page.starts_with("# TYPE envoy_http_downstream_rq_time histogram\n"), "{page}");
     for line in [
         format!("envoy_http_downstream_rq_time_bucket{{{label},le=\"0.5\"}} 1\n"),
@@ -204,135 +202,6 @@ fn hostile_names_cannot_break_the_page() {
     let page = answer(&registry, "format=prometheus&filter=rq_total");
     assert_eq!(page.lines().count(), 2);
     assert!(page.contains("envoy_cluster_name=\"a\\\"}\\n\\\\b\""), "{page}");
-}
-
-#[test]
-fn names_from_configuration_become_labels_or_are_sanitised() {
-    let (registry, shards) = Registry::new(1, TagStyle::Envoy);
-    let ours = BlockName::http_rbac("in", "");
-    let (of_policy, of_rules) = (ours.below("policy").tagged("rbac_policy_name", "ns[default]-policy[deny]-rule[0]"), "pre-x");
-    let rules = [of_policy, BlockName::http_rbac("in", of_rules), BlockName::rbac("net"), BlockName::rbac("net").below("istio:dry-run")];
-    let rules = rules.map(|name| registry.block(rbac::DEFS, name));
-    rules.iter().for_each(|block| shards[0].inc(block, rbac::ALLOWED));
-    let limits = [BlockName::local_rate_limit("a-b"), BlockName::listener_rate_limit("c"), BlockName::plain("x[0].größe")];
-    let limits = limits.map(|name| registry.block(connection_rate_limit::DEFS, name));
-    limits.iter().for_each(|block| shards[0].inc(block, connection_rate_limit::RATE_LIMITED));
-    let quota = registry.block(connection_quota::DEFS, BlockName::ratelimit("q"));
-    shards[0].inc(&quota, connection_quota::OVER_LIMIT);
-    let open = registry.block(connection_limit::DEFS, BlockName::connection_limit("o"));
-    shards[0].inc(&open, connection_limit::LIMITED_CONNECTIONS);
-    let requests = registry.block(local_rate_limit::DEFS, BlockName::http_local_rate_limit("requests"));
-    shards[0].inc(&requests, local_rate_limit::OK);
-    let asked = registry.block(ext_authz::DEFS, BlockName::cluster("c").ext_authz("mine"));
-    shards[0].inc(&asked, ext_authz::DENIED);
-    let page = answer(&registry, "format=prometheus&usedonly");
-    let lines: Vec<&str> = page.lines().filter(|line| !line.starts_with('#')).collect();
-    assert_eq!(
-        lines,
-        [
-            "envoy_cluster_ext_authz_denied{envoy_ext_authz_prefix=\"mine\",envoy_cluster_name=\"c\"} 1",
-            "envoy_connection_limit_limited_connections{envoy_connection_limit_prefix=\"o\"} 1",
-            "envoy_http_local_rate_limit_ok{envoy_local_http_ratelimit_prefix=\"requests\"} 1",
-            "envoy_http_rbac_allowed{envoy_rbac_http_prefix=\"pre-x\",envoy_http_conn_manager_prefix=\"in\"} 1",
-            "envoy_http_rbac_policy_allowed{envoy_rbac_policy_name=\"ns[default]-policy[deny]-rule[0]\",envoy_http_conn_manager_prefix=\"in\"} 1",
-            "envoy_listener_local_ratelimit_rate_limited{envoy_local_listener_ratelimit_prefix=\"c\"} 1",
-            "envoy_local_rate_limit_rate_limited{envoy_local_network_ratelimit_prefix=\"a-b\"} 1",
-            "envoy_ratelimit_over_limit{envoy_ratelimit_prefix=\"q\"} 1",
-            "envoy_rbac_allowed{envoy_rbac_prefix=\"net\"} 1",
-            "envoy_rbac_istio_dry_run_allowed{envoy_rbac_prefix=\"net\"} 1",
-            "envoy_x_0__gr__e_rate_limited{} 1",
-        ]
-    );
-}
-
-/// The lines of a registry of this style on which one metric of each block was counted once.
-fn lines_of(style: TagStyle, blocks: &[(&'static [MetricDef], BlockName, Counter)]) -> Vec<String> {
-    let (registry, shards) = Registry::new(1, style);
-    let blocks: Vec<_> = blocks.iter().map(|(defs, name, counter)| (registry.block(defs, name.clone()), *counter)).collect();
-    blocks.iter().for_each(|(block, counter)| shards[0].inc(block, *counter));
-    let page = answer(&registry, "format=prometheus&usedonly");
-    page.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
-}
-
-/// What Envoy 1.40 shows with the `stats_tags` of Istio's bootstrap.
-#[test]
-fn in_istios_style_only_istios_tags_are_labels_and_other_names_stay_in_the_family() {
-    let (allowed, shadow) = ((rbac::DEFS, rbac::ALLOWED), (rbac_shadow::DEFS, rbac_shadow::SHADOW_DENIED));
-    let (limit, cx, rq) = (connection_rate_limit::RATE_LIMITED, listener::DOWNSTREAM_CX_TOTAL, cluster::UPSTREAM_RQ_TOTAL);
-    let of_http = |prefix: &str| BlockName::http_rbac(prefix, "");
-    let policy = |name: BlockName| name.below("policy").tagged("rbac_policy_name", "ns[default]-policy[x]");
-    let named = "inbound_0.0.0.0_8080;";
-    let lines = lines_of(
-        TagStyle::Istio,
-        &[
-            (local_rate_limit::DEFS, BlockName::http_local_rate_limit("http_local_rate_limiter"), local_rate_limit::RATE_LIMITED),
-            (cluster::DEFS, BlockName::cluster("outbound|80||c.default.svc.cluster.local;"), rq),
-            (cluster::DEFS, BlockName::cluster("d.svc"), rq),
-            (ext_authz::DEFS, BlockName::cluster("d.svc").ext_authz("mine"), ext_authz::ERROR),
-            (ext_authz::DEFS, BlockName::http(named).ext_authz("mine"), ext_authz::ERROR),
-            (http::DEFS, BlockName::http("plain"), http::DOWNSTREAM_RQ_TOTAL),
-            (allowed.0, of_http(named), allowed.1),
-            (allowed.0, of_http("plain"), allowed.1),
-            (allowed.0, BlockName::http_rbac(named, "pre"), allowed.1),
-            (allowed.0, policy(of_http(named)), allowed.1),
-            (shadow.0, BlockName::http_rbac(named, "istio_dry_run_allow_"), shadow.1),
-            (shadow.0, policy(BlockName::http_rbac(named, "istio_dry_run_deny_")), shadow.1),
-            (shadow.0, of_http(named), shadow.1),
-            (allowed.0, BlockName::rbac("net"), allowed.1),
-            (shadow.0, BlockName::rbac("net").below("istio_dry_run_allow_"), shadow.1),
-            (allowed.0, BlockName::rbac("tcp"), allowed.1),
-            (shadow.0, BlockName::rbac("tcp").below("istio_dry_run_allow_"), shadow.1),
-            (connection_rate_limit::DEFS, BlockName::local_rate_limit("a-b"), limit),
-            (connection_rate_limit::DEFS, BlockName::listener_rate_limit("c"), limit),
-            (connection_limit::DEFS, BlockName::connection_limit("cl-x"), connection_limit::LIMITED_CONNECTIONS),
-            (connection_quota::DEFS, BlockName::ratelimit("q"), connection_quota::ERROR),
-            (listener::DEFS, BlockName::listener("127.0.0.1:80"), cx),
-            (listener::DEFS, BlockName::listener("[::1]:80"), cx),
-            (listener::DEFS, BlockName::listener("lp"), cx),
-            (http::DEFS, BlockName::listener_http("127.0.0.1:80", named), http::DOWNSTREAM_RQ_TOTAL),
-            (http::DEFS, BlockName::listener_http("lp", "0.0.0.0_80"), http::DOWNSTREAM_RQ_TOTAL),
-            (dns_cache::DEFS, BlockName::plain("dns_cache").below("names"), dns_cache::DNS_QUERY_ATTEMPT),
-        ],
-    );
-    assert_eq!(
-        lines,
-        [
-            "envoy_cluster_d_svc_ext_authz_mine_error{} 1",
-            "envoy_cluster_d_svc_upstream_rq_total{} 1",
-            "envoy_cluster_upstream_rq_total{cluster_name=\"outbound|80||c.default.svc.cluster.local\"} 1",
-            "envoy_connection_limit_cl_x_limited_connections{} 1",
-            "envoy_dns_dns_query_attempt{cache=\"names\"} 1",
-            "envoy_http_ext_authz_mine_error{http_conn_manager_prefix=\"inbound_0.0.0.0_8080\"} 1",
-            "envoy_http_local_rate_limiter_http_local_rate_limit_rate_limited{} 1",
-            "envoy_http_plain_downstream_rq_total{} 1",
-            "envoy_http_plain_rbac{authz_enforce_result=\"allowed\"} 1",
-            "envoy_http_rbac{authz_dry_run_result=\"denied\",authz_dry_run_action=\"allow\",http_conn_manager_prefix=\"inbound_0.0.0.0_8080\"} 1",
-            "envoy_http_rbac{authz_dry_run_result=\"denied\",http_conn_manager_prefix=\"inbound_0.0.0.0_8080\"} 1",
-            "envoy_http_rbac{authz_enforce_result=\"allowed\",http_conn_manager_prefix=\"inbound_0.0.0.0_8080\"} 1",
-            "envoy_http_rbac_policy_ns_default__policy_x_{authz_dry_run_result=\"denied\",authz_dry_run_action=\"deny\",http_conn_manager_prefix=\"inbound_0.0.0.0_8080\"} 1",
-            "envoy_http_rbac_policy_ns_default__policy_x__allowed{http_conn_manager_prefix=\"inbound_0.0.0.0_8080\"} 1",
-            "envoy_http_rbac_pre_allowed{http_conn_manager_prefix=\"inbound_0.0.0.0_8080\"} 1",
-            "envoy_listener_downstream_cx_total{listener_address=\"127.0.0.1_80\"} 1",
-            "envoy_listener_downstream_cx_total{listener_address=\"[__1]_80\"} 1",
-            "envoy_listener_http_inbound_0_0_0_0_8080__downstream_rq_total{listener_address=\"127.0.0.1_80\"} 1",
-            "envoy_listener_local_ratelimit_c_rate_limited{} 1",
-            "envoy_listener_lp_downstream_cx_total{} 1",
-            "envoy_listener_lp_http_downstream_rq_total{http_conn_manager_listener_prefix=\"0.0.0.0_80\"} 1",
-            "envoy_local_rate_limit_a_b_rate_limited{} 1",
-            "envoy_net_rbac{authz_dry_run_result=\"denied\",authz_dry_run_action=\"allow\"} 1",
-            "envoy_net_rbac{authz_enforce_result=\"allowed\"} 1",
-            "envoy_ratelimit_q_error{} 1",
-            "envoy_tcp{authz_dry_run_result=\"denied\",authz_dry_run_action=\"allow\",tcp_prefix=\"rbac.istio_dry_run_allow_\"} 1",
-            "envoy_tcp{authz_enforce_result=\"allowed\",tcp_prefix=\"rbac\"} 1",
-        ]
-    );
-}
-
-#[test]
-fn names_that_sanitising_makes_equal_are_one_line_in_istios_style_too() {
-    let ok = |prefix| (local_rate_limit::DEFS, BlockName::http_local_rate_limit(prefix), local_rate_limit::OK);
-    let lines = lines_of(TagStyle::Istio, &[ok("größe[0]"), ok("gr__e_0_"), ok("gr__e.0;")]);
-    assert_eq!(lines, ["envoy_gr__e_0__http_local_rate_limit_ok{} 3"]);
 }
 
 #[test]

@@ -110,8 +110,8 @@ impl Hcm {
             resolved: RefCell::default(),
             discovers: config.filters.iter().any(|f| matches!(f, HttpFilter::Discovered(_))),
             stats: local(names::DEFS, BlockName::http(prefix)),
-            fault: local(fault::DEFS, BlockName::http(prefix)),
-            cors: local(cors::DEFS, BlockName::http(prefix)),
+            fault: local(fault::DEFS, BlockName::http_filters(prefix)),
+            cors: local(cors::DEFS, BlockName::http_filters(prefix)),
             rbac: config
                 .filters
                 .iter()
@@ -120,7 +120,7 @@ impl Hcm {
                     _ => None,
                 })
                 .collect(),
-            jwt_authn: local(jwt_authn::DEFS, BlockName::http(prefix)),
+            jwt_authn: local(jwt_authn::DEFS, BlockName::http_filters(prefix)),
             logs: LogSet::new(worker, &config.access_logs),
             words: config.local_replies.as_ref().map(Words::new),
             limits: HeadLimits {

@@ -36,7 +36,7 @@ pub(super) async fn run(main: Arc<Main>) {
             match running.iter().find(|(known, ..)| std::ptr::eq(Arc::as_ptr(cache), known.as_ptr())) {
                 Some((_, block, _)) => show(block, cache),
                 None => {
-                    let block = main.registry.block(names::DEFS, BlockName::plain("dns_cache").below(&cache.config.name));
+                    let block = main.registry.block(names::DEFS, BlockName::plain("dns_cache").scope(&cache.config.name));
                     let serve = serve(main.clone(), Arc::downgrade(cache), block.clone());
                     let task = tasks.spawn(main.supervisor.clone().only_once("a cache of names", serve));
                     running.push((Arc::downgrade(cache), block, task));

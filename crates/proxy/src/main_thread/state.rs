@@ -299,7 +299,7 @@ impl Main {
         }
         let mut figures = self.filter_figures.lock().unwrap_or_else(PoisonError::into_inner);
         for Reload { place, name, outcome } in reloads {
-            let named = || BlockName::plain(&format!("extension_config_discovery.{place}.{name}"));
+            let named = || BlockName::plain("extension_config_discovery").below(place).scope(name);
             let block = figures.entry((*place, Arc::clone(name))).or_insert_with(|| self.registry.block(extension_config::DEFS, named()));
             match outcome {
                 Outcome::Awaited => {}

@@ -7,6 +7,7 @@ mod block;
 mod buckets;
 mod carry;
 pub(crate) mod cells;
+mod extract;
 mod family;
 mod histogram;
 mod metric;

@@ -13,109 +13,103 @@ pub(super) struct Tag {
 pub struct BlockName {
     /// `cluster.outbound|80||x.`, with the dot; empty for names that stand alone.
     pub(super) dotted: String,
-    parts: Vec<Part>,
-}
-
-/// What was added to a name at once; it may have dots of its own.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct Part {
-    /// Where its dot stands.
-    end: usize,
-    /// The label that Envoy's default extraction makes of it.
-    key: Option<&'static str>,
 }
 
 impl BlockName {
     /// `cluster.<name>.`: `name` is the cluster's `alt_stat_name` if it has one.
     pub fn cluster(name: &str) -> Self {
-        Self::plain("cluster").tagged("cluster_name", name)
+        Self::plain("cluster").scope(name)
     }
 
     /// `http.<stat prefix>.` of an HTTP connection manager.
     pub fn http(stat_prefix: &str) -> Self {
-        Self::plain("http").tagged("http_conn_manager_prefix", stat_prefix)
+        Self::plain("http").scope(stat_prefix)
+    }
+
+    /// `http.<stat prefix>.` where the filters of a connection manager count: Envoy keeps a `:` there.
+    pub fn http_filters(stat_prefix: &str) -> Self {
+        Self::plain("http").below(stat_prefix)
     }
 
     /// `http.<stat prefix>.<filter>.`: a filter's metrics under its connection manager (`fault`, `rbac`, `jwt_authn`).
     pub fn http_filter(stat_prefix: &str, filter: &str) -> Self {
-        Self::http(stat_prefix).below(filter)
+        Self::http_filters(stat_prefix).below(filter)
     }
 
     /// `http.<stat prefix>.rbac.[<rules prefix>.]`: the rules of an RBAC filter.
     pub fn http_rbac(stat_prefix: &str, rules: &str) -> Self {
         let name = Self::http_filter(stat_prefix, "rbac");
-        if rules.is_empty() { name } else { name.tagged("rbac_http_prefix", rules) }
+        if rules.is_empty() { name } else { name.below(rules) }
     }
 
     /// `<stat prefix>.rbac.`: the rules of an RBAC filter of connections.
     pub fn rbac(stat_prefix: &str) -> Self {
-        Self::plain("").tagged("rbac_prefix", stat_prefix).below("rbac")
+        Self::plain(stat_prefix).below("rbac")
     }
 
     /// `ext_authz.[<filter's prefix>.]` below what it counts for.
     #[must_use]
     pub fn ext_authz(self, filter: &str) -> Self {
         let name = self.below("ext_authz");
-        if filter.is_empty() { name } else { name.tagged("ext_authz_prefix", filter) }
+        if filter.is_empty() { name } else { name.below(filter) }
     }
 
     /// `local_rate_limit.<stat prefix>.` of a limit of connections.
     pub fn local_rate_limit(stat_prefix: &str) -> Self {
-        Self::plain("local_rate_limit").tagged("local_network_ratelimit_prefix", stat_prefix)
+        Self::plain("local_rate_limit").below(stat_prefix)
     }
 
     /// `listener_local_ratelimit.<stat prefix>.` of a listener's limit of connections.
     pub fn listener_rate_limit(stat_prefix: &str) -> Self {
-        Self::plain("listener_local_ratelimit").tagged("local_listener_ratelimit_prefix", stat_prefix)
+        Self::plain("listener_local_ratelimit").below(stat_prefix)
     }
 
     /// `ratelimit.<stat prefix>.` of a service that limits connections.
     pub fn ratelimit(stat_prefix: &str) -> Self {
-        Self::plain("ratelimit").tagged("ratelimit_prefix", stat_prefix)
+        Self::plain("ratelimit").below(stat_prefix)
     }
 
-    /// `<stat prefix>.` of a local rate limit of requests.
+    /// `<stat prefix>.http_local_rate_limit.` of a local rate limit of requests.
     pub fn http_local_rate_limit(stat_prefix: &str) -> Self {
-        Self::plain("").tagged("local_http_ratelimit_prefix", stat_prefix)
+        Self::plain(stat_prefix).below("http_local_rate_limit")
     }
 
     /// `connection_limit.<stat prefix>.` of a limit of open connections.
     pub fn connection_limit(stat_prefix: &str) -> Self {
-        Self::plain("connection_limit").tagged("connection_limit_prefix", stat_prefix)
+        Self::plain("connection_limit").below(stat_prefix)
     }
 
     /// The same name, one part longer.
     #[must_use]
-    pub fn below(self, part: &str) -> Self {
-        self.longer(part, None)
-    }
-
-    /// The same name, one part longer, which is a label where Envoy's default tags are extracted.
-    #[must_use]
-    pub fn tagged(self, key: &'static str, value: &str) -> Self {
-        self.longer(value, Some(key))
-    }
-
-    fn longer(mut self, part: &str, key: Option<&'static str>) -> Self {
+    pub fn below(mut self, part: &str) -> Self {
         self.dotted.push_str(part);
-        self.parts.push(Part { end: self.dotted.len(), key });
         self.dotted.push('.');
         self
     }
 
+    /// The same name with one part more that comes from configuration and names a scope: Envoy takes colons out of
+    /// those, and dots off their end.
+    #[must_use]
+    pub fn scope(self, part: &str) -> Self {
+        match part.trim_end_matches('.') {
+            "" => self,
+            part => self.below(&part.replace("://", "_").replace([':', '\0'], "_")),
+        }
+    }
+
     /// `listener.<address>.`: `0.0.0.0_15001`, or the listener's `stat_prefix`.
     pub fn listener(address: &str) -> Self {
-        Self::plain("listener").tagged("listener_address", &address.replace(':', "_"))
+        Self::plain("listener").scope(address)
     }
 
     /// `listener.<address>.http.<stat prefix>.`: the response classes of one connection manager on one listener.
     pub fn listener_http(address: &str, stat_prefix: &str) -> Self {
-        Self::listener(address).below("http").tagged("http_conn_manager_prefix", stat_prefix)
+        Self::listener(address).below("http").scope(stat_prefix)
     }
 
     /// `tcp.<stat prefix>.` of a TCP proxy.
     pub fn tcp(stat_prefix: &str) -> Self {
-        Self::plain("tcp").tagged("tcp_prefix", stat_prefix)
+        Self::plain("tcp").scope(stat_prefix)
     }
 
     /// A name without labels: `server`, `cluster_manager`, `listener_manager`, or empty for none.
@@ -126,15 +120,5 @@ impl BlockName {
     /// The dotted prefix, with its dot.
     pub fn dotted(&self) -> &str {
         &self.dotted
-    }
-
-    /// Its parts in order, with the label each is.
-    pub(super) fn parts(&self) -> impl Iterator<Item = (&str, Option<&'static str>)> {
-        let mut start = 0;
-        self.parts.iter().map(move |part| {
-            let text = self.dotted.get(start..part.end).unwrap_or_default();
-            start = part.end + 1;
-            (text, part.key)
-        })
     }
 }

@@ -91,7 +91,7 @@ impl Counters {
 fn local(worker: &Worker, cluster: &str, method: Option<(&str, &str)>) -> Local {
     let calls = BlockName::cluster(cluster).below("grpc");
     let name = match method {
-        Some((service, method)) => calls.tagged("grpc_bridge_service", service).tagged("grpc_bridge_method", method),
+        Some((service, method)) => calls.below(service).below(method),
         None => calls,
     };
     worker.shard.local(&worker.registry.block(names::DEFS, name))

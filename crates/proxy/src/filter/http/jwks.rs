@@ -41,7 +41,7 @@ pub(crate) fn keep(worker: &Rc<Worker>, config: &HttpConnectionManager) {
     for filter in &config.filters {
         let HttpFilter::JwtAuthn(filter) = filter else { continue };
         for keys in filter.remote.iter().filter(|keys| keys.keep()) {
-            let stats = worker.shard.local(&worker.registry.block(names::DEFS, BlockName::http(&config.stat_prefix)));
+            let stats = worker.shard.local(&worker.registry.block(names::DEFS, BlockName::http_filters(&config.stat_prefix)));
             let (owner, keys) = (Rc::clone(worker), Arc::downgrade(keys));
             spawn(worker, async move { keep_fresh(&owner, &stats, &keys).await });
         }

@@ -94,7 +94,7 @@ impl Stats {
             None if policies.len() >= MOST_POLICIES => return,
             None => {
                 let under = if shadow { &self.shadow_name } else { &self.rules_name };
-                let name = under.clone().below("policy").tagged("rbac_policy_name", policy);
+                let name = under.clone().below("policy").below(policy);
                 let defs = if shadow { shadow_names::DEFS } else { names::DEFS };
                 let made = Rc::new(exchange.worker.shard.local(&exchange.worker.registry.block(defs, name)));
                 policies.insert((shadow, Arc::clone(policy)), Rc::clone(&made));

@@ -142,7 +142,7 @@ struct Stats {
 impl Stats {
     fn new(exchange: &Exchange<'_>, config: &ExtAuthz) -> Self {
         let (worker, hcm, prefix) = (exchange.worker, exchange.hcm, &config.stat_prefix);
-        let name = || BlockName::http(&hcm.config.stat_prefix).ext_authz(prefix);
+        let name = || BlockName::http_filters(&hcm.config.stat_prefix).ext_authz(prefix);
         let id = exchange.info.route.as_ref().and_then(|m| lookup::cluster_of(m, &exchange.live.snapshot, &exchange.request));
         let cluster = id.and_then(|id| exchange.live.cluster(worker, id));
         let of_cluster = cluster.as_ref().map(|cluster| {
