@@ -297,7 +297,7 @@ impl Snapshot {
             return Err(answered(404, &format!("no virtual host of {} serves {}", table.name, request.authority)));
         };
         steps.push(Step::VirtualHost { table: table.name.to_string(), name: host.name.to_string() });
-        if host.require_tls.redirects(false) && request.scheme != "https" {
+        if host.settings.require_tls.redirects(false) && request.scheme != "https" {
             return Ok(Outcome::Redirected { status: 301, location: format!("https://{}{path}", request.authority) });
         }
         let route = choose_route(call, table, host, &head, steps)?;
@@ -486,7 +486,7 @@ fn http_policies(
     for (filter, name) in manager.filters.iter().zip(&manager.filter_names) {
         let HttpFilter::Rbac(rbac) = filter else { continue };
         let overriding = |o: &FilterOverrides| o.of(name).and_then(|p| p.rbac.clone());
-        let own = overriding(&route.per_route).or_else(|| overriding(&host.per_route));
+        let own = overriding(&route.per_route).or_else(|| overriding(&host.settings.per_route));
         let rbac = match own.as_deref() {
             Some(RbacPerRoute::Disabled) => continue,
             Some(RbacPerRoute::Override(other)) => other,

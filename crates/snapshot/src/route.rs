@@ -50,10 +50,18 @@ pub struct RouteTable {
     pub most_specific_header_mutations_wins: bool,
 }
 
+/// What differs from host to host is small, and lies together: a request to one of thousands of hosts finds none of it in the
+/// processor's caches.
 #[derive(Clone, Debug)]
 pub struct VirtualHost {
     pub name: Arc<str>,
-    pub routes: Vec<Arc<Route>>,
+    pub routes: Box<[Arc<Route>]>,
+    pub settings: Arc<HostSettings>,
+}
+
+/// What a virtual host says beside its name, domains and routes: mostly the same for all of a table.
+#[derive(Debug)]
+pub struct HostSettings {
     pub headers: HeaderChanges,
     pub per_route: FilterOverrides,
     /// For routes without a policy of their own.

@@ -13,7 +13,7 @@ use crate::http::{Exchange, Matched};
 /// Those of weighted cluster, route, virtual host and table in Envoy's order.
 pub(super) fn levels(matched: &Matched) -> impl Iterator<Item = &HeaderChanges> {
     let weighted = lookup::weighted(matched).map(|w| &w.headers);
-    let host = matched.virtual_host().map(|h| &h.headers);
+    let host = matched.virtual_host().map(|h| &h.settings.headers);
     let mut order = [weighted, Some(&matched.route.headers), host, Some(&matched.table.headers)];
     if matched.table.most_specific_header_mutations_wins {
         order.reverse();

@@ -117,7 +117,7 @@ pub(crate) fn response_headers(exchange: &mut Exchange<'_>, status: http::Status
     let Some(matched) = exchange.info.route.clone() else { return };
     let levels = changes::levels(&matched).filter(|level| !level.response.is_empty());
     levels.for_each(|level| changes::of_response(exchange, &level.response, map));
-    if matched.virtual_host().is_some_and(|h| h.include_attempt_count_in_response) && exchange.info.attempts > 0 {
+    if matched.virtual_host().is_some_and(|h| h.settings.include_attempt_count_in_response) && exchange.info.attempts > 0 {
         map.insert(names::ATTEMPT_COUNT, exchange.info.attempts.into());
     }
     if let Some(active) = &mut exchange.info.span {

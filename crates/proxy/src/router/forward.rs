@@ -83,7 +83,7 @@ fn begin(exchange: &mut Exchange<'_>, matched: &Matched, forward: &Forward) -> R
     if cluster.cluster.hosts.dropped_per_million > 0 {
         drop_overload(exchange, &cluster)?;
     }
-    let policy = forward.retry.clone().or_else(|| matched.virtual_host().and_then(|h| h.retry.clone()));
+    let policy = forward.retry.clone().or_else(|| matched.virtual_host().and_then(|h| h.settings.retry.clone()));
     let listener = ListenerLimits {
         idle: exchange.hcm.config.stream_idle_timeout,
         flush: exchange.hcm.config.stream_flush_timeout,
@@ -91,7 +91,7 @@ fn begin(exchange: &mut Exchange<'_>, matched: &Matched, forward: &Forward) -> R
     };
     let inherited = Inherited {
         listener,
-        hedge: matched.virtual_host().is_some_and(|h| h.hedge_on_per_try_timeout),
+        hedge: matched.virtual_host().is_some_and(|h| h.settings.hedge_on_per_try_timeout),
         respects_expected: exchange.hcm.router.respect_expected_rq_timeout,
     };
     let timeouts = Timeouts::new(&exchange.request, forward, policy.as_deref(), inherited);
@@ -156,7 +156,7 @@ fn drop_overload(exchange: &Exchange<'_>, cluster: &ClusterState) -> Result<(), 
 fn kept_body(exchange: &Exchange<'_>, matched: &Matched) -> usize {
     let connection = exchange.conn.listener.listener.per_connection_buffer_limit as usize;
     let own = match matched.route.buffer_limit {
-        BufferLimit::Inherited => matched.virtual_host().map_or(BufferLimit::Inherited, |h| h.buffer_limit),
+        BufferLimit::Inherited => matched.virtual_host().map_or(BufferLimit::Inherited, |h| h.settings.buffer_limit),
         own => own,
     };
     let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
@@ -174,7 +174,7 @@ async fn tries(
     forwarding: &mut Forwarding,
     retries: &mut Retries,
 ) -> Result<(), End> {
-    let count_attempts = matched.virtual_host().is_some_and(|h| h.include_request_attempt_count);
+    let count_attempts = matched.virtual_host().is_some_and(|h| h.settings.include_request_attempt_count);
     // A server that closes idle connections closes many at once: each repeat may meet another of them.
     let mut free_repeats = 8;
     let mut again = false;
@@ -273,7 +273,7 @@ async fn prepare_retry(
     });
     forwarding.body.rewind();
     finalize::expected_timeout(exchange, forwarding);
-    if matched.virtual_host().is_some_and(|h| h.include_is_timeout_retry) {
+    if matched.virtual_host().is_some_and(|h| h.settings.include_is_timeout_retry) {
         exchange.request.headers.insert(header_names::IS_TIMEOUT_RETRY, HeaderValue::from_static(if slow { "true" } else { "false" }));
     }
     Ok(None)

@@ -43,7 +43,7 @@ pub(crate) fn find(table: &Arc<RouteTable>, exchange: &Exchange<'_>) -> Option<M
     let (request, roll) = (&exchange.request, exchange.worker.roll64());
     let head = head_of(request);
     let host = table.virtual_host_for(&head)?;
-    if host.require_tls.redirects(exchange.info.internal) && !came_by_tls(&request.headers) {
+    if host.settings.require_tls.redirects(exchange.info.internal) && !came_by_tls(&request.headers) {
         return Some(Matched { virtual_host: NO_HOST, route: Arc::clone(&TO_HTTPS), table: Arc::clone(table), weighted: None });
     }
     let route = table.route_in(host, &head, Some(&exchange.info.metadata), roll)?;

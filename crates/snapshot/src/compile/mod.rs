@@ -80,6 +80,7 @@ mod transport;
 mod transport_choice;
 mod upstream_connection;
 mod upstream_http;
+mod virtual_host;
 mod warming;
 
 pub(crate) use common::value_json;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::StatusCode;
 use lateen_proto::envoy::config::core::v3 as core;
-use lateen_proto::envoy::config::route::v3::{self as proto, redirect_action, route, route_match, virtual_host};
+use lateen_proto::envoy::config::route::v3::{self as proto, redirect_action, route, route_match};
 use lateen_proto::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
 use lateen_proto::{Any, any, wire};
 use lateen_telemetry::istio::CatchAll;
@@ -13,13 +13,12 @@ use prost::Message;
 
 use super::common::{data, metadata_text, open, port, runtime_fraction};
 use super::context::Context;
-use super::invalid::{Invalid, Result, Within, each, harmless, refuse};
-use super::{action, filter, header, left_out, matcher, metadata, retry, shared, tracing};
+use super::invalid::{Invalid, Result, Within, harmless, refuse};
+use super::virtual_host::{buffer_limit, one_virtual_host};
+use super::{action, filter, header, left_out, matcher, metadata, shared, tracing};
 use crate::http::HeaderChanges;
 use crate::path_template::PathTemplate;
-use crate::route::{
-    Action, BufferLimit, DirectResponse, Domains, PathMatch, Redirect, RedirectPath, RequireTls, Route, RouteMatch, RouteTable, VirtualHost,
-};
+use crate::route::{Action, DirectResponse, Domains, PathMatch, Redirect, RedirectPath, Route, RouteMatch, RouteTable};
 
 /// Envoy's default for `max_direct_response_body_size_bytes`.
 const DIRECT_BODY_BYTES: u32 = 4096;
@@ -221,82 +220,8 @@ pub(crate) fn add_domain(table: &mut RouteTable, domain: &str, id: u32) -> Resul
     Ok(())
 }
 
-pub(crate) fn one_virtual_host(value: proto::VirtualHost, inherited: &Inherited, context: &mut Context<'_>) -> Result<VirtualHost> {
-    let proto::VirtualHost {
-        name,
-        domains: _taken,
-        routes,
-        matcher,
-        require_tls,
-        virtual_clusters,
-        rate_limits,
-        request_headers_to_add,
-        request_headers_to_remove,
-        response_headers_to_add,
-        response_headers_to_remove,
-        cors,
-        typed_per_filter_config,
-        include_request_attempt_count,
-        include_attempt_count_in_response,
-        retry_policy,
-        retry_policy_typed_config,
-        hedge_policy,
-        include_is_timeout_retry_header,
-        per_request_buffer_limit_bytes,
-        request_body_buffer_limit,
-        request_mirror_policies,
-        metadata,
-        route_specifiers,
-    } = value;
-    // Virtual clusters only name statistics.
-    harmless!(virtual_clusters, metadata);
-    refuse!(matcher, retry_policy_typed_config, route_specifiers);
-    let request = header::mutations(request_headers_to_add, request_headers_to_remove, "request")?;
-    let response = header::mutations(response_headers_to_add, response_headers_to_remove, "response")?;
-    let nested;
-    let inherited = if request_mirror_policies.is_empty() {
-        inherited
-    } else {
-        nested = Inherited { mirrors: request_mirror_policies, direct_body_limit: inherited.direct_body_limit };
-        &nested
-    };
-    let retry = retry_policy.map(|p| context.retry(p)).transpose().within("retry_policy")?;
-    let routes = each(routes, "routes", |r| shared_route(r, inherited, context))?;
-    Ok(VirtualHost {
-        name: name.into(),
-        routes,
-        headers: HeaderChanges { request, response },
-        per_route: filter::per_route(typed_per_filter_config)?,
-        cors: cors.map(|c| filter::route_cors(c).map(Arc::new)).transpose().within("cors")?,
-        require_tls: match virtual_host::TlsRequirementType::try_from(require_tls) {
-            Ok(virtual_host::TlsRequirementType::None) => RequireTls::None,
-            Ok(virtual_host::TlsRequirementType::ExternalOnly) => RequireTls::ExternalOnly,
-            Ok(virtual_host::TlsRequirementType::All) => RequireTls::All,
-            Err(_) => return Err(Invalid::field("require_tls", format!("{require_tls} is not known"))),
-        },
-        retry,
-        include_request_attempt_count,
-        include_attempt_count_in_response,
-        include_is_timeout_retry: include_is_timeout_retry_header,
-        hedge_on_per_try_timeout: hedge_policy.map(retry::hedge).transpose().within("hedge_policy")?.unwrap_or(false),
-        buffer_limit: buffer_limit(per_request_buffer_limit_bytes, request_body_buffer_limit)?,
-        rate_limits: super::ratelimit::limits(rate_limits, "rate_limits")?,
-    })
-}
-
-fn buffer_limit(older: Option<u32>, own: Option<u64>) -> Result<BufferLimit> {
-    match (older, own) {
-        (None, None) => Ok(BufferLimit::Inherited),
-        (None, Some(bytes)) => Ok(BufferLimit::Own(bytes)),
-        (Some(bytes), None) => Ok(BufferLimit::Below(bytes.into())),
-        (Some(_), Some(_)) => {
-            Err(Invalid::field("request_body_buffer_limit", "cannot stand beside per_request_buffer_limit_bytes; keep one"))
-        }
-    }
-}
-
 /// A route, or the same one as elsewhere in the table.
-fn shared_route(value: proto::Route, inherited: &Inherited, context: &mut Context<'_>) -> Result<Arc<Route>> {
+pub(super) fn shared_route(value: proto::Route, inherited: &Inherited, context: &mut Context<'_>) -> Result<Arc<Route>> {
     if !inherited.mirrors.is_empty() || !shared::is_shareable(&value) {
         return one_route(value, inherited, context).map(Arc::new);
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lateen_proto::envoy::config::route::v3::{self as proto, route, route_action};
 use prost::Message;
 
-use crate::route::{RetryPolicy, Route, RouteMatch};
+use crate::route::{HostSettings, RetryPolicy, Route, RouteMatch};
 
 /// The parts of one resource.
 #[derive(Default)]
@@ -14,6 +14,7 @@ pub(crate) struct Shared {
     pub(crate) retries: Seen<RetryPolicy>,
     pub(crate) matches: Seen<RouteMatch>,
     pub(crate) routes: Seen<Route>,
+    pub(crate) hosts: Seen<HostSettings>,
 }
 
 /// What was compiled, by its message as it was sent.
@@ -74,5 +75,21 @@ mod tests {
         assert!(Arc::ptr_eq(&route(0).matches, &route(2).matches));
         // A bucket each.
         assert!(!Arc::ptr_eq(route(3), route(4)));
+    }
+
+    #[test]
+    fn what_virtual_hosts_say_alike_is_kept_once() {
+        let limit = "typed_per_filter_config: {l: {'@type': type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit, stat_prefix: l, token_bucket: {max_tokens: 1, fill_interval: 1s}}}";
+        let host = |name: &str, more: &str| format!("{{name: {name}, domains: [{name}], {more}}}");
+        let counted = "include_request_attempt_count: true, retry_policy: {retry_on: 5xx}";
+        let hosts = [host("a", counted), host("b", counted), host("c", "require_tls: ALL"), host("d", limit), host("e", limit)];
+        let table = route_table(&format!("{{name: r, virtual_hosts: [{}]}}", hosts.join(", ")));
+        let settings = |index: usize| &table.virtual_hosts[index].settings;
+        assert!(Arc::ptr_eq(settings(0), settings(1)));
+        assert!(settings(0).include_request_attempt_count && settings(0).retry.is_some());
+        assert!(!Arc::ptr_eq(settings(0), settings(2)));
+        assert!(!Arc::ptr_eq(settings(3), settings(4)), "a bucket each");
+        // What is left of a host for itself lies in one line of a cache.
+        assert!(size_of::<crate::route::VirtualHost>() <= 40);
     }
 }

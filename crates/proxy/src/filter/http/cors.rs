@@ -34,7 +34,9 @@ impl<'a> Policies<'a> {
         let mut all = Self::default();
         all.fill(levels(matched).filter_map(|level| level.of(name)?.cors.as_deref()));
         if all.iter().next().is_none() {
-            all.fill([forward.cors.as_deref(), matched.virtual_host().and_then(|host| host.cors.as_deref())].into_iter().flatten());
+            all.fill(
+                [forward.cors.as_deref(), matched.virtual_host().and_then(|host| host.settings.cors.as_deref())].into_iter().flatten(),
+            );
         }
         let enabled = all.iter().next()?.enabled;
         enabled.is_none_or(|fraction| fraction.hits(exchange.worker.roll())).then_some(all)

@@ -37,6 +37,6 @@ pub(super) fn of_route<'a>(exchange: &'a Exchange<'_>, host: VirtualHostLimits, 
         VirtualHostLimits::Ignore => false,
         VirtualHostLimits::Override => forward.rate_limits.is_empty(),
     };
-    let host = matched.virtual_host().filter(|_| include).map_or(&[][..], |h| &h.rate_limits);
+    let host = matched.virtual_host().filter(|_| include).map_or(&[][..], |h| &h.settings.rate_limits);
     forward.rate_limits.iter().chain(host).filter(|l| l.stage == stage).filter_map(|l| l.descriptor(facts)).collect()
 }

@@ -288,7 +288,7 @@ pub(crate) fn alpn_overrides<'a>(exchange: &Exchange<'a>) -> Option<&'a Arc<Alpn
 /// The places of per-route configuration, most specific first.
 fn levels(matched: &Matched) -> impl Iterator<Item = &FilterOverrides> {
     let weighted = crate::router::lookup::weighted(matched).map(|w| &w.per_route);
-    let host = matched.virtual_host().map(|h| &h.per_route);
+    let host = matched.virtual_host().map(|h| &h.settings.per_route);
     [weighted, Some(&matched.route.per_route), host, Some(&matched.table.per_route)].into_iter().flatten()
 }
 

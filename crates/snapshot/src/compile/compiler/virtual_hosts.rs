@@ -12,7 +12,7 @@ use super::{Compiler, MAX_RESOURCE_BYTES, Origin, Rejected, Update, VirtualHostP
 use crate::compile::context::Context;
 use crate::compile::invalid::{Invalid, Result, Within};
 use crate::compile::warming::FetchTimeout;
-use crate::compile::{left_out, route, source};
+use crate::compile::{left_out, route, source, virtual_host};
 use crate::route::VirtualHost;
 use crate::{ClusterId, RouteTable, RouteTableId};
 
@@ -101,7 +101,7 @@ impl Discovered {
         let domains: Vec<String> = std::mem::take(&mut host.domains).into_iter().map(|domain| domain.to_ascii_lowercase()).collect();
         route::check_domains(&domains)?;
         context.uses.clusters.clear();
-        let compiled = route::one_virtual_host(host, inherited, context)?;
+        let compiled = virtual_host::one_virtual_host(host, inherited, context)?;
         Ok(Self { body, domains, compiled, clusters: std::mem::take(&mut context.uses.clusters) })
     }
 

@@ -40,7 +40,7 @@ fn overrides(config: &str) -> Result<FilterOverrides, String> {
     let text = format!("{{name: r, virtual_hosts: [{{name: v, domains: ['*'], typed_per_filter_config: {{f: {{{config}}}}}}}]}}");
     let mut compiler = Compiler::new();
     match compiler.add_static(vec![update::<RouteProto>(&text).body], Instant::now()) {
-        Ok(()) => Ok(compiler.snapshot().routes.iter().flatten().next().unwrap().virtual_hosts[0].per_route.clone()),
+        Ok(()) => Ok(compiler.snapshot().routes.iter().flatten().next().unwrap().virtual_hosts[0].settings.per_route.clone()),
         Err(rejected) => Err(rejected.reason),
     }
 }
