@@ -54,8 +54,16 @@ pub struct BandwidthLimit {
     pub limit: Option<Limit>,
 }
 
+impl BandwidthLimit {
+    /// The same limit of other streams.
+    pub(crate) fn anew(&self) -> Self {
+        let limit = self.limit.clone().map(|limit| Limit { bucket: Arc::new(ByteBucket::new(limit.bucket.rate)), ..limit });
+        Self { stat_prefix: Arc::clone(&self.stat_prefix), limit }
+    }
+}
+
 /// A limit in force.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Limit {
     pub request: bool,
     pub response: bool,

@@ -65,6 +65,22 @@ impl Discoverable for HttpFilter {
     fn of(found: &Extension, source: bool) -> Option<&Self> {
         Some(found.http.as_ref()?.of(source))
     }
+
+    fn anew(&self) -> Option<Self> {
+        match self {
+            Self::LocalRateLimit(limit) => Some(Self::LocalRateLimit(Arc::new(limit.anew()))),
+            Self::BandwidthLimit(limit) => Some(Self::BandwidthLimit(Arc::new(limit.anew()))),
+            _ => None,
+        }
+    }
+
+    fn counts_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::LocalRateLimit(one), Self::LocalRateLimit(other)) => Arc::ptr_eq(one, other),
+            (Self::BandwidthLimit(one), Self::BandwidthLimit(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
 }
 
 impl Discoverable for NetworkFilter {
@@ -73,11 +89,19 @@ impl Discoverable for NetworkFilter {
     }
 
     fn anew(&self) -> Option<Self> {
-        if let Self::ConnectionLimit(limit) = self { Some(Self::ConnectionLimit(Arc::new(limit.anew()))) } else { None }
+        match self {
+            Self::ConnectionLimit(limit) => Some(Self::ConnectionLimit(Arc::new(limit.anew()))),
+            Self::LocalRateLimit(limit) => Some(Self::LocalRateLimit(Arc::new(limit.anew()))),
+            _ => None,
+        }
     }
 
     fn counts_with(&self, other: &Self) -> bool {
-        matches!((self, other), (Self::ConnectionLimit(one), Self::ConnectionLimit(other)) if Arc::ptr_eq(one, other))
+        match (self, other) {
+            (Self::ConnectionLimit(one), Self::ConnectionLimit(other)) => Arc::ptr_eq(one, other),
+            (Self::LocalRateLimit(one), Self::LocalRateLimit(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
     }
 }
 
@@ -90,6 +114,14 @@ impl Discoverable for Terminal {
 impl Discoverable for Inspection {
     fn of(found: &Extension, _: bool) -> Option<&Self> {
         found.inspection.as_ref()
+    }
+
+    fn anew(&self) -> Option<Self> {
+        if let Self::RateLimit(limit) = self { Some(Self::RateLimit(Arc::new(limit.anew()))) } else { None }
+    }
+
+    fn counts_with(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::RateLimit(one), Self::RateLimit(other)) if Arc::ptr_eq(one, other))
     }
 }
 
@@ -110,16 +142,13 @@ impl<T: Discoverable> DiscoveredFilter<T> {
     }
 
     /// What was discovered may be in many places, each of which counts for itself, and for all workers (Envoy makes a filter's
-    /// configuration for each chain).
+    /// configuration for each of its places).
     fn own(&self, found: &T) -> T {
-        let Some(own) = found.anew() else { return found.clone() };
         let mut counting = self.counting.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*counting {
-            Some(known) if known.found.counts_with(found) => known.own.clone(),
-            _ => {
-                *counting = Some(Counting { found: found.clone(), own: own.clone() });
-                own
-            }
+        if let Some(known) = counting.as_ref().filter(|known| known.found.counts_with(found)) {
+            return known.own.clone();
         }
+        *counting = found.anew().map(|own| Counting { found: found.clone(), own });
+        counting.as_ref().map_or_else(|| found.clone(), |counting| counting.own.clone())
     }
 }

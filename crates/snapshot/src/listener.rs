@@ -192,6 +192,13 @@ pub struct ConnectionRateLimit {
     pub bucket: TokenBucket,
 }
 
+impl ConnectionRateLimit {
+    /// The same limit of other connections.
+    pub(crate) fn anew(&self) -> Self {
+        Self { stat_prefix: Arc::clone(&self.stat_prefix), bucket: self.bucket.fresh() }
+    }
+}
+
 /// What is known of a connection when its chain is chosen.
 #[derive(Clone, Debug)]
 pub struct ConnectionInfo {

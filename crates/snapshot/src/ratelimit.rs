@@ -205,6 +205,20 @@ pub struct LocalRateLimit {
     pub limits: Vec<RateLimit>,
 }
 
+impl LocalRateLimit {
+    /// The same limit of other requests.
+    pub(crate) fn anew(&self) -> Self {
+        Self {
+            stat_prefix: Arc::clone(&self.stat_prefix),
+            limiter: self.limiter.fresh(),
+            request_headers: self.request_headers.clone(),
+            response_headers: self.response_headers.clone(),
+            limits: self.limits.clone(),
+            ..*self
+        }
+    }
+}
+
 /// The buckets of a filter.
 #[derive(Debug)]
 pub struct Limiter {

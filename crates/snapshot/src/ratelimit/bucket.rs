@@ -20,7 +20,7 @@ impl TokenBucket {
     }
 
     /// A full one of the same kind.
-    pub(super) fn fresh(&self) -> Self {
+    pub(crate) fn fresh(&self) -> Self {
         Self { most: self.most, cost: self.cost, empty_at: AtomicU64::new(0) }
     }
 

@@ -9,6 +9,8 @@ use crate::compile::warming::FETCH_TIMEOUT;
 use crate::compile::{Outcome, Reload};
 use crate::http::HttpFilter;
 use crate::listener::{NetworkFilter, Terminal};
+use crate::ratelimit::Verdict;
+use crate::test_support::filtered;
 
 const EXTENSION: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
 
@@ -142,30 +144,83 @@ fn filters_of_connections_are_waited_for_and_put_in_their_places() {
     assert!(matches!((&chain.filters[..], &chain.terminal), ([NetworkFilter::Rbac(_)], Terminal::DirectResponse(_))), "{chain:?}");
 }
 
-#[test]
-fn a_discovered_limit_of_connections_counts_for_each_chain_and_for_all_who_serve_it() {
-    const LIMIT: &str = "type.googleapis.com/envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit";
-    let (mut compiler, now) = (Compiler::new(), Instant::now());
+/// Two chains of one listener, and before them an inspection; all that is in braces is what each of them discovers.
+fn places(type_url: &str, of_http: bool, inspected: bool) -> [String; 2] {
+    let limit = place("limit", &[type_url], "");
     let chain = |port: u16| {
-        format!("{{filter_chain_match: {{destination_port: {port}}}, filters: [{}, {}]}}", place("limit", &[LIMIT], ""), tcp("c"))
+        let filters = match (of_http, inspected) {
+            (true, _) => filtered("route_config: {name: r}", &format!("{limit}, ")),
+            (_, true) => tcp("c"),
+            _ => format!("{limit}, {}", tcp("c")),
+        };
+        format!("{{filter_chain_match: {{destination_port: {port}}}, filters: [{filters}]}}")
     };
-    let listener = format!("{{name: l, address: {ANY_80}, filter_chains: [{}, {}]}}", chain(1), chain(2));
-    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&listener)], &[], now));
-    let mut limits = |max: u64| {
-        let text = format!("{{name: limit, typed_config: {{'@type': {LIMIT}, stat_prefix: l, max_connections: {max}}}}}");
-        accepted(compiler.apply(EXTENSION, vec![update::<TypedExtensionConfig>(&text)], &[], now));
+    let listener_filters = if inspected { limit.as_str() } else { "" };
+    [("l", 1), ("m", 2)].map(|(name, port)| {
+        let address = ANY_80.replace("80", &format!("8{port}"));
+        let (first, second) = (chain(port), chain(port + 10));
+        format!("{{name: {name}, address: {address}, listener_filters: [{listener_filters}], filter_chains: [{first}, {second}]}}")
+    })
+}
+
+/// Takes one, while there is one, of what the place with this number discovered.
+fn take(snapshot: &crate::Snapshot, at: usize) -> bool {
+    let found = |id| snapshot.extension(id).map(|e| &**e);
+    let listener = &snapshot.listeners[at / 2];
+    if let [(_, limit)] = &listener.inspectors.resolve(found).rate_limits[..] {
+        return limit.bucket.take(0);
+    }
+    let chain = listener.chains[at % 2].resolve(found, false);
+    match (&chain.filters[..], &chain.terminal) {
+        ([NetworkFilter::ConnectionLimit(limit)], _) => limit.take(),
+        ([NetworkFilter::LocalRateLimit(limit)], _) => limit.bucket.take(0),
+        (_, Terminal::Http(manager)) => {
+            let HttpFilter::Discovered(place) = &manager.filters[0] else { panic!("{manager:?}") };
+            match place.resolve(found(place.id), false) {
+                Some(HttpFilter::LocalRateLimit(limit)) => limit.limiter.take(&[], 0).0 == Verdict::Allowed,
+                Some(HttpFilter::BandwidthLimit(limit)) => limit.limit.as_ref().unwrap().bucket.take(1024, Instant::now()) == 1024,
+                other => panic!("{other:?}"),
+            }
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_discovered_limit_counts_for_each_place_and_for_all_who_serve_it() {
+    let bucket = "token_bucket: {max_tokens: 1, fill_interval: 3600s}";
+    let kinds = [
+        ("network.connection_limit.v3.ConnectionLimit", "max_connections: 1"),
+        ("network.local_ratelimit.v3.LocalRateLimit", bucket),
+        ("listener.local_ratelimit.v3.LocalRateLimit", bucket),
+        ("http.local_ratelimit.v3.LocalRateLimit", bucket),
+        ("http.bandwidth_limit.v3.BandwidthLimit", "enable_mode: REQUEST, limit_kbps: 1"),
+    ];
+    for (kind, fields) in kinds {
+        let type_url = format!("type.googleapis.com/envoy.extensions.filters.{kind}");
+        let inspected = kind.starts_with("listener");
+        let (mut compiler, now) = (Compiler::new(), Instant::now());
+        let listeners = places(&type_url, kind.starts_with("http"), inspected).map(|text| update::<ListenerProto>(&text));
+        accepted(compiler.apply(LISTENER, listeners.to_vec(), &[], now));
+        let limit = |name: &str, prefix: &str| {
+            update::<TypedExtensionConfig>(&format!(
+                "{{name: {name}, typed_config: {{'@type': {type_url}, stat_prefix: {prefix}, {fields}}}}}"
+            ))
+        };
+        accepted(compiler.apply(EXTENSION, vec![limit("limit", "a")], &[], now));
+        // Chains of one listener have its inspections in common.
+        let apart: &[usize] = if inspected { &[0, 2] } else { &[0, 1, 2, 3] };
         let snapshot = compiler.snapshot();
-        [0, 0, 1].map(|at| {
-            let chain = snapshot.listeners[0].chains[at].resolve(|id| snapshot.extension(id).map(|e| &**e), false);
-            let NetworkFilter::ConnectionLimit(limit) = &chain.filters[0] else { panic!("{chain:?}") };
-            Arc::clone(limit)
-        })
-    };
-    let [one, same, other] = limits(1);
-    assert!(Arc::ptr_eq(&one, &same) && !Arc::ptr_eq(&one, &other));
-    assert!(one.take() && !same.take() && other.take());
-    let [next, ..] = limits(2);
-    assert!(next.take() && next.take() && !next.take(), "another limit");
+        for at in apart {
+            assert_eq!((take(&snapshot, *at), take(&snapshot, *at)), (true, false), "{kind}, place {at}");
+        }
+        accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>("{name: c, type: STATIC}")], &[], now));
+        accepted(compiler.apply(EXTENSION, vec![limit("other", "a"), limit("limit", "a")], &[], now));
+        assert!(!take(&compiler.snapshot(), 0), "{kind}: others changed");
+        accepted(compiler.apply(EXTENSION, vec![limit("limit", "b")], &[], now));
+        let snapshot = compiler.snapshot();
+        assert!(apart.iter().all(|at| take(&snapshot, *at) && !take(&snapshot, *at)), "{kind}: another limit");
+    }
 }
 
 #[test]
