@@ -108,6 +108,15 @@ impl Codec {
         Ok(read::message(&self.schema, self.named(full_name)?, json)?)
     }
 
+    /// As [`Self::encode`], but unknown fields, and values that an enum does not have, are left out. Also what was, up to some
+    /// number of them.
+    ///
+    /// # Errors
+    /// When the name is unknown, or the rest of the JSON does not fit it, with the place.
+    pub fn encode_known(&self, full_name: &str, json: &Tree<'_>) -> Result<(Vec<u8>, Vec<Misfit>), InvalidJson> {
+        Ok(read::known(&self.schema, self.named(full_name)?, json)?)
+    }
+
     /// Writes a message as Envoy's admin endpoints do: `snake_case` names, defaults left out.
     ///
     /// # Errors

@@ -1,4 +1,6 @@
 //! JSON to wire bytes.
+use std::cell::RefCell;
+
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::DecodePaddingMode;
@@ -12,18 +14,54 @@ use crate::schema::{Cardinality, EnumId, Field, Kind, Message, MessageId, Schema
 
 type Result<T> = std::result::Result<T, Misfit>;
 
+/// So much is told of one message: more is of the same kind.
+const MOST_TOLD: usize = 64;
+
 /// The message as bytes.
 pub(super) fn message(schema: &Schema, id: MessageId, json: &Tree<'_>) -> Result<Vec<u8>> {
-    let mut out = Vec::with_capacity(4 * json.len());
-    Reader { schema }.message(id, json.root(), 0, &mut out)?;
-    Ok(out)
+    Reader { schema, left_out: None }.whole(id, json)
+}
+
+/// The message as bytes, and what is not in them since the message knows no such thing.
+pub(super) fn known(schema: &Schema, id: MessageId, json: &Tree<'_>) -> Result<(Vec<u8>, Vec<Misfit>)> {
+    let reader = Reader { schema, left_out: Some(RefCell::default()) };
+    let bytes = reader.whole(id, json)?;
+    Ok((bytes, reader.left_out.map(RefCell::into_inner).unwrap_or_default()))
 }
 
 struct Reader<'s> {
     schema: &'s Schema,
+    /// Unknown fields and values of enums; without it they are misfits like others.
+    left_out: Option<RefCell<Vec<Misfit>>>,
 }
 
 impl Reader<'_> {
+    fn whole(&self, id: MessageId, json: &Tree<'_>) -> Result<Vec<u8>> {
+        let mut out = Vec::with_capacity(4 * json.len());
+        self.message(id, json.root(), 0, &mut out)?;
+        Ok(out)
+    }
+
+    fn leave_out(&self, what: Misfit) -> Result<()> {
+        let Some(left_out) = &self.left_out else { return Err(what) };
+        let mut left_out = left_out.borrow_mut();
+        if left_out.len() < MOST_TOLD {
+            left_out.push(what);
+        }
+        Ok(())
+    }
+
+    /// Says of what is wrong, or left out, within that it stands at this step.
+    fn at<T>(&self, step: impl Fn() -> Step, read: impl FnOnce() -> Result<T>) -> Result<T> {
+        let Some(left_out) = &self.left_out else { return read().at(step) };
+        let before = left_out.borrow().len();
+        let made = read().at(&step);
+        for what in left_out.borrow_mut().iter_mut().skip(before) {
+            what.path.insert(0, step());
+        }
+        made
+    }
+
     fn message(&self, id: MessageId, json: Json<'_>, depth: usize, out: &mut Vec<u8>) -> Result<()> {
         if depth > MAX_DEPTH {
             return Err(Misfit::new("is nested too deep"));
@@ -45,7 +83,10 @@ impl Reader<'_> {
             if in_any && key == "@type" {
                 continue;
             }
-            let (at, field) = shape.field_named(key).ok_or_else(|| Misfit::new(unknown(shape, key))).at(key_step)?;
+            let Some((at, field)) = shape.field_named(key) else {
+                self.at(key_step, || self.leave_out(Misfit::new(unknown(shape, key))))?;
+                continue;
+            };
             if !seen.add(at) {
                 return Err(Misfit::new(format!("stands twice; `{}` and `{}` are the same", field.name, field.json_name))).at(key_step);
             }
@@ -59,7 +100,7 @@ impl Reader<'_> {
                 let name = other.map_or("", |(_, f)| &f.name);
                 return Err(Misfit::new(format!("cannot stand beside `{name}`; choose one"))).at(key_step);
             }
-            self.field(field, value, depth, out).at(key_step)?;
+            self.at(key_step, || self.field(field, value, depth, out))?;
         }
         Ok(())
     }
@@ -76,8 +117,11 @@ impl Reader<'_> {
             Cardinality::List => {
                 let items = json.as_list().ok_or_else(|| Misfit::new("must be a list"))?;
                 items.enumerate().try_for_each(|(index, item)| {
-                    let item = if item.is_null() { self.null_item(field) } else { Ok(item) };
-                    item.and_then(|item| self.value(field, item, depth, out)).at(|| Step::Item(index))
+                    let read = || {
+                        let item = if item.is_null() { self.null_item(field)? } else { item };
+                        self.value(field, item, depth, out)
+                    };
+                    self.at(|| Step::Item(index), read)
                 })
             }
             Cardinality::Map => self.map(field, json, depth, out),
@@ -108,7 +152,7 @@ impl Reader<'_> {
                 }
                 self.value(value_field, value, depth, out)
             };
-            nested(field.number, out, entry).at(|| Step::Key(name.to_owned()))?;
+            self.at(|| Step::Key(name.to_owned()), || nested(field.number, out, entry))?;
         }
         Ok(())
     }
@@ -121,7 +165,11 @@ impl Reader<'_> {
             Kind::String => delimited(number, text(json)?.as_bytes(), out),
             Kind::Bytes => delimited(number, &base64(json)?, out),
             Kind::Bool => varint(number, u64::from(json.as_bool().ok_or_else(|| must("true or false", json))?), out),
-            Kind::Enum(id) => varint(number, i64::from(self.enumeration(id, json)?) as u64, out),
+            Kind::Enum(id) => {
+                if let Some(value) = self.enumeration(id, json)? {
+                    varint(number, i64::from(value) as u64, out);
+                }
+            }
             Kind::Int32 => varint(number, i64::from(signed::<i32>(json)?) as u64, out),
             Kind::Int64 => varint(number, signed::<i64>(json)? as u64, out),
             Kind::Uint32 => varint(number, unsigned::<u32>(json)?.into(), out),
@@ -138,15 +186,16 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn enumeration(&self, id: EnumId, json: Json<'_>) -> Result<i32> {
+    /// A name may be in any case, as Envoy takes it. `None` where it is left out.
+    fn enumeration(&self, id: EnumId, json: Json<'_>) -> Result<Option<i32>> {
+        let View::Text(name) = json.view() else { return signed::<i32>(json).map(Some) };
         let shape = self.schema.enumeration(id);
-        match json.view() {
-            View::Text(name) => shape.values.iter().find(|(known, _)| known == name).map(|(_, number)| *number).ok_or_else(|| {
-                let names: Vec<&str> = shape.values.iter().map(|(name, _)| name.as_str()).take(12).collect();
-                Misfit::new(format!("`{name}` is not one of {}", names.join(", ")))
-            }),
-            _ => signed::<i32>(json),
+        if let Some((_, number)) = shape.values.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)) {
+            return Ok(Some(*number));
         }
+        let names: Vec<&str> = shape.values.iter().map(|(name, _)| name.as_str()).take(12).collect();
+        self.leave_out(Misfit::new(format!("`{name}` is not one of {}", names.join(", "))))?;
+        Ok(None)
     }
 
     /// `{"@type": URL, field: ...}`, or `{"@type": URL, "value": ...}` for types with JSON of their own, or `{}` for none.
@@ -163,7 +212,7 @@ impl Reader<'_> {
         nested(2, out, |out| {
             if WellKnown::of(name).is_some() {
                 return match fields.get("value") {
-                    Some(inner) => self.message(id, inner, depth + 1, out).at(|| Step::Key("value".to_owned())),
+                    Some(inner) => self.at(|| Step::Key("value".to_owned()), || self.message(id, inner, depth + 1, out)),
                     // Nothing but its type: the empty one.
                     None if fields.count() == 1 => Ok(()),
                     None => Err(Misfit::new("has no `value`")),

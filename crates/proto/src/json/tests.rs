@@ -227,3 +227,45 @@ fn what_stands_twice_in_a_text_is_noticed() {
     let twice = Tree::parse(r#"{"name": "a", "name": "b"}"#).unwrap();
     assert!(Codec::new().read::<Listener>(&twice).unwrap_err().to_string().starts_with("name: stands twice"));
 }
+
+#[test]
+fn enums_are_named_in_any_case() {
+    for name in ["OUTBOUND", "outbound", "OutBound"] {
+        let listener: Listener = Codec::new().read(&(&json!({ "traffic_direction": name })).into()).unwrap();
+        assert_eq!(listener.traffic_direction, 2, "{name}");
+    }
+}
+
+#[test]
+fn what_a_message_does_not_know_can_be_left_out_and_is_told() {
+    let codec = Codec::new();
+    let tcp = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+    let json = json!({
+        "name": "l", "newer": {"a": [1]}, "traffic_direction": "SIDEWAYS",
+        "filter_chains": [{}, {"filters": [{"name": "f", "typed_config": {"@type": tcp, "cluster": "c", "clutser": "d"}}]}],
+        "metadata": {"filter_metadata": {"a": {"any": "thing"}}},
+    });
+    let (bytes, left_out) = codec.encode_known("envoy.config.listener.v3.Listener", &(&json).into()).unwrap();
+    let told = [
+        "newer: is not a field of Listener",
+        "traffic_direction: `SIDEWAYS` is not one of UNSPECIFIED, INBOUND, OUTBOUND",
+        "filter_chains[1].filters[0].typed_config.clutser: is not a field of TcpProxy; did you mean `cluster`?",
+    ];
+    let mut found: Vec<String> = left_out.iter().map(ToString::to_string).collect();
+    found.sort_by_key(|found| told.iter().position(|told| told == found));
+    assert_eq!(found, told);
+    let expected = json!({
+        "name": "l",
+        "filter_chains": [{}, {"filters": [{"name": "f", "typed_config": {"@type": tcp, "cluster": "c"}}]}],
+        "metadata": {"filter_metadata": {"a": {"any": "thing"}}},
+    });
+    assert_eq!(codec.write_bytes("envoy.config.listener.v3.Listener", &bytes).unwrap(), expected);
+    let odd = json!({"newer": 1, "name": 3});
+    assert_eq!(
+        codec.encode_known("envoy.config.listener.v3.Listener", &(&odd).into()).unwrap_err().to_string(),
+        "name: must be a string, not 3"
+    );
+    let many: Map<String, Value> = (0..1000).map(|n| (format!("f{n}"), json!(n))).collect();
+    let (_, left_out) = codec.encode_known("envoy.config.listener.v3.Listener", &(&Value::Object(many)).into()).unwrap();
+    assert!(left_out.len() < 100, "{}", left_out.len());
+}

@@ -1,12 +1,19 @@
 //! Configurations of extensions that come untyped, as EnvoyFilters have them: a `TypedStruct` is the message that it names
 //! (Envoy `Utility::translateOpaqueConfig`).
-use lateen_proto::json::{Codec, InvalidJson, Tree};
+use std::sync::LazyLock;
+
+use lateen_proto::json::{Codec, InvalidJson, Misfit, Tree};
 use lateen_proto::{Any, any, udpa, xds};
 use prost_types::Struct;
 
 use super::common::{open, struct_json};
 use super::invalid::{Invalid, Result};
-use super::istio;
+use super::{istio, left_out};
+
+/// For whom no `TypedStruct` is sent, none is made: it keeps the shapes that it has met.
+static CODEC: LazyLock<Codec> = LazyLock::new(Codec::new);
+
+const VALUE: &str = "typed_config.value";
 
 /// The message inside of a `TypedStruct`; anything else as it is.
 pub(crate) fn typed(config: Any) -> Result<Any> {
@@ -17,14 +24,19 @@ pub(crate) fn typed(config: Any) -> Result<Any> {
         return Ok(config);
     }
     let json = struct_json(&value);
-    match Codec::new().encode(name, &Tree::from(&json)) {
-        Ok(value) => Ok(Any { type_url, value }),
+    let place = |misfit: &Misfit| if misfit.path.is_empty() { VALUE.to_owned() } else { format!("{VALUE}.{}", misfit.shown()) };
+    match CODEC.encode_known(name, &Tree::from(&json)) {
+        Ok((value, unknown)) => {
+            // Envoy warns of them too: whoever sends them may know a newer message.
+            for misfit in unknown {
+                left_out::note(Invalid::field(&place(&misfit), format!("{}; it is left out", misfit.reason)));
+            }
+            Ok(Any { type_url, value })
+        }
         // Whoever is asked for it says what there is instead.
         Err(InvalidJson::UnknownType(_)) => Ok(Any { type_url, value: Vec::new() }),
-        Err(InvalidJson::Misfit(misfit)) if !misfit.path.is_empty() => {
-            Err(Invalid::field(&format!("typed_config.value.{}", misfit.shown()), misfit.reason))
-        }
-        Err(other) => Err(Invalid::field("typed_config.value", other.to_string())),
+        Err(InvalidJson::Misfit(misfit)) => Err(Invalid::field(&place(&misfit), misfit.reason)),
+        Err(other) => Err(Invalid::field(VALUE, other.to_string())),
     }
 }
 
@@ -86,9 +98,26 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_by_its_path() {
         let refused = |value: &str| with(KINDS[0], LIMIT, value).unwrap_err().to_string();
-        assert!(refused("{stat_prefix: s, tokens: {}}").starts_with("typed_config.value.tokens: "), "{}", refused("{tokens: {}}"));
-        let deep = refused("{token_bucket: {max_tokens: many}}");
+        let deep = refused("{token_bucket: {max_tokens: many}, tokens: {}}");
         assert!(deep.starts_with("typed_config.value.token_bucket.max_tokens: "), "{deep}");
+    }
+
+    #[test]
+    fn enums_may_be_in_any_case_and_what_is_unknown_is_left_out_and_told() {
+        left_out::take();
+        let value = "{stat_prefix: s, vh_rate_limits: include, tokens: {}, token_bucket: {max_tokens: 1, burst: 2}, \
+            enable_x_ratelimit_headers: DRAFT_VERSION_99}";
+        let made: LocalRateLimit = any::open(&with(KINDS[0], LIMIT, value).unwrap()).unwrap();
+        assert_eq!((made.vh_rate_limits, made.token_bucket.map(|b| b.max_tokens)), (1, Some(1)));
+        assert_eq!(made.enable_x_ratelimit_headers, 0);
+        let mut told: Vec<String> = left_out::take().iter().map(ToString::to_string).collect();
+        told.sort_unstable();
+        let expected = [
+            "enable_x_ratelimit_headers: `DRAFT_VERSION_99` is not one of OFF, DRAFT_VERSION_03; it is left out",
+            "token_bucket.burst: is not a field of TokenBucket; it is left out",
+            "tokens: is not a field of LocalRateLimit; it is left out",
+        ];
+        assert_eq!(told, expected.map(|what| format!("typed_config.value.{what}")));
     }
 
     #[test]
