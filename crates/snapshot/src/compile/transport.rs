@@ -6,11 +6,13 @@ use lateen_proto::envoy::config::cluster::v3::cluster;
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::extensions::transport_sockets as sockets;
 
+use prost::Name;
+
 use super::common::open;
 use super::context::Context;
 use super::invalid::{Invalid, Result, Within, harmless};
-use super::tls;
 use super::upstream_http::Http;
+use super::{istio, tls};
 use crate::cluster::Transport;
 
 pub(crate) type Transports = (Vec<Transport>, Vec<prost_types::Struct>);
@@ -56,7 +58,9 @@ fn transport(name: Arc<str>, value: Option<core::TransportSocket>, http: &Http, 
 fn is_proxy_protocol(socket: Option<&core::TransportSocket>) -> bool {
     use core::transport_socket::ConfigType::TypedConfig;
     let config = socket.and_then(|socket| socket.config_type.as_ref());
-    config.is_some_and(|TypedConfig(config)| any::is::<sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport>(config))
+    config.is_some_and(|TypedConfig(config)| {
+        istio::type_name(config) == sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport::full_name()
+    })
 }
 
 fn proxy_protocol(
@@ -74,9 +78,13 @@ fn proxy_protocol(
     harmless!(allow_unspecified_address, tlv_as_pool_key);
     let config = super::proxy_protocol::upstream(config.unwrap_or_default()).within("config")?;
     // Said before it is looked into: there could be any number within each other.
+    let another = || Invalid::field("transport_socket", "must not be another PROXY protocol socket");
     if is_proxy_protocol(transport_socket.as_ref()) {
-        return Err(Invalid::field("transport_socket", "must not be another PROXY protocol socket"));
+        return Err(another());
     }
     let inner = transport(name, transport_socket, http, context).within("transport_socket")?;
+    if inner.proxy_protocol.is_some() {
+        return Err(another());
+    }
     Ok(Transport { proxy_protocol: Some(Arc::new(config)), ..inner })
 }

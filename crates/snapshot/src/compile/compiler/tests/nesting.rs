@@ -86,3 +86,25 @@ fn sockets_packed_in_sockets_without_end_are_refused_at_the_second() {
     let reason = "transport_socket.transport_socket: must not be another PROXY protocol socket";
     assert_eq!(rejected.iter().map(|r| r.reason.as_str()).collect::<Vec<_>>(), [reason]);
 }
+
+/// A socket may also come as the fields of the message that it names.
+#[test]
+fn a_socket_in_a_socket_is_refused_in_whatever_form() {
+    let url = any::url::<ProxyProtocolUpstreamTransport>();
+    let plain = |inner: &str| format!("{{name: s, typed_config: {{'@type': {url}{inner}}}}}");
+    let opaque = |inner: &str| {
+        let fields = inner.trim_start_matches(", ");
+        format!("{{name: s, typed_config: {{'@type': type.googleapis.com/xds.type.v3.TypedStruct, type_url: {url}, value: {{{fields}}}}}}}")
+    };
+    let within = |socket: &str| format!(", transport_socket: {socket}");
+    for socket in [plain(&within(&opaque(""))), opaque(&within(&plain(""))), opaque(&within(&opaque(&within(&opaque("")))))] {
+        let cluster = update::<ClusterProto>(&format!("{{name: c, type: STATIC, transport_socket: {socket}}}"));
+        let rejected = Compiler::new().apply(CLUSTER, vec![cluster], &[], Instant::now());
+        let reason = "transport_socket.transport_socket: must not be another PROXY protocol socket";
+        assert_eq!(rejected.iter().map(|r| r.reason.as_str()).collect::<Vec<_>>(), [reason], "{socket}");
+    }
+    for socket in [plain(""), opaque("")] {
+        let cluster = update::<ClusterProto>(&format!("{{name: c, type: STATIC, transport_socket: {socket}}}"));
+        accepted(Compiler::new().apply(CLUSTER, vec![cluster], &[], Instant::now()));
+    }
+}
