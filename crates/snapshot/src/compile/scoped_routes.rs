@@ -11,7 +11,7 @@ use route_proto::scoped_route_configuration as scope_proto;
 use super::context::{Context, ScopesUse};
 use super::invalid::{Invalid, Result, Within, each, refuse};
 use super::warming::FetchTimeout;
-use super::{matcher, route, source};
+use super::{file_names, matcher, route, source};
 use crate::scopes::{BETWEEN, Element, HeaderFragment, RouteTarget, ScopeKeyBuilder, ScopedRoutes, Scopes};
 use crate::{RouteTable, RouteTableId};
 
@@ -147,7 +147,10 @@ fn scope<'c>(
     let key = key.ok_or_else(|| Invalid::new("is missing")).and_then(key_of).within("key")?;
     let target = match (route_configuration, route_configuration_name.as_str()) {
         (Some(table), "") => RouteTarget::Inline(Arc::new(compile(table, context).within("route_configuration")?)),
-        (None, name) if !name.is_empty() => RouteTarget::Discovered(context.names.route_table(name), name.into()),
+        (None, name) if !name.is_empty() => {
+            file_names::check(name).within("route_configuration_name")?;
+            RouteTarget::Discovered(context.names.route_table(name), name.into())
+        }
         (None, _) => return Err(Invalid::field("route_configuration_name", "is missing; give it or route_configuration")),
         (Some(_), _) => return Err(Invalid::field("route_configuration", "and route_configuration_name exclude each other")),
     };
@@ -194,6 +197,7 @@ mod tests {
                 "scoped_rds.scoped_rds_config_source: ".to_owned(),
             ),
             (list(&scope("on_demand: false")), format!("{}.route_configuration_name: is missing", in_list(0))),
+            (list(&scope("route_configuration_name: \"f\\0r\"")), format!("{}.route_configuration_name: holds a zero byte", in_list(0))),
             (list("{name: a, key: {}, route_configuration_name: r}"), format!("{}.key.fragments: is empty", in_list(0))),
             (
                 list(&[scope("route_configuration_name: r"), scope("route_configuration_name: s")].join(", ")),
