@@ -43,17 +43,16 @@ impl DiscoveredFile {
                 let line = file.line_of(index, "").map(|line| format!("{line}:")).unwrap_or_default();
                 format!("{origin}:{line} resources[{index}]")
             };
-            let discovered = if any::is::<Resource>(&body) {
+            let (body, is_wrapped) = if any::is::<Resource>(&body) {
                 let Resource { name, resource_name, aliases, version, resource, ttl, cache_control, metadata } =
                     any::open(&body).map_err(|e| InvalidBootstrap(format!("{}: {e}", place())))?;
-                // The name inside counts, and a file has no time to live, as with Envoy.
-                harmless!(name, resource_name, aliases, ttl, cache_control, metadata);
-                let body = resource.ok_or_else(|| InvalidBootstrap(format!("{}: has no resource", place())))?;
-                Discovered { body, version, is_wrapped: true }
+                // The name inside counts, as with Envoy; the version is that of the whole file, which has no time to live.
+                harmless!(name, resource_name, aliases, version, ttl, cache_control, metadata);
+                (resource.ok_or_else(|| InvalidBootstrap(format!("{}: has no resource", place())))?, true)
             } else {
-                Discovered { body, version: version_info.clone(), is_wrapped: false }
+                (body, false)
             };
-            file.resources.push(discovered);
+            file.resources.push(Discovered { body, version: version_info.clone(), is_wrapped });
         }
         Ok(file)
     }
@@ -97,10 +96,10 @@ resources:
 ";
 
     #[test]
-    fn resources_may_be_wrapped_with_a_version_of_their_own() {
+    fn resources_may_be_wrapped_and_have_the_version_of_the_file() {
         let file = DiscoveredFile::parse(TWO.to_owned(), "f.yaml").unwrap();
         let shown: Vec<_> = file.resources.iter().map(|r| (any::name_of(&r.body.type_url), &*r.version)).collect();
-        assert_eq!(shown, ["7", "9"].map(|version| ("envoy.config.endpoint.v3.ClusterLoadAssignment", version)));
+        assert_eq!(shown, [("envoy.config.endpoint.v3.ClusterLoadAssignment", "7"); 2]);
         let json = serde_json::json!({"resources": [{"@type": "type.googleapis.com/envoy.service.discovery.v3.Resource", "name": "b"}]});
         assert_eq!(DiscoveredFile::parse(json.to_string(), "f.json").unwrap_err().to_string(), "f.json:1: resources[0]: has no resource");
     }
