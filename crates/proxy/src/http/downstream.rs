@@ -20,7 +20,7 @@ use super::reply::{self, Reply};
 use super::stream::Downstream;
 use super::{Exchange, Hcm};
 use crate::http::h1::NoRequest;
-use crate::io::{Io, Timer, Wire, last_words, leave, longer};
+use crate::io::{Io, Meter, Metered, Timer, Wire, last_words, leave, longer};
 use crate::listener::Conn;
 use crate::worker::Worker;
 
@@ -45,7 +45,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, i
             stats.inc(names::DOWNSTREAM_CX_HTTP2_TOTAL);
             let _active = stats.hold(names::DOWNSTREAM_CX_HTTP2_ACTIVE);
             drop(patience);
-            Box::pin(h2::serve(worker, hcm, conn, io, ahead)).await;
+            Box::pin(h2::serve(worker, hcm, conn, Metered { io, meter: meter(hcm) }, ahead)).await;
         }
         Some((io, false, ahead)) => {
             stats.inc(names::DOWNSTREAM_CX_HTTP1_TOTAL);
@@ -98,7 +98,10 @@ async fn version(worker: &Rc<Worker>, hcm: &Hcm, conn: &Conn, mut io: Io, patien
         })
         .await;
         match read {
-            Some(Ok(1..)) => head_by = head_by.or_else(|| Instant::now().checked_add(head_timeout(hcm))),
+            Some(Ok(count @ 1..)) => {
+                hcm.stats.add(names::DOWNSTREAM_CX_RX_BYTES_TOTAL, count as u64);
+                head_by = head_by.or_else(|| Instant::now().checked_add(head_timeout(hcm)));
+            }
             Some(_) => {
                 hcm.stats.inc(names::DOWNSTREAM_CX_DESTROY_REMOTE);
                 return None;
@@ -114,6 +117,10 @@ async fn version(worker: &Rc<Worker>, hcm: &Hcm, conn: &Conn, mut io: Io, patien
     }
 }
 
+fn meter(hcm: &Hcm) -> Meter {
+    Meter::new(&hcm.stats, names::DOWNSTREAM_CX_RX_BYTES_TOTAL, names::DOWNSTREAM_CX_TX_BYTES_TOTAL)
+}
+
 fn head_timeout(hcm: &Hcm) -> Duration {
     hcm.config.request_headers_timeout.unwrap_or(HEAD_TIMEOUT)
 }
@@ -125,7 +132,7 @@ fn old_at(worker: &Worker, hcm: &Hcm, conn: &Conn) -> Option<Instant> {
 }
 
 async fn serve_h1(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, ahead: BytesMut, patience: &mut Patience) {
-    let mut wire = Wire::new(io);
+    let mut wire = Wire::metered(io, meter(hcm));
     wire.input = ahead;
     let mut down = Downstream::H1(Box::new(H1Server::new(wire, hcm.limits, conn.is_tls())));
     let config = &hcm.config;

@@ -1,10 +1,12 @@
 //! Byte streams of both sides: plain or TLS, with bytes that were read ahead put back in front.
 mod linger;
+mod meter;
 mod text;
 mod timer;
 mod wire;
 
 pub(crate) use linger::{last_words, leave, linger};
+pub(crate) use meter::{Meter, Metered};
 pub(crate) use text::Text;
 pub(crate) use timer::{Timer, longer};
 pub(crate) use wire::Wire;

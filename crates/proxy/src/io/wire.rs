@@ -9,7 +9,7 @@ use tokio::io::AsyncWrite;
 
 use lateen_core::recycle::buffers::{self, SMALL as FIRST_READ};
 
-use super::Io;
+use super::{Io, Meter};
 
 /// Chunks up to this size are copied behind the head, so that one write carries both.
 const COPY_LIMIT: usize = 16 * 1024;
@@ -30,8 +30,8 @@ pub(crate) struct Wire {
     queued: usize,
     /// Asks for larger reads while reads fill the buffer.
     read_size: usize,
-    pub(crate) received: u64,
     pub(crate) sent: u64,
+    meter: Option<Meter>,
     dirty: bool,
 }
 
@@ -45,10 +45,15 @@ impl Wire {
             queue: VecDeque::new(),
             queued: 0,
             read_size: FIRST_READ,
-            received: 0,
             sent: 0,
+            meter: None,
             dirty: false,
         }
+    }
+
+    /// One whose bytes count.
+    pub(crate) fn metered(io: Io, meter: Meter) -> Self {
+        Self { meter: Some(meter), ..Self::new(io) }
     }
 
     /// Reads once; 0 means that the peer closed. While nothing comes an empty buffer is given back.
@@ -77,7 +82,7 @@ impl Wire {
             }
             Poll::Ready(Ok(n)) => {
                 self.eof = n == 0;
-                self.received += n as u64;
+                self.meter.iter().for_each(|meter| meter.received(n));
                 if n >= self.read_size {
                     self.read_size = (self.read_size * 2).min(LARGEST_READ);
                 } else if n < self.read_size / 4 {
@@ -175,6 +180,7 @@ impl Wire {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.sent += n as u64;
+            self.meter.iter().for_each(|meter| meter.sent(n));
             self.dirty = true;
             self.written(n);
         }

@@ -18,7 +18,7 @@ use super::lease::Lease;
 use super::open::Open;
 use super::pool::Pool;
 use crate::http::h2::Keepalive;
-use crate::io::Io;
+use crate::io::Metered;
 use crate::worker::Worker;
 
 /// A connection that nobody holds any more may take so long to write what is left. Its peer may not be there to read.
@@ -48,7 +48,7 @@ impl Drop for Shared {
 
 impl Shared {
     /// Starts HTTP/2 on a connection.
-    pub(super) fn start(worker: &Worker, io: Io, open: Open, config: &ClusterConfig) -> (Rc<Self>, Driver<Io>) {
+    pub(super) fn start(worker: &Worker, io: Metered, open: Open, config: &ClusterConfig) -> (Rc<Self>, Driver<Metered>) {
         let options = http2_options(config);
         let heads = config.response_heads;
         let windows = lateen_http2::Config {
@@ -107,7 +107,7 @@ impl Shared {
 }
 
 /// Moves a shared connection's bytes until it has ended, does not answer PINGs, or was given up and has had its time.
-pub(super) async fn drive(worker: &Worker, stats: &Local, mut driver: Driver<Io>, shared: &Weak<Shared>, pool: &Weak<Pool>) {
+pub(super) async fn drive(worker: &Worker, stats: &Local, mut driver: Driver<Metered>, shared: &Weak<Shared>, pool: &Weak<Pool>) {
     let ended = poll_fn(|cx| {
         if Pin::new(&mut driver).poll(cx).is_ready() {
             return Poll::Ready(true);

@@ -1,6 +1,7 @@
 //! Mutual TLS between two proxies, and who is refused.
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 
+use crate::http2::H2_UPSTREAM;
 use crate::support::*;
 
 pub(crate) struct Mesh {
@@ -82,9 +83,8 @@ impl Mesh {
 fn a_pair_speaks_mutual_tls_and_tells_who_called() {
     let (mesh, upstream) = (Mesh::new(), Upstream::ok("secret"));
     let server = mesh.server(upstream.port());
-    let h2 = "typed_extension_protocol_options:\n  envoy.extensions.upstreams.http.v3.HttpProtocolOptions:\n    \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions\n    explicit_http_config: {http2_protocol_options: {}}";
     // The last has no protocol in common with the server: Istio's own callers offer that for mirrored requests.
-    for (options, alpn) in [("", "http/1.1"), (h2, "h2"), ("", "istio")] {
+    for (options, alpn) in [("", "http/1.1"), (H2_UPSTREAM, "h2"), ("", "istio")] {
         let client = mesh.client(server.address.port(), "server", options, alpn);
         for _ in 0..3 {
             assert_eq!(client.get("/").body, "secret");
@@ -131,4 +131,29 @@ fn a_server_of_another_name_and_a_plaintext_caller_are_refused() {
     std::io::Write::write_all(&mut stream, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
     assert!(Answer::try_read(&mut stream).is_none());
     assert!(upstream.seen().is_empty());
+}
+
+/// Both ends of each connection count what they read and write, and not what TLS makes of it.
+#[test]
+fn the_bytes_of_http_connections_count_on_both_sides_as_the_applications() {
+    let (mesh, upstream) = (Mesh::new(), Upstream::ok("secret"));
+    let plain = Config::to(&[upstream.port()]).start();
+    let request = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    assert_eq!(plain.call(request).body, "secret");
+    assert_eq!(plain.stat("http.t.downstream_cx_rx_bytes_total"), request.len() as u64);
+    assert_eq!(plain.stat("cluster.c.upstream_cx_tx_bytes_total"), upstream.seen()[0].len() as u64);
+    assert_eq!(plain.stat("cluster.c.upstream_cx_rx_bytes_total"), "HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecret".len() as u64);
+    assert!(plain.stat("http.t.downstream_cx_tx_bytes_total") > 100);
+    let server = mesh.server(upstream.port());
+    let mut clients = Vec::new();
+    // What comes before the protocol is known, for want of a word from ALPN, counts too.
+    for (options, alpn) in [("", "http/1.1"), ("", "istio"), (H2_UPSTREAM, "h2"), (H2_UPSTREAM, "istio")] {
+        clients.push(mesh.client(server.address.port(), "server", options, alpn));
+        let last = &clients[clients.len() - 1];
+        assert_eq!(last.get("/").body, "secret");
+        assert!(last.stat("cluster.c.upstream_cx_tx_bytes_total") > 100 && last.stat("cluster.c.upstream_cx_rx_bytes_total") > 50);
+        let sum = |name: &str| clients.iter().map(|client| client.stat(name)).sum::<u64>();
+        eventually(|| sum("cluster.c.upstream_cx_tx_bytes_total") == server.stat("http.t.downstream_cx_rx_bytes_total"));
+        eventually(|| sum("cluster.c.upstream_cx_rx_bytes_total") == server.stat("http.t.downstream_cx_tx_bytes_total"));
+    }
 }

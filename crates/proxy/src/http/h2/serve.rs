@@ -16,7 +16,7 @@ use crate::http::h1::InvalidHead;
 use crate::http::message::{Request, Version};
 use crate::http::stream::Downstream;
 use crate::http::{Exchange, Hcm, reply};
-use crate::io::{Io, Timer, last_words, leave};
+use crate::io::{Metered, Timer, last_words, leave};
 use crate::listener::Conn;
 use crate::worker::Worker;
 
@@ -24,7 +24,7 @@ use crate::worker::Worker;
 const HANDSHAKE: Duration = Duration::from_secs(60);
 
 /// Serves the connection to its end; `ahead` holds bytes already read from it.
-pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Io, ahead: BytesMut) {
+pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, io: Metered, ahead: BytesMut) {
     let mut server = Server::new(io, config(hcm), ahead);
     let begin = Instant::now();
     let mut end = End::new(hcm, conn, begin);
@@ -97,7 +97,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, i
         crate::worker::spawn(worker, streams.finish(Rc::clone(worker)));
     }
     if !given_up {
-        Box::pin(leave(server.io(), hcm.config.delayed_close_timeout)).await;
+        Box::pin(leave(&mut server.io().io, hcm.config.delayed_close_timeout)).await;
     }
 }
 
@@ -153,7 +153,7 @@ impl End {
     }
 
     /// Tells the caller to open no more streams here; false when it was told before.
-    fn announce(&mut self, server: &Server<Io>) -> bool {
+    fn announce(&mut self, server: &Server<Metered>) -> bool {
         let first = self.refuse_at.is_none();
         if first {
             server.announce_shutdown();
@@ -163,7 +163,7 @@ impl End {
     }
 
     /// Ready with true when something was said to the caller, with false when the connection is to be dropped.
-    fn poll(&mut self, cx: &mut Context<'_>, now: Instant, hcm: &Hcm, server: &mut Server<Io>, active: u32) -> Poll<bool> {
+    fn poll(&mut self, cx: &mut Context<'_>, now: Instant, hcm: &Hcm, server: &mut Server<Metered>, active: u32) -> Poll<bool> {
         if active > 0 || std::mem::take(&mut self.used) {
             self.active_at = now;
         }
@@ -204,8 +204,8 @@ impl End {
 
     /// Ready when the caller has taken nothing for so long that what is left to write is not worth waiting for: each byte
     /// that it takes begins the wait anew (Envoy `ConnectionImpl::onWriteReady`).
-    fn poll_drop(&mut self, cx: &mut Context<'_>, now: Instant, hcm: &Hcm, server: &mut Server<Io>) -> Poll<bool> {
-        let sent = server.io().socket().sent;
+    fn poll_drop(&mut self, cx: &mut Context<'_>, now: Instant, hcm: &Hcm, server: &mut Server<Metered>) -> Poll<bool> {
+        let sent = server.io().io.socket().sent;
         if self.drop_at.is_none() || sent != self.sent {
             self.sent = sent;
             let patience = last_words(hcm.config.delayed_close_timeout);
