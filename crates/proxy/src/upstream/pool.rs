@@ -434,11 +434,12 @@ impl Drop for Counted {
     }
 }
 
-/// How much of a response's head is read.
+/// Where the bytes of a cluster's connections count.
 fn meter(stats: &lateen_telemetry::Local) -> Meter {
     Meter::new(stats, names::UPSTREAM_CX_RX_BYTES_TOTAL, names::UPSTREAM_CX_TX_BYTES_TOTAL)
 }
 
+/// How much of a response's head is read.
 fn head_limits(config: &ClusterConfig) -> h1::HeadLimits {
     let HeadLimits { headers, http1_bytes, .. } = config.response_heads;
     h1::HeadLimits {
