@@ -1,5 +1,5 @@
 //! Files that the configuration names: certificates, and discovered resources by path.
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -159,13 +159,10 @@ impl File {
             |found: &Discovered| Update { name: self.name_of(&found.body), version: found.version.clone(), body: found.body.clone() };
         let updates: Vec<Update> = file.resources.iter().map(update).collect();
         let names: Vec<String> = updates.iter().map(|u| u.name.clone()).collect();
-        let removed: Vec<String> = before.into_iter().filter(|n| !names.contains(n)).collect();
-        for Rejected { name, reason } in main.take(&self.source, self.type_url, updates, &removed) {
-            let index = names.iter().position(|known| file_and_name(known).1 == name);
-            let line = index.and_then(|index| file.line_of(index, &reason)).map(|line| format!("{line}:")).unwrap_or_default();
-            tracing::error!("{}:{line} {name}: {reason}; what was read before stays in use", self.path);
-        }
-        awaited.retain(|name| !names.contains(name));
+        let there: HashSet<&str> = names.iter().map(String::as_str).collect();
+        let removed: Vec<String> = before.into_iter().filter(|name| !there.contains(&**name)).collect();
+        self.tell(&file, &names, &main.take(&self.source, self.type_url, updates, &removed));
+        awaited.retain(|name| !there.contains(&**name));
         for name in &awaited {
             tracing::error!("{}: has no {} of the name `{}`", self.path, types::short_name(self.type_url), file_and_name(name).1);
         }
@@ -173,6 +170,20 @@ impl File {
             refuse(&awaited);
         }
         names
+    }
+
+    /// Says of refused resources where in the file what is wrong stands. Of two that have one name it is the first.
+    fn tell(&self, file: &DiscoveredFile, names: &[String], rejected: &[Rejected]) {
+        if rejected.is_empty() {
+            return;
+        }
+        let places: HashMap<&str, usize> = names.iter().enumerate().rev().map(|(index, name)| (file_and_name(name).1, index)).collect();
+        let placed: Vec<_> = rejected.iter().filter_map(|r| Some((r, *places.get(&*r.name)?))).collect();
+        let wrong: Vec<_> = placed.iter().map(|(r, index)| (*index, &*r.reason)).collect();
+        for ((Rejected { name, reason }, _), line) in placed.iter().zip(file.lines_of(&wrong)) {
+            let line = line.map(|line| format!("{line}:")).unwrap_or_default();
+            tracing::error!("{}:{line} {name}: {reason}; what was read before stays in use", self.path);
+        }
     }
 }
 

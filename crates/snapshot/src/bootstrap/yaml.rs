@@ -30,13 +30,18 @@ pub fn read(text: &str) -> Result<Value, NotYaml> {
 
 /// The line at which the value at `path` begins, or the deepest one on the way that there is.
 pub(super) fn line_of(text: &str, path: &[Step]) -> Option<usize> {
-    let mut finder = Finder { wanted: path, at: Vec::new(), open: Vec::new(), best: None };
+    lines_of(text, &[path]).pop().flatten()
+}
+
+/// [`line_of`] for many paths, which is as much work as for one.
+pub(super) fn lines_of(text: &str, paths: &[impl AsRef<[Step]>]) -> Vec<Option<usize>> {
+    let mut finder = Finder::new(paths);
     // What cannot be read on ends the search: the best so far is as good as it gets.
     let _ = events(text, |event, span| {
         finder.event(&event, span);
         Ok(())
     });
-    finder.best.map(|(_, line)| line)
+    paths.iter().map(|path| finder.deepest(path.as_ref())).collect()
 }
 
 fn events<'t>(text: &'t str, mut each: impl FnMut(Event<'t>, Span) -> Result<(), NotYaml>) -> Result<(), NotYaml> {
@@ -170,13 +175,22 @@ fn number(text: &str) -> Option<Value> {
     })
 }
 
-/// Follows the parser along a path.
-struct Finder<'a> {
-    wanted: &'a [Step],
-    at: Vec<Step>,
+/// Follows the parser along the paths that are looked for.
+struct Finder {
+    /// A tree of the paths; the first is where all of them begin.
+    places: Vec<Place>,
+    /// The place of each step that leads to where the parser is, where one of the paths goes there.
+    at: Vec<Option<usize>>,
     /// Open collections: a list's next index, or a mapping that waits for a key.
     open: Vec<Where>,
-    best: Option<(usize, usize)>,
+}
+
+/// A place in a file that one of the paths at least goes through or to.
+#[derive(Default)]
+struct Place {
+    keys: HashMap<String, usize>,
+    items: HashMap<usize, usize>,
+    line: Option<usize>,
 }
 
 enum Where {
@@ -185,20 +199,57 @@ enum Where {
     Value,
 }
 
-impl Finder<'_> {
+impl Finder {
+    fn new(paths: &[impl AsRef<[Step]>]) -> Self {
+        let mut places = vec![Place::default()];
+        for path in paths {
+            let mut at = 0;
+            for step in path.as_ref() {
+                let new = places.len();
+                at = *match step {
+                    Step::Key(key) => places[at].keys.entry(key.clone()).or_insert(new),
+                    Step::Item(index) => places[at].items.entry(*index).or_insert(new),
+                };
+                if at == new {
+                    places.push(Place::default());
+                }
+            }
+        }
+        Self { places, at: vec![Some(0)], open: Vec::new() }
+    }
+
+    /// The line of the last place on this path that has been seen.
+    fn deepest(&self, path: &[Step]) -> Option<usize> {
+        let mut place = &self.places[0];
+        let mut line = place.line;
+        for step in path {
+            let next = match step {
+                Step::Key(key) => place.keys.get(key),
+                Step::Item(index) => place.items.get(index),
+            };
+            let Some(next) = next else { break };
+            place = &self.places[*next];
+            line = place.line.or(line);
+        }
+        line
+    }
+
     fn event(&mut self, event: &Event<'_>, span: Span) {
         match event {
             Event::Scalar(text, ..) => {
                 if let Some(place @ Where::Key) = self.open.last_mut() {
                     *place = Where::Value;
-                    self.at.push(Step::Key(text.to_string()));
+                    self.enter(|place| place.keys.get(&**text));
                     self.note(span);
                 } else {
                     self.value(span);
                     self.after();
                 }
             }
-            Event::Alias(_) => self.after(),
+            Event::Alias(_) => {
+                self.value(span);
+                self.after();
+            }
             Event::SequenceStart(..) => {
                 self.value(span);
                 self.open.push(Where::List(0));
@@ -215,10 +266,17 @@ impl Finder<'_> {
         }
     }
 
+    /// One step on, to where `next` finds it.
+    fn enter(&mut self, next: impl FnOnce(&Place) -> Option<&usize>) {
+        let at = self.at.last().copied().flatten();
+        self.at.push(at.and_then(|place| next(&self.places[place]).copied()));
+    }
+
     /// A value begins.
     fn value(&mut self, span: Span) {
         if let Some(Where::List(index)) = self.open.last() {
-            self.at.push(Step::Item(*index));
+            let index = *index;
+            self.enter(|place| place.items.get(&index));
         }
         self.note(span);
     }
@@ -239,8 +297,8 @@ impl Finder<'_> {
     }
 
     fn note(&mut self, span: Span) {
-        if self.wanted.starts_with(&self.at) && self.best.is_none_or(|(depth, _)| self.at.len() > depth) {
-            self.best = Some((self.at.len(), span.start.line()));
+        if let Some(place) = self.at.last().copied().flatten() {
+            self.places[place].line.get_or_insert(span.start.line());
         }
     }
 }
@@ -290,5 +348,8 @@ mod tests {
         assert_eq!(line_of(text, &path), Some(5));
         assert_eq!(line_of(text, &[Step::Key("f".into())]), Some(6));
         assert_eq!(line_of(text, &[Step::Key("a".into()), Step::Key("b".into()), Step::Item(0)]), Some(3));
+        let aliased = "a: &x 1\nb:\n- *x\n- 2\nc: 3\n";
+        let item = [Step::Key("b".into()), Step::Item(1)];
+        assert_eq!(lines_of(aliased, &[&item[..], &item[..1], &[], &[Step::Key("c".into())]]), [Some(4), Some(2), Some(1), Some(5)]);
     }
 }
