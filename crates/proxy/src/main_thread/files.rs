@@ -146,12 +146,11 @@ impl File {
     /// Applies its resources; returns their names, so that the next version can leave some out.
     fn read(&self, main: &Main, wanted: &Wanted, before: Vec<String>) -> Vec<String> {
         let mut awaited = self.awaited(wanted);
-        let refuse = |names: &[String]| main.change(|compiler, now| compiler.refuse(&self.source, self.type_url, names, now));
         let file = match DiscoveredFile::read(Path::new(&self.path)) {
             Ok(file) => file,
             Err(e) => {
                 tracing::error!("{e}; what was read before stays in use");
-                refuse(&awaited);
+                main.refuse(&self.source, self.type_url, &awaited);
                 return before;
             }
         };
@@ -167,7 +166,7 @@ impl File {
             tracing::error!("{}: has no {} of the name `{}`", self.path, types::short_name(self.type_url), file_and_name(name).1);
         }
         if !awaited.is_empty() {
-            refuse(&awaited);
+            main.refuse(&self.source, self.type_url, &awaited);
         }
         names
     }

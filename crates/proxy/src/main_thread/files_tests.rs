@@ -4,7 +4,7 @@ use std::time::SystemTime;
 use lateen_snapshot::{Snapshot, bootstrap};
 
 use super::*;
-use crate::main_thread::test_support;
+use crate::main_thread::{Phase, test_support};
 
 /// A certificate of this name, with its key.
 fn pair(name: &str) -> [String; 2] {
@@ -178,6 +178,27 @@ async fn who_waits_for_what_a_file_does_not_have_goes_on() {
     assert_eq!(serving(&main.snapshot()), (None, None));
     replace(&routes_file, &response(&routes("late")));
     let is_there = |snapshot: &Arc<Snapshot>| serving(snapshot).0.as_deref() == Some("late");
+    tokio::time::timeout(INTERVAL * 5, snapshots.wait_for(is_there)).await.unwrap().unwrap();
+    task.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_of_clusters_and_listeners_that_cannot_be_read_are_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let [clusters, listeners] = ["clusters.yaml", "listeners.yaml"].map(|name| folder.path().join(name));
+    for file in [&clusters, &listeners] {
+        replace(file, "{resources: [");
+    }
+    let source = |path: &Path| format!("{{path_config_source: {{path: '{}'}}}}", path.display());
+    let dynamic = format!("{{cds_config: {}, lds_config: {}}}", source(&clusters), source(&listeners));
+    let main = test_support::main(&format!("{{node: {{id: n, cluster: c}}, dynamic_resources: {dynamic}}}"));
+    assert_eq!(main.phase(), Phase::PreInitializing);
+    let task = tokio::spawn(run(main.clone()));
+    tokio::time::timeout(INTERVAL * 5, main.await_first_answers()).await.unwrap();
+    assert_eq!(main.phase(), Phase::Live);
+    replace(&clusters, &response(&serde_json::json!([{"@type": types::CLUSTER, "name": "c"}])));
+    let mut snapshots = main.snapshots();
+    let is_there = |snapshot: &Arc<Snapshot>| snapshot.cluster_named("c").is_some();
     tokio::time::timeout(INTERVAL * 5, snapshots.wait_for(is_there)).await.unwrap().unwrap();
     task.abort();
 }

@@ -241,6 +241,13 @@ impl Main {
         rejected
     }
 
+    /// A source whose answer can be of no use at all: who waits for these goes on without them, and so does the start (Envoy
+    /// `CdsApiImpl::onConfigUpdateFailed`).
+    pub(super) fn refuse(&self, source: &SecretSource, type_url: &str, names: &[String]) {
+        self.change(|compiler, now| compiler.refuse(source, type_url, names, now));
+        self.first_answers.note(type_url);
+    }
+
     /// Goes on without clusters, and then without listeners, when their sources do not answer in time.
     pub(super) async fn await_first_answers(&self) {
         self.first_answers.wait(self.bootstrap.clusters_within, self.bootstrap.listeners_within).await;

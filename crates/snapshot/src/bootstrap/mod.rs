@@ -22,7 +22,7 @@ pub use discovered_file::{Discovered, DiscoveredFile};
 pub use stats::StatsMatcher;
 
 use crate::compile::parts::{
-    Place, Within, api_source, dns_resolver, fetch_timeout, harmless, place, refuse, refuse_admin_logs, watched_path,
+    Place, Within, api_source, dns_resolver, existing, fetch_timeout, harmless, place, refuse, refuse_admin_logs, watched_path,
 };
 use crate::compile::{ApiSource, FetchTimeout, Invalid};
 use crate::dns::DnsResolver;
@@ -271,9 +271,9 @@ fn source(value: core::ConfigSource, has_ads: bool) -> Result<(DynamicSource, Fe
         Some(ConfigSourceSpecifier::Ads(_)) => {
             Err(Invalid { path: "ads".into(), reason: "there is no dynamic_resources.ads_config".into() })
         }
-        // A file is there, or will be.
-        Some(ConfigSourceSpecifier::Path(path)) => Ok((DynamicSource::Path(path), FetchTimeout::Never)),
-        Some(ConfigSourceSpecifier::PathConfigSource(source)) => Ok((DynamicSource::Path(watched_path(source)), FetchTimeout::Never)),
+        // Whatever comes of reading a file is an answer.
+        Some(ConfigSourceSpecifier::Path(path)) => Ok((DynamicSource::Path(existing(path, "path")?), FetchTimeout::Never)),
+        Some(ConfigSourceSpecifier::PathConfigSource(file)) => Ok((DynamicSource::Path(watched_path(file)?), FetchTimeout::Never)),
         Some(ConfigSourceSpecifier::ApiConfigSource(source)) => {
             Ok((DynamicSource::Api(api_source(source).within("api_config_source")?), timeout))
         }

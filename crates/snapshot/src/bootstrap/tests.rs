@@ -53,6 +53,14 @@ fn errors_name_line_and_field() {
             MINIMAL.to_owned() + "cluster_manager: {outlier_detection: {event_log_path: /dev/stdout}}\n",
             "test.yaml: cluster_manager.outlier_detection.event_log_path: is not supported; remove it",
         ),
+        (
+            MINIMAL.to_owned() + "dynamic_resources: {lds_config: {path: /no/such.yaml}}\n",
+            "test.yaml: dynamic_resources.lds_config.path: `/no/such.yaml` does not exist",
+        ),
+        (
+            MINIMAL.to_owned() + "dynamic_resources: {cds_config: {path_config_source: {path: /no/such.yaml}}}\n",
+            "test.yaml: dynamic_resources.cds_config.path_config_source.path: `/no/such.yaml` does not exist",
+        ),
         (MINIMAL.to_owned() + "dynamic_resources: {lds_config: {ads: {}}}\n", "test.yaml: dynamic_resources.lds_config.ads: there is no"),
     ];
     for (text, expected) in cases {
@@ -63,19 +71,21 @@ fn errors_name_line_and_field() {
 
 #[test]
 fn ads_is_understood() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
     let text = "
 dynamic_resources:
   ads_config: {api_type: DELTA_GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: xds-grpc}, initial_metadata: [{key: k, value: v}]}]}
   lds_config: {ads: {}, initial_fetch_timeout: 0s, resource_api_version: V3}
-  cds_config: {path_config_source: {path: /x.yaml}}
+  cds_config: {path_config_source: {path: PATH}}
 layered_runtime: {layers: [{name: a, static_layer: {envoy.x: 1}}, {name: admin, admin_layer: {}}]}
 stats_config: {stats_matcher: {inclusion_list: {patterns: [{prefix: cluster.}, {safe_regex: {regex: 'http\\..*\\.rbac\\..*'}}]}}}
 ";
-    let bootstrap = parse(text, "b").unwrap();
+    let bootstrap = parse(&text.replace("PATH", path), "b").unwrap();
     let ads = bootstrap.ads.unwrap();
     let metadata = vec![("k".to_owned(), http::HeaderValue::from_static("v"))];
     assert_eq!(ads, ApiSource { cluster: "xds-grpc".into(), delta: true, authority: "xds-grpc".into(), metadata });
-    assert_eq!((bootstrap.listeners, bootstrap.clusters), (Some(DynamicSource::Ads), Some(DynamicSource::Path("/x.yaml".into()))));
+    assert_eq!((bootstrap.listeners, bootstrap.clusters), (Some(DynamicSource::Ads), Some(DynamicSource::Path(path.to_owned()))));
     assert_eq!((bootstrap.listeners_within, bootstrap.clusters_within), (FetchTimeout::Never, FetchTimeout::Never));
     assert!(
         bootstrap.stats.shows("cluster.a.b") && bootstrap.stats.shows("http.a.rbac.allowed") && !bootstrap.stats.shows("server.uptime")

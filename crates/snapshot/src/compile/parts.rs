@@ -8,4 +8,4 @@ pub(crate) use super::matcher::strings;
 pub(crate) use super::matcher::{header as header_matcher, string as string_matcher};
 #[cfg(test)]
 pub(crate) use super::rbac::{Judged, rules as rbac_rules, tree as rbac_tree};
-pub(crate) use super::source::{api_source, fetch_timeout, watched_path};
+pub(crate) use super::source::{api_source, existing, fetch_timeout, watched_path};

@@ -63,24 +63,19 @@ pub(crate) fn ads_only(value: Option<core::ConfigSource>) -> Result<FetchTimeout
 
 /// For routes and endpoints, which may also be in a file: what they are known as, and how long they are waited for.
 pub(crate) fn ads_or_file(value: Option<core::ConfigSource>, name: &str) -> Result<(String, FetchTimeout)> {
-    let path = match value.as_ref().and_then(|source| source.config_source_specifier.as_ref()) {
+    let path = match value.as_ref().and_then(|source| source.config_source_specifier.clone()) {
         Some(ConfigSourceSpecifier::Path(path)) => existing(path, "path")?,
-        Some(ConfigSourceSpecifier::PathConfigSource(file)) => {
-            let core::PathConfigSource { path, watched_directory, poll_interval } = file;
-            // Files are looked at every second anyway.
-            harmless!(watched_directory, poll_interval);
-            existing(path, "path_config_source.path")?
-        }
+        Some(ConfigSourceSpecifier::PathConfigSource(file)) => watched_path(file)?,
         _ => return Ok((name.to_owned(), ads_only(value)?)),
     };
     // A file is read at once, and what is not in it is not waited for.
-    Ok((file_names::in_file(path, name), FetchTimeout::Never))
+    Ok((file_names::in_file(&path, name), FetchTimeout::Never))
 }
 
 /// As Envoy: a file that is not there now may never be.
-fn existing<'p>(path: &'p str, field: &str) -> Result<&'p str> {
-    file_names::check(path).within(field)?;
-    if Path::new(path).exists() { Ok(path) } else { Err(Invalid::field(field, format!("`{path}` does not exist"))) }
+pub(crate) fn existing(path: String, field: &str) -> Result<String> {
+    file_names::check(&path).within(field)?;
+    if Path::new(&path).exists() { Ok(path) } else { Err(Invalid::field(field, format!("`{path}` does not exist"))) }
 }
 
 /// Zero is without end.
@@ -99,19 +94,19 @@ pub(crate) fn secret_source(value: Option<core::ConfigSource>) -> Result<(Secret
     let timeout = fetch_timeout(initial_fetch_timeout)?;
     let source = match config_source_specifier {
         Some(ConfigSourceSpecifier::Ads(_) | ConfigSourceSpecifier::Self_(_)) => SecretSource::Ads,
-        Some(ConfigSourceSpecifier::Path(path)) => SecretSource::Path(path),
-        Some(ConfigSourceSpecifier::PathConfigSource(source)) => SecretSource::Path(watched_path(source)),
+        Some(ConfigSourceSpecifier::Path(path)) => SecretSource::Path(existing(path, "path")?),
+        Some(ConfigSourceSpecifier::PathConfigSource(file)) => SecretSource::Path(watched_path(file)?),
         Some(ConfigSourceSpecifier::ApiConfigSource(source)) => SecretSource::Api(api_source(source).within("api_config_source")?),
         None => return Err(Invalid::new("names no source; use `ads: {}`")),
     };
     Ok((source, timeout))
 }
 
-/// The file itself is looked at, however it changes.
-pub(crate) fn watched_path(value: core::PathConfigSource) -> String {
+/// The file itself is looked at every second, however it changes.
+pub(crate) fn watched_path(value: core::PathConfigSource) -> Result<String> {
     let core::PathConfigSource { path, watched_directory, poll_interval } = value;
     harmless!(watched_directory, poll_interval);
-    path
+    existing(path, "path_config_source.path")
 }
 
 /// How a gRPC discovery service is asked.
