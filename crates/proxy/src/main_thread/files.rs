@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lateen_snapshot::bootstrap::{Discovered, DiscoveredFile, DynamicSource};
-use lateen_snapshot::compile::{FileStamp, Rejected, SecretSource, Update, Wanted, file_and_name, in_file};
+use lateen_snapshot::compile::{FileStamp, Rejected, SecretSource, Since, Update, Wanted, file_and_name, in_file};
 use lateen_xds::resource::name_inside;
 use lateen_xds::types;
 use tokio::sync::watch;
@@ -129,12 +129,15 @@ impl File {
 
     /// What is wanted of it, where who waits goes on as soon as it was read (Envoy `onConfigUpdateFailed`).
     fn awaited(&self, wanted: &Wanted) -> Vec<String> {
-        let names = match self.type_url {
-            types::ROUTE => &wanted.routes,
-            types::ENDPOINT => &wanted.endpoints,
-            _ => return Vec::new(),
+        let of_file = |names: &Since<Arc<str>>| {
+            names.iter().filter(|name| file_and_name(name).0 == Some(&self.path)).map(ToString::to_string).collect()
         };
-        names.iter().filter(|name| file_and_name(name).0 == Some(&self.path)).map(ToString::to_string).collect()
+        match self.type_url {
+            types::ROUTE => of_file(&wanted.routes),
+            types::ENDPOINT => of_file(&wanted.endpoints),
+            types::SECRET => wanted.secrets.iter().filter(|key| key.source == self.source).map(|key| key.name.to_string()).collect(),
+            _ => Vec::new(),
+        }
     }
 
     /// What the compiler knows a resource by.

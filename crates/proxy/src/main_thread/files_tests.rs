@@ -31,19 +31,24 @@ fn add(main: &Main, listener: Update) {
     assert_eq!(main.apply(&SecretSource::Ads, types::LISTENER, vec![listener], &[]), []);
 }
 
+/// A certificate of this name with its key, as a secret.
+fn secret(name: &str) -> serde_json::Value {
+    let [chain, key] = pair(name);
+    serde_json::json!({"@type": types::SECRET, "name": name,
+        "tls_certificate": {"certificate_chain": {"inline_string": chain}, "private_key": {"inline_string": key}}})
+}
+
+/// A listener that shows the secret of this name in this file, for which it has all the time in the world.
+fn wants(secret: &str, file: &Path) -> Update {
+    let source = format!("{{initial_fetch_timeout: 0s, path_config_source: {{path: '{}'}}}}", file.display());
+    listener(&format!("l-{secret}"), &format!("tls_certificate_sds_secret_configs: [{{name: {secret}, sds_config: {source}}}]"))
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_secret_that_is_wanted_after_its_file_was_read_is_read_too() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let secret = |name: &str| {
-        let [chain, key] = pair(name);
-        serde_json::json!({"@type": types::SECRET, "name": name,
-            "tls_certificate": {"certificate_chain": {"inline_string": chain}, "private_key": {"inline_string": key}}})
-    };
     std::fs::write(file.path(), serde_json::json!({"resources": [secret("s1"), secret("s2")]}).to_string()).unwrap();
-    let wants = |name: &str| {
-        let source = format!("{{path_config_source: {{path: '{}'}}}}", file.path().display());
-        listener(&format!("l-{name}"), &format!("tls_certificate_sds_secret_configs: [{{name: {name}, sds_config: {source}}}]"))
-    };
+    let wants = |name: &str| wants(name, file.path());
     let main = test_support::main("{node: {id: n, cluster: c}}");
     let mut snapshots = main.snapshots();
     let task = tokio::spawn(run(main.clone()));
@@ -200,5 +205,31 @@ async fn files_of_clusters_and_listeners_that_cannot_be_read_are_not_waited_for(
     let mut snapshots = main.snapshots();
     let is_there = |snapshot: &Arc<Snapshot>| snapshot.cluster_named("c").is_some();
     tokio::time::timeout(INTERVAL * 5, snapshots.wait_for(is_there)).await.unwrap().unwrap();
+    task.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_its_file_does_not_give_holds_nobody_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let [broken, empty] = ["broken.json", "empty.json"].map(|name| folder.path().join(name));
+    replace(&broken, "{resources: [");
+    replace(&empty, &response(&serde_json::json!([])));
+    let main = test_support::main("{node: {id: n, cluster: c}}");
+    add(&main, wants("s1", &broken));
+    add(&main, wants("s2", &empty));
+    let mut snapshots = main.snapshots();
+    let task = tokio::spawn(run(main.clone()));
+    let both = |snapshot: &Arc<Snapshot>| snapshot.listeners.len() == 2;
+    let snapshot = tokio::time::timeout(INTERVAL * 5, snapshots.wait_for(both)).await.unwrap().unwrap().clone();
+    let slots: Vec<_> = snapshot.listeners.iter().map(|listener| listener.chains[0].tls.clone().unwrap()).collect();
+    assert!(slots.iter().all(|slot| slot.config.get().is_none()), "they have nothing to show");
+    // Whatever comes late is used at once.
+    replace(&broken, &response(&serde_json::json!([secret("s1")])));
+    replace(&empty, &response(&serde_json::json!([secret("s2")])));
+    tokio::time::sleep(INTERVAL * 3).await;
+    assert!(slots.iter().all(|slot| slot.config.get().is_some()));
+    let missing = listener("l", "tls_certificate_sds_secret_configs: [{name: s, sds_config: {path: /no/such.yaml}}]");
+    let refused = main.apply(&SecretSource::Ads, types::LISTENER, vec![missing], &[]).remove(0).reason;
+    assert!(refused.ends_with("sds_config.path: `/no/such.yaml` does not exist"), "{refused}");
     task.abort();
 }
