@@ -26,6 +26,13 @@ impl FileStamp {
         Self(found())
     }
 
+    /// Whether it is another file than the one before: by a rename or a swapped link it is there at once as a whole, while one
+    /// that is written in place is seen half written too.
+    pub fn replaces(&self, before: &Self) -> bool {
+        let (Some(now), Some(then)) = (&self.0, &before.0) else { return false };
+        (&now.at, now.inode) != (&then.at, then.inode)
+    }
+
     /// Whether there was a file.
     pub fn is_there(&self) -> bool {
         self.0.is_some()

@@ -4,11 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lateen_snapshot::bootstrap::{Discovered, DiscoveredFile, DynamicSource};
+use lateen_snapshot::bootstrap::{Discovered, DiscoveredFile, DynamicSource, InvalidBootstrap};
 use lateen_snapshot::compile::{FileStamp, Rejected, SecretSource, Since, Update, Wanted, file_and_name, in_file};
 use lateen_xds::resource::name_inside;
 use lateen_xds::types;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::Main;
 
@@ -17,7 +18,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Reloads what changed.
 pub(super) async fn run(main: Arc<Main>) {
-    let mut discovered: HashMap<(String, &'static str), (FileStamp, Vec<String>)> = HashMap::new();
+    let mut discovered: HashMap<(String, &'static str), Last> = HashMap::new();
     let mut changes = main.wanted();
     let mut before = Arc::<Wanted>::default();
     loop {
@@ -28,18 +29,47 @@ pub(super) async fn run(main: Arc<Main>) {
         discovered.retain(|(path, type_url), _| files.iter().any(|file| file.path == *path && file.type_url == *type_url));
         for file in files {
             let now = FileStamp::of(Path::new(&file.path));
-            let key = (file.path.clone(), file.type_url);
-            // Of what is in a file only that is kept that was wanted when it was read.
-            let names = match discovered.get(&key) {
-                Some((then, _)) if *then == now && !file.is_anew(&wanted, &before) => continue,
-                Some((_, names)) => names.clone(),
-                None => Vec::new(),
-            };
-            let names = file.read(&main, &wanted, names);
-            discovered.insert(key, (now, names));
+            let last = discovered.entry((file.path.clone(), file.type_url)).or_default();
+            if !last.is_due(&now, file.is_anew(&wanted, &before)) {
+                continue;
+            }
+            let found = DiscoveredFile::read(Path::new(&file.path));
+            // What was written meanwhile may be half of it.
+            if FileStamp::of(Path::new(&file.path)) == now {
+                // Of what is in a file only that is kept that was wanted when it was read.
+                last.names = file.take(&main, &wanted, found, std::mem::take(&mut last.names));
+                last.read = Some(now);
+            }
         }
         before = wanted;
         next(&mut changes, &before).await;
+    }
+}
+
+/// What is known of a file of resources.
+#[derive(Default)]
+struct Last {
+    /// How it was when it was read.
+    read: Option<FileStamp>,
+    /// How it was when it was looked at last, and since when it is so.
+    seen: Option<(FileStamp, Instant)>,
+    names: Vec<String>,
+}
+
+impl Last {
+    /// Whether it is to be read now. Envoy sees only files that are moved into place; one that is written in place is read too,
+    /// but not before it is the same for a while: half of a list would take away what the other half has.
+    fn is_due(&mut self, now: &FileStamp, is_anew: bool) -> bool {
+        let since = match &self.seen {
+            Some((seen, since)) if seen == now => *since,
+            _ => Instant::now(),
+        };
+        self.seen = Some((now.clone(), since));
+        match &self.read {
+            None => true,
+            Some(read) if read == now => is_anew,
+            Some(read) => now.replaces(read) || since.elapsed() >= INTERVAL,
+        }
     }
 }
 
@@ -147,9 +177,9 @@ impl File {
     }
 
     /// Applies its resources; returns their names, so that the next version can leave some out.
-    fn read(&self, main: &Main, wanted: &Wanted, before: Vec<String>) -> Vec<String> {
+    fn take(&self, main: &Main, wanted: &Wanted, found: Result<DiscoveredFile, InvalidBootstrap>, before: Vec<String>) -> Vec<String> {
         let mut awaited = self.awaited(wanted);
-        let file = match DiscoveredFile::read(Path::new(&self.path)) {
+        let file = match found {
             Ok(file) => file,
             Err(e) => {
                 tracing::error!("{e}; what was read before stays in use");

@@ -233,3 +233,33 @@ async fn a_secret_that_its_file_does_not_give_holds_nobody_up() {
     assert!(refused.ends_with("sds_config.path: `/no/such.yaml` does not exist"), "{refused}");
     task.abort();
 }
+
+#[tokio::test(start_paused = true)]
+async fn half_of_a_file_that_is_written_in_place_takes_nothing_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("clusters.yaml");
+    let clusters = |names: &[&str]| {
+        let one = |name: &&str| format!("- {{'@type': {}, name: {name}}}\n", types::CLUSTER);
+        format!("resources:\n{}", names.iter().map(one).collect::<String>())
+    };
+    std::fs::write(&file, clusters(&["a", "b"])).unwrap();
+    let dynamic = format!("{{cds_config: {{path_config_source: {{path: '{}'}}}}}}", file.display());
+    let main = test_support::main(&format!("{{node: {{id: n, cluster: c}}, dynamic_resources: {dynamic}}}"));
+    let task = tokio::spawn(run(main.clone()));
+    let there = || ["a", "b", "c"].map(|name| main.snapshot().cluster_named(name).is_some());
+    // Between the looks.
+    tokio::time::sleep(INTERVAL / 2).await;
+    assert_eq!(there(), [true, true, false]);
+    std::fs::write(&file, clusters(&["a"])).unwrap();
+    tokio::time::sleep(INTERVAL).await;
+    assert_eq!(there(), [true, true, false], "it may be half written");
+    std::fs::write(&file, clusters(&["a", "b", "c"])).unwrap();
+    tokio::time::sleep(INTERVAL).await;
+    assert_eq!(there(), [true, true, false]);
+    tokio::time::sleep(INTERVAL).await;
+    assert_eq!(there(), [true, true, true], "nobody wrote on");
+    replace(&file, &clusters(&["c"]));
+    tokio::time::sleep(INTERVAL).await;
+    assert_eq!(there(), [false, false, true], "another file is whole");
+    task.abort();
+}

@@ -101,7 +101,9 @@ fn yaml(http: u16, tcp: u16, upstream: u16, echo: u16, more: &str) -> String {
 /// Clusters from where nobody answers, who are done without after so many seconds.
 fn waits_for_clusters(seconds: u32) -> String {
     let service = "{api_type: GRPC, transport_api_version: V3, grpc_services: [{envoy_grpc: {cluster_name: echo}}]}";
-    format!("dynamic_resources: {{cds_config: {{initial_fetch_timeout: {seconds}s, resource_api_version: V3, api_config_source: {service}}}}}")
+    format!(
+        "dynamic_resources: {{cds_config: {{initial_fetch_timeout: {seconds}s, resource_api_version: V3, api_config_source: {service}}}}}"
+    )
 }
 
 fn echo_server() -> u16 {
