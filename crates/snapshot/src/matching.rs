@@ -99,7 +99,8 @@ impl HeaderMatcher {
         values.any(|v| self.predicate.holds(&String::from_utf8_lossy(v.as_bytes()))) != self.invert
     }
 
-    fn matches_missing(&self) -> bool {
+    /// Whether it matches where there is no such header.
+    pub fn matches_missing(&self) -> bool {
         match (&self.predicate, self.missing_as_empty) {
             (HeaderPredicate::Present(present), _) => *present == self.invert,
             (predicate, true) => predicate.holds("") != self.invert,

@@ -6,6 +6,7 @@ use lateen_telemetry::access_log::{HeaderKey, HeadersOf, Record, Span};
 use super::access::RequestRecord;
 use super::headers::{GRPC_STATUS, REQUEST_ID};
 use super::reply::grpc_status_of;
+use crate::router::lookup::header_matches;
 use crate::spans::die_of;
 
 /// The last status that gRPC knows, and the one of a call of which none is known.
@@ -21,7 +22,11 @@ pub(super) fn passes<R: Record>(filter: &LogFilter, record: &R, request: Option<
         LogFilter::And(all) => all.iter().all(|f| passes(f, record, request, on)),
         LogFilter::Or(any) => any.iter().any(|f| passes(f, record, request, on)),
         LogFilter::NotHealthCheck => !request.is_some_and(|r| r.info.health_check),
-        LogFilter::Header(matcher) => request.is_some_and(|r| crate::router::lookup::header_matches(matcher, r.request)),
+        LogFilter::Header(matcher) => match request.map(|r| r.request).filter(|request| request.was_read()) {
+            Some(request) => header_matches(matcher, request),
+            // Of a connection, and of bytes that are no request, there are no headers.
+            None => matcher.matches_missing(),
+        },
         LogFilter::Traceable => request.is_some_and(|r| r.info.trace_forced && !r.info.health_check),
         LogFilter::Share { fraction, independent } => {
             let id = request.filter(|_| !independent).and_then(|r| r.request.headers.get(REQUEST_ID));

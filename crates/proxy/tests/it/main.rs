@@ -50,6 +50,7 @@ mod swap;
 mod tcp;
 mod tcp_endings;
 mod tcp_keepalive;
+mod tcp_logs;
 mod tcp_times;
 mod tcp_tunnels;
 mod tls;
