@@ -14,7 +14,7 @@ use lateen_balance::{Context, Host};
 use lateen_snapshot::cluster::Discovery;
 use lateen_snapshot::dns::cache::DnsCache;
 use lateen_snapshot::route::{Connect, Forward, HostRewrite};
-use lateen_telemetry::envoy_names::cluster as names;
+use lateen_telemetry::envoy_names::{cluster as names, count_upstream_code};
 use lateen_telemetry::istio::PeerId;
 use tokio::time::Instant;
 
@@ -307,6 +307,13 @@ pub(super) fn note_response(exchange: &Exchange<'_>, cluster: &Rc<ClusterState>,
     stats.record(names::UPSTREAM_RQ_TIME, exchange.info.moment.saturating_duration_since(began.at).as_micros() as u64);
 }
 
+/// This try is the one: slower ones are given up, and none comes after it.
+fn note_informational(forwarding: &mut Forwarding, status: StatusCode) {
+    count_upstream_code(&forwarding.cluster.stats, status.as_u16());
+    forwarding.begun = true;
+    forwarding.late.forget();
+}
+
 /// Where the request goes in a cluster that has no hosts of its own: the first that metadata or headers name, else where
 /// the connection went to.
 fn original(exchange: &Exchange<'_>, cluster: &ClusterState) -> Option<SocketAddr> {
@@ -482,6 +489,9 @@ async fn await_response(
                     if informational > MOST_INFORMATIONAL {
                         return Poll::Ready(Err(Stop::Failed(StreamError::Protocol.into())));
                     }
+                    note_informational(forwarding, response.status);
+                    limits.try_ends = None;
+                    caller.timer.set(limits.next());
                     // Our own 100 went out when the body was asked for.
                     if response.status != StatusCode::CONTINUE {
                         caller.down.send_informational(response.status, &response.headers);

@@ -46,6 +46,8 @@ pub(super) struct Forwarding {
     pub(super) passed: Passed,
     /// An answer has told of its host's load.
     pub(super) load_told: bool,
+    /// An interim response went to the caller: whatever becomes of its try, there is no other (Envoy `Filter::onUpstream1xxHeaders`).
+    pub(super) begun: bool,
     pub(super) high_priority: bool,
     /// When the whole request must be over; set when the request has been received.
     pub(super) deadline: Option<Instant>,
@@ -125,6 +127,7 @@ fn begin(exchange: &mut Exchange<'_>, matched: &Matched, forward: &Forward) -> R
         tried: Vec::new(),
         passed: Passed::default(),
         load_told: false,
+        begun: false,
         high_priority: forward.high_priority,
         deadline: None,
         late: LateTries::default(),
@@ -194,6 +197,7 @@ async fn tries(
         }
         let tried = attempt::run(exchange, forward, forwarding, retries).await?;
         let decision = match &tried {
+            _ if forwarding.begun => Decision::No,
             Tried::Response(answered) => retries.after_response(&answered.response, &exchange.request),
             // A pooled connection that its peer had closed says nothing about the host.
             Tried::Failed { stale: true, .. } if free_repeats > 0 && forwarding.body.repeatable() => {
@@ -312,8 +316,10 @@ async fn conclude(
                 Failure::SlowRequest => exchange.hcm.stats.inc(names::DOWNSTREAM_RQ_TIMEOUT),
                 _ => {}
             }
-            let reply = failed.reply(retries.taken() > 0, forwarding.body.complete(), forwarding.timeouts.quiet);
-            if failed.failure.is_of_cluster() {
+            let mut reply = failed.reply(retries.taken() > 0, forwarding.body.complete(), forwarding.timeouts.quiet);
+            if forwarding.begun {
+                reply.details = failed.after_response();
+            } else if failed.failure.is_of_cluster() {
                 count_upstream_code(&forwarding.cluster.stats, reply.status.as_u16());
             }
             Err(reply.into())

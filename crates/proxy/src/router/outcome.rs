@@ -177,6 +177,8 @@ impl Failed {
             Failure::Timeout => Cow::Borrowed(details::RESPONSE_TIMEOUT),
             Failure::StreamDuration => Cow::Borrowed(details::MAX_DURATION_TIMEOUT),
             Failure::StreamIdle => Cow::Borrowed(details::STREAM_IDLE_TIMEOUT),
+            Failure::PerTryIdleTimeout => Cow::Borrowed(details::UPSTREAM_PER_TRY_IDLE_TIMEOUT),
+            Failure::SlowRequest => Cow::Borrowed(details::REQUEST_OVERALL_TIMEOUT),
             _ => Cow::Owned(details::reset_after_response(self.failure.reason(), &self.transport)),
         }
     }

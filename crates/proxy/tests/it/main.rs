@@ -55,6 +55,7 @@ mod tcp_times;
 mod tcp_tunnels;
 mod tls;
 mod tracing;
+mod tries;
 mod tunnels;
 mod upstream;
 mod upstream_connections;

@@ -3,7 +3,7 @@ use std::io::Write;
 
 use crate::support::*;
 
-fn with_policy(ports: &[u16], policy: &str) -> Proxy {
+pub(crate) fn with_policy(ports: &[u16], policy: &str) -> Proxy {
     Config::to(ports).routes(&format!("- {{match: {{prefix: /}}, route: {{cluster: c, timeout: 0s, retry_policy: {policy}}}}}")).start()
 }
 
@@ -175,11 +175,11 @@ fn a_budget_of_nothing_allows_no_retry() {
     assert_eq!(proxy.stat("cluster.c.upstream_rq_retry_overflow"), 1);
 }
 
-const HEDGED: &str = "- {match: {prefix: /}, route: {cluster: c, timeout: 4s, hedge_policy: {hedge_on_per_try_timeout: true}, \
+pub(crate) const HEDGED: &str = "- {match: {prefix: /}, route: {cluster: c, timeout: 4s, hedge_policy: {hedge_on_per_try_timeout: true}, \
                       retry_policy: {retry_on: 5xx, num_retries: 1, per_try_timeout: 0.2s, retry_back_off: {base_interval: 0.005s}}}}";
 
 /// An upstream that takes so many milliseconds for each request in turn, and answers with the status in `answers`.
-fn slow(answers: &'static [(u64, u16)]) -> Upstream {
+pub(crate) fn slow(answers: &'static [(u64, u16)]) -> Upstream {
     Upstream::start(move |n, _, stream| {
         let (millis, status) = answers.get(n - 1).copied().unwrap_or((0, 200));
         std::thread::sleep(std::time::Duration::from_millis(millis));
