@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use super::finalize;
 use super::forward::Forwarding;
 use super::hedge::{Answer, Late};
+use super::limits::Limits;
 use super::outcome::{Failed, Failure};
 use super::replay::Progress;
 use super::retry::Retries;
@@ -369,8 +370,8 @@ async fn connect(
     target: &Target,
     retries: &Retries,
 ) -> Result<Connecting, End> {
-    // A connection has a limit of its own: that of a try starts when it is there.
-    let mut limits = Limits { try_ends: None, ..Limits::new(forwarding, exchange.info.moment) };
+    // A connection has a limit of its own: those of a try start when it is there.
+    let mut limits = Limits::new(forwarding, exchange.info.moment);
     exchange.timer.set(limits.next());
     let worker = exchange.worker;
     let mut acquire = pin!(target.pool.acquire(worker, cluster, &target.host, forwarding.high_priority, &target.plan));
@@ -460,6 +461,9 @@ async fn await_response(
 ) -> Result<Response, Stop> {
     let mut now = Some(exchange.info.moment);
     let mut limits = Limits::new(forwarding, exchange.info.moment);
+    if forwarding.body.complete() {
+        limits.start_try(&forwarding.timeouts, exchange.info.moment);
+    }
     exchange.timer.set(limits.next());
     let (down, timer, info, request) = (&mut *exchange.down, &mut *exchange.timer, &mut exchange.info, &exchange.request);
     let mut caller = Caller { down, timer, chain: exchange.bodies.as_mut().map(|b| &mut b.request) };
@@ -468,7 +472,7 @@ async fn await_response(
         let was_complete = forwarding.body.complete();
         match forwarding.body.poll(cx, &mut *info, &mut caller, &mut lease.upstream) {
             Ok(moved) => {
-                if moved && limits.idle.is_some() {
+                if moved && limits.has_idle() {
                     limits.touch();
                     caller.timer.set(limits.next());
                 }
@@ -478,7 +482,7 @@ async fn await_response(
         if forwarding.body.complete() && !was_complete {
             let now = now.unwrap_or_else(Instant::now);
             note_received(forwarding, info, &mut limits, now);
-            limits.try_ends = forwarding.timeouts.per_try.and_then(|limit| now.checked_add(limit));
+            limits.start_try(&forwarding.timeouts, now);
             caller.timer.set(limits.next());
         }
         now = None;
@@ -511,92 +515,19 @@ async fn await_response(
         }
         while caller.timer.poll(cx).is_ready() {
             let why = limits.expired(Instant::now());
-            if why != Failure::PerTryTimeout || !forwarding.timeouts.hedge {
+            if !forwarding.timeouts.hedge || !matches!(why, Failure::PerTryTimeout | Failure::PerTryIdleTimeout) {
                 return Poll::Ready(Err(Stop::Failed(why.into())));
             }
-            if let Some(progress) = forwarding.body.progress() {
+            if !forwarding.begun
+                && let Some(progress) = forwarding.body.progress()
+            {
                 return Poll::Ready(Err(Stop::Late(progress)));
             }
             // What could not be sent again is waited for as long as it takes.
-            limits.try_ends = None;
+            limits = Limits::new(forwarding, Instant::now());
             caller.timer.set(limits.next());
         }
         Poll::Pending
     })
     .await
-}
-
-/// The deadlines in force during a try.
-pub(super) struct Limits {
-    pub(super) deadline: Option<Instant>,
-    stream: Option<Instant>,
-    /// While the caller still sends.
-    request: Option<Instant>,
-    try_ends: Option<Instant>,
-    idle: Option<(std::time::Duration, Instant, Failure)>,
-}
-
-impl Limits {
-    fn new(forwarding: &Forwarding, now: Instant) -> Self {
-        let timeouts = &forwarding.timeouts;
-        let idle = match (timeouts.per_try_idle, timeouts.idle) {
-            (Some(a), Some(b)) if b < a => Some((b, Failure::StreamIdle)),
-            (Some(a), _) => Some((a, Failure::PerTryIdleTimeout)),
-            (None, b) => b.map(|b| (b, Failure::StreamIdle)),
-        };
-        Self {
-            deadline: forwarding.deadline,
-            stream: forwarding.stream_deadline,
-            request: forwarding.request_deadline.filter(|_| !forwarding.body.complete()),
-            // A caller may take its time: only the answer is waited for.
-            try_ends: timeouts.per_try.filter(|_| forwarding.body.complete()).and_then(|limit| now.checked_add(limit)),
-            idle: idle.and_then(|(span, failure)| Some((span, now.checked_add(span)?, failure))),
-        }
-    }
-
-    /// Once the response has begun a try's own limits are off.
-    pub(super) fn while_relaying(forwarding: &Forwarding, now: Instant) -> Self {
-        Self { try_ends: None, request: None, ..Self::new(forwarding, now) }
-    }
-
-    /// Once all of the response is on its way to its caller nothing else counts.
-    pub(super) fn while_flushing(span: Option<std::time::Duration>) -> Self {
-        let idle = span.and_then(|span| Some((span, Instant::now().checked_add(span)?, Failure::StreamIdle)));
-        Self { deadline: None, stream: None, request: None, try_ends: None, idle }
-    }
-
-    pub(super) fn has_idle(&self) -> bool {
-        self.idle.is_some()
-    }
-
-    /// Limits silence where nothing does yet.
-    pub(super) fn bound_idle(&mut self, span: std::time::Duration) {
-        self.idle.get_or_insert_with(|| (span, Instant::now() + span, Failure::StreamIdle));
-    }
-
-    pub(super) fn touch(&mut self) {
-        if let Some((span, at, _)) = &mut self.idle {
-            *at = Instant::now() + *span;
-        }
-    }
-
-    pub(super) fn next(&self) -> Option<Instant> {
-        [self.deadline, self.stream, self.request, self.try_ends, self.idle.map(|i| i.1)].into_iter().flatten().min()
-    }
-
-    /// Which limit was reached.
-    pub(super) fn expired(&self, now: Instant) -> Failure {
-        let passed = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        if passed(self.deadline) {
-            Failure::Timeout
-        } else if passed(self.stream) {
-            Failure::StreamDuration
-        } else if passed(self.request) {
-            Failure::SlowRequest
-        } else if passed(self.try_ends) {
-            Failure::PerTryTimeout
-        } else {
-            self.idle.map_or(Failure::Timeout, |i| i.2)
-        }
-    }
 }

@@ -6,8 +6,9 @@ use std::task::{Context, Poll};
 use lateen_telemetry::envoy_names::{cluster as names, count_upstream_code};
 use tokio::time::Instant;
 
-use super::attempt::{Answered, Began, Limits, Tried, note_failure, note_host, note_response};
+use super::attempt::{Answered, Began, Tried, note_failure, note_host, note_response};
 use super::forward::Forwarding;
+use super::limits::Limits;
 use super::outcome::Failed;
 use super::replay::{Body, Progress};
 use super::retry::Retries;

@@ -6,6 +6,7 @@ mod forward;
 pub(crate) mod hash;
 mod hedge;
 mod internal_redirect;
+mod limits;
 pub(crate) mod lookup;
 mod mirror;
 mod outcome;

@@ -9,9 +9,10 @@ use lateen_telemetry::details;
 use lateen_telemetry::envoy_names::{cluster as cluster_names, http as names};
 use tokio::time::Instant;
 
-use super::attempt::{Answered, Limits, note_received};
+use super::attempt::{Answered, note_received};
 use super::finalize;
 use super::forward::Forwarding;
+use super::limits::Limits;
 use super::outcome::{Failed, Failure};
 use crate::filter;
 use crate::filter::http::body::{Caller, Halt, Origin, Piece, Source};
@@ -187,7 +188,9 @@ fn send_on(
         && forwarding.body.complete()
         && !was_complete
     {
-        note_received(forwarding, info, limits, Instant::now());
+        let now = Instant::now();
+        note_received(forwarding, info, limits, now);
+        limits.request_complete(&forwarding.timeouts, now);
         caller.timer.set(limits.next());
     }
     Ok(moved)

@@ -40,3 +40,26 @@ fn a_try_that_tells_the_caller_something_leaves_no_slower_one_behind() {
     assert_eq!(Answer::read(&mut stream).status, 103);
     assert_eq!(Answer::read(&mut stream).body, "told");
 }
+
+#[test]
+fn a_try_may_be_silent_while_the_caller_sends() {
+    let upstream = slow(&[(0, 200), (1_500, 200)]);
+    let routes = "- {match: {prefix: /}, route: {cluster: c, timeout: 0s, retry_policy: {retry_on: connect-failure, per_try_idle_timeout: 0.3s}}}";
+    let proxy = Config::to(&[upstream.port()]).routes(routes).start();
+    let mut stream = proxy.connect();
+    stream.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhel").unwrap();
+    std::thread::sleep(Duration::from_millis(700));
+    stream.write_all(b"lo").unwrap();
+    assert_eq!(Answer::read(&mut stream).body, "1");
+    assert_eq!(proxy.get("/").status, 504);
+    assert_eq!(proxy.stat("cluster.c.upstream_rq_per_try_idle_timeout"), 1);
+}
+
+#[test]
+fn a_silent_try_too_goes_on_beside_its_repetition() {
+    let upstream = slow(&[(700, 200), (3_000, 200)]);
+    let proxy = Config::to(&[upstream.port()]).routes(&HEDGED.replace("per_try_timeout:", "per_try_idle_timeout:")).start();
+    assert_eq!(proxy.get("/").body, "1");
+    assert_eq!(upstream.seen().len(), 2);
+    assert_eq!(proxy.stat("cluster.c.upstream_rq_per_try_idle_timeout"), 0);
+}
