@@ -280,3 +280,25 @@ fn a_connection_is_logged_when_it_opens_and_now_and_then() {
     let log = std::fs::read_to_string(&path).unwrap();
     assert!(log.starts_with(&opened), "{log}");
 }
+
+#[test]
+fn a_tunnel_is_a_request_of_its_cluster_while_it_is_opened_and_open() {
+    let server = Upstream::start(|_, _, stream| {
+        std::thread::sleep(Duration::from_millis(300));
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nhi");
+        let _ = stream.read_to_end(&mut Vec::new());
+        false
+    });
+    let one = "circuit_breakers: {thresholds: [{max_requests: 1}]}";
+    let proxy = start(&tcp(&cluster("c", &[server.port()], one), "tunneling_config: {hostname: \"db:1\"}"));
+    let mut first = proxy.connect();
+    eventually(|| proxy.stat("cluster.c.upstream_rq_active") == 1);
+    assert_eq!(proxy.connect().read(&mut [0; 1]).unwrap_or(0), 0);
+    first.read_exact(&mut [0; 2]).unwrap();
+    assert_eq!(proxy.connect().read(&mut [0; 1]).unwrap_or(0), 0);
+    let stat = |name: &str| proxy.stat(&format!("cluster.c.upstream_rq_{name}"));
+    assert_eq!(["pending_overflow", "total", "active"].map(stat), [2, 1, 1]);
+    drop(first);
+    eventually(|| stat("active") == 0);
+    proxy.connect().read_exact(&mut [0; 2]).unwrap();
+}

@@ -10,11 +10,14 @@ use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use lateen_balance::Host;
+use lateen_balance::breaker::Permit;
+use lateen_balance::host::ActiveRequest;
 use lateen_snapshot::header::{AppendAction, HeaderTemplate};
 use lateen_snapshot::listener::TcpTunnel;
 use lateen_telemetry::ResponseFlags;
 use lateen_telemetry::access_log::TextFormat;
 use lateen_telemetry::envoy_names::cluster as names;
+use lateen_telemetry::stats::Held;
 
 use super::clock::{Clock, Due};
 use super::dial;
@@ -150,12 +153,10 @@ pub(super) async fn serve(
             return Err(due);
         }
     };
-    let Some((mut lease, cluster, host)) = opened else { return Ok(()) };
+    let Some(Opened { mut lease, cluster, held }) = opened else { return Ok(()) };
     session.outcome.upstream_local = lease.local_address();
     session.outcome.principals = lease.principals();
     session.connected();
-    let _request = host.begin_request();
-    let _active = cluster.stats.hold(names::UPSTREAM_RQ_ACTIVE);
     if template.post_path.is_none() {
         lease.upstream.start_raw();
     }
@@ -177,24 +178,31 @@ pub(super) async fn serve(
         Err(Broken::Upstream(_)) => session.outcome.flags = ResponseFlags::UPSTREAM_REMOTE_RESET,
         Err(Broken::Leaving | Broken::Time(_)) => {}
     }
-    drop(lease);
+    drop((lease, held));
     if pump.down == Way::Over {
         Box::pin(linger(&mut wire.io, LINGER)).await;
     }
     if let Err(Broken::Time(due)) = ended { Err(due) } else { Ok(()) }
 }
 
+/// A tunnel that is a request of its cluster as long as this is held.
+struct Opened {
+    lease: Lease,
+    cluster: Rc<ClusterState>,
+    held: (Permit, ActiveRequest, Held),
+}
+
 /// A tunnel that was answered as it should be, by as many attempts as it takes.
-async fn open(session: &mut Session<'_>, template: &Template, of: &Rc<ClusterState>) -> Option<(Lease, Rc<ClusterState>, Arc<Host>)> {
+async fn open(session: &mut Session<'_>, template: &Template, of: &Rc<ClusterState>) -> Option<Opened> {
     let mut attempts = dial::Attempts::new(&session.state.config);
     while attempts.next(session.worker).await {
         let (cluster, host) = session.choose(of)?;
         match attempt(session, template, &cluster, &host).await {
-            Ok(lease) => {
+            Ok(opened) => {
                 cluster.report_connect(session.worker, &host, true);
                 // The log still tells why an earlier attempt failed, as Envoy's does.
                 session.outcome.flags = ResponseFlags::NONE;
-                return Some((lease, cluster, host));
+                return Some(opened);
             }
             Err(Refused::Full) => {
                 session.outcome.flags = ResponseFlags::UPSTREAM_OVERFLOW;
@@ -217,8 +225,13 @@ enum Refused {
     Failed(String),
 }
 
-async fn attempt(session: &mut Session<'_>, template: &Template, cluster: &Rc<ClusterState>, host: &Arc<Host>) -> Result<Lease, Refused> {
+async fn attempt(session: &mut Session<'_>, template: &Template, cluster: &Rc<ClusterState>, host: &Arc<Host>) -> Result<Opened, Refused> {
     let (worker, conn) = (session.worker, session.conn);
+    let Some(permit) = cluster.breakers(false).take_request(|| worker.millis()) else {
+        cluster.stats.inc(names::UPSTREAM_RQ_PENDING_OVERFLOW);
+        return Err(Refused::Full);
+    };
+    let held = (permit, host.begin_request(), cluster.stats.hold(names::UPSTREAM_RQ_ACTIVE));
     let secure = cluster.cluster.config.transports.get(host.transport as usize).is_some_and(|t| t.tls.is_some());
     let request = template.request(&session.outcome.record(conn), secure);
     let request = request.ok_or_else(|| Refused::Failed("the tunnel's hostname is no text".to_owned()))?;
@@ -239,7 +252,10 @@ async fn attempt(session: &mut Session<'_>, template: &Template, cluster: &Rc<Cl
     }
     // Envoy takes any success over HTTP/1 (RFC 9110 9.3.6), and only a 200 over HTTP/2.
     let opened = if matches!(lease.upstream, Upstream::H1(_)) { status.is_success() } else { status == StatusCode::OK };
-    if opened { Ok(lease) } else { Err(Refused::Failed(format!("tunnel response:{}", status.as_u16()))) }
+    if !opened {
+        return Err(Refused::Failed(format!("tunnel response:{}", status.as_u16())));
+    }
+    Ok(Opened { lease, cluster: Rc::clone(cluster), held })
 }
 
 /// The final answer's head.
