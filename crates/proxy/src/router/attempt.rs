@@ -134,7 +134,8 @@ fn begin<'a>(
     if let Some(HostRewrite::Auto) = forward.host_rewrite
         && !host.hostname.is_empty()
     {
-        finalize::rewrite_host(exchange, forward, Text::from(&*host.hostname));
+        let before = finalize::rewrite_host(exchange, forward, Text::from(&*host.hostname));
+        forwarding.asked_for.get_or_insert(before);
     }
     let Some(permit) = cluster.breakers(forwarding.high_priority).take_request(|| exchange.worker.millis()) else {
         stats.inc(names::UPSTREAM_RQ_PENDING_OVERFLOW);
@@ -144,7 +145,7 @@ fn begin<'a>(
     let wish = TargetWish {
         downstream: exchange.request.version,
         alpn: crate::filter::http::alpn_overrides(exchange),
-        authority: Some(&exchange.request.authority),
+        authority: Some(forwarding.asked_for.as_ref().unwrap_or(&exchange.request.authority)),
         upgrade: exchange.request.upgrade.is_some(),
         conn: Some(&**exchange.conn),
     };

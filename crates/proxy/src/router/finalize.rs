@@ -86,8 +86,8 @@ pub(super) fn expected_timeout(exchange: &mut Exchange<'_>, forwarding: &super::
     }
 }
 
-/// Sends the request to another host name.
-pub(super) fn rewrite_host(exchange: &mut Exchange<'_>, forward: &Forward, host: Text) {
+/// Sends the request to another host name; returns the one before.
+pub(super) fn rewrite_host(exchange: &mut Exchange<'_>, forward: &Forward, host: Text) -> Text {
     let request = &mut exchange.request;
     let before = std::mem::replace(&mut request.authority, host);
     // The rewrite of a weighted cluster goes without it, as in Envoy.
@@ -100,6 +100,7 @@ pub(super) fn rewrite_host(exchange: &mut Exchange<'_>, forward: &Forward, host:
     if forward.append_x_forwarded_host {
         names::append_list_once(&mut request.headers, names::FORWARDED_HOST, &before);
     }
+    before
 }
 
 /// Adds the cookies that were made for the request to its upstream's response.

@@ -23,6 +23,7 @@ use crate::http::headers as header_names;
 use crate::http::message::Version;
 use crate::http::reply::Reply;
 use crate::http::{End, Exchange, Matched};
+use crate::io::Text;
 use crate::spans;
 use crate::upstream::ClusterState;
 
@@ -41,6 +42,9 @@ pub(super) struct Forwarding {
     pub(super) hash: Option<u64>,
     /// What the host's subset must be, where the cluster has subsets.
     pub(super) criteria: Option<Arc<Criteria>>,
+    /// The host that was asked for, where requests get the name of their endpoint instead: names and certificates of connections
+    /// are by this one, whichever try it is (Envoy settles them before it chooses a host).
+    pub(super) asked_for: Option<Text>,
     /// Hosts of tries that were not enough.
     pub(super) tried: Vec<Arc<Host>>,
     pub(super) passed: Passed,
@@ -124,6 +128,7 @@ fn begin(exchange: &mut Exchange<'_>, matched: &Matched, forward: &Forward) -> R
         timeouts,
         hash,
         criteria,
+        asked_for: None,
         tried: Vec::new(),
         passed: Passed::default(),
         load_told: false,

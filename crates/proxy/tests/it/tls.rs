@@ -157,3 +157,21 @@ fn the_bytes_of_http_connections_count_on_both_sides_as_the_applications() {
         eventually(|| sum("cluster.c.upstream_cx_rx_bytes_total") == server.stat("http.t.downstream_cx_tx_bytes_total"));
     }
 }
+
+#[test]
+fn the_server_name_is_what_the_request_asked_for_though_its_host_becomes_the_endpoints() {
+    let (mesh, upstream) = (Mesh::new(), Upstream::ok("x"));
+    let server = mesh.server(upstream.port());
+    let options = "typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {'@type': \
+                   type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, \
+                   upstream_http_protocol_options: {auto_sni: true}, explicit_http_config: {http_protocol_options: {}}}}";
+    let mut config = mesh.client_config(&[server.address.port()], "server", options, "http/1.1");
+    config = config.routes("- {match: {prefix: /}, route: {cluster: c, auto_host_rewrite: true}}");
+    config.clusters[0] = config.clusters[0].replace("{endpoint: {", "{endpoint: {hostname: own.test, ");
+    let proxy = config.start();
+    for host in ["a.test", "b.test", "a.test"] {
+        assert_eq!(proxy.call(&format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n")).body, "x");
+    }
+    assert!(upstream.seen().iter().all(|r| r.contains("host: own.test\r\n")), "{:?}", upstream.seen());
+    assert_eq!(server.stat("http.t.downstream_cx_ssl_total"), 2, "a connection for each name that was asked for");
+}
