@@ -163,6 +163,10 @@ fn begin<'a>(
     };
     if forwarding.body.complete() {
         start_deadline(forwarding, at);
+        // Behind a wish for another protocol more may come.
+        if exchange.request.upgrade.is_none() {
+            forwarding.received.get_or_insert(at);
+        }
     }
     Ok(Ok(Begun { target, began, tunnel }))
 }
@@ -359,6 +363,7 @@ fn start_deadline(forwarding: &mut Forwarding, now: Instant) {
 pub(super) fn note_received(forwarding: &mut Forwarding, info: &mut Info, limits: &mut Limits, now: Instant) {
     info.request_done = Some(now.saturating_duration_since(info.start));
     start_deadline(forwarding, now);
+    forwarding.received.get_or_insert(now);
     limits.deadline = forwarding.deadline;
     limits.request = None;
 }

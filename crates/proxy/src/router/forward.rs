@@ -53,6 +53,8 @@ pub(super) struct Forwarding {
     /// An interim response went to the caller: whatever becomes of its try, there is no other (Envoy `Filter::onUpstream1xxHeaders`).
     pub(super) begun: bool,
     pub(super) high_priority: bool,
+    /// When all of the request was here.
+    pub(super) received: Option<Instant>,
     /// When the whole request must be over; set when the request has been received.
     pub(super) deadline: Option<Instant>,
     pub(super) stream_deadline: Option<Instant>,
@@ -134,6 +136,7 @@ fn begin(exchange: &mut Exchange<'_>, matched: &Matched, forward: &Forward) -> R
         load_told: false,
         begun: false,
         high_priority: forward.high_priority,
+        received: None,
         deadline: None,
         late: LateTries::default(),
     };

@@ -41,9 +41,11 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding
     exchange.info.details = Cow::Borrowed(details::VIA_UPSTREAM);
     let upgraded = response.upgrade.is_some() && exchange.request.upgrade.is_some();
     let suppress = exchange.hcm.router.suppress_envoy_headers || exchange.hcm.config.suppress_envoy_headers;
-    // Before the request is complete the time would say how long the caller took.
-    if !suppress && forwarding.body.complete() && exchange.request.upgrade.is_none() {
-        let millis = arrived.saturating_duration_since(began.at).as_millis();
+    // With all tries and what lay between them; before the request is complete the time would say how long the caller took.
+    if !suppress
+        && let Some(received) = forwarding.received.filter(|_| exchange.request.upgrade.is_none())
+    {
+        let millis = arrived.saturating_duration_since(received).as_millis();
         response.headers.insert(SERVICE_TIME, numeric(u64::try_from(millis).unwrap_or(u64::MAX)));
     }
     finalize::affinity_cookies(exchange, &mut response.headers);

@@ -63,3 +63,16 @@ fn a_silent_try_too_goes_on_beside_its_repetition() {
     assert_eq!(upstream.seen().len(), 2);
     assert_eq!(proxy.stat("cluster.c.upstream_rq_per_try_idle_timeout"), 0);
 }
+
+#[test]
+fn the_service_time_is_that_of_all_tries_and_none_of_the_callers() {
+    let upstream = slow(&[(400, 503), (0, 200)]);
+    let proxy = with_policy(&[upstream.port()], "{retry_on: 5xx, num_retries: 1, retry_back_off: {base_interval: 0.005s}}");
+    let took = |answer: &Answer| answer.header("x-envoy-upstream-service-time").unwrap().parse::<u64>().unwrap();
+    assert!(took(&proxy.get("/")) >= 400);
+    let mut stream = proxy.connect();
+    stream.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhel").unwrap();
+    std::thread::sleep(Duration::from_millis(700));
+    stream.write_all(b"lo").unwrap();
+    assert!(took(&Answer::read(&mut stream)) < 500);
+}
