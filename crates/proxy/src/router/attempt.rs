@@ -81,7 +81,6 @@ pub(super) struct Began {
     _gauge: lateen_telemetry::stats::Held,
     /// The cluster of the host: a member, where the route names several that are taken as one.
     pub(super) cluster: Rc<ClusterState>,
-    pub(super) at: Instant,
 }
 
 fn failed(failure: impl Into<Failed>) -> Tried {
@@ -159,7 +158,6 @@ fn begin<'a>(
         _permit: permit,
         _gauge: stats.hold(names::UPSTREAM_RQ_ACTIVE),
         cluster: Rc::clone(&cluster),
-        at,
     };
     if forwarding.body.complete() {
         start_deadline(forwarding, at);
@@ -298,7 +296,7 @@ fn not_connected(exchange: &mut Exchange<'_>, cluster: &Rc<ClusterState>, target
 
 /// Tells of a response to whoever counts or judges.
 pub(super) fn note_response(exchange: &Exchange<'_>, cluster: &Rc<ClusterState>, began: &Began, response: &Response) {
-    let (stats, host) = (&cluster.stats, began.active.host());
+    let host = began.active.host();
     let status = response.status.as_u16();
     if status >= 500 {
         host.counters.rq_error.fetch_add(1, Relaxed)
@@ -310,7 +308,6 @@ pub(super) fn note_response(exchange: &Exchange<'_>, cluster: &Rc<ClusterState>,
     if cluster.listens() {
         cluster.listen(exchange.worker, host, &response.headers);
     }
-    stats.record(names::UPSTREAM_RQ_TIME, exchange.info.moment.saturating_duration_since(began.at).as_micros() as u64);
 }
 
 /// This try is the one: slower ones are given up, and none comes after it.

@@ -42,9 +42,7 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding
     let upgraded = response.upgrade.is_some() && exchange.request.upgrade.is_some();
     let suppress = exchange.hcm.router.suppress_envoy_headers || exchange.hcm.config.suppress_envoy_headers;
     // With all tries and what lay between them; before the request is complete the time would say how long the caller took.
-    if !suppress
-        && let Some(received) = forwarding.received.filter(|_| exchange.request.upgrade.is_none())
-    {
+    if !suppress && let Some(received) = forwarding.received.filter(|_| exchange.request.upgrade.is_none()) {
         let millis = arrived.saturating_duration_since(received).as_millis();
         response.headers.insert(SERVICE_TIME, numeric(u64::try_from(millis).unwrap_or(u64::MAX)));
     }
@@ -60,6 +58,7 @@ pub(super) async fn run(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding
         // What follows belongs to another protocol.
         exchange.bodies = exchange.bodies.take().and_then(|bodies| bodies.into_tunnel());
         forwarding.body.start_raw();
+        forwarding.received = None;
         lease.upstream.start_raw();
     } else {
         forwarding.body.forget();
@@ -186,16 +185,25 @@ fn send_on(
     if forwarding.body.broken() {
         caller.let_go(cx);
     }
-    if let Some(limits) = limits
-        && forwarding.body.complete()
-        && !was_complete
-    {
+    if forwarding.body.complete() && !was_complete {
         let now = Instant::now();
-        note_received(forwarding, info, limits, now);
-        limits.request_complete(&forwarding.timeouts, now);
-        caller.timer.set(limits.next());
+        match limits {
+            Some(limits) => {
+                note_received(forwarding, info, limits, now);
+                limits.request_complete(&forwarding.timeouts, now);
+                caller.timer.set(limits.next());
+            }
+            None => _ = forwarding.received.get_or_insert(now),
+        }
     }
     Ok(moved)
+}
+
+/// All of the response is here: how long that took since all of the request was (Envoy `Filter::onUpstreamComplete`).
+fn note_complete(forwarding: &Forwarding, info: &Info, turns: u32) {
+    let Some(received) = forwarding.received.filter(|_| !info.health_check) else { return };
+    let now = if turns > 1 { Instant::now() } else { info.moment };
+    forwarding.cluster.stats.record(cluster_names::UPSTREAM_RQ_TIME, now.saturating_duration_since(received).as_micros() as u64);
 }
 
 /// A response whose head is held back: while its body is waited for the request's goes on up.
@@ -357,10 +365,12 @@ async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &
                     info.response_trailers = Some(trailers.clone());
                     caller.down.send_end(Some(trailers));
                     answered = true;
+                    note_complete(forwarding, info, turns);
                 }
                 Poll::Ready(None) => {
                     caller.down.send_end(None);
                     answered = true;
+                    note_complete(forwarding, info, turns);
                     upstream_first = !forwarding.body.complete();
                     if tunnel {
                         limits.bound_idle(HALF_CLOSED);

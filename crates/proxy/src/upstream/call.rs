@@ -97,7 +97,8 @@ pub(crate) struct Call {
     active: ActiveRequest,
     _permit: Permit,
     _gauge: Held,
-    began: Instant,
+    /// When the request was complete; taken when the answer is.
+    asked: Option<Instant>,
     grpc: bool,
 }
 
@@ -131,8 +132,8 @@ impl Call {
         })?;
         stats.inc(names::UPSTREAM_RQ_TOTAL);
         target.host.counters.rq_total.fetch_add(1, Relaxed);
-        let (began, grpc) = (Instant::now(), request.is_grpc());
-        Ok(Self { lease, cluster, active, _permit: permit, _gauge: gauge, began, grpc })
+        let asked = (!request.has_body()).then(Instant::now);
+        Ok(Self { lease, cluster, active, _permit: permit, _gauge: gauge, asked, grpc: request.is_grpc() })
     }
 
     /// Sends a piece of the body once there is room for it.
@@ -146,6 +147,7 @@ impl Call {
 
     /// The request is complete.
     pub(crate) fn end(&mut self) {
+        self.asked.get_or_insert_with(Instant::now);
         self.lease.upstream.send_end(None);
     }
 
@@ -188,9 +190,8 @@ impl Call {
                 return Poll::Ready(Err(Lost::Broken(why)));
             }
         };
-        let (stats, status) = (&self.cluster.stats, response.status.as_u16());
-        count_upstream_code(stats, status);
-        stats.record(names::UPSTREAM_RQ_TIME, self.began.elapsed().as_micros() as u64);
+        let status = response.status.as_u16();
+        count_upstream_code(&self.cluster.stats, status);
         let counter = if status >= 500 { &host.counters.rq_error } else { &host.counters.rq_success };
         counter.fetch_add(1, Relaxed);
         let judged = if self.grpc { grpc::as_http(&response.headers).unwrap_or(status) } else { status };
@@ -206,7 +207,13 @@ impl Call {
     pub(super) fn poll_frame(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<Result<Frame, Lost>>> {
         let up = &mut self.lease.upstream;
         let _ = up.poll_flush(cx);
-        up.poll_frame(cx).map(|frame| frame.map(|f| f.map_err(Lost::Broken)))
+        let frame = ready!(up.poll_frame(cx));
+        if matches!(frame, None | Some(Ok(Frame::Trailers(_))))
+            && let Some(asked) = self.asked.take()
+        {
+            self.cluster.stats.record(names::UPSTREAM_RQ_TIME, asked.elapsed().as_micros() as u64);
+        }
+        Poll::Ready(frame.map(|f| f.map_err(Lost::Broken)))
     }
 
     /// Both directions are over: the connection may serve others.

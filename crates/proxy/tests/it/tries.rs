@@ -1,6 +1,8 @@
 //! What belongs to a try: interim responses, limits of its own, and what its time and its end count in.
-use std::io::Write;
+use std::io::{Read, Write};
 use std::time::Duration;
+
+use lateen_telemetry::stats::Value;
 
 use crate::retries::{HEDGED, slow, with_policy};
 use crate::support::*;
@@ -75,4 +77,33 @@ fn the_service_time_is_that_of_all_tries_and_none_of_the_callers() {
     std::thread::sleep(Duration::from_millis(700));
     stream.write_all(b"lo").unwrap();
     assert!(took(&Answer::read(&mut stream)) < 500);
+}
+
+/// How often a histogram was written, and the sum of it in microseconds.
+fn recorded(proxy: &Proxy, name: &str) -> (u64, u64) {
+    match proxy.registry.scrape(false, &|n| n == name).first().map(|sample| sample.value.clone()) {
+        Some(Value::Histogram(histogram)) => (histogram.count(), histogram.sum),
+        other => panic!("{name} is {other:?}"),
+    }
+}
+
+#[test]
+fn the_time_of_a_request_ends_with_its_response_and_counts_once() {
+    let upstream = Upstream::start(|n, request, stream| {
+        if n == 1 {
+            return write_status(stream, 503);
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nha").unwrap();
+        std::thread::sleep(Duration::from_millis(400));
+        // The other ends before its time, and has none.
+        !request.starts_with("GET /cut") && stream.write_all(b"lf").is_ok()
+    });
+    let proxy = with_policy(&[upstream.port()], "{retry_on: 5xx, num_retries: 1, retry_back_off: {base_interval: 0.005s}}");
+    assert_eq!(proxy.get("/").body, "half");
+    let mut stream = proxy.connect();
+    stream.write_all(b"GET /cut HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    let _ = stream.read_to_end(&mut Vec::new());
+    let (times, micros) = recorded(&proxy, "cluster.c.upstream_rq_time");
+    assert_eq!(times, 1);
+    assert!(micros >= 400_000, "{micros}");
 }
