@@ -52,6 +52,17 @@ pub(super) enum Tried {
 }
 
 impl Tried {
+    /// Whether it ended for a reason of its own, which may be one to try again (Envoy `RetryStateImpl::shouldRetry`).
+    pub(super) fn is_judged(&self) -> bool {
+        match self {
+            Self::Response(_) => true,
+            Self::Failed { failed, .. } => {
+                !failed.failure.ends_request() && !self.lacks_host() && failed.failure != Failure::NameNotResolved
+            }
+            Self::Late(_) => false,
+        }
+    }
+
     /// Nobody could be asked at all.
     fn lacks_host(&self) -> bool {
         matches!(self, Self::Failed { failed, .. } if failed.failure == Failure::NoHealthyHost)

@@ -218,7 +218,10 @@ async fn tries(
             Tried::Late(_) => retries.after_slowness(),
         };
         // The retry before is over, and its place may be taken.
-        drop(permit.take());
+        let retried = permit.take().is_some();
+        if retried && decision == Decision::No && forwarding.body.repeatable() && !forwarding.begun && tried.is_judged() {
+            forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_RETRY_SUCCESS);
+        }
         if decision == Decision::Retry && forwarding.body.repeatable() {
             permit = forwarding.cluster.breakers(forwarding.high_priority).take_retry(|| exchange.worker.millis());
             if permit.is_some() {
@@ -303,9 +306,6 @@ async fn conclude(
     match outcome {
         Ok(answered) => {
             let response = &answered.response;
-            if retries.taken() > 0 && response.status.as_u16() < 500 {
-                forwarding.cluster.stats.inc(cluster_names::UPSTREAM_RQ_RETRY_SUCCESS);
-            }
             if let Some(policy) = &forward.internal_redirect
                 && internal_redirect::follow(exchange, matched, policy, forwarding, response)
             {

@@ -46,7 +46,8 @@ fn a_try_that_tells_the_caller_something_leaves_no_slower_one_behind() {
 #[test]
 fn a_try_may_be_silent_while_the_caller_sends() {
     let upstream = slow(&[(0, 200), (1_500, 200)]);
-    let routes = "- {match: {prefix: /}, route: {cluster: c, timeout: 0s, retry_policy: {retry_on: connect-failure, per_try_idle_timeout: 0.3s}}}";
+    let routes =
+        "- {match: {prefix: /}, route: {cluster: c, timeout: 0s, retry_policy: {retry_on: connect-failure, per_try_idle_timeout: 0.3s}}}";
     let proxy = Config::to(&[upstream.port()]).routes(routes).start();
     let mut stream = proxy.connect();
     stream.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhel").unwrap();
@@ -60,7 +61,7 @@ fn a_try_may_be_silent_while_the_caller_sends() {
 #[test]
 fn a_silent_try_too_goes_on_beside_its_repetition() {
     let upstream = slow(&[(700, 200), (3_000, 200)]);
-    let proxy = Config::to(&[upstream.port()]).routes(&HEDGED.replace("per_try_timeout:", "per_try_idle_timeout:")).start();
+    let proxy = Config::to(&[upstream.port()]).routes(&HEDGED.replace("per_try_timeout: 0.2s", "per_try_idle_timeout: 0.2s")).start();
     assert_eq!(proxy.get("/").body, "1");
     assert_eq!(upstream.seen().len(), 2);
     assert_eq!(proxy.stat("cluster.c.upstream_rq_per_try_idle_timeout"), 0);
@@ -77,6 +78,24 @@ fn the_service_time_is_that_of_all_tries_and_none_of_the_callers() {
     std::thread::sleep(Duration::from_millis(700));
     stream.write_all(b"lo").unwrap();
     assert!(took(&Answer::read(&mut stream)) < 500);
+}
+
+#[test]
+fn a_retry_succeeds_with_whatever_is_not_tried_again() {
+    for (answers, success, exceeded) in [(&[(0, 503), (0, 404)][..], 1, 0), (&[(0, 503), (0, 409)], 0, 1), (&[(0, 404)], 0, 0)] {
+        let upstream = slow(answers);
+        let proxy = with_policy(&[upstream.port()], "{retry_on: \"gateway-error,retriable-4xx\", num_retries: 1}");
+        assert_eq!(u64::from(proxy.get("/").status), u64::from(answers.last().unwrap().1));
+        assert_eq!(
+            ["success", "limit_exceeded"].map(|n| proxy.stat(&format!("cluster.c.upstream_rq_retry_{n}"))),
+            [success, exceeded],
+            "{answers:?}"
+        );
+    }
+    let upstream = slow(&[(0, 503), (0, 500)]);
+    let proxy = with_policy(&[upstream.port()], "{retry_on: gateway-error, num_retries: 1}");
+    assert_eq!(proxy.get("/").status, 500);
+    assert_eq!(proxy.stat("cluster.c.upstream_rq_retry_success"), 1);
 }
 
 /// How often a histogram was written, and the sum of it in microseconds.
