@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use prost::Message as _;
 use prost_types::field_descriptor_proto::{Label, Type};
-use prost_types::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto};
+use prost_types::{EnumDescriptorProto, FieldDescriptorProto};
 
 /// Every message and enum of this crate by its full name.
 #[derive(Debug)]
@@ -79,6 +79,8 @@ pub struct Field {
     pub oneof: Option<i32>,
     /// Whether the zero value, when present, means something else than an absent field.
     pub has_presence: bool,
+    /// Nothing in it is to be shown: keys, passwords and the like.
+    pub sensitive: bool,
 }
 
 /// How often a field may stand.
@@ -143,8 +145,9 @@ impl Schema {
         static NONE: Message = Message { full_name: String::new(), fields: Vec::new(), by_name: Vec::new() };
         let Some(entry) = self.messages.get(id.0) else { return &NONE };
         entry.read.get_or_init(|| {
-            let descriptor = DescriptorProto::decode(entry.encoded).unwrap_or_default();
-            let mut fields: Vec<Field> = descriptor.field.into_iter().filter_map(|f| self.field(f)).collect();
+            // DescriptorProto.field = 2
+            let mut fields: Vec<Field> =
+                pieces(entry.encoded).filter(|(number, _)| *number == 2).filter_map(|(_, f)| self.field(f)).collect();
             fields.sort_by_key(|f| f.number);
             Message::new(entry.full_name.clone(), fields)
         })
@@ -192,7 +195,8 @@ impl Schema {
         self.enums.push(Entry { full_name, encoded, read: OnceLock::new() });
     }
 
-    fn field(&self, proto: FieldDescriptorProto) -> Option<Field> {
+    fn field(&self, encoded: &'static [u8]) -> Option<Field> {
+        let proto = FieldDescriptorProto::decode(encoded).ok()?;
         let (label, optional) = (proto.label(), proto.proto3_optional());
         let kind = self.kind(&proto)?;
         let cardinality = match (label, kind) {
@@ -212,6 +216,7 @@ impl Schema {
             kind,
             oneof,
             has_presence,
+            sensitive: is_sensitive(encoded),
         })
     }
 
@@ -330,6 +335,14 @@ fn pieces(encoded: &'static [u8]) -> impl Iterator<Item = (u32, &'static [u8])> 
     crate::wire::pieces(encoded).filter_map(|piece| Some((piece.number, piece.content?)))
 }
 
+/// Whether an encoded field is annotated so. The library that decodes options leaves out annotations, which are extensions.
+fn is_sensitive(encoded: &'static [u8]) -> bool {
+    // FieldDescriptorProto.options = 8, with the extension `udpa.annotations.sensitive`
+    const SENSITIVE: u32 = 76_569_463;
+    let mut options = pieces(encoded).filter(|(number, _)| *number == 8).flat_map(|(_, options)| crate::wire::pieces(options));
+    options.any(|option| option.number == SENSITIVE && option.whole.last() == Some(&1))
+}
+
 /// The name of an encoded message or enum (field 1), within its scope.
 fn join(scope: &str, encoded: &'static [u8]) -> String {
     let name = pieces(encoded).find(|(number, _)| *number == 1).map(|(_, name)| text(name)).unwrap_or_default();
@@ -363,7 +376,8 @@ mod tests {
     #[test]
     fn all_shapes_are_what_the_descriptor_set_says() {
         let (schema, pool) = (Schema::new(), DescriptorPool::decode(crate::DESCRIPTORS).unwrap());
-        let mut fields = 0;
+        let annotation = pool.get_extension_by_name("udpa.annotations.sensitive").unwrap();
+        let (mut fields, mut sensitive) = (0, 0);
         for theirs in pool.all_messages() {
             let ours = schema.message(schema.message_named(theirs.full_name()).unwrap());
             assert_eq!(ours.full_name, theirs.full_name());
@@ -379,6 +393,8 @@ mod tests {
                 assert_eq!(our.cardinality == Cardinality::List, field.is_list(), "{field:?}");
                 let oneof = field.containing_oneof().filter(|o| !o.is_synthetic());
                 assert_eq!(our.oneof.is_some(), oneof.is_some(), "{field:?}");
+                assert_eq!(our.sensitive, field.options().get_extension(&annotation).as_bool().unwrap(), "{field:?}");
+                sensitive += usize::from(our.sensitive);
                 let named = match our.kind {
                     Kind::Message(id) => schema.message(id).full_name.clone(),
                     Kind::Enum(id) => schema.enumeration(id).full_name.clone(),
@@ -400,7 +416,7 @@ mod tests {
             let values = sorted(theirs.values().map(|v| (v.name().to_owned(), v.number())).collect());
             assert_eq!(sorted(schema.enumeration(*id).values.clone()), values, "{}", theirs.full_name());
         }
-        assert!(fields > 3000, "{fields}");
+        assert!(fields > 3000 && sensitive > 5, "{fields} fields, of which {sensitive} are sensitive");
     }
 
     #[test]

@@ -133,6 +133,11 @@ impl Codec {
         write::message(&self.schema, self.named(full_name)?, bytes, 0)
     }
 
+    /// What it knows of messages.
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
     fn named(&self, full_name: &str) -> Result<MessageId, InvalidJson> {
         self.schema.message_named(full_name).ok_or_else(|| InvalidJson::UnknownType(full_name.to_owned()))
     }

@@ -1,6 +1,6 @@
 //! The dumps, one for each kind of resource.
 use lateen_core::utc::rfc3339_millis;
-use lateen_proto::json::Codec;
+use lateen_proto::json::{Codec, InvalidJson};
 use lateen_proto::{Any, any};
 use lateen_snapshot::compile::{Failure, Kind, KnownSecret, Listed, Origin, Record, SecretKey, SecretSource};
 use regex::Regex;
@@ -27,8 +27,8 @@ impl Dumper {
     }
 
     fn body(&self, body: &Any) -> Value {
-        match self.codec.write_bytes(any::name_of(&body.type_url), &body.value) {
-            Ok(value) => typed(&body.type_url, redact(value)),
+        match self.shown_bytes(body) {
+            Ok(value) => typed(&body.type_url, value),
             // A refused resource may be no message at all; its type still helps.
             Err(e) => json!({"@type": body.type_url, "error": e.to_string()}),
         }
@@ -36,7 +36,12 @@ impl Dumper {
 
     /// Without its type, as a part of another message.
     fn content(&self, body: &Any) -> Option<Value> {
-        self.codec.write_bytes(any::name_of(&body.type_url), &body.value).ok().map(redact)
+        self.shown_bytes(body).ok()
+    }
+
+    fn shown_bytes(&self, body: &Any) -> Result<Value, InvalidJson> {
+        let name = any::name_of(&body.type_url);
+        Ok(redact(self.codec.schema(), name, self.codec.write_bytes(name, &body.value)?))
     }
 
     fn shown<'a>(&self, list: Vec<Listed<'a>>) -> Vec<Listed<'a>> {
@@ -82,7 +87,7 @@ impl Dumper {
 
     pub(super) fn bootstrap(&self, main: &Main) -> Value {
         let encoded = &main.bootstrap.encoded;
-        let mut body = self.codec.write_bytes(any::name_of(&encoded.type_url), &encoded.value).unwrap_or_default();
+        let mut body = self.content(encoded).unwrap_or_default();
         if let Some(Value::Object(others)) = body.get_mut("static_resources") {
             // They are kept once, as resources.
             let compiler = main.compiler();
@@ -90,8 +95,7 @@ impl Dumper {
             for (field, kind) in [("listeners", Kind::Listener), ("clusters", Kind::Cluster)] {
                 let fixed = compiler.list(kind).into_iter().filter(|l| l.origin == Origin::Static);
                 let bodies = fixed.filter_map(|l| l.active.or(l.warming)).map(|record| &record.body);
-                let bodies = bodies.filter_map(|b| self.codec.write_bytes(any::name_of(&b.type_url), &b.value).ok());
-                let bodies: Vec<Value> = bodies.collect();
+                let bodies: Vec<Value> = bodies.filter_map(|body| self.content(body)).collect();
                 if !bodies.is_empty() {
                     fields.insert(field.to_owned(), Value::Array(bodies));
                 }
@@ -99,7 +103,7 @@ impl Dumper {
             fields.append(others);
             *others = fields;
         }
-        json!({"@type": format!("{ADMIN}BootstrapConfigDump"), "bootstrap": redact(body), "last_updated": self.started})
+        json!({"@type": format!("{ADMIN}BootstrapConfigDump"), "bootstrap": body, "last_updated": self.started})
     }
 
     pub(super) fn clusters(&self, main: &Main) -> Value {
