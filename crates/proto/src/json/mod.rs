@@ -13,6 +13,7 @@ use prost::{Message, Name};
 
 use crate::schema::{MessageId, Schema};
 pub use tree::Tree;
+use write::{Unknown, Writer};
 
 /// Nesting deeper than this is refused (protobuf's own decoding limit).
 const MAX_DEPTH: usize = 100;
@@ -130,12 +131,24 @@ impl Codec {
     /// # Errors
     /// When the name is unknown or the bytes do not decode.
     pub fn write_bytes(&self, full_name: &str, bytes: &[u8]) -> Result<serde_json::Value, InvalidJson> {
-        write::message(&self.schema, self.named(full_name)?, bytes, 0)
+        self.written(full_name, bytes, Unknown::Refused)
+    }
+
+    /// The same for whoever only looks at it: an `Any` of an unknown type is its type alone, and the rest can be seen.
+    ///
+    /// # Errors
+    /// When the name is unknown or the bytes do not decode.
+    pub fn show_bytes(&self, full_name: &str, bytes: &[u8]) -> Result<serde_json::Value, InvalidJson> {
+        self.written(full_name, bytes, Unknown::Named)
     }
 
     /// What it knows of messages.
     pub fn schema(&self) -> &Schema {
         &self.schema
+    }
+
+    fn written(&self, full_name: &str, bytes: &[u8], unknown: Unknown) -> Result<serde_json::Value, InvalidJson> {
+        Writer { schema: &self.schema, unknown }.message(self.named(full_name)?, bytes, 0)
     }
 
     fn named(&self, full_name: &str) -> Result<MessageId, InvalidJson> {

@@ -183,6 +183,20 @@ fn a_listener_survives_json_with_its_filter_inside_an_any() {
 }
 
 #[test]
+fn what_is_only_looked_at_may_hold_types_that_nobody_knows() {
+    use crate::envoy::config::listener::v3::{Filter, FilterChain, filter::ConfigType};
+    let unknown = prost_types::Any { type_url: "x/no.Such".to_owned(), value: b"a secret".to_vec() };
+    let filter = Filter { name: "f".to_owned(), config_type: Some(ConfigType::TypedConfig(unknown)) };
+    let chain = FilterChain { filters: vec![filter], ..FilterChain::default() };
+    let listener = Listener { name: "l".to_owned(), filter_chains: vec![chain], ..Listener::default() };
+    let codec = Codec::new();
+    let shown = codec.show_bytes(&Listener::full_name(), &listener.encode_to_vec()).unwrap();
+    let filter = json!({"name": "f", "typed_config": {"@type": "x/no.Such"}});
+    assert_eq!(shown, json!({"name": "l", "filter_chains": [{"filters": [filter]}]}));
+    assert_eq!(codec.write(&listener), Err(InvalidJson::UnknownType("no.Such".to_owned())));
+}
+
+#[test]
 fn an_envelope_may_be_empty() {
     let json = json!({"name": "l", "filter_chains": [{"filters": [{"name": "x", "typed_config": {}}]}]});
     let codec = Codec::new();

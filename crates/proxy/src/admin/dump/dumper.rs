@@ -41,7 +41,7 @@ impl Dumper {
 
     fn shown_bytes(&self, body: &Any) -> Result<Value, InvalidJson> {
         let name = any::name_of(&body.type_url);
-        Ok(redact(self.codec.schema(), name, self.codec.write_bytes(name, &body.value)?))
+        Ok(redact(self.codec.schema(), name, self.codec.show_bytes(name, &body.value)?))
     }
 
     fn shown<'a>(&self, list: Vec<Listed<'a>>) -> Vec<Listed<'a>> {

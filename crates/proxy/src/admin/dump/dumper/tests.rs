@@ -26,6 +26,18 @@ fn what_a_refused_listener_holds_of_keys_is_withheld() {
     assert_eq!(shown, typed(url, listener(&redacted, &any("[redacted]"))), "{shown:#}");
 }
 
+#[test]
+fn of_an_extension_that_nobody_knows_the_type_is_shown_and_the_rest_as_ever() {
+    use lateen_proto::envoy::config::listener::v3::{Filter, FilterChain, Listener, filter::ConfigType};
+    let unknown = Any { type_url: "x/no.Such".to_owned(), value: b"KEY".to_vec() };
+    let filter = Filter { name: "f".to_owned(), config_type: Some(ConfigType::TypedConfig(unknown)) };
+    let chain = FilterChain { filters: vec![filter], ..FilterChain::default() };
+    let listener = Listener { name: "l".to_owned(), filter_chains: vec![chain], ..Listener::default() };
+    let filters = json!([{"name": "f", "typed_config": {"@type": "x/no.Such"}}]);
+    let expected = json!({"name": "l", "filter_chains": [{"filters": filters}]});
+    assert_eq!(dumper().body(&any::pack(&listener)), typed(lateen_xds::types::LISTENER, expected));
+}
+
 const MANAGER: &str = "'@type': type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, \
                        stat_prefix: t, http_filters: [{name: r, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}]";
 const KEY: &str = "scope_key_builder: {fragments: [{header_value_extractor: {name: x, index: 0}}]}";
