@@ -6,7 +6,7 @@ use lateen_snapshot::compile::{Failure, Kind, KnownSecret, Listed, Origin, Recor
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
-use super::redact::{redact, secret};
+use super::redact::{SECRET, redact, secret};
 use super::{endpoints, typed};
 use crate::main_thread::Main;
 
@@ -44,9 +44,13 @@ impl Dumper {
         Ok(redact(self.codec.schema(), name, self.codec.show_bytes(name, &body.value)?))
     }
 
+    fn shows(&self, name: &str) -> bool {
+        self.names.as_ref().is_none_or(|names| names.is_match(name))
+    }
+
     fn shown<'a>(&self, list: Vec<Listed<'a>>) -> Vec<Listed<'a>> {
         let mut list = list;
-        list.retain(|l| self.names.as_ref().is_none_or(|n| n.is_match(l.name)));
+        list.retain(|l| self.shows(l.name));
         list.sort_by_key(|l| l.name);
         list
     }
@@ -181,7 +185,7 @@ impl Dumper {
             below(&self.body(&record.body), "route_config", "virtual_hosts", &mut found);
             for config in found {
                 let name = config.get("name").and_then(Value::as_str).unwrap_or_default();
-                if self.names.as_ref().is_none_or(|n| n.is_match(name)) {
+                if self.shows(name) {
                     let config = typed("type.googleapis.com/envoy.config.route.v3.RouteConfiguration", config);
                     fixed.push(json!({"route_config": config, "last_updated": rfc3339_millis(record.updated)}));
                 }
@@ -200,7 +204,7 @@ impl Dumper {
             below(&self.body(&record.body), "scoped_routes", "scope_key_builder", &mut found);
             for config in found {
                 let name = config.get("name").and_then(Value::as_str).unwrap_or_default();
-                if self.names.as_ref().is_some_and(|n| !n.is_match(name)) {
+                if !self.shows(name) {
                     continue;
                 }
                 match config.pointer("/scoped_route_configurations_list/scoped_route_configurations").and_then(Value::as_array) {
@@ -276,7 +280,7 @@ impl Dumper {
         all.sort_by_key(|(key, _)| *key);
         for (key, known) in all {
             // Files are part of the TLS contexts that name them.
-            if key.source == SecretSource::Files || self.names.as_ref().is_some_and(|n| !n.is_match(&key.name)) {
+            if key.source == SecretSource::Files || !self.shows(&key.name) {
                 continue;
             }
             let mut entry =
@@ -288,8 +292,12 @@ impl Dumper {
             fields.push(entry);
         }
         let mut warming = Vec::new();
-        for key in compiler.wanted().secrets.iter().filter(|k| !compiler.knows_secret(k)) {
-            warming.push(json!({"name": *key.name, "client_status": "REQUESTED"}));
+        for (key, since) in compiler.awaited_secrets() {
+            if self.shows(&key.name) && key.source != SecretSource::Files {
+                let secret = json!({"@type": SECRET, "name": *key.name});
+                let since = rfc3339_millis(since);
+                warming.push(json!({"name": *key.name, "version_info": "uninitialized", "last_updated": since, "secret": secret}));
+            }
         }
         let lists = [("static_secrets", fixed), ("dynamic_active_secrets", active), ("dynamic_warming_secrets", warming)];
         dump("SecretsConfigDump", "", lists)

@@ -1,8 +1,8 @@
 //! Secrets: taken, made from the workload's identity, read from files, and put into what uses them.
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use lateen_core::file_stamp::FileStamp;
 use lateen_identity::WorkloadSecrets;
@@ -66,9 +66,15 @@ impl Compiler {
     }
 
     pub(super) fn all_tls(&self) -> impl Iterator<Item = &Waiting> {
-        let listeners = self.listeners.values().flat_map(|e| e.versions.all()).flat_map(|v| &v.value.uses.tls);
-        let clusters = self.clusters.values().flat_map(|e| e.versions.all()).flat_map(|v| &v.value.uses.tls);
-        listeners.chain(clusters).filter(|w| w.is_alive())
+        self.tls_since().map(|(waiting, _)| waiting)
+    }
+
+    /// Each with when the resource came that has it.
+    fn tls_since(&self) -> impl Iterator<Item = (&Waiting, SystemTime)> {
+        let listeners = self.listeners.values().flat_map(|e| e.versions.all()).map(|v| (&v.value.uses, &v.record));
+        let clusters = self.clusters.values().flat_map(|e| e.versions.all()).map(|v| (&v.value.uses, &v.record));
+        let all = listeners.chain(clusters).flat_map(|(uses, record)| uses.tls.iter().map(|waiting| (waiting, record.updated)));
+        all.filter(|(waiting, _)| waiting.is_alive())
     }
 
     /// The workload's own certificate and roots, as secrets `default` and `ROOTCA` of `source`.
@@ -126,8 +132,15 @@ impl Compiler {
         self.secrets.all()
     }
 
-    /// Whether a secret has arrived.
-    pub fn knows_secret(&self, key: &SecretKey) -> bool {
-        self.secrets.knows(key)
+    /// The secrets that have not arrived, each with when the first resource came that is to have it, for the admin pages.
+    pub fn awaited_secrets(&self) -> BTreeMap<&SecretKey, SystemTime> {
+        let mut awaited = BTreeMap::new();
+        for (waiting, since) in self.tls_since() {
+            for key in waiting.secrets().filter(|key| !self.secrets.knows(key)) {
+                let first = awaited.entry(key).or_insert(since);
+                *first = since.min(*first);
+            }
+        }
+        awaited
     }
 }

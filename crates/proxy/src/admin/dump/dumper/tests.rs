@@ -115,3 +115,22 @@ fn secrets_are_shown_with_when_they_came() {
     assert_eq!((&secret["name"], &secret["version_info"]), (&json!("roots"), &json!("7")), "{shown:#}");
     assert!(secret["last_updated"].as_str().unwrap() >= &*rfc3339_millis(before), "{shown:#}");
 }
+
+#[test]
+fn a_secret_that_is_waited_for_is_shown_as_one_without_content() {
+    use lateen_xds::types::CLUSTER;
+    let main = with_listeners(&[]);
+    let context = json!({
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        "common_tls_context": {"validation_context_sds_secret_config": {"name": "roots", "sds_config": {"ads": {}}}}
+    });
+    let before = rfc3339_millis(SystemTime::now());
+    discover(&main, CLUSTER, "c", &json!({"name": "c", "type": "STATIC", "transport_socket": {"name": "tls", "typed_config": context}}));
+    let shown = dumper().secrets(&main);
+    let secret = &shown["dynamic_warming_secrets"][0];
+    assert_eq!(secret["secret"], json!({"@type": SECRET, "name": "roots"}), "{shown:#}");
+    assert_eq!((&secret["name"], &secret["version_info"]), (&json!("roots"), &json!("uninitialized")));
+    assert!(secret["last_updated"].as_str().unwrap() >= &*before, "{shown:#}");
+    let others = Dumper { names: Some(Regex::new("other").unwrap()), ..dumper() }.secrets(&main);
+    assert_eq!(others.get("dynamic_warming_secrets"), None, "{others:#}");
+}
