@@ -7,13 +7,12 @@ use lateen_balance::host::{
     DEGRADED_ACTIVE_HC, DEGRADED_EDS, DEGRADED_OUTLIER, DRAINING_EDS, EXCLUDED_VIA_IMMEDIATE_HC_FAIL, FAILED_ACTIVE_HC, FAILED_EDS,
     FAILED_OUTLIER, PENDING_ACTIVE_HC, PENDING_REMOVAL,
 };
-use lateen_balance::{Address, Breakers, Host};
+use lateen_balance::{Breakers, Host};
 use lateen_snapshot::Cluster;
 use lateen_snapshot::cluster::Discovery;
-use lateen_snapshot::compile::file_and_name;
 use serde_json::{Map, Value, json};
 
-use super::listeners;
+use super::endpoints;
 use super::server::{Ask, Reply};
 use crate::main_thread::Main;
 
@@ -73,8 +72,8 @@ fn lines(text: &mut String, cluster: &Cluster, dynamic: bool) {
         }
     }
     let _ = writeln!(text, "{name}::added_via_api::{dynamic}");
-    if let Discovery::Eds(service) = &cluster.config.discovery {
-        let _ = writeln!(text, "{name}::eds_service_name::{}", file_and_name(service).1);
+    if matches!(cluster.config.discovery, Discovery::Eds(_)) {
+        let _ = writeln!(text, "{name}::eds_service_name::{}", endpoints::name(cluster));
     }
     for (priority, host) in hosts(cluster) {
         let at = format!("{name}::{}", host.address);
@@ -141,8 +140,8 @@ fn status(cluster: &Cluster, dynamic: bool) -> Value {
     if dynamic {
         value["added_via_api"] = json!(true);
     }
-    if let Discovery::Eds(service) = &cluster.config.discovery {
-        value["eds_service_name"] = json!(file_and_name(service).1);
+    if matches!(cluster.config.discovery, Discovery::Eds(_)) {
+        value["eds_service_name"] = json!(endpoints::name(cluster));
     }
     value
 }
@@ -178,13 +177,9 @@ fn host_status(priority: usize, host: &Host) -> Value {
             fields.insert(name.to_owned(), json!(true));
         }
     }
-    let address = match &host.address {
-        Address::Socket(address) => listeners::address(*address),
-        Address::Pipe(path) => json!({"pipe": {"path": **path}}),
-    };
     let locality = &host.locality;
     let mut value = json!({
-        "address": address,
+        "address": endpoints::address(&host.address),
         "stats": stats,
         "health_status": health,
         "weight": host.weight(),
@@ -213,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_drained_host_is_not_called_failed() {
-        let host = Host::new(Address::Pipe("x".into()));
+        let host = Host::new(lateen_balance::Address::Pipe("x".into()));
         let shown = |set: u32| {
             host.set_flag(u32::MAX, false);
             host.set_flag(set, true);

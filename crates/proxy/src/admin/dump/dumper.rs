@@ -1,7 +1,11 @@
 //! The dumps, one for each kind of resource.
+use std::collections::HashMap;
+
 use lateen_core::utc::rfc3339_millis;
 use lateen_proto::json::{Codec, InvalidJson};
 use lateen_proto::{Any, any};
+use lateen_snapshot::Cluster;
+use lateen_snapshot::cluster::Discovery;
 use lateen_snapshot::compile::{Failure, Kind, KnownSecret, Listed, Origin, Record, SecretKey, SecretSource};
 use regex::Regex;
 use serde_json::{Map, Value, json};
@@ -248,27 +252,33 @@ impl Dumper {
         (!filters.is_empty()).then(|| dump("EcdsConfigDump", "", [("ecds_filters", filters)]))
     }
 
+    /// What each cluster in use has of hosts.
     pub(super) fn endpoints(&self, main: &Main) -> Value {
-        let snapshot = main.snapshot();
-        let compiler = main.compiler();
-        let mut dynamic = Vec::new();
-        for entry in self.shown(compiler.list(Kind::Endpoint)) {
-            let Some(record) = entry.active else { continue };
-            let mut fields = self.record("endpoint_config", record);
-            if let Some(assignment) = fields.get_mut("endpoint_config") {
-                endpoints::complete(assignment, &snapshot);
+        let (snapshot, compiler) = (main.snapshot(), main.compiler());
+        let by_name = |kind: Kind| compiler.list(kind).into_iter().map(|l| (l.name, l)).collect::<HashMap<_, _>>();
+        let (clusters, discovered) = (by_name(Kind::Cluster), by_name(Kind::Endpoint));
+        let (mut fixed, mut dynamic) = (Vec::new(), Vec::new());
+        let mut shown: Vec<&Cluster> = snapshot.clusters.iter().flatten().map(|c| &**c).collect();
+        shown.retain(|cluster| self.shows(endpoints::name(cluster)));
+        shown.sort_by_key(|cluster| &cluster.config.name);
+        for cluster in shown {
+            let own = clusters.get(&*cluster.config.name);
+            let found = if let Discovery::Eds(service) = &cluster.config.discovery { discovered.get(&**service) } else { None };
+            let source = found.or(own).and_then(|l| l.active);
+            let sent = source.and_then(|record| self.content(&record.body)).unwrap_or_default();
+            let sent = if found.is_some() { &sent } else { &sent["load_assignment"] };
+            let mut fields = Map::new();
+            fields.insert("endpoint_config".to_owned(), endpoints::assignment(cluster, sent));
+            if own.is_none_or(|l| l.origin == Origin::Static) {
+                fixed.push(Value::Object(fields));
+                continue;
             }
-            self.status(&mut fields, entry.failure);
+            if let (Some(found), Some(record)) = (found, source) {
+                fields.insert("version_info".to_owned(), json!(*record.version));
+                fields.insert("last_updated".to_owned(), json!(rfc3339_millis(record.updated)));
+                self.status(&mut fields, found.failure);
+            }
             dynamic.push(Value::Object(fields));
-        }
-        let mut fixed = Vec::new();
-        for entry in self.shown(compiler.list(Kind::Cluster)) {
-            let Some(record) = entry.active else { continue };
-            if let Some(assignment) = self.body(&record.body).get("load_assignment") {
-                let mut config = typed("type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment", assignment.clone());
-                endpoints::complete(&mut config, &snapshot);
-                fixed.push(json!({"endpoint_config": config}));
-            }
         }
         dump("EndpointsConfigDump", "", [("static_endpoint_configs", fixed), ("dynamic_endpoint_configs", dynamic)])
     }

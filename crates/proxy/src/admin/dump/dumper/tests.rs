@@ -55,16 +55,20 @@ fn with_listeners(settings: &[&str]) -> std::sync::Arc<Main> {
     crate::main_thread::test_support::main(&format!(
         "{{node: {{id: n, cluster: c}}, \
          dynamic_resources: {{ads_config: {{api_type: DELTA_GRPC, grpc_services: [{{envoy_grpc: {{cluster_name: x}}}}]}}}}, \
-         static_resources: {{clusters: [{{name: x, type: STATIC, load_assignment: {{cluster_name: x}}}}], listeners: [{}]}}}}",
+         static_resources: {{clusters: [{{name: x, type: STATIC, load_assignment: {{cluster_name: y}}}}], listeners: [{}]}}}}",
         listeners.join(", ")
     ))
 }
 
 fn discover(main: &Main, type_url: &str, name: &str, json: &Value) {
+    discover_from(main, &SecretSource::Ads, type_url, name, json);
+}
+
+fn discover_from(main: &Main, source: &SecretSource, type_url: &str, name: &str, json: &Value) {
     let value = Codec::new().encode(any::name_of(type_url), &json.into()).unwrap();
     let body = Any { type_url: type_url.to_owned(), value };
     let update = lateen_snapshot::compile::Update { name: name.to_owned(), version: "7".to_owned(), body };
-    assert_eq!(main.apply(&SecretSource::Ads, type_url, vec![update], &[]), []);
+    assert_eq!(main.apply(source, type_url, vec![update], &[]), []);
 }
 
 fn dumper() -> Dumper {
@@ -133,4 +137,67 @@ fn a_secret_that_is_waited_for_is_shown_as_one_without_content() {
     assert!(secret["last_updated"].as_str().unwrap() >= &*before, "{shown:#}");
     let others = Dumper { names: Some(Regex::new("other").unwrap()), ..dumper() }.secrets(&main);
     assert_eq!(others.get("dynamic_warming_secrets"), None, "{others:#}");
+}
+
+/// Hosts of one locality.
+fn loads(hosts: &[Value]) -> Value {
+    json!([{"locality": {"region": "r"}, "lb_endpoints": hosts, "load_balancing_weight": 0}])
+}
+
+fn sent(port: u16, more: &Value) -> Value {
+    let address = json!({"socket_address": {"address": "127.0.0.1", "port_value": port}});
+    let mut endpoint = json!({"endpoint": {"address": address}});
+    endpoint.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    endpoint
+}
+
+#[test]
+fn endpoints_are_those_of_the_clusters_in_use() {
+    use lateen_xds::types::{CLUSTER, ENDPOINT};
+    let main = with_listeners(&[]);
+    for name in ["a", "b"] {
+        let service = json!({"service_name": "s", "eds_config": {"ads": {}}});
+        discover(&main, CLUSTER, name, &json!({"name": name, "type": "EDS", "eds_cluster_config": service}));
+    }
+    let labels = json!({"metadata": {"filter_metadata": {"istio": {"workload": "w"}}}});
+    let hosts = [sent(1, &labels), sent(2, &json!({"health_status": "DRAINING", "load_balancing_weight": 7}))];
+    let overloads = json!([{"category": "much", "drop_percentage": {"numerator": 5}}]);
+    let assignment = json!({"cluster_name": "s", "policy": {"drop_overloads": overloads}, "endpoints": loads(&hosts)});
+    discover(&main, ENDPOINT, "s", &assignment);
+    // One of the clusters, but not the other, has found the first of its hosts to be failing.
+    let snapshot = main.snapshot();
+    let (_, cluster) = snapshot.cluster_named("b").unwrap();
+    cluster.hosts.hosts().next().unwrap().set_flag(lateen_balance::host::FAILED_OUTLIER, true);
+    let shown = dumper().endpoints(&main);
+
+    let fixed = &shown["static_endpoint_configs"];
+    assert_eq!(fixed.as_array().map(Vec::len), Some(1), "{shown:#}");
+    assert_eq!(fixed[0]["endpoint_config"]["cluster_name"], "x", "by its own name, whatever its endpoints were called");
+    for (index, health) in ["HEALTHY", "UNHEALTHY"].into_iter().enumerate() {
+        let entry = &shown["dynamic_endpoint_configs"][index];
+        assert_eq!((&entry["version_info"], &entry["client_status"]), (&json!("7"), &json!("ACKED")), "{shown:#}");
+        let config = &entry["endpoint_config"];
+        assert_eq!(config["cluster_name"], "s");
+        let drops = json!([{"category": "much", "drop_percentage": {"numerator": 50_000, "denominator": "MILLION"}}]);
+        assert_eq!(config["policy"], json!({"overprovisioning_factor": 140, "drop_overloads": drops}));
+        let mut hosts = [
+            sent(1, &json!({"health_status": health, "load_balancing_weight": 1, "metadata": labels["metadata"]})),
+            sent(2, &json!({"health_status": "UNHEALTHY", "load_balancing_weight": 7})),
+        ];
+        hosts.iter_mut().for_each(|host| host["endpoint"]["health_check_config"] = json!({}));
+        assert_eq!(config["endpoints"], loads(&hosts));
+    }
+}
+
+#[test]
+fn endpoints_in_files_are_shown_by_their_name_alone() {
+    let source = "eds_cluster_config: {service_name: s, eds_config: {path_config_source: {path: /dev/null}}}";
+    let main = crate::main_thread::test_support::main(&format!("{{static_resources: {{clusters: [{{name: c, type: EDS, {source}}}]}}}}"));
+    let body = json!({"cluster_name": "s", "endpoints": loads(&[sent(1, &json!({}))])});
+    let name = lateen_snapshot::compile::in_file("/dev/null", "s");
+    discover_from(&main, &SecretSource::Path("/dev/null".to_owned()), lateen_xds::types::ENDPOINT, &name, &body);
+    let shown = dumper().endpoints(&main);
+    let config = &shown["static_endpoint_configs"][0]["endpoint_config"];
+    assert_eq!(config["cluster_name"], "s", "{shown:#}");
+    assert_eq!(config["endpoints"][0]["lb_endpoints"][0]["health_status"], "HEALTHY", "{shown:#}");
 }
