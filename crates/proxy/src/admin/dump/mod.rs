@@ -83,6 +83,7 @@ fn known_fields(dump: &str) -> &'static [&'static str] {
         "ListenersConfigDump" => &["static_listeners", "dynamic_listeners"],
         "ScopedRoutesConfigDump" => &["inline_scoped_route_configs", "dynamic_scoped_route_configs"],
         "RoutesConfigDump" => &["static_route_configs", "dynamic_route_configs"],
+        "EcdsConfigDump" => &["ecds_filters"],
         "SecretsConfigDump" => &["static_secrets", "dynamic_active_secrets", "dynamic_warming_secrets"],
         _ => &[],
     }
@@ -90,6 +91,7 @@ fn known_fields(dump: &str) -> &'static [&'static str] {
 
 /// `dynamic_listeners` to the name of its entries' message, `DynamicListener`.
 fn camel(field: &str) -> String {
+    let field = if field == "ecds_filters" { "ecds_filter_config" } else { field };
     // Those of scopes are named for all that they hold.
     let singular =
         field.strip_suffix('s').filter(|_| !field.contains("scoped")).unwrap_or(field).replace("active_", "").replace("warming_", "");
@@ -113,9 +115,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn discovered_filters_can_be_asked_for() {
+        let filter = json!({"name": "f", "version_info": "1"});
+        let dump = json!({"@type": "x.EcdsConfigDump", "ecds_filters": [filter]});
+        let Reply { status, body, .. } = one_field(vec![dump.clone()], "ecds_filters", None);
+        let shown: Value = serde_json::from_slice(&body).unwrap();
+        let expected = typed("x.EcdsConfigDump.EcdsFilterConfig", filter);
+        assert_eq!((status, shown), (StatusCode::OK, json!({"configs": [expected]})));
+        let kept = Mask::parse("ecds_filters").and_then(|mask| mask.of_dump(&dump, known_fields(type_of(&dump))));
+        assert_eq!(kept, Some(dump));
+    }
+
+    #[test]
     fn fields_name_their_messages() {
         assert_eq!(camel("dynamic_active_clusters"), "DynamicCluster");
         assert_eq!(camel("static_route_configs"), "StaticRouteConfig");
+        assert_eq!(camel("ecds_filters"), "EcdsFilterConfig");
         assert_eq!(camel("inline_scoped_route_configs"), "InlineScopedRouteConfigs");
     }
 }
