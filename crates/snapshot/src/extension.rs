@@ -13,10 +13,11 @@ pub struct DiscoveredFilter<T> {
     pub types: Vec<Box<str>>,
     /// Until something was discovered.
     pub default: Option<T>,
-    counting: Mutex<Option<Counting<T>>>,
+    /// Newest first; the one before it too, since a worker may come later to what was discovered than others.
+    counting: Mutex<[Option<Counting<T>>; 2]>,
 }
 
-/// What was discovered last of what counts, and what stands in the place instead, where each place counts for itself.
+/// What was discovered that counts, and what stands in the place instead, where each place counts for itself.
 #[derive(Debug)]
 struct Counting<T> {
     found: T,
@@ -127,7 +128,7 @@ impl Discoverable for Inspection {
 
 impl<T> DiscoveredFilter<T> {
     pub(crate) fn new(id: ExtensionId, types: Vec<Box<str>>, default: Option<T>) -> Self {
-        Self { id, types, default, counting: Mutex::default() }
+        Self { id, types, default, counting: Mutex::new([None, None]) }
     }
 }
 
@@ -145,10 +146,12 @@ impl<T: Discoverable> DiscoveredFilter<T> {
     /// configuration for each of its places).
     fn own(&self, found: &T) -> T {
         let mut counting = self.counting.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = counting.as_ref().filter(|known| known.found.counts_with(found)) {
+        if let Some(known) = counting.iter().flatten().find(|known| known.found.counts_with(found)) {
             return known.own.clone();
         }
-        *counting = found.anew().map(|own| Counting { found: found.clone(), own });
-        counting.as_ref().map_or_else(|| found.clone(), |counting| counting.own.clone())
+        let Some(own) = found.anew() else { return found.clone() };
+        counting.rotate_right(1);
+        counting[0] = Some(Counting { found: found.clone(), own: own.clone() });
+        own
     }
 }
