@@ -1,6 +1,7 @@
 //! Rate limits: what a request counts as (descriptors), and the buckets of what counts alike.
 mod bucket;
 mod by_value;
+mod hits;
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 
 pub use bucket::TokenBucket;
 pub use by_value::ByValue;
+pub use hits::{HitCount, Hits, HitsAddend};
 
 use crate::header::HeaderMutations;
 use crate::matcher::{Cidr, Fraction, HeaderKey, HeaderMatcher, QueryMatcher};
@@ -21,6 +23,7 @@ pub struct RateLimit {
     /// Filters ask for the limits of their stage.
     pub stage: u32,
     pub actions: Vec<DescriptorAction>,
+    pub hits: Option<HitsAddend>,
 }
 
 /// How one part of a descriptor is made. An action that yields nothing takes its whole descriptor away.
@@ -86,6 +89,13 @@ pub struct Entry<'a> {
 
 /// What a request counts as in one respect.
 pub type Descriptor<'a> = Vec<Entry<'a>>;
+
+/// A descriptor with its weight.
+#[derive(Debug, Clone)]
+pub struct Counted<'a> {
+    pub entries: Descriptor<'a>,
+    pub hits: Hits,
+}
 
 /// What descriptors are made of.
 #[derive(Clone, Copy, Debug)]
@@ -256,14 +266,14 @@ pub enum Verdict {
 }
 
 impl Limiter {
-    /// Takes a token from each bucket that counts the request, until one has none left; one that only counts ends nothing. Also
+    /// Takes what the request comes to from each bucket that counts it, until one has not enough; one that only counts ends nothing. Also
     /// the bucket that decided.
-    pub fn take(&self, descriptors: &[Descriptor<'_>], now: u64) -> (Verdict, Option<&Arc<TokenBucket>>) {
+    pub fn take(&self, descriptors: &[Counted<'_>], now: u64) -> (Verdict, Option<&Arc<TokenBucket>>) {
         let (mut first, mut shadowed) = (None, None);
         for (index, described) in self.described.iter().enumerate() {
-            for descriptor in descriptors.iter().filter(|d| self.counts(index, described, d)) {
-                let Some(bucket) = described.bucket(descriptor, now) else { continue };
-                if bucket.take(now) {
+            for descriptor in descriptors.iter().filter(|d| self.counts(index, described, &d.entries)) {
+                let Some(bucket) = described.bucket(&descriptor.entries, now) else { continue };
+                if descriptor.hits.take(bucket, now) {
                     first = first.or(Some(bucket));
                 } else if described.shadow {
                     shadowed = shadowed.or(Some(bucket));
@@ -359,11 +369,34 @@ mod tests {
         Described { entries, buckets: Buckets::ByValue(ByValue::new(bucket(most), 20)), shadow: false }
     }
 
+    fn once(entries: Descriptor<'static>) -> Counted<'static> {
+        Counted { entries, hits: Hits::default() }
+    }
+
+    /// As Envoy's buckets, which have nothing to give for nothing.
+    #[test]
+    fn a_request_may_count_more_than_once_or_give_back() {
+        let limiter = Limiter { default: Some(bucket(9).into()), described: vec![one(vec![entry("a", "b")], 7)], always_default: false };
+        let take = |count, negative| {
+            let hits = Hits { count: Some(count), negative };
+            let (verdict, bucket) = limiter.take(&[Counted { entries: vec![entry("a", "b")], hits }], 0);
+            (verdict, bucket.map_or(0, |bucket| bucket.remaining(0)))
+        };
+        assert_eq!(take(3, false), (Verdict::Allowed, 4));
+        assert_eq!(take(5, false), (Verdict::Refused, 4));
+        assert_eq!(take(0, false), (Verdict::Refused, 4));
+        assert_eq!(take(2, true), (Verdict::Allowed, 6));
+        assert_eq!(take(Hits::MOST, true), (Verdict::Allowed, 7));
+        assert_eq!(take(Hits::MOST, false), (Verdict::Refused, 7));
+        let numbers = ["4", "2.5", "0", "1000000000", "1000000001", "-1", "x", "", "inf", "NaN"].map(Hits::number);
+        assert_eq!(numbers, [Some(4), Some(2), Some(0), Some(Hits::MOST), None, None, None, None, None, None]);
+    }
+
     #[test]
     fn a_descriptor_has_its_own_bucket_beside_the_default() {
         let described = vec![one(vec![entry("path", "/slow")], 1)];
         let limiter = Limiter { default: Some(bucket(2).into()), described, always_default: true };
-        let slow = [vec![entry("path", "/slow")]];
+        let slow = [once(vec![entry("path", "/slow")])];
         assert_eq!(limiter.take(&slow, 0).0, Verdict::Allowed);
         assert_eq!(limiter.take(&slow, 0).0, Verdict::Refused, "its own bucket is empty");
         assert_eq!(limiter.take(&[], 0).0, Verdict::Allowed);
@@ -382,7 +415,7 @@ mod tests {
         ];
         let limiter = Limiter { default: None, described, always_default: true };
         let times = |descriptor: &Descriptor<'static>| {
-            (0..9).take_while(|_| limiter.take(std::slice::from_ref(descriptor), 5).0 == Verdict::Allowed).count()
+            (0..9).take_while(|_| limiter.take(&[once(descriptor.clone())], 5).0 == Verdict::Allowed).count()
         };
         assert_eq!(times(&vec![entry("user", "ann")]), 1);
         assert_eq!(times(&vec![entry("user", "bob")]), 1);
@@ -396,7 +429,7 @@ mod tests {
     fn a_shadow_limit_only_tells() {
         let shadow = Described { shadow: true, ..one(vec![entry("a", "b")], 1) };
         let limiter = Limiter { default: Some(bucket(3).into()), described: vec![shadow], always_default: true };
-        let descriptor = [vec![entry("a", "b")]];
+        let descriptor = [once(vec![entry("a", "b")])];
         let verdicts: Vec<Verdict> = (0..4).map(|_| limiter.take(&descriptor, 0).0).collect();
         let expected = [Verdict::Allowed, Verdict::Shadowed, Verdict::Shadowed, Verdict::Refused];
         assert_eq!(verdicts, expected, "the default bucket counts what a shadow would have turned away");

@@ -93,6 +93,37 @@ fn a_service_counts_and_what_is_over_its_limit_is_refused() {
 }
 
 #[test]
+fn the_service_is_told_for_how_much_a_request_counts() {
+    let upstream = Upstream::ok("fine");
+    let (server, asked) = service(9);
+    let limit = |name: &str, hits: &str| format!("{{actions: [{{generic_key: {{descriptor_value: {name}}}}}]{hits}}}");
+    let limits = [
+        limit("once", ""),
+        limit("fixed", ", hits_addend: {number: 3}"),
+        limit("free", ", hits_addend: {number: 0}"),
+        limit("back", ", hits_addend: {number: 2, is_negative_hits: true}"),
+        limit("asked", ", hits_addend: {format: \"%REQ(x-cost)%\"}"),
+    ];
+    let proxy = config(upstream.port(), server.port(), &format!("    rate_limits: [{}]\n", limits.join(", "))).start();
+    for cost in ["x-cost: 7\r\n", "x-cost: much\r\n", ""] {
+        assert_eq!(proxy.call(&format!("GET /p HTTP/1.1\r\nhost: a\r\n{cost}\r\n")).status, 200);
+    }
+    let hits = |question: &RateLimitRequest| {
+        let told = question.descriptors.iter().map(|d| (d.entries[0].value.clone(), d.hits_addend, d.is_negative_hits));
+        told.map(|(name, hits, negative)| format!("{name} {hits:?} {negative}")).collect::<Vec<_>>()
+    };
+    let asked: Vec<_> = asked.lock().unwrap().iter().map(hits).collect();
+    let fixed = ["once None false", "fixed Some(3) false", "free Some(0) false", "back Some(2) true"];
+    assert_eq!(asked[0][..4], fixed);
+    assert_eq!(asked[0][4..], ["asked Some(7) false"]);
+    assert_eq!(
+        (&asked[1][..], &asked[2][..]),
+        (&fixed.map(str::to_owned)[..], &fixed.map(str::to_owned)[..]),
+        "what is no number counts nothing"
+    );
+}
+
+#[test]
 fn a_service_that_fails_lets_through_unless_it_must_not() {
     let upstream = Upstream::ok("fine");
     let failing = GrpcServer::start(|_| Reply::Status(14));

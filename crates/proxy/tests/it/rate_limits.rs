@@ -95,6 +95,24 @@ fn each_connection_may_have_its_own_bucket() {
     }
 }
 
+/// The figures are those of Envoy 1.40.
+#[test]
+fn a_request_counts_for_as_much_as_it_says() {
+    let upstream = Upstream::ok("x");
+    let more = format!(
+        "{ON}    token_bucket: {{max_tokens: 20, fill_interval: 1000s}}\n    enable_x_ratelimit_headers: DRAFT_VERSION_03\n    descriptors:\n    \
+         - {{entries: [{{key: generic_key, value: paid}}], token_bucket: {{max_tokens: 7, fill_interval: 1000s}}}}\n    \
+         rate_limits: [{{actions: [{{generic_key: {{descriptor_value: paid}}}}], hits_addend: {{format: \"%REQ(x-cost)%\"}}}}]"
+    );
+    let proxy = config(&upstream, &more).start();
+    let ask = |cost: &str| {
+        let answer = proxy.call(&format!("GET / HTTP/1.1\r\nhost: a\r\nx-cost: {cost}\r\n\r\n"));
+        format!("{} {}", answer.status, answer.header("x-ratelimit-remaining").unwrap_or("?"))
+    };
+    let costs = ["2", "x", "-1", "2.5", "1000000001", "4", "0"];
+    assert_eq!(costs.map(ask), ["200 5", "200 18", "200 17", "200 3", "200 15", "429 3", "429 3"]);
+}
+
 #[test]
 fn each_value_that_comes_may_have_a_bucket_and_a_shadow_only_counts() {
     let upstream = Upstream::ok("x");

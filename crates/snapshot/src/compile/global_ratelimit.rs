@@ -74,7 +74,7 @@ pub(crate) fn filter(value: proto::RateLimit, context: &mut Context<'_>) -> Resu
         stat_prefix: if stat_prefix.is_empty() { "ratelimit".into() } else { format!("ratelimit.{stat_prefix}").into() },
         enabled: share(filter_enabled, Fraction::ALL, "filter_enabled")?,
         enforced: share(filter_enforced, Fraction::ALL, "filter_enforced")?,
-        limits: ratelimit::limits(rate_limits, "rate_limits")?,
+        limits: ratelimit::of_filter(rate_limits, "rate_limits")?,
         metadata_namespace: if metadata_namespace.is_empty() { NAMESPACE.into() } else { metadata_namespace.into() },
     })
 }
@@ -116,7 +116,7 @@ pub(crate) fn per_route(value: proto::RateLimitPerRoute) -> Result<RateLimitPerR
     };
     Ok(RateLimitPerRoute {
         virtual_host,
-        limits: ratelimit::limits(rate_limits, "rate_limits")?,
+        limits: ratelimit::of_filter(rate_limits, "rate_limits")?,
         domain: (!domain.is_empty()).then(|| domain.into()),
     })
 }

@@ -78,7 +78,7 @@ pub(crate) fn filter(value: proto::LocalRateLimit, per_route: bool) -> Result<Lo
         resource_exhausted: rate_limited_as_resource_exhausted,
         virtual_host: virtual_host(vh_rate_limits)?,
         stage: ratelimit::stage(stage)?,
-        limits: ratelimit::limits(rate_limits, "rate_limits")?,
+        limits: ratelimit::of_filter(rate_limits, "rate_limits")?,
     })
 }
 

@@ -2,18 +2,29 @@
 use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::config::route::v3::{
     self as proto,
-    rate_limit::{Action, action, action::ActionSpecifier as Spec},
+    rate_limit::{Action, HitsAddend, action, action::ActionSpecifier as Spec},
 };
 use lateen_proto::envoy::r#type::matcher::v3::AddressMatcher;
 use lateen_proto::envoy::r#type::metadata::v3::{MetadataKey, metadata_key};
 use lateen_proto::xds::core::v3::CidrRange;
+use lateen_telemetry::access_log::TextFormat;
 
 use super::common::cidr;
 use super::invalid::{Invalid, Result, Within, each, harmless, refuse};
 use super::matcher::{headers, queries};
-use crate::ratelimit::{DescriptorAction, RateLimit};
+use crate::ratelimit::{DescriptorAction, HitCount, Hits, RateLimit};
 
+/// Those of routes and virtual hosts, which any filter may count.
 pub(crate) fn limits(values: Vec<proto::RateLimit>, field: &str) -> Result<Vec<RateLimit>> {
+    each(values, field, |value| match value.hits_addend {
+        None => limit(value),
+        // Envoy looks at it in a filter's own limits only.
+        Some(_) => Err(Invalid::field("hits_addend", "has an effect only in the `rate_limits` of a filter's own configuration")),
+    })
+}
+
+/// Those of a filter.
+pub(crate) fn of_filter(values: Vec<proto::RateLimit>, field: &str) -> Result<Vec<RateLimit>> {
     each(values, field, limit)
 }
 
@@ -21,12 +32,32 @@ fn limit(value: proto::RateLimit) -> Result<RateLimit> {
     let proto::RateLimit { stage, disable_key, actions, limit, hits_addend, apply_on_stream_done, x_ratelimit_option } = value;
     // A runtime flag: there are none.
     harmless!(disable_key);
-    refuse!(limit, hits_addend, apply_on_stream_done, x_ratelimit_option);
+    refuse!(limit, apply_on_stream_done, x_ratelimit_option);
     if actions.is_empty() {
         return Err(Invalid::field("actions", "is empty"));
     }
     let actions = each(actions, "actions", action)?;
-    Ok(RateLimit { stage: self::stage(stage.unwrap_or(0))?, actions })
+    let hits = hits_addend.map(hits).transpose().within("hits_addend")?;
+    Ok(RateLimit { stage: self::stage(stage.unwrap_or(0))?, actions, hits })
+}
+
+fn hits(value: HitsAddend) -> Result<crate::ratelimit::HitsAddend> {
+    let HitsAddend { number, format, is_negative_hits } = value;
+    let count = match (number, format) {
+        (Some(number @ ..=Hits::MOST), format) if format.is_empty() => HitCount::Number(number),
+        (Some(number), format) if format.is_empty() => {
+            return Err(Invalid::field("number", format!("{number} is more than {}", Hits::MOST)));
+        }
+        (None, format) if !format.is_empty() => {
+            let compiled = TextFormat::compile(&format).map_err(|e| Invalid::field("format", e.to_string()))?;
+            if !compiled.is_one_operator() {
+                return Err(Invalid::field("format", "is not one operator and nothing else"));
+            }
+            HitCount::Format(format.into())
+        }
+        _ => return Err(Invalid::new("needs either a number or a format")),
+    };
+    Ok(crate::ratelimit::HitsAddend { count, negative: is_negative_hits })
 }
 
 pub(crate) fn stage(value: u32) -> Result<u32> {
@@ -158,5 +189,25 @@ fn text(value: String) -> Result<Box<str>> {
         "" => Err(Invalid::field("descriptor_value", "is empty")),
         v if v.contains('%') => Err(Invalid::field("descriptor_value", "substitution is not supported; use a fixed text without `%`")),
         _ => Ok(value.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn for_how_much_a_request_counts_is_said_in_one_way_and_to_a_filter() {
+        let limit =
+            |hits: &str| vec![crate::test_support::message(&format!("{{actions: [{{source_cluster: {{}}}}], hits_addend: {hits}}}"))];
+        for taken in ["{number: 0}", "{number: 1000000000, is_negative_hits: true}", "{format: '%REQ(x)%'}"] {
+            assert!(of_filter(limit(taken), "l").is_ok(), "{taken}");
+            let why = limits(limit(taken), "l").unwrap_err().to_string();
+            assert_eq!(why, "l[0].hits_addend: has an effect only in the `rate_limits` of a filter's own configuration");
+        }
+        for refused in ["{}", "{number: 1, format: '%REQ(x)%'}", "{number: 1000000001}", "{format: '7'}", "{format: '%REQ(x)%%REQ(y)%'}"] {
+            let why = of_filter(limit(refused), "l").unwrap_err().to_string();
+            assert!(why.starts_with("l[0].hits_addend"), "{refused}: {why}");
+        }
     }
 }

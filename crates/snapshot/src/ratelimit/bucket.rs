@@ -48,10 +48,23 @@ impl TokenBucket {
 
     /// Takes a token if there is one.
     pub fn take(&self, now: u64) -> bool {
-        let next = |seen| {
-            let left = self.level(seen, now).checked_sub(self.cost)?;
-            Some(now.saturating_add(self.span()).saturating_sub(left))
-        };
+        self.take_some(1, now)
+    }
+
+    /// Takes so many tokens if they are there, and they are some.
+    pub(super) fn take_some(&self, count: u64, now: u64) -> bool {
+        let cost = self.cost.saturating_mul(count);
+        count > 0 && self.change(now, |level| level.checked_sub(cost))
+    }
+
+    /// Puts so many tokens back, as far as there is room for them.
+    pub(super) fn give(&self, count: u64, now: u64) {
+        let worth = self.cost.saturating_mul(count);
+        self.change(now, |level| Some(level.saturating_add(worth).min(self.span())));
+    }
+
+    fn change(&self, now: u64, left: impl Fn(u64) -> Option<u64>) -> bool {
+        let next = |seen| Some(now.saturating_add(self.span()).saturating_sub(left(self.level(seen, now))?));
         self.empty_at.fetch_update(Relaxed, Relaxed, next).is_ok()
     }
 

@@ -34,6 +34,11 @@ impl TextFormat {
         self.ops.iter().all(|op| matches!(op, Op::Literal(_)))
     }
 
+    /// Whether it is one operator and nothing else.
+    pub fn is_one_operator(&self) -> bool {
+        self.single().is_some()
+    }
+
     /// Appends the line.
     pub fn write<R: Record + ?Sized>(&self, record: &R, out: &mut Vec<u8>) {
         for op in &self.ops {

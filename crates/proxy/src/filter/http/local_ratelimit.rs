@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 use http::header::RETRY_AFTER;
-use lateen_snapshot::ratelimit::{Descriptor, LimitFacts, Limiter, LocalRateLimit, TokenBucket, Verdict};
+use lateen_snapshot::ratelimit::{Counted, LimitFacts, Limiter, LocalRateLimit, TokenBucket, Verdict};
 use lateen_telemetry::envoy_names::local_rate_limit as names;
 use lateen_telemetry::{BlockName, ResponseFlags, details};
 
@@ -88,11 +88,11 @@ fn of_connection(exchange: &Exchange<'_>, config: &Arc<LocalRateLimit>) -> Rc<Li
 }
 
 /// What the request counts as: by the filter's own limits, or the route's and the virtual host's.
-fn descriptors<'a>(exchange: &'a Exchange<'_>, config: &'a LocalRateLimit, facts: &LimitFacts<'a>) -> Vec<Descriptor<'a>> {
+fn descriptors<'a>(exchange: &'a Exchange<'_>, config: &'a LocalRateLimit, facts: &LimitFacts<'a>) -> Vec<Counted<'a>> {
     if config.limits.is_empty() {
         return descriptors::of_route(exchange, config.virtual_host, config.stage, facts);
     }
-    config.limits.iter().filter(|l| l.stage == config.stage).filter_map(|l| l.descriptor(facts)).collect()
+    descriptors::of(exchange, config.limits.iter().filter(|l| l.stage == config.stage), facts)
 }
 
 /// Tells the caller how much is left.

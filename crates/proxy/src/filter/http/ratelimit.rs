@@ -9,7 +9,7 @@ use lateen_proto::envoy::service::ratelimit::v3::{self as rls, rate_limit_respon
 use lateen_snapshot::global_ratelimit::{GlobalRateLimit, LimitedRequests};
 use lateen_snapshot::header::AppendAction;
 use lateen_snapshot::metadata;
-use lateen_snapshot::ratelimit::{Descriptor, VirtualHostLimits};
+use lateen_snapshot::ratelimit::{Counted, VirtualHostLimits};
 use lateen_telemetry::envoy_names::{count_upstream_code, ratelimit as names};
 use lateen_telemetry::{BlockName, Local, ResponseFlags, details};
 
@@ -68,7 +68,7 @@ fn question(exchange: &Exchange<'_>, config: &GlobalRateLimit) -> Option<rls::Ra
     let facts = descriptors::facts(exchange, &head);
     let own = by_route.as_ref().map(|r| &r.limits).filter(|l| !l.is_empty());
     let descriptors = match own.or(Some(&config.limits).filter(|l| !l.is_empty())) {
-        Some(limits) => descriptors::of(limits, &facts),
+        Some(limits) => descriptors::of(exchange, limits.iter(), &facts),
         None => {
             let host = by_route.as_ref().map_or(VirtualHostLimits::Override, |r| r.virtual_host);
             descriptors::of_route(exchange, host, config.stage, &facts)
@@ -79,10 +79,15 @@ fn question(exchange: &Exchange<'_>, config: &GlobalRateLimit) -> Option<rls::Ra
     (!descriptors.is_empty()).then(|| rls::RateLimitRequest { domain: domain.to_string(), descriptors, hits_addend: 0 })
 }
 
-fn descriptor(of: Descriptor<'_>) -> common::RateLimitDescriptor {
+fn descriptor(of: Counted<'_>) -> common::RateLimitDescriptor {
     let entry =
         |e: lateen_snapshot::ratelimit::Entry<'_>| rate_limit_descriptor::Entry { key: e.key.into_owned(), value: e.value.into_owned() };
-    common::RateLimitDescriptor { entries: of.into_iter().map(entry).collect(), ..Default::default() }
+    common::RateLimitDescriptor {
+        entries: of.entries.into_iter().map(entry).collect(),
+        hits_addend: of.hits.count,
+        is_negative_hits: of.hits.negative,
+        ..Default::default()
+    }
 }
 
 /// Whether a service wants more headers than a head may be given.
