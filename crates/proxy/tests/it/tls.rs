@@ -143,7 +143,7 @@ fn the_bytes_of_http_connections_count_on_both_sides_as_the_applications() {
     assert_eq!(plain.stat("http.t.downstream_cx_rx_bytes_total"), request.len() as u64);
     assert_eq!(plain.stat("cluster.c.upstream_cx_tx_bytes_total"), upstream.seen()[0].len() as u64);
     assert_eq!(plain.stat("cluster.c.upstream_cx_rx_bytes_total"), "HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecret".len() as u64);
-    assert!(plain.stat("http.t.downstream_cx_tx_bytes_total") > 100);
+    eventually(|| plain.stat("http.t.downstream_cx_tx_bytes_total") > 100);
     let server = mesh.server(upstream.port());
     let mut clients = Vec::new();
     // What comes before the protocol is known, for want of a word from ALPN, counts too.
