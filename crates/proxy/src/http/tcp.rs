@@ -52,6 +52,10 @@ impl TcpClient {
     }
 
     pub(crate) fn send_end(&mut self) {
+        if self.wire.eof {
+            // It was the first to end, and who ends last closes the connection.
+            self.wire.ended(false);
+        }
         self.close_write = true;
     }
 

@@ -90,8 +90,16 @@ impl Wire {
                 }
                 Poll::Ready(Ok(n))
             }
-            Poll::Ready(Err(e)) => Poll::Ready(Err(e)),
+            Poll::Ready(Err(e)) => {
+                self.ended(true);
+                Poll::Ready(Err(e))
+            }
         }
+    }
+
+    /// Whether it is the peer that ended the connection, or broke it.
+    pub(crate) fn ended(&self, by_peer: bool) {
+        self.meter.iter().for_each(|meter| meter.ended(by_peer));
     }
 
     /// Ready once the peer has closed. Reads no further than one buffer ahead.
@@ -164,8 +172,8 @@ impl Wire {
     /// Writes everything.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.output.is_empty() || !self.queue.is_empty() {
-            let n = if self.queue.is_empty() {
-                ready!(Pin::new(&mut self.io).poll_write(cx, &self.output))?
+            let written = if self.queue.is_empty() {
+                ready!(Pin::new(&mut self.io).poll_write(cx, &self.output))
             } else {
                 let mut slices = [IoSlice::new(&[]); 16];
                 let chunks = std::iter::once(&self.output[..]).chain(self.queue.iter().map(|c| &c[..]));
@@ -174,8 +182,9 @@ impl Wire {
                     *slot = IoSlice::new(chunk);
                     used += 1;
                 }
-                ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..used]))?
+                ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &slices[..used]))
             };
+            let n = written.inspect_err(|_| self.ended(true))?;
             if n == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }

@@ -350,7 +350,6 @@ pub(super) fn note_failure(exchange: &Exchange<'_>, cluster: &Rc<ClusterState>, 
         Failure::StreamDuration => stats.inc(names::UPSTREAM_RQ_MAX_DURATION_REACHED),
         Failure::RemoteReset | Failure::RefusedStream => stats.inc(names::UPSTREAM_RQ_RX_RESET),
         Failure::ProtocolError => stats.inc(names::UPSTREAM_CX_PROTOCOL_ERROR),
-        Failure::ConnectionTermination => stats.inc(names::UPSTREAM_CX_DESTROY_REMOTE_WITH_ACTIVE_RQ),
         _ => {}
     }
     if why.failure.is_timeout() {

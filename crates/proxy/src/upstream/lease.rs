@@ -45,6 +45,7 @@ impl Lease {
 
     pub(crate) fn fresh(idle: Idle, pool: &Rc<Pool>) -> Self {
         let Idle { client, open, served, .. } = idle;
+        open.ending.in_use(true);
         Self { upstream: Upstream::H1(client), reused: false, pool: Rc::clone(pool), held: Held::Connection(open), served }
     }
 
@@ -61,6 +62,7 @@ impl Lease {
 
     /// A connection for one tunnel, which nobody uses again.
     pub(crate) fn of_tcp(client: TcpClient, open: Open, pool: &Rc<Pool>) -> Self {
+        open.ending.in_use(true);
         Self { upstream: Upstream::Tcp(Box::new(client)), reused: false, pool: Rc::clone(pool), held: Held::Connection(open), served: 1 }
     }
 
@@ -86,16 +88,16 @@ impl Lease {
     /// It served no exchange after all, and waits for the next one.
     pub(crate) fn unused(self, now: Instant) {
         if let (Upstream::H1(client), Held::Connection(open)) = (self.upstream, self.held) {
+            open.ending.in_use(false);
             self.pool.put_back(Idle { client, open, since: now, served: self.served.saturating_sub(1) });
         }
     }
 
     /// The exchange is over: the connection goes back to the pool if it is still good.
     pub(crate) fn finish(self, most_requests: Option<u32>, now: Instant) {
-        if let (Upstream::H1(mut client), Held::Connection(open)) = (self.upstream, self.held)
-            && client.reusable()
-            && most_requests.is_none_or(|most| self.served < most)
-        {
+        let (Upstream::H1(mut client), Held::Connection(open)) = (self.upstream, self.held) else { return };
+        open.ending.in_use(!client.is_done());
+        if client.reusable() && most_requests.is_none_or(|most| self.served < most) {
             self.pool.put_back(Idle { client, open, since: now, served: self.served });
         }
     }

@@ -21,6 +21,6 @@ pub(crate) use caller::{Caller, Needs, Proxied, Source};
 pub(crate) use cluster::{ClusterState, Pools, Sought, Target, TargetWish};
 pub(crate) use connect::{ConnectFailure, ConnectPlan, Dialer, Names, keep_alive};
 pub(crate) use lease::Lease;
-pub(crate) use open::Principals;
+pub(crate) use open::{Ending, Principals};
 pub(crate) use pool::NoConnection;
 pub(crate) use watch::Watched;

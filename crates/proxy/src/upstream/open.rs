@@ -1,4 +1,5 @@
 //! What each connection of a pool counts in, from the attempt to its end.
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -8,21 +9,63 @@ use lateen_balance::Host;
 use lateen_balance::breaker::Permit;
 use lateen_identity::tls::PeerIdentity;
 use lateen_snapshot::cluster::Transport;
+use lateen_telemetry::Local;
 use lateen_telemetry::envoy_names::cluster as names;
 use lateen_telemetry::istio::PrincipalId;
 use lateen_telemetry::stats::Held;
 use tokio::time::Instant;
 
 use super::cluster::ClusterState;
+use super::connect::ConnectFailure;
 use super::pool::{Counted, Pool};
-use crate::io::{Io, longer};
+use crate::io::{Io, Meter, longer};
 use crate::worker::Worker;
+
+/// Counts the end of a connection when it is dropped, by who ended it and whether it was in use (Envoy `reportUpstreamCxDestroy`).
+pub(crate) struct Ending {
+    stats: Local,
+    by_peer: Rc<Cell<bool>>,
+    in_use: Cell<bool>,
+}
+
+impl Ending {
+    pub(crate) fn new(stats: &Local) -> Self {
+        Self { stats: stats.clone(), by_peer: Rc::default(), in_use: Cell::new(false) }
+    }
+
+    /// Of one that is made no more. That it takes too long is our word.
+    pub(crate) fn not_made(&self, why: &ConnectFailure) {
+        self.by_peer.set(*why != ConnectFailure::Timeout);
+    }
+
+    pub(crate) fn by_peer(&self, by_peer: bool) {
+        self.by_peer.set(by_peer);
+    }
+
+    /// Whether an exchange would end with it.
+    pub(crate) fn in_use(&self, in_use: bool) {
+        self.in_use.set(in_use);
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let remote = self.by_peer.get();
+        let count = |local, of_peer| self.stats.inc(if remote { of_peer } else { local });
+        self.stats.inc(names::UPSTREAM_CX_DESTROY);
+        count(names::UPSTREAM_CX_DESTROY_LOCAL, names::UPSTREAM_CX_DESTROY_REMOTE);
+        if self.in_use.get() {
+            self.stats.inc(names::UPSTREAM_CX_DESTROY_WITH_ACTIVE_RQ);
+            count(names::UPSTREAM_CX_DESTROY_LOCAL_WITH_ACTIVE_RQ, names::UPSTREAM_CX_DESTROY_REMOTE_WITH_ACTIVE_RQ);
+        }
+    }
+}
 
 /// Held by each open connection: gives back what it took when it closes.
 pub(crate) struct Open {
     _permit: Option<Permit>,
     _active: Held,
-    stats: lateen_telemetry::Local,
+    pub(super) ending: Ending,
     host: Arc<Host>,
     pool: Weak<Pool>,
     since: Instant,
@@ -60,8 +103,7 @@ impl Principals {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.stats.inc(names::UPSTREAM_CX_DESTROY);
-        self.stats.record(names::UPSTREAM_CX_LENGTH_MS, self.since.elapsed().as_micros() as u64);
+        self.ending.stats.record(names::UPSTREAM_CX_LENGTH_MS, self.since.elapsed().as_micros() as u64);
         self.host.counters.cx_active.fetch_sub(1, Relaxed);
         if let Some(pool) = self.pool.upgrade() {
             pool.closed();
@@ -84,11 +126,17 @@ impl Open {
         self.is_old(now) || self.host.failures() != self.failures
     }
 
+    /// Where its bytes count, which sees its end too.
+    pub(super) fn meter(&self) -> Meter {
+        let meter = Meter::new(&self.ending.stats, names::UPSTREAM_CX_RX_BYTES_TOTAL, names::UPSTREAM_CX_TX_BYTES_TOTAL);
+        meter.telling(&self.ending.by_peer)
+    }
+
     /// The connection is there.
     pub(super) fn made(&mut self, io: &Io, transport: Option<&Transport>, worker: &Worker) {
         self.local = io.socket().local_address();
         self.principals = Principals::of(io, transport, worker);
-        self.stats.record(names::UPSTREAM_CX_CONNECT_MS, self.since.elapsed().as_micros() as u64);
+        self.ending.stats.record(names::UPSTREAM_CX_CONNECT_MS, self.since.elapsed().as_micros() as u64);
     }
 }
 
@@ -110,7 +158,7 @@ impl Dial {
         let open = Open {
             _permit: permit,
             _active: state.stats.hold(names::UPSTREAM_CX_ACTIVE),
-            stats: state.stats.clone(),
+            ending: Ending::new(&state.stats),
             host: Arc::clone(host),
             pool: Rc::downgrade(pool),
             since,

@@ -19,7 +19,7 @@ use super::shared::{self, Shared};
 use super::waiting::{self, Given, Waiting};
 use crate::http::h1::{self, H1Client};
 use crate::http::tcp::TcpClient;
-use crate::io::{Io, Meter, Metered, Wire};
+use crate::io::{Io, Metered, Wire};
 use crate::worker::Worker;
 
 /// The HTTP version wanted upstream.
@@ -148,7 +148,6 @@ impl Pool {
                     idle.served += 1;
                     return Some(Lease::of_idle(idle, self));
                 }
-                state.stats.inc(names::UPSTREAM_CX_DESTROY_REMOTE);
             }
         }
         self.stream(state)
@@ -270,7 +269,7 @@ impl Pool {
                 pool.share(&of_task, &state, io, open);
             } else {
                 state.stats.inc(names::UPSTREAM_CX_HTTP1_TOTAL);
-                let client = Box::new(H1Client::new(Wire::metered(io, meter(&state.stats)), head_limits(&state.cluster.config)));
+                let client = Box::new(H1Client::new(Wire::metered(io, open.meter()), head_limits(&state.cluster.config)));
                 let lease = Lease::fresh(Idle { client, open, since: Instant::now(), served: 1 }, &pool);
                 if let Some(lease) = pool.waiting.hand(lease) {
                     lease.unused(Instant::now());
@@ -291,7 +290,7 @@ impl Pool {
     ) -> Result<Lease, NoConnection> {
         let Dial { mut open, dialling: _dialling } = dial;
         match self.connect(worker, state, host, &mut open, plan).await {
-            Ok(io) => Ok(Lease::of_tcp(TcpClient::new(Wire::metered(io, meter(&state.stats))), open, self)),
+            Ok(io) => Ok(Lease::of_tcp(TcpClient::new(Wire::metered(io, open.meter())), open, self)),
             Err(failure) => {
                 state.stats.inc(names::UPSTREAM_RQ_PENDING_FAILURE_EJECT);
                 Err(NoConnection::Failed(failure))
@@ -313,6 +312,7 @@ impl Pool {
         match &result {
             Ok(io) => open.made(io, transport, worker),
             Err(failure) => {
+                open.ending.not_made(failure);
                 state.stats.inc(names::UPSTREAM_CX_CONNECT_FAIL);
                 if *failure == ConnectFailure::Timeout {
                     state.stats.inc(names::UPSTREAM_CX_CONNECT_TIMEOUT);
@@ -341,7 +341,7 @@ impl Pool {
     /// Starts HTTP/2 on a connection, for those who wait and for others after them.
     fn share(self: &Rc<Self>, worker: &Rc<Worker>, state: &ClusterState, io: Io, open: Open) {
         state.stats.inc(names::UPSTREAM_CX_HTTP2_TOTAL);
-        let (shared, driver) = Shared::start(worker, Metered { io, meter: meter(&state.stats) }, open, &state.cluster.config);
+        let (shared, driver) = Shared::start(worker, Metered { io, meter: open.meter() }, open, &state.cluster.config);
         let (pool, weak) = (Rc::downgrade(self), Rc::downgrade(&shared));
         // Not the cluster itself, which has the pool, which has the connection.
         let (of_task, stats) = (Rc::clone(worker), state.stats.clone());
@@ -432,11 +432,6 @@ impl Drop for Counted {
             self.pool.waiting.wake_all();
         }
     }
-}
-
-/// Where the bytes of a cluster's connections count.
-fn meter(stats: &lateen_telemetry::Local) -> Meter {
-    Meter::new(stats, names::UPSTREAM_CX_RX_BYTES_TOTAL, names::UPSTREAM_CX_TX_BYTES_TOTAL)
 }
 
 /// How much of a response's head is read.

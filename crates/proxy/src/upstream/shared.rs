@@ -126,6 +126,9 @@ pub(super) async fn drive(worker: &Worker, stats: &Local, mut driver: Driver<Met
         })
     })
     .await;
+    if ended && let Some(shared) = shared.upgrade() {
+        shared.open.ending.in_use(shared.active.get() > 0);
+    }
     if !ended {
         let _ = tokio::time::timeout(LINGER, driver).await;
     }

@@ -126,3 +126,69 @@ fn the_time_of_a_request_ends_with_its_response_and_counts_once() {
     assert_eq!(times, 1);
     assert!(micros >= 400_000, "{micros}");
 }
+
+/// [destroyed, by us, by the peer, with a request, by us, by the peer]
+fn destroyed(proxy: &Proxy, cluster: &str) -> [u64; 6] {
+    let kinds = ["", "_local", "_remote", "_with_active_rq", "_local_with_active_rq", "_remote_with_active_rq"];
+    kinds.map(|kind| proxy.stat(&format!("cluster.{cluster}.upstream_cx_destroy{kind}")))
+}
+
+#[test]
+fn the_end_of_a_connection_counts_by_who_ended_it_and_what_it_carried() {
+    let upstream = Upstream::start(|_, request, stream| match request.split(' ').nth(1).unwrap() {
+        "/last" => stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").is_ok(),
+        "/until-it-ends" => stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nall").is_err(),
+        "/half" => stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf").is_err(),
+        "/nonsense" => stream.write_all(b"nonsense\r\n\r\n").is_ok(),
+        "/late" => {
+            std::thread::sleep(Duration::from_millis(600));
+            false
+        }
+        "/then-leaves" => !write_ok(stream, ""),
+        _ => false,
+    });
+    for (path, expected) in [
+        ("/last", [1, 1, 0, 0, 0, 0]),
+        ("/until-it-ends", [1, 0, 1, 0, 0, 0]),
+        ("/half", [1, 0, 1, 1, 0, 1]),
+        ("/nonsense", [1, 1, 0, 1, 1, 0]),
+        ("/late", [1, 1, 0, 1, 1, 0]),
+        ("/then-leaves", [1, 0, 1, 0, 0, 0]),
+        ("/nothing", [1, 0, 1, 1, 0, 1]),
+    ] {
+        let proxy = Config::to(&[upstream.port()]).routes("- {match: {prefix: /}, route: {cluster: c, timeout: 0.3s}}").start();
+        let mut stream = proxy.connect();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").as_bytes()).unwrap();
+        let _ = stream.read_to_end(&mut Vec::new());
+        eventually(|| destroyed(&proxy, "c")[0] == 1);
+        assert_eq!(destroyed(&proxy, "c"), expected, "{path}");
+    }
+    let proxy = Config::to(&[dead_port()]).start();
+    assert_eq!(proxy.get("/").status, 503);
+    assert_eq!(destroyed(&proxy, "c"), [1, 0, 1, 0, 0, 0]);
+}
+
+#[test]
+fn the_connections_of_a_tcp_proxy_end_in_the_same_counters() {
+    let tcp = |port| start(&connections("", &tcp_proxy("cluster: c"), &cluster("c", &[port], "")));
+    let proxy = tcp(dead_port());
+    let _ = proxy.connect().read(&mut [0; 1]);
+    eventually(|| destroyed(&proxy, "c") == [1, 0, 1, 0, 0, 0]);
+    // The host ends first, and the caller then: it is we who close the connection.
+    let proxy = tcp(tcp_server(|mut stream| {
+        let _ = stream.write_all(b"bye");
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        let _ = stream.read_to_end(&mut Vec::new());
+    }));
+    let mut stream = proxy.connect();
+    stream.read_to_end(&mut Vec::new()).unwrap();
+    drop(stream);
+    eventually(|| destroyed(&proxy, "c") == [1, 1, 0, 1, 1, 0]);
+    // The caller ends first, and the host closes.
+    let proxy = tcp(tcp_echo());
+    let mut stream = proxy.connect();
+    stream.write_all(b"x").unwrap();
+    half_close(&stream);
+    stream.read_to_end(&mut Vec::new()).unwrap();
+    eventually(|| destroyed(&proxy, "c") == [1, 0, 1, 1, 0, 1]);
+}

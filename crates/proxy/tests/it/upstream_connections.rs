@@ -100,6 +100,7 @@ fn a_shared_connection_ends_when_it_is_idle_for_too_long_or_too_old() {
         assert_eq!(server.open(), 1);
         all_gone(&server, &proxy);
         assert_eq!(proxy.stat("cluster.c.upstream_cx_idle_timeout"), idle);
+        assert_eq!(["local", "remote"].map(|by| proxy.stat(&format!("cluster.c.upstream_cx_destroy_{by}"))), [1, 0]);
     }
 }
 

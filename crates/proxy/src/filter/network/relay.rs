@@ -10,6 +10,7 @@ use super::copy::{Direction, End};
 use super::peer_exchange;
 use super::tcp::Session;
 use crate::io::{Io, linger};
+use crate::upstream::Ending;
 
 /// How long a caller may take to end after it was told that nobody listens any more.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
@@ -17,6 +18,15 @@ pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// Whether a connection whose caller was just sent something is to end for a drain (Envoy `check_drain_close`).
 pub(super) fn drains(session: &Session<'_>) -> bool {
     session.state.config.closes_when_draining && session.conn.ends(session.worker)
+}
+
+/// Whether the host ended the connection, or broke it. Of two that end their directions the last closes it.
+fn ended_by_host(of_caller: Option<End>, of_host: Option<End>, host_first: bool) -> bool {
+    match (of_caller, of_host) {
+        (Some(End::Sink), _) | (_, Some(End::Source)) => true,
+        (Some(End::Whole), Some(End::Whole)) => !host_first,
+        _ => false,
+    }
 }
 
 /// How a connection ended.
@@ -32,7 +42,14 @@ enum Ended {
 ///
 /// # Errors
 /// When the connection's time was over.
-pub(super) async fn run(session: &mut Session<'_>, down: &mut Io, up: &mut Io, first: BytesMut, clock: &mut Clock) -> Result<(), Due> {
+pub(super) async fn run(
+    session: &mut Session<'_>,
+    down: &mut Io,
+    up: &mut Io,
+    first: BytesMut,
+    clock: &mut Clock,
+    ending: &Ending,
+) -> Result<(), Due> {
     let (mut request, mut response) = (Direction::after(first), Direction::after(BytesMut::new()));
     if session.passed.peer_exchange && peer_exchange::is_agreed(down) {
         request.strip();
@@ -41,13 +58,15 @@ pub(super) async fn run(session: &mut Session<'_>, down: &mut Io, up: &mut Io, f
         response.strip();
     }
     clock.begin(&session.state.config);
-    let mut leaving = false;
+    let (mut leaving, mut host_over) = (false, false);
     let ended = poll_fn(|cx| {
         let before = (request.moved, response.moved);
         let ends = (request.poll(cx, down, up), response.poll(cx, up, down));
         session.outcome.received = request.moved;
         session.outcome.sent = response.moved;
         session.count();
+        let host_first = std::mem::replace(&mut host_over, ends.1.is_some());
+        ending.by_peer(ended_by_host(ends.0, ends.1, host_first));
         match ends {
             (None, None) => {}
             (Some(End::Sink), Some(End::Whole)) => return Poll::Ready(Ended::Cut),

@@ -31,7 +31,7 @@ use crate::http::{ConnectionRecord, LogSet};
 use crate::io::Io;
 use crate::listener::{Conn, TerminalState};
 use crate::router::lookup;
-use crate::upstream::{Caller, ClusterState, ConnectPlan, Names, Principals, Proxied, Sought, Watched, choose};
+use crate::upstream::{Caller, ClusterState, ConnectPlan, Ending, Names, Principals, Proxied, Sought, Watched, choose};
 use crate::worker::{Discovered, Worker};
 
 /// A TCP proxy bound to one worker's counters and logs.
@@ -281,7 +281,7 @@ impl Session<'_> {
         };
         let (state, conn) = (self.state, self.conn);
         let connected = clock.wait(state, conn, self.connect(cluster)).await?;
-        let Some(Connected { io: mut upstream, host, cluster, permit: _member }) = connected else { return Ok(()) };
+        let Some(Connected { io: mut upstream, host, cluster, permit: _member, ending }) = connected else { return Ok(()) };
         let _permit = permit;
         let _active = cluster.stats.hold(cluster_names::UPSTREAM_CX_ACTIVE);
         let _request = host.begin_request();
@@ -292,8 +292,7 @@ impl Session<'_> {
         self.outcome.principals = Principals::of(&upstream, transport, self.worker);
         self.connected();
         let start = Instant::now();
-        let ended = relay::run(self, &mut io, &mut upstream, first, clock).await;
-        cluster.stats.inc(cluster_names::UPSTREAM_CX_DESTROY);
+        let ended = relay::run(self, &mut io, &mut upstream, first, clock, &ending).await;
         cluster.stats.record(cluster_names::UPSTREAM_CX_LENGTH_MS, start.elapsed().as_micros() as u64);
         host.counters.cx_active.fetch_sub(1, Relaxed);
         ended
@@ -376,6 +375,7 @@ impl Session<'_> {
                 continue;
             }
             cluster.stats.inc(cluster_names::UPSTREAM_CX_TOTAL);
+            let ending = Ending::new(&cluster.stats);
             host.counters.cx_total.fetch_add(1, Relaxed);
             let conn = self.conn;
             let transport = config.transports.get(host.transport as usize);
@@ -389,9 +389,11 @@ impl Session<'_> {
                     cluster.report_connect(self.worker, &host, true);
                     self.outcome.flags = ResponseFlags::NONE;
                     self.outcome.failure.clear();
-                    return Some(Connected { io: upstream, host, cluster, permit: permit.flatten() });
+                    ending.in_use(true);
+                    return Some(Connected { io: upstream, host, cluster, permit: permit.flatten(), ending });
                 }
                 Err(failure) => {
+                    ending.not_made(&failure);
                     cluster.stats.inc(cluster_names::UPSTREAM_CX_CONNECT_FAIL);
                     host.counters.cx_connect_fail.fetch_add(1, Relaxed);
                     cluster.report_connect(self.worker, &host, false);
@@ -422,6 +424,7 @@ struct Connected {
     host: Arc<Host>,
     cluster: Rc<ClusterState>,
     permit: Option<Permit>,
+    ending: Ending,
 }
 
 /// Where the connection goes in a cluster that has no hosts of its own: where metadata says, else where it went to.

@@ -177,14 +177,14 @@ impl H1Client {
         self.wire.poll_flush_or_shut(cx, &mut self.close_write).map_err(|e| StreamError::from_io(&e))
     }
 
+    /// Whether all of the request is on its way and all of the response was taken.
+    pub(crate) fn is_done(&self) -> bool {
+        self.request_done && self.decoder.is_done()
+    }
+
     /// Whether the exchange is over and the connection may carry another.
     pub(crate) fn reusable(&mut self) -> bool {
-        let reusable = self.keep_alive
-            && self.request_done
-            && self.decoder.is_done()
-            && self.wire.unsent() == 0
-            && self.wire.input.is_empty()
-            && !self.wire.eof;
+        let reusable = self.keep_alive && self.is_done() && self.wire.unsent() == 0 && self.wire.input.is_empty() && !self.wire.eof;
         if reusable {
             self.wire.rest();
         }
