@@ -38,8 +38,15 @@ impl Certificate {
     }
 }
 
+/// The key belongs to the chain: where that is the same, so is the key.
+impl PartialEq for Certificate {
+    fn eq(&self, other: &Self) -> bool {
+        self.key.cert == other.key.cert
+    }
+}
+
 /// What is demanded of a peer, as one message says it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Validation {
     roots: Option<Vec<CertificateDer<'static>>>,
     sans: Vec<SanMatcher>,
@@ -112,7 +119,7 @@ impl Validation {
 }
 
 /// What a name stands for at the moment.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum SecretValue {
     Certificate(Arc<Certificate>),
     Validation(Arc<Validation>),
@@ -151,11 +158,13 @@ pub struct KnownSecret {
     /// Empty for one that nobody numbered.
     pub version: Arc<str>,
     pub updated: SystemTime,
+    /// All that uses it was made with it, as far as the rest was there.
+    is_in_use: bool,
 }
 
 impl KnownSecret {
     fn now(value: SecretValue, version: Arc<str>) -> Self {
-        Self { value, version, updated: SystemTime::now() }
+        Self { value, version, updated: SystemTime::now(), is_in_use: false }
     }
 }
 
@@ -310,6 +319,18 @@ impl Secrets {
         self.unusable.remove(key);
         let known = self.values.insert(key.clone(), secret.known)?;
         Some(Kept { known, from_files: files_before })
+    }
+
+    /// Whether a secret is what it was before, which all that uses it was made with: then sessions need not end.
+    pub(crate) fn is_in_use_as(&self, key: &SecretKey, before: &Kept) -> bool {
+        before.known.is_in_use && self.values.get(key).is_some_and(|now| now.value == before.known.value)
+    }
+
+    /// All that uses it was made with it.
+    pub(crate) fn note_in_use(&mut self, key: &SecretKey) {
+        if let Some(known) = self.values.get_mut(key) {
+            known.is_in_use = true;
+        }
     }
 
     /// This source gives its secrets unasked.

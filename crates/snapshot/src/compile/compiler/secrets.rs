@@ -32,8 +32,8 @@ impl Compiler {
         self.put_secret(&key, Kept::of(proto, update.version.as_str().into())?)
     }
 
-    /// Puts a secret to use. One that is of no use where the one before was is not kept: what comes next would be put together
-    /// with it, and be of no use either.
+    /// Puts a secret to use. One that comes again unchanged changes nothing: peers resume their sessions (Envoy `SdsApi`). One that
+    /// is of no use where the one before was is not kept: what comes next would be put together with it, and be of no use either.
     fn put_secret(&mut self, key: &SecretKey, secret: Kept) -> Result<()> {
         let kind = secret.kind();
         let taken_for: Vec<SecretKind> = self.all_tls().filter_map(|w| w.takes(key)).collect();
@@ -43,9 +43,15 @@ impl Compiler {
             return Err(Invalid::field(kind.field(), format!("is of no use: the secret is wanted as {}", other.field())));
         }
         let before = self.secrets.put(key, secret);
+        if before.as_ref().is_some_and(|before| self.secrets.is_in_use_as(key, before)) {
+            self.secrets.note_in_use(key);
+            return Ok(());
+        }
         let Refreshed { result, is_of_use, was_of_use } = self.refresh_tls(key);
         if let Some(before) = before.filter(|_| was_of_use && !is_of_use) {
             self.secrets.put(key, before);
+        } else if result.is_ok() {
+            self.secrets.note_in_use(key);
         }
         result
     }

@@ -189,3 +189,69 @@ fn a_secret_that_nothing_can_be_made_with_leaves_the_one_before() {
     assert!(compiler.secrets.certificate(&key("default")).is_some());
     assert_eq!(compiler.secrets.validation(&key("ROOTCA")).unwrap().trusted().len(), 1);
 }
+
+#[test]
+fn a_secret_that_comes_again_unchanged_ends_no_sessions() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let text = format!("{{name: l, address: {ANY_80}, filter_chains: [{{{MTLS}, filters: [{}]}}]}}", tcp("c"));
+    accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&text)], &[], now));
+    let [first, second] = [(); 2].map(|()| {
+        let pem = serde_json::Value::from(identity("a").roots_pem());
+        format!("{{name: ROOTCA, validation_context: {{trusted_ca: {{inline_string: {pem}}}}}}}")
+    });
+    let matcher = ", match_typed_subject_alt_names: [{san_type: DNS, matcher: {safe_regex: {regex: 'a.*'}}}]";
+    compiler.set_identity(&sds_grpc(), &identity("a"), now).unwrap();
+    let tls = compiler.snapshot().listeners[0].chains[0].tls.clone().unwrap();
+    let mut apply = |secret: &str, version: &str| {
+        let update = Update { version: version.to_owned(), ..update::<SecretProto>(secret) };
+        let rejected = compiler.apply_from(&sds_grpc(), SECRET, vec![update], &[], now);
+        let key = SecretKey { source: sds_grpc(), name: "ROOTCA".into() };
+        let known = compiler.secrets().find(|(k, _)| **k == key).unwrap().1;
+        (rejected.len(), known.version.to_string(), tls.config.get().unwrap())
+    };
+    let (_, _, before) = apply(&first, "1");
+    let (rejected, version, again) = apply(&first, "2");
+    assert_eq!((rejected, &*version), (0, "2"));
+    assert!(Arc::ptr_eq(&before, &again));
+    // Whatever is another trust makes another configuration, which knows no sessions.
+    let mut last = again;
+    for other in [second.clone(), second.replace("}}}", &format!("}}{matcher}}}}}")), second] {
+        let (rejected, _, now) = apply(&other, "3");
+        assert_eq!(rejected, 0, "{other}");
+        assert!(!Arc::ptr_eq(&last, &now), "{other}");
+        last = now;
+    }
+    // What is refused is so each time.
+    let nothing = "{name: ROOTCA, validation_context: {}}";
+    assert_eq!([apply(nothing, "4").0, apply(nothing, "4").0], [1, 1]);
+    assert!(Arc::ptr_eq(&last, &tls.config.get().unwrap()));
+}
+
+#[test]
+fn a_file_that_one_context_was_made_of_later_is_read_for_the_others_too() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let write = |name: &str| std::fs::write(file.path(), pem::encode_certificates(identity(name).roots())).unwrap();
+    let cluster = |name: &str| {
+        let tls = format!(
+            "{{'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, \
+             common_tls_context: {{validation_context: {{trusted_ca: {{filename: '{}'}}}}}}}}",
+            file.path().display()
+        );
+        update::<ClusterProto>(&format!("{{name: {name}, type: STATIC, transport_socket: {{name: tls, typed_config: {tls}}}}}"))
+    };
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    write("a");
+    accepted(compiler.apply(CLUSTER, vec![cluster("first")], &[], now));
+    accepted(compiler.reload_files(|_| true, now));
+    let config = |compiler: &mut Compiler| {
+        let transport = compiler.snapshot().cluster_named("first").unwrap().1.config.transports[0].clone();
+        transport.tls.as_ref().unwrap().config.get().unwrap()
+    };
+    let before = config(&mut compiler);
+    accepted(compiler.reload_files(|_| true, now));
+    assert!(Arc::ptr_eq(&before, &config(&mut compiler)), "it is what it was");
+    write("b");
+    accepted(compiler.apply(CLUSTER, vec![cluster("second")], &[], now));
+    accepted(compiler.reload_files(|_| true, now));
+    assert!(!Arc::ptr_eq(&before, &config(&mut compiler)));
+}
