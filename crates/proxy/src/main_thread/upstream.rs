@@ -7,15 +7,13 @@ use std::time::Duration;
 use lateen_balance::Address;
 use lateen_snapshot::Cluster;
 use lateen_snapshot::cluster::ClusterConfig;
-use lateen_snapshot::tls::ClientTls;
 use lateen_xds::client::Io;
-use rustls_pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::Main;
 use crate::listener::proxy_header;
-use crate::upstream::Dialer;
+use crate::upstream::{ConnectFailure, Dialer, Names, handshake};
 
 /// How long to wait for a cluster to have a host at all, e.g. for its name to be resolved.
 const WAIT_FOR_HOST: Duration = Duration::from_secs(5);
@@ -56,32 +54,6 @@ pub(super) struct Destination<'a> {
     pub(super) authority: Option<&'a str>,
 }
 
-impl<'a> Destination<'a> {
-    /// The name to ask for, and whether the certificate must have it. That of an authority precedes the context's own,
-    /// but an address is never sent (Envoy `Router::Filter`, `ClientContextImpl::newSsl`).
-    fn server_name(&self, tls: &'a ClientTls) -> (Option<&'a str>, bool) {
-        let asked = self.authority.filter(|_| tls.auto_sni).map(host_of);
-        let is_address = |host: &str| host.parse::<std::net::IpAddr>().is_ok();
-        match asked {
-            Some(host) if tls.auto_san || !is_address(host) => (Some(host), tls.auto_san || tls.checks_sni),
-            _ => {
-                let name = tls.own_name(self.hostname);
-                (name, name.is_some() && tls.checks_sni)
-            }
-        }
-    }
-}
-
-/// An authority without its port.
-fn host_of(authority: &str) -> &str {
-    let is_port = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
-    let host = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((address, _)) => return address,
-        None => authority,
-    };
-    host.rsplit_once(':').filter(|(_, port)| is_port(port)).map_or(host, |(host, _)| host)
-}
-
 /// Connects as the transport socket demands. `alpn` replaces the protocols offered.
 pub(super) async fn connect_to(
     cluster: &Arc<Cluster>,
@@ -101,14 +73,10 @@ pub(super) async fn connect_to(
             stream.write(&proxy_header::encode(config, None)).await?;
         }
         let Some(tls) = transport.and_then(|t| t.tls.as_ref()) else { return Ok(stream.plain()) };
-        let missing = || io::Error::new(io::ErrorKind::NotFound, "a certificate of its TLS context has not arrived");
-        let (name, check_name) = to.server_name(tls);
-        let config = tls.with_alpn(alpn, check_name).ok_or_else(missing)?;
-        let connector = tokio_rustls::TlsConnector::from(config);
-        let name = server_name(name)?;
+        let names = Names::asked(to.authority, tls);
         Ok(match stream {
-            Stream::Tcp(stream) => Box::new(connector.connect(name, stream).await?) as Box<dyn Io>,
-            Stream::Unix(stream) => Box::new(connector.connect(name, stream).await?) as Box<dyn Io>,
+            Stream::Tcp(stream) => Box::new(handshake(stream, tls, &names, to.hostname, alpn).await.map_err(no_tls)?) as Box<dyn Io>,
+            Stream::Unix(stream) => Box::new(handshake(stream, tls, &names, to.hostname, alpn).await.map_err(no_tls)?) as Box<dyn Io>,
         })
     };
     let failed = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", to.address));
@@ -144,60 +112,66 @@ async fn tcp(config: &ClusterConfig, address: SocketAddr, mark: Option<u32>) -> 
     Dialer { mark }.socket(config, address, None)?.connect(address).await
 }
 
-fn server_name(name: Option<&str>) -> io::Result<ServerName<'static>> {
-    match name {
-        Some(name) => ServerName::try_from(name.to_owned()).map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e)),
-        // An address is never sent.
-        None => Ok(ServerName::IpAddress(std::net::IpAddr::from([127, 0, 0, 1]).into())),
+fn no_tls(failure: ConnectFailure) -> io::Error {
+    match failure {
+        ConnectFailure::NotReady => io::Error::new(io::ErrorKind::NotFound, "a certificate of its TLS context has not arrived"),
+        other => io::Error::new(io::ErrorKind::InvalidData, other.reason()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use lateen_snapshot::tls::Slot;
+    use lateen_identity::tls::ServerParams;
+    use lateen_identity::{PrivateKey, secrets};
+    use tokio::net::TcpListener;
 
     use super::*;
+    use crate::main_thread::test_support;
 
-    fn tls(sni: Option<&str>) -> ClientTls {
-        ClientTls {
-            config: Slot::empty(),
-            uri: Slot::empty(),
-            sni: sni.map(Into::into),
-            auto_host_sni: false,
-            checks_sni: false,
-            auto_sni: true,
-            auto_san: false,
-            alpn: Vec::new(),
-        }
+    /// A server on loopback whose certificate has these names, once; it tells which one was asked for. And its certificate.
+    async fn server(names: &[&str]) -> (u16, String, tokio::task::JoinHandle<Option<String>>) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let certificate = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+        let own = PrivateKey::from_pem(key.serialize_pem().as_bytes(), "key").unwrap();
+        let params = ServerParams::new(vec![Arc::new(secrets::certified_key(vec![certificate.der().clone()], &own).unwrap())]);
+        let acceptor = tokio_rustls::TlsAcceptor::from(params.build().unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let asked = tokio::spawn(async move {
+            let stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+            stream.get_ref().1.server_name().map(str::to_owned)
+        });
+        (port, certificate.pem(), asked)
     }
 
-    fn asked(authority: Option<&str>, tls: &ClientTls) -> (String, bool) {
-        let address = Address::Socket("10.0.0.1:15012".parse().unwrap());
-        let (name, check) = Destination { address: &address, transport: 0, hostname: "host", authority }.server_name(tls);
-        (name.unwrap_or_default().to_owned(), check)
+    /// Connects to it for requests to its address.
+    async fn connect(port: u16, root: &str) -> io::Result<Box<dyn Io>> {
+        let tls = serde_json::json!({
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", "sni": "fixed.test",
+            "common_tls_context": {"validation_context": {"trusted_ca": {"inline_string": root}}}
+        });
+        let http = serde_json::json!({
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions", "explicit_http_config": {"http2_protocol_options": {}},
+            "upstream_http_protocol_options": {"auto_sni": true, "auto_san_validation": true}
+        });
+        let address = serde_json::json!({"socket_address": {"address": "127.0.0.1", "port_value": port}});
+        let cluster = serde_json::json!({
+            "name": "xds", "load_assignment": {"cluster_name": "xds", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]},
+            "transport_socket": {"name": "tls", "typed_config": tls},
+            "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": http}
+        });
+        let bootstrap = serde_json::json!({"node": {"id": "n", "cluster": "c"}, "static_resources": {"clusters": [cluster]}});
+        let main = test_support::main(&bootstrap.to_string());
+        main.connect("xds", &format!("127.0.0.1:{port}")).await
     }
 
-    #[test]
-    fn a_discovery_service_is_asked_for_the_name_in_the_authority() {
-        let (own, none) = (tls(Some("fixed")), tls(None));
-        let names = [("istiod:15012", "istiod"), ("xds", "xds"), ("10.1.2.3:99", "fixed"), ("[::1]:99", "fixed"), ("[::1]", "fixed")];
-        for (authority, name) in names {
-            assert_eq!(asked(Some(authority), &own), (name.to_owned(), false), "{authority}");
-        }
-        assert_eq!(asked(Some("10.1.2.3"), &none), (String::new(), false), "an address is never sent");
-        assert_eq!(asked(None, &own), ("fixed".to_owned(), false), "a health check is no request");
-        assert_eq!(asked(Some("istiod"), &ClientTls { auto_sni: false, ..tls(Some("fixed")) }), ("fixed".to_owned(), false));
-    }
-
-    #[test]
-    fn a_discovery_services_certificate_must_have_the_name_in_the_authority_where_requests_ask_for_it() {
-        let checked = |sni, checks_sni| ClientTls { auto_san: true, checks_sni, ..tls(sni) };
-        assert_eq!(asked(Some("istiod:15012"), &checked(Some("fixed"), false)), ("istiod".to_owned(), true));
-        assert_eq!(asked(Some("10.1.2.3:99"), &checked(None, false)), ("10.1.2.3".to_owned(), true));
-        let by_sni = |sni| ClientTls { checks_sni: true, ..tls(sni) };
-        assert_eq!(asked(Some("istiod"), &by_sni(None)), ("istiod".to_owned(), true));
-        assert_eq!(asked(Some("10.1.2.3"), &by_sni(Some("fixed"))), ("fixed".to_owned(), true));
-        assert_eq!(asked(Some("10.1.2.3"), &by_sni(None)), (String::new(), false));
-        assert_eq!(asked(None, &checked(None, false)), (String::new(), false));
+    #[tokio::test]
+    async fn a_discovery_service_at_an_address_is_asked_for_the_contexts_name_and_shows_its_address() {
+        let (port, root, asked) = server(&["127.0.0.1"]).await;
+        let _stream = connect(port, &root).await.unwrap();
+        assert_eq!(asked.await.unwrap().as_deref(), Some("fixed.test"));
+        let (port, root, _asked) = server(&["fixed.test"]).await;
+        assert!(connect(port, &root).await.err().is_some_and(|e| e.to_string().contains("TLS error")));
     }
 }

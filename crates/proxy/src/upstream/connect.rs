@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use lateen_balance::{Address, Host};
 use lateen_snapshot::cluster::{ClusterConfig, TcpKeepalive, Transport};
+use lateen_snapshot::tls::ClientTls;
 use rustls_pki_types::ServerName;
 use socket2::{Domain, Protocol, SockRef, Socket as RawSocket, Type};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, UnixStream};
-use tokio_rustls::{TlsConnector, TlsStream};
+use tokio_rustls::{TlsConnector, TlsStream, client};
 
 use super::caller::{Caller, Source};
 use super::eyeballs;
@@ -46,12 +47,18 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// Those of a request for `authority`. An address is never asked for, so that the context's own name stands, and yet it is what
-    /// the certificate must have (Envoy's router).
-    pub(crate) fn asked(authority: Option<&str>, checks: bool) -> Self {
-        let Some(host) = authority.map(host_of) else { return Self::default() };
+    /// Those of a request for `authority`, where the context heeds it. An address is never asked for, so that the context's own name
+    /// stands, and yet it is what the certificate must have (Envoy's router).
+    pub(crate) fn asked(authority: Option<&str>, tls: &ClientTls) -> Self {
+        let Some(host) = authority.filter(|_| tls.auto_sni).map(host_of) else { return Self::default() };
         let name: Arc<str> = host.into();
-        Self { sent: host.parse::<IpAddr>().is_err().then(|| Arc::clone(&name)), checked: checks.then_some(name) }
+        Self { sent: host.parse::<IpAddr>().is_err().then(|| Arc::clone(&name)), checked: tls.auto_san.then_some(name) }
+    }
+
+    /// The name to send to a host of this name, and the one that its certificate must have.
+    fn towards<'a>(&'a self, tls: &'a ClientTls, hostname: &'a str) -> (Option<&'a str>, Option<&'a str>) {
+        let sent = self.sent.as_deref().or_else(|| tls.own_name(hostname));
+        (sent, self.checked.as_deref().or(sent.filter(|_| tls.checks_sni)))
     }
 }
 
@@ -143,17 +150,7 @@ impl Dialer {
         }
         let Some(tls) = &transport.tls else { return Ok(Io::Plain(socket)) };
         let alpn = plan.alpn.as_ref().map(|a| a.as_slice());
-        let sent = plan.names.sent.as_deref().or_else(|| tls.own_name(&host.hostname));
-        let checked = plan.names.checked.as_deref().or(sent.filter(|_| tls.checks_sni));
-        // The library checks for the name that it is told to send; for another one the certificate is looked at once it is here.
-        let as_sent = checked.is_some() && (sent.is_none() || sent == checked);
-        let client = tls.with_alpn(alpn, as_sent).ok_or(ConnectFailure::NotReady)?;
-        let name = sent.or(checked).map_or_else(|| Ok(no_server_name()), server_name)?;
-        let stream = TlsConnector::from(client).connect(name, socket).await.map_err(|e| ConnectFailure::Tls(handshake_error(&e)))?;
-        if let Some(checked) = checked.filter(|_| !as_sent) {
-            lateen_identity::tls::check_name(stream.get_ref().1.peer_certificates(), &server_name(checked)?)
-                .map_err(|e| ConnectFailure::Tls(e.to_string()))?;
-        }
+        let stream = handshake(socket, tls, &plan.names, &host.hostname, alpn).await?;
         Ok(Io::Tls(Box::new(TlsStream::Client(stream))))
     }
 
@@ -187,6 +184,27 @@ impl Dialer {
         }
         Ok(TcpSocket::from_std_stream(raw.into()))
     }
+}
+
+/// TLS over a connection to a host of this name. `alpn` replaces the protocols offered.
+pub(crate) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
+    socket: S,
+    tls: &ClientTls,
+    names: &Names,
+    hostname: &str,
+    alpn: Option<&[Vec<u8>]>,
+) -> Result<client::TlsStream<S>, ConnectFailure> {
+    let (sent, checked) = names.towards(tls, hostname);
+    // The library checks for the name that it is told to send; for another one the certificate is looked at once it is here.
+    let as_sent = checked.is_some() && (sent.is_none() || sent == checked);
+    let client = tls.with_alpn(alpn, as_sent).ok_or(ConnectFailure::NotReady)?;
+    let name = sent.or(checked).map_or_else(|| Ok(no_server_name()), server_name)?;
+    let stream = TlsConnector::from(client).connect(name, socket).await.map_err(|e| ConnectFailure::Tls(handshake_error(&e)))?;
+    if let Some(checked) = checked.filter(|_| !as_sent) {
+        lateen_identity::tls::check_name(stream.get_ref().1.peer_certificates(), &server_name(checked)?)
+            .map_err(|e| ConnectFailure::Tls(e.to_string()))?;
+    }
+    Ok(stream)
 }
 
 /// Lets the socket come from an address that this host does not have.
@@ -224,4 +242,61 @@ fn keepalive_of(settings: &TcpKeepalive) -> socket2::TcpKeepalive {
 /// Looks for dead peers of an accepted connection; without it they are only found later.
 pub(crate) fn keep_alive(stream: &tokio::net::TcpStream, keepalive: &TcpKeepalive) {
     let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive_of(keepalive));
+}
+
+#[cfg(test)]
+mod tests {
+    use lateen_snapshot::tls::Slot;
+
+    use super::*;
+
+    fn tls(sni: Option<&str>) -> ClientTls {
+        ClientTls {
+            config: Slot::empty(),
+            uri: Slot::empty(),
+            sni: sni.map(Into::into),
+            auto_host_sni: false,
+            checks_sni: false,
+            auto_sni: true,
+            auto_san: false,
+            alpn: Vec::new(),
+        }
+    }
+
+    /// What is sent and what is checked.
+    fn asked(authority: Option<&str>, tls: &ClientTls) -> [String; 2] {
+        let names = Names::asked(authority, tls);
+        let (sent, checked) = names.towards(tls, "host");
+        [sent, checked].map(|name| name.unwrap_or_default().to_owned())
+    }
+
+    fn names(sent: &str, checked: &str) -> [String; 2] {
+        [sent, checked].map(str::to_owned)
+    }
+
+    #[test]
+    fn the_name_in_the_authority_is_asked_for() {
+        let (own, none) = (tls(Some("fixed")), tls(None));
+        let cases = [("istiod:15012", "istiod"), ("xds", "xds"), ("10.1.2.3:99", "fixed"), ("[::1]:99", "fixed"), ("[::1]", "fixed")];
+        for (authority, name) in cases {
+            assert_eq!(asked(Some(authority), &own), names(name, ""), "{authority}");
+        }
+        assert_eq!(asked(Some("10.1.2.3"), &none), names("", ""), "an address is never sent");
+        assert_eq!(asked(None, &own), names("fixed", ""), "a health check is no request");
+        assert_eq!(asked(None, &ClientTls { auto_host_sni: true, ..tls(Some("fixed")) }), names("host", ""));
+        assert_eq!(asked(Some("istiod"), &ClientTls { auto_sni: false, auto_san: true, ..tls(Some("fixed")) }), names("fixed", ""));
+    }
+
+    #[test]
+    fn the_certificate_must_have_the_name_in_the_authority_where_requests_ask_for_it() {
+        let checked = |sni, checks_sni| ClientTls { auto_san: true, checks_sni, ..tls(sni) };
+        assert_eq!(asked(Some("istiod:15012"), &checked(Some("fixed"), false)), names("istiod", "istiod"));
+        assert_eq!(asked(Some("10.1.2.3:99"), &checked(None, false)), names("", "10.1.2.3"));
+        assert_eq!(asked(Some("10.1.2.3:99"), &checked(Some("fixed"), true)), names("fixed", "10.1.2.3"), "its own name is sent");
+        let by_sni = |sni| ClientTls { checks_sni: true, ..tls(sni) };
+        assert_eq!(asked(Some("istiod"), &by_sni(None)), names("istiod", "istiod"));
+        assert_eq!(asked(Some("10.1.2.3"), &by_sni(Some("fixed"))), names("fixed", "fixed"));
+        assert_eq!(asked(Some("10.1.2.3"), &by_sni(None)), names("", ""));
+        assert_eq!(asked(None, &checked(None, false)), names("", ""));
+    }
 }

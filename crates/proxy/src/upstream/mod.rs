@@ -19,7 +19,7 @@ mod watch;
 pub(crate) use aggregate::choose;
 pub(crate) use caller::{Caller, Needs, Proxied, Source};
 pub(crate) use cluster::{ClusterState, Pools, Sought, Target, TargetWish};
-pub(crate) use connect::{ConnectFailure, ConnectPlan, Dialer, Names, keep_alive};
+pub(crate) use connect::{ConnectFailure, ConnectPlan, Dialer, Names, handshake, keep_alive};
 pub(crate) use lease::Lease;
 pub(crate) use open::{Ending, Principals};
 pub(crate) use pool::NoConnection;

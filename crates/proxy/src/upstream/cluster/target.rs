@@ -75,7 +75,7 @@ impl ClusterState {
             *self.last.borrow_mut() = Some(Last { host: Arc::as_ptr(&host), wanted, pool: Rc::clone(&pool), _dynamic: dynamic });
             return Target { host, pool, plan: ConnectPlan::default() };
         };
-        let names = Names::asked(wish.authority.filter(|_| tls.auto_sni), tls.auto_san);
+        let names = Names::asked(wish.authority, tls);
         let own = alpn_override(wish, wanted);
         let alpn = own.or_else(|| alpn_fallback(wanted, &tls.alpn)).cloned();
         let hostname = self.own_pools(&host, tls.auto_host_sni);
