@@ -1,6 +1,9 @@
 //! Files that configuration names, read whole.
+use std::fs::File;
 use std::io::{Error, ErrorKind, Read, Result};
 use std::path::Path;
+
+use crate::file_stamp::FileStamp;
 
 /// What a file holds, at most `most` bytes.
 ///
@@ -11,19 +14,51 @@ pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
     if !found.is_file() {
         return Err(Error::new(ErrorKind::InvalidInput, "is no file"));
     }
-    let too_large = |size: u64| Error::new(ErrorKind::FileTooLarge, format!("is {size} bytes large; at most {most} are read"));
     if found.len() > most {
-        return Err(too_large(found.len()));
+        return Err(too_large(found.len(), most));
     }
-    let mut content = Vec::new();
     // It may grow meanwhile.
-    let read = std::fs::File::open(path)?.take(most + 1).read_to_end(&mut content)? as u64;
-    if read > most { Err(too_large(read)) } else { Ok(content) }
+    bounded(File::open(path)?, most)
+}
+
+fn bounded(file: File, most: u64) -> Result<Vec<u8>> {
+    let mut content = Vec::new();
+    let read = file.take(most + 1).read_to_end(&mut content)? as u64;
+    if read > most { Err(too_large(read, most)) } else { Ok(content) }
+}
+
+fn too_large(size: u64, most: u64) -> Error {
+    Error::new(ErrorKind::FileTooLarge, format!("is {size} bytes large; at most {most} are read"))
+}
+
+/// [`read`], and how the file was before. Where it failed for a reason that may pass with nothing changed about the file, as when
+/// descriptors run out, it counts as unread.
+pub fn read_stamped(path: &Path, most: u64) -> (FileStamp, Result<Vec<u8>>) {
+    let stamp = FileStamp::of(path);
+    match read(path, most) {
+        Err(cause) if !matches!(cause.kind(), ErrorKind::InvalidInput | ErrorKind::FileTooLarge) => (FileStamp::unread(), Err(cause)),
+        settled => (stamp, settled),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_could_not_be_read_is_yet_to_be_read() {
+        let outdated = |path: &Path| {
+            let (stamp, content) = read_stamped(path, 3);
+            (stamp.is_outdated_by(&FileStamp::of(path)), content.is_err())
+        };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(outdated(file.path()), (false, false));
+        std::fs::write(file.path(), "abcd").unwrap();
+        assert_eq!(outdated(file.path()), (false, true), "as long as it is too large");
+        // A file that is there, and whose beginning nobody can read.
+        assert_eq!(outdated(Path::new("/proc/self/mem")), (true, true));
+        assert_eq!(outdated(Path::new("/nowhere")), (false, true), "until it is there");
+    }
 
     #[test]
     fn what_is_no_file_or_too_large_is_not_read() {

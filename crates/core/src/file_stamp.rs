@@ -12,6 +12,8 @@ pub struct FileStamp(Option<Found>);
 struct Found {
     at: PathBuf,
     modified: SystemTime,
+    /// Seconds and nanoseconds. Tells what `modified` does not: who may read it, and contents written with the time of others.
+    changed: (i64, i64),
     bytes: u64,
     inode: u64,
 }
@@ -21,7 +23,8 @@ impl FileStamp {
         let found = || {
             let at = std::fs::canonicalize(path).ok()?;
             let metadata = std::fs::metadata(&at).ok()?;
-            Some(Found { modified: metadata.modified().ok()?, bytes: metadata.len(), inode: metadata.ino(), at })
+            let changed = (metadata.ctime(), metadata.ctime_nsec());
+            Some(Found { modified: metadata.modified().ok()?, changed, bytes: metadata.len(), inode: metadata.ino(), at })
         };
         Self(found())
     }
@@ -33,8 +36,40 @@ impl FileStamp {
         (&now.at, now.inode) != (&then.at, then.inode)
     }
 
-    /// Whether there was a file.
+    /// As of a file that is not there: whatever is found later is yet to be read.
+    pub const fn unread() -> Self {
+        Self(None)
+    }
+
+    /// Whether there was a file, and it could be read.
     pub fn is_there(&self) -> bool {
         self.0.is_some()
+    }
+
+    /// Whether the file is to be read again that was like this when it was read last: it is there, and another. While it is not
+    /// there is nothing to read.
+    pub fn is_outdated_by(&self, now: &Self) -> bool {
+        now.is_there() && self != now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_file_is_read_again_when_it_is_there_and_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let gone = FileStamp::of(&path);
+        assert!(!gone.is_there() && !gone.is_outdated_by(&gone));
+        std::fs::write(&path, "a").unwrap();
+        let first = FileStamp::of(&path);
+        assert!(gone.is_outdated_by(&first) && FileStamp::unread().is_outdated_by(&first));
+        assert!(!first.is_outdated_by(&FileStamp::of(&path)) && !first.is_outdated_by(&gone));
+        // Nothing of it changes but who may read it.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).unwrap();
+        assert!(first.is_outdated_by(&FileStamp::of(&path)));
     }
 }

@@ -46,6 +46,14 @@ pub enum Content {
     Roots(Vec<CertificateDer<'static>>),
 }
 
+/// What came of reading the files of a secret.
+#[derive(Debug)]
+pub struct Reading {
+    pub content: Result<Content, InvalidFileSecret>,
+    /// As they were then.
+    pub files: Vec<(PathBuf, FileStamp)>,
+}
+
 /// Why there is no secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidFileSecret {
@@ -83,41 +91,35 @@ impl FileSecret {
         Some(found.ok_or_else(|| InvalidFileSecret::Name(name.to_owned())))
     }
 
-    /// The files that it would be read from, as they are. To be asked before [`Self::read`], and again when one has changed.
-    pub fn files(&self) -> Vec<(PathBuf, FileStamp)> {
-        let stamped = |path: &Path| (path.to_owned(), FileStamp::of(path));
-        match self {
-            Self::Certificate { chain, key } => vec![stamped(chain), stamped(key)],
-            Self::Roots(path) => vec![stamped(path)],
-            Self::SystemRoots => {
-                let all = SYSTEM_ROOTS.map(|path| stamped(Path::new(path)));
-                match all.iter().find(|(_, stamp)| stamp.is_there()) {
-                    Some(found) => vec![found.clone()],
-                    None => all.to_vec(),
+    /// Reads the files, and checks that what they hold can be used. To be done again when one is outdated.
+    pub fn read(&self) -> Reading {
+        let mut files = Vec::new();
+        let mut read = |path: &Path| {
+            let (stamp, content) = pem::read_stamped(path);
+            files.push((path.to_owned(), stamp));
+            content
+        };
+        let content = match self {
+            Self::Certificate { chain, key } => certificate((chain, read(chain)), (key, read(key))),
+            Self::Roots(path) => roots(path, read(path)),
+            Self::SystemRoots => match SYSTEM_ROOTS.iter().map(Path::new).find(|path| path.exists()) {
+                Some(path) => roots(path, read(path)),
+                None => {
+                    files.extend(SYSTEM_ROOTS.map(|path| (PathBuf::from(path), FileStamp::unread())));
+                    Err(InvalidFileSecret::NoSystemRoots(SYSTEM_ROOTS.join(", ")))
                 }
-            }
-        }
-    }
-
-    /// Reads the files, and checks that what they hold can be used.
-    ///
-    /// # Errors
-    /// Which file cannot, and how to mend it.
-    pub fn read(&self) -> Result<Content, InvalidFileSecret> {
-        match self {
-            Self::Certificate { chain, key } => certificate(chain, key),
-            Self::Roots(path) => roots(path),
-            Self::SystemRoots => {
-                let found = SYSTEM_ROOTS.iter().map(Path::new).find(|path| path.exists());
-                roots(found.ok_or_else(|| InvalidFileSecret::NoSystemRoots(SYSTEM_ROOTS.join(", ")))?)
-            }
-        }
+            },
+        };
+        Reading { content, files }
     }
 }
 
-fn certificate(chain: &Path, key: &Path) -> Result<Content, InvalidFileSecret> {
-    let certificates = pem::certificates(&pem::read_file(chain)?, &chain.display().to_string())?;
-    let private = PrivateKey::from_pem(&pem::read_file(key)?, &key.display().to_string())?;
+/// A file, and what came of reading it.
+type Read<'a> = (&'a Path, Result<Vec<u8>, InvalidPem>);
+
+fn certificate((chain, its_text): Read<'_>, (key, key_text): Read<'_>) -> Result<Content, InvalidFileSecret> {
+    let certificates = pem::certificates(&its_text?, &chain.display().to_string())?;
+    let private = PrivateKey::from_pem(&key_text?, &key.display().to_string())?;
     // While one of the two is replaced, the other is of before.
     certified_key(certificates.clone(), &private).map_err(|reason| InvalidFileSecret::Pair {
         chain: chain.display().to_string(),
@@ -128,8 +130,8 @@ fn certificate(chain: &Path, key: &Path) -> Result<Content, InvalidFileSecret> {
 }
 
 /// Of a bundle that others made a root that cannot be used is left out, as Istio's agent does, and not all the others with it.
-fn roots(path: &Path) -> Result<Content, InvalidFileSecret> {
-    let pem::Roots { usable, unusable } = pem::roots(&pem::read_file(path)?, &path.display().to_string())?;
+fn roots(path: &Path, text: Result<Vec<u8>, InvalidPem>) -> Result<Content, InvalidFileSecret> {
+    let pem::Roots { usable, unusable } = pem::roots(&text?, &path.display().to_string())?;
     if unusable > 0 {
         tracing::warn!(file = %path.display(), unusable, "roots that cannot be used are left out");
     }
@@ -171,7 +173,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let secret = FileSecret::Certificate { chain: path("crt"), key: path("key") };
-        let told = || secret.read().unwrap_err().to_string();
+        let told = || secret.read().content.unwrap_err().to_string();
         let (crt, key) = (path("crt").display().to_string(), path("key").display().to_string());
         assert!(told().starts_with(&format!("{crt}: cannot be read: No such file")) && told().contains("name another in the Gateway"));
         let ([chain, its_key], [_, other_key]) = (pair("a"), pair("b"));
@@ -180,9 +182,9 @@ mod tests {
         std::fs::write(path("key"), other_key).unwrap();
         assert!(told().contains(&format!("`{crt}` and `{key}` make no certificate: the private key does not belong")), "{}", told());
         std::fs::write(path("key"), its_key).unwrap();
-        assert!(matches!(secret.read().unwrap(), Content::Certificate(chain, _) if chain.len() == 1));
+        assert!(matches!(secret.read().content.unwrap(), Content::Certificate(chain, _) if chain.len() == 1));
         assert_eq!(
-            FileSecret::Roots(path("key")).read().unwrap_err(),
+            FileSecret::Roots(path("key")).read().content.unwrap_err(),
             InvalidFileSecret::File(InvalidPem {
                 origin: key,
                 reason: "holds no usable CERTIFICATE section (it holds PRIVATE KEY)".to_owned(),
@@ -193,7 +195,7 @@ mod tests {
     #[test]
     fn what_is_no_file_or_too_large_is_not_read() {
         let folder = tempfile::tempdir().unwrap();
-        let told = |path: &Path| FileSecret::Roots(path.to_owned()).read().unwrap_err().to_string();
+        let told = |path: &Path| FileSecret::Roots(path.to_owned()).read().content.unwrap_err().to_string();
         assert!(told(folder.path()).contains("is no file"));
         // It has no size and no end.
         assert!(told(Path::new("/dev/zero")).contains("is no file"));
@@ -207,8 +209,8 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let ([good, _], bad) = (pair("a"), pem::encode("CERTIFICATE", b"garbage"));
         std::fs::write(file.path(), format!("{bad}# a remark\n{good}{bad}")).unwrap();
-        assert!(matches!(FileSecret::Roots(file.path().to_owned()).read().unwrap(), Content::Roots(roots) if roots.len() == 1));
+        assert!(matches!(FileSecret::Roots(file.path().to_owned()).read().content.unwrap(), Content::Roots(roots) if roots.len() == 1));
         std::fs::write(file.path(), bad).unwrap();
-        assert!(FileSecret::Roots(file.path().to_owned()).read().is_err());
+        assert!(FileSecret::Roots(file.path().to_owned()).read().content.is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! Reading and writing PEM with errors that name the source and say what was found instead.
 use base64::Engine;
 use lateen_core::bounded_file;
+use lateen_core::file_stamp::FileStamp;
 use rustls_pki_types::pem::{PemObject, SectionKind};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use std::io::ErrorKind;
@@ -105,11 +106,18 @@ pub fn private_key(pem: &[u8], origin: &str) -> Result<PrivateKeyDer<'static>, I
 /// # Errors
 /// When it cannot be read or exceeds [`MAX_PEM_BYTES`].
 pub fn read_file(path: &Path) -> Result<Vec<u8>, InvalidPem> {
+    read_stamped(path).1
+}
+
+/// [`read_file`], and how the file was then ([`bounded_file::read_stamped`]).
+pub fn read_stamped(path: &Path) -> (FileStamp, Result<Vec<u8>, InvalidPem>) {
     let origin = path.display().to_string();
-    bounded_file::read(path, MAX_PEM_BYTES).map_err(|cause| match cause.kind() {
+    let (stamp, content) = bounded_file::read_stamped(path, MAX_PEM_BYTES);
+    let content = content.map_err(|cause| match cause.kind() {
         ErrorKind::InvalidInput | ErrorKind::FileTooLarge => InvalidPem::new(&origin, cause.to_string()),
         _ => InvalidPem::new(&origin, format!("cannot be read: {cause}")),
-    })
+    });
+    (stamp, content)
 }
 
 /// One PEM section with 64-column lines and a final line feed.

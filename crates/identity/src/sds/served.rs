@@ -8,7 +8,7 @@ use lateen_proto::envoy::config::core::v3::{DataSource, data_source};
 use lateen_proto::envoy::extensions::transport_sockets::tls::v3::{CertificateValidationContext, Secret, TlsCertificate, secret};
 
 use super::{DEFAULT_SECRET, ROOT_SECRET};
-use crate::file_secret::{Content, FileSecret, InvalidFileSecret};
+use crate::file_secret::{Content, FileSecret, InvalidFileSecret, Reading};
 use crate::pem;
 use crate::secrets::WorkloadSecrets;
 use crate::tls::peer::sha256_hex;
@@ -96,10 +96,10 @@ impl Files {
         self.0.is_empty()
     }
 
-    /// Reads again what has changed, or was not there before. What goes, or cannot be used, leaves what was read last.
+    /// Reads again what has changed, or was not there before, or could not be read. What goes, or cannot be used, leaves what was read last.
     pub fn look_again(&mut self) {
         for (name, watched) in &mut self.0 {
-            if watched.read.iter().any(|(path, then)| is_another(&FileStamp::of(path), then)) {
+            if watched.read.iter().any(|(path, then)| then.is_outdated_by(&FileStamp::of(path))) {
                 watched.read(name);
             }
         }
@@ -111,18 +111,17 @@ impl Files {
     }
 }
 
-fn is_another(now: &FileStamp, then: &FileStamp) -> bool {
-    now.is_there() && now != then
-}
-
 impl Watched {
     fn read(&mut self, name: &str) {
-        self.read = self.secret.files();
-        match self.secret.read() {
+        let Reading { content, files } = self.secret.read();
+        self.read = files;
+        match content {
             Ok(content) => {
                 self.unusable = None;
                 self.last_good = Some(resource(name, &content));
             }
+            // Told once: where reading itself fails, it is tried again and again.
+            Err(error) if self.unusable.as_ref() == Some(&error) => {}
             Err(error) => {
                 let last_is_served = self.last_good.is_some();
                 tracing::warn!(last_is_served, "a secret in files cannot be used: {error}");

@@ -33,12 +33,12 @@ pub(super) async fn run(main: Arc<Main>) {
             if !last.is_due(&now, file.is_anew(&wanted, &before)) {
                 continue;
             }
-            let found = DiscoveredFile::read(Path::new(&file.path));
+            let (stamp, found) = DiscoveredFile::read(Path::new(&file.path));
             // What was written meanwhile may be half of it.
             if FileStamp::of(Path::new(&file.path)) == now {
                 // Of what is in a file only that is kept that was wanted when it was read.
-                last.names = file.take(&main, &wanted, found, std::mem::take(&mut last.names));
-                last.read = Some(now);
+                file.take(&main, &wanted, found, last);
+                last.read = Some(stamp);
             }
         }
         before = wanted;
@@ -53,7 +53,10 @@ struct Last {
     read: Option<FileStamp>,
     /// How it was when it was looked at last, and since when it is so.
     seen: Option<(FileStamp, Instant)>,
+    /// Of the resources that it had when it could be read last.
     names: Vec<String>,
+    /// Why it could not be read now.
+    failure: Option<String>,
 }
 
 impl Last {
@@ -98,15 +101,18 @@ async fn next(changes: &mut watch::Receiver<Arc<Wanted>>, before: &Wanted) {
 fn certificates(main: &Main) {
     let read = main.compiler().files();
     let mut stamps = HashMap::new();
-    let mut changed = BTreeSet::new();
+    let (mut changed, mut has_changed) = (BTreeSet::new(), false);
     for (path, then) in &read {
         let now = stamps.entry(path).or_insert_with(|| FileStamp::of(path));
-        if now.is_there() && now != then {
+        if then.is_outdated_by(now) {
             changed.insert(path.as_path());
         }
+        has_changed |= then.is_there() && then.is_outdated_by(now);
+    }
+    if has_changed {
+        tracing::info!(files = ?changed, "certificate files changed");
     }
     if !changed.is_empty() {
-        tracing::info!(files = ?changed, "certificate files changed");
         main.reload_files(|path| changed.contains(path));
     }
 }
@@ -176,15 +182,19 @@ impl File {
         if matches!(self.type_url, types::ROUTE | types::ENDPOINT) { in_file(&self.path, &name) } else { name }
     }
 
-    /// Applies its resources; returns their names, so that the next version can leave some out.
-    fn take(&self, main: &Main, wanted: &Wanted, found: Result<DiscoveredFile, InvalidBootstrap>, before: Vec<String>) -> Vec<String> {
+    /// Applies its resources, and keeps their names, so that the next version can leave some out.
+    fn take(&self, main: &Main, wanted: &Wanted, found: Result<DiscoveredFile, InvalidBootstrap>, last: &mut Last) {
         let mut awaited = self.awaited(wanted);
         let file = match found {
             Ok(file) => file,
             Err(e) => {
-                tracing::error!("{e}; what was read before stays in use");
-                main.refuse(&self.source, self.type_url, &awaited);
-                return before;
+                let failure = Some(e.to_string());
+                // Told once: where reading itself fails, it is tried again and again.
+                if failure != last.failure {
+                    tracing::error!("{e}; what was read before stays in use");
+                }
+                last.failure = failure;
+                return main.refuse(&self.source, self.type_url, &awaited);
             }
         };
         let update =
@@ -192,7 +202,7 @@ impl File {
         let updates: Vec<Update> = file.resources.iter().map(update).collect();
         let names: Vec<String> = updates.iter().map(|u| u.name.clone()).collect();
         let there: HashSet<&str> = names.iter().map(String::as_str).collect();
-        let removed: Vec<String> = before.into_iter().filter(|name| !there.contains(&**name)).collect();
+        let removed: Vec<String> = std::mem::take(&mut last.names).into_iter().filter(|name| !there.contains(&**name)).collect();
         self.tell(&file, &names, &main.take(&self.source, self.type_url, updates, &removed));
         awaited.retain(|name| !there.contains(&**name));
         for name in &awaited {
@@ -201,7 +211,7 @@ impl File {
         if !awaited.is_empty() {
             main.refuse(&self.source, self.type_url, &awaited);
         }
-        names
+        (last.names, last.failure) = (names, None);
     }
 
     /// Says of refused resources where in the file what is wrong stands. Of two that have one name it is the first.

@@ -1,11 +1,13 @@
 //! Files of discovered resources (`path_config_source`), and where in them something stands.
 use std::path::Path;
 
+use lateen_core::bounded_file;
+use lateen_core::file_stamp::FileStamp;
 use lateen_proto::envoy::service::discovery::v3::{DiscoveryResponse, Resource};
 use lateen_proto::json::Step;
 use lateen_proto::{Any, any};
 
-use super::{InvalidBootstrap, message, yaml};
+use super::{InvalidBootstrap, MOST_BYTES, message, text, yaml};
 use crate::compile::parts::harmless;
 
 /// What is in a file that holds a discovery response, YAML or JSON.
@@ -23,13 +25,15 @@ pub struct Discovered {
 }
 
 impl DiscoveredFile {
-    /// Reads one.
+    /// Reads one, and tells how the file was then ([`bounded_file::read_stamped`]).
     ///
     /// # Errors
     /// When it cannot be read, a field is unknown, or a wrapped resource is empty.
-    pub fn read(path: &Path) -> Result<Self, InvalidBootstrap> {
-        let text = std::fs::read_to_string(path).map_err(|e| InvalidBootstrap(format!("{}: {e}", path.display())))?;
-        Self::parse(text, &path.display().to_string())
+    pub fn read(path: &Path) -> (FileStamp, Result<Self, InvalidBootstrap>) {
+        let origin = path.display().to_string();
+        let (stamp, content) = bounded_file::read_stamped(path, MOST_BYTES);
+        let file = text(content, &origin).and_then(|text| Self::parse(text, &origin));
+        (stamp, file)
     }
 
     fn parse(text: String, origin: &str) -> Result<Self, InvalidBootstrap> {

@@ -27,6 +27,9 @@ use crate::compile::parts::{
 use crate::compile::{ApiSource, FetchTimeout, Invalid};
 use crate::dns::DnsResolver;
 
+/// The most that a file of discovered resources may hold: as much as an answer of a discovery service.
+const MOST_BYTES: u64 = 256 << 20;
+
 type Result<T> = std::result::Result<T, Invalid>;
 
 /// What a bootstrap says, apart from the resources in it.
@@ -82,8 +85,14 @@ pub struct InvalidBootstrap(String);
 /// # Errors
 /// When it cannot be read, a field is unknown, or one would change behaviour and is not honoured.
 pub fn load(path: &Path) -> std::result::Result<Bootstrap, InvalidBootstrap> {
-    let text = std::fs::read_to_string(path).map_err(|e| InvalidBootstrap(format!("{}: {e}", path.display())))?;
-    parse(&text, &path.display().to_string())
+    let origin = path.display().to_string();
+    parse(&text(std::fs::read(path), &origin)?, &origin)
+}
+
+/// What was read of a file, which must be text.
+fn text(content: std::io::Result<Vec<u8>>, origin: &str) -> std::result::Result<String, InvalidBootstrap> {
+    let invalid = |reason: &dyn std::fmt::Display| InvalidBootstrap(format!("{origin}: {reason}"));
+    String::from_utf8(content.map_err(|e| invalid(&e))?).map_err(|e| invalid(&e.utf8_error()))
 }
 
 /// [`load`] for a text; `origin` is named in errors.

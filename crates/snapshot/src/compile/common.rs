@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lateen_core::bounded_file;
+use lateen_core::file_stamp::FileStamp;
 use lateen_proto::envoy::config::core::v3::{self as core, address, data_source, socket_address, socket_option};
 use lateen_proto::envoy::r#type::v3 as types;
 use lateen_proto::{Any, any};
@@ -188,7 +189,13 @@ pub(crate) fn data(source: core::DataSource) -> Result<Vec<u8>> {
 }
 
 pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
-    bounded_file::read(path, MAX_FILE_BYTES).map_err(|cause| Invalid::new(format!("`{}` cannot be read: {cause}", path.display())))
+    read_stamped(path).1
+}
+
+/// [`read_file`], and how the file was then ([`bounded_file::read_stamped`]).
+pub(crate) fn read_stamped(path: &Path) -> (FileStamp, Result<Vec<u8>>) {
+    let (stamp, content) = bounded_file::read_stamped(path, MAX_FILE_BYTES);
+    (stamp, content.map_err(|cause| Invalid::new(format!("`{}` cannot be read: {cause}", path.display()))))
 }
 
 /// Opens the typed configuration of an extension.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use lateen_core::file_stamp::FileStamp;
-use lateen_identity::file_secret::{self, FileSecret};
+use lateen_identity::file_secret::{self, FileSecret, Reading};
 use lateen_identity::tls::{ClientAuth, SanMatcher, Trust, Verification};
 use lateen_identity::{PrivateKey, WorkloadSecrets};
 use lateen_proto::envoy::extensions::transport_sockets::tls::v3 as proto;
@@ -203,20 +203,9 @@ impl Kept {
 
     /// Of a message, whose files are read.
     pub(crate) fn of(secret: proto::Secret, version: Arc<str>) -> Result<Self> {
-        let (value, files) = open(secret.clone())?;
+        let (value, files) = open(secret.clone());
         let from_files = (!files.is_empty()).then_some(FromFiles { content: Content::Message(Box::new(secret)), files });
-        Ok(Self { known: KnownSecret::now(value, version), from_files })
-    }
-
-    /// Of files that a name of the workload's own agent says.
-    fn of_named(secret: FileSecret, files: Vec<ReadFile>) -> Result<Self> {
-        let content = secret.read().map_err(|e| Invalid::new(e.to_string()))?;
-        let value = match content {
-            file_secret::Content::Certificate(chain, key) => SecretValue::Certificate(Arc::new(Certificate::new(chain, &key)?)),
-            file_secret::Content::Roots(roots) => SecretValue::Validation(Arc::new(Validation::roots(roots))),
-        };
-        let from_files = Some(FromFiles { content: Content::Named(secret), files });
-        Ok(Self { known: KnownSecret::now(value, Arc::default()), from_files })
+        Ok(Self { known: KnownSecret::now(value?, version), from_files })
     }
 
     /// The workload's own certificate and roots, by their names.
@@ -229,11 +218,31 @@ impl Kept {
 }
 
 /// A secret whose content is in files.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct FromFiles {
     content: Content,
     /// As they were when they were read last, be it to any use or not.
     files: Vec<ReadFile>,
+}
+
+impl FromFiles {
+    fn read(content: Content) -> (Result<SecretValue>, Self) {
+        let (value, files) = match &content {
+            Content::Message(secret) => open((**secret).clone()),
+            Content::Named(secret) => {
+                let Reading { content, files } = secret.read();
+                (content.map_err(|e| Invalid::new(e.to_string())).and_then(in_files), files)
+            }
+        };
+        (value, Self { content, files })
+    }
+}
+
+fn in_files(content: file_secret::Content) -> Result<SecretValue> {
+    Ok(match content {
+        file_secret::Content::Certificate(chain, key) => SecretValue::Certificate(Arc::new(Certificate::new(chain, &key)?)),
+        file_secret::Content::Roots(roots) => SecretValue::Validation(Arc::new(Validation::roots(roots))),
+    })
 }
 
 /// What says which files.
@@ -292,18 +301,23 @@ impl Secrets {
             Ok(secret) => secret,
             Err(e) => return Some(Err(Invalid::new(e.to_string()))),
         };
-        let files = secret.files();
-        let read = Kept::of_named(secret.clone(), files.clone());
+        let (value, from_files) = FromFiles::read(Content::Named(secret));
+        let kept = |value| Kept { known: KnownSecret::now(value, Arc::default()), from_files: Some(from_files.clone()) };
+        let read = value.map(kept);
         if read.is_err() {
-            self.from_files.insert(key.clone(), FromFiles { content: Content::Named(secret), files });
+            self.from_files.insert(key.clone(), from_files);
         }
         Some(read)
     }
 
-    /// A secret in files could not be read, or nothing be made with it.
-    pub(crate) fn note_unusable(&mut self, key: &SecretKey, invalid: &Invalid) {
-        let unusable = Unusable { reason: invalid.to_string(), at: SystemTime::now() };
-        self.unusable.insert(key.clone(), unusable);
+    /// A secret in files could not be read, or nothing be made with it. Says whether that is news.
+    pub(crate) fn note_unusable(&mut self, key: &SecretKey, invalid: &Invalid) -> bool {
+        let reason = invalid.to_string();
+        let is_news = self.unusable(key).is_none_or(|known| known.reason != reason);
+        if is_news {
+            self.unusable.insert(key.clone(), Unusable { reason, at: SystemTime::now() });
+        }
+        is_news
     }
 
     pub(crate) fn unusable(&self, key: &SecretKey) -> Option<&Unusable> {
@@ -356,7 +370,8 @@ impl Secrets {
 
     fn inline<T>(&mut self, content: proto::secret::Type, pick: fn(SecretValue) -> Option<Arc<T>>) -> Result<Given<T>> {
         let secret = proto::Secret { name: String::new(), r#type: Some(content) };
-        let (value, files) = open(secret.clone()).map_err(Invalid::without_first_segment)?;
+        let (value, files) = open(secret.clone());
+        let value = value.map_err(Invalid::without_first_segment)?;
         if files.is_empty() {
             return pick(value).map(Given::Inline).ok_or_else(|| Invalid::new("is of the wrong kind"));
         }
@@ -386,19 +401,12 @@ impl Secrets {
     pub(crate) fn reload(&mut self, changed: impl Fn(&Path) -> bool) -> Vec<(SecretKey, Result<Kept>)> {
         let mut results = Vec::new();
         for (key, from) in self.from_files.iter_mut().filter(|(_, from)| from.files.iter().any(|(file, _)| changed(file))) {
+            let (value, read) = FromFiles::read(from.content.clone());
             // What cannot be used is not read again either until it changes.
-            let result = match &from.content {
-                Content::Message(secret) => {
-                    from.files.iter_mut().for_each(|(file, stamp)| *stamp = FileStamp::of(file));
-                    let version = self.values.get(key).map(|known| Arc::clone(&known.version)).unwrap_or_default();
-                    Kept::of((**secret).clone(), version)
-                }
-                Content::Named(secret) => {
-                    from.files = secret.files();
-                    Kept::of_named(secret.clone(), from.files.clone())
-                }
-            };
-            results.push((key.clone(), result));
+            *from = read;
+            let version = self.values.get(key).map(|known| Arc::clone(&known.version)).unwrap_or_default();
+            let kept = |value| Kept { known: KnownSecret::now(value, version), from_files: Some(from.clone()) };
+            results.push((key.clone(), value.map(kept)));
         }
         results
     }

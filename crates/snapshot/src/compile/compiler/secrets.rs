@@ -109,7 +109,8 @@ impl Compiler {
         self.secrets.files().cloned().collect()
     }
 
-    /// Reads secrets in changed files again. Returns those that failed, which keep their last value.
+    /// Reads secrets in changed files again. Returns those that failed, and not as before; they keep
+    /// their last value.
     pub fn reload_files(&mut self, changed: impl Fn(&Path) -> bool, now: Instant) -> Vec<Rejected> {
         let read = self.secrets.reload(changed);
         self.put_read(read, now)
@@ -119,8 +120,10 @@ impl Compiler {
         let mut rejected = Vec::new();
         self.settled = false;
         for (key, read) in read {
-            if let Err(invalid) = read.and_then(|secret| self.put_secret(&key, secret)) {
-                self.secrets.note_unusable(&key, &invalid);
+            // Told once: where reading itself fails, it is tried again and again.
+            if let Err(invalid) = read.and_then(|secret| self.put_secret(&key, secret))
+                && self.secrets.note_unusable(&key, &invalid)
+            {
                 rejected.push(Rejected { name: key.name.to_string(), reason: invalid.to_string() });
             }
         }

@@ -2,7 +2,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use lateen_core::file_stamp::FileStamp;
 use lateen_identity::tls::SanKind;
 use lateen_identity::tls::params::{certificate_pin, key_pin};
 use lateen_identity::{PrivateKey, pem};
@@ -10,7 +9,7 @@ use lateen_proto::envoy::config::core::v3 as core;
 use lateen_proto::envoy::extensions::transport_sockets::tls::v3 as proto;
 use proto::certificate_validation_context::TrustChainVerification;
 
-use super::super::common::data;
+use super::super::common::{data, read_stamped};
 use super::super::invalid::{Invalid, Result, Within, harmless, refuse};
 use super::super::tls::{san, san_of};
 use super::{Certificate, ReadFile, SecretValue, Validation};
@@ -18,31 +17,36 @@ use super::{Certificate, ReadFile, SecretValue, Validation};
 /// The most that `max_verify_depth` may be, and what it is by default.
 const MOST_ABOVE: u32 = 100;
 
-/// What a secret holds, and the files that it came from.
-pub(super) fn open(secret: proto::Secret) -> Result<(SecretValue, Vec<ReadFile>)> {
+/// What a secret holds, and the files that it was to come from.
+pub(super) fn open(secret: proto::Secret) -> (Result<SecretValue>, Vec<ReadFile>) {
     let mut files = Vec::new();
-    // Whoever brings it has compared the name.
-    let proto::Secret { name: _, r#type } = secret;
-    let value = match r#type {
-        Some(proto::secret::Type::TlsCertificate(c)) => {
-            SecretValue::Certificate(Arc::new(certificate(c, &mut files).within("tls_certificate")?))
-        }
-        Some(proto::secret::Type::ValidationContext(v)) => {
-            SecretValue::Validation(Arc::new(validation(v, &mut files).within("validation_context")?))
-        }
-        Some(proto::secret::Type::SessionTicketKeys(_)) => return Err(Invalid::unsupported("session_ticket_keys")),
-        Some(proto::secret::Type::GenericSecret(_)) => return Err(Invalid::unsupported("generic_secret")),
-        None => return Err(Invalid::new("is empty; give tls_certificate or validation_context")),
-    };
-    Ok((value, files))
+    (value(secret, &mut files), files)
 }
 
-/// The bytes of a source, remembering a file.
+fn value(secret: proto::Secret, files: &mut Vec<ReadFile>) -> Result<SecretValue> {
+    // Whoever brings it has compared the name.
+    let proto::Secret { name: _, r#type } = secret;
+    match r#type {
+        Some(proto::secret::Type::TlsCertificate(c)) => {
+            Ok(SecretValue::Certificate(Arc::new(certificate(c, files).within("tls_certificate")?)))
+        }
+        Some(proto::secret::Type::ValidationContext(v)) => {
+            Ok(SecretValue::Validation(Arc::new(validation(v, files).within("validation_context")?)))
+        }
+        Some(proto::secret::Type::SessionTicketKeys(_)) => Err(Invalid::unsupported("session_ticket_keys")),
+        Some(proto::secret::Type::GenericSecret(_)) => Err(Invalid::unsupported("generic_secret")),
+        None => Err(Invalid::new("is empty; give tls_certificate or validation_context")),
+    }
+}
+
+/// The bytes of a source, remembering a file, also one that cannot be read.
 fn read(source: Option<core::DataSource>, files: &mut Vec<ReadFile>, field: &str) -> Result<Vec<u8>> {
     let source = source.ok_or_else(|| Invalid::new("is missing")).within(field)?;
     if let Some(core::data_source::Specifier::Filename(name)) = &source.specifier {
         let path = PathBuf::from(name);
-        files.push((path.clone(), FileStamp::of(&path)));
+        let (stamp, content) = read_stamped(&path);
+        files.push((path, stamp));
+        return content.within("filename").within(field);
     }
     data(source).within(field)
 }
@@ -61,8 +65,9 @@ fn certificate(value: proto::TlsCertificate, files: &mut Vec<ReadFile>) -> Resul
     } = value;
     harmless!(watched_directory, signed_certificate_timestamp);
     refuse!(pkcs12, private_key_provider, password, ocsp_staple, tls_params);
-    let chain = read(certificate_chain, files, "certificate_chain")?;
-    let key = read(private_key, files, "private_key")?;
+    // All files, also behind one that fails: each may be the one that is mended.
+    let (chain, key) = (read(certificate_chain, files, "certificate_chain"), read(private_key, files, "private_key"));
+    let (chain, key) = (chain?, key?);
     let chain = pem::certificates(&chain, "certificate_chain").map_err(|e| Invalid::new(e.to_string()))?;
     let key = PrivateKey::from_pem(&key, "private_key").map_err(|e| Invalid::new(e.to_string()))?;
     Certificate::new(chain, &key)
@@ -97,9 +102,10 @@ fn validation(value: proto::CertificateValidationContext, files: &mut Vec<ReadFi
     if max_verify_depth.is_some_and(|most| most > MOST_ABOVE) {
         return Err(Invalid::field("max_verify_depth", format!("is more than {MOST_ABOVE}")));
     }
-    let roots = trusted_ca.map(|ca| read(Some(ca), files, "trusted_ca")).transpose()?;
+    let roots = trusted_ca.map(|ca| read(Some(ca), files, "trusted_ca"));
+    let lists = crl.map(|c| read(Some(c), files, "crl"));
+    let (roots, lists) = (roots.transpose()?, lists.transpose()?);
     let roots = roots.map(|r| pem::certificates(&r, "trusted_ca").map_err(|e| Invalid::new(e.to_string()))).transpose()?;
-    let lists = crl.map(|c| read(Some(c), files, "crl")).transpose()?;
     let lists = lists.map(|l| pem::revocation_lists(&l, "crl").map_err(|e| Invalid::new(e.to_string()))).transpose()?;
     let mut sans = Vec::new();
     for (index, matcher) in match_typed_subject_alt_names.into_iter().enumerate() {

@@ -2,6 +2,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use lateen_core::file_stamp::FileStamp;
+
 use super::certificates::{MTLS, identity, sds_grpc};
 use super::*;
 
@@ -38,7 +40,7 @@ fn told(compiler: &Compiler, kind: Kind) -> Option<String> {
 
 /// Reads again what is not as it was when it was read, as the proxy does.
 fn look_again(compiler: &mut Compiler, now: Instant) -> Vec<Rejected> {
-    let changed: Vec<_> = compiler.files().into_iter().filter(|(path, then)| crate::compile::FileStamp::of(path) != *then).collect();
+    let changed: Vec<_> = compiler.files().into_iter().filter(|(path, then)| then.is_outdated_by(&FileStamp::of(path))).collect();
     compiler.reload_files(|path: &Path| changed.iter().any(|(other, _)| other == path), now)
 }
 
@@ -59,6 +61,20 @@ fn a_cluster_waits_for_roots_in_a_file_and_says_so() {
     accepted(look_again(&mut compiler, now));
     assert!(compiler.is_settled() && told(&compiler, Kind::Cluster).is_none());
     assert!(compiler.snapshot().cluster_named("c").is_some());
+}
+
+#[test]
+fn a_file_that_could_not_be_read_is_tried_again_and_told_once() {
+    // It is there, and its beginning cannot be read.
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    accepted(compiler.apply(CLUSTER, vec![originating("file-root:/proc/self/mem")], &[], now));
+    let rejected = read(&mut compiler, now);
+    assert!(rejected[0].reason.starts_with("/proc/self/mem: cannot be read: "), "{rejected:?}");
+    let is_tried = |compiler: &Compiler| compiler.files().iter().all(|(path, then)| then.is_outdated_by(&FileStamp::of(path)));
+    for _ in 0..2 {
+        assert!(is_tried(&compiler) && look_again(&mut compiler, now).is_empty());
+        assert_eq!(told(&compiler, Kind::Cluster).as_ref(), Some(&rejected[0].reason));
+    }
 }
 
 #[test]
