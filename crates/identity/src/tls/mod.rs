@@ -6,6 +6,7 @@ pub mod key;
 mod known;
 pub mod params;
 pub mod peer;
+mod revocation;
 pub mod san;
 pub mod suites;
 #[cfg(test)]

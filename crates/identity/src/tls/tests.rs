@@ -16,6 +16,8 @@ use std::io::{Read, Write};
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
+mod revocation;
+
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// A root that signs what no sane authority would.
@@ -266,41 +268,6 @@ fn pins_accept_one_key_or_certificate_only() {
     assert!(with(vec![key_pin(&spki).unwrap()], vec![[0; 32]]).is_ok());
     assert!(with(vec![[1; 32]], vec![]).err().unwrap().1.contains("none of the configured hashes"));
     assert!(certificate_pin("abc").is_err() && key_pin("####").is_err());
-}
-
-#[test]
-fn revoked_certificates_are_refused_and_a_list_must_cover_the_peer() {
-    let forge = Forge::new("Root");
-    let serial = SerialNumber::from_slice(&[0x42; 8]);
-    let revoked = forge.leaf(&["spiffe://td/ns/a/sa/b"], |p| p.serial_number = Some(serial.clone()));
-    let good = forge.leaf(&["spiffe://td/ns/a/sa/c"], |_| {});
-    let sign = |until| forge.list(&serial, until);
-    let against = |key: &Arc<CertifiedKey>, list: CertificateRevocationListDer<'static>| {
-        let mut params = server(&good, forge.roots());
-        params.verification.revocation_lists = vec![list];
-        handshake(&client(key, forge.roots()).build().unwrap(), &params.build().unwrap())
-    };
-    let current = sign(2090);
-    assert!(against(&good, current.clone()).is_ok());
-    assert!(against(&revoked, current).err().unwrap().1.contains("Revoked"));
-    assert!(against(&good, sign(2021)).err().unwrap().1.contains("RevocationStatus"));
-}
-
-#[test]
-fn a_leaf_that_is_trusted_by_itself_is_still_looked_up_in_the_lists_of_its_issuer() {
-    let forge = Forge::new("Root");
-    let serial = SerialNumber::from_slice(&[0x42; 8]);
-    let revoked = forge.leaf(&["spiffe://td/ns/a/sa/b"], |p| p.serial_number = Some(serial.clone()));
-    let good = forge.leaf(&["spiffe://td/ns/a/sa/b"], |_| {});
-    let accepts = |leaf: &Arc<CertifiedKey>, until, issuer: Option<&CertificateDer<'static>>| {
-        let roots: Vec<_> = issuer.cloned().into_iter().chain([leaf.cert[0].clone().into_owned()]).collect();
-        let verifier = ChainVerifier::new(&roots).unwrap().with_revocation(&[forge.list(&serial, until)], true).unwrap();
-        verifier.verify(&leaf.cert[0], &[], Usage::Client, verifier::unix_time(SystemTime::now()))
-    };
-    let root = Some(&forge.root);
-    assert_eq!((accepts(&good, 2090, root), accepts(&revoked, 2090, root)), (Ok(()), Err(PeerRefused::Revoked)));
-    assert_eq!(accepts(&good, 2021, root), Err(PeerRefused::RevocationUnknown), "the list is of the past");
-    assert_eq!(accepts(&good, 2090, None), Err(PeerRefused::RevocationUnknown), "nobody knows whose the list is");
 }
 
 #[test]

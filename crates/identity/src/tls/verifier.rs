@@ -6,6 +6,7 @@
 use super::known::{ChainId, KnownChains};
 use super::peer::PeerIdentity;
 use super::provider;
+use super::revocation::{self, Standing};
 use super::san::{SanKind, SanMatcher, dns_name_covers};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
@@ -132,6 +133,8 @@ pub struct ChainVerifier {
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
     revocation: Vec<CertRevocationList<'static>>,
+    /// What they say of each root; empty without any.
+    standings: Vec<Standing>,
     leaf_only: bool,
     /// Certificates above the leaf, the root among them.
     most_above: Option<usize>,
@@ -168,6 +171,7 @@ impl ChainVerifier {
             roots: roots.to_vec(),
             anchors,
             revocation: Vec::new(),
+            standings: Vec::new(),
             leaf_only: false,
             most_above: None,
             known: KnownChains::default(),
@@ -186,6 +190,7 @@ impl ChainVerifier {
                 .map_err(|e| InvalidTrust::RevocationList { position: index + 1, reason: e.to_string() })
         };
         self.revocation = lists.iter().enumerate().map(parse).collect::<Result<_, _>>()?;
+        self.standings = if lists.is_empty() { Vec::new() } else { revocation::standings(&self.roots, lists) };
         self.leaf_only = leaf_only;
         Ok(self)
     }
@@ -209,10 +214,10 @@ impl ChainVerifier {
         usage: Usage,
         now: UnixTime,
     ) -> Result<(), PeerRefused> {
-        if self.roots.iter().any(|root| root.as_ref() == leaf.as_ref()) {
+        if let Some(index) = self.roots.iter().position(|root| root.as_ref() == leaf.as_ref()) {
             if self.revocation.is_empty() || is_self_issued(leaf)? {
                 verify_trusted_leaf(leaf, usage, now)?;
-                return self.verify_not_listed(leaf);
+                return self.verify_standing(index, now);
             }
             // A list counts only with its issuer's word, so that one whose issuer is unknown is covered by none (as in OpenSSL).
             return self.verify_chain(leaf, intermediates, usage, now).map_err(|why| match why {
@@ -232,16 +237,27 @@ impl ChainVerifier {
         Ok(())
     }
 
-    /// Whether no list of the leaf's issuer has it. A self-signed one has no issuer that could list it.
-    fn verify_not_listed(&self, leaf: &CertificateDer<'_>) -> Result<(), PeerRefused> {
+    /// Whether the lists, if there are any, cover a root and have it not.
+    fn verify_standing(&self, root: usize, now: UnixTime) -> Result<(), PeerRefused> {
         if self.revocation.is_empty() {
             return Ok(());
         }
-        let (_, certificate) = x509_parser::parse_x509_certificate(leaf).map_err(|e| PeerRefused::Malformed(e.to_string()))?;
-        let issuer = certificate.issuer().as_raw();
-        let of_issuer = |list: &&CertRevocationList<'_>| DistinguishedName::in_sequence(list.issuer()).as_ref() == issuer;
-        let listed = |list: &CertRevocationList<'_>| matches!(list.find_serial(certificate.raw_serial()), Ok(Some(_)));
-        if self.revocation.iter().filter(of_issuer).any(listed) { Err(PeerRefused::Revoked) } else { Ok(()) }
+        self.standings.get(root).unwrap_or(&Standing::Unknown).at(now)
+    }
+
+    /// What is to be said about a whole chain.
+    fn verify_path(&self, path: &VerifiedPath<'_>, now: UnixTime) -> Result<(), webpki::Error> {
+        if self.most_above.is_some_and(|most| path.intermediate_certificates().count() >= most) {
+            return Err(webpki::Error::MaximumPathDepthExceeded);
+        }
+        if self.leaf_only {
+            return Ok(());
+        }
+        let root = self.anchors.iter().position(|anchor| std::ptr::eq(anchor, path.anchor()));
+        self.verify_standing(root.unwrap_or(usize::MAX), now).map_err(|why| match why {
+            PeerRefused::Revoked => webpki::Error::CertRevoked,
+            _ => webpki::Error::UnknownRevocationStatus,
+        })
     }
 
     fn verify_chain(
@@ -265,14 +281,11 @@ impl ChainVerifier {
             Usage::Client => KeyUsage::client_auth(),
             Usage::Server => KeyUsage::server_auth(),
         };
-        // A longer one is passed over: another way to a root may be shorter.
-        let short_enough = |path: &VerifiedPath<'_>| match self.most_above {
-            Some(most) if path.intermediate_certificates().count() >= most => Err(webpki::Error::MaximumPathDepthExceeded),
-            _ => Ok(()),
-        };
+        // One that is not acceptable is passed over: another way to a root may be shorter, or covered by lists.
+        let acceptable = |path: &VerifiedPath<'_>| self.verify_path(path, now);
         let algorithms = provider().signature_verification_algorithms.all;
         parsed
-            .verify_for_usage(algorithms, &self.anchors, intermediates, now, wanted, revocation, Some(&short_enough))
+            .verify_for_usage(algorithms, &self.anchors, intermediates, now, wanted, revocation, Some(&acceptable))
             .map(|_| ())
             .map_err(|e| explain(&e, leaf, usage))
     }
