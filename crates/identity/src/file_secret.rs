@@ -207,9 +207,14 @@ mod tests {
     #[test]
     fn a_root_that_cannot_be_used_does_not_take_the_others_with_it() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let ([good, _], bad) = (pair("a"), pem::encode("CERTIFICATE", b"garbage"));
-        std::fs::write(file.path(), format!("{bad}# a remark\n{good}{bad}")).unwrap();
-        assert!(matches!(FileSecret::Roots(file.path().to_owned()).read().content.unwrap(), Content::Roots(roots) if roots.len() == 1));
+        let ([good, _], [other, _], bad) = (pair("a"), pair("b"), pem::encode("CERTIFICATE", b"garbage"));
+        let (begin, base64) = ("-----BEGIN CERTIFICATE-----\n", "-----BEGIN CERTIFICATE-----\n####\n-----END CERTIFICATE-----\n");
+        // No end, no base64, no beginning, and no certificate.
+        for damaged in [begin, &bad[..bad.len() / 2], base64, "-----BEGIN CERTIFICATE\nAAAA\n-----END CERTIFICATE-----\n", &bad] {
+            std::fs::write(file.path(), format!("{damaged}\n# a remark\n{good}{damaged}\n{other}{damaged}")).unwrap();
+            let content = FileSecret::Roots(file.path().to_owned()).read().content;
+            assert!(matches!(&content, Ok(Content::Roots(roots)) if roots.len() == 2), "{damaged}: {content:?}");
+        }
         std::fs::write(file.path(), bad).unwrap();
         assert!(FileSecret::Roots(file.path().to_owned()).read().content.is_err());
     }

@@ -50,28 +50,36 @@ pub struct Roots {
     pub unusable: usize,
 }
 
-/// The certificates of `pem` that can be trusted. What is after a damaged section is not looked at.
+/// The certificates of `pem` that can be trusted. Each section is looked at for itself: a damaged one takes no other with it.
 ///
 /// # Errors
 /// When there is none. `origin` is named in the error.
 pub fn roots(pem: &[u8], origin: &str) -> Result<Roots, InvalidPem> {
     let (mut usable, mut unusable) = (Vec::new(), 0);
-    for section in CertificateDer::pem_slice_iter(pem) {
+    for section in sections(pem).flat_map(CertificateDer::pem_slice_iter) {
         match section {
             Ok(root) if x509_parser::parse_x509_certificate(&root).is_ok() && webpki::anchor_from_trusted_cert(&root).is_ok() => {
                 usable.push(root);
             }
-            Ok(_) => unusable += 1,
-            Err(_) => {
-                unusable += 1;
-                break;
-            }
+            _ => unusable += 1,
         }
     }
     if usable.is_empty() {
         return Err(InvalidPem::new(origin, format!("holds no usable CERTIFICATE section{}", instead(pem))));
     }
     Ok(Roots { usable, unusable })
+}
+
+/// The text from each line that begins a section to the next such line.
+fn sections(pem: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let begins = |at: &usize| {
+        pem[*at..].starts_with(b"-----BEGIN ") && matches!(at.checked_sub(1).map(|before| pem[before]), None | Some(b'\n' | b'\r'))
+    };
+    let mut starts = (0..pem.len()).filter(begins).peekable();
+    std::iter::from_fn(move || {
+        let start = starts.next()?;
+        Some(&pem[start..starts.peek().copied().unwrap_or(pem.len())])
+    })
 }
 
 /// All certificate revocation lists of `pem`.
