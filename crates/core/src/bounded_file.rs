@@ -1,6 +1,7 @@
 //! Files that configuration names, read whole.
-use std::fs::File;
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{Error, ErrorKind, Read, Result};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use crate::file_stamp::FileStamp;
@@ -10,15 +11,26 @@ use crate::file_stamp::FileStamp;
 /// # Errors
 /// When it cannot be read, holds more, or is no regular file: a pipe or a device may have no end.
 pub fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
-    let found = std::fs::metadata(path)?;
-    if !found.is_file() {
-        return Err(Error::new(ErrorKind::InvalidInput, "is no file"));
-    }
-    if found.len() > most {
-        return Err(too_large(found.len(), most));
+    // Even to open a device may do something.
+    must_be_file(&std::fs::metadata(path)?)?;
+    let file = open(path)?;
+    let size = file.metadata()?.len();
+    if size > most {
+        return Err(too_large(size, most));
     }
     // It may grow meanwhile.
-    bounded(File::open(path)?, most)
+    bounded(file, most)
+}
+
+/// What is there by now, which may be another than before: a pipe is not waited for.
+fn open(path: &Path) -> Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    must_be_file(&file.metadata()?)?;
+    Ok(file)
+}
+
+fn must_be_file(found: &Metadata) -> Result<()> {
+    if found.is_file() { Ok(()) } else { Err(Error::new(ErrorKind::InvalidInput, "is no file")) }
 }
 
 fn bounded(file: File, most: u64) -> Result<Vec<u8>> {
@@ -29,6 +41,14 @@ fn bounded(file: File, most: u64) -> Result<Vec<u8>> {
 
 fn too_large(size: u64, most: u64) -> Error {
     Error::new(ErrorKind::FileTooLarge, format!("is {size} bytes large; at most {most} are read"))
+}
+
+/// As [`read`], of a file, a pipe or a device that somebody is there to vouch for: whoever started the program named it.
+///
+/// # Errors
+/// When it cannot be read, or holds more.
+pub fn read_any(path: &Path, most: u64) -> Result<Vec<u8>> {
+    bounded(File::open(path)?, most)
 }
 
 /// [`read`], and how the file was before. Where it failed for a reason that may pass with nothing changed about the file, as when
@@ -44,6 +64,21 @@ pub fn read_stamped(path: &Path, most: u64) -> (FileStamp, Result<Vec<u8>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pipe_that_comes_in_place_of_a_file_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        assert_eq!(open(&path).unwrap_err().to_string(), "is no file");
+        // Where it is named for just that, it is read to its end.
+        for (text, told) in [("abcd", None), ("abcde", Some("is 5 bytes large; at most 4 are read"))] {
+            let reading = path.clone();
+            let reader = std::thread::spawn(move || read_any(&reading, 4));
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(reader.join().unwrap().err().map(|error| error.to_string()).as_deref(), told);
+        }
+    }
 
     #[test]
     fn what_could_not_be_read_is_yet_to_be_read() {

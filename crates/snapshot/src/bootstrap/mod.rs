@@ -8,6 +8,7 @@ pub mod yaml;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use lateen_core::bounded_file;
 use lateen_proto::any;
 use lateen_proto::envoy::config::bootstrap::v3::{self as proto, bootstrap, runtime_layer};
 use lateen_proto::envoy::config::cluster::v3::Cluster;
@@ -27,7 +28,7 @@ use crate::compile::parts::{
 use crate::compile::{ApiSource, FetchTimeout, Invalid};
 use crate::dns::DnsResolver;
 
-/// The most that a file of discovered resources may hold: as much as an answer of a discovery service.
+/// The most that a bootstrap or a file of discovered resources may hold: as much as an answer of a discovery service.
 const MOST_BYTES: u64 = 256 << 20;
 
 type Result<T> = std::result::Result<T, Invalid>;
@@ -86,7 +87,7 @@ pub struct InvalidBootstrap(String);
 /// When it cannot be read, a field is unknown, or one would change behaviour and is not honoured.
 pub fn load(path: &Path) -> std::result::Result<Bootstrap, InvalidBootstrap> {
     let origin = path.display().to_string();
-    parse(&text(std::fs::read(path), &origin)?, &origin)
+    parse(&text(bounded_file::read_any(path, MOST_BYTES), &origin)?, &origin)
 }
 
 /// What was read of a file, which must be text.
