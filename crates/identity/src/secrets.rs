@@ -176,11 +176,58 @@ impl fmt::Debug for WorkloadSecrets {
 /// When the chain is empty, the key unusable, or they do not match.
 pub fn certified_key(chain: Vec<CertificateDer<'static>>, key: &PrivateKey) -> Result<CertifiedKey, InvalidSecrets> {
     let signer = provider().key_provider.load_private_key(key.der().clone_key()).map_err(|e| InvalidSecrets::Key(e.to_string()))?;
-    let certified = CertifiedKey::new(chain, signer);
-    match certified.keys_match() {
-        Ok(()) => Ok(certified),
-        Err(rustls::Error::NoCertificatesPresented) => Err(InvalidSecrets::NoCertificate),
-        Err(rustls::Error::InconsistentKeys(_)) => Err(InvalidSecrets::Mismatch),
-        Err(other) => Err(InvalidSecrets::Leaf(other.to_string())),
+    let leaf = chain.first().ok_or(InvalidSecrets::NoCertificate)?;
+    // Not by `CertifiedKey::keys_match`: it takes no certificates of X.509 v1, as `openssl x509 -req` makes them. What a peer
+    // thinks of one is for the peer to say.
+    let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|e| InvalidSecrets::Leaf(e.to_string()))?;
+    let is_its = signer.public_key().is_some_and(|public| public.as_ref() == parsed.public_key().raw);
+    if is_its { Ok(CertifiedKey::new(chain, signer)) } else { Err(InvalidSecrets::Mismatch) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use x509_parser::asn1_rs::{Any, Class, FromDer};
+
+    /// A value in DER: a sequence of these.
+    fn sequence(content: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(content.len()).unwrap().to_be_bytes();
+        [&[0x30, 0x82], &length[..], content].concat()
+    }
+
+    fn values(mut der: &[u8]) -> Vec<(Class, &[u8])> {
+        let mut values = Vec::new();
+        while !der.is_empty() {
+            let (rest, value) = Any::from_der(der).unwrap();
+            let (whole, _) = der.split_at(der.len() - rest.len());
+            values.push((value.class(), whole));
+            der = rest;
+        }
+        values
+    }
+
+    /// The certificate without what X.509 v1 does not have: a version and extensions.
+    fn as_v1(certificate: &CertificateDer<'_>) -> CertificateDer<'static> {
+        let inside = |der| Any::from_der(der).unwrap().1.data;
+        let outer = values(inside(certificate));
+        let kept: Vec<&[u8]> =
+            values(inside(outer[0].1)).into_iter().filter(|(class, _)| *class == Class::Universal).map(|v| v.1).collect();
+        CertificateDer::from(sequence(&[&sequence(&kept.concat()), outer[1].1, outer[2].1].concat()))
+    }
+
+    #[test]
+    fn certificates_of_the_first_version_go_with_their_keys_too() {
+        let pair = || {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let certificate = rcgen::CertificateParams::new(vec!["a".to_owned()]).unwrap().self_signed(&key).unwrap();
+            (as_v1(certificate.der()), PrivateKey::from_pem(key.serialize_pem().as_bytes(), "key").unwrap())
+        };
+        let ((first, key), (second, _)) = (pair(), pair());
+        let (_, parsed) = x509_parser::parse_x509_certificate(&first).unwrap();
+        assert_eq!(parsed.version(), x509_parser::x509::X509Version::V1);
+        assert_eq!(certified_key(vec![first.clone()], &key).unwrap().cert, [first]);
+        assert_eq!(certified_key(vec![second], &key).err(), Some(InvalidSecrets::Mismatch));
+        assert_eq!(certified_key(Vec::new(), &key).err(), Some(InvalidSecrets::NoCertificate));
+        assert!(matches!(certified_key(vec![CertificateDer::from(vec![1])], &key), Err(InvalidSecrets::Leaf(_))));
     }
 }
