@@ -150,6 +150,8 @@ pub struct ServerParams {
     pub cipher_suites: Vec<String>,
     /// Names as in Envoy's `ecdh_curves`; empty keeps the defaults, the hybrid X25519MLKEM768 first.
     pub groups: Vec<String>,
+    /// Whether the client's order of suites counts, and not this list's.
+    pub prefers_client_order: bool,
     pub resumption: Resumption,
 }
 
@@ -175,6 +177,7 @@ impl ServerParams {
             max_version: TlsVersion::V1_3,
             cipher_suites: Vec::new(),
             groups: Vec::new(),
+            prefers_client_order: false,
             resumption: Resumption::Auto,
         }
     }
@@ -199,8 +202,7 @@ impl ServerParams {
             Presented::Resolver(resolver) => resolver.clone(),
         });
         config.alpn_protocols.clone_from(&self.alpn);
-        // Envoy's default (`prefer_client_ciphers` is off).
-        config.ignore_client_order = true;
+        config.ignore_client_order = !self.prefers_client_order;
         if self.resumption == Resumption::Off || self.client_auth != ClientAuth::None {
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;

@@ -356,6 +356,23 @@ fn versions_and_suites_are_kept_to() {
 }
 
 #[test]
+fn the_order_of_suites_is_the_servers_unless_the_clients_is_preferred() {
+    let forge = Forge::new("Root");
+    let key = forge.leaf(&["spiffe://td/ns/a/sa/b"], |_| {});
+    let (one, other) = ("ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-ECDSA-CHACHA20-POLY1305");
+    let both = |first: &str, second: &str| vec![first.to_owned(), second.to_owned()];
+    let mut client = ClientParams::new(Verification::roots(forge.roots(), mesh()));
+    (client.max_version, client.cipher_suites) = (TlsVersion::V1_2, both(other, one));
+    let mut server = ServerParams::new(vec![key]);
+    server.cipher_suites = both(one, other);
+    for (prefers_client_order, expected) in [(false, one), (true, other)] {
+        server.prefers_client_order = prefers_client_order;
+        let (_, s) = handshake(&client.build().unwrap(), &server.build().unwrap()).unwrap();
+        assert_eq!(s.negotiated_cipher_suite().map(|c| suites::openssl_name(c.suite())), Some(expected));
+    }
+}
+
+#[test]
 fn inputs_that_protect_nothing_are_refused() {
     let forge = Forge::new("Root");
     let build = |verification| ClientParams::new(verification).build().err();

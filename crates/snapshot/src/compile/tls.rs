@@ -56,6 +56,8 @@ pub(crate) struct Plan {
     client_auth: ClientAuth,
     /// Servers: a name that no certificate has is no reason to show the first.
     scans_all: bool,
+    /// Servers: whose order of cipher suites counts.
+    prefers_client_order: bool,
     resumption: Resumption,
     /// Clients: some connections check the name that they ask for.
     check_name: bool,
@@ -172,6 +174,7 @@ impl Plan {
             other => other,
         };
         params.scans_all = self.scans_all;
+        params.prefers_client_order = self.prefers_client_order;
         params.verification = validation.verification(false);
         params.alpn.clone_from(&self.alpn);
         params.min_version = self.min_version;
@@ -225,7 +228,7 @@ pub(crate) fn server(value: Option<core::TransportSocket>, context: &mut Context
         prefer_client_ciphers,
         session_ticket_keys_type,
     } = open(&config)?;
-    harmless!(session_timeout, prefer_client_ciphers);
+    harmless!(session_timeout);
     refuse!(require_sni, ocsp_staple_policy);
     let stateless = match session_ticket_keys_type {
         None | Some(SessionTicketKeysType::DisableStatelessSessionResumption(false)) => true,
@@ -233,6 +236,7 @@ pub(crate) fn server(value: Option<core::TransportSocket>, context: &mut Context
         Some(_) => return Err(Invalid::unsupported("session_ticket_keys")),
     };
     let mut plan = common(common_tls_context.unwrap_or_default(), End::Server, context.secrets).within("common_tls_context")?;
+    plan.prefers_client_order = prefer_client_ciphers;
     plan.scans_all = full_scan_certs_on_sni_mismatch.unwrap_or(false);
     if require_client_certificate.unwrap_or(false) {
         plan.client_auth = ClientAuth::Required;
@@ -371,6 +375,7 @@ fn common(value: proto::CommonTlsContext, end: End, secrets: &mut Secrets) -> Re
         groups: ecdh_curves,
         client_auth: ClientAuth::None,
         scans_all: false,
+        prefers_client_order: false,
         resumption: Resumption::Auto,
         check_name: false,
     })

@@ -84,6 +84,20 @@ fn the_workloads_own_certificate_is_there_for_who_comes_when_nobody_used_it() {
 }
 
 #[test]
+fn the_clients_order_of_cipher_suites_counts_where_it_is_preferred() {
+    let of_server = |switch: &str| {
+        let (mut compiler, now) = (Compiler::new(), Instant::now());
+        let socket = MTLS.replace("require_client_certificate: true", switch);
+        let text = format!("{{name: l, address: {ANY_80}, filter_chains: [{{{socket}, filters: [{}]}}]}}", tcp("c"));
+        accepted(compiler.apply(LISTENER, vec![update::<ListenerProto>(&text)], &[], now));
+        compiler.set_identity(&sds_grpc(), &identity("a"), now).unwrap();
+        let tls = compiler.snapshot().listeners[0].chains[0].tls.clone().unwrap();
+        tls.config.get().unwrap().ignore_client_order
+    };
+    assert!(of_server("prefer_client_ciphers: false") && !of_server("prefer_client_ciphers: true"));
+}
+
+#[test]
 fn certificates_in_files_are_read_again_when_they_change() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
