@@ -87,11 +87,19 @@ fn sections(pem: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// # Errors
 /// When there is none, or a section is damaged.
 pub fn revocation_lists(pem: &[u8], origin: &str) -> Result<Vec<CertificateRevocationListDer<'static>>, InvalidPem> {
-    let found = collect::<CertificateRevocationListDer<'static>>(pem, origin)?;
+    let found = revocation_lists_among(pem, origin)?;
     if found.is_empty() {
         return Err(InvalidPem::new(origin, format!("holds no X509 CRL section{}", instead(pem))));
     }
     Ok(found)
+}
+
+/// As [`revocation_lists`], of a text in which there may be none.
+///
+/// # Errors
+/// When a section is damaged.
+pub fn revocation_lists_among(pem: &[u8], origin: &str) -> Result<Vec<CertificateRevocationListDer<'static>>, InvalidPem> {
+    collect(pem, origin)
 }
 
 /// The first private key of `pem`: PKCS#8, PKCS#1 (RSA) or SEC1 (EC), not encrypted.

@@ -49,6 +49,8 @@ impl PartialEq for Certificate {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Validation {
     roots: Option<Vec<CertificateDer<'static>>>,
+    /// Revocation lists that stand among the roots.
+    lists_among_roots: Vec<CertificateRevocationListDer<'static>>,
     sans: Vec<SanMatcher>,
     key_pins: Vec<[u8; 32]>,
     certificate_pins: Vec<[u8; 32]>,
@@ -74,6 +76,7 @@ impl Validation {
         parts.fold(Self::default(), |mut all, part| {
             if part.roots.is_some() {
                 all.roots.clone_from(&part.roots);
+                all.lists_among_roots.clone_from(&part.lists_among_roots);
             }
             all.sans.extend(part.sans.iter().cloned());
             all.key_pins.extend(&part.key_pins);
@@ -100,8 +103,12 @@ impl Validation {
     }
 
     pub(crate) fn verification(self, check_host: bool) -> Verification {
+        let mut revocation_lists = self.revocation_lists;
         let trust = match self.roots {
-            Some(roots) if !self.accept_untrusted => Trust::Roots(roots),
+            Some(roots) if !self.accept_untrusted => {
+                revocation_lists.extend(self.lists_among_roots);
+                Trust::Roots(roots)
+            }
             _ => Trust::Anyone,
         };
         // Names without roots prove nothing: making the configuration then fails, as Envoy's does.
@@ -110,7 +117,7 @@ impl Validation {
             san_matchers: self.sans,
             key_pins: self.key_pins,
             certificate_pins: self.certificate_pins,
-            revocation_lists: self.revocation_lists,
+            revocation_lists,
             revocation_leaf_only: self.leaf_only,
             most_above: self.most_above,
             check_host,

@@ -105,8 +105,11 @@ fn validation(value: proto::CertificateValidationContext, files: &mut Vec<ReadFi
     let roots = trusted_ca.map(|ca| read(Some(ca), files, "trusted_ca"));
     let lists = crl.map(|c| read(Some(c), files, "crl"));
     let (roots, lists) = (roots.transpose()?, lists.transpose()?);
-    let roots = roots.map(|r| pem::certificates(&r, "trusted_ca").map_err(|e| Invalid::new(e.to_string()))).transpose()?;
-    let lists = lists.map(|l| pem::revocation_lists(&l, "crl").map_err(|e| Invalid::new(e.to_string()))).transpose()?;
+    // Lists among the roots count as those of `crl` do (Envoy `DefaultCertValidator`).
+    let invalid = |e: pem::InvalidPem| Invalid::new(e.to_string());
+    let among = roots.as_deref().map(|text| pem::revocation_lists_among(text, "trusted_ca")).transpose().map_err(invalid)?;
+    let roots = roots.map(|text| pem::certificates(&text, "trusted_ca")).transpose().map_err(invalid)?;
+    let lists = lists.map(|text| pem::revocation_lists(&text, "crl")).transpose().map_err(invalid)?;
     let mut sans = Vec::new();
     for (index, matcher) in match_typed_subject_alt_names.into_iter().enumerate() {
         sans.push(san(matcher).within_item("match_typed_subject_alt_names", index)?);
@@ -128,6 +131,7 @@ fn validation(value: proto::CertificateValidationContext, files: &mut Vec<ReadFi
     let accept_untrusted = trust_chain_verification == TrustChainVerification::AcceptUntrusted as i32;
     Ok(Validation {
         roots,
+        lists_among_roots: among.unwrap_or_default(),
         sans,
         key_pins: pins(verify_certificate_spki, key_pin, "verify_certificate_spki")?,
         certificate_pins: pins(verify_certificate_hash, certificate_pin, "verify_certificate_hash")?,
@@ -137,4 +141,41 @@ fn validation(value: proto::CertificateValidationContext, files: &mut Vec<ReadFi
         most_above: max_verify_depth.map(|most| most.max(1) as usize),
         accept_untrusted,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context(trusted_ca: Option<String>, crl: Option<String>) -> Arc<Validation> {
+        let inline = |text| core::DataSource { specifier: Some(core::data_source::Specifier::InlineString(text)), watched_directory: None };
+        let content = proto::CertificateValidationContext {
+            trusted_ca: trusted_ca.map(inline),
+            crl: crl.map(inline),
+            ..proto::CertificateValidationContext::default()
+        };
+        let secret = proto::Secret { r#type: Some(proto::secret::Type::ValidationContext(content)), ..proto::Secret::default() };
+        match open(secret).0.unwrap() {
+            SecretValue::Validation(validation) => validation,
+            SecretValue::Certificate(_) => panic!("a certificate"),
+        }
+    }
+
+    #[test]
+    fn revocation_lists_among_the_roots_count_and_go_with_them() {
+        let root = || {
+            let key = rcgen::KeyPair::generate().unwrap();
+            rcgen::CertificateParams::default().self_signed(&key).unwrap().pem()
+        };
+        let list = |content: u8| pem::encode("X509 CRL", &[content]);
+        let lists = |parts: &[&Validation]| {
+            let verification = Validation::merged(parts.iter().copied()).verification(false);
+            verification.revocation_lists.iter().map(|list| list[0]).collect::<Vec<_>>()
+        };
+        let with_list = context(Some(root() + &list(1) + &root()), Some(list(2)));
+        assert_eq!((with_list.trusted().len(), lists(&[&with_list])), (2, vec![2, 1]));
+        // Roots that come in their place bring their own lists, or none.
+        assert_eq!(lists(&[&with_list, &context(Some(root()), None)]), [2]);
+        assert_eq!(lists(&[&with_list, &context(None, Some(list(3)))]), [2, 3, 1]);
+    }
 }
