@@ -61,12 +61,10 @@ impl Redactor<'_> {
     fn fields(self, shape: &Message, fields: Map<String, Value>) -> Value {
         let field = |(key, value): (String, Value)| {
             let is_null = value.is_null();
-            let value = match shape.field_named(&key) {
-                Some((_, field)) => self.field(field, value),
-                None => json!(REDACTED),
-            };
+            let Some((_, field)) = shape.field_named(&key) else { return Some((key, json!(REDACTED))) };
+            let value = self.field(field, value);
             // What is sensitive and no text is left out.
-            (is_null || !value.is_null()).then_some((key, value))
+            (is_null || !value.is_null()).then(|| (field.name.clone(), value))
         };
         Value::Object(fields.into_iter().filter_map(field).collect())
     }
@@ -191,23 +189,22 @@ mod tests {
     fn untyped_configuration_is_redacted_as_what_it_names() {
         for kind in ["udpa.type.v1.TypedStruct", "xds.type.v3.TypedStruct"] {
             let filter = |url: &str, value: Value| json!({"@type": format!("x/{kind}"), "type_url": url, "value": value});
-            let tls = |key: &str, more: Value| {
-                let certificate = json!({"privateKey": {"inlineString": key}, "certificateChain": {"inlineString": "C"}, "nope": more});
-                filter(TLS, json!({"commonTlsContext": {"tlsCertificates": [certificate]}, "requireClientCertificate": true}))
-            };
-            let mut expected = tls("", json!(REDACTED));
-            let certificate = &mut expected["value"]["commonTlsContext"]["tlsCertificates"][0];
-            certificate["privateKey"] = json!({"inline_string": REDACTED});
-            assert_eq!(shown("google.protobuf.Any", tls("KEY", json!({"a": "KEY"}))), expected);
+            let tls = json!({"commonTlsContext": {"tlsCertificates": [{
+                "privateKey": {"inlineString": "KEY"}, "certificateChain": {"inlineString": "C"}, "nope": {"a": "KEY"},
+            }]}});
+            let expected = json!({"common_tls_context": {"tls_certificates": [{
+                "private_key": {"inline_string": REDACTED}, "certificate_chain": {"inline_string": "C"}, "nope": REDACTED,
+            }]}});
+            assert_eq!(shown("google.protobuf.Any", filter(TLS, tls.clone())), filter(TLS, expected.clone()));
             // One within another, and one of which nobody knows what is in it.
-            let nested = |inner: Value| json!({"name": "t", "typedConfig": inner});
             let socket = "x/envoy.config.core.v3.TransportSocket";
-            let within = filter(socket, nested(tls("KEY", json!({}))));
-            assert_eq!(shown("google.protobuf.Any", within), filter(socket, nested(expected)));
+            let nested = |name: &str, inner: Value| filter(socket, json!({"name": "t", name: inner}));
+            let made = shown("google.protobuf.Any", nested("typedConfig", filter(TLS, tls)));
+            assert_eq!(made, nested("typed_config", filter(TLS, expected)));
             let unknown = filter("x/no.Such", json!({"key": "KEY"}));
             assert_eq!(shown("google.protobuf.Any", unknown), json!({"@type": format!("x/{kind}"), "type_url": "x/no.Such"}));
-            let unknown = filter(socket, nested(json!({"@type": "x/no.Such", "key": "KEY"})));
-            assert_eq!(shown("google.protobuf.Any", unknown), filter(socket, nested(json!({"@type": "x/no.Such"}))));
+            let unknown = nested("typed_config", json!({"@type": "x/no.Such", "key": "KEY"}));
+            assert_eq!(shown("google.protobuf.Any", unknown), nested("typed_config", json!({"@type": "x/no.Such"})));
         }
     }
 
