@@ -15,6 +15,8 @@ use crate::proxies::{Kind, Proxy, free_port};
 enum By {
     /// As JSON: which keys lead to values of which type.
     Shape,
+    /// As JSON: what the keys lead to.
+    Value,
     /// Letter by letter.
     Text,
     /// Line by line, up to the value.
@@ -48,6 +50,12 @@ const PAGES: &[(&str, &str, By)] = &[
     ("GET", "/config_dump?include_eds&resource=static_endpoint_configs&mask=endpoint_config.cluster_name", By::Shape),
     ("GET", "/config_dump?resource=dynamic_listeners", By::Shape),
     ("GET", "/config_dump?resource=static_route_configs", By::Shape),
+    ("GET", "/config_dump?resource=static_route_configs&mask=route_config.virtual_hosts", By::Value),
+    ("GET", "/config_dump?resource=dynamic_warming_secrets", By::Shape),
+    ("GET", "/config_dump?resource=dynamic_warming_secrets&mask=name,version_info,secret.name", By::Value),
+    ("GET", "/config_dump?resource=dynamic_warming_secrets&name_regex=zzz", By::Value),
+    ("GET", "/config_dump?include_eds&resource=static_endpoint_configs", By::Value),
+    ("GET", "/config_dump?resource=ecds_filters", By::Status),
     ("GET", "/config_dump?resource=last_updated", By::Text),
     ("GET", "/config_dump?resource=nope", By::Text),
     ("GET", "/config_dump?mask=bootstrap.node.id,last_updated", By::Shape),
@@ -132,7 +140,8 @@ impl Answer {
     fn parts(&self, by: By) -> anyhow::Result<BTreeSet<String>> {
         let mut parts = BTreeSet::new();
         match by {
-            By::Shape => shape(&serde_json::from_str(&self.body)?, String::new(), &mut parts),
+            By::Shape => shape(&serde_json::from_str(&self.body)?, String::new(), false, &mut parts),
+            By::Value => shape(&serde_json::from_str(&self.body)?, String::new(), true, &mut parts),
             By::Text => drop(parts.insert(format!("{:?}", self.body.trim_end()))),
             By::Lines => parts.extend(self.body.lines().map(|l| l.rsplit_once("::").map_or(l, |(key, _)| key).to_owned())),
             By::Status => {}
@@ -141,16 +150,23 @@ impl Answer {
     }
 }
 
-/// Every path with the type of what it leads to. Fields of messages that travel as `Any` are the configuration's own.
-fn shape(value: &Value, path: String, parts: &mut BTreeSet<String>) {
+/// Every path with the type of what it leads to, or with its value. Fields of messages that travel as `Any` are the
+/// configuration's own.
+fn shape(value: &Value, path: String, with_values: bool, parts: &mut BTreeSet<String>) {
     match value {
         Value::Object(fields) => {
             for (key, value) in fields {
-                shape(value, format!("{path}.{key}"), parts);
+                shape(value, format!("{path}.{key}"), with_values, parts);
             }
         }
-        Value::Array(items) => items.iter().for_each(|item| shape(item, format!("{path}[]"), parts)),
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                let path = if with_values { format!("{path}[{index}]") } else { format!("{path}[]") };
+                shape(item, path, with_values, parts);
+            }
+        }
         Value::String(text) if path.ends_with(".@type") => drop(parts.insert(format!("{path} = {text}"))),
+        other if with_values => drop(parts.insert(format!("{path} = {other}"))),
         Value::String(_) => drop(parts.insert(format!("{path}: text"))),
         Value::Number(_) => drop(parts.insert(format!("{path}: number"))),
         Value::Bool(_) => drop(parts.insert(format!("{path}: truth"))),
@@ -188,7 +204,7 @@ fn bootstrap(certificates: &Path, admin: u16, web: u16, tls: u16) -> Value {
             "stat_prefix": "web",
             "route_config": {"name": "local", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [
                 {"match": {"prefix": "/hello"}, "direct_response": {"status": 200, "body": {"inline_string": "hello\n"}}},
-                {"match": {"prefix": "/"}, "route": {"cluster": "app"}},
+                {"match": {"prefix": "/"}, "route": {"cluster": "app"}, "typed_per_filter_config": {"authz": with_secrets()}},
             ]}]},
             "http_filters": [{
                 "name": "envoy.filters.http.router",
@@ -223,8 +239,53 @@ fn bootstrap(certificates: &Path, admin: u16, web: u16, tls: u16) -> Value {
                 "connect_timeout": "1s",
                 "outlier_detection": {"consecutive_5xx": 5},
                 "load_assignment": {"cluster_name": "app", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": at(9)}}]}]},
-            }],
+            }, various_hosts(), waits_for_a_secret(), json!({"name": "nobody", "type": "STATIC", "connect_timeout": "1s"})],
         },
+    })
+}
+
+/// Settings of a route that nobody is to see, as an untyped structure whose fields are in camelCase.
+fn with_secrets() -> Value {
+    let settings = json!({"contextExtensions": {"filename": "secret", "key": "secret"}, "disableRequestBodyBuffering": true});
+    json!({
+        "@type": "type.googleapis.com/xds.type.v3.TypedStruct",
+        "type_url": "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute",
+        "value": {"checkSettings": settings},
+    })
+}
+
+/// A cluster whose hosts differ in what is said about them.
+fn various_hosts() -> Value {
+    let at = |port: u16| json!({"socket_address": {"address": "127.0.0.1", "port_value": port}});
+    let labels = json!({"filter_metadata": {"of": {"a": ["b", true]}}});
+    json!({
+        "name": "various",
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {"cluster_name": "another", "endpoints": [
+            {"locality": {"region": "r"}, "load_balancing_weight": 3, "lb_endpoints": [
+                {"endpoint": {"address": at(1)}, "metadata": labels},
+                {"endpoint": {"address": at(2), "hostname": "h"}, "health_status": "DEGRADED", "load_balancing_weight": 7},
+                {"endpoint": {"address": at(3), "health_check_config": {"port_value": 4, "hostname": "c"}}, "health_status": "UNHEALTHY"},
+            ]},
+            {"priority": 1, "locality": {"zone": "z"}, "lb_endpoints": [{"endpoint": {"address": at(5)}, "health_status": "DRAINING"}]},
+        ]},
+    })
+}
+
+/// A cluster whose roots come from somebody who is not there.
+fn waits_for_a_secret() -> Value {
+    let source = json!({"initial_fetch_timeout": "0.1s", "resource_api_version": "V3", "api_config_source": {
+        "api_type": "GRPC", "transport_api_version": "V3", "grpc_services": [{"envoy_grpc": {"cluster_name": "nobody"}}],
+    }});
+    json!({
+        "name": "waits",
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            "common_tls_context": {"validation_context_sds_secret_config": {"name": "roots", "sds_config": source}},
+        }},
     })
 }
 
