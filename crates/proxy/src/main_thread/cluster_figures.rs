@@ -161,14 +161,14 @@ fn count_ejected(block: &Block, active: u64) {
     }
 }
 
-/// Blocks by table and name: clusters with one `alt_stat_name` share theirs, as in Envoy.
+/// Blocks by table and name: clusters with one `alt_stat_name` share theirs, as in Envoy, and those whose names are one in metrics.
 #[derive(Default)]
-struct Made(HashMap<(*const MetricDef, Arc<str>), Block>);
+struct Made(HashMap<(*const MetricDef, BlockName), Block>);
 
 impl Made {
     fn block(&mut self, defs: &'static [MetricDef], cluster: &Cluster) -> &Block {
-        let name = &cluster.config.stat_name;
-        self.0.entry((defs.as_ptr(), name.clone())).or_insert_with(|| Block::alone(defs, BlockName::cluster(name)))
+        let name = BlockName::cluster(&cluster.config.stat_name);
+        self.0.entry((defs.as_ptr(), name.clone())).or_insert_with(|| Block::alone(defs, name))
     }
 }
 
@@ -280,6 +280,17 @@ mod tests {
         assert_eq!(used("ejections"), [gauge("outlier_detection.ejections_active", 1)]);
         host.set_flag(FAILED_OUTLIER, false);
         assert_eq!(used("ejections"), [gauge("outlier_detection.ejections_active", 0)]);
+    }
+
+    #[test]
+    fn clusters_whose_names_differ_in_a_colon_have_one_figure() {
+        let main = test_support::main("node: {id: t, cluster: t}\n");
+        let (mut made, mut lines) = (Made::default(), Vec::new());
+        for name in ["a:b", "a_b"] {
+            let snapshot = publish(&main, &format!(", alt_stat_name: '{name}'"));
+            lines.push(made.block(names::DEFS, snapshot.cluster_named("c").unwrap().1).name().dotted().to_owned());
+        }
+        assert_eq!((lines, made.0.len()), (vec!["cluster.a_b.".to_owned(); 2], 1));
     }
 
     #[test]
