@@ -342,6 +342,43 @@ async fn secrets_come_over_a_unix_socket_in_both_modes() {
 }
 
 #[tokio::test]
+async fn clients_that_share_a_connection_open_one_and_another_when_it_is_lost() {
+    let hub = hub(&[("a", "1"), ("b", "1")]);
+    let (address, server) = serve(Fake::default(), hub.clone()).await;
+    let opened: Arc<Mutex<Vec<std::net::TcpStream>>> = Arc::default();
+    let dialing = opened.clone();
+    let connector = Connector::new(move || {
+        let opened = dialing.clone();
+        async move {
+            let stream = tokio::net::TcpStream::connect(address).await?.into_std()?;
+            opened.lock().unwrap().push(stream.try_clone()?);
+            tokio::net::TcpStream::from_std(stream)
+        }
+    });
+    let connector = connector.shared();
+    let clients = ["a", "b"].map(|name| {
+        let (applied, subscriptions, client) = start(options(Mode::Delta), connector.clone());
+        subscriptions.subscribe(CLUSTER, [name.to_owned()]);
+        (name, applied, client)
+    });
+    for (name, applied, _) in &clients {
+        applied.until("its own", |held| held.keys().eq([name])).await;
+    }
+    assert_eq!(opened.lock().unwrap().len(), 1);
+    opened.lock().unwrap()[0].shutdown(std::net::Shutdown::Both).unwrap();
+    for (_, applied, _) in &clients {
+        applied.until_logged("Disconnected").await;
+    }
+    hub.publish(world(&[("a", "2"), ("b", "2")]), Types::All, Instant::now());
+    for (_, applied, client) in &clients {
+        applied.until("the next", |held| held.values().eq(["2"])).await;
+        client.abort();
+    }
+    assert_eq!(opened.lock().unwrap().len(), 2);
+    server.abort();
+}
+
+#[tokio::test]
 async fn a_message_above_the_limit_ends_the_stream_with_its_reason() {
     let large = "x".repeat(100_000);
     let (address, server) = serve(Fake::default(), hub(&[("a", large.as_str())])).await;

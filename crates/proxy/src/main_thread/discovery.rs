@@ -1,5 +1,5 @@
 //! Discovery streams: the aggregated one, and secret services of their own.
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -87,18 +87,26 @@ pub(super) fn single(main: &Arc<Main>, token: Option<TokenSource>, tasks: &mut J
 }
 
 fn client(main: &Arc<Main>, service: Service, source: &ApiSource, token: Option<TokenSource>) -> Client {
+    client_over(connector(main, source), main, service, source, token)
+}
+
+/// A client of a service that it reaches by this connector.
+fn client_over(connector: Connector, main: &Arc<Main>, service: Service, source: &ApiSource, token: Option<TokenSource>) -> Client {
     let authority = http_authority(source.authority.clone());
-    let mut options = Options::new(main.bootstrap.node.clone(), authority.clone());
+    let mut options = Options::new(main.bootstrap.node.clone(), authority);
     options.service = service;
     options.mode = if source.delta { Mode::Delta } else { Mode::Sotw };
     options.token = token;
     options.metadata = metadata(source);
-    let (dialing, name) = (main.clone(), source.cluster.clone());
-    let connector = Connector::new(move || {
+    Client::new(options, connector)
+}
+
+fn connector(main: &Arc<Main>, source: &ApiSource) -> Connector {
+    let (dialing, name, authority) = (main.clone(), source.cluster.clone(), http_authority(source.authority.clone()));
+    Connector::new(move || {
         let (main, cluster, authority) = (dialing.clone(), name.clone(), authority.clone());
         async move { main.connect(&cluster, &authority).await }
-    });
-    Client::new(options, connector)
+    })
 }
 
 fn metadata(source: &ApiSource) -> HeaderMap {
@@ -173,16 +181,16 @@ fn name_from(key: &SecretKey, source: &SecretSource) -> Option<String> {
 type Identity = watch::Receiver<Option<Arc<WorkloadSecrets>>>;
 
 /// Serves secrets from wherever the configuration says: the workload's own identity and files for Istio's
-/// local secret service, a stream for every other.
+/// local secret service, streams for every other.
 pub(super) async fn secrets(main: Arc<Main>, identity: Option<Identity>, token: Option<TokenSource>) {
     let mut wanted = main.wanted();
-    let mut services = SecretServices { main, identity, token, running: HashMap::new() };
+    let mut services = SecretServices { main, identity, token, own: HashMap::new(), others: HashMap::new() };
     let mut before = Since::default();
     loop {
         let now = wanted.borrow_and_update().secrets.clone();
         // Mostly something else changed, and there may be thousands.
         if !now.is_same(&before) {
-            services.follow(&now);
+            services.follow(&before, &now);
             before = now;
         }
         if wanted.changed().await.is_err() {
@@ -196,30 +204,74 @@ struct SecretServices {
     main: Arc<Main>,
     identity: Option<Identity>,
     token: Option<TokenSource>,
-    /// The tasks of each, which end with it.
-    running: HashMap<ApiSource, JoinSet<()>>,
+    /// The tasks of our own, which is handed out also when nobody uses it at the moment.
+    own: HashMap<ApiSource, JoinSet<()>>,
+    /// The connections to each of the others.
+    others: HashMap<ApiSource, Vec<SecretStreams>>,
+}
+
+/// Streams that have a connection together: a server may take no more than a hundred on one.
+const MOST_STREAMS: usize = 64;
+
+/// The streams of one connection. Each is for one secret, as Envoy has them: Istio's agent ends a stream over a secret that it
+/// cannot give, and the others must not go with it.
+struct SecretStreams {
+    connector: Connector,
+    /// By the name of the secret. A stream ends with its task.
+    tasks: HashMap<Arc<str>, JoinSet<()>>,
+}
+
+impl SecretStreams {
+    fn has_room(&self) -> bool {
+        self.tasks.len() < MOST_STREAMS
+    }
+}
+
+/// Of these secrets those that a service has: which one, and the name.
+fn at_services<'a>(keys: impl Iterator<Item = &'a SecretKey>) -> impl Iterator<Item = (&'a ApiSource, &'a Arc<str>)> {
+    keys.filter_map(|key| match &key.source {
+        SecretSource::Api(service) => Some((service, &key.name)),
+        _ => None,
+    })
 }
 
 impl SecretServices {
-    fn follow(&mut self, wanted: &Since<SecretKey>) {
-        let sources = wanted.iter().filter_map(|key| match &key.source {
-            SecretSource::Api(service) => Some(service),
-            _ => None,
-        });
-        let services: BTreeSet<&ApiSource> = sources.collect();
-        let Self { main, identity, token, running } = self;
-        let own = |service: &ApiSource| identity.as_ref().filter(|_| service.cluster == OWN_SECRETS);
-        // Our own is handed out also when nobody uses it at the moment.
-        running.retain(|service, _| own(service).is_some() || services.contains(service));
-        for service in services {
-            if !running.contains_key(service) {
-                let tasks = match own(service) {
-                    Some(identity) => own_secrets(main, identity.clone(), service),
-                    None => secret_stream(main, service, token.clone()),
-                };
-                running.insert(service.clone(), tasks);
+    fn follow(&mut self, before: &Since<SecretKey>, now: &Since<SecretKey>) {
+        at_services(before.beside(now)).for_each(|(service, name)| self.close(service, name));
+        for (service, name) in at_services(now.beside(before)) {
+            match self.identity.as_ref().filter(|_| service.cluster == OWN_SECRETS) {
+                Some(identity) if !self.own.contains_key(service) => {
+                    self.own.insert(service.clone(), own_secrets(&self.main, identity.clone(), service));
+                }
+                Some(_) => {}
+                None => self.open(service, name),
             }
         }
+    }
+
+    fn close(&mut self, service: &ApiSource, name: &Arc<str>) {
+        let Some(connections) = self.others.get_mut(service) else { return };
+        connections.iter_mut().for_each(|streams| drop(streams.tasks.remove(name)));
+        connections.retain(|streams| !streams.tasks.is_empty());
+        if connections.is_empty() {
+            self.others.remove(service);
+        }
+    }
+
+    fn open(&mut self, service: &ApiSource, name: &Arc<str>) {
+        let Self { main, token, others, .. } = self;
+        let connections = others.entry(service.clone()).or_default();
+        if !connections.iter().any(SecretStreams::has_room) {
+            connections.push(SecretStreams { connector: connector(main, service).shared(), tasks: HashMap::new() });
+        }
+        let Some(streams) = connections.iter_mut().find(|streams| streams.has_room()) else { return };
+        let client = client_over(streams.connector.clone(), main, Service::Secret, service, token.clone());
+        client.subscriptions().subscribe(types::SECRET, [name.to_string()]);
+        let source = SecretSource::Api(service.clone());
+        let mut applier = Applier { main: main.clone(), source, name: service.cluster.clone() };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(main.supervisor.clone().only_once("discovery", async move { client.run(&mut applier).await }));
+        streams.tasks.insert(name.clone(), tasks);
     }
 }
 
@@ -267,30 +319,6 @@ async fn own_files(main: Arc<Main>, source: SecretSource) {
     }
 }
 
-fn secret_stream(main: &Arc<Main>, service: &ApiSource, token: Option<TokenSource>) -> JoinSet<()> {
-    let source = SecretSource::Api(service.clone());
-    let client = client(main, Service::Secret, service, token);
-    let subscriptions = client.subscriptions();
-    let mut wanted = main.wanted();
-    let of = source.clone();
-    let follow = async move {
-        let mut before = Arc::<Wanted>::default();
-        loop {
-            let now = wanted.borrow_and_update().clone();
-            renew(&subscriptions, types::SECRET, &before.secrets, &now.secrets, |key| name_from(key, &of));
-            before = now;
-            if wanted.changed().await.is_err() {
-                return;
-            }
-        }
-    };
-    let mut tasks = JoinSet::new();
-    tasks.spawn(main.supervisor.clone().only_once("subscriptions", follow));
-    let mut applier = Applier { main: main.clone(), source, name: service.cluster.clone() };
-    tasks.spawn(main.supervisor.clone().only_once("discovery", async move { client.run(&mut applier).await }));
-    tasks
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -305,11 +333,22 @@ mod tests {
 
     /// And has this name there.
     fn listener_with(cluster: &str, secret: &str) -> Update {
+        listener_of(cluster, &[secret.to_owned()])
+    }
+
+    /// And has certificates of these names there.
+    fn listener_of(cluster: &str, secrets: &[String]) -> Update {
+        let secret = |name: &String| {
+            format!(
+                "{{name: '{name}', sds_config: {{initial_fetch_timeout: 0s, api_config_source: {{api_type: GRPC, \
+               grpc_services: [{{envoy_grpc: {{cluster_name: {cluster}}}}}]}}}}}}"
+            )
+        };
+        let secrets = secrets.iter().map(secret).collect::<Vec<_>>().join(", ");
         let text = format!(
             "{{static_resources: {{listeners: [{{name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: 9}}}}, filter_chains: [{{\
                transport_socket: {{name: tls, typed_config: {{'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, \
-                 common_tls_context: {{tls_certificate_sds_secret_configs: [{{name: '{secret}', \
-                   sds_config: {{initial_fetch_timeout: 0s, api_config_source: {{api_type: GRPC, grpc_services: [{{envoy_grpc: {{cluster_name: {cluster}}}}}]}}}}}}]}}}}}}, \
+                 common_tls_context: {{tls_certificate_sds_secret_configs: [{secrets}]}}}}}}, \
                filters: [{{name: t, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, \
                  stat_prefix: t, cluster: c}}}}]}}]}}]}}}}"
         );
@@ -327,20 +366,54 @@ mod tests {
     async fn a_secret_service_that_nothing_is_wanted_of_is_left() {
         let main = test_support::main("{node: {id: n, cluster: c}}");
         let identity = Some(watch::channel(None).1);
-        let mut services = SecretServices { main: main.clone(), identity, token: None, running: HashMap::new() };
+        let mut services = SecretServices { main: main.clone(), identity, token: None, own: HashMap::new(), others: HashMap::new() };
+        let mut before = Since::default();
         let mut with = |updates: Vec<Update>, removed: &[String]| {
             assert_eq!(main.apply(&SecretSource::Ads, types::LISTENER, updates, removed), []);
             let wanted = main.wanted().borrow().clone();
-            services.follow(&wanted.secrets);
-            let mut running: Vec<_> = services.running.iter().map(|(service, tasks)| (service.cluster.clone(), tasks.len())).collect();
+            services.follow(&before, &wanted.secrets);
+            before = wanted.secrets.clone();
+            let own = services.own.iter().map(|(service, tasks)| (service.cluster.clone(), vec![tasks.len()]));
+            let streams = |connections: &Vec<SecretStreams>| connections.iter().map(|streams| streams.tasks.len()).collect();
+            let others = services.others.iter().map(|(service, connections)| (service.cluster.clone(), streams(connections)));
+            let mut running: Vec<_> = own.chain(others).collect();
             running.sort();
             running
         };
-        let (own, one, two) = ((OWN_SECRETS.to_owned(), 2), ("one".to_owned(), 2), ("two".to_owned(), 2));
+        let names: Vec<String> = (0..=MOST_STREAMS).map(|n| n.to_string()).collect();
+        let (own, one, two) = ((OWN_SECRETS.to_owned(), vec![2]), ("one".to_owned(), vec![1]), ("two".to_owned(), vec![1]));
         assert_eq!(with(vec![listener("one")], &[]), std::slice::from_ref(&one));
+        assert_eq!(with(vec![listener_of("one", &names)], &[]), [("one".to_owned(), vec![MOST_STREAMS, 1])]);
+        assert_eq!(with(vec![listener_of("one", &names[1..2])], &[]), std::slice::from_ref(&one));
         assert_eq!(with(vec![listener(OWN_SECRETS)], &[]), std::slice::from_ref(&own));
         assert_eq!(with(vec![listener("two")], &[]), [own.clone(), two]);
         assert_eq!(with(Vec::new(), &["l".to_owned()]), [own]);
+    }
+
+    #[tokio::test]
+    async fn a_service_that_ends_streams_of_many_secrets_gives_each_for_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, identity) = (|name: &str| folder.path().join(name).display().to_string(), identity());
+        std::fs::write(path("crt"), identity.chain_pem()).unwrap();
+        std::fs::write(path("key"), identity.key().to_pem()).unwrap();
+        let (socket, (_publish, none)) = (path("socket"), watch::channel(None));
+        let _server = lateen_identity::sds::SdsServer::start(std::path::Path::new(&socket), none).unwrap();
+        let main = test_support::main("{node: {id: n, cluster: c}}");
+        let endpoint = format!("{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: '{socket}'}}}}}}}}]}}");
+        let text = format!(
+            "{{static_resources: {{clusters: [{{name: sds, type: STATIC, load_assignment: {{cluster_name: sds, endpoints: [{endpoint}]}}}}]}}}}"
+        );
+        let body = lateen_snapshot::bootstrap::parse(&text, "test.yaml").unwrap().resources.remove(0);
+        let cluster = Update { name: "sds".to_owned(), version: "1".to_owned(), body };
+        assert_eq!(main.apply(&SecretSource::Ads, types::CLUSTER, vec![cluster], &[]), []);
+        // One file by many names.
+        let names: Vec<String> = (0..70).map(|n| format!("file-cert:{}~{}", path(&("./".repeat(n) + "crt")), path("key"))).collect();
+        assert_eq!(main.apply(&SecretSource::Ads, types::LISTENER, vec![listener_of("sds", &names)], &[]), []);
+        let task = tokio::spawn(secrets(main.clone(), None, None));
+        let mut snapshots = main.snapshots();
+        let there = snapshots.wait_for(|snapshot| !snapshot.listeners.is_empty());
+        tokio::time::timeout(Duration::from_secs(20), there).await.unwrap().unwrap();
+        task.abort();
     }
 
     #[tokio::test]

@@ -3,13 +3,16 @@ use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
+use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
+use tonic::transport::{Channel, Endpoint};
 
 /// A byte stream to a server.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -19,7 +22,11 @@ type Dial = dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + S
 
 /// Opens a connection each time the client needs one.
 #[derive(Clone)]
-pub struct Connector(Arc<Dial>);
+pub struct Connector {
+    dial: Arc<Dial>,
+    /// Of all that share it.
+    connection: Option<Arc<OnceLock<Channel>>>,
+}
 
 impl std::fmt::Debug for Connector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -34,10 +41,18 @@ impl Connector {
         F: Future<Output = io::Result<T>> + Send + 'static,
         T: Io,
     {
-        Self(Arc::new(move || {
+        let dial = Arc::new(move || {
             let future = dial();
-            Box::pin(async move { Ok(Box::new(future.await?) as Box<dyn Io>) })
-        }))
+            Box::pin(async move { Ok(Box::new(future.await?) as Box<dyn Io>) }) as Pin<Box<dyn Future<Output = _> + Send>>
+        });
+        Self { dial, connection: None }
+    }
+
+    /// The clients that get clones of it have one connection together: it is opened when the first of them needs it and when it
+    /// is lost, and closed when all of them are gone. The options of the first count for it.
+    #[must_use]
+    pub fn shared(self) -> Self {
+        Self { connection: Some(Arc::default()), ..self }
     }
 
     /// Plain TCP to `host:port`. The name is resolved at each attempt.
@@ -75,8 +90,20 @@ impl Connector {
         })
     }
 
-    pub(crate) async fn connect(&self) -> io::Result<Box<dyn Io>> {
-        (self.0)().await
+    /// Opens a connection, or gives the one that is shared, which opens itself, or fails to within so long.
+    pub(crate) async fn channel(&self, endpoint: &Endpoint, within: Duration) -> Result<Channel, tonic::transport::Error> {
+        let dial = self.dial.clone();
+        let dial = tower::service_fn(move |_: http::Uri| {
+            let connecting = dial();
+            async move { connecting.await.map(TokioIo::new) }
+        });
+        match &self.connection {
+            None => endpoint.connect_with_connector(dial).await,
+            Some(shared) => {
+                let opens_itself = || endpoint.clone().connect_timeout(within).connect_with_connector_lazy(dial);
+                Ok(shared.get_or_init(opens_itself).clone())
+            }
+        }
     }
 }
 

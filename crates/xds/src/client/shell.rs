@@ -8,7 +8,6 @@ use std::time::Duration;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use http::uri::PathAndQuery;
-use hyper_util::rt::TokioIo;
 use lateen_proto::envoy::config::core::v3::Node;
 use lateen_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse};
 use rand::SeedableRng;
@@ -222,20 +221,14 @@ impl Client {
 }
 
 async fn channel(options: &Options, connector: &Connector) -> Result<Channel, tonic::transport::Error> {
-    let connector = connector.clone();
-    let dial = tower::service_fn(move |_: http::Uri| {
-        let connector = connector.clone();
-        async move { connector.connect().await.map(TokioIo::new) }
-    });
     // The scheme is `http` also over TLS: the connector, not the library, does the handshake.
-    Endpoint::from_shared(format!("http://{}", options.authority))?
+    let endpoint = Endpoint::from_shared(format!("http://{}", options.authority))?
         .http2_keep_alive_interval(options.keepalive_interval)
         .keep_alive_timeout(options.keepalive_timeout)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
-        .connect_with_connector(dial)
-        .await
+        .initial_connection_window_size(WINDOW);
+    connector.channel(&endpoint, options.connect_timeout).await
 }
 
 /// Opens the stream. Servers may hold back their response headers until the first response, so
