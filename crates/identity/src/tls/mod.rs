@@ -6,6 +6,7 @@ pub mod key;
 mod known;
 pub mod params;
 pub mod peer;
+mod refused;
 mod revocation;
 pub mod san;
 pub mod suites;
@@ -16,8 +17,9 @@ pub mod verifier;
 pub use key::{CertificateSet, RotatingKey};
 pub use params::{ClientAuth, ClientParams, InvalidTlsParams, Resumption, ServerParams, TlsVersion, Trust, Verification};
 pub use peer::PeerIdentity;
+pub use refused::{PeerRefused, refusal};
 pub use san::{InvalidSanMatcher, SanKind, SanMatcher, SanPattern};
-pub use verifier::{ChainVerifier, PeerRefused, Usage, check_name, refusal};
+pub use verifier::{ChainVerifier, Usage, check_name};
 
 use rustls::crypto::CryptoProvider;
 use std::sync::{Arc, LazyLock};

@@ -4,7 +4,7 @@
 //! does: a root in a list of its own, any other in a list of the trusted certificate that it names as its issuer. One that no list
 //! covers is refused like any other.
 use super::provider;
-use super::verifier::PeerRefused;
+use super::refused::PeerRefused;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use x509_parser::asn1_rs::{Any, FromDer};
 use x509_parser::certificate::X509Certificate;
