@@ -1,143 +1,115 @@
-//! What revocation lists say of the certificates that are trusted by themselves, where chains end.
+//! What revocation lists say of a chain: every certificate is looked up in a list of the one above it.
 //!
-//! Below its end each certificate of a chain is looked up in a list of the one above it. The last is looked up too, as BoringSSL
-//! does: a root in a list of its own, any other in a list of the trusted certificate that it names as its issuer. One that no list
-//! covers is refused like any other.
-use super::provider;
+//! The last is looked up too, as BoringSSL does: a root in a list of its own, any other in a list of the trusted certificate that
+//! issued it. Of the lists that cover a certificate the newest current one counts. One that none covers is refused.
 use super::refused::PeerRefused;
+use list::{List, is_signed};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
-use x509_parser::asn1_rs::{Any, FromDer};
 use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::ParsedExtension;
-use x509_parser::oid_registry::OID_X509_EXT_ISSUER_DISTRIBUTION_POINT;
-use x509_parser::revocation_list::CertificateRevocationList;
 
-/// No more certificates than that stand above one another.
-const MOST_ABOVE: usize = 8;
+mod list;
 
-/// What the lists say of one certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// None covers it.
-    Unknown,
-    Revoked,
-    /// Until the list is out of date, in seconds.
-    GoodUntil(u64),
+/// Revocation lists, and the trusted certificates where chains end.
+pub(super) struct Revocation {
+    lists: Vec<List>,
+    trusted: Vec<CertificateDer<'static>>,
+    /// Which of them issued each of them. A root has itself.
+    issuers: Vec<Vec<usize>>,
+    leaf_only: bool,
 }
 
-impl Standing {
-    pub(super) fn at(self, now: UnixTime) -> Result<(), PeerRefused> {
-        match self {
-            Self::GoodUntil(end) if now.as_secs() < end => Ok(()),
-            Self::Revoked => Err(PeerRefused::Revoked),
-            Self::GoodUntil(_) | Self::Unknown => Err(PeerRefused::RevocationUnknown),
-        }
+impl Revocation {
+    /// `Err` has the position of a list that cannot be used, from 1, and why.
+    pub(super) fn new(
+        trusted: &[CertificateDer<'static>],
+        lists: &[CertificateRevocationListDer<'static>],
+        leaf_only: bool,
+    ) -> Result<Self, (usize, String)> {
+        let list = |(position, der)| List::read(der).map_err(|reason| (position, reason));
+        let lists = (1..).zip(lists).map(list).collect::<Result<_, _>>()?;
+        Ok(Self { lists, trusted: trusted.to_vec(), issuers: issuers(trusted), leaf_only })
     }
-}
 
-/// What these lists say of each of the trusted certificates.
-pub(super) fn standings(roots: &[CertificateDer<'_>], lists: &[CertificateRevocationListDer<'_>]) -> Vec<Standing> {
-    let read = |root| x509_parser::parse_x509_certificate(root).ok().map(|(_, certificate)| certificate);
-    let trusted: Vec<Option<X509Certificate<'_>>> = roots.iter().map(|root| read(root)).collect();
-    let lists: Vec<List<'_>> = lists.iter().filter_map(|list| List::read(list)).collect();
-    let mut known = vec![Standing::Unknown; roots.len()];
-    // Those above come first: each round reaches one further down.
-    for _ in 0..MOST_ABOVE {
-        let of = |one: &Option<X509Certificate<'_>>| one.as_ref().map_or(Standing::Unknown, |one| standing(one, &trusted, &known, &lists));
-        let next: Vec<Standing> = trusted.iter().map(of).collect();
-        if next == known {
-            break;
+    /// Whether the lists cover the certificates `shown`, from the leaf up, and the trusted one at `end` above them, and have
+    /// none of them.
+    ///
+    /// # Errors
+    /// What they say of the first of which they say something else.
+    pub(super) fn check<'a>(&self, shown: impl Iterator<Item = CertificateDer<'a>>, end: usize, now: UnixTime) -> Result<(), PeerRefused> {
+        let path: Vec<_> = shown.chain([self.trusted[end].clone()]).collect();
+        let path: Option<Vec<_>> = path.iter().map(|one| read(one)).collect();
+        let path = path.ok_or(PeerRefused::RevocationUnknown)?;
+        let asked = if self.leaf_only { 1 } else { path.len() };
+        for (one, above) in path.iter().zip(path.iter().skip(1)).take(asked) {
+            self.look_up(one, above, now)?;
         }
-        known = next;
+        if self.leaf_only { Ok(()) } else { self.check_trusted(end, now) }
     }
-    known
-}
 
-fn standing(one: &X509Certificate<'_>, trusted: &[Option<X509Certificate<'_>>], known: &[Standing], lists: &[List<'_>]) -> Standing {
-    let issuer = one.issuer().as_raw();
-    let is_last = issuer == one.subject().as_raw();
-    let mut found = Standing::Unknown;
-    for (above, its_standing) in trusted.iter().zip(known) {
-        let Some(above) = above.as_ref().filter(|above| above.subject().as_raw() == issuer && may_sign_lists(above)) else { continue };
-        let end = match its_standing {
-            _ if is_last => u64::MAX,
-            Standing::GoodUntil(end) => *end,
-            Standing::Unknown | Standing::Revoked => continue,
-        };
-        for list in lists.iter().filter(|list| list.covers(one) && is_signed(list.der, above.public_key().raw)) {
-            if list.content.iter_revoked_certificates().any(|revoked| revoked.raw_serial() == one.raw_serial()) {
-                return Standing::Revoked;
+    /// Whether the lists cover a trusted certificate and have it not. What they say of it counts only if the same is so of
+    /// one that issued it.
+    ///
+    /// # Errors
+    /// What they say otherwise.
+    pub(super) fn check_trusted(&self, one: usize, now: UnixTime) -> Result<(), PeerRefused> {
+        let mut refused = PeerRefused::RevocationUnknown;
+        // Those that a root is looked for above; each only once, as some issue one another.
+        let mut reached = vec![one];
+        let mut next = 0;
+        while let Some(&index) = reached.get(next) {
+            next += 1;
+            for &above in &self.issuers[index] {
+                let (Some(one), Some(its_issuer)) = (read(&self.trusted[index]), read(&self.trusted[above])) else { continue };
+                match self.look_up(&one, &its_issuer, now) {
+                    Ok(()) if above == index => return Ok(()),
+                    Ok(()) if !reached.contains(&above) => reached.push(above),
+                    Ok(()) | Err(PeerRefused::RevocationUnknown) => {}
+                    Err(other) => refused = other,
+                }
             }
-            // The one that holds longest counts.
-            let end = end.min(list.next_update);
-            found = match found {
-                Standing::GoodUntil(other) if other >= end => found,
-                _ => Standing::GoodUntil(end),
-            };
+        }
+        Err(refused)
+    }
+
+    /// What the lists of `above` say of a certificate that it issued.
+    fn look_up(&self, one: &X509Certificate<'_>, above: &X509Certificate<'_>, now: UnixTime) -> Result<(), PeerRefused> {
+        if !may_sign_lists(above) {
+            return Err(PeerRefused::RevocationUnknown);
+        }
+        let counts = |list: &&List| list.is_current(now) && list.covers(one) && list.is_signed_by(above.public_key().raw);
+        // Of two made in the same second nobody knows which is the later: then the stricter.
+        match self.lists.iter().filter(counts).max_by_key(|list| (list.made(), list.has(one))) {
+            None => Err(PeerRefused::RevocationUnknown),
+            Some(list) if list.has(one) => Err(PeerRefused::Revoked),
+            Some(_) => Ok(()),
         }
     }
-    found
+}
+
+fn read<'a>(certificate: &'a CertificateDer<'_>) -> Option<X509Certificate<'a>> {
+    x509_parser::parse_x509_certificate(certificate).ok().map(|(_, certificate)| certificate)
+}
+
+fn issuers(trusted: &[CertificateDer<'_>]) -> Vec<Vec<usize>> {
+    let known: Vec<Option<X509Certificate<'_>>> = trusted.iter().map(|one| read(one)).collect();
+    let of = |(index, one): (usize, &Option<X509Certificate<'_>>)| {
+        let Some(one) = one else { return Vec::new() };
+        if is_self_issued(one) {
+            return vec![index];
+        }
+        let issued = |above: &X509Certificate<'_>| {
+            above.subject().as_raw() == one.issuer().as_raw() && is_signed(&trusted[index], above.public_key().raw)
+        };
+        known.iter().enumerate().filter(|(_, above)| above.as_ref().is_some_and(issued)).map(|(above, _)| above).collect()
+    };
+    known.iter().enumerate().map(of).collect()
+}
+
+pub(super) fn is_self_issued(certificate: &X509Certificate<'_>) -> bool {
+    certificate.issuer().as_raw() == certificate.subject().as_raw()
 }
 
 /// A certificate that says nothing about what its key is for may do anything.
 fn may_sign_lists(certificate: &X509Certificate<'_>) -> bool {
     certificate.key_usage().is_ok_and(|usage| usage.is_none_or(|usage| usage.value.crl_sign()))
-}
-
-struct List<'a> {
-    der: &'a [u8],
-    content: CertificateRevocationList<'a>,
-    next_update: u64,
-}
-
-impl<'a> List<'a> {
-    fn read(der: &'a [u8]) -> Option<Self> {
-        let (_, content) = x509_parser::parse_x509_crl(der).ok()?;
-        let next_update = u64::try_from(content.next_update()?.timestamp()).ok()?;
-        Some(Self { der, content, next_update })
-    }
-
-    /// Whether it is of this certificate's issuer, and speaks of certificates like it.
-    fn covers(&self, one: &X509Certificate<'_>) -> bool {
-        let mut extensions = self.content.extensions().iter();
-        let scope = extensions.find(|extension| extension.oid == OID_X509_EXT_ISSUER_DISTRIBUTION_POINT);
-        let is_in_scope = scope.is_none_or(|scope| match scope.parsed_extension() {
-            ParsedExtension::IssuingDistributionPoint(scope) => {
-                let is_of_its_kind = if one.is_ca() { !scope.only_contains_user_certs } else { !scope.only_contains_ca_certs };
-                let is_whole = !scope.indirect_crl && !scope.only_contains_attribute_certs && scope.only_some_reasons.is_none();
-                is_of_its_kind && is_whole && scope.distribution_point.is_none()
-            }
-            _ => false,
-        });
-        is_in_scope && self.content.issuer().as_raw() == one.issuer().as_raw()
-    }
-}
-
-/// Whether the holder of this public key signed a list. By the same means as chains are verified.
-fn is_signed(list: &[u8], public_key: &[u8]) -> bool {
-    let parts = || {
-        let (tbs, rest) = first(inside(list)?)?;
-        let (algorithm, rest) = first(rest)?;
-        // In whole bytes: how many bits of the last are not of it stands before.
-        let signature = inside(first(rest)?.0)?.strip_prefix(&[0])?;
-        let (key_algorithm, rest) = first(inside(public_key)?)?;
-        let key = inside(first(rest)?.0)?.strip_prefix(&[0])?;
-        let fits = |one: &&&dyn rustls_pki_types::SignatureVerificationAlgorithm| {
-            inside(key_algorithm) == Some(one.public_key_alg_id().as_ref()) && inside(algorithm) == Some(one.signature_alg_id().as_ref())
-        };
-        let mut fitting = provider().signature_verification_algorithms.all.iter().filter(fits);
-        Some(fitting.any(|algorithm| algorithm.verify_signature(key, tbs, signature).is_ok()))
-    };
-    parts().unwrap_or(false)
-}
-
-/// The first value of several in DER, and the others.
-fn first(der: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (rest, _) = Any::from_der(der).ok()?;
-    der.split_at_checked(der.len() - rest.len())
-}
-
-/// What is in a value.
-fn inside(der: &[u8]) -> Option<&[u8]> {
-    Any::from_der(der).ok().map(|(_, value)| value.data)
 }

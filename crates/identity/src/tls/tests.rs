@@ -5,12 +5,12 @@ use crate::ca::CertificateAuthority;
 use crate::secrets::{PrivateKey, WorkloadSecrets, certified_key};
 use base64::Engine;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType, SerialNumber,
 };
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, NamedGroup, ProtocolVersion, ServerConfig, ServerConnection, SignatureScheme};
-use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
 use std::time::{Duration, SystemTime};
@@ -49,25 +49,6 @@ impl Forge {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &Issuer::from_params(&self.params, &self.key)).unwrap();
         assemble(vec![certificate.der().clone()], &key)
-    }
-
-    /// A list that revokes one certificate, and holds until that year.
-    fn list(&self, serial: &SerialNumber, until: i32) -> CertificateRevocationListDer<'static> {
-        let list = CertificateRevocationListParams {
-            this_update: rcgen::date_time_ymd(2020, 1, 1),
-            next_update: rcgen::date_time_ymd(until, 1, 1),
-            crl_number: SerialNumber::from(1),
-            issuing_distribution_point: None,
-            revoked_certs: vec![RevokedCertParams {
-                serial_number: serial.clone(),
-                revocation_time: rcgen::date_time_ymd(2020, 1, 1),
-                reason_code: None,
-                invalidity_date: None,
-            }],
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        let signed = list.signed_by(&Issuer::from_params(&self.params, &self.key)).unwrap();
-        CertificateRevocationListDer::from(signed.der().to_vec())
     }
 
     fn roots(&self) -> Vec<CertificateDer<'static>> {

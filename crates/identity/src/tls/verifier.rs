@@ -5,7 +5,7 @@ use super::known::{ChainId, KnownChains};
 use super::peer::PeerIdentity;
 use super::provider;
 use super::refused::PeerRefused;
-use super::revocation::{self, Standing};
+use super::revocation::{Revocation, is_self_issued};
 use super::san::{SanKind, SanMatcher, dns_name_covers};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
@@ -15,10 +15,8 @@ use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, ServerName,
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
-use webpki::{
-    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList, RevocationCheckDepth, RevocationOptionsBuilder,
-    UnknownStatusPolicy, VerifiedPath, anchor_from_trusted_cert,
-};
+use webpki::{EndEntityCert, KeyUsage, VerifiedPath, anchor_from_trusted_cert};
+use x509_parser::certificate::X509Certificate;
 
 /// What the peer uses its certificate for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,10 +38,8 @@ impl std::fmt::Display for Usage {
 pub struct ChainVerifier {
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
-    revocation: Vec<CertRevocationList<'static>>,
-    /// What they say of each root; empty without any.
-    standings: Vec<Standing>,
-    leaf_only: bool,
+    /// `None` without any list.
+    revocation: Option<Revocation>,
     /// Certificates above the leaf, the root among them.
     most_above: Option<usize>,
     known: KnownChains,
@@ -75,15 +71,7 @@ impl ChainVerifier {
                 .map_err(|e| InvalidTrust::Root { position: index + 1, reason: e.to_string() })
         };
         let anchors = roots.iter().enumerate().map(anchor).collect::<Result<_, _>>()?;
-        Ok(Self {
-            roots: roots.to_vec(),
-            anchors,
-            revocation: Vec::new(),
-            standings: Vec::new(),
-            leaf_only: false,
-            most_above: None,
-            known: KnownChains::default(),
-        })
+        Ok(Self { roots: roots.to_vec(), anchors, revocation: None, most_above: None, known: KnownChains::default() })
     }
 
     /// Checks every certificate of the chain, or only the leaf, against `lists`. As in Envoy, a
@@ -92,14 +80,11 @@ impl ChainVerifier {
     /// # Errors
     /// When a list does not parse.
     pub fn with_revocation(mut self, lists: &[CertificateRevocationListDer<'static>], leaf_only: bool) -> Result<Self, InvalidTrust> {
-        let parse = |(index, list): (usize, &CertificateRevocationListDer<'static>)| {
-            OwnedCertRevocationList::from_der(list)
-                .map(CertRevocationList::from)
-                .map_err(|e| InvalidTrust::RevocationList { position: index + 1, reason: e.to_string() })
+        let invalid = |(position, reason)| InvalidTrust::RevocationList { position, reason };
+        self.revocation = match lists {
+            [] => None,
+            lists => Some(Revocation::new(&self.roots, lists, leaf_only).map_err(invalid)?),
         };
-        self.revocation = lists.iter().enumerate().map(parse).collect::<Result<_, _>>()?;
-        self.standings = if lists.is_empty() { Vec::new() } else { revocation::standings(&self.roots, lists) };
-        self.leaf_only = leaf_only;
         Ok(self)
     }
 
@@ -123,9 +108,10 @@ impl ChainVerifier {
         now: UnixTime,
     ) -> Result<(), PeerRefused> {
         if let Some(index) = self.roots.iter().position(|root| root.as_ref() == leaf.as_ref()) {
-            if self.revocation.is_empty() || is_self_issued(leaf)? {
+            let Some(revocation) = &self.revocation else { return verify_trusted_leaf(leaf, usage, now) };
+            if is_self_issued(&parse(leaf)?) {
                 verify_trusted_leaf(leaf, usage, now)?;
-                return self.verify_standing(index, now);
+                return revocation.check_trusted(index, now);
             }
             // A list counts only with its issuer's word, so that one whose issuer is unknown is covered by none (as in OpenSSL).
             return self.verify_chain(leaf, intermediates, usage, now).map_err(|why| match why {
@@ -134,7 +120,7 @@ impl ChainVerifier {
             });
         }
         // Revocation lists expire by themselves: with any, every chain is looked at anew.
-        let chain = self.revocation.is_empty().then(|| ChainId::of(leaf, intermediates, usage));
+        let chain = self.revocation.is_none().then(|| ChainId::of(leaf, intermediates, usage));
         if chain.is_some_and(|chain| self.known.contains(chain, now.as_secs())) {
             return Ok(());
         }
@@ -145,24 +131,16 @@ impl ChainVerifier {
         Ok(())
     }
 
-    /// Whether the lists, if there are any, cover a root and have it not.
-    fn verify_standing(&self, root: usize, now: UnixTime) -> Result<(), PeerRefused> {
-        if self.revocation.is_empty() {
-            return Ok(());
-        }
-        self.standings.get(root).unwrap_or(&Standing::Unknown).at(now)
-    }
-
     /// What is to be said about a whole chain.
     fn verify_path(&self, path: &VerifiedPath<'_>, now: UnixTime) -> Result<(), webpki::Error> {
         if self.most_above.is_some_and(|most| path.intermediate_certificates().count() >= most) {
             return Err(webpki::Error::MaximumPathDepthExceeded);
         }
-        if self.leaf_only {
-            return Ok(());
-        }
-        let root = self.anchors.iter().position(|anchor| std::ptr::eq(anchor, path.anchor()));
-        self.verify_standing(root.unwrap_or(usize::MAX), now).map_err(|why| match why {
+        let Some(revocation) = &self.revocation else { return Ok(()) };
+        let end =
+            self.anchors.iter().position(|anchor| std::ptr::eq(anchor, path.anchor())).ok_or(webpki::Error::UnknownRevocationStatus)?;
+        let shown = std::iter::once(path.end_entity().der()).chain(path.intermediate_certificates().map(|one| one.der()));
+        revocation.check(shown, end, now).map_err(|why| match why {
             PeerRefused::Revoked => webpki::Error::CertRevoked,
             _ => webpki::Error::UnknownRevocationStatus,
         })
@@ -176,15 +154,6 @@ impl ChainVerifier {
         now: UnixTime,
     ) -> Result<(), PeerRefused> {
         let parsed = EndEntityCert::try_from(leaf).map_err(|e| PeerRefused::Malformed(e.to_string()))?;
-        let lists: Vec<&CertRevocationList<'_>> = self.revocation.iter().collect();
-        let depth = if self.leaf_only { RevocationCheckDepth::EndEntity } else { RevocationCheckDepth::Chain };
-        let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
-            options
-                .with_depth(depth)
-                .with_status_policy(UnknownStatusPolicy::Deny)
-                .with_expiration_policy(ExpirationPolicy::Enforce)
-                .build()
-        });
         let wanted = match usage {
             Usage::Client => KeyUsage::client_auth(),
             Usage::Server => KeyUsage::server_auth(),
@@ -193,7 +162,7 @@ impl ChainVerifier {
         let acceptable = |path: &VerifiedPath<'_>| self.verify_path(path, now);
         let algorithms = provider().signature_verification_algorithms.all;
         parsed
-            .verify_for_usage(algorithms, &self.anchors, intermediates, now, wanted, revocation, Some(&acceptable))
+            .verify_for_usage(algorithms, &self.anchors, intermediates, now, wanted, None, Some(&acceptable))
             .map(|_| ())
             .map_err(|e| explain(&e, leaf, usage))
     }
@@ -208,15 +177,15 @@ impl ChainVerifier {
     }
 }
 
-fn is_self_issued(leaf: &CertificateDer<'_>) -> Result<bool, PeerRefused> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(leaf).map_err(|e| PeerRefused::Malformed(e.to_string()))?;
-    Ok(certificate.issuer().as_raw() == certificate.subject().as_raw())
+fn parse<'a>(leaf: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, PeerRefused> {
+    let parsed = x509_parser::parse_x509_certificate(leaf).map_err(|e| PeerRefused::Malformed(e.to_string()));
+    parsed.map(|(_, certificate)| certificate)
 }
 
 /// A leaf that itself stands among the trusted certificates needs no issuer (as in OpenSSL): the
 /// usual self-signed server of a test set-up.
 fn verify_trusted_leaf(leaf: &CertificateDer<'_>, usage: Usage, now: UnixTime) -> Result<(), PeerRefused> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(leaf).map_err(|e| PeerRefused::Malformed(e.to_string()))?;
+    let certificate = parse(leaf)?;
     let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
     let (not_before, not_after) = (seconds(certificate.validity().not_before), seconds(certificate.validity().not_after));
     let now = now.as_secs();
@@ -250,7 +219,7 @@ fn explain(error: &webpki::Error, leaf: &CertificateDer<'_>, usage: Usage) -> Pe
         }
         Error::RequiredEkuNotFoundContext(_) => PeerRefused::WrongUsage(usage),
         Error::CertRevoked => PeerRefused::Revoked,
-        Error::UnknownRevocationStatus | Error::CrlExpired { .. } => PeerRefused::RevocationUnknown,
+        Error::UnknownRevocationStatus => PeerRefused::RevocationUnknown,
         Error::EndEntityUsedAsCa => PeerRefused::Chain("it was issued by a certificate that is not a CA".to_owned()),
         Error::CaUsedAsEndEntity => PeerRefused::Chain("a CA certificate was presented as the peer's own".to_owned()),
         Error::BadDer | Error::BadDerTime | Error::TrailingData(_) => PeerRefused::Malformed(error.to_string()),
@@ -292,7 +261,7 @@ impl PeerPolicy {
         if self.key_pins.is_empty() && self.certificate_pins.is_empty() {
             return Ok(());
         }
-        let (_, certificate) = x509_parser::parse_x509_certificate(leaf).map_err(|e| PeerRefused::Malformed(e.to_string()))?;
+        let certificate = parse(leaf)?;
         let key: [u8; 32] = Sha256::digest(certificate.public_key().raw).into();
         let whole: [u8; 32] = Sha256::digest(leaf).into();
         if self.key_pins.contains(&key) || self.certificate_pins.contains(&whole) { Ok(()) } else { Err(PeerRefused::NotPinned) }
