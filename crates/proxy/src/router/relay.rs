@@ -200,10 +200,9 @@ fn send_on(
 }
 
 /// All of the response is here: how long that took since all of the request was (Envoy `Filter::onUpstreamComplete`).
-fn note_complete(forwarding: &Forwarding, info: &Info, turns: u32) {
+fn note_complete(forwarding: &Forwarding, info: &Info) {
     let Some(received) = forwarding.received.filter(|_| !info.health_check) else { return };
-    let now = if turns > 1 { Instant::now() } else { info.moment };
-    forwarding.cluster.stats.record(cluster_names::UPSTREAM_RQ_TIME, now.saturating_duration_since(received).as_micros() as u64);
+    forwarding.cluster.stats.record(cluster_names::UPSTREAM_RQ_TIME, info.moment.saturating_duration_since(received).as_micros() as u64);
 }
 
 /// A response whose head is held back: while its body is waited for the request's goes on up.
@@ -296,7 +295,7 @@ fn note_end(exchange: &mut Exchange<'_>, forwarding: &Forwarding, lease: &Lease,
 struct Ended {
     /// The upstream ended it before the caller had sent all.
     upstream_first: bool,
-    /// Not all of the response was there with its head.
+    /// The clock was last read in an earlier turn of the event loop.
     waited: bool,
 }
 
@@ -318,7 +317,8 @@ async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &
     let (mut answered, mut upstream_first, mut flushing) = (false, false, false);
     // A piece that there is no room for yet: the end after what fits is seen without room too, so that only the caller is waited for.
     let mut held = None;
-    let mut turns = 0u32;
+    // The clock is read once in a turn at most, and not in that of the head.
+    let (mut turns, mut read_in) = (0u32, 1u32);
     poll_fn(|cx| {
         turns = turns.saturating_add(1);
         // Of a tunnel, and of a response that only waits for its caller to take it, the end of the request changes nothing.
@@ -365,12 +365,10 @@ async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &
                     info.response_trailers = Some(trailers.clone());
                     caller.down.send_end(Some(trailers));
                     answered = true;
-                    note_complete(forwarding, info, turns);
                 }
                 Poll::Ready(None) => {
                     caller.down.send_end(None);
                     answered = true;
-                    note_complete(forwarding, info, turns);
                     upstream_first = !forwarding.body.complete();
                     if tunnel {
                         limits.bound_idle(HALF_CLOSED);
@@ -380,10 +378,17 @@ async fn pump(exchange: &mut Exchange<'_>, forwarding: &mut Forwarding, lease: &
                 Poll::Ready(Some(Err(Halt::Reply(reply)))) => return Poll::Ready(Err(Broken::Filter(reply))),
                 Poll::Pending => break,
             }
+            if answered {
+                if turns > read_in {
+                    info.moment = Instant::now();
+                    read_in = turns;
+                }
+                note_complete(forwarding, info);
+            }
         }
         match caller.down.poll_flush(cx) {
             Poll::Ready(Ok(())) if answered && (!tunnel || forwarding.body.broken() || (forwarding.body.sent() && up_flushed)) => {
-                return Poll::Ready(Ok(Ended { upstream_first, waited: turns > 1 }));
+                return Poll::Ready(Ok(Ended { upstream_first, waited: turns > read_in }));
             }
             Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::Caller)),
             Poll::Pending if answered && !upgraded && !flushing => {
