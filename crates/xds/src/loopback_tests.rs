@@ -25,6 +25,8 @@ use crate::resource::Resource;
 use crate::server::{Backend, Discovery, Event, Hub, Limits, Names, Types};
 use crate::types::{CLUSTER, ENDPOINT, LISTENER, SECRET, short_name};
 
+mod sharing;
+
 const WAIT: Duration = Duration::from_secs(10);
 
 /// Clusters (or secrets) by name; the value is their content.
@@ -338,43 +340,6 @@ async fn secrets_come_over_a_unix_socket_in_both_modes() {
         applied.until("the certificate", |held| held.keys().eq(["default"])).await;
         client.abort();
     }
-    server.abort();
-}
-
-#[tokio::test]
-async fn clients_that_share_a_connection_open_one_and_another_when_it_is_lost() {
-    let hub = hub(&[("a", "1"), ("b", "1")]);
-    let (address, server) = serve(Fake::default(), hub.clone()).await;
-    let opened: Arc<Mutex<Vec<std::net::TcpStream>>> = Arc::default();
-    let dialing = opened.clone();
-    let connector = Connector::new(move || {
-        let opened = dialing.clone();
-        async move {
-            let stream = tokio::net::TcpStream::connect(address).await?.into_std()?;
-            opened.lock().unwrap().push(stream.try_clone()?);
-            tokio::net::TcpStream::from_std(stream)
-        }
-    });
-    let connector = connector.shared();
-    let clients = ["a", "b"].map(|name| {
-        let (applied, subscriptions, client) = start(options(Mode::Delta), connector.clone());
-        subscriptions.subscribe(CLUSTER, [name.to_owned()]);
-        (name, applied, client)
-    });
-    for (name, applied, _) in &clients {
-        applied.until("its own", |held| held.keys().eq([name])).await;
-    }
-    assert_eq!(opened.lock().unwrap().len(), 1);
-    opened.lock().unwrap()[0].shutdown(std::net::Shutdown::Both).unwrap();
-    for (_, applied, _) in &clients {
-        applied.until_logged("Disconnected").await;
-    }
-    hub.publish(world(&[("a", "2"), ("b", "2")]), Types::All, Instant::now());
-    for (_, applied, client) in &clients {
-        applied.until("the next", |held| held.values().eq(["2"])).await;
-        client.abort();
-    }
-    assert_eq!(opened.lock().unwrap().len(), 2);
     server.abort();
 }
 

@@ -1,7 +1,9 @@
 //! Discovery streams: the aggregated one, and secret services of their own.
 use std::collections::HashMap;
+use std::future::Future;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use http::header::{HeaderMap, HeaderName};
 use lateen_identity::WorkloadSecrets;
@@ -9,12 +11,13 @@ use lateen_snapshot::bootstrap::DynamicSource;
 use lateen_snapshot::compile::{ApiSource, SecretKey, SecretSource, Since, Update, Wanted, file_and_name};
 use lateen_telemetry::BlockName;
 use lateen_telemetry::envoy_names::server;
-use lateen_xds::client::{Service, TokenSource};
+use lateen_xds::client::{Io, Service, TokenSource};
 use lateen_xds::{Client, ConnectionEvent, Connector, Handler, Mode, Options, Rejected, Resource, Subscriptions, types};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Main;
+use super::supervise::{Panics, Supervisor};
 
 /// The cluster under which Istio's bootstrap names the agent's secret service: in the sidecar, that is us.
 pub(super) const OWN_SECRETS: &str = "sds-grpc";
@@ -103,9 +106,25 @@ fn client_over(connector: Connector, main: &Arc<Main>, service: Service, source:
 
 fn connector(main: &Arc<Main>, source: &ApiSource) -> Connector {
     let (dialing, name, authority) = (main.clone(), source.cluster.clone(), http_authority(source.authority.clone()));
-    Connector::new(move || {
+    supervised(&main.supervisor, move || {
         let (main, cluster, authority) = (dialing.clone(), name.clone(), authority.clone());
         async move { main.connect(&cluster, &authority).await }
+    })
+}
+
+/// Connects by these means. A connection that is shared opens itself in a task that nobody looks after: a panic there would take
+/// its streams for ever and be known to nobody.
+fn supervised<F>(supervisor: &Supervisor, dial: impl Fn() -> F + Send + Sync + 'static) -> Connector
+where
+    F: Future<Output = io::Result<Box<dyn Io>>> + Send + 'static,
+{
+    let (supervisor, panics) = (supervisor.clone(), Arc::<Mutex<Panics>>::default());
+    Connector::new(move || {
+        let (supervisor, panics, dialing) = (supervisor.clone(), panics.clone(), dial());
+        async move {
+            let connected = supervisor.attempt("connecting for discovery", &panics, dialing).await;
+            connected.unwrap_or_else(|| Err(io::Error::other("a mistake of this proxy's")))
+        }
     })
 }
 
@@ -206,25 +225,19 @@ struct SecretServices {
     token: Option<TokenSource>,
     /// The tasks of our own, which is handed out also when nobody uses it at the moment.
     own: HashMap<ApiSource, JoinSet<()>>,
-    /// The connections to each of the others.
-    others: HashMap<ApiSource, Vec<SecretStreams>>,
+    /// The streams of each of the others.
+    others: HashMap<ApiSource, SecretStreams>,
 }
 
 /// Streams that have a connection together: a server may take no more than a hundred on one.
 const MOST_STREAMS: usize = 64;
 
-/// The streams of one connection. Each is for one secret, as Envoy has them: Istio's agent ends a stream over a secret that it
+/// The streams of one service. Each is for one secret, as Envoy has them: Istio's agent ends a stream over a secret that it
 /// cannot give, and the others must not go with it.
 struct SecretStreams {
     connector: Connector,
     /// By the name of the secret. A stream ends with its task.
     tasks: HashMap<Arc<str>, JoinSet<()>>,
-}
-
-impl SecretStreams {
-    fn has_room(&self) -> bool {
-        self.tasks.len() < MOST_STREAMS
-    }
 }
 
 /// Of these secrets those that a service has: which one, and the name.
@@ -250,21 +263,17 @@ impl SecretServices {
     }
 
     fn close(&mut self, service: &ApiSource, name: &Arc<str>) {
-        let Some(connections) = self.others.get_mut(service) else { return };
-        connections.iter_mut().for_each(|streams| drop(streams.tasks.remove(name)));
-        connections.retain(|streams| !streams.tasks.is_empty());
-        if connections.is_empty() {
+        let Some(streams) = self.others.get_mut(service) else { return };
+        streams.tasks.remove(name);
+        if streams.tasks.is_empty() {
             self.others.remove(service);
         }
     }
 
     fn open(&mut self, service: &ApiSource, name: &Arc<str>) {
         let Self { main, token, others, .. } = self;
-        let connections = others.entry(service.clone()).or_default();
-        if !connections.iter().any(SecretStreams::has_room) {
-            connections.push(SecretStreams { connector: connector(main, service).shared(), tasks: HashMap::new() });
-        }
-        let Some(streams) = connections.iter_mut().find(|streams| streams.has_room()) else { return };
+        let none = || SecretStreams { connector: connector(main, service).shared(MOST_STREAMS), tasks: HashMap::new() };
+        let streams = others.entry(service.clone()).or_insert_with(none);
         let client = client_over(streams.connector.clone(), main, Service::Secret, service, token.clone());
         client.subscriptions().subscribe(types::SECRET, [name.to_string()]);
         let source = SecretSource::Api(service.clone());
@@ -320,164 +329,5 @@ async fn own_files(main: Arc<Main>, source: SecretSource) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::main_thread::test_support;
-
-    /// A listener whose certificate is at the secret service of this cluster.
-    fn listener(cluster: &str) -> Update {
-        listener_with(cluster, "default")
-    }
-
-    /// And has this name there.
-    fn listener_with(cluster: &str, secret: &str) -> Update {
-        listener_of(cluster, &[secret.to_owned()])
-    }
-
-    /// And has certificates of these names there.
-    fn listener_of(cluster: &str, secrets: &[String]) -> Update {
-        let secret = |name: &String| {
-            format!(
-                "{{name: '{name}', sds_config: {{initial_fetch_timeout: 0s, api_config_source: {{api_type: GRPC, \
-               grpc_services: [{{envoy_grpc: {{cluster_name: {cluster}}}}}]}}}}}}"
-            )
-        };
-        let secrets = secrets.iter().map(secret).collect::<Vec<_>>().join(", ");
-        let text = format!(
-            "{{static_resources: {{listeners: [{{name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: 9}}}}, filter_chains: [{{\
-               transport_socket: {{name: tls, typed_config: {{'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, \
-                 common_tls_context: {{tls_certificate_sds_secret_configs: [{secrets}]}}}}}}, \
-               filters: [{{name: t, typed_config: {{'@type': type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, \
-                 stat_prefix: t, cluster: c}}}}]}}]}}]}}}}"
-        );
-        let body = lateen_snapshot::bootstrap::parse(&text, "test.yaml").unwrap().resources.remove(0);
-        Update { name: "l".to_owned(), version: "1".to_owned(), body }
-    }
-
-    fn identity() -> Arc<WorkloadSecrets> {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let chain = rcgen::CertificateParams::new(vec!["a".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
-        Arc::new(WorkloadSecrets::from_pem(chain.as_bytes(), key.serialize_pem().as_bytes(), chain.as_bytes()).unwrap())
-    }
-
-    #[tokio::test]
-    async fn a_secret_service_that_nothing_is_wanted_of_is_left() {
-        let main = test_support::main("{node: {id: n, cluster: c}}");
-        let identity = Some(watch::channel(None).1);
-        let mut services = SecretServices { main: main.clone(), identity, token: None, own: HashMap::new(), others: HashMap::new() };
-        let mut before = Since::default();
-        let mut with = |updates: Vec<Update>, removed: &[String]| {
-            assert_eq!(main.apply(&SecretSource::Ads, types::LISTENER, updates, removed), []);
-            let wanted = main.wanted().borrow().clone();
-            services.follow(&before, &wanted.secrets);
-            before = wanted.secrets.clone();
-            let own = services.own.iter().map(|(service, tasks)| (service.cluster.clone(), vec![tasks.len()]));
-            let streams = |connections: &Vec<SecretStreams>| connections.iter().map(|streams| streams.tasks.len()).collect();
-            let others = services.others.iter().map(|(service, connections)| (service.cluster.clone(), streams(connections)));
-            let mut running: Vec<_> = own.chain(others).collect();
-            running.sort();
-            running
-        };
-        let names: Vec<String> = (0..=MOST_STREAMS).map(|n| n.to_string()).collect();
-        let (own, one, two) = ((OWN_SECRETS.to_owned(), vec![2]), ("one".to_owned(), vec![1]), ("two".to_owned(), vec![1]));
-        assert_eq!(with(vec![listener("one")], &[]), std::slice::from_ref(&one));
-        assert_eq!(with(vec![listener_of("one", &names)], &[]), [("one".to_owned(), vec![MOST_STREAMS, 1])]);
-        assert_eq!(with(vec![listener_of("one", &names[1..2])], &[]), std::slice::from_ref(&one));
-        assert_eq!(with(vec![listener(OWN_SECRETS)], &[]), std::slice::from_ref(&own));
-        assert_eq!(with(vec![listener("two")], &[]), [own.clone(), two]);
-        assert_eq!(with(Vec::new(), &["l".to_owned()]), [own]);
-    }
-
-    #[tokio::test]
-    async fn a_service_that_ends_streams_of_many_secrets_gives_each_for_itself() {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, identity) = (|name: &str| folder.path().join(name).display().to_string(), identity());
-        std::fs::write(path("crt"), identity.chain_pem()).unwrap();
-        std::fs::write(path("key"), identity.key().to_pem()).unwrap();
-        let (socket, (_publish, none)) = (path("socket"), watch::channel(None));
-        let _server = lateen_identity::sds::SdsServer::start(std::path::Path::new(&socket), none).unwrap();
-        let main = test_support::main("{node: {id: n, cluster: c}}");
-        let endpoint = format!("{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: '{socket}'}}}}}}}}]}}");
-        let text = format!(
-            "{{static_resources: {{clusters: [{{name: sds, type: STATIC, load_assignment: {{cluster_name: sds, endpoints: [{endpoint}]}}}}]}}}}"
-        );
-        let body = lateen_snapshot::bootstrap::parse(&text, "test.yaml").unwrap().resources.remove(0);
-        let cluster = Update { name: "sds".to_owned(), version: "1".to_owned(), body };
-        assert_eq!(main.apply(&SecretSource::Ads, types::CLUSTER, vec![cluster], &[]), []);
-        // One file by many names.
-        let names: Vec<String> = (0..70).map(|n| format!("file-cert:{}~{}", path(&("./".repeat(n) + "crt")), path("key"))).collect();
-        assert_eq!(main.apply(&SecretSource::Ads, types::LISTENER, vec![listener_of("sds", &names)], &[]), []);
-        let task = tokio::spawn(secrets(main.clone(), None, None));
-        let mut snapshots = main.snapshots();
-        let there = snapshots.wait_for(|snapshot| !snapshot.listeners.is_empty());
-        tokio::time::timeout(Duration::from_secs(20), there).await.unwrap().unwrap();
-        task.abort();
-    }
-
-    #[tokio::test]
-    async fn a_renewed_certificate_is_handed_out_also_after_a_panic() {
-        let panics = test_support::PanicsOnce::when(|snapshot| !snapshot.listeners.is_empty());
-        let main = test_support::main_with("{node: {id: n, cluster: c}}", panics);
-        assert_eq!(main.apply(&SecretSource::Ads, types::LISTENER, vec![listener(OWN_SECRETS)], &[]), []);
-        let (renew, renewed) = watch::channel(Some(identity()));
-        let task = tokio::spawn(secrets(main.clone(), Some(renewed), None));
-        let mut snapshots = main.snapshots();
-        let there = snapshots.wait_for(|snapshot| !snapshot.listeners.is_empty());
-        let snapshot = tokio::time::timeout(Duration::from_secs(10), there).await.unwrap().unwrap().clone();
-        let slot = snapshot.listeners[0].chains[0].tls.clone().unwrap();
-        let first = slot.config.get().unwrap();
-        renew.send_replace(Some(identity()));
-        let taken = async {
-            while Arc::ptr_eq(&first, &slot.config.get().unwrap()) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(10), taken).await.unwrap();
-        task.abort();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn certificate_files_are_taken_when_they_come_and_when_they_change() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        let write = |identity: &WorkloadSecrets| {
-            std::fs::write(path("crt"), identity.chain_pem()).unwrap();
-            std::fs::write(path("key"), identity.key().to_pem()).unwrap();
-        };
-        let main = test_support::main("{node: {id: n, cluster: c}}");
-        let name = format!("file-cert:{}~{}", path("crt").display(), path("key").display());
-        assert_eq!(main.apply(&SecretSource::Ads, types::LISTENER, vec![listener_with(OWN_SECRETS, &name)], &[]), []);
-        // The workload's own identity may come later, or never.
-        let (_publish, none) = watch::channel(None);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(secrets(main.clone(), Some(none), None));
-        tasks.spawn(super::super::files::run(main.clone()));
-        let told = async {
-            while main.waiting() == ["listener l"] {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(10), told).await.unwrap();
-        let why = format!("listener l ({}: cannot be read: No such file", path("crt").display());
-        assert!(main.waiting()[0].starts_with(&why) && main.phase() == crate::main_thread::Phase::Initializing, "{:?}", main.waiting());
-
-        let identities = [identity(), identity()];
-        write(&identities[0]);
-        let mut snapshots = main.snapshots();
-        let there = snapshots.wait_for(|snapshot| !snapshot.listeners.is_empty());
-        let snapshot = tokio::time::timeout(Duration::from_secs(10), there).await.unwrap().unwrap().clone();
-        assert_eq!(main.phase(), crate::main_thread::Phase::Live);
-        let slot = snapshot.listeners[0].chains[0].tls.clone().unwrap();
-        let first = slot.config.get().unwrap();
-        write(&identities[1]);
-        let taken = async {
-            while Arc::ptr_eq(&first, &slot.config.get().unwrap()) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(10), taken).await.unwrap();
-        tasks.shutdown().await;
-    }
-}
+#[path = "discovery_tests.rs"]
+mod tests;

@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -56,18 +56,35 @@ impl Supervisor {
     pub(super) async fn run<F: Future<Output = ()>>(self, name: &'static str, task: impl Fn() -> F) {
         let mut panics = Panics::default();
         while AssertUnwindSafe(task()).catch_unwind().await.is_err() {
-            self.panics.add_shared(server::PANICS, 1);
-            if !panics.bear(Instant::now()) {
-                self.died.send_replace(Some(format!("the task `{name}` panicked {} times within {WINDOW:?}", MOST + 1)));
+            if !self.bear(name, &mut panics) {
                 return;
             }
-            tracing::error!("the task `{name}` was interrupted by a mistake of this program, please report it; it is started again");
             tokio::time::sleep(PAUSE).await;
         }
     }
-}
 
-impl Supervisor {
+    /// Runs what is tried again by whoever hears that it failed: nothing comes of it where it panics. The panics of all that is
+    /// alike count together.
+    pub(super) async fn attempt<T>(&self, name: &'static str, panics: &Mutex<Panics>, task: impl Future<Output = T>) -> Option<T> {
+        let result = AssertUnwindSafe(task).catch_unwind().await.ok();
+        if result.is_none() {
+            self.bear(name, &mut panics.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+        result
+    }
+
+    /// Counts a panic, and gives the process up when it is one too many.
+    fn bear(&self, name: &'static str, panics: &mut Panics) -> bool {
+        self.panics.add_shared(server::PANICS, 1);
+        let is_borne = panics.bear(Instant::now());
+        if is_borne {
+            tracing::error!("the task `{name}` was interrupted by a mistake of this program, please report it; it is started again");
+        } else {
+            self.died.send_replace(Some(format!("the task `{name}` panicked {} times within {WINDOW:?}", MOST + 1)));
+        }
+        is_borne
+    }
+
     /// Runs what cannot be started again: a panic ends the process.
     pub(super) async fn only_once(self, name: &'static str, task: impl Future<Output = ()>) {
         if AssertUnwindSafe(task).catch_unwind().await.is_err() {

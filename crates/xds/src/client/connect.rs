@@ -3,7 +3,7 @@ use std::future::Future;
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -12,7 +12,10 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
+
+use super::pool::{Lifeline, Pool, Seat};
+use super::shell::causes;
 
 /// A byte stream to a server.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -24,8 +27,8 @@ type Dial = dyn Fn() -> Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + S
 #[derive(Clone)]
 pub struct Connector {
     dial: Arc<Dial>,
-    /// Of all that share it.
-    connection: Option<Arc<OnceLock<Channel>>>,
+    /// Of all that share them.
+    connections: Option<Arc<Pool>>,
 }
 
 impl std::fmt::Debug for Connector {
@@ -45,14 +48,15 @@ impl Connector {
             let future = dial();
             Box::pin(async move { Ok(Box::new(future.await?) as Box<dyn Io>) }) as Pin<Box<dyn Future<Output = _> + Send>>
         });
-        Self { dial, connection: None }
+        Self { dial, connections: None }
     }
 
-    /// The clients that get clones of it have one connection together: it is opened when the first of them needs it and when it
-    /// is lost, and closed when all of them are gone. The options of the first count for it.
+    /// The clients that get clones of it have connections together, so many of them on one and fewer where the server takes no
+    /// more: each is opened when the first of its clients needs it, and closed when all of them are gone. The
+    /// options of the first count for it.
     #[must_use]
-    pub fn shared(self) -> Self {
-        Self { connection: Some(Arc::default()), ..self }
+    pub fn shared(self, most: usize) -> Self {
+        Self { connections: Some(Arc::new(Pool::new(most))), ..self }
     }
 
     /// Plain TCP to `host:port`. The name is resolved at each attempt.
@@ -90,20 +94,29 @@ impl Connector {
         })
     }
 
-    /// Opens a connection, or gives the one that is shared, which opens itself, or fails to within so long.
-    pub(crate) async fn channel(&self, endpoint: &Endpoint, within: Duration) -> Result<Channel, tonic::transport::Error> {
-        let dial = self.dial.clone();
-        let dial = tower::service_fn(move |_: http::Uri| {
-            let connecting = dial();
-            async move { connecting.await.map(TokioIo::new) }
-        });
-        match &self.connection {
-            None => endpoint.connect_with_connector(dial).await,
-            Some(shared) => {
-                let opens_itself = || endpoint.clone().connect_timeout(within).connect_with_connector_lazy(dial);
-                Ok(shared.get_or_init(opens_itself).clone())
-            }
-        }
+    /// Opens a connection, or finds a place on one that is shared, or fails to within so long.
+    ///
+    /// # Errors
+    /// Why there is none, in words.
+    pub(super) async fn seat(&self, endpoint: &Endpoint, within: Duration) -> Result<Seat, String> {
+        let Some(connections) = &self.connections else {
+            let dial = self.dial.clone();
+            let dial = tower::service_fn(move |_: http::Uri| {
+                let connecting = dial();
+                async move { connecting.await.map(TokioIo::new) }
+            });
+            return endpoint.connect_with_connector(dial).await.map(Seat::alone).map_err(|e| causes(&e));
+        };
+        let endpoint = endpoint.clone().connect_timeout(within);
+        let connect = |line: Lifeline| {
+            let dial = self.dial.clone();
+            let dial = tower::service_fn(move |_: http::Uri| {
+                let opening = line.is_new().then(|| line.again().open(dial()));
+                async move { opening.ok_or(io::ErrorKind::NotConnected)?.await.map(TokioIo::new) }
+            });
+            endpoint.connect_with_connector_lazy(dial)
+        };
+        connections.seat(connect).await
     }
 }
 

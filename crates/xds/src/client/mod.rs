@@ -5,8 +5,10 @@
 //! listener names, the endpoints a cluster names) it asks for through [`Subscriptions`].
 mod connect;
 mod nack;
+mod pool;
 mod shell;
 mod state;
+mod told;
 mod ttl;
 mod wrapped;
 

@@ -18,6 +18,7 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Extensions, Status, Streaming};
 
+use super::pool::Seat;
 use super::{ClientState, Command, Connector, Handler, Mode, Request, Response, Subscriptions};
 use crate::backoff::Backoff;
 
@@ -157,7 +158,7 @@ impl Client {
     /// One connection and one stream, until it ends; says why it ended.
     async fn session<H: Handler>(&mut self, handler: &mut H, backoff: &mut Backoff) -> String {
         let connected = {
-            let mut connecting = pin!(timeout(self.options.connect_timeout, channel(&self.options, &self.connector)));
+            let mut connecting = pin!(timeout(self.options.connect_timeout, seat(&self.options, &self.connector)));
             loop {
                 tokio::select! {
                     connected = &mut connecting => break connected,
@@ -165,14 +166,14 @@ impl Client {
                 }
             }
         };
-        let channel = match connected {
-            Ok(Ok(channel)) => channel,
-            Ok(Err(error)) => return format!("cannot connect: {}", causes(&error)),
+        let seat = match connected {
+            Ok(Ok(seat)) => seat,
+            Ok(Err(reason)) => return format!("cannot connect: {reason}"),
             Err(_) => return format!("cannot connect: no answer within {:?}", self.options.connect_timeout),
         };
         let end = match self.options.mode {
-            Mode::Delta => self.stream::<DeltaDiscoveryRequest, DeltaDiscoveryResponse, H>(channel, handler, backoff).await,
-            Mode::Sotw => self.stream::<DiscoveryRequest, DiscoveryResponse, H>(channel, handler, backoff).await,
+            Mode::Delta => self.stream::<DeltaDiscoveryRequest, DeltaDiscoveryResponse, H>(&seat, handler, backoff).await,
+            Mode::Sotw => self.stream::<DiscoveryRequest, DiscoveryResponse, H>(&seat, handler, backoff).await,
         };
         match end {
             Ok(()) => "the server closed the stream".to_owned(),
@@ -180,7 +181,7 @@ impl Client {
         }
     }
 
-    async fn stream<Q, R, H>(&mut self, channel: Channel, handler: &mut H, backoff: &mut Backoff) -> Result<(), Status>
+    async fn stream<Q, R, H>(&mut self, seat: &Seat, handler: &mut H, backoff: &mut Backoff) -> Result<(), Status>
     where
         Q: prost::Message + Default + TryFrom<Request> + 'static,
         R: prost::Message + Default + Into<Response> + 'static,
@@ -189,7 +190,7 @@ impl Client {
         let (state, commands) = (&mut self.state, &mut self.commands);
         state.on_connect();
         let (sender, receiver) = mpsc::channel::<Q>(REQUEST_QUEUE);
-        let mut opening = pin!(open::<Q, R>(&self.options, channel, receiver));
+        let mut opening = pin!(open::<Q, R>(&self.options, seat.channel(), receiver));
         let mut inbound: Option<Streaming<R>> = None;
         loop {
             tokio::select! {
@@ -220,15 +221,16 @@ impl Client {
     }
 }
 
-async fn channel(options: &Options, connector: &Connector) -> Result<Channel, tonic::transport::Error> {
+async fn seat(options: &Options, connector: &Connector) -> Result<Seat, String> {
     // The scheme is `http` also over TLS: the connector, not the library, does the handshake.
-    let endpoint = Endpoint::from_shared(format!("http://{}", options.authority))?
+    let endpoint = Endpoint::from_shared(format!("http://{}", options.authority))
+        .map_err(|e| causes(&e))?
         .http2_keep_alive_interval(options.keepalive_interval)
         .keep_alive_timeout(options.keepalive_timeout)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW);
-    connector.channel(&endpoint, options.connect_timeout).await
+    connector.seat(&endpoint, options.connect_timeout).await
 }
 
 /// Opens the stream. Servers may hold back their response headers until the first response, so
@@ -285,7 +287,7 @@ async fn next<R>(inbound: &mut Option<Streaming<R>>) -> Result<Option<R>, Status
 }
 
 /// An error with its causes, because the outermost one is often only "transport error".
-fn causes(error: &dyn Error) -> String {
+pub(super) fn causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
