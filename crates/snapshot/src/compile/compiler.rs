@@ -128,8 +128,8 @@ pub struct Compiler {
     wanted: Arc<Wanted>,
     /// How often that changed.
     turn: Turn,
-    /// Nothing waits, and `users` and `wanted` are as they must be. Members that change keep it so: only then an update of
-    /// one endpoint costs the work of one cluster, however many there are.
+    /// Nothing waits, and `users` and `wanted` are as they must be. Members and secrets that change keep it so: only then an
+    /// update of one endpoint costs the work of one cluster, however many there are.
     settled: bool,
     snapshot: Arc<Snapshot>,
     /// Clusters whose members changed since the last snapshot.

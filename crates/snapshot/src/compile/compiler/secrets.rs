@@ -29,6 +29,8 @@ impl Compiler {
         let proto: SecretProto = decode(&update.body)?;
         same_name(&proto.name, &update.name)?;
         let key = SecretKey { source: source.clone(), name: update.name.as_str().into() };
+        // Where nothing waits for it, it goes into what uses it, and all else is as it was.
+        self.settled &= self.wanted.secrets.contains(&key);
         self.put_secret(&key, Kept::of(proto, update.version.as_str().into())?)
     }
 

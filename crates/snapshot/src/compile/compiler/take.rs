@@ -33,7 +33,8 @@ impl Compiler {
         let mut seen = HashSet::with_capacity(updates.len());
         let mut changed: Vec<String> = Vec::new();
         let type_name = any::name_of(type_url).to_owned();
-        self.settled &= type_name == EndpointProto::full_name();
+        // These say for each whether it is so still.
+        self.settled &= [EndpointProto::full_name(), SecretProto::full_name()].contains(&type_name);
         if type_name == VirtualHostProto::full_name() {
             return self.take_virtual_hosts(updates);
         }

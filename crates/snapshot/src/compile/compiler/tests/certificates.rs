@@ -70,6 +70,33 @@ fn a_certificate_without_an_identity_takes_that_of_the_one_before_away() {
 }
 
 #[test]
+fn a_rotated_certificate_has_nothing_else_looked_through() {
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let context = "{'@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext, \
+         common_tls_context: {tls_certificate_sds_secret_configs: [{name: own, sds_config: {ads: {}}}]}}";
+    let text = format!("{{name: c, type: STATIC, transport_socket: {{name: tls, typed_config: {context}}}}}");
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(&text)], &[], now));
+    let secret = |name: &str| {
+        let made = rcgen::generate_simple_self_signed(vec!["a".to_owned()]).unwrap();
+        let (chain, key) = (serde_json::Value::from(made.cert.pem()), serde_json::Value::from(made.signing_key.serialize_pem()));
+        let content = format!("{{certificate_chain: {{inline_string: {chain}}}, private_key: {{inline_string: {key}}}}}");
+        vec![update::<SecretProto>(&format!("{{name: {name}, tls_certificate: {content}}}"))]
+    };
+    accepted(compiler.apply(SECRET, secret("own"), &[], now));
+    let snapshot = compiler.snapshot();
+    let tls = snapshot.cluster_named("c").unwrap().1.config.transports[0].tls.clone().unwrap();
+    let first = tls.config.get().unwrap();
+    // Settling makes these anew.
+    compiler.users.insert("mark".into(), Vec::new());
+    accepted(compiler.apply(SECRET, secret("own"), &[], now));
+    assert!(!Arc::ptr_eq(&first, &tls.config.get().unwrap()));
+    assert!(compiler.users.contains_key("mark"));
+    // One that nobody wants is not kept.
+    accepted(compiler.apply(SECRET, secret("other"), &[], now));
+    assert!(!compiler.users.contains_key("mark") && compiler.secrets().all(|(key, _)| &*key.name == "own"));
+}
+
+#[test]
 fn the_workloads_own_certificate_is_there_for_who_comes_when_nobody_used_it() {
     let (mut compiler, now) = (Compiler::new(), Instant::now());
     let text = format!("{{name: l, address: {ANY_80}, filter_chains: [{{{MTLS}, filters: [{}]}}]}}", tcp("c"));
