@@ -186,12 +186,16 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// A name may be in any case, as Envoy takes it. `None` where it is left out.
+    /// A name may be in any case, as Envoy takes it, and a number in a string (protobuf `ParseEnumFromStr`). `None` where it is
+    /// left out.
     fn enumeration(&self, id: EnumId, json: Json<'_>) -> Result<Option<i32>> {
         let View::Text(name) = json.view() else { return signed::<i32>(json).map(Some) };
         let shape = self.schema.enumeration(id);
         if let Some((_, number)) = shape.values.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)) {
             return Ok(Some(*number));
+        }
+        if let Ok(number) = name.trim_matches([' ', '\t', '\n', '\x0b', '\x0c', '\r']).parse() {
+            return Ok(Some(number));
         }
         let names: Vec<&str> = shape.values.iter().map(|(name, _)| name.as_str()).take(12).collect();
         self.leave_out(Misfit::new(format!("`{name}` is not one of {}", names.join(", "))))?;

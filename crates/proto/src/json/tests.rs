@@ -251,6 +251,25 @@ fn enums_are_named_in_any_case() {
 }
 
 #[test]
+fn enums_are_numbers_in_strings_too() {
+    let codec = Codec::new();
+    let name = "envoy.config.listener.v3.Listener";
+    for (text, number) in [("1", 1), (" +2\n", 2), ("-7", -7), ("9", 9)] {
+        let json = json!({ "traffic_direction": text });
+        let listener: Listener = codec.read(&(&json).into()).unwrap();
+        assert_eq!(listener.traffic_direction, number, "{text}");
+        let (bytes, left_out) = codec.encode_known(name, &(&json).into()).unwrap();
+        assert!(left_out.is_empty(), "{left_out:?}");
+        assert_eq!(Listener::decode(&*bytes).unwrap().traffic_direction, number, "{text}");
+    }
+    for text in ["1.0", "0x1", "1 2", "", "2147483648"] {
+        let json = json!({ "traffic_direction": text });
+        assert!(codec.read::<Listener>(&(&json).into()).is_err(), "{text}");
+        assert_eq!(codec.encode_known(name, &(&json).into()).unwrap().1.len(), 1, "{text}");
+    }
+}
+
+#[test]
 fn what_a_message_does_not_know_can_be_left_out_and_is_told() {
     let codec = Codec::new();
     let tcp = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
