@@ -226,7 +226,11 @@ pub(super) fn shared_route(value: proto::Route, inherited: &Inherited, context: 
         return one_route(value, inherited, context).map(Arc::new);
     }
     match context.shared.routes.get(&value) {
-        Ok(known) => Ok(known),
+        Ok(known) => {
+            // What is compiled now may be another virtual host than the one that it was seen in, with uses of its own.
+            context.uses.clusters.extend(shared::clusters(&known));
+            Ok(known)
+        }
         Err(key) => {
             let route = one_route(value, inherited, context)?;
             Ok(context.shared.routes.keep(key, route))

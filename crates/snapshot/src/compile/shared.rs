@@ -6,7 +6,8 @@ use std::sync::Arc;
 use lateen_proto::envoy::config::route::v3::{self as proto, route, route_action};
 use prost::Message;
 
-use crate::route::{HostSettings, RetryPolicy, Route, RouteMatch};
+use crate::ClusterId;
+use crate::route::{Action, ClusterChoice, HostSettings, NamedCluster, RetryPolicy, Route, RouteMatch};
 
 /// The parts of one resource.
 #[derive(Default)]
@@ -52,6 +53,22 @@ pub(crate) fn is_shareable(route: &proto::Route) -> bool {
         _ => &[],
     };
     route.typed_per_filter_config.is_empty() && weighted.iter().all(|cluster| cluster.typed_per_filter_config.is_empty())
+}
+
+/// The clusters that a route goes to.
+pub(crate) fn clusters(route: &Route) -> Vec<ClusterId> {
+    let Action::Forward(forward) = &route.action else { return Vec::new() };
+    let (one, several) = match &forward.cluster {
+        ClusterChoice::One(id) => (Some(*id), [].as_slice()),
+        ClusterChoice::Weighted(weighted) => (None, weighted.entries.as_slice()),
+        ClusterChoice::Header(_) => (None, [].as_slice()),
+    };
+    let named = several.iter().map(|entry| &entry.cluster).chain(forward.mirrors.iter().map(|mirror| &mirror.cluster));
+    let fixed = named.filter_map(|cluster| match cluster {
+        NamedCluster::Fixed(id) => Some(*id),
+        NamedCluster::Header(_) => None,
+    });
+    one.into_iter().chain(fixed).collect()
 }
 
 #[cfg(test)]

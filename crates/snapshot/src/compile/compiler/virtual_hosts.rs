@@ -392,6 +392,19 @@ mod tests {
     }
 
     #[test]
+    fn each_host_has_the_clusters_of_the_routes_that_it_shares() {
+        let (mut compiler, now) = (with_routes(), Instant::now());
+        let routes = "routes: [{match: {prefix: /}, route: {cluster: one, request_mirror_policies: [{cluster: mirror}]}}, \
+            {match: {prefix: /w}, route: {weighted_clusters: {clusters: [{name: w1, weight: 1}, {name: w2, weight: 1}]}}}, \
+            {match: {prefix: /h}, route: {cluster_header: x}}]";
+        let sent = ["a", "b"].map(|name| host(&format!("r/{name}"), &format!("{{name: {name}, domains: [{name}.test], {routes}}}")));
+        assert!(compiler.apply(HOST, sent.to_vec(), &[], now).is_empty());
+        let found = &compiler.hosts["r"].found;
+        assert!(Arc::ptr_eq(&found["r/a"].compiled.routes[0], &found["r/b"].compiled.routes[0]));
+        assert_eq!((found["r/a"].clusters.len(), &found["r/a"].clusters), (4, &found["r/b"].clusters));
+    }
+
+    #[test]
     fn a_bad_host_hurts_only_itself() {
         let (mut compiler, now) = (with_routes(), Instant::now());
         let updates = vec![
