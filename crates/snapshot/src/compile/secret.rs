@@ -395,8 +395,18 @@ impl Secrets {
             }
         };
         self.unusable.remove(&key);
-        self.values.insert(key.clone(), KnownSecret::now(value, Arc::default()));
+        self.put_inline(&key, value);
         Ok(Given::Discovered(key))
+    }
+
+    /// What the context that is being made has in files. Nothing else was made with one that is new; others that have a known one
+    /// were made with what it was before.
+    fn put_inline(&mut self, key: &SecretKey, value: SecretValue) {
+        let is_new = match self.values.get(key) {
+            Some(known) if known.value == value => return,
+            known => known.is_none(),
+        };
+        self.values.insert(key.clone(), KnownSecret { is_in_use: is_new, ..KnownSecret::now(value, Arc::default()) });
     }
 
     /// Every file that a secret is read from, as it was then.

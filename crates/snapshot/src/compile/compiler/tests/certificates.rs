@@ -269,7 +269,7 @@ fn a_secret_that_comes_again_unchanged_ends_no_sessions() {
 }
 
 #[test]
-fn a_file_that_one_context_was_made_of_later_is_read_for_the_others_too() {
+fn what_is_in_a_file_is_put_to_use_again_only_where_it_changed() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let write = |name: &str| std::fs::write(file.path(), pem::encode_certificates(identity(name).roots())).unwrap();
     let cluster = |name: &str| {
@@ -283,7 +283,6 @@ fn a_file_that_one_context_was_made_of_later_is_read_for_the_others_too() {
     let (mut compiler, now) = (Compiler::new(), Instant::now());
     write("a");
     accepted(compiler.apply(CLUSTER, vec![cluster("first")], &[], now));
-    accepted(compiler.reload_files(|_| true, now));
     let config = |compiler: &mut Compiler| {
         let transport = compiler.snapshot().cluster_named("first").unwrap().1.config.transports[0].clone();
         transport.tls.as_ref().unwrap().config.get().unwrap()
@@ -291,8 +290,12 @@ fn a_file_that_one_context_was_made_of_later_is_read_for_the_others_too() {
     let before = config(&mut compiler);
     accepted(compiler.reload_files(|_| true, now));
     assert!(Arc::ptr_eq(&before, &config(&mut compiler)), "it is what it was");
-    write("b");
     accepted(compiler.apply(CLUSTER, vec![cluster("second")], &[], now));
+    accepted(compiler.reload_files(|_| true, now));
+    assert!(Arc::ptr_eq(&before, &config(&mut compiler)), "also to one that was made of it later");
+    // One that is made of it before it was read for the others.
+    write("b");
+    accepted(compiler.apply(CLUSTER, vec![cluster("third")], &[], now));
     accepted(compiler.reload_files(|_| true, now));
     assert!(!Arc::ptr_eq(&before, &config(&mut compiler)));
 }
