@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use lateen_core::file_stamp::FileStamp;
+use lateen_core::file_stamp::{FileStamp, is_another_version};
 use lateen_proto::envoy::config::core::v3::{DataSource, data_source};
 use lateen_proto::envoy::extensions::transport_sockets::tls::v3::{CertificateValidationContext, Secret, TlsCertificate, secret};
 
@@ -114,13 +114,16 @@ impl Files {
 impl Watched {
     fn read(&mut self, name: &str) {
         let Reading { content, files } = self.secret.read();
+        if is_another_version(&files, &self.read) {
+            self.unusable = None;
+        }
         self.read = files;
         match content {
             Ok(content) => {
                 self.unusable = None;
                 self.last_good = Some(resource(name, &content));
             }
-            // Told once: where reading itself fails, it is tried again and again.
+            // Told once of each version: where reading itself fails, it is tried again and again.
             Err(error) if self.unusable.as_ref() == Some(&error) => {}
             Err(error) => {
                 let last_is_served = self.last_good.is_some();

@@ -7,6 +7,7 @@ use lateen_proto::envoy::config::core::v3::{DataSource, data_source};
 use lateen_proto::envoy::extensions::transport_sockets::tls::v3::secret;
 use lateen_proto::envoy::service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient;
 use lateen_proto::google::rpc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::SystemTime;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
@@ -212,4 +213,50 @@ fn files_that_break_leave_what_was_read_last() {
     std::fs::remove_file(file.path()).unwrap();
     files.look_again();
     assert_eq!(version(&files), first);
+}
+
+/// Counts what this thread is warned of.
+struct Warnings(Arc<AtomicUsize>);
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::WARN
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Relaxed);
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn each_version_of_a_file_that_cannot_be_used_is_told_of_and_no_other_try() {
+    let warnings = Arc::new(AtomicUsize::new(0));
+    let _counting = tracing::subscriber::set_default(Warnings(warnings.clone()));
+    let told = || warnings.swap(0, Relaxed);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut files = Files::default();
+    files.follow(&[format!("file-root:{}", file.path().display())].into());
+    assert_eq!(told(), 1);
+    for hours in 1..3 {
+        // What comes is as bad.
+        file.as_file().set_modified(SystemTime::now() - hours * HOUR).unwrap();
+        files.look_again();
+        assert_eq!(told(), 1);
+        files.look_again();
+        assert_eq!(told(), 0);
+    }
+    // It is there, and its beginning cannot be read.
+    files.follow(&["file-root:/proc/self/mem".to_owned()].into());
+    assert_eq!(told(), 1);
+    files.look_again();
+    assert_eq!(told(), 0);
 }

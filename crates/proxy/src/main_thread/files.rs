@@ -37,7 +37,7 @@ pub(super) async fn run(main: Arc<Main>) {
             // What was written meanwhile may be half of it.
             if FileStamp::of(Path::new(&file.path)) == now {
                 // Of what is in a file only that is kept that was wanted when it was read.
-                file.take(&main, &wanted, found, last);
+                file.take(&main, &wanted, found, &stamp, last);
                 last.read = Some(stamp);
             }
         }
@@ -60,7 +60,7 @@ struct Last {
 }
 
 impl Last {
-    /// Whether it is to be read now. Envoy sees only files that are moved into place; one that is written in place is read too,
+    /// Whether it is to be read now. Envoy sees only files that are moved into place; one that is written under its name is read too,
     /// but not before it is the same for a while: half of a list would take away what the other half has.
     fn is_due(&mut self, now: &FileStamp, is_anew: bool) -> bool {
         let since = match &self.seen {
@@ -73,6 +73,13 @@ impl Last {
             Some(read) if read == now => is_anew,
             Some(read) => now.replaces(read) || since.elapsed() >= INTERVAL,
         }
+    }
+
+    /// Whether it is to be told why the file could not be read or used as it was then. Where reading itself fails it is tried again
+    /// and again; another version is told of also where it is broken in the same way.
+    fn is_news(&self, failure: &str, stamp: &FileStamp) -> bool {
+        let is_another = stamp.is_there() && self.read.as_ref() != Some(stamp);
+        is_another || self.failure.as_deref() != Some(failure)
     }
 }
 
@@ -183,17 +190,16 @@ impl File {
     }
 
     /// Applies its resources, and keeps their names, so that the next version can leave some out.
-    fn take(&self, main: &Main, wanted: &Wanted, found: Result<DiscoveredFile, InvalidBootstrap>, last: &mut Last) {
+    fn take(&self, main: &Main, wanted: &Wanted, found: Result<DiscoveredFile, InvalidBootstrap>, stamp: &FileStamp, last: &mut Last) {
         let mut awaited = self.awaited(wanted);
         let file = match found {
             Ok(file) => file,
             Err(e) => {
-                let failure = Some(e.to_string());
-                // Told once: where reading itself fails, it is tried again and again.
-                if failure != last.failure {
-                    tracing::error!("{e}; what was read before stays in use");
+                let failure = e.to_string();
+                if last.is_news(&failure, stamp) {
+                    tracing::error!("{failure}; what was read before stays in use");
                 }
-                last.failure = failure;
+                last.failure = Some(failure);
                 return main.refuse(&self.source, self.type_url, &awaited);
             }
         };

@@ -100,7 +100,13 @@ fn response(resources: &serde_json::Value) -> String {
 fn replace(path: &Path, text: &str) {
     let new = path.with_extension("new");
     std::fs::write(&new, text).unwrap();
+    written(&new, Duration::from_secs(1));
     std::fs::rename(new, path).unwrap();
+}
+
+/// As if it had been written so long ago: the clock of files stands still for some milliseconds.
+fn written(path: &Path, ago: Duration) {
+    std::fs::File::options().write(true).open(path).unwrap().set_modified(SystemTime::now() - ago).unwrap();
 }
 
 /// Routes whose one virtual host is called this.
@@ -260,6 +266,41 @@ async fn half_of_a_file_that_is_written_in_place_takes_nothing_away() {
     assert_eq!(there(), [true, true, true], "nobody wrote on");
     replace(&file, &clusters(&["c"]));
     tokio::time::sleep(INTERVAL).await;
-    assert_eq!(there(), [false, false, true], "another file is whole");
+    assert_eq!(there(), [false, false, true], "what is moved there is whole");
+    // Taken away and written anew it is another file too.
+    std::fs::rename(&file, folder.path().join("before")).unwrap();
+    std::fs::write(&file, clusters(&["a"])).unwrap();
+    tokio::time::sleep(INTERVAL).await;
+    assert_eq!(there(), [false, false, true], "somebody may write on");
+    tokio::time::sleep(INTERVAL).await;
+    assert_eq!(there(), [true, false, false]);
+    task.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_version_that_cannot_be_read_is_told_of_and_no_other_look() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let writer = Arc::new(log.reopen().unwrap());
+    let _logged = tracing::subscriber::set_default(tracing_subscriber::fmt().with_writer(writer).finish());
+    let folder = tempfile::tempdir().unwrap();
+    let clusters = folder.path().join("clusters.yaml");
+    std::fs::write(&clusters, "{resources: [").unwrap();
+    // One that is there, and whose beginning cannot be read.
+    let source = |path: &str| format!("{{path_config_source: {{path: '{path}'}}}}");
+    let dynamic = format!("{{cds_config: {}, lds_config: {}}}", source(clusters.to_str().unwrap()), source("/proc/self/mem"));
+    let main = test_support::main(&format!("{{node: {{id: n, cluster: c}}, dynamic_resources: {dynamic}}}"));
+    let task = tokio::spawn(run(main.clone()));
+    let told = || {
+        let log = std::fs::read_to_string(log.path()).unwrap();
+        let of = |file: &str| log.lines().filter(|line| line.contains(file) && line.contains("what was read before stays in use")).count();
+        [of("clusters.yaml"), of("/proc/self/mem")]
+    };
+    for versions in 1..4 {
+        tokio::time::sleep(INTERVAL * 5).await;
+        assert_eq!(told(), [versions, 1]);
+        // As wrong as before.
+        std::fs::write(&clusters, "{resources: [").unwrap();
+        written(&clusters, INTERVAL * u32::try_from(versions).unwrap());
+    }
     task.abort();
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use lateen_core::file_stamp::FileStamp;
+use lateen_core::file_stamp::{FileStamp, is_another_version};
 use lateen_identity::file_secret::{self, FileSecret, Reading};
 use lateen_identity::tls::{ClientAuth, SanMatcher, Trust, Verification};
 use lateen_identity::{PrivateKey, WorkloadSecrets};
@@ -181,7 +181,7 @@ pub(crate) struct Secrets {
     values: HashMap<SecretKey, KnownSecret>,
     /// Also those that could not be read yet.
     from_files: HashMap<SecretKey, FromFiles>,
-    /// Why files could not be used as they were when they were read last.
+    /// Why files could not be used as they were when they were read last, and since when they are so.
     unusable: HashMap<SecretKey, Unusable>,
     /// Contents in files that TLS contexts brought so far: the number of one that is gone is never that of another.
     numbered: u64,
@@ -309,6 +309,9 @@ impl Secrets {
             Err(e) => return Some(Err(Invalid::new(e.to_string()))),
         };
         let (value, from_files) = FromFiles::read(Content::Named(secret));
+        if self.from_files.get(key).is_some_and(|before| is_another_version(&from_files.files, &before.files)) {
+            self.unusable.remove(key);
+        }
         let kept = |value| Kept { known: KnownSecret::now(value, Arc::default()), from_files: Some(from_files.clone()) };
         let read = value.map(kept);
         if read.is_err() {
@@ -419,6 +422,10 @@ impl Secrets {
         let mut results = Vec::new();
         for (key, from) in self.from_files.iter_mut().filter(|(_, from)| from.files.iter().any(|(file, _)| changed(file))) {
             let (value, read) = FromFiles::read(from.content.clone());
+            // Why another version cannot be used is news also where it is for the same reason.
+            if is_another_version(&read.files, &from.files) {
+                self.unusable.remove(key);
+            }
             // What cannot be used is not read again either until it changes.
             *from = read;
             let version = self.values.get(key).map(|known| Arc::clone(&known.version)).unwrap_or_default();

@@ -102,6 +102,35 @@ fn a_listener_keeps_the_last_certificate_that_could_be_used() {
 }
 
 #[test]
+fn another_version_of_a_file_that_is_of_no_use_either_is_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let written = std::cell::Cell::new(1);
+    let write = |name: &str, text: String| {
+        std::fs::write(path(name), text).unwrap();
+        // The clock of files stands still for some milliseconds.
+        let file = std::fs::File::options().write(true).open(path(name)).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(written.replace(written.get() + 1))).unwrap();
+    };
+    write("key", identity("a").key().to_pem());
+    write("crt", identity("b").chain_pem());
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let name = format!("file-cert:{}~{}", path("crt").display(), path("key").display());
+    accepted(compiler.apply(LISTENER, vec![serving(&name)], &[], now));
+    let first = read(&mut compiler, now);
+    assert!(first[0].reason.contains("the private key does not belong to the leaf certificate"), "{first:?}");
+    let since = |compiler: &Compiler| compiler.list(Kind::Listener).remove(0).unusable_files.unwrap().at;
+    let mut last = since(&compiler);
+    for _ in 0..2 {
+        write("crt", identity("c").chain_pem());
+        assert_eq!(look_again(&mut compiler, now), first, "for the same reason");
+        assert!(since(&compiler) > last);
+        last = since(&compiler);
+        assert_eq!((look_again(&mut compiler, now), since(&compiler)), (vec![], last), "nothing changed");
+    }
+}
+
+#[test]
 fn names_that_no_files_can_have_are_told() {
     let (mut compiler, now) = (Compiler::new(), Instant::now());
     accepted(compiler.apply(CLUSTER, vec![originating("file-root:/a~b")], &[], now));
