@@ -191,13 +191,18 @@ impl Compiler {
 
     /// Of these resources came what could not be used at all: who waits for them goes on.
     pub fn refuse(&mut self, source: &SecretSource, type_url: &str, names: &[String], now: Instant) {
+        let type_name = any::name_of(type_url);
         self.note_answer(type_url, &[], names);
-        names.iter().for_each(|name| self.refused.note(any::name_of(type_url), name, source, true));
-        if any::name_of(type_url) == EndpointProto::full_name() {
-            self.no_endpoints.extend(names.iter().map(|name| Arc::from(name.as_str())));
+        let mut is_news = type_name == VirtualHostProto::full_name();
+        for name in names {
+            is_news |= self.refused.note(type_name, name, source, true);
+            is_news |= type_name == EndpointProto::full_name() && self.no_endpoints.insert(name.as_str().into());
         }
-        self.settled = false;
-        self.settle(now);
+        // A file that cannot be read is refused at each look.
+        if is_news {
+            self.settled = false;
+            self.settle(now);
+        }
     }
 
     /// [`Compiler::apply`], for secrets that come from elsewhere than the aggregated stream.

@@ -18,21 +18,19 @@ pub(super) struct Refused {
 }
 
 impl Refused {
-    /// What came of an answer about this name.
-    pub(super) fn note(&mut self, type_name: &str, name: &str, source: &SecretSource, is_refused: bool) {
+    /// What came of an answer about this name; whether it is another than of the one before.
+    pub(super) fn note(&mut self, type_name: &str, name: &str, source: &SecretSource, is_refused: bool) -> bool {
         if type_name == RouteProto::full_name() {
-            put(&mut self.routes, name, is_refused);
+            put(&mut self.routes, name, is_refused)
         } else if type_name == EndpointProto::full_name() {
-            put(&mut self.endpoints, name, is_refused);
+            put(&mut self.endpoints, name, is_refused)
         } else if type_name == ExtensionProto::full_name() {
-            put(&mut self.extensions, name, is_refused);
+            put(&mut self.extensions, name, is_refused)
         } else if type_name == SecretProto::full_name() {
             let key = SecretKey { source: source.clone(), name: name.into() };
-            if is_refused {
-                self.secrets.insert(key);
-            } else {
-                self.secrets.remove(&key);
-            }
+            if is_refused { self.secrets.insert(key) } else { self.secrets.remove(&key) }
+        } else {
+            false
         }
     }
 
@@ -45,10 +43,6 @@ impl Refused {
     }
 }
 
-fn put(names: &mut HashSet<Arc<str>>, name: &str, is_in: bool) {
-    if is_in {
-        names.insert(name.into());
-    } else {
-        names.remove(name);
-    }
+fn put(names: &mut HashSet<Arc<str>>, name: &str, is_in: bool) -> bool {
+    if is_in { names.insert(name.into()) } else { names.remove(name) }
 }

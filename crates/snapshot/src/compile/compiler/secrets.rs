@@ -120,16 +120,20 @@ impl Compiler {
 
     fn put_read(&mut self, read: Vec<(SecretKey, Result<Kept>)>, now: Instant) -> Vec<Rejected> {
         let mut rejected = Vec::new();
-        self.settled = false;
+        let mut is_news = false;
         for (key, read) in read {
-            // Told once: where reading itself fails, it is tried again and again.
+            is_news |= read.is_ok();
+            // Told once of each version: where reading itself fails, it is tried again and again.
             if let Err(invalid) = read.and_then(|secret| self.put_secret(&key, secret))
                 && self.secrets.note_unusable(&key, &invalid)
             {
                 rejected.push(Rejected { name: key.name.to_string(), reason: invalid.to_string() });
             }
         }
-        self.settle(now);
+        if is_news || !rejected.is_empty() {
+            self.settled = false;
+            self.settle(now);
+        }
         rejected
     }
 

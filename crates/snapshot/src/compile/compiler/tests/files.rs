@@ -54,6 +54,27 @@ fn endpoints_of_a_file_come_and_when_they_cannot_the_cluster_goes_on() {
 }
 
 #[test]
+fn what_is_refused_again_and_again_is_settled_once() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    let source = SecretSource::Path(path.to_owned());
+    let (mut compiler, now) = (Compiler::new(), Instant::now());
+    let eds = EDS.replace("{ads: {}}", &format!("{{path: '{path}'}}"));
+    let listener = two(&format!("{{path: '{path}'}}")).remove(0);
+    accepted(compiler.apply(CLUSTER, vec![update::<ClusterProto>(&eds)], &[], now));
+    accepted(compiler.apply(LISTENER, vec![listener], &[], now));
+    let mut settles = |type_url: &str, name: &str| {
+        // Only settling finds that nothing waits any more.
+        compiler.settled = false;
+        compiler.refuse(&source, type_url, &[in_file(path, name)], now);
+        compiler.settled
+    };
+    assert!(!settles(ENDPOINT, "s") && settles(ROUTE, "r"), "each is waited for");
+    assert!(!settles(ENDPOINT, "s") && !settles(ROUTE, "r"), "nobody waits for them any more");
+    assert!(settles(ENDPOINT, "other"));
+}
+
+#[test]
 fn a_file_that_is_not_there_and_hosts_to_be_discovered_are_refused() {
     let (mut compiler, now) = (Compiler::new(), Instant::now());
     let missing = compiler.apply(LISTENER, two("{path_config_source: {path: /no/such.yaml}}"), &[], now).remove(0).reason;
