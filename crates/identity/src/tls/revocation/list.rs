@@ -1,6 +1,5 @@
 //! One revocation list: which certificates it speaks of, when, and who signed it.
 use super::super::provider;
-use super::is_self_issued;
 use rustls_pki_types::{CertificateRevocationListDer, SignatureVerificationAlgorithm, UnixTime};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -69,11 +68,10 @@ impl List {
                 Scope::All => true,
                 Scope::Some { of_users: false, .. } if !one.is_ca() => false,
                 Scope::Some { of_authorities: false, .. } if one.is_ca() => false,
-                Scope::Some { points, .. } => match points_of(one) {
-                    Some(mut its) => its.any(|point| points.iter().any(|other| other == point)),
-                    // Where nothing says which of the issuer's lists it is in, any will do; a root is its own issuer.
-                    None => !is_self_issued(one),
-                },
+                // As in BoringSSL, a list of one place does not speak of a certificate that names none: it may be in another.
+                Scope::Some { points, .. } => {
+                    points_of(one).is_some_and(|mut its| its.any(|point| points.iter().any(|other| other == point)))
+                }
             }
     }
 
@@ -103,7 +101,8 @@ impl Scope {
             return Some(Self::All);
         };
         let ParsedExtension::IssuingDistributionPoint(scope) = scope.parsed_extension() else { return None };
-        let points = scope.distribution_point.iter().flat_map(locations).map(str::to_owned).collect();
+        // webpki takes no list without one, so that this is one that the parser here cannot read.
+        let points = locations(scope.distribution_point.as_ref()?).map(str::to_owned).collect();
         Some(Self::Some { of_users: !scope.only_contains_ca_certs, of_authorities: !scope.only_contains_user_certs, points })
     }
 }

@@ -175,8 +175,10 @@ fn a_root_whose_key_is_not_for_lists_has_none() {
 #[test]
 fn a_list_of_some_certificates_covers_no_others() {
     let root = Forge::new("Root");
-    let middle = root.intermediate("Middle");
     let point = |file: &str| CrlDistributionPoint { uris: vec![format!("http://lists.example/{file}")] };
+    let mut middle = Forge::new("Middle");
+    middle.params.crl_distribution_points = vec![point("1")];
+    middle.root = middle.params.signed_by(&middle.key, &Issuer::from_params(&root.params, &root.key)).unwrap().der().clone();
     let at = |file: &str| root.leaf(&["spiffe://td/ns/a/sa/b"], |p| p.crl_distribution_points = vec![point("other"), point(file)]);
     let (one, two, none) = (at("1"), at("2"), root.leaf(&["spiffe://td/ns/a/sa/b"], |_| {}));
     let list = |file: &str, scope, serial: &SerialNumber| {
@@ -188,7 +190,10 @@ fn a_list_of_some_certificates_covers_no_others() {
     assert_eq!(judge(&one, &[&revoking, &other]), REVOKED);
     assert_eq!(judge(&two, &[&revoking, &other]), Ok(()));
     assert_eq!(judge(&two, &[&revoking]), UNKNOWN);
-    assert_eq!(judge(&none, &[&revoking, &other]), Ok(()), "it does not say where it is listed");
+    // One that does not say where it is listed is not vouched for by the newest of several places' lists.
+    let whole = root.list_of(2019, &serial_of(&none.cert[0]), 2090, None);
+    assert_eq!(judge(&none, &[&revoking, &other]), UNKNOWN);
+    assert_eq!(judge(&none, &[&revoking, &other, &whole]), REVOKED);
     let (users, authorities) = (list("1", Some(CrlScope::UserCertsOnly), &nobody()), list("1", Some(CrlScope::CaCertsOnly), &nobody()));
     assert_eq!(judge(&one, &[&users]), Ok(()));
     assert_eq!(judge(&one, &[&authorities]), UNKNOWN);
