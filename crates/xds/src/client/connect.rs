@@ -14,7 +14,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tonic::transport::Endpoint;
 
-use super::pool::{Lifeline, Pool, Seat};
+use super::pool::{Lifeline, Pool, Seat, TAKES_NO_MORE};
 use super::shell::causes;
 
 /// A byte stream to a server.
@@ -107,12 +107,12 @@ impl Connector {
             });
             return endpoint.connect_with_connector(dial).await.map(Seat::alone).map_err(|e| causes(&e));
         };
-        let endpoint = endpoint.clone().connect_timeout(within);
         let connect = |line: Lifeline| {
             let dial = self.dial.clone();
             let dial = tower::service_fn(move |_: http::Uri| {
-                let opening = line.is_new().then(|| line.again().open(dial()));
-                async move { opening.ok_or(io::ErrorKind::NotConnected)?.await.map(TokioIo::new) }
+                let opening = line.is_new().then(|| line.again().open(within, dial()));
+                let opening = opening.ok_or_else(|| io::Error::new(io::ErrorKind::NotConnected, TAKES_NO_MORE));
+                async move { opening?.await.map(TokioIo::new) }
             });
             endpoint.connect_with_connector_lazy(dial)
         };

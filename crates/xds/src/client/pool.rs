@@ -1,13 +1,19 @@
 //! Connections that clients of one server share: so many streams on each, and fewer where the server takes no more.
+use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 use super::Io;
-use super::told::Telling;
+use super::told::{Telling, too_late};
+
+pub(super) const TAKES_NO_MORE: &str = "the server takes no new streams on this connection";
 
 /// What is known of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,8 +21,8 @@ enum Line {
     Opening,
     /// The server takes so many streams on it at a time, if it said so.
     Open(Option<usize>),
-    /// It could not be opened, or was lost.
-    Over(String),
+    /// It could not be opened, or was lost; without a reason, nobody wanted it any longer before it was open.
+    Over(Option<String>),
 }
 
 pub(super) struct Pool {
@@ -28,7 +34,14 @@ pub(super) struct Pool {
 /// Is closed when no stream has it anymore.
 struct Connection {
     channel: Channel,
-    line: watch::Receiver<Line>,
+    line: Arc<watch::Sender<Line>>,
+}
+
+impl Drop for Connection {
+    /// Those who wait for it to open do not share its end: one of them opens another one.
+    fn drop(&mut self) {
+        over(&self.line, None);
+    }
 }
 
 impl Pool {
@@ -47,10 +60,9 @@ impl Pool {
                 Found::Seat(seat) => return Ok(seat),
                 Found::Opening(line) => line,
             };
-            match opening.wait_for(|line| *line != Line::Opening).await.as_deref() {
-                Ok(Line::Over(reason)) => return Err(reason.clone()),
-                Ok(_) => {}
-                Err(_) => return Err("the connection was given up".to_owned()),
+            // Else it is open, or was given up and is not found again.
+            if let Ok(Line::Over(Some(reason))) = opening.wait_for(|line| *line != Line::Opening).await.as_deref() {
+                return Err(reason.clone());
             }
         }
     }
@@ -62,16 +74,16 @@ impl Pool {
             // With the one that was just made.
             let streams = Arc::strong_count(&connection) - 1;
             let has_room = match &*connection.line.borrow() {
-                Line::Opening => return Found::Opening(connection.line.clone()),
+                Line::Opening => return Found::Opening(connection.line.subscribe()),
                 Line::Open(limit) => streams < limit.unwrap_or(self.most).clamp(1, self.most),
                 Line::Over(_) => false,
             };
             if has_room {
-                return Found::Seat(Seat::on(connection));
+                return Found::Seat(Seat { was_open: true, ..Seat::on(connection) });
             }
         }
-        let (tell, line) = watch::channel(Line::Opening);
-        let connection = Arc::new(Connection { channel: connect(Lifeline(Arc::new(tell))), line });
+        let line = Arc::new(watch::Sender::new(Line::Opening));
+        let connection = Arc::new(Connection { channel: connect(Lifeline(line.clone())), line });
         connections.push(Arc::downgrade(&connection));
         Found::Seat(Seat::on(connection))
     }
@@ -91,14 +103,16 @@ impl Lifeline {
     pub(super) fn is_new(&self) -> bool {
         let is_new = *self.0.borrow() == Line::Opening;
         if !is_new {
-            self.over("the server closed the connection");
+            self.over(TAKES_NO_MORE);
         }
         is_new
     }
 
-    pub(super) async fn open(self, dialing: impl Future<Output = io::Result<Box<dyn Io>>>) -> io::Result<Telling> {
-        match dialing.await {
-            Ok(io) => Ok(Telling::new(io, self)),
+    /// Dials; both that and the server's first frame must be done within so long.
+    pub(super) async fn open(self, within: Duration, dialing: impl Future<Output = io::Result<Box<dyn Io>>>) -> io::Result<Telling> {
+        let until = Instant::now() + within;
+        match timeout_at(until, dialing).await.unwrap_or_else(|_| Err(too_late("connection"))) {
+            Ok(io) => Ok(Telling::new(io, self, until)),
             Err(error) => {
                 self.over(&error.to_string());
                 Err(error)
@@ -110,15 +124,20 @@ impl Lifeline {
         self.0.send_replace(Line::Open(limit));
     }
 
-    fn over(&self, reason: &str) {
-        self.0.send_if_modified(|line| {
-            let is_news = !matches!(line, Line::Over(_));
-            if is_news {
-                *line = Line::Over(reason.to_owned());
-            }
-            is_news
-        });
+    pub(super) fn over(&self, reason: &str) {
+        over(&self.0, Some(reason));
     }
+}
+
+/// The first reason counts.
+fn over(line: &watch::Sender<Line>, reason: Option<&str>) {
+    line.send_if_modified(|line| {
+        let is_news = !matches!(line, Line::Over(_));
+        if is_news {
+            *line = Line::Over(reason.map(str::to_owned));
+        }
+        is_news
+    });
 }
 
 impl Drop for Lifeline {
@@ -135,17 +154,29 @@ enum Found {
 /// The place of one stream on a connection.
 pub(super) struct Seat {
     channel: Channel,
-    _shared: Option<Arc<Connection>>,
+    shared: Option<Arc<Connection>>,
+    was_open: bool,
 }
 
 impl Seat {
     /// On a connection for it alone.
     pub(super) fn alone(channel: Channel) -> Self {
-        Self { channel, _shared: None }
+        Self { channel, shared: None, was_open: false }
     }
 
     fn on(connection: Arc<Connection>) -> Self {
-        Self { channel: connection.channel.clone(), _shared: Some(connection) }
+        Self { channel: connection.channel.clone(), shared: Some(connection), was_open: false }
+    }
+
+    /// Whether a stream that failed so came too late for a connection that others have, of which each learns by itself.
+    pub(super) fn came_late(&self, status: &Status) -> bool {
+        let of_transport = status.source().is_some();
+        let Some(connection) = self.shared.as_ref().filter(|_| self.was_open && of_transport) else { return false };
+        // The library's word for a request that it has not sent: it finds the connection closed to new ones only by the first.
+        if status.code() == Code::Cancelled {
+            over(&connection.line, Some(TAKES_NO_MORE));
+        }
+        matches!(*connection.line.borrow(), Line::Over(_))
     }
 
     pub(super) fn channel(&self) -> Channel {

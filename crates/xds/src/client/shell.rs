@@ -155,33 +155,38 @@ impl Client {
         }
     }
 
-    /// One connection and one stream, until it ends; says why it ended.
+    /// One stream, until it ends; says why it ended. Where it came too late for a connection that others had, that is another one.
     async fn session<H: Handler>(&mut self, handler: &mut H, backoff: &mut Backoff) -> String {
-        let connected = {
-            let mut connecting = pin!(timeout(self.options.connect_timeout, seat(&self.options, &self.connector)));
-            loop {
-                tokio::select! {
-                    connected = &mut connecting => break connected,
-                    () = ended(&self.state) => self.state.expire(handler, now()),
-                }
+        let mut may_move = true;
+        loop {
+            let seat = match self.connect(handler).await {
+                Ok(seat) => seat,
+                Err(reason) => return format!("cannot connect: {reason}"),
+            };
+            let end = match self.options.mode {
+                Mode::Delta => self.stream::<DeltaDiscoveryRequest, DeltaDiscoveryResponse, H>(&seat, handler, backoff).await,
+                Mode::Sotw => self.stream::<DiscoveryRequest, DiscoveryResponse, H>(&seat, handler, backoff).await,
+            };
+            match end {
+                Ok(()) => return "the server closed the stream".to_owned(),
+                Err(Failed { answered: false, status }) if may_move && seat.came_late(&status) => may_move = false,
+                Err(Failed { status, .. }) => return format!("{:?}: {}", status.code(), causes(&status)),
             }
-        };
-        let seat = match connected {
-            Ok(Ok(seat)) => seat,
-            Ok(Err(reason)) => return format!("cannot connect: {reason}"),
-            Err(_) => return format!("cannot connect: no answer within {:?}", self.options.connect_timeout),
-        };
-        let end = match self.options.mode {
-            Mode::Delta => self.stream::<DeltaDiscoveryRequest, DeltaDiscoveryResponse, H>(&seat, handler, backoff).await,
-            Mode::Sotw => self.stream::<DiscoveryRequest, DiscoveryResponse, H>(&seat, handler, backoff).await,
-        };
-        match end {
-            Ok(()) => "the server closed the stream".to_owned(),
-            Err(status) => format!("{:?}: {}", status.code(), causes(&status)),
         }
     }
 
-    async fn stream<Q, R, H>(&mut self, seat: &Seat, handler: &mut H, backoff: &mut Backoff) -> Result<(), Status>
+    async fn connect<H: Handler>(&mut self, handler: &mut H) -> Result<Seat, String> {
+        let within = self.options.connect_timeout;
+        let mut connecting = pin!(timeout(within, seat(&self.options, &self.connector)));
+        loop {
+            tokio::select! {
+                connected = &mut connecting => return connected.unwrap_or_else(|_| Err(format!("no answer within {within:?}"))),
+                () = ended(&self.state) => self.state.expire(handler, now()),
+            }
+        }
+    }
+
+    async fn stream<Q, R, H>(&mut self, seat: &Seat, handler: &mut H, backoff: &mut Backoff) -> Result<(), Failed>
     where
         Q: prost::Message + Default + TryFrom<Request> + 'static,
         R: prost::Message + Default + Into<Response> + 'static,
@@ -204,11 +209,11 @@ impl Client {
                 Some(command) = commands.recv() => command.obey(state),
                 () = ended(state) => state.expire(handler, now()),
                 opened = &mut opening, if inbound.is_none() => {
-                    inbound = Some(opened?);
+                    inbound = Some(opened.map_err(|status| Failed { status, answered: false })?);
                     handler.connection(ConnectionEvent::Connected);
                 }
                 message = next(&mut inbound), if inbound.is_some() => {
-                    let Some(message) = message? else { return Ok(()) };
+                    let Some(message) = message.map_err(|status| Failed { status, answered: true })? else { return Ok(()) };
                     backoff.reset();
                     state.on_response(message, handler, now());
                     // What the handler asked for while applying travels with the ACK.
@@ -219,6 +224,12 @@ impl Client {
             }
         }
     }
+}
+
+/// Why a stream failed, and whether the server had answered it before.
+struct Failed {
+    status: Status,
+    answered: bool,
 }
 
 async fn seat(options: &Options, connector: &Connector) -> Result<Seat, String> {

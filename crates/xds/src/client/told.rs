@@ -1,9 +1,11 @@
 //! A connection that tells what the server says in its first frame of how many streams it takes.
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::Io;
 use super::pool::Lifeline;
@@ -19,21 +21,33 @@ const MAX_CONCURRENT_STREAMS: u16 = 3;
 pub(super) struct Telling {
     io: Box<dyn Io>,
     line: Lifeline,
-    /// What was read, until that is the first frame.
-    first: Option<Vec<u8>>,
+    /// What was read, until that is the first frame, and when that is too late: a server that is silent would have everybody wait.
+    first: Option<(Vec<u8>, Pin<Box<Sleep>>)>,
+}
+
+pub(super) fn too_late(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("no {what} within the time limit"))
 }
 
 impl Telling {
-    pub(super) fn new(io: Box<dyn Io>, line: Lifeline) -> Self {
-        Self { io, line, first: Some(Vec::new()) }
+    pub(super) fn new(io: Box<dyn Io>, line: Lifeline, until: Instant) -> Self {
+        Self { io, line, first: Some((Vec::new(), Box::pin(sleep_until(until)))) }
     }
 
     fn note(&mut self, read: &[u8]) {
-        let Some(first) = &mut self.first else { return };
+        let Some((first, _)) = &mut self.first else { return };
         first.extend_from_slice(read);
         let Some(limit) = limit(first) else { return };
         self.first = None;
         self.line.is_open(limit);
+    }
+
+    fn poll_too_late(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let Some((_, until)) = &mut self.first else { return Poll::Pending };
+        ready!(until.as_mut().poll(cx));
+        let error = too_late("HTTP/2 settings");
+        self.line.over(&error.to_string());
+        Poll::Ready(error)
     }
 }
 
@@ -56,7 +70,8 @@ fn limit(read: &[u8]) -> Option<Option<usize>> {
 impl AsyncRead for Telling {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.io).poll_read(cx, buffer))?;
+        let Poll::Ready(read) = Pin::new(&mut self.io).poll_read(cx, buffer) else { return self.poll_too_late(cx).map(Err) };
+        read?;
         self.note(&buffer.filled()[before..]);
         Poll::Ready(Ok(()))
     }

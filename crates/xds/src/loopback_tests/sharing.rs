@@ -92,12 +92,70 @@ async fn a_connection_that_takes_no_new_streams_is_not_shared_any_longer() {
     first.until("its own", |held| held.len() == 1).await;
     // Streams that there are go on.
     stop.send(()).unwrap();
-    let (address, server) = serve(Fake::default(), hub(&[("b", "2")])).await;
+    let (address, server) = serve(Fake::default(), hub(&[("b", "2"), ("c", "2")])).await;
     *to.lock().unwrap() = address;
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let [(_, second, other)] = each_for_one(["b"], &connector);
-    second.until("its own, elsewhere", |held| held.len() == 1).await;
+    let clients = each_for_one(["b", "c"], &connector);
+    for (_, applied, _) in &clients {
+        applied.until("its own, elsewhere", |held| held.len() == 1).await;
+        let log = applied.log.lock().unwrap().clone();
+        assert_eq!(log.len(), 1, "at once: {log:?}");
+    }
     assert!(!ending.is_finished() && first.log.lock().unwrap().len() == 1);
-    [one, other, server].iter().for_each(JoinHandle::abort);
+    clients.iter().for_each(|(_, _, client)| client.abort());
+    [one, server].iter().for_each(JoinHandle::abort);
     ending.abort();
+}
+
+#[tokio::test]
+async fn who_waits_for_a_connection_that_is_given_up_opens_one() {
+    let (address, server) = serve(Fake::default(), hub(&[("b", "1"), ("c", "1")])).await;
+    let dials = Arc::new(Mutex::new(0));
+    let dialed = dials.clone();
+    let connector = Connector::new(move || {
+        let nth = {
+            let mut dials = dials.lock().unwrap();
+            *dials += 1;
+            *dials
+        };
+        async move {
+            if nth == 1 {
+                std::future::pending::<()>().await;
+            }
+            tokio::net::TcpStream::connect(address).await
+        }
+    });
+    let connector = connector.shared(64);
+    let [(_, _, first)] = each_for_one(["a"], &connector);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let clients = each_for_one(["b", "c"], &connector);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(*dialed.lock().unwrap(), 1, "they wait");
+    first.abort();
+    for (name, applied, _) in &clients {
+        applied.until("its own", |held| held.keys().eq([name])).await;
+        let log = applied.log.lock().unwrap().clone();
+        assert_eq!(log.len(), 1, "at once: {log:?}");
+    }
+    assert_eq!(*dialed.lock().unwrap(), 2, "they share it");
+    clients.iter().for_each(|(_, _, client)| client.abort());
+    server.abort();
+}
+
+#[tokio::test]
+async fn a_server_that_says_nothing_holds_nobody_up() {
+    // The system takes connections to it, on which nothing ever comes.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = Arc::new(Mutex::new(silent.local_addr().unwrap()));
+    let (_opened, connector) = counted_to(&to);
+    let connector = connector.shared(64);
+    let (address, server) = serve(Fake::default(), hub(&[("a", "1")])).await;
+    let limited = Options { connect_timeout: Duration::from_millis(500), ..options(Mode::Delta) };
+    let (applied, subscriptions, client) = start(limited, connector);
+    subscriptions.wildcard(CLUSTER);
+    applied.until_logged("no HTTP/2 settings within the time limit").await;
+    *to.lock().unwrap() = address;
+    applied.until("all", |held| held.len() == 1).await;
+    client.abort();
+    server.abort();
 }
