@@ -14,7 +14,6 @@ from process import Failed, on_load_core
 BENCH = Path(__file__).resolve().parent
 GIB = 1 << 30
 HANDSHAKERS = 8
-IDLE = 5000
 REQUEST = f"GET /bytes/1024 HTTP/1.1\r\nHost: {REVIEWS}\r\n".encode()
 
 
@@ -113,15 +112,15 @@ def served_once(port, context):
     return caller
 
 
-def idle(proxy, port, context=None):
+def idle(proxy, port, count, context=None):
     """KiB of memory that no file backs, for each connection that waits."""
     held = [served_once(port, context) for _ in range(50)]  # what the first ones bring about is not counted
     time.sleep(0.5)
     before = proxy.memory_kib("RssAnon")
     try:
-        held += [served_once(port, context) for _ in range(IDLE)]
+        held += [served_once(port, context) for _ in range(count)]
         time.sleep(1.5)
-        return (proxy.memory_kib("RssAnon") - before) / IDLE
+        return (proxy.memory_kib("RssAnon") - before) / count
     finally:
         for caller in held:
             caller.close()

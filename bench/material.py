@@ -5,6 +5,8 @@ import subprocess
 SERVICE, ENTRY, MIDDLE, ADMIN = 28080, 28000, 28001, 28100
 REVIEWS = "reviews.default.svc.cluster.local"
 HOSTS = 1000
+# Of many-routes.
+ROUTES = 10_000
 TYPE = "type.googleapis.com/envoy."
 ACCESS_LOG = (
     '[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%" %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% '
@@ -116,7 +118,7 @@ def everything_to(name):
 
 
 def envoy(shape, role, certs):
-    """The bootstrap of one role in one shape: http1, h2c, routing, large, tcp, pair-h1 or pair-h2 (roles server and client)."""
+    """The bootstrap of one role in one shape: http1, h2c, routing, large, many-routes, tcp, pair-h1 or pair-h2 (roles server and client)."""
     outbound, inbound = f"outbound|8080||{REVIEWS}", "inbound|8080||"
     service = [address(SERVICE)]
     if shape == "tcp":
@@ -134,12 +136,12 @@ def envoy(shape, role, certs):
     if shape == "routing":
         clusters += [cluster(f"outbound|8080|v{subset}|{n}", service) for n in range(10) for subset in (1, 2)]
         hosts = [routed_host(n) for n in range(HOSTS)]
-    if shape == "large":
-        for n in range(HOSTS):
-            name = f"outbound|8080||{host_name(n)}"
-            clusters.append(cluster(name, [address(8080, f"127.{1 + n // 250}.{n % 250}.{i}") for i in range(1, 11)]))
+    if shape in ("large", "many-routes"):
+        names = [f"outbound|8080||{host_name(n)}" for n in range(HOSTS)]
+        clusters += [cluster(name, [address(8080, f"127.{1 + n // 250}.{n % 250}.{i}") for i in range(1, 11)]) for n, name in enumerate(names)]
+        for n in range(HOSTS if shape == "large" else ROUTES):
             hosts.append({"name": f"{host_name(n)}:8080", "domains": [host_name(n), f"{host_name(n)}:8080"],
-                          "routes": [route({"prefix": "/"}, cluster=name)]})
+                          "routes": [route({"prefix": "/"}, cluster=names[n % HOSTS])]})
     return bootstrap(ENTRY, ADMIN, manager(hosts, "HTTP2" if shape == "h2c" else "HTTP1"), clusters)
 
 
@@ -189,7 +191,7 @@ def haproxy_file(shape, role, folder):
     certs = folder / "certs"
     bind = server = ""
     port, to = (MIDDLE, SERVICE) if role == "server" else (ENTRY, SERVICE)
-    if shape in ("routing", "large"):
+    if shape in ("routing", "large", "many-routes"):
         return None
     if shape == "h2c":
         bind = server = "proto h2"

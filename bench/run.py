@@ -39,6 +39,8 @@ class Scenario:
     measure: object
     # Requests are spread among many hosts.
     hosts: bool = False
+    # Connections that wait.
+    idle: int = 5000
 
 
 THROUGHPUT = [("cpu_us", "CPU µs/request", "{:.1f}"), ("rps", "requests/s", "{:.0f}"), ("p50_ms", "p50 ms", "{:.2f}"),
@@ -76,8 +78,8 @@ def handshake(run, _, proxies):
 
 def idle(run, scenario, proxies):
     if "server" in scenario.roles:
-        return {"kib": load.idle(proxies[0], MIDDLE, load.identity(run.folder / "certs"))}
-    return {"kib": load.idle(proxies[0], ENTRY)}
+        return {"kib": load.idle(proxies[0], MIDDLE, scenario.idle, load.identity(run.folder / "certs"))}
+    return {"kib": load.idle(proxies[0], ENTRY, scenario.idle)}
 
 
 def start(_, __, proxies):
@@ -101,8 +103,11 @@ SCENARIOS = {
     "tcp": Scenario("tcp", ("proxy",), stream),
     "start": Scenario("http1", ("proxy",), start),
     "start-large": Scenario("large", ("proxy",), start),
+    "start-routes": Scenario("many-routes", ("proxy",), start),
     "idle": Scenario("http1", ("proxy",), idle),
     "idle-tls": Scenario("pair-h1", ("server",), idle),
+    "idle-10k": Scenario("http1", ("proxy",), idle, idle=10_000),
+    "idle-tls-10k": Scenario("pair-h1", ("server",), idle, idle=10_000),
 }
 
 

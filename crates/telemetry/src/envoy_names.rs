@@ -774,8 +774,25 @@ table! {
 
 table! {
     /// One action of the overload manager, under `overload.<action>.`; written by the main thread.
-    overload {
+    overload_action {
         gauge ACTIVE = "active";
+        gauge SCALE_PERCENT = "scale_percent";
+    }
+}
+
+table! {
+    /// One load shed point, under `overload.<point>.`; written by the main thread.
+    load_shed_point {
+        gauge SCALE_PERCENT = "scale_percent";
+        counter SHED_LOAD_COUNT = "shed_load_count";
+    }
+}
+
+table! {
+    /// One resource monitor, under `overload.<monitor>.`; written by the main thread.
+    resource_monitor {
+        gauge PRESSURE = "pressure";
+        counter FAILED_UPDATES = "failed_updates";
     }
 }
 

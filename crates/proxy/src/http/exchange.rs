@@ -335,12 +335,13 @@ impl<'a> Exchange<'a> {
 
     /// Envoy `ConnectionManagerImpl::ActiveStream::decodeHeaders`: an overloaded process answers, and does no more.
     fn refuse_when_overloaded(&self) -> Result<(), End> {
-        let overload = &self.worker.overload;
-        if !overload.is_active(Action::StopAcceptingRequests) || self.conn.listener.listener.ignores_overload {
+        let concerns = |action| self.worker.overload.concerns(action, || self.worker.roll());
+        let exempt = self.conn.listener.listener.ignores_overload;
+        if exempt || !(concerns(Action::StopAcceptingRequests) || concerns(Action::ShedRequests)) {
             return Ok(());
         }
         self.hcm.stats.inc(lateen_telemetry::envoy_names::http::DOWNSTREAM_RQ_OVERLOAD_CLOSE);
-        Err(Reply::new(503, "envoy overloaded", details::OVERLOAD, ResponseFlags::OVERLOAD_MANAGER).into())
+        Err(Reply::new(503, "envoy overloaded", details::OVERLOAD, ResponseFlags::NONE).into())
     }
 
     /// Whether this connection is to end after the response.

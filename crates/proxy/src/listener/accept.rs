@@ -78,7 +78,7 @@ async fn accept(worker: &Rc<Worker>, current: &Current, socket: &TcpListener) {
 }
 
 fn is_paused(worker: &Worker, listener: &ListenerState) -> bool {
-    worker.overload.is_active(Action::StopAcceptingConnections) && !listener.listener.ignores_overload
+    worker.overload.is_saturated(Action::StopAcceptingConnections) && !listener.listener.ignores_overload
 }
 
 /// Serves the connection here, or has it served by the worker with the fewest where the listener says so.
@@ -112,10 +112,15 @@ pub(crate) fn take(worker: &Rc<Worker>, handed: Handed) {
     serve(worker, listener, stream, remote, Some(place));
 }
 
+fn is_rejected(worker: &Worker) -> bool {
+    let concerns = |action| worker.overload.concerns(action, || worker.roll());
+    concerns(Action::RejectIncomingConnections) || concerns(Action::ShedConnections)
+}
+
 /// Serves the connection, or closes it when there are too many.
 fn serve(worker: &Rc<Worker>, listener: Rc<ListenerState>, stream: TcpStream, remote: SocketAddr, place: Option<Place>) {
     let config = &listener.listener;
-    if worker.overload.is_active(Action::RejectIncomingConnections) && !config.ignores_overload {
+    if !config.ignores_overload && is_rejected(worker) {
         return listener.stats.inc(names::DOWNSTREAM_CX_OVERLOAD_REJECT);
     }
     // Each worker has its share: one that counted for all would have to be asked by all.

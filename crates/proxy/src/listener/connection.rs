@@ -108,7 +108,7 @@ impl Conn {
         self.chain.drain.ends(|| worker.roll())
             || worker.drain.ends(|| worker.roll())
             || (worker.failing.is_draining() && !listener.drains_when_modified_only)
-            || (worker.overload.is_active(Action::DisableKeepalive) && !listener.ignores_overload)
+            || (!listener.ignores_overload && worker.overload.concerns(Action::DisableKeepalive, || worker.roll()))
     }
 }
 

@@ -19,7 +19,7 @@ use super::state::{Main, Parts, Publisher};
 use super::{cluster_figures, discovery, dns, dns_cache, ejection, figures, files, health, on_demand, overload};
 use crate::admin::{self, AdminOptions};
 use crate::restart::{self, Child, Inherited, Lineage, Parent};
-use crate::worker::{Drain, DrainTime, LogFiles, NodeText, Overload, Peers, Sockets, Wishes, WorkerConfig, WorkerHandle};
+use crate::worker::{Drain, DrainTime, LogFiles, NodeText, Peers, Sockets, Wishes, WorkerConfig, WorkerHandle};
 
 /// How a proxy process runs.
 pub struct Options {
@@ -132,9 +132,9 @@ pub async fn start(options: Options) -> anyhow::Result<Process> {
     let Options { bootstrap, concurrency, pin, upstream_mark, identity, token, local, admin, tags, drain_time, drain_gradually, restart } =
         options;
     let Restarting { bound, before, lineage } = Restarting::begin(restart).await?;
-    let switches = Overload::new(bootstrap.overload.limits.clone());
     let concurrency = concurrency.max(1);
     let epoch = Instant::now();
+    let switches = overload::switches(&bootstrap.overload, concurrency, epoch);
     let node = Arc::new(own_text(&bootstrap, &local));
     let (registry, shards) = Registry::new(concurrency, tags);
     let shown = bootstrap.stats.clone();

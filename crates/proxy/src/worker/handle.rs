@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::main_thread::Panics;
 use crate::restart::Inherited;
 
-use super::{DrainTime, Handed, LogFiles, NodeText, Overload, Peers, TICK, Wishes, Worker, guard};
+use super::{DrainTime, Handed, LogFiles, NodeText, Overload, Peers, TICK, Wishes, Worker, guard, queues};
 
 /// What a worker is made from.
 pub struct WorkerConfig {
@@ -128,8 +128,12 @@ impl WorkerHandle {
             let _ = made.send(Ok(()));
             let shared = Arc::clone(&theirs);
             let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                let index = config.index;
                 let worker = Worker::new(config, theirs);
-                runtime.block_on(run(worker, receiver));
+                runtime.block_on(async {
+                    tokio::task::spawn_local(queues::watch(Arc::clone(&worker.overload), index));
+                    run(worker, receiver).await;
+                });
             }));
             if end.is_err() {
                 // Its listeners and counters went with it: the process cannot serve what it promised.

@@ -7,6 +7,7 @@ mod live;
 mod logs;
 mod overload;
 mod peers;
+mod queues;
 mod wishes;
 
 pub(crate) use counters::Counters;
@@ -19,6 +20,7 @@ pub use logs::LogFiles;
 pub use overload::Overload;
 pub(crate) use peers::Handed;
 pub use peers::Peers;
+pub(crate) use queues::Queues;
 pub(crate) use wishes::Discovered;
 pub use wishes::{Asked, Wishes};
 

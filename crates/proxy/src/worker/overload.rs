@@ -1,15 +1,26 @@
 //! What the proxy does when resources run short: actions that the main thread switches, read by every worker.
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use lateen_snapshot::bootstrap::overload::{Action, Limits};
+
+use super::queues::Queues;
 
 /// The switches and global numbers of a process; relaxed, since a request more or less decides nothing.
 #[derive(Debug, Default)]
 pub struct Overload {
     limits: Limits,
     open: AtomicU64,
-    active: [AtomicBool; Action::ALL.len()],
+    switches: [Switch; Action::ALL.len()],
+    queues: Option<Queues>,
+}
+
+#[derive(Debug, Default)]
+struct Switch {
+    /// Of connections or requests, the share that the action concerns: `u32::MAX` is every one.
+    share: AtomicU32,
+    /// How many it has concerned.
+    hit: AtomicU64,
 }
 
 impl Overload {
@@ -17,13 +28,48 @@ impl Overload {
         Arc::new(Self { limits, ..Self::default() })
     }
 
-    /// Switches an action; true when that changed it.
-    pub fn set(&self, action: Action, active: bool) -> bool {
-        self.active[action as usize].swap(active, Relaxed) != active
+    /// As [`Self::new`], and the workers tell how long work waits for them.
+    pub(crate) fn watching(limits: Limits, queues: Queues) -> Arc<Self> {
+        Arc::new(Self { limits, queues: Some(queues), ..Self::default() })
     }
 
-    pub(crate) fn is_active(&self, action: Action) -> bool {
-        self.active[action as usize].load(Relaxed)
+    pub(crate) fn queues(&self) -> Option<&Queues> {
+        self.queues.as_ref()
+    }
+
+    /// Has an action concern this share (0 to 1) of what comes; returns the share before.
+    pub fn set(&self, action: Action, share: f64) -> f64 {
+        let of_all = f64::from(u32::MAX);
+        // Truncation keeps anything short of all below `u32::MAX`.
+        f64::from(self.switch(action).share.swap((share * of_all) as u32, Relaxed)) / of_all
+    }
+
+    /// Whether the action concerns everything, for those that cannot concern a part.
+    pub(crate) fn is_saturated(&self, action: Action) -> bool {
+        self.switch(action).share.load(Relaxed) == u32::MAX
+    }
+
+    /// Whether the action concerns this connection or request. Dice are thrown only for a share.
+    pub(crate) fn concerns(&self, action: Action, roll: impl FnOnce() -> u32) -> bool {
+        let switch = self.switch(action);
+        let hit = match switch.share.load(Relaxed) {
+            0 => return false,
+            u32::MAX => true,
+            share => roll() < share,
+        };
+        if hit {
+            switch.hit.fetch_add(1, Relaxed);
+        }
+        hit
+    }
+
+    /// How many the action concerned since the last call.
+    pub(crate) fn take_hits(&self, action: Action) -> u64 {
+        self.switch(action).hit.swap(0, Relaxed)
+    }
+
+    fn switch(&self, action: Action) -> &Switch {
+        &self.switches[action as usize]
     }
 
     /// Downstream connections of all workers, from their acceptance on.
@@ -50,5 +96,25 @@ pub(crate) struct Admitted(Arc<Overload>);
 impl Drop for Admitted {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_concerns_as_many_as_it_says_and_is_counted() {
+        let overload = Overload::new(Limits::default());
+        let action = Action::StopAcceptingRequests;
+        let never = || panic!("no dice are needed");
+        assert!(!overload.concerns(action, never));
+        assert_eq!(overload.set(action, 1.0), 0.0);
+        assert!(overload.concerns(action, never) && overload.is_saturated(action));
+        assert_eq!(overload.set(action, 0.25), 1.0);
+        assert!(!overload.is_saturated(action));
+        assert!(overload.concerns(action, || u32::MAX / 5) && !overload.concerns(action, || u32::MAX / 3));
+        assert_eq!((overload.take_hits(action), overload.take_hits(action)), (2, 0));
+        assert!(!overload.concerns(Action::DisableKeepalive, never));
     }
 }

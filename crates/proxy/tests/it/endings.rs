@@ -1,16 +1,14 @@
-//! Running short and coming to an end: limits, overload, drains; nobody who was let in loses a request.
+//! Limits and coming to an end: connections, drains; nobody who was let in loses a request.
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use lateen_proxy::Drain;
-use lateen_snapshot::bootstrap::overload::Action;
-
 use crate::support::*;
+use lateen_proxy::Drain;
 
-const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+pub(crate) const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 
 fn limited(runtime: &str) -> Proxy {
     let upstream = Upstream::ok("x");
@@ -18,7 +16,7 @@ fn limited(runtime: &str) -> Proxy {
     start(&format!("layered_runtime: {{layers: [{{name: l, static_layer: {{{runtime}}}}}]}}{yaml}"))
 }
 
-fn served(stream: &mut TcpStream) -> bool {
+pub(crate) fn served(stream: &mut TcpStream) -> bool {
     stream.write_all(GET).is_ok() && Answer::try_read(stream).is_some_and(|a| a.status == 200)
 }
 
@@ -37,46 +35,6 @@ fn connections_beyond_the_limits_are_closed_and_room_is_made_again() {
         open.pop();
         eventually(|| served(&mut proxy.connect()));
     }
-}
-
-#[test]
-fn an_overloaded_process_refuses_requests_ends_connections_and_recovers() {
-    let upstream = Upstream::ok("x");
-    let proxy = Config::to(&[upstream.port()]).start();
-    let mut kept = proxy.connect();
-    assert!(served(&mut kept));
-    proxy.overload.set(Action::StopAcceptingRequests, true);
-    kept.write_all(GET).unwrap();
-    let answer = Answer::read(&mut kept);
-    assert_eq!((answer.status, answer.body.as_str()), (503, "envoy overloaded"));
-    assert_eq!((upstream.seen().len(), proxy.stat("http.t.downstream_rq_overload_close")), (1, 1));
-    proxy.overload.set(Action::StopAcceptingRequests, false);
-    proxy.overload.set(Action::DisableKeepalive, true);
-    kept.write_all(GET).unwrap();
-    assert_eq!(Answer::read(&mut kept).header("connection"), Some("close"));
-    assert_eq!(kept.read(&mut [0; 1]).unwrap(), 0);
-    proxy.overload.set(Action::DisableKeepalive, false);
-    proxy.overload.set(Action::RejectIncomingConnections, true);
-    assert!(!served(&mut proxy.connect()));
-    proxy.overload.set(Action::RejectIncomingConnections, false);
-    assert!(served(&mut proxy.connect()));
-}
-
-#[test]
-fn connections_wait_in_the_kernel_while_none_are_accepted() {
-    let upstream = Upstream::ok("x");
-    let proxy = Config::to(&[upstream.port()]).start();
-    assert!(served(&mut proxy.connect()));
-    proxy.overload.set(Action::StopAcceptingConnections, true);
-    // The loop was waiting for one already: that one is still taken.
-    assert!(served(&mut proxy.connect()));
-    let mut waiting = proxy.connect();
-    waiting.write_all(GET).unwrap();
-    waiting.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-    assert!(Answer::try_read(&mut waiting).is_none());
-    proxy.overload.set(Action::StopAcceptingConnections, false);
-    waiting.set_read_timeout(Some(WAIT)).unwrap();
-    assert_eq!(Answer::read(&mut waiting).status, 200);
 }
 
 #[test]
@@ -171,26 +129,20 @@ pub(crate) fn whole(
     more: &str,
     upstream: &Upstream,
 ) -> (tokio::runtime::Runtime, lateen_proxy::main_thread::Process, std::net::SocketAddr) {
+    whole_on_port(more, Config::to(&[upstream.port()]))
+}
+
+/// As [`whole`], with all of its configuration given.
+pub(crate) fn whole_on_port(
+    more: &str,
+    config: Config,
+) -> (tokio::runtime::Runtime, lateen_proxy::main_thread::Process, std::net::SocketAddr) {
     let port = free_port();
-    let yaml = Config::to(&[upstream.port()]).yaml().replace("port_value: 0", &format!("port_value: {port}"));
+    let yaml = config.yaml().replace("port_value: 0", &format!("port_value: {port}"));
     let (runtime, process) = whole_process(&format!("{more}{yaml}"), |options| options.concurrency = 2);
     let address = ([127, 0, 0, 1], port).into();
     eventually(|| TcpStream::connect(address).is_ok());
     (runtime, process, address)
-}
-
-#[test]
-fn a_process_whose_memory_is_used_up_refuses_requests() {
-    let overload = "overload_manager: {refresh_interval: 0.02s, resource_monitors: [{name: envoy.resource_monitors.fixed_heap, typed_config: {'@type': type.googleapis.com/envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig, max_heap_size_bytes: 4096}}], actions: [{name: envoy.overload_actions.stop_accepting_requests, triggers: [{name: envoy.resource_monitors.fixed_heap, threshold: {value: 0.95}}]}]}";
-    let upstream = Upstream::ok("x");
-    let (_runtime, process, address) = whole(overload, &upstream);
-    eventually(|| {
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.write_all(GET).unwrap();
-        Answer::read(&mut stream).status == 503
-    });
-    let samples = process.main.registry.scrape(false, &|n| n == "overload.envoy.overload_actions.stop_accepting_requests.active");
-    assert_eq!(samples.len(), 1);
 }
 
 #[test]

@@ -321,11 +321,11 @@ fn socket_options_that_change_are_those_of_another_socket_with_the_same_port() {
 #[test]
 fn what_waits_in_a_socket_that_is_replaced_is_served() {
     let mut changing = Changing::start(&yaml("", &[chain(1, "a")]), AT_ONCE);
-    changing.proxy.overload.set(Action::StopAcceptingConnections, true);
+    changing.proxy.overload.set(Action::StopAcceptingConnections, 1.0);
     let mut waiting: Vec<TcpStream> = (0..20).map(|_| changing.connect(1)).collect();
     changing.change(&yaml("    freebind: true\n", &[chain(1, "a")]));
     assert!(waiting.iter_mut().all(|stream| ask(stream).body == "a"));
-    changing.proxy.overload.set(Action::StopAcceptingConnections, false);
+    changing.proxy.overload.set(Action::StopAcceptingConnections, 0.0);
     assert_eq!(ask(&mut changing.connect(1)).body, "a");
 }
 
@@ -343,7 +343,7 @@ fn options_that_cannot_be_set_leave_the_socket_before_in_place() {
 fn a_longer_queue_is_one_of_the_same_socket() {
     let backlog = |size: u32| yaml(&format!("    tcp_backlog_size: {size}\n"), &[chain(1, "a")]);
     let mut changing = Changing::start(&backlog(1), AT_ONCE);
-    changing.proxy.overload.set(Action::StopAcceptingConnections, true);
+    changing.proxy.overload.set(Action::StopAcceptingConnections, 1.0);
     let fill = |changing: &Changing| -> std::io::Result<Vec<TcpStream>> {
         (0..10).map(|_| TcpStream::connect_timeout(&changing.proxy.address, Duration::from_millis(400))).collect()
     };

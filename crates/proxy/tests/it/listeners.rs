@@ -83,7 +83,7 @@ fn a_listener_that_goes_takes_all_that_is_in_its_queue() {
     let yaml = Config::to(&[dead_port()]).routes("- {match: {prefix: /}, direct_response: {status: 200}}").yaml();
     let yaml = yaml.replace("    filter_chains:", "    tcp_backlog_size: 1024\n    filter_chains:");
     let proxy = start(&yaml);
-    proxy.overload.set(Action::StopAcceptingConnections, true);
+    proxy.overload.set(Action::StopAcceptingConnections, 1.0);
     // One is still accepted by a loop that was waiting for it.
     let mut callers = Vec::new();
     for _ in 0..300 {

@@ -37,6 +37,7 @@ mod listeners;
 mod metadata;
 mod names;
 mod on_demand;
+mod overload;
 mod pace;
 mod pages;
 mod python;

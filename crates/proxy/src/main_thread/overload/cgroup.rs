@@ -1,0 +1,202 @@
+//! What the control group of this process uses and may use (cgroups(7)), of either version.
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where control groups are mounted, and which ones this process is in.
+pub(super) struct Groups {
+    root: PathBuf,
+    /// `/proc/self/cgroup`: `hierarchy:controllers:path`, a line each.
+    own: String,
+}
+
+/// Of a group, in bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Memory {
+    pub(super) used: u64,
+    pub(super) limit: Option<u64>,
+}
+
+/// Of a group.
+#[derive(Debug, PartialEq)]
+pub(super) struct Cpu {
+    /// Time of processors, since the group was made.
+    pub(super) used: Duration,
+    /// How many it may keep busy.
+    pub(super) cores: f64,
+}
+
+impl Groups {
+    pub(super) fn of_this_process() -> Self {
+        // Without the file the group that is mounted stands for this process's own.
+        Self { root: "/sys/fs/cgroup".into(), own: std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default() }
+    }
+
+    /// # Errors
+    /// When there are no figures, or none that are understood: the text names the file.
+    pub(super) fn memory(&self) -> io::Result<Memory> {
+        let (folder, used, limit) = if self.is_unified() {
+            (self.folder("", "memory.current"), "memory.current", "memory.max")
+        } else {
+            (self.folder("memory", "memory.usage_in_bytes"), "memory.usage_in_bytes", "memory.limit_in_bytes")
+        };
+        Ok(Memory { used: parsed(&folder.join(used), number)?, limit: parsed(&folder.join(limit), limit_of)? })
+    }
+
+    /// # Errors
+    /// As [`Self::memory`].
+    pub(super) fn cpu(&self) -> io::Result<Cpu> {
+        if self.is_unified() { self.cpu_of_unified() } else { self.cpu_of_controllers() }
+    }
+
+    fn cpu_of_unified(&self) -> io::Result<Cpu> {
+        let folder = self.folder("", "cpu.stat");
+        let used = parsed(&folder.join("cpu.stat"), |text| {
+            text.lines().find_map(|line| line.strip_prefix("usage_usec ")).and_then(number).map(Duration::from_micros)
+        })?;
+        // Controllers that are switched off for the group have no files, and limit nothing.
+        let all = optional(&folder.join("cpuset.cpus.effective"), processors)?;
+        let all = all.unwrap_or_else(|| std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64));
+        let quota = optional(&folder.join("cpu.max"), quota)?.flatten();
+        Ok(Cpu { used, cores: quota.map_or(all, |quota| quota.min(all)) })
+    }
+
+    /// As in Envoy what was asked for counts here, at a thousand shares a processor, and not what is allowed.
+    fn cpu_of_controllers(&self) -> io::Result<Cpu> {
+        let used = parsed(&self.folder("cpuacct", "cpuacct.usage").join("cpuacct.usage"), number)?;
+        let shares = parsed(&self.folder("cpu", "cpu.shares").join("cpu.shares"), |text| number(text).filter(|n| *n > 0))?;
+        Ok(Cpu { used: Duration::from_nanos(used), cores: shares as f64 / 1000.0 })
+    }
+
+    /// Whether there is one hierarchy for all controllers (version 2).
+    fn is_unified(&self) -> bool {
+        self.root.join("cgroup.controllers").exists()
+    }
+
+    /// The group's folder; that which is mounted where the path is one of outside this container, or has no such file.
+    fn folder(&self, controller: &str, file: &str) -> PathBuf {
+        let mounted = self.root.join(controller);
+        let path = self.own.lines().find_map(|line| {
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            controllers.split(',').any(|name| name == controller).then_some(path)
+        });
+        path.map(|path| mounted.join(path.trim_start_matches('/'))).filter(|own| own.join(file).exists()).unwrap_or(mounted)
+    }
+}
+
+fn parsed<T>(path: &Path, parse: impl FnOnce(&str) -> Option<T>) -> io::Result<T> {
+    let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(named)?;
+    parse(text.trim()).ok_or_else(|| io::Error::other(format!("{} says {:?}, which is not understood", path.display(), text.trim())))
+}
+
+/// As [`parsed`], and `None` when there is no such file.
+fn optional<T>(path: &Path, parse: impl FnOnce(&str) -> Option<T>) -> io::Result<Option<T>> {
+    match parsed(path, parse) {
+        Ok(value) => Ok(Some(value)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn number(text: &str) -> Option<u64> {
+    text.parse().ok()
+}
+
+/// `max` and -1 are none.
+fn limit_of(text: &str) -> Option<Option<u64>> {
+    match text {
+        "max" | "-1" => Some(None),
+        text => number(text).map(|n| Some(n).filter(|n| *n > 0)),
+    }
+}
+
+/// `QUOTA PERIOD` of `cpu.max`, as processors; `max` is no quota.
+fn quota(text: &str) -> Option<Option<f64>> {
+    let (quota, period) = text.split_once(' ')?;
+    if quota == "max" {
+        return Some(None);
+    }
+    let (quota, period) = (number(quota)?, number(period)?);
+    (period > 0).then(|| Some(quota as f64 / period as f64))
+}
+
+/// How many a list such as `0-3,8` has.
+fn processors(list: &str) -> Option<f64> {
+    let count = |part: &str| match part.split_once('-') {
+        Some((first, last)) => number(last)?.checked_sub(number(first)?)?.checked_add(1),
+        None => number(part).map(|_| 1),
+    };
+    let all = list.split(',').map(count).try_fold(0u64, |sum, n| sum.checked_add(n?))?;
+    Some(all as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn groups(own: &str, files: &[(&str, &str)]) -> (tempfile::TempDir, Groups) {
+        let folder = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = folder.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, format!("{text}\n")).unwrap();
+        }
+        let groups = Groups { root: folder.path().into(), own: own.into() };
+        (folder, groups)
+    }
+
+    const UNIFIED: (&str, &str) = ("cgroup.controllers", "cpu memory");
+
+    #[test]
+    fn a_unified_group_tells_its_own_memory_and_processors() {
+        let own = |name: &str| format!("system.slice/lateen.service/{name}");
+        let (current, max, stat, cpu_max, set) =
+            (own("memory.current"), own("memory.max"), own("cpu.stat"), own("cpu.max"), own("cpuset.cpus.effective"));
+        let files = [
+            UNIFIED,
+            (&current, "4096"),
+            (&max, "8192"),
+            (&stat, "usage_usec 2500000\nuser_usec 2000000"),
+            (&cpu_max, "150000 100000"),
+            (&set, "0-3,8"),
+        ];
+        let (_folder, groups) = groups("0::/system.slice/lateen.service", &files);
+        assert_eq!(groups.memory().unwrap(), Memory { used: 4096, limit: Some(8192) });
+        assert_eq!(groups.cpu().unwrap(), Cpu { used: Duration::from_millis(2500), cores: 1.5 });
+        std::fs::write(groups.root.join(&cpu_max), "max 100000").unwrap();
+        assert_eq!(groups.cpu().unwrap().cores, 5.0);
+    }
+
+    #[test]
+    fn in_a_container_the_mounted_group_stands_for_its_own() {
+        let (_folder, groups) = groups("0::/kubepods/pod1", &[UNIFIED, ("memory.current", "5"), ("memory.max", "max")]);
+        assert_eq!(groups.memory().unwrap(), Memory { used: 5, limit: None });
+    }
+
+    #[test]
+    fn older_groups_have_a_hierarchy_for_each_controller() {
+        let files = [
+            ("memory/a/memory.usage_in_bytes", "7"),
+            ("memory/a/memory.limit_in_bytes", "9"),
+            ("cpu/cpu.shares", "2000"),
+            ("cpuacct/b/cpuacct.usage", "3000000000"),
+        ];
+        let (_folder, groups) = groups("4:memory:/a\n3:cpu,cpuacct:/b\n", &files);
+        assert_eq!(groups.memory().unwrap(), Memory { used: 7, limit: Some(9) });
+        assert_eq!(groups.cpu().unwrap(), Cpu { used: Duration::from_secs(3), cores: 2.0 });
+    }
+
+    #[test]
+    fn what_is_not_there_or_not_understood_is_told_by_its_file() {
+        let (_folder, groups) = groups("", &[UNIFIED, ("memory.current", "many"), ("cpu.stat", "usage_usec 1"), ("cpu.max", "1 0")]);
+        let memory = groups.memory().unwrap_err().to_string();
+        assert!(memory.contains("memory.current says \"many\""), "{memory}");
+        assert!(groups.cpu().unwrap_err().to_string().contains("cpu.max"));
+        std::fs::remove_file(groups.root.join("cpu.stat")).unwrap();
+        assert!(groups.cpu().unwrap_err().to_string().contains("cpu.stat"));
+        for (list, count) in [("0", Some(1.0)), ("0-3,8", Some(5.0)), ("3-0", None), ("", None), ("0-18446744073709551615", None)] {
+            assert_eq!(processors(list), count, "{list}");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Measures pressure and switches the actions of the overload manager.
+mod cgroup;
+mod cpu;
+mod gauge;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lateen_snapshot::bootstrap::overload::{Action, Overload as Config, Trigger};
+use lateen_telemetry::envoy_names::{load_shed_point, overload_action};
+use lateen_telemetry::{Block, BlockName};
+
+use super::{Main, memory};
+use crate::worker::{Overload, Queues};
+use gauge::Gauge;
+
+/// Between two looks for memory to give back (Envoy's `ShrinkHeapConfig.timer_interval`).
+const SHRINK: Duration = Duration::from_secs(10);
+
+/// What workers are told by; they tell how long work waits for them where that is measured.
+pub(super) fn switches(config: &Config, workers: usize, now: Instant) -> Arc<Overload> {
+    let limits = config.limits.clone();
+    if config.watches_queues() { Overload::watching(limits, Queues::new(workers, config.refresh, now)) } else { Overload::new(limits) }
+}
+
+/// Runs only where there is something to measure.
+pub(super) async fn run(main: Arc<Main>) {
+    let config = &main.bootstrap.overload;
+    if config.monitors.is_empty() {
+        return;
+    }
+    let mut gauges: Vec<Gauge> = config.monitors.iter().map(|monitor| Gauge::new(monitor, &main.registry)).collect();
+    let mut switches: Vec<Switch> = config.actions.iter().map(|(action, triggers)| Switch::new(&main, *action, triggers)).collect();
+    loop {
+        let now = Instant::now();
+        let pressures: Vec<f64> = gauges.iter_mut().map(|gauge| gauge.look(&main.overload, now)).collect();
+        for switch in &mut switches {
+            switch.turn(&pressures, now);
+        }
+        tokio::time::sleep(config.refresh).await;
+    }
+}
+
+/// One action and what triggers it.
+struct Switch<'a> {
+    main: &'a Main,
+    action: Action,
+    triggers: &'a [Trigger],
+    block: Block,
+    shrunk: Option<Instant>,
+}
+
+impl<'a> Switch<'a> {
+    fn new(main: &'a Main, action: Action, triggers: &'a [Trigger]) -> Self {
+        let defs = if action.is_load_shed_point() { load_shed_point::DEFS } else { overload_action::DEFS };
+        let block = main.registry.block(defs, BlockName::plain(&format!("overload.{}", action.name())));
+        Self { main, action, triggers, block, shrunk: None }
+    }
+
+    fn turn(&mut self, pressures: &[f64], now: Instant) {
+        // The strongest counts.
+        let share = self.triggers.iter().map(|t| t.ramp.share(pressures[t.monitor])).fold(0.0, f64::max);
+        let before = self.main.overload.set(self.action, share);
+        if (before > 0.0) != (share > 0.0) {
+            let turn = if share > 0.0 { "begins" } else { "ends" };
+            tracing::warn!("{}: {turn}, with pressures of {pressures:.2?}", self.action.name());
+        }
+        self.show(share);
+        if self.action == Action::ShrinkHeap {
+            self.shrink(share, now);
+        }
+    }
+
+    fn show(&self, share: f64) {
+        let percent = (share * 100.0) as u64;
+        if self.action.is_load_shed_point() {
+            self.block.set(load_shed_point::SCALE_PERCENT, percent);
+            self.block.add_shared(load_shed_point::SHED_LOAD_COUNT, self.main.overload.take_hits(self.action));
+        } else {
+            self.block.set(overload_action::SCALE_PERCENT, percent);
+            self.block.set(overload_action::ACTIVE, u64::from(share >= 1.0));
+        }
+    }
+
+    fn shrink(&mut self, share: f64, now: Instant) {
+        let rested = self.shrunk.is_none_or(|at| now.saturating_duration_since(at) >= SHRINK);
+        if share >= 1.0 && rested {
+            memory::trim();
+            self.shrunk = Some(now);
+        }
+    }
+}
