@@ -7,25 +7,31 @@ use lateen_telemetry::envoy_names::resource_monitor as names;
 use lateen_telemetry::{Block, BlockName, Registry};
 
 use super::cgroup::Groups;
-use super::cpu::Utilization;
+use super::cpu::{self, Utilization};
 use crate::main_thread::figures;
 use crate::worker::Overload;
 
 pub(super) struct Gauge<'a> {
-    monitor: &'a Monitor,
-    groups: Groups,
-    utilization: Utilization,
+    name: &'a str,
+    source: Source,
     block: Block,
     pressure: f64,
     failing: bool,
 }
 
+enum Source {
+    Heap { most: u64 },
+    CgroupMemory { groups: Groups, most: Option<u64> },
+    Host(Utilization),
+    Container(Groups, Utilization),
+    QueueDelay { most: Duration },
+}
+
 impl<'a> Gauge<'a> {
     pub(super) fn new(monitor: &'a Monitor, registry: &Registry) -> Self {
         Self {
-            monitor,
-            groups: Groups::of_this_process(),
-            utilization: Utilization::default(),
+            name: &monitor.name,
+            source: Source::of(monitor.resource),
             block: registry.block(names::DEFS, BlockName::plain(&format!("overload.{}", monitor.name))),
             pressure: 0.0,
             failing: false,
@@ -34,14 +40,14 @@ impl<'a> Gauge<'a> {
 
     /// The pressure of this moment, or the last known where it cannot be told: the log says so once, the counter each time.
     pub(super) fn look(&mut self, overload: &Overload, now: Instant) -> f64 {
-        match self.read(overload, now) {
+        match self.source.pressure(overload, now) {
             Ok(pressure) => {
                 self.pressure = pressure;
                 self.failing = false;
             }
             Err(e) => {
                 if !self.failing {
-                    tracing::error!("overload manager: {} cannot be measured: {e}", self.monitor.name);
+                    tracing::error!("overload manager: {} cannot be measured: {e}", self.name);
                 }
                 self.failing = true;
                 self.block.add_shared(names::FAILED_UPDATES, 1);
@@ -50,22 +56,31 @@ impl<'a> Gauge<'a> {
         self.block.set(names::PRESSURE, (self.pressure * 100.0) as u64);
         self.pressure
     }
+}
 
-    fn read(&mut self, overload: &Overload, now: Instant) -> io::Result<f64> {
-        match self.monitor.resource {
-            Resource::Heap { most } => Ok(figures::Pages::now().resident_bytes() as f64 / most as f64),
-            Resource::CgroupMemory { most } => {
-                let memory = self.groups.memory()?;
+impl Source {
+    fn of(resource: Resource) -> Self {
+        match resource {
+            Resource::Heap { most } => Self::Heap { most },
+            Resource::CgroupMemory { most } => Self::CgroupMemory { groups: Groups::of_this_process(), most },
+            Resource::Cpu(CpuOf::Host) => Self::Host(Utilization::default()),
+            Resource::Cpu(CpuOf::Container) => Self::Container(Groups::of_this_process(), Utilization::default()),
+            Resource::QueueDelay { most } => Self::QueueDelay { most },
+        }
+    }
+
+    fn pressure(&mut self, overload: &Overload, now: Instant) -> io::Result<f64> {
+        match self {
+            Self::Heap { most } => Ok(figures::Pages::now().resident_bytes() as f64 / *most as f64),
+            Self::CgroupMemory { groups, most } => {
+                let memory = groups.memory()?;
                 // Without any limit there is no pressure.
-                let most = [most, memory.limit].into_iter().flatten().min();
+                let most = [*most, memory.limit].into_iter().flatten().min();
                 Ok(most.map_or(0.0, |most| memory.used as f64 / most as f64))
             }
-            Resource::Cpu(CpuOf::Host) => Ok(self.utilization.next(super::cpu::of_host()?)),
-            Resource::Cpu(CpuOf::Container) => {
-                let cpu = self.groups.cpu()?;
-                Ok(self.utilization.next_timed(cpu, now))
-            }
-            Resource::QueueDelay { most } => {
+            Self::Host(utilization) => Ok(utilization.next(cpu::of_host()?)),
+            Self::Container(groups, utilization) => Ok(utilization.next_timed(groups.cpu()?, now)),
+            Self::QueueDelay { most } => {
                 let wait = overload.queues().map_or(Duration::ZERO, |queues| queues.take(now));
                 Ok(wait.as_secs_f64() / most.as_secs_f64())
             }

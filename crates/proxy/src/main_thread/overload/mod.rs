@@ -23,6 +23,9 @@ pub(super) fn switches(config: &Config, workers: usize, now: Instant) -> Arc<Ove
     if config.watches_queues() { Overload::watching(limits, Queues::new(workers, config.refresh, now)) } else { Overload::new(limits) }
 }
 
+/// Between two lines of the log about one action: pressure may go up and down with every measurement.
+const TOLD: Duration = Duration::from_secs(10);
+
 /// Runs only where there is something to measure.
 pub(super) async fn run(main: Arc<Main>) {
     let config = &main.bootstrap.overload;
@@ -47,6 +50,7 @@ struct Switch<'a> {
     action: Action,
     triggers: &'a [Trigger],
     block: Block,
+    told: Option<Instant>,
     shrunk: Option<Instant>,
 }
 
@@ -54,7 +58,7 @@ impl<'a> Switch<'a> {
     fn new(main: &'a Main, action: Action, triggers: &'a [Trigger]) -> Self {
         let defs = if action.is_load_shed_point() { load_shed_point::DEFS } else { overload_action::DEFS };
         let block = main.registry.block(defs, BlockName::plain(&format!("overload.{}", action.name())));
-        Self { main, action, triggers, block, shrunk: None }
+        Self { main, action, triggers, block, told: None, shrunk: None }
     }
 
     fn turn(&mut self, pressures: &[f64], now: Instant) {
@@ -62,12 +66,21 @@ impl<'a> Switch<'a> {
         let share = self.triggers.iter().map(|t| t.ramp.share(pressures[t.monitor])).fold(0.0, f64::max);
         let before = self.main.overload.set(self.action, share);
         if (before > 0.0) != (share > 0.0) {
-            let turn = if share > 0.0 { "begins" } else { "ends" };
-            tracing::warn!("{}: {turn}, with pressures of {pressures:.2?}", self.action.name());
+            self.tell(share > 0.0, pressures, now);
         }
         self.show(share);
         if self.action == Action::ShrinkHeap {
             self.shrink(share, now);
+        }
+    }
+
+    fn tell(&mut self, begins: bool, pressures: &[f64], now: Instant) {
+        let (name, turn) = (self.action.name(), if begins { "begins" } else { "ends" });
+        if is_over(self.told, TOLD, now) {
+            tracing::warn!("{name}: {turn}, with pressures of {pressures:.2?}");
+            self.told = Some(now);
+        } else {
+            tracing::debug!("{name}: {turn}, with pressures of {pressures:.2?}");
         }
     }
 
@@ -83,10 +96,13 @@ impl<'a> Switch<'a> {
     }
 
     fn shrink(&mut self, share: f64, now: Instant) {
-        let rested = self.shrunk.is_none_or(|at| now.saturating_duration_since(at) >= SHRINK);
-        if share >= 1.0 && rested {
+        if share >= 1.0 && is_over(self.shrunk, SHRINK, now) {
             memory::trim();
             self.shrunk = Some(now);
         }
     }
+}
+
+fn is_over(since: Option<Instant>, pause: Duration, now: Instant) -> bool {
+    since.is_none_or(|at| now.saturating_duration_since(at) >= pause)
 }
