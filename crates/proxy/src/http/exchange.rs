@@ -337,7 +337,7 @@ impl<'a> Exchange<'a> {
     fn refuse_when_overloaded(&self) -> Result<(), End> {
         let concerns = |action| self.worker.overload.concerns(action, || self.worker.roll());
         let exempt = self.conn.listener.listener.ignores_overload;
-        if exempt || !(concerns(Action::StopAcceptingRequests) || concerns(Action::ShedRequests)) {
+        if exempt || !(concerns(Action::ShedRequests) || concerns(Action::StopAcceptingRequests)) {
             return Ok(());
         }
         self.hcm.stats.inc(lateen_telemetry::envoy_names::http::DOWNSTREAM_RQ_OVERLOAD_CLOSE);
@@ -367,6 +367,8 @@ impl<'a> Exchange<'a> {
         // Bytes behind a refused switch of protocols are no request, whatever they look like.
         if self.is_draining() || (self.request.upgrade.is_some() && response.upgrade.is_none()) {
             self.down.close_after();
+        } else if self.conn.ends_by_overload(worker) && self.down.close_after() {
+            hcm.stats.inc(lateen_telemetry::envoy_names::http::DOWNSTREAM_CX_OVERLOAD_DISABLE_KEEPALIVE);
         }
         self.info.status = response.status.as_u16();
         self.info.head_sent = response.headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 4).sum::<usize>() as u64 + 19;

@@ -102,7 +102,9 @@ impl Downstream {
     /// Ends the exchange so that the caller notices: closes the connection, or resets the stream.
     pub(crate) fn abort(&mut self) {
         match self {
-            Self::H1(h1) => h1.close_after(),
+            Self::H1(h1) => {
+                h1.close_after();
+            }
             Self::H2(h2) => h2.reset(lateen_http2::Reason::INTERNAL_ERROR),
         }
     }
@@ -115,9 +117,11 @@ impl Downstream {
         self.close_after();
     }
 
-    pub(crate) fn close_after(&mut self) {
-        if let Self::H1(h1) = self {
-            h1.close_after();
+    /// The connection ends after the response, where it serves one at a time; true when it was to stay until now.
+    pub(crate) fn close_after(&mut self) -> bool {
+        match self {
+            Self::H1(h1) => h1.close_after(),
+            _ => false,
         }
     }
 }

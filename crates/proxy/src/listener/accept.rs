@@ -114,7 +114,7 @@ pub(crate) fn take(worker: &Rc<Worker>, handed: Handed) {
 
 fn is_rejected(worker: &Worker) -> bool {
     let concerns = |action| worker.overload.concerns(action, || worker.roll());
-    concerns(Action::RejectIncomingConnections) || concerns(Action::ShedConnections)
+    concerns(Action::ShedConnections) || concerns(Action::RejectIncomingConnections)
 }
 
 /// Serves the connection, or closes it when there are too many.

@@ -108,7 +108,12 @@ impl Conn {
         self.chain.drain.ends(|| worker.roll())
             || worker.drain.ends(|| worker.roll())
             || (worker.failing.is_draining() && !listener.drains_when_modified_only)
-            || (!listener.ignores_overload && worker.overload.concerns(Action::DisableKeepalive, || worker.roll()))
+    }
+
+    /// Whether an HTTP connection is to end after the request at hand since memory or the like runs short. Of connections
+    /// that serve no HTTP, Envoy asks nothing of the sort.
+    pub(crate) fn ends_by_overload(&self, worker: &Worker) -> bool {
+        !self.listener.listener.ignores_overload && worker.overload.concerns(Action::DisableKeepalive, || worker.roll())
     }
 }
 

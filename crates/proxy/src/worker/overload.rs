@@ -19,7 +19,7 @@ pub struct Overload {
 struct Switch {
     /// Of connections or requests, the share that the action concerns: `u32::MAX` is every one.
     share: AtomicU32,
-    /// How many it has concerned.
+    /// How many a load shed point has concerned.
     hit: AtomicU64,
 }
 
@@ -37,11 +37,10 @@ impl Overload {
         self.queues.as_ref()
     }
 
-    /// Has an action concern this share (0 to 1) of what comes; returns the share before.
-    pub fn set(&self, action: Action, share: f64) -> f64 {
-        let of_all = f64::from(u32::MAX);
+    /// Has an action concern this share (0 to 1) of what comes.
+    pub fn set(&self, action: Action, share: f64) {
         // Truncation keeps anything short of all below `u32::MAX`.
-        f64::from(self.switch(action).share.swap((share * of_all) as u32, Relaxed)) / of_all
+        self.switch(action).share.store((share * f64::from(u32::MAX)) as u32, Relaxed);
     }
 
     /// Whether the action concerns everything, for those that cannot concern a part.
@@ -57,13 +56,13 @@ impl Overload {
             u32::MAX => true,
             share => roll() < share,
         };
-        if hit {
+        if hit && action.is_load_shed_point() {
             switch.hit.fetch_add(1, Relaxed);
         }
         hit
     }
 
-    /// How many the action concerned since the last call.
+    /// How many a load shed point concerned since the last call.
     pub(crate) fn take_hits(&self, action: Action) -> u64 {
         self.switch(action).hit.swap(0, Relaxed)
     }
@@ -106,12 +105,12 @@ mod tests {
     #[test]
     fn a_share_concerns_as_many_as_it_says_and_is_counted() {
         let overload = Overload::new(Limits::default());
-        let action = Action::StopAcceptingRequests;
+        let action = Action::ShedRequests;
         let never = || panic!("no dice are needed");
         assert!(!overload.concerns(action, never));
-        assert_eq!(overload.set(action, 1.0), 0.0);
+        overload.set(action, 1.0);
         assert!(overload.concerns(action, never) && overload.is_saturated(action));
-        assert_eq!(overload.set(action, 0.25), 1.0);
+        overload.set(action, 0.25);
         assert!(!overload.is_saturated(action));
         assert!(overload.concerns(action, || u32::MAX / 5) && !overload.concerns(action, || u32::MAX / 3));
         assert_eq!((overload.take_hits(action), overload.take_hits(action)), (2, 0));

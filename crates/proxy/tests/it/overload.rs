@@ -49,6 +49,7 @@ fn an_overloaded_process_refuses_requests_ends_connections_and_recovers() {
     kept.write_all(GET).unwrap();
     assert_eq!(Answer::read(&mut kept).header("connection"), Some("close"));
     assert_eq!(kept.read(&mut [0; 1]).unwrap(), 0);
+    assert_eq!(proxy.stat("http.t.downstream_cx_overload_disable_keepalive"), 1);
     proxy.overload.set(Action::DisableKeepalive, 0.0);
     proxy.overload.set(Action::RejectIncomingConnections, 1.0);
     assert!(!served(&mut proxy.connect()));
@@ -83,6 +84,7 @@ fn a_process_whose_memory_is_used_up_refuses_requests_or_connections() {
     let name = "envoy.overload_actions.stop_accepting_requests";
     let (_runtime, process, address) = whole(&manager(&heap, "actions", name), &upstream);
     eventually(|| status(address) == Some(503));
+    // They are there before the first request is refused.
     for (what, value) in [("active", 1), ("scale_percent", 100)] {
         assert_eq!(stat(&process, &format!("overload.{name}.{what}")), value);
     }
@@ -138,9 +140,10 @@ fn a_worker_whose_queue_stands_refuses_requests_until_it_is_worked_off() {
     let (_runtime, process, address) = whole_on_port(&manager, yaml);
     // On a busy machine a worker may wait for its processor, which is a queue too.
     eventually(|| status(address) == Some(200));
-    assert_eq!(stat(&process, "overload.m.failed_updates"), 0);
+    let active = format!("overload.{name}.active");
     let flood = Flood::on(address);
     eventually(|| flood.refused.load(SeqCst) > 0);
+    eventually(|| stat(&process, "overload.m.pressure") >= 100 && stat(&process, &active) == 1);
     flood.end();
-    eventually(|| stat(&process, &format!("overload.{name}.active")) == 0 && status(address) == Some(200));
+    eventually(|| stat(&process, &active) == 0 && status(address) == Some(200));
 }

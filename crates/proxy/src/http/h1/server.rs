@@ -252,8 +252,8 @@ impl H1Server {
     }
 
     /// No further request on this connection: `connection: close` if the head is not out yet.
-    pub(crate) fn close_after(&mut self) {
-        self.keep_alive = false;
+    pub(crate) fn close_after(&mut self) -> bool {
+        std::mem::take(&mut self.keep_alive)
     }
 
     /// After a response: whether another request may follow. What is left of the request's body is thrown

@@ -86,8 +86,12 @@ pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, i
         let last = hcm.config.max_requests_per_connection.is_some_and(|most| served >= most);
         if last {
             end.announce(&server);
-        } else if conn.ends(worker) && end.announce(&server) {
-            hcm.stats.inc(names::DOWNSTREAM_CX_DRAIN_CLOSE);
+        } else if conn.ends(worker) {
+            if end.announce(&server) {
+                hcm.stats.inc(names::DOWNSTREAM_CX_DRAIN_CLOSE);
+            }
+        } else if conn.ends_by_overload(worker) && end.announce(&server) {
+            hcm.stats.inc(names::DOWNSTREAM_CX_OVERLOAD_DISABLE_KEEPALIVE);
         }
         streams.start(Job { worker: Rc::clone(worker), hcm: Rc::clone(hcm), conn: Rc::clone(conn), accepted });
     }

@@ -26,21 +26,38 @@ pub(super) struct Cpu {
     pub(super) cores: f64,
 }
 
+impl Memory {
+    /// Nothing without a limit.
+    pub(super) fn pressure(&self) -> f64 {
+        self.limit.map_or(0.0, |limit| self.used as f64 / limit as f64)
+    }
+}
+
 impl Groups {
     pub(super) fn of_this_process() -> Self {
         // Without the file the group that is mounted stands for this process's own.
         Self { root: "/sys/fs/cgroup".into(), own: std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default() }
     }
 
+    /// Of this process's group and those around it, from the inside: what an outer one may not have, an inner one cannot.
+    ///
     /// # Errors
     /// When there are no figures, or none that are understood: the text names the file.
-    pub(super) fn memory(&self) -> io::Result<Memory> {
-        let (folder, used, limit) = if self.is_unified() {
-            (self.folder("", "memory.current"), "memory.current", "memory.max")
+    pub(super) fn memory(&self) -> io::Result<Vec<Memory>> {
+        let (controller, used, limit) = if self.is_unified() {
+            ("", "memory.current", "memory.max")
         } else {
-            (self.folder("memory", "memory.usage_in_bytes"), "memory.usage_in_bytes", "memory.limit_in_bytes")
+            ("memory", "memory.usage_in_bytes", "memory.limit_in_bytes")
         };
-        Ok(Memory { used: parsed(&folder.join(used), number)?, limit: parsed(&folder.join(limit), limit_of)? })
+        let mut all = Vec::new();
+        let folders = self.way_up(controller);
+        for folder in &folders {
+            // The outermost of a machine has none.
+            let Some(used) = optional(&folder.join(used), number)? else { continue };
+            let limit = optional(&folder.join(limit), limit_of)?.flatten();
+            all.push(Memory { used, limit });
+        }
+        if all.is_empty() { Err(missing(&folders, used)) } else { Ok(all) }
     }
 
     /// # Errors
@@ -50,22 +67,33 @@ impl Groups {
     }
 
     fn cpu_of_unified(&self) -> io::Result<Cpu> {
-        let folder = self.folder("", "cpu.stat");
-        let used = parsed(&folder.join("cpu.stat"), |text| {
-            text.lines().find_map(|line| line.strip_prefix("usage_usec ")).and_then(number).map(Duration::from_micros)
-        })?;
-        // Controllers that are switched off for the group have no files, and limit nothing.
-        let all = optional(&folder.join("cpuset.cpus.effective"), processors)?;
-        let all = all.unwrap_or_else(|| std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64));
-        let quota = optional(&folder.join("cpu.max"), quota)?.flatten();
-        Ok(Cpu { used, cores: quota.map_or(all, |quota| quota.min(all)) })
+        let usage = |text: &str| text.lines().find_map(|line| line.strip_prefix("usage_usec ")).and_then(number);
+        let used = self.innermost("", "cpu.stat", usage)?;
+        let mut cores = f64::MAX;
+        for folder in self.way_up("") {
+            // Controllers that are switched off for a group have no files, and limit nothing.
+            let all = optional(&folder.join("cpuset.cpus.effective"), processors)?;
+            let quota = optional(&folder.join("cpu.max"), quota)?.flatten();
+            cores = [all, quota].into_iter().flatten().fold(cores, f64::min);
+        }
+        Ok(Cpu { used: Duration::from_micros(used), cores: cores.min(allowed()) })
     }
 
     /// As in Envoy what was asked for counts here, at a thousand shares a processor, and not what is allowed.
     fn cpu_of_controllers(&self) -> io::Result<Cpu> {
-        let used = parsed(&self.folder("cpuacct", "cpuacct.usage").join("cpuacct.usage"), number)?;
-        let shares = parsed(&self.folder("cpu", "cpu.shares").join("cpu.shares"), |text| number(text).filter(|n| *n > 0))?;
+        let used = self.innermost("cpuacct", "cpuacct.usage", number)?;
+        let shares = self.innermost("cpu", "cpu.shares", |text| number(text).filter(|n| *n > 0))?;
         Ok(Cpu { used: Duration::from_nanos(used), cores: shares as f64 / 1000.0 })
+    }
+
+    fn innermost<T>(&self, controller: &str, file: &str, parse: impl Fn(&str) -> Option<T>) -> io::Result<T> {
+        let folders = self.way_up(controller);
+        for folder in &folders {
+            if let Some(value) = optional(&folder.join(file), &parse)? {
+                return Ok(value);
+            }
+        }
+        Err(missing(&folders, file))
     }
 
     /// Whether there is one hierarchy for all controllers (version 2).
@@ -73,30 +101,41 @@ impl Groups {
         self.root.join("cgroup.controllers").exists()
     }
 
-    /// The group's folder; that which is mounted where the path is one of outside this container, or has no such file.
-    fn folder(&self, controller: &str, file: &str) -> PathBuf {
+    /// The folders of this process's group and those around it, up to the one that is mounted; that one alone where the path
+    /// is one of outside this container.
+    fn way_up(&self, controller: &str) -> Vec<PathBuf> {
         let mounted = self.root.join(controller);
         let path = self.own.lines().find_map(|line| {
             let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
             controllers.split(',').any(|name| name == controller).then_some(path)
         });
-        path.map(|path| mounted.join(path.trim_start_matches('/'))).filter(|own| own.join(file).exists()).unwrap_or(mounted)
+        let own = mounted.join(path.unwrap_or_default().trim_start_matches('/'));
+        let folders: Vec<PathBuf> = own.ancestors().take_while(|f| f.starts_with(&mounted)).map(Path::to_owned).collect();
+        if own.exists() { folders } else { vec![mounted] }
     }
 }
 
-fn parsed<T>(path: &Path, parse: impl FnOnce(&str) -> Option<T>) -> io::Result<T> {
-    let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(named)?;
-    parse(text.trim()).ok_or_else(|| io::Error::other(format!("{} says {:?}, which is not understood", path.display(), text.trim())))
+/// Processors that this process may run on, whatever its quota.
+fn allowed() -> f64 {
+    let set = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0));
+    let count = set.map_or(0, |set| (0..nix::sched::CpuSet::count()).filter(|n| set.is_set(*n).unwrap_or(false)).count());
+    count.max(1) as f64
 }
 
-/// As [`parsed`], and `None` when there is no such file.
+fn missing(folders: &[PathBuf], file: &str) -> io::Error {
+    let inner = folders.first().map(|folder| folder.join(file)).unwrap_or_default();
+    io::Error::new(io::ErrorKind::NotFound, format!("there is no {}, nor one further up", inner.display()))
+}
+
+/// `None` when there is no such file.
 fn optional<T>(path: &Path, parse: impl FnOnce(&str) -> Option<T>) -> io::Result<Option<T>> {
-    match parsed(path, parse) {
-        Ok(value) => Ok(Some(value)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e),
-    }
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(io::Error::new(e.kind(), format!("{}: {e}", path.display()))),
+    };
+    let unclear = || io::Error::other(format!("{} says {:?}, which is not understood", path.display(), text.trim()));
+    parse(text.trim()).ok_or_else(unclear).map(Some)
 }
 
 fn number(text: &str) -> Option<u64> {
@@ -162,16 +201,35 @@ mod tests {
             (&set, "0-3,8"),
         ];
         let (_folder, groups) = groups("0::/system.slice/lateen.service", &files);
-        assert_eq!(groups.memory().unwrap(), Memory { used: 4096, limit: Some(8192) });
-        assert_eq!(groups.cpu().unwrap(), Cpu { used: Duration::from_millis(2500), cores: 1.5 });
+        assert_eq!(groups.memory().unwrap(), [Memory { used: 4096, limit: Some(8192) }]);
+        assert_eq!(groups.cpu().unwrap(), Cpu { used: Duration::from_millis(2500), cores: 1.5_f64.min(allowed()) });
         std::fs::write(groups.root.join(&cpu_max), "max 100000").unwrap();
-        assert_eq!(groups.cpu().unwrap().cores, 5.0);
+        assert_eq!(groups.cpu().unwrap().cores, 5.0_f64.min(allowed()));
+    }
+
+    #[test]
+    fn what_limits_a_group_around_limits_the_one_inside() {
+        let files = [
+            UNIFIED,
+            ("a.slice/b/memory.current", "10"),
+            ("a.slice/b/memory.max", "max"),
+            ("a.slice/memory.current", "30"),
+            ("a.slice/memory.max", "40"),
+            ("a.slice/b/cpu.stat", "usage_usec 7"),
+            ("a.slice/cpu.max", "50000 100000"),
+            ("cpu.stat", "usage_usec 1000000"),
+        ];
+        let (_folder, groups) = groups("0::/a.slice/b", &files);
+        let memory = groups.memory().unwrap();
+        assert_eq!(memory, [Memory { used: 10, limit: None }, Memory { used: 30, limit: Some(40) }]);
+        assert_eq!(memory.iter().map(Memory::pressure).fold(0.0, f64::max), 0.75);
+        assert_eq!(groups.cpu().unwrap(), Cpu { used: Duration::from_micros(7), cores: 0.5 });
     }
 
     #[test]
     fn in_a_container_the_mounted_group_stands_for_its_own() {
         let (_folder, groups) = groups("0::/kubepods/pod1", &[UNIFIED, ("memory.current", "5"), ("memory.max", "max")]);
-        assert_eq!(groups.memory().unwrap(), Memory { used: 5, limit: None });
+        assert_eq!(groups.memory().unwrap(), [Memory { used: 5, limit: None }]);
     }
 
     #[test]
@@ -183,7 +241,7 @@ mod tests {
             ("cpuacct/b/cpuacct.usage", "3000000000"),
         ];
         let (_folder, groups) = groups("4:memory:/a\n3:cpu,cpuacct:/b\n", &files);
-        assert_eq!(groups.memory().unwrap(), Memory { used: 7, limit: Some(9) });
+        assert_eq!(groups.memory().unwrap(), [Memory { used: 7, limit: Some(9) }]);
         assert_eq!(groups.cpu().unwrap(), Cpu { used: Duration::from_secs(3), cores: 2.0 });
     }
 
@@ -193,8 +251,11 @@ mod tests {
         let memory = groups.memory().unwrap_err().to_string();
         assert!(memory.contains("memory.current says \"many\""), "{memory}");
         assert!(groups.cpu().unwrap_err().to_string().contains("cpu.max"));
-        std::fs::remove_file(groups.root.join("cpu.stat")).unwrap();
+        for file in ["cpu.stat", "memory.current"] {
+            std::fs::remove_file(groups.root.join(file)).unwrap();
+        }
         assert!(groups.cpu().unwrap_err().to_string().contains("cpu.stat"));
+        assert!(groups.memory().unwrap_err().to_string().contains("memory.current"));
         for (list, count) in [("0", Some(1.0)), ("0-3,8", Some(5.0)), ("3-0", None), ("", None), ("0-18446744073709551615", None)] {
             assert_eq!(processors(list), count, "{list}");
         }

@@ -6,10 +6,9 @@ use lateen_snapshot::bootstrap::overload::{CpuOf, Monitor, Resource};
 use lateen_telemetry::envoy_names::resource_monitor as names;
 use lateen_telemetry::{Block, BlockName, Registry};
 
-use super::cgroup::Groups;
+use super::cgroup::{Groups, Memory};
 use super::cpu::{self, Utilization};
 use crate::main_thread::figures;
-use crate::worker::Overload;
 
 pub(super) struct Gauge<'a> {
     name: &'a str,
@@ -17,6 +16,14 @@ pub(super) struct Gauge<'a> {
     block: Block,
     pressure: f64,
     failing: bool,
+}
+
+/// What all gauges are told of an interval's end.
+#[derive(Clone, Copy)]
+pub(super) struct Moment {
+    pub(super) now: Instant,
+    /// How long work waited for the busiest worker.
+    pub(super) wait: Duration,
 }
 
 enum Source {
@@ -39,8 +46,8 @@ impl<'a> Gauge<'a> {
     }
 
     /// The pressure of this moment, or the last known where it cannot be told: the log says so once, the counter each time.
-    pub(super) fn look(&mut self, overload: &Overload, now: Instant) -> f64 {
-        match self.source.pressure(overload, now) {
+    pub(super) fn look(&mut self, moment: Moment) -> f64 {
+        match self.source.pressure(moment) {
             Ok(pressure) => {
                 self.pressure = pressure;
                 self.failing = false;
@@ -69,21 +76,19 @@ impl Source {
         }
     }
 
-    fn pressure(&mut self, overload: &Overload, now: Instant) -> io::Result<f64> {
+    fn pressure(&mut self, moment: Moment) -> io::Result<f64> {
         match self {
             Self::Heap { most } => Ok(figures::Pages::now().resident_bytes() as f64 / *most as f64),
             Self::CgroupMemory { groups, most } => {
-                let memory = groups.memory()?;
-                // Without any limit there is no pressure.
-                let most = [*most, memory.limit].into_iter().flatten().min();
-                Ok(most.map_or(0.0, |most| memory.used as f64 / most as f64))
+                let mut all = groups.memory()?;
+                if let Some(own) = all.first_mut() {
+                    own.limit = [own.limit, *most].into_iter().flatten().min();
+                }
+                Ok(all.iter().map(Memory::pressure).fold(0.0, f64::max))
             }
             Self::Host(utilization) => Ok(utilization.next(cpu::of_host()?)),
-            Self::Container(groups, utilization) => Ok(utilization.next_timed(groups.cpu()?, now)),
-            Self::QueueDelay { most } => {
-                let wait = overload.queues().map_or(Duration::ZERO, |queues| queues.take(now));
-                Ok(wait.as_secs_f64() / most.as_secs_f64())
-            }
+            Self::Container(groups, utilization) => Ok(utilization.next_timed(groups.cpu()?, moment.now)),
+            Self::QueueDelay { most } => Ok(moment.wait.as_secs_f64() / most.as_secs_f64()),
         }
     }
 }

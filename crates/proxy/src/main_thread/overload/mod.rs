@@ -12,7 +12,7 @@ use lateen_telemetry::{Block, BlockName};
 
 use super::{Main, memory};
 use crate::worker::{Overload, Queues};
-use gauge::Gauge;
+use gauge::{Gauge, Moment};
 
 /// Between two looks for memory to give back (Envoy's `ShrinkHeapConfig.timer_interval`).
 const SHRINK: Duration = Duration::from_secs(10);
@@ -36,7 +36,8 @@ pub(super) async fn run(main: Arc<Main>) {
     let mut switches: Vec<Switch> = config.actions.iter().map(|(action, triggers)| Switch::new(&main, *action, triggers)).collect();
     loop {
         let now = Instant::now();
-        let pressures: Vec<f64> = gauges.iter_mut().map(|gauge| gauge.look(&main.overload, now)).collect();
+        let wait = main.overload.queues().map_or(Duration::ZERO, |queues| queues.take(now));
+        let pressures: Vec<f64> = gauges.iter_mut().map(|gauge| gauge.look(Moment { now, wait })).collect();
         for switch in &mut switches {
             switch.turn(&pressures, now);
         }
@@ -50,7 +51,8 @@ struct Switch<'a> {
     action: Action,
     triggers: &'a [Trigger],
     block: Block,
-    told: Option<Instant>,
+    /// What the log says of it, and since when.
+    told: (bool, Option<Instant>),
     shrunk: Option<Instant>,
 }
 
@@ -58,29 +60,27 @@ impl<'a> Switch<'a> {
     fn new(main: &'a Main, action: Action, triggers: &'a [Trigger]) -> Self {
         let defs = if action.is_load_shed_point() { load_shed_point::DEFS } else { overload_action::DEFS };
         let block = main.registry.block(defs, BlockName::plain(&format!("overload.{}", action.name())));
-        Self { main, action, triggers, block, told: None, shrunk: None }
+        Self { main, action, triggers, block, told: (false, None), shrunk: None }
     }
 
     fn turn(&mut self, pressures: &[f64], now: Instant) {
         // The strongest counts.
         let share = self.triggers.iter().map(|t| t.ramp.share(pressures[t.monitor])).fold(0.0, f64::max);
-        let before = self.main.overload.set(self.action, share);
-        if (before > 0.0) != (share > 0.0) {
-            self.tell(share > 0.0, pressures, now);
-        }
         self.show(share);
+        self.main.overload.set(self.action, share);
+        self.tell(share > 0.0, pressures, now);
         if self.action == Action::ShrinkHeap {
             self.shrink(share, now);
         }
     }
 
-    fn tell(&mut self, begins: bool, pressures: &[f64], now: Instant) {
-        let (name, turn) = (self.action.name(), if begins { "begins" } else { "ends" });
-        if is_over(self.told, TOLD, now) {
-            tracing::warn!("{name}: {turn}, with pressures of {pressures:.2?}");
-            self.told = Some(now);
-        } else {
-            tracing::debug!("{name}: {turn}, with pressures of {pressures:.2?}");
+    /// The log catches up with how it is, if need be later.
+    fn tell(&mut self, active: bool, pressures: &[f64], now: Instant) {
+        let (told, at) = self.told;
+        if active != told && is_over(at, TOLD, now) {
+            let turn = if active { "begins" } else { "ends" };
+            tracing::warn!("{}: {turn}, with pressures of {pressures:.2?}", self.action.name());
+            self.told = (active, Some(now));
         }
     }
 

@@ -122,8 +122,9 @@ pub(super) fn compile(value: Option<proto::OverloadManager>, runtime: Limits) ->
         return Err(Invalid::field("refresh_interval", "is zero; pressure is measured at intervals"));
     }
     let mut overload = Overload { refresh, limits: runtime, ..Overload::default() };
+    let mut connections_known = false;
     for (index, value) in resource_monitors.into_iter().enumerate() {
-        monitor::compile(value, &mut overload).within_item("resource_monitors", index)?;
+        monitor::compile(value, &mut overload, &mut connections_known).within_item("resource_monitors", index)?;
     }
     for (index, value) in actions.into_iter().enumerate() {
         action(value, &mut overload).within_item("actions", index)?;

@@ -51,7 +51,8 @@ const SUPPORTED: &str = "FixedHeapConfig, CgroupMemoryConfig, CpuUtilizationConf
 /// Waits that the workers' clocks do not tell from none.
 const LEAST_DELAY: Duration = Duration::from_millis(5);
 
-pub(super) fn compile(value: proto::ResourceMonitor, overload: &mut Overload) -> Result<()> {
+/// `connections_known`: whether a monitor before was of connections.
+pub(super) fn compile(value: proto::ResourceMonitor, overload: &mut Overload, connections_known: &mut bool) -> Result<()> {
     let proto::ResourceMonitor { name, config_type } = value;
     let Some(proto::resource_monitor::ConfigType::TypedConfig(config)) = config_type else {
         return Err(Invalid::field("typed_config", format!("is missing; {name} cannot be configured without")));
@@ -60,6 +61,9 @@ pub(super) fn compile(value: proto::ResourceMonitor, overload: &mut Overload) ->
         return Err(Invalid::field("name", format!("{name} is there twice; triggers could not tell which is meant")));
     }
     if any::is::<DownstreamConnectionsConfig>(&config) {
+        if std::mem::replace(connections_known, true) {
+            return Err(Invalid::field("typed_config", "limits connections once more; only one limit could count"));
+        }
         overload.limits.connections = Some(open(&config).and_then(connections).within("typed_config")?);
         return Ok(());
     }

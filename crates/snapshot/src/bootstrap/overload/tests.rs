@@ -14,6 +14,11 @@ fn heap() -> String {
     monitor(HEAP, &format!("{TYPES}.fixed_heap.v3.FixedHeapConfig"), "max_heap_size_bytes: 1000")
 }
 
+fn connections() -> String {
+    let kind = format!("{TYPES}.downstream_connections.v3.DownstreamConnectionsConfig");
+    monitor("envoy.resource_monitors.global_downstream_max_connections", &kind, "max_active_downstream_connections: 5")
+}
+
 fn cpu(fields: &str) -> String {
     monitor("cpu", &format!("{TYPES}.cpu_utilization.v3.CpuUtilizationConfig"), fields)
 }
@@ -41,13 +46,8 @@ fn read(monitors: &str, actions: &str, points: &str) -> Result<Overload, String>
 
 #[test]
 fn every_monitor_is_read_and_known_by_its_name() {
-    let connections = monitor(
-        "envoy.resource_monitors.global_downstream_max_connections",
-        &format!("{TYPES}.downstream_connections.v3.DownstreamConnectionsConfig"),
-        "max_active_downstream_connections: 5",
-    );
     let group = |name: &str, fields: &str| monitor(name, &format!("{TYPES}.cgroup_memory.v3.CgroupMemoryConfig"), fields);
-    let monitors = [heap(), connections, group("free", ""), group("bounded", "max_memory_bytes: 7"), cpu("mode: CONTAINER")];
+    let monitors = [heap(), connections(), group("free", ""), group("bounded", "max_memory_bytes: 7"), cpu("mode: CONTAINER")];
     let monitors = format!("{}, {}", monitors.join(", "), queue("max_delay: 0.2s"));
     let overload = read(&monitors, &action("overload_actions.shrink_heap", &threshold("queue", 0.9)), "").unwrap();
     assert_eq!(overload.limits.connections, Some(5));
@@ -103,6 +103,7 @@ fn what_is_not_supported_or_makes_no_sense_is_refused_by_its_place() {
         (heap.clone(), stop(""), none.clone(), "actions[0].triggers"),
         (none.clone(), stop(&at), none.clone(), "actions[0].triggers[0].name: envoy.resource_monitors.fixed_heap is not"),
         (format!("{heap}, {heap}"), none.clone(), none.clone(), "resource_monitors[1].name"),
+        (format!("{}, {}", connections(), connections()), none.clone(), none.clone(), "resource_monitors[1].typed_config"),
         (
             heap.replace("1000", "1000, max_heap_size_bytes_runtime: {default_value: 5, runtime_key: k}"),
             none.clone(),
