@@ -344,9 +344,21 @@ impl<'a> Exchange<'a> {
         Err(Reply::new(503, "envoy overloaded", details::OVERLOAD, ResponseFlags::NONE).into())
     }
 
-    /// Whether this connection is to end after the response.
-    pub(crate) fn is_draining(&self) -> bool {
-        self.conn.ends(self.worker) || self.conn.is_old()
+    /// Has the connection end after the response, if there is a cause (Envoy `ConnectionManagerImpl::ActiveStream::encodeHeaders`).
+    /// HTTP/2 decides for itself, when a stream begins.
+    fn end_connection(&mut self, response: &Response) {
+        use lateen_telemetry::envoy_names::http as names;
+        let drains = self.conn.ends(self.worker);
+        let overloaded = !drains && self.conn.ends_by_overload(self.worker);
+        if drains || overloaded {
+            if self.down.close_after() {
+                self.hcm.stats.inc(names::DOWNSTREAM_CX_DRAIN_CLOSE);
+                self.hcm.stats.add(names::DOWNSTREAM_CX_OVERLOAD_DISABLE_KEEPALIVE, u64::from(overloaded));
+            }
+        } else if self.conn.is_old() || (self.request.upgrade.is_some() && response.upgrade.is_none()) {
+            // Bytes behind a refused switch of protocols are no request, whatever they look like.
+            self.down.close_after();
+        }
     }
 
     /// Sends the response's head to the caller, finished off with what every response carries.
@@ -364,12 +376,7 @@ impl<'a> Exchange<'a> {
         if let Some(via) = &hcm.config.via {
             super::headers::append_list_with(&mut response.headers, http::header::VIA, ", ", via);
         }
-        // Bytes behind a refused switch of protocols are no request, whatever they look like.
-        if self.is_draining() || (self.request.upgrade.is_some() && response.upgrade.is_none()) {
-            self.down.close_after();
-        } else if self.conn.ends_by_overload(worker) && self.down.close_after() {
-            hcm.stats.inc(lateen_telemetry::envoy_names::http::DOWNSTREAM_CX_OVERLOAD_DISABLE_KEEPALIVE);
-        }
+        self.end_connection(response);
         self.info.status = response.status.as_u16();
         self.info.head_sent = response.headers.iter().map(|(n, v)| n.as_str().len() + v.len() + 4).sum::<usize>() as u64 + 19;
         if self.info.grpc {

@@ -66,7 +66,7 @@ async fn echo_server() -> SocketAddr {
     address
 }
 
-fn get(path: &str) -> Request<()> {
+pub(crate) fn get(path: &str) -> Request<()> {
     Request::get(format!("http://shop{path}")).body(()).unwrap()
 }
 

@@ -9,6 +9,7 @@ use lateen_proxy::main_thread::Process;
 use lateen_snapshot::bootstrap::overload::Action;
 
 use crate::endings::{GET, served, whole, whole_on_port};
+use crate::http2;
 use crate::support::*;
 
 const TYPES: &str = "type.googleapis.com/envoy.extensions.resource_monitors";
@@ -50,6 +51,16 @@ fn an_overloaded_process_refuses_requests_ends_connections_and_recovers() {
     assert_eq!(Answer::read(&mut kept).header("connection"), Some("close"));
     assert_eq!(kept.read(&mut [0; 1]).unwrap(), 0);
     assert_eq!(proxy.stat("http.t.downstream_cx_overload_disable_keepalive"), 1);
+    // Over HTTP/2 the connection is told once that it is to end, and finishes what it has.
+    http2::runtime().block_on(async {
+        let mut sender = http2::connect(proxy.address).await;
+        let (response, _) = sender.send_request(http2::get("/"), true).unwrap();
+        assert_eq!(response.await.unwrap().status(), 200);
+        tokio::task::block_in_place(|| eventually(|| proxy.worker.connections() == 0));
+    });
+    for name in ["downstream_cx_overload_disable_keepalive", "downstream_cx_drain_close"] {
+        assert_eq!(proxy.stat(&format!("http.t.{name}")), 2, "{name}");
+    }
     proxy.overload.set(Action::DisableKeepalive, 0.0);
     proxy.overload.set(Action::RejectIncomingConnections, 1.0);
     assert!(!served(&mut proxy.connect()));

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use lateen_snapshot::bootstrap::overload::Action;
+
 use crate::support::*;
 
 const H2_UPSTREAM: &str = "typed_extension_protocol_options:\n  envoy.extensions.upstreams.http.v3.HttpProtocolOptions:\n    \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions\n    explicit_http_config: {http2_protocol_options: {}}";
@@ -247,6 +249,13 @@ fn a_drain_ends_connections_that_move_bytes_where_it_is_asked_for() {
         let mut byte = [0; 1];
         stream.write_all(b"a").unwrap();
         stream.read_exact(&mut byte).unwrap();
+        // Which is of HTTP alone.
+        proxy.overload.set(Action::DisableKeepalive, 1.0);
+        stream.write_all(b"a").unwrap();
+        stream.read_exact(&mut byte).unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        assert!(stream.read(&mut byte).is_err());
+        stream.set_read_timeout(Some(WAIT)).unwrap();
         proxy.worker.drain();
         std::thread::sleep(Duration::from_millis(50));
         stream.write_all(b"b").unwrap();

@@ -91,6 +91,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, hcm: &Rc<Hcm>, conn: &Rc<Conn>, i
                 hcm.stats.inc(names::DOWNSTREAM_CX_DRAIN_CLOSE);
             }
         } else if conn.ends_by_overload(worker) && end.announce(&server) {
+            hcm.stats.inc(names::DOWNSTREAM_CX_DRAIN_CLOSE);
             hcm.stats.inc(names::DOWNSTREAM_CX_OVERLOAD_DISABLE_KEEPALIVE);
         }
         streams.start(Job { worker: Rc::clone(worker), hcm: Rc::clone(hcm), conn: Rc::clone(conn), accepted });

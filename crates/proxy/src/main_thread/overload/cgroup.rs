@@ -39,7 +39,8 @@ impl Groups {
         Self { root: "/sys/fs/cgroup".into(), own: std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default() }
     }
 
-    /// Of this process's group and those around it, from the inside: what an outer one may not have, an inner one cannot.
+    /// Of this process's group and, if that has no limit, of those around it up to the first that has one: what they may not
+    /// have, it cannot.
     ///
     /// # Errors
     /// When there are no figures, or none that are understood: the text names the file.
@@ -56,10 +57,15 @@ impl Groups {
             let Some(used) = optional(&folder.join(used), number)? else { continue };
             let limit = optional(&folder.join(limit), limit_of)?.flatten();
             all.push(Memory { used, limit });
+            if limit.is_some() {
+                break;
+            }
         }
         if all.is_empty() { Err(missing(&folders, used)) } else { Ok(all) }
     }
 
+    /// Of the innermost group that has a quota, or of this process's own.
+    ///
     /// # Errors
     /// As [`Self::memory`].
     pub(super) fn cpu(&self) -> io::Result<Cpu> {
@@ -68,15 +74,16 @@ impl Groups {
 
     fn cpu_of_unified(&self) -> io::Result<Cpu> {
         let usage = |text: &str| text.lines().find_map(|line| line.strip_prefix("usage_usec ")).and_then(number);
-        let used = self.innermost("", "cpu.stat", usage)?;
-        let mut cores = f64::MAX;
+        let cpu = |used, cores: f64| Cpu { used: Duration::from_micros(used), cores: cores.min(allowed()) };
         for folder in self.way_up("") {
-            // Controllers that are switched off for a group have no files, and limit nothing.
-            let all = optional(&folder.join("cpuset.cpus.effective"), processors)?;
-            let quota = optional(&folder.join("cpu.max"), quota)?.flatten();
-            cores = [all, quota].into_iter().flatten().fold(cores, f64::min);
+            // Where the controller is switched off there is no such file, and no limit.
+            if let Some(quota) = optional(&folder.join("cpu.max"), quota)?.flatten()
+                && let Some(used) = optional(&folder.join("cpu.stat"), usage)?
+            {
+                return Ok(cpu(used, quota));
+            }
         }
-        Ok(Cpu { used: Duration::from_micros(used), cores: cores.min(allowed()) })
+        Ok(cpu(self.innermost("", "cpu.stat", usage)?, f64::MAX))
     }
 
     /// As in Envoy what was asked for counts here, at a thousand shares a processor, and not what is allowed.
@@ -115,7 +122,7 @@ impl Groups {
     }
 }
 
-/// Processors that this process may run on, whatever its quota.
+/// Processors that this process may run on, by its affinity and its group's set, whatever its quota.
 fn allowed() -> f64 {
     let set = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0));
     let count = set.map_or(0, |set| (0..nix::sched::CpuSet::count()).filter(|n| set.is_set(*n).unwrap_or(false)).count());
@@ -142,11 +149,11 @@ fn number(text: &str) -> Option<u64> {
     text.parse().ok()
 }
 
-/// `max` and -1 are none.
+/// `max` and -1 are none, and so is what version 1 says instead: the most bytes that its counter of pages can hold.
 fn limit_of(text: &str) -> Option<Option<u64>> {
     match text {
         "max" | "-1" => Some(None),
-        text => number(text).map(|n| Some(n).filter(|n| *n > 0)),
+        text => number(text).map(|n| Some(n).filter(|n| (1..1 << 62).contains(n))),
     }
 }
 
@@ -158,16 +165,6 @@ fn quota(text: &str) -> Option<Option<f64>> {
     }
     let (quota, period) = (number(quota)?, number(period)?);
     (period > 0).then(|| Some(quota as f64 / period as f64))
-}
-
-/// How many a list such as `0-3,8` has.
-fn processors(list: &str) -> Option<f64> {
-    let count = |part: &str| match part.split_once('-') {
-        Some((first, last)) => number(last)?.checked_sub(number(first)?)?.checked_add(1),
-        None => number(part).map(|_| 1),
-    };
-    let all = list.split(',').map(count).try_fold(0u64, |sum, n| sum.checked_add(n?))?;
-    Some(all as f64)
 }
 
 #[cfg(test)]
@@ -190,21 +187,22 @@ mod tests {
     #[test]
     fn a_unified_group_tells_its_own_memory_and_processors() {
         let own = |name: &str| format!("system.slice/lateen.service/{name}");
-        let (current, max, stat, cpu_max, set) =
-            (own("memory.current"), own("memory.max"), own("cpu.stat"), own("cpu.max"), own("cpuset.cpus.effective"));
+        let (current, max, stat, cpu_max) = (own("memory.current"), own("memory.max"), own("cpu.stat"), own("cpu.max"));
         let files = [
             UNIFIED,
             (&current, "4096"),
             (&max, "8192"),
             (&stat, "usage_usec 2500000\nuser_usec 2000000"),
-            (&cpu_max, "150000 100000"),
-            (&set, "0-3,8"),
+            (&cpu_max, "90000 100000"),
+            // The machine's own are none of its business.
+            ("memory.current", "9000"),
+            ("memory.max", "9000"),
         ];
         let (_folder, groups) = groups("0::/system.slice/lateen.service", &files);
         assert_eq!(groups.memory().unwrap(), [Memory { used: 4096, limit: Some(8192) }]);
-        assert_eq!(groups.cpu().unwrap(), Cpu { used: Duration::from_millis(2500), cores: 1.5_f64.min(allowed()) });
+        assert_eq!(groups.cpu().unwrap(), Cpu { used: Duration::from_millis(2500), cores: 0.9 });
         std::fs::write(groups.root.join(&cpu_max), "max 100000").unwrap();
-        assert_eq!(groups.cpu().unwrap().cores, 5.0_f64.min(allowed()));
+        assert_eq!(groups.cpu().unwrap().cores, allowed());
     }
 
     #[test]
@@ -216,6 +214,7 @@ mod tests {
             ("a.slice/memory.current", "30"),
             ("a.slice/memory.max", "40"),
             ("a.slice/b/cpu.stat", "usage_usec 7"),
+            ("a.slice/cpu.stat", "usage_usec 900"),
             ("a.slice/cpu.max", "50000 100000"),
             ("cpu.stat", "usage_usec 1000000"),
         ];
@@ -223,7 +222,7 @@ mod tests {
         let memory = groups.memory().unwrap();
         assert_eq!(memory, [Memory { used: 10, limit: None }, Memory { used: 30, limit: Some(40) }]);
         assert_eq!(memory.iter().map(Memory::pressure).fold(0.0, f64::max), 0.75);
-        assert_eq!(groups.cpu().unwrap(), Cpu { used: Duration::from_micros(7), cores: 0.5 });
+        assert_eq!(groups.cpu().unwrap(), Cpu { used: Duration::from_micros(900), cores: 0.5 });
     }
 
     #[test]
@@ -236,12 +235,14 @@ mod tests {
     fn older_groups_have_a_hierarchy_for_each_controller() {
         let files = [
             ("memory/a/memory.usage_in_bytes", "7"),
-            ("memory/a/memory.limit_in_bytes", "9"),
+            ("memory/a/memory.limit_in_bytes", "9223372036854771712"),
+            ("memory/memory.usage_in_bytes", "8"),
+            ("memory/memory.limit_in_bytes", "9"),
             ("cpu/cpu.shares", "2000"),
             ("cpuacct/b/cpuacct.usage", "3000000000"),
         ];
         let (_folder, groups) = groups("4:memory:/a\n3:cpu,cpuacct:/b\n", &files);
-        assert_eq!(groups.memory().unwrap(), [Memory { used: 7, limit: Some(9) }]);
+        assert_eq!(groups.memory().unwrap(), [Memory { used: 7, limit: None }, Memory { used: 8, limit: Some(9) }]);
         assert_eq!(groups.cpu().unwrap(), Cpu { used: Duration::from_secs(3), cores: 2.0 });
     }
 
@@ -251,13 +252,10 @@ mod tests {
         let memory = groups.memory().unwrap_err().to_string();
         assert!(memory.contains("memory.current says \"many\""), "{memory}");
         assert!(groups.cpu().unwrap_err().to_string().contains("cpu.max"));
-        for file in ["cpu.stat", "memory.current"] {
+        for file in ["cpu.max", "cpu.stat", "memory.current"] {
             std::fs::remove_file(groups.root.join(file)).unwrap();
         }
         assert!(groups.cpu().unwrap_err().to_string().contains("cpu.stat"));
         assert!(groups.memory().unwrap_err().to_string().contains("memory.current"));
-        for (list, count) in [("0", Some(1.0)), ("0-3,8", Some(5.0)), ("3-0", None), ("", None), ("0-18446744073709551615", None)] {
-            assert_eq!(processors(list), count, "{list}");
-        }
     }
 }
