@@ -121,7 +121,7 @@ impl Downstream {
     pub(crate) fn close_after(&mut self) -> bool {
         match self {
             Self::H1(h1) => h1.close_after(),
-            _ => false,
+            Self::H2(_) => false,
         }
     }
 }

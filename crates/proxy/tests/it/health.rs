@@ -50,9 +50,7 @@ impl Checked {
     }
 
     pub(crate) fn stat(&self, name: &str) -> u64 {
-        let samples = self.main().registry.scrape(false, &|n| n == name);
-        let text = format!("{:?}", samples.first().map(|s| &s.value));
-        text.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0)
+        stat(&self.main().registry, name)
     }
 }
 

@@ -52,9 +52,7 @@ impl Running {
     }
 
     fn stat(&self, name: &str) -> u64 {
-        let samples = self.process.as_ref().unwrap().main.registry.scrape(false, &|n| n == name);
-        let text = format!("{:?}", samples.first().map(|s| &s.value));
-        text.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0)
+        stat(&self.process.as_ref().unwrap().main.registry, name)
     }
 
     /// Waits until it was replaced and has nothing open any more; how long that took.

@@ -126,9 +126,7 @@ impl Whole {
     }
 
     fn stat(&self, name: &str) -> u64 {
-        let samples = self.process.main.registry.scrape(false, &|n| n == name);
-        let text = format!("{:?}", samples.first().map(|s| &s.value));
-        text.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0)
+        stat(&self.process.main.registry, name)
     }
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use lateen_proxy::main_thread::Process;
 use lateen_snapshot::bootstrap::overload::Action;
 
 use crate::endings::{GET, served, whole, whole_on_port};
@@ -19,12 +18,6 @@ fn manager(config: &str, list: &str, name: &str) -> String {
     format!(
         "overload_manager: {{refresh_interval: 0.05s, resource_monitors: [{{name: m, typed_config: {config}}}], {list}: [{{name: {name}, triggers: [{{name: m, threshold: {{value: 1}}}}]}}]}}"
     )
-}
-
-fn stat(process: &Process, name: &str) -> u64 {
-    let samples = process.main.registry.scrape(false, &|n| n == name);
-    let text = format!("{:?}", samples.first().map(|s| &s.value));
-    text.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0)
 }
 
 fn status(address: SocketAddr) -> Option<u16> {
@@ -97,13 +90,13 @@ fn a_process_whose_memory_is_used_up_refuses_requests_or_connections() {
     eventually(|| status(address) == Some(503));
     // They are there before the first request is refused.
     for (what, value) in [("active", 1), ("scale_percent", 100)] {
-        assert_eq!(stat(&process, &format!("overload.{name}.{what}")), value);
+        assert_eq!(stat(&process.main.registry, &format!("overload.{name}.{what}")), value);
     }
-    assert!(stat(&process, "overload.m.pressure") >= 100);
+    assert!(stat(&process.main.registry, "overload.m.pressure") >= 100);
     let name = "envoy.load_shed_points.tcp_listener_accept";
     let (_runtime, process, address) = whole(&manager(&heap, "loadshed_points", name), &upstream);
     eventually(|| status(address).is_none());
-    eventually(|| stat(&process, &format!("overload.{name}.shed_load_count")) > 0);
+    eventually(|| stat(&process.main.registry, &format!("overload.{name}.shed_load_count")) > 0);
 }
 
 /// Calls without a pause, many at a time on each of many connections, until told to stop: workers have always something to do.
@@ -154,7 +147,7 @@ fn a_worker_whose_queue_stands_refuses_requests_until_it_is_worked_off() {
     let active = format!("overload.{name}.active");
     let flood = Flood::on(address);
     eventually(|| flood.refused.load(SeqCst) > 0);
-    eventually(|| stat(&process, "overload.m.pressure") >= 100 && stat(&process, &active) == 1);
+    eventually(|| stat(&process.main.registry, "overload.m.pressure") >= 100 && stat(&process.main.registry, &active) == 1);
     flood.end();
-    eventually(|| stat(&process, &active) == 0 && status(address) == Some(200));
+    eventually(|| stat(&process.main.registry, &active) == 0 && status(address) == Some(200));
 }

@@ -130,10 +130,15 @@ impl Proxy {
 
     /// A counter or gauge by Envoy's name.
     pub(crate) fn stat(&self, name: &str) -> u64 {
-        let samples = self.registry.scrape(false, &|n| n == name);
-        let text = format!("{:?}", samples.first().map(|s| &s.value));
-        text.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0)
+        stat(&self.registry, name)
     }
+}
+
+/// A counter or gauge by its whole name; 0 when there is none.
+pub(crate) fn stat(registry: &Registry, name: &str) -> u64 {
+    let samples = registry.scrape(false, &|n| n == name);
+    let text = format!("{:?}", samples.first().map(|s| &s.value));
+    text.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0)
 }
 
 /// A response as bytes on the wire.

@@ -251,7 +251,8 @@ impl H1Server {
         Poll::Ready(Ok(()))
     }
 
-    /// No further request on this connection: `connection: close` if the head is not out yet.
+    /// No further request on this connection: `connection: close` if the head is not out yet. True when one could
+    /// have followed until now.
     pub(crate) fn close_after(&mut self) -> bool {
         std::mem::take(&mut self.keep_alive)
     }

@@ -121,11 +121,9 @@ pub(super) fn compile(value: Option<proto::OverloadManager>, runtime: Limits) ->
     if given && refresh < Duration::from_millis(1) {
         return Err(Invalid::field("refresh_interval", "is zero; pressure is measured at intervals"));
     }
-    let mut overload = Overload { refresh, limits: runtime, ..Overload::default() };
-    let mut connections_known = false;
-    for (index, value) in resource_monitors.into_iter().enumerate() {
-        monitor::compile(value, &mut overload, &mut connections_known).within_item("resource_monitors", index)?;
-    }
+    let (monitors, connections) = monitor::compile(resource_monitors)?;
+    let limits = Limits { connections: connections.or(runtime.connections), ..runtime };
+    let mut overload = Overload { refresh, monitors, actions: Vec::new(), limits };
     for (index, value) in actions.into_iter().enumerate() {
         action(value, &mut overload).within_item("actions", index)?;
     }

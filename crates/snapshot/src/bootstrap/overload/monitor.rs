@@ -1,4 +1,5 @@
 //! Resource monitors: what pressure is read from.
+use std::collections::HashSet;
 use std::time::Duration;
 
 use lateen_proto::envoy::config::overload::v3 as proto;
@@ -10,7 +11,7 @@ use lateen_proto::envoy::extensions::resource_monitors::fixed_heap::v3::FixedHea
 use lateen_proto::lateen::resource_monitors::v1::QueueDelayConfig;
 use lateen_proto::{Any, any};
 
-use super::{Overload, Result};
+use super::Result;
 use crate::compile::Invalid;
 use crate::compile::parts::{Within, duration_or, refuse};
 
@@ -51,25 +52,33 @@ const SUPPORTED: &str = "FixedHeapConfig, CgroupMemoryConfig, CpuUtilizationConf
 /// Waits that the workers' clocks do not tell from none.
 const LEAST_DELAY: Duration = Duration::from_millis(5);
 
-/// `connections_known`: whether a monitor before was of connections.
-pub(super) fn compile(value: proto::ResourceMonitor, overload: &mut Overload, connections_known: &mut bool) -> Result<()> {
+/// What is measured, and how many connections there may be, if a monitor says so.
+pub(super) fn compile(values: Vec<proto::ResourceMonitor>) -> Result<(Vec<Monitor>, Option<u64>)> {
+    let (mut monitors, mut most, mut names) = (Vec::new(), None, HashSet::new());
+    for (index, value) in values.into_iter().enumerate() {
+        let monitor = named(value).and_then(|(name, config)| {
+            if !names.insert(name.clone()) {
+                return Err(Invalid::field("name", format!("{name} is there twice; triggers could not tell which is meant")));
+            }
+            if any::is::<DownstreamConnectionsConfig>(&config) {
+                return connections(&config, &mut most).within("typed_config").map(|()| None);
+            }
+            resource(&name, &config).within("typed_config").map(|resource| Some(Monitor { name, resource }))
+        });
+        monitors.extend(monitor.within_item("resource_monitors", index)?);
+    }
+    Ok((monitors, most))
+}
+
+fn named(value: proto::ResourceMonitor) -> Result<(String, Any)> {
     let proto::ResourceMonitor { name, config_type } = value;
+    if name.is_empty() {
+        return Err(Invalid::field("name", "is empty; triggers and statistics need one"));
+    }
     let Some(proto::resource_monitor::ConfigType::TypedConfig(config)) = config_type else {
         return Err(Invalid::field("typed_config", format!("is missing; {name} cannot be configured without")));
     };
-    if overload.monitors.iter().any(|known| known.name == name) {
-        return Err(Invalid::field("name", format!("{name} is there twice; triggers could not tell which is meant")));
-    }
-    if any::is::<DownstreamConnectionsConfig>(&config) {
-        if std::mem::replace(connections_known, true) {
-            return Err(Invalid::field("typed_config", "limits connections once more; only one limit could count"));
-        }
-        overload.limits.connections = Some(open(&config).and_then(connections).within("typed_config")?);
-        return Ok(());
-    }
-    let resource = resource(&name, &config).within("typed_config")?;
-    overload.monitors.push(Monitor { name, resource });
-    Ok(())
+    Ok((name, config))
 }
 
 fn resource(name: &str, config: &Any) -> Result<Resource> {
@@ -92,10 +101,15 @@ fn open<M: prost::Message + prost::Name + Default>(config: &Any) -> Result<M> {
     any::open(config).map_err(|e| Invalid::new(e.to_string()))
 }
 
-fn connections(value: DownstreamConnectionsConfig) -> Result<u64> {
-    let DownstreamConnectionsConfig { max_active_downstream_connections: most } = value;
-    let most = u64::try_from(most).ok().filter(|n| *n > 0);
-    most.ok_or_else(|| Invalid::field("max_active_downstream_connections", "is not above zero; give a number of connections"))
+fn connections(config: &Any, most: &mut Option<u64>) -> Result<()> {
+    let DownstreamConnectionsConfig { max_active_downstream_connections: given } = open(config)?;
+    let given = u64::try_from(given).ok().filter(|n| *n > 0);
+    let given =
+        given.ok_or_else(|| Invalid::field("max_active_downstream_connections", "is not above zero; give a number of connections"))?;
+    match most.replace(given) {
+        None => Ok(()),
+        Some(_) => Err(Invalid::new("limits connections once more; only one limit could count")),
+    }
 }
 
 fn heap(value: FixedHeapConfig) -> Result<Resource> {

@@ -103,7 +103,14 @@ fn what_is_not_supported_or_makes_no_sense_is_refused_by_its_place() {
         (heap.clone(), stop(""), none.clone(), "actions[0].triggers"),
         (none.clone(), stop(&at), none.clone(), "actions[0].triggers[0].name: envoy.resource_monitors.fixed_heap is not"),
         (format!("{heap}, {heap}"), none.clone(), none.clone(), "resource_monitors[1].name"),
-        (format!("{}, {}", connections(), connections()), none.clone(), none.clone(), "resource_monitors[1].typed_config"),
+        (
+            format!("{}, {}", connections(), connections().replace("global", "other")),
+            none.clone(),
+            none.clone(),
+            "resource_monitors[1].typed_config: limits connections once more",
+        ),
+        (format!("{}, {}", connections(), connections()), none.clone(), none.clone(), "resource_monitors[1].name"),
+        (heap.replace(HEAP, "''"), none.clone(), none.clone(), "resource_monitors[0].name"),
         (
             heap.replace("1000", "1000, max_heap_size_bytes_runtime: {default_value: 5, runtime_key: k}"),
             none.clone(),
